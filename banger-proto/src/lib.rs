@@ -1,0 +1,5 @@
+//! The wire of banger.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod guest;

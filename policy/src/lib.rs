@@ -1,0 +1,21 @@
+//! What banger decides, without doing it: names, ids, sizes, limits, who may do what, and the VM life
+//! cycle. Pure: no I/O, no clock, no randomness. Every other crate turns its raw input into these types
+//! once, at its edge; none of them can be built from an invalid value.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+
+pub mod access;
+pub mod id;
+pub mod kernel;
+pub mod lifecycle;
+pub mod limits;
+pub mod name;
+pub mod net;
+pub mod size;
+pub mod vm;
+
+pub use access::{Decision, Peer};
+pub use id::{Digest, VmId};
+pub use name::{ImageName, KernelName, VmName};
+pub use size::ByteSize;

@@ -1,0 +1,30 @@
+//! Limits and defaults, each with its unit and reason.
+
+/// The largest disk, bytes: 128 GiB.
+pub const MAX_DISK_BYTES: u64 = 128 << 30;
+/// The smallest overlay, bytes: below this a boot's own writes would fill it.
+pub const MIN_OVERLAY_BYTES: u64 = 64 << 20;
+/// The smallest work disk, bytes: room for an ext4 with a journal.
+pub const MIN_WORK_DISK_BYTES: u64 = 32 << 20;
+/// System overlay when nobody says otherwise, bytes: 8 GiB.
+pub const DEFAULT_OVERLAY_BYTES: u64 = 8 << 30;
+/// Work disk when nobody says otherwise, bytes: 8 GiB.
+pub const DEFAULT_WORK_DISK_BYTES: u64 = 8 << 30;
+/// Size of a root file system written at import, bytes: 8 GiB, sparse.
+pub const DEFAULT_BUILD_BYTES: u64 = 8 << 30;
+/// Memory when neither flag, configuration nor host says otherwise, MiB.
+pub const DEFAULT_MEMORY_MIB: u32 = 2048;
+/// The least memory in which a distribution's kernel unpacks an initramfs and starts an init, MiB.
+pub const MIN_MEMORY_MIB: u32 = 128;
+/// The most memory of one VM, MiB: 512 GiB.
+pub const MAX_MEMORY_MIB: u32 = 512 * 1024;
+/// vCPUs when neither flag, configuration nor host says otherwise.
+pub const DEFAULT_VCPUS: u32 = 2;
+/// Firecracker's own limit (`MAX_SUPPORTED_VCPUS`).
+pub const MAX_VCPUS: u32 = 32;
+/// VMs that may hold kernel objects at a time on one host.
+pub const MAX_VMS: u32 = 256;
+/// Loop devices of all VMs: two each.
+pub const MAX_LOOPS: u32 = 512;
+/// The stats poll, seconds.
+pub const DEFAULT_STATS_POLL_SECONDS: u64 = 10;

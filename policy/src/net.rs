@@ -1,0 +1,159 @@
+//! Which address, CID and control port a VM has: all three follow from one small number, its address
+//! index, so that none of them can clash when the index does not.
+
+use std::net::Ipv4Addr;
+
+/// The number of a VM's address, 1-based: guest address = bridge address + index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressIndex(u16);
+
+/// The first control port. Below it lie the agent's ports.
+const CONTROL_PORT_BASE: u32 = 10_000;
+/// CIDs 0 to 2 are the hypervisor, local and the host (linux/vm_sockets.h).
+const CID_BASE: u32 = 3;
+
+/// The index lies outside the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("address index {index} lies outside a network with {hosts} guest addresses")]
+pub struct IndexError {
+    /// What was asked for.
+    pub index: u32,
+    /// How many there are.
+    pub hosts: u32,
+}
+
+/// The routed network of the VMs: the bridge address and the prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    gateway: Ipv4Addr,
+    prefix: u8,
+}
+
+/// A network that cannot serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    /// Too few or too many addresses.
+    #[error("cidr {0} is not usable: it must be 16 to 30")]
+    Prefix(u8),
+    /// Guests outside the private ranges would shadow real hosts.
+    #[error("bridge_ip {0} is not a private address (RFC 1918)")]
+    NotPrivate(Ipv4Addr),
+    /// The network or broadcast address, or no room above it.
+    #[error("bridge_ip {0} must be the first host address of its network")]
+    NotFirst(Ipv4Addr),
+}
+
+impl Network {
+    /// # Errors
+    /// [`NetworkError`] when the address is not private or not the first of its network.
+    pub fn new(gateway: Ipv4Addr, prefix: u8) -> Result<Self, NetworkError> {
+        if !(16..=30).contains(&prefix) {
+            return Err(NetworkError::Prefix(prefix));
+        }
+        if !gateway.is_private() {
+            return Err(NetworkError::NotPrivate(gateway));
+        }
+        let network = Self { gateway, prefix };
+        if gateway.to_bits() & network.host_mask() == 1 { Ok(network) } else { Err(NetworkError::NotFirst(gateway)) }
+    }
+
+    /// The host's side of every tap.
+    #[must_use]
+    pub fn gateway(self) -> Ipv4Addr {
+        self.gateway
+    }
+
+    /// The prefix length.
+    #[must_use]
+    pub fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    fn host_mask(self) -> u32 {
+        u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0)
+    }
+
+    /// How many guests fit: all host addresses but the gateway's, and at most `u16::MAX`.
+    #[must_use]
+    pub fn guests(self) -> u16 {
+        u16::try_from(self.host_mask().saturating_sub(2)).unwrap_or(u16::MAX)
+    }
+
+    /// # Errors
+    /// [`IndexError`] for 0 and for more than [`Network::guests`].
+    pub fn index(self, index: u32) -> Result<AddressIndex, IndexError> {
+        match u16::try_from(index) {
+            Ok(index) if index >= 1 && index <= self.guests() => Ok(AddressIndex(index)),
+            _ => Err(IndexError { index, hosts: u32::from(self.guests()) }),
+        }
+    }
+
+    /// The guest's address.
+    #[must_use]
+    pub fn guest(self, index: AddressIndex) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.gateway.to_bits().saturating_add(u32::from(index.0)))
+    }
+}
+
+impl AddressIndex {
+    /// The number itself.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+
+    /// The vsock CID of the guest.
+    #[must_use]
+    pub fn cid(self) -> u32 {
+        CID_BASE.saturating_add(u32::from(self.0))
+    }
+
+    /// The host's vsock port for this VM's control channel. Firecracker keeps ports per VM; a VMM that
+    /// uses the host's AF_VSOCK shares one port space among all, hence a port per VM.
+    #[must_use]
+    pub fn control_port(self) -> u32 {
+        CONTROL_PORT_BASE.saturating_add(u32::from(self.0))
+    }
+
+    /// A locally administered MAC address (IEEE 802): `06:00` and the guest's IPv4 address.
+    #[must_use]
+    pub fn mac(self, guest: Ipv4Addr) -> String {
+        let [a, b, c, d] = guest.octets();
+        format!("06:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn default() -> Network {
+        Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap()
+    }
+
+    #[test]
+    fn addresses_follow_the_index() {
+        let first = default().index(1).unwrap();
+        assert_eq!(default().guest(first), Ipv4Addr::new(172, 16, 0, 2));
+        assert_eq!((first.cid(), first.control_port()), (4, 10_001));
+        let last = default().index(253).unwrap();
+        assert_eq!(default().guest(last), Ipv4Addr::new(172, 16, 0, 254));
+        assert!(default().index(0).is_err());
+        assert!(default().index(254).is_err());
+        assert!(default().index(65_537).is_err());
+    }
+
+    #[test]
+    fn unusable_networks_are_refused() {
+        assert_eq!(
+            Network::new(Ipv4Addr::new(8, 8, 8, 1), 24),
+            Err(NetworkError::NotPrivate(Ipv4Addr::new(8, 8, 8, 1)))
+        );
+        assert_eq!(Network::new(Ipv4Addr::new(10, 0, 0, 1), 31), Err(NetworkError::Prefix(31)));
+        assert_eq!(
+            Network::new(Ipv4Addr::new(10, 0, 0, 2), 24),
+            Err(NetworkError::NotFirst(Ipv4Addr::new(10, 0, 0, 2)))
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! What a VM may be: the numbers of a specification, checked.
+
+use crate::limits::{
+    MAX_DISK_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_OVERLAY_BYTES, MIN_WORK_DISK_BYTES,
+};
+use crate::size::ByteSize;
+
+/// A number outside its bounds; the message says both.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// vCPUs.
+    #[error("{0} vCPUs are not possible: a VM has 1 to {MAX_VCPUS}")]
+    Vcpus(u32),
+    /// Memory in MiB.
+    #[error("{0} MiB of memory are not possible: a VM has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")]
+    Memory(u32),
+    /// A disk in bytes.
+    #[error("{what} of {size} is not possible: it has {min} to 128G")]
+    Disk {
+        /// Which disk.
+        what: &'static str,
+        /// What was asked for, formatted.
+        size: String,
+        /// The least, formatted.
+        min: String,
+    },
+}
+
+/// A specification within all limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckedSpec {
+    vcpus: u32,
+    memory_mib: u32,
+    overlay_bytes: u64,
+    work_disk_bytes: u64,
+}
+
+impl CheckedSpec {
+    /// Disks are rounded up to whole sectors of 4096 bytes.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the first number out of bounds.
+    pub fn new(vcpus: u32, memory_mib: u32, overlay_bytes: u64, work_disk_bytes: u64) -> Result<Self, SpecError> {
+        if !(1..=MAX_VCPUS).contains(&vcpus) {
+            return Err(SpecError::Vcpus(vcpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&memory_mib) {
+            return Err(SpecError::Memory(memory_mib));
+        }
+        Ok(Self {
+            vcpus,
+            memory_mib,
+            overlay_bytes: disk("a system overlay", overlay_bytes, MIN_OVERLAY_BYTES)?,
+            work_disk_bytes: disk("a work disk", work_disk_bytes, MIN_WORK_DISK_BYTES)?,
+        })
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn vcpus(self) -> u32 {
+        self.vcpus
+    }
+
+    /// Memory, MiB.
+    #[must_use]
+    pub fn memory_mib(self) -> u32 {
+        self.memory_mib
+    }
+
+    /// What the VM may change of its root disk, bytes.
+    #[must_use]
+    pub fn overlay_bytes(self) -> u64 {
+        self.overlay_bytes
+    }
+
+    /// The disk on `/root`, bytes.
+    #[must_use]
+    pub fn work_disk_bytes(self) -> u64 {
+        self.work_disk_bytes
+    }
+}
+
+fn disk(what: &'static str, bytes: u64, min: u64) -> Result<u64, SpecError> {
+    if (min..=MAX_DISK_BYTES).contains(&bytes) {
+        return Ok(bytes.next_multiple_of(4096));
+    }
+    let text = |bytes: u64| ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string());
+    Err(SpecError::Disk { what, size: text(bytes), min: text(min) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn bounds() {
+        let gib = 1 << 30;
+        assert!(CheckedSpec::new(1, 128, gib, gib).is_ok());
+        assert_eq!(CheckedSpec::new(0, 128, gib, gib), Err(SpecError::Vcpus(0)));
+        assert_eq!(CheckedSpec::new(33, 128, gib, gib), Err(SpecError::Vcpus(33)));
+        assert_eq!(CheckedSpec::new(1, 127, gib, gib), Err(SpecError::Memory(127)));
+        assert!(CheckedSpec::new(1, 128, 0, gib).is_err());
+        assert!(CheckedSpec::new(1, 128, gib, u64::MAX).is_err());
+        assert_eq!(CheckedSpec::new(1, 128, gib + 1, gib).unwrap().overlay_bytes(), gib + 4096);
+    }
+}
