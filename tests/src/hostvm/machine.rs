@@ -1,0 +1,268 @@
+//! One running host VM: QEMU on a private copy of the image, reached by ssh over a loopback port, with a key made for this run.
+//!
+//! Called by `banger-bench`. Whatever happens to the bench, QEMU ends with it: by `Drop`, and by a parent-death signal when `Drop` never runs. The guest
+//! network is closed (`restrict=on`): traffic stays inside the host VM.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use super::accel::Accel;
+use super::image::Image;
+
+/// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it is touched.
+const MEMORY_MIB: u32 = 6144;
+/// From power on to an answering sshd, under KVM. Emulation gets the multiple of [`Accel::slowness`].
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// From `poweroff` to QEMU's end, likewise.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(40);
+
+/// A host VM that is running or can be started again on the same disk.
+#[derive(Debug)]
+pub struct Machine {
+    image: Image,
+    accel: Accel,
+    /// Disks and the serial log, under `target/`: large.
+    folder: PathBuf,
+    /// Key and control socket: in the system's temporary folder, because a socket's path has at most 108 bytes.
+    secrets: TempDir,
+    port: u16,
+    qemu: Option<Child>,
+}
+
+impl Machine {
+    /// Copies the image and boots it. `payload` is a tar that is seen inside as `/dev/vdb`.
+    pub fn boot(image: &Image, accel: Accel, runs: &Path, payload: &Path) -> Result<Self> {
+        let folder = runs.join(format!("run-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let secrets = tempfile::Builder::new().prefix("banger-bench.").tempdir().context("make a temporary folder")?;
+        let mut machine = Self { image: image.clone(), accel, folder, secrets, port: 0, qemu: None };
+        run(Command::new("cp").arg("--sparse=always").arg("--reflink=auto").arg(&image.disk).arg(machine.disk()))?;
+        run(Command::new("cp").arg("--reflink=auto").arg(payload).arg(machine.payload()))?;
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(machine.key()))?;
+        machine.power_on()?;
+        Ok(machine)
+    }
+
+    /// Starts QEMU on the present disk and waits for sshd.
+    pub fn power_on(&mut self) -> Result<()> {
+        ensure!(self.qemu.is_none(), "the host VM is running already");
+        self.port = free_port()?;
+        let key = fs::read_to_string(self.key().with_extension("pub")).context("read the run's public key")?;
+        let append = format!(
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet \
+             \"systemd.set_credential=ssh.authorized_keys.root:{}\"",
+            key.trim()
+        );
+        let log = fs::File::create(self.folder.join("qemu.log")).context("create QEMU's log")?;
+        let qemu = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(self.accel.arguments())
+            .args(["-smp", "2", "-m"])
+            .arg(MEMORY_MIB.to_string())
+            .args(["-display", "none", "-monitor", "none", "-no-reboot", "-device", "virtio-rng-pci"])
+            .arg("-serial")
+            .arg(format!("file:{}", self.serial().display()))
+            .arg("-kernel")
+            .arg(&self.image.kernel)
+            .arg("-initrd")
+            .arg(&self.image.initrd)
+            .arg("-append")
+            .arg(append)
+            .arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", self.disk().display()))
+            .arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw,readonly=on", self.payload().display()))
+            .arg("-nic")
+            .arg(format!("user,model=virtio-net-pci,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{}-:22", self.port))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share QEMU's log")?)
+            .stderr(log)
+            .spawn()
+            .context("run qemu-system-x86_64 (install the package qemu-system-x86)")?;
+        self.qemu = Some(qemu);
+        self.wait_for_ssh()
+    }
+
+    fn wait_for_ssh(&mut self) -> Result<()> {
+        let limit = self.limit(BOOT_LIMIT);
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.ended()? {
+                bail!("QEMU ended with {status} while the host VM was booting\n{}", self.last_words());
+            }
+            let answer = self.ssh(&["true"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if answer.is_ok_and(|status| status.success()) {
+                return Ok(());
+            }
+            if started.elapsed() > limit {
+                bail!("no ssh into the host VM within {} s\n{}", limit.as_secs(), self.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// Waits until systemd has finished its boot; units that failed are named.
+    pub fn wait_until_up(&mut self) -> Result<()> {
+        let limit = self.limit(BOOT_LIMIT).as_secs();
+        let line = format!(
+            "timeout {limit} systemctl is-system-running --wait || {{ systemctl --failed --no-legend --plain; systemctl list-jobs; false; }}"
+        );
+        let output = self.ssh(&[&line]).output().context("ask systemd for its state")?;
+        ensure!(
+            output.status.success(),
+            "systemd in the host VM is not up: {}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            self.last_words()
+        );
+        Ok(())
+    }
+
+    /// An ssh command to root in the host VM, ready to be given its streams and run.
+    pub fn ssh(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ssh");
+        command
+            .args(["-F", "none", "-q", "-p"])
+            .arg(self.port.to_string())
+            .arg("-i")
+            .arg(self.key())
+            .arg("-o")
+            .arg(format!("ControlPath={}", self.secrets.path().join("ctl").display()))
+            // The host key is the image's and new per image; the port is loopback's and QEMU's.
+            .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
+            .args(["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ConnectTimeout=10"])
+            .args(["-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "root@127.0.0.1"])
+            .args(words);
+        command
+    }
+
+    /// Runs a shell line as root inside; its output must be text and its status zero.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        let output = self.ssh(&[line]).stdin(Stdio::null()).output().context("run ssh")?;
+        ensure!(
+            output.status.success(),
+            "`{line}` in the host VM ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).with_context(|| format!("output of `{line}` is not text"))
+    }
+
+    /// Ends the host VM the clean way; when it does not end in time, it is cut off and that is the error.
+    pub fn shut_down(&mut self) -> Result<()> {
+        let _ = self.ssh(&["systemctl poweroff --no-block"]).output();
+        self.wait_for_end("poweroff")
+    }
+
+    /// A clean reboot on the same disk.
+    pub fn reboot(&mut self) -> Result<()> {
+        let _ = self.ssh(&["systemctl reboot --no-block"]).output();
+        self.wait_for_end("reboot")?;
+        self.power_on()
+    }
+
+    /// A power cut and a new start on the same disk.
+    pub fn reset(&mut self) -> Result<()> {
+        self.cut_power();
+        self.power_on()
+    }
+
+    fn wait_for_end(&mut self, what: &str) -> Result<()> {
+        let limit = self.limit(SHUTDOWN_LIMIT);
+        let started = Instant::now();
+        while started.elapsed() < limit {
+            if self.ended()?.is_some() {
+                self.cut_power();
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.cut_power();
+        bail!("the host VM did not end within {} s after {what}\n{}", limit.as_secs(), self.last_words())
+    }
+
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.qemu.as_mut().context("the host VM is not running")?.try_wait().context("watch QEMU")
+    }
+
+    fn cut_power(&mut self) {
+        // The multiplexed connection would wait for a host that is gone.
+        let _ = self.ssh(&[]).args(["-O", "exit"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if let Some(mut qemu) = self.qemu.take() {
+            let _ = qemu.kill();
+            let _ = qemu.wait();
+        }
+    }
+
+    /// The end of the serial console, for error messages.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let serial = fs::read(self.serial()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&serial);
+        let qemu = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines.len().saturating_sub(40);
+        format!(
+            "--- QEMU said:\n{qemu}--- end of the serial log:\n{}",
+            lines.get(tail..).unwrap_or_default().join("\n")
+        )
+    }
+
+    /// Copies what explains a failure into `target`: serial log, QEMU's log, the journal.
+    pub fn collect(&self, target: &Path) -> Result<()> {
+        fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
+        for name in ["serial.log", "qemu.log"] {
+            let _ = fs::copy(self.folder.join(name), target.join(name));
+        }
+        let journal = fs::File::create(target.join("journal.txt")).context("create the journal's copy")?;
+        let line = "timeout 60 journalctl --no-pager -o short-precise -n 20000";
+        self.ssh(&[line]).stdin(Stdio::null()).stdout(journal).status().context("fetch the journal")?;
+        Ok(())
+    }
+
+    fn limit(&self, under_kvm: Duration) -> Duration {
+        under_kvm * self.accel.slowness()
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.folder.join("disk.ext4")
+    }
+
+    fn payload(&self) -> PathBuf {
+        self.folder.join("payload.tar")
+    }
+
+    fn serial(&self) -> PathBuf {
+        self.folder.join("serial.log")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.secrets.path().join("key")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.cut_power();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_owned();
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("run {}", program.display()))?;
+    ensure!(status.success(), "{} ended with {status}", program.display());
+    Ok(())
+}
+
+/// A loopback port that nobody holds at this moment; QEMU fails loudly when somebody takes it in between.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+    Ok(listener.local_addr().context("read the free port")?.port())
+}

@@ -1,0 +1,70 @@
+#!/bin/sh
+# Makes sure that the programs of the test bench are there: `need.sh build|vm|cargo ...`.
+# As root it installs what is missing; otherwise it says what to install and ends with status 1.
+# Called by the Makefile only. It never removes a package and never touches the sources of apt.
+set -eu
+
+missing=""
+want() { # want PROGRAM PACKAGE: note the package when the program is not there
+    command -v "$1" >/dev/null 2>&1 || PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+# The version of a package that apt would take together with the VMM, empty when it has none.
+candidate() { LC_ALL=C apt-cache policy "$1" | sed -n 's/^  Candidate: //p' | grep -v '(none)' || :; }
+installed() { dpkg-query -W -f '${db:Status-Abbrev}${Version}' "$1" 2>/dev/null | sed -n 's/^.i //p'; }
+
+install_missing() {
+    [ -n "$missing" ] || return 0
+    if ! command -v apt-get >/dev/null 2>&1 || [ "$(id -u)" != 0 ]; then
+        echo "need.sh: install these first (Debian names), or run as root:$missing" >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    lock="-o DPkg::Lock::Timeout=300"
+    # shellcheck disable=SC2086 # words on purpose
+    apt-get $lock -qq update
+    also=""
+    case " $missing " in *" qemu-system-x86 "*)
+        # Other QEMU packages of a newer suite conflict with the VMM of this one: apt would remove them, which is not ours to decide. Take them all from the same suite.
+        version=$(candidate qemu-system-x86)
+        for sibling in qemu-utils qemu-block-extra qemu-system-common qemu-system-data qemu-system-gui; do
+            have=$(installed "$sibling")
+            case "$sibling" in qemu-system-data) wanted=${version%+b[0-9]*} ;; *) wanted=$version ;; esac
+            if [ -n "$have" ] && [ "$have" != "$wanted" ]; then also="$also $sibling=$wanted"; fi
+        done ;;
+    esac
+    echo "need.sh: installing$missing$also" >&2
+    # shellcheck disable=SC2086
+    apt-get $lock -qq install -y --no-install-recommends --allow-downgrades $missing $also >/dev/null
+}
+
+cargo_tool() { # cargo_tool SUBCOMMAND: built once into target/tools; without optimisation, which halves the wait
+    PATH="$PATH:target/tools/bin" command -v "cargo-$1" >/dev/null 2>&1 && return 0
+    echo "need.sh: building cargo-$1" >&2
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root target/tools --target-dir target/tools/build "cargo-$1"
+}
+
+for group in "$@"; do
+    case "$group" in
+    build)
+        want cc build-essential
+        want make build-essential ;;
+    vm)
+        want qemu-system-x86_64 qemu-system-x86
+        want mmdebstrap mmdebstrap
+        want mkfs.ext4 e2fsprogs
+        want ssh openssh-client
+        want setpriv util-linux
+        want zstd zstd
+        [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring" ;;
+    cargo) ;;
+    *) echo "need.sh: unknown group $group" >&2; exit 2 ;;
+    esac
+done
+install_missing
+for group in "$@"; do
+    [ "$group" = cargo ] || continue
+    cargo_tool nextest
+    cargo_tool deny
+    cargo_tool deb
+done
