@@ -1,5 +1,21 @@
-//! The wire of banger.
+//! The wire of banger: the model that both services share, the transport under tarpc, and the two services.
+//! Types only carry what was said; the checks are `banger-policy`'s.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod guest;
+
+#[cfg(feature = "rpc")]
+pub mod daemon;
+#[cfg(feature = "rpc")]
+pub mod helper;
+#[cfg(feature = "rpc")]
+pub mod model;
+#[cfg(feature = "rpc")]
+pub mod stream;
+#[cfg(feature = "rpc")]
+pub mod time;
+#[cfg(feature = "rpc")]
+pub mod transport;
+#[cfg(feature = "rpc")]
+pub mod wire;

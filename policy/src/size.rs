@@ -94,7 +94,7 @@ impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, letter) in [(GIB, 'G'), (MIB, 'M'), (KIB, 'K')] {
             if self.0.is_multiple_of(unit) {
-                return write!(f, "{}{letter}", self.0 / unit);
+                return write!(f, "{}{letter}", self.0.checked_div(unit).unwrap_or(0));
             }
         }
         write!(f, "{}B", self.0)

@@ -1,0 +1,91 @@
+//! The daemon's service. Who calls is known from the socket; no request carries a uid.
+//!
+//! What takes time is a job: the call answers with its id at once, `watch_job` waits for news, `cancel_job`
+//! undoes it. A client that goes away changes nothing about a job.
+
+use crate::model::{
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, VmPage, VmRecord,
+};
+use crate::stream::{StreamRequest, Ticket};
+use banger_policy::VmId;
+use serde::{Deserialize, Serialize};
+
+/// The longest that `watch_job` waits for news, milliseconds.
+pub const MAX_WATCH_MS: u32 = 30_000;
+
+/// Signals that `kill_vm` may send to the VMM, as users name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KillSignal {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Term,
+    /// SIGINT.
+    Int,
+}
+
+/// A stream that may be opened now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenStream {
+    /// To be sent on the stream's connection.
+    pub ticket: Ticket,
+    /// The job that works on an upload.
+    pub job: Option<JobId>,
+}
+
+/// What `ssh` needs to know of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshAccess {
+    /// The VM's id.
+    pub vm: VmId,
+    /// The pinned host key, OpenSSH public key format.
+    pub host_key: String,
+}
+
+/// What users ask of `bangerd`.
+#[tarpc::service]
+pub trait Daemon {
+    /// What the daemon is.
+    async fn info() -> Result<DaemonInfo, ApiError>;
+    /// The checks that only the daemon can make.
+    async fn doctor() -> Result<Vec<Check>, ApiError>;
+
+    /// The caller's VMs after the one given; everyone's for an administrator with `all`.
+    async fn list_vms(all: bool, after: Option<VmId>) -> Result<VmPage, ApiError>;
+    /// One VM, by exact name, id, or unique prefix of an id.
+    async fn show_vm(vm: String) -> Result<VmRecord, ApiError>;
+    /// Makes a VM and, unless `no_start`, starts it. Cancelled or failed before it was ready: no VM is left when
+    /// `keep_on_error` is false.
+    async fn create_vm(request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError>;
+    /// Starts a VM.
+    async fn start_vm(vm: String) -> Result<JobId, ApiError>;
+    /// Shuts the guest down cleanly, bounded, then as `kill_vm`.
+    async fn stop_vm(vm: String) -> Result<JobId, ApiError>;
+    /// Stop and start in one.
+    async fn restart_vm(vm: String) -> Result<JobId, ApiError>;
+    /// Sends the VMM a signal, ends it, and releases what the VM holds.
+    async fn kill_vm(vm: String, signal: KillSignal) -> Result<JobId, ApiError>;
+    /// Stops a VM and removes it with its disks.
+    async fn delete_vm(vm: String) -> Result<JobId, ApiError>;
+
+    /// Lets the holder of a key (OpenSSH public key format, one line) into the caller's VM.
+    async fn ssh_access(vm: String, public_key: String) -> Result<SshAccess, ApiError>;
+    /// Prepares a stream.
+    async fn open_stream(request: StreamRequest) -> Result<OpenStream, ApiError>;
+
+    /// All images.
+    async fn list_images() -> Result<Vec<ImageRecord>, ApiError>;
+    /// Removes an image; refused while a VM uses it.
+    async fn delete_image(image: String) -> Result<(), ApiError>;
+    /// All kernels.
+    async fn list_kernels() -> Result<Vec<KernelRecord>, ApiError>;
+    /// Removes a kernel; refused while a VM uses it.
+    async fn delete_kernel(kernel: String) -> Result<(), ApiError>;
+
+    /// The caller's jobs, newest first, at most 32.
+    async fn list_jobs() -> Result<Vec<JobView>, ApiError>;
+    /// Answers when the job's `seq` is above `after_seq`, or after [`MAX_WATCH_MS`] with what there is.
+    async fn watch_job(job: JobId, after_seq: u64) -> Result<JobView, ApiError>;
+    /// Undoes a job, as far as it got. Answers at once; the job's end is seen by `watch_job`.
+    async fn cancel_job(job: JobId) -> Result<(), ApiError>;
+}

@@ -1,0 +1,365 @@
+//! What the daemon knows and shows. Field names are the JSON names and a contract with users' scripts:
+//! add, never rename. No serde attribute that depends on the format: these types cross the wire too.
+
+use crate::time::Timestamp;
+use banger_policy::lifecycle::State;
+use banger_policy::{Digest, ImageName, KernelName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// vCPUs.
+    pub vcpu_count: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// The cap of what the VM may change on its root disk, bytes.
+    pub system_overlay_size_bytes: u64,
+    /// The disk on `/root`, bytes.
+    pub work_disk_size_bytes: u64,
+    /// May the VM reach out through the uplink?
+    pub nat_enabled: bool,
+}
+
+/// What the daemon remembers of a VM across restarts: durable facts, and the mirror of the handles from
+/// which a teardown works when cache and `handles.json` are lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRuntime {
+    /// As [`VmRecord::state`].
+    pub state: State,
+    /// The guest's address, its as long as the VM exists.
+    pub guest_ip: Ipv4Addr,
+    /// Firecracker's API socket.
+    pub api_sock_path: String,
+    /// The vsock device's socket.
+    pub vsock_path: String,
+    /// The guest's vsock CID.
+    pub vsock_cid: u32,
+    /// The guest's console.
+    pub log_path: String,
+    /// Firecracker's metrics.
+    pub metrics_path: String,
+    /// `<vm>.<user>.vm`.
+    pub dns_name: String,
+    /// The VM's folder.
+    pub vm_dir: String,
+    /// The COW file; the helper's.
+    pub system_overlay_path: String,
+    /// The work disk.
+    pub work_disk_path: String,
+    /// Why the VM is in the state it is in, one sentence; empty when there is nothing to say.
+    pub last_error: String,
+    /// Mirror of the handle: name of the tap.
+    pub tap_device: Option<String>,
+    /// Mirror of the handle: loop device of the base image.
+    pub base_loop: Option<String>,
+    /// Mirror of the handle: loop device of the COW file.
+    pub cow_loop: Option<String>,
+    /// Mirror of the handle: name of the dm device.
+    pub dm_name: Option<String>,
+    /// Mirror of the handle: node of the dm device.
+    pub dm_dev: Option<String>,
+    /// Mirror of the handle: the helper's generation of all of them.
+    pub generation: Option<u64>,
+}
+
+/// What was last measured of a running VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// When.
+    pub collected_at: Timestamp,
+    /// Of one CPU, over the last interval.
+    pub cpu_percent: f64,
+    /// Resident memory of the VMM, bytes.
+    pub rss_bytes: u64,
+    /// Virtual memory of the VMM, bytes.
+    pub vsz_bytes: u64,
+    /// What the overlay takes on the host, bytes.
+    pub system_overlay_bytes: u64,
+    /// What the work disk takes on the host, bytes.
+    pub work_disk_bytes: u64,
+    /// Firecracker's own metrics, one JSON object, as it wrote them.
+    pub metrics_raw: String,
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: VmId,
+    /// Its name, unique per owner.
+    pub name: VmName,
+    /// The image's id.
+    pub image_id: Digest,
+    /// The image's name when the VM was made.
+    pub image_name: ImageName,
+    /// The kernel's id.
+    pub kernel_id: Digest,
+    /// The owner's uid.
+    pub owner: u32,
+    /// The owner's login name, or `u<uid>`.
+    pub owner_name: String,
+    /// What it is.
+    pub state: State,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its row last changed.
+    pub updated_at: Timestamp,
+    /// When somebody last used it.
+    pub last_touched_at: Timestamp,
+    /// What it is made of.
+    pub spec: VmSpec,
+    /// What it holds.
+    pub runtime: VmRuntime,
+    /// What was measured.
+    pub stats: Option<VmStats>,
+}
+
+/// A root file system in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Its id: the digest of its content.
+    pub id: Digest,
+    /// Its name, unique on the host.
+    pub name: ImageName,
+    /// Who imported it.
+    pub owner: u32,
+    /// Owned by the store, as all imported images are.
+    pub managed: bool,
+    /// Its folder.
+    pub artifact_dir: String,
+    /// The ext4 in it.
+    pub rootfs_path: String,
+    /// What seeds `/root` of new work disks.
+    pub work_seed_path: Option<String>,
+    /// Size of the ext4, bytes; sparse.
+    pub build_size: u64,
+    /// What it takes on the host, bytes.
+    pub allocated_bytes: u64,
+    /// The image carries a container engine; informational.
+    pub docker: bool,
+    /// Where it came from, as the user named it.
+    pub source: String,
+    /// When it was imported.
+    pub created_at: Timestamp,
+    /// When its row last changed.
+    pub updated_at: Timestamp,
+}
+
+/// A guest kernel in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRecord {
+    /// Its id: the digest of its content.
+    pub id: Digest,
+    /// Its name, unique on the host.
+    pub name: KernelName,
+    /// Who imported it.
+    pub owner: u32,
+    /// What the kernel says of itself, such as `6.12.41+deb13-cloud-amd64`.
+    pub version: String,
+    /// Modules that go into the initramfs, in load order.
+    pub modules: Vec<String>,
+    /// Size of the ELF image, bytes.
+    pub size_bytes: u64,
+    /// When it was imported.
+    pub created_at: Timestamp,
+}
+
+/// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size, else built in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// `None`: a name is generated.
+    pub name: Option<String>,
+    /// `None`: the configured default, or the only image there is.
+    pub image_name: Option<String>,
+    /// `None`: the newest kernel.
+    pub kernel_name: Option<String>,
+    /// vCPUs.
+    pub vcpu_count: Option<u32>,
+    /// Memory, MiB.
+    pub memory_mib: Option<u32>,
+    /// Bytes.
+    pub system_overlay_size_bytes: Option<u64>,
+    /// Bytes.
+    pub work_disk_size_bytes: Option<u64>,
+    /// Reach out through the uplink.
+    pub nat: bool,
+    /// Only make it.
+    pub no_start: bool,
+}
+
+/// A unit of work that outlives the call that began it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobId(pub u64);
+
+impl std::fmt::Display for JobId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "job-{}", self.0)
+    }
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobState {
+    /// At work.
+    Running,
+    /// Done; what came of it.
+    Done(JobResult),
+    /// Failed; everything was undone.
+    Failed(ApiError),
+    /// Cancelled; everything was undone.
+    Cancelled,
+}
+
+/// What a job made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum JobResult {
+    /// A VM as it is now.
+    Vm(Box<VmRecord>),
+    /// An image.
+    Image(Box<ImageRecord>),
+    /// A kernel.
+    Kernel(Box<KernelRecord>),
+    /// Nothing is left to show, after a delete; a sentence.
+    Text(String),
+}
+
+/// A step of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// What it does, such as `disk` or `guest ready`.
+    pub name: String,
+    /// How long it took, milliseconds; `None` while it is at it.
+    pub took_ms: Option<u64>,
+    /// How far it is, such as `120 of 400 MiB`; may be empty.
+    pub detail: String,
+}
+
+/// A job as seen from outside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its id, which is in every log line that belongs to it.
+    pub id: JobId,
+    /// What it does, such as `start demo`.
+    pub title: String,
+    /// Whose.
+    pub owner: u32,
+    /// Grows with every change; what `watch_job` waits for.
+    pub seq: u64,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// The steps so far, oldest first; at most 32.
+    pub stages: Vec<Stage>,
+    /// What the user should know although nothing failed, such as a missing file to sync.
+    pub warnings: Vec<String>,
+    /// Where it stands.
+    pub state: JobState,
+}
+
+/// Some of the VMs, ordered by id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmPage {
+    /// At most 16, so that a page fits a frame.
+    pub vms: Vec<VmRecord>,
+    /// Pass it on to get the rest.
+    pub next: Option<VmId>,
+}
+
+/// How a check of `doctor` came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckStatus {
+    /// Fine.
+    Pass,
+    /// Works, but.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+/// A line of `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub status: CheckStatus,
+    /// What was found, and what to do about it.
+    pub detail: String,
+}
+
+/// What the daemon says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonInfo {
+    /// Release.
+    pub version: String,
+    /// Protocol version.
+    pub protocol: u16,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Firecracker's own version line; empty when it could not be asked.
+    pub vmm_version: String,
+}
+
+/// Stable words for what went wrong; `message` and `hint` are for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// A value in the request is not possible.
+    BadRequest,
+    /// No such VM, image, kernel or job for this user.
+    NotFound,
+    /// A unique prefix or default was asked for, and several fit.
+    Ambiguous,
+    /// The name is taken.
+    AlreadyExists,
+    /// The VM is not running.
+    NotRunning,
+    /// The VM is running.
+    AlreadyRunning,
+    /// A VM uses it.
+    InUse,
+    /// Not allowed.
+    Denied,
+    /// A quota or a host's limit.
+    Limit,
+    /// The host's disk is full.
+    NoSpace,
+    /// The helper, KVM or Firecracker is not there.
+    HostNotReady,
+    /// The guest did not get ready in time.
+    GuestNotReady,
+    /// Cancelled by the user.
+    Cancelled,
+    /// A step failed; the message says which.
+    OperationFailed,
+    /// The daemon could not keep its own records.
+    Internal,
+}
+
+/// An error for a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// What failed and why: lower case, no full stop.
+    pub message: String,
+    /// What to do next, a sentence; may be empty.
+    pub hint: String,
+}
+
+impl ApiError {
+    /// An error without a hint.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: String::new() }
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}
