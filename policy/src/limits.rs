@@ -28,3 +28,5 @@ pub const MAX_VMS: u32 = 256;
 pub const MAX_LOOPS: u32 = 512;
 /// The stats poll, seconds.
 pub const DEFAULT_STATS_POLL_SECONDS: u64 = 10;
+/// COW files on one host, of VMs that run or not.
+pub const MAX_COWS: usize = 4096;

@@ -1,0 +1,491 @@
+//! What the root helper may do for a VM, given what its ledger says about it. The helper asks one function
+//! per operation; a grant comes back, without which the operation cannot be called.
+//!
+//! A VM's row is absent until its first tap or disk, and is closed by [`release`]. The columns of the table
+//! are what a row can hold; `-` is nothing, `i` an intent (an attempt that was not finished), `h` held;
+//! a process is unbound (`-`), running (`r`) or gone (`g`). The test at the foot is the whole table.
+//!
+//! | operation | granted when |
+//! |---|---|
+//! | acquire tap | no tap, no process of this boot yet; the same tap again is answered from the row |
+//! | attach disk | as above, and there is a COW record of this owner |
+//! | release tap, detach disk | the claim equals the row in every field, no process runs |
+//! | enable NAT, bind process | a tap is held; one process per boot |
+//! | disable NAT | always, on an existing row |
+//! | discard disk | no disk is attached or half attached |
+//! | release | no process runs; nothing held is success |
+//!
+//! A quarantined row refuses everything but release, which looks again.
+
+use crate::access::Decision;
+use crate::id::{Digest, VmId};
+use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_OVERLAY_BYTES};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// The ledger: a row per VM.
+pub type Rows = BTreeMap<VmId, Row>;
+
+/// What the helper holds for one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Whose.
+    pub vm: VmId,
+    /// The user, as the daemon told.
+    pub owner: u32,
+    /// Random, drawn when the row is opened: a claim of an earlier boot never matches.
+    pub generation: u64,
+    /// Its tap.
+    pub tap: Tap,
+    /// Its disk.
+    pub disk: Disk,
+    /// NAT is wanted.
+    pub nat: bool,
+    /// The process of this boot.
+    pub process: Option<Process>,
+    /// Some object is no longer what this row says.
+    pub quarantined: bool,
+}
+
+/// A VM's tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Tap {
+    /// None.
+    None,
+    /// About to be made.
+    Intent {
+        /// The guest's address.
+        address: Ipv4Addr,
+    },
+    /// Made.
+    Held {
+        /// The guest's address.
+        address: Ipv4Addr,
+        /// The kernel's number of the link; never given out twice.
+        ifindex: u32,
+    },
+}
+
+/// A VM's attached disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Disk {
+    /// None.
+    None,
+    /// About to be attached.
+    Intent,
+    /// Attached.
+    Held(AttachedDisk),
+}
+
+/// The kernel's numbers of an attached disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachedDisk {
+    /// N of `/dev/dm-N`.
+    pub minor: u32,
+    /// N of the base image's `/dev/loopN`.
+    pub base_loop: u32,
+    /// N of the COW file's `/dev/loopN`.
+    pub cow_loop: u32,
+}
+
+/// A process, so that it cannot be mistaken for a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// The inode of its pidfd: unique for the life of the kernel.
+    pub pidfd_inode: u64,
+    /// Clock ticks since boot at its start, field 22 of proc_pid_stat(5).
+    pub start_ticks: u64,
+}
+
+/// A COW file, as its durable record says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cow {
+    /// Whose.
+    pub vm: VmId,
+    /// The user, as the daemon told.
+    pub owner: u32,
+    /// The base image.
+    pub image: Digest,
+    /// The base image's size, bytes.
+    pub base_bytes: u64,
+    /// The cap on changes that was asked for, bytes.
+    pub cow_bytes: u64,
+    /// The file's size, bytes.
+    pub file_bytes: u64,
+    /// Random, drawn at create.
+    pub generation: u64,
+    /// The file is there and fully reserved.
+    pub ready: bool,
+}
+
+/// Why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Never held, held by another owner, or the claim differs.
+    #[error("not-yours")]
+    NotYours,
+    /// Has no meaning in the row's present state.
+    #[error("bad-state")]
+    BadState,
+    /// Outside the bounds.
+    #[error("bad-argument")]
+    BadArgument,
+    /// Another VM has that address or name.
+    #[error("busy")]
+    Busy,
+    /// The bound process runs.
+    #[error("still-running")]
+    StillRunning,
+    /// Too many.
+    #[error("quota")]
+    Quota,
+    /// See [`Row::quarantined`].
+    #[error("quarantined")]
+    Quarantined,
+}
+
+/// What the firewall lets pass for a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The link.
+    pub tap_name: String,
+    /// The only source address that may come out of it.
+    pub address: Ipv4Addr,
+    /// The user who may connect to it from the host.
+    pub owner: u32,
+    /// It may leave through the uplink.
+    pub nat: bool,
+}
+
+impl Row {
+    /// Nothing of the kernel's is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tap == Tap::None && self.disk == Disk::None && !self.quarantined
+    }
+
+    /// The guest's address, also of a tap that is only intended.
+    #[must_use]
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        match self.tap {
+            Tap::None => None,
+            Tap::Intent { address } | Tap::Held { address, .. } => Some(address),
+        }
+    }
+
+    /// What the firewall should let pass: nothing before a process is bound, so that an idle tap carries
+    /// nothing, whoever holds it.
+    #[must_use]
+    pub fn registration(&self) -> Option<Registration> {
+        match (self.tap, self.process, self.quarantined) {
+            (Tap::Held { address, .. }, Some(_), false) => {
+                Some(Registration { tap_name: self.vm.tap_name(), address, owner: self.owner, nat: self.nat })
+            }
+            _ => None,
+        }
+    }
+
+    fn opened(vm: VmId, owner: u32, generation: u64) -> Self {
+        Self { vm, owner, generation, tap: Tap::None, disk: Disk::None, nat: false, process: None, quarantined: false }
+    }
+
+    /// Copies with one thing changed, for the helper's commits.
+    #[must_use]
+    pub fn with_tap(self, tap: Tap) -> Self {
+        Self { tap, ..self }
+    }
+
+    /// See [`Row::with_tap`].
+    #[must_use]
+    pub fn with_disk(self, disk: Disk) -> Self {
+        Self { disk, ..self }
+    }
+
+    /// See [`Row::with_tap`].
+    #[must_use]
+    pub fn with_quarantine(self, quarantined: bool) -> Self {
+        Self { quarantined, ..self }
+    }
+}
+
+/// Permission to change one VM. The row in it is what the ledger must say before the kernel is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grant {
+    intent: Row,
+}
+
+impl Grant {
+    /// The row to write first.
+    #[must_use]
+    pub fn intent(&self) -> &Row {
+        &self.intent
+    }
+
+    /// The row, to commit from.
+    #[must_use]
+    pub fn into_row(self) -> Row {
+        self.intent
+    }
+}
+
+/// A granted operation.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It has been done before; the row has the answer.
+    Stored,
+    /// Do it.
+    Do(Grant),
+}
+
+/// The answer of every function here.
+pub type Verdict = Decision<Step, Refusal>;
+
+fn grant(intent: Row) -> Verdict {
+    Decision::Allow(Step::Do(Grant { intent }))
+}
+
+fn stored() -> Verdict {
+    Decision::Allow(Step::Stored)
+}
+
+/// What a tap's holder claims.
+#[derive(Clone, Copy, Debug)]
+pub struct TapClaim<'a> {
+    /// The link's name.
+    pub tap_device: &'a str,
+    /// The row's generation.
+    pub generation: u64,
+}
+
+/// What a disk's holder claims.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskClaim<'a> {
+    /// The dm device's name.
+    pub dm_name: &'a str,
+    /// `/dev/dm-N`.
+    pub dm_dev: &'a str,
+    /// `/dev/loopN`.
+    pub base_loop: &'a str,
+    /// `/dev/loopN`.
+    pub cow_loop: &'a str,
+    /// The row's generation.
+    pub generation: u64,
+}
+
+/// The row to add a tap or disk to: the VM's own, or a new one of generation `fresh`.
+fn open(rows: &Rows, vm: VmId, owner: u32, fresh: u64) -> Result<Row, Refusal> {
+    match rows.get(&vm) {
+        Some(row) if row.owner != owner => Err(Refusal::NotYours),
+        Some(row) if row.quarantined => Err(Refusal::Quarantined),
+        Some(row) if !row.is_empty() => Ok(row.clone()),
+        _ => {
+            let holders = rows.values().filter(|row| !row.is_empty()).count();
+            let limit = usize::try_from(MAX_VMS).unwrap_or(usize::MAX);
+            if holders < limit { Ok(Row::opened(vm, owner, fresh)) } else { Err(Refusal::Quota) }
+        }
+    }
+}
+
+/// May a tap be made for `vm`?
+pub fn acquire_tap(rows: &Rows, vm: VmId, owner: u32, address: Ipv4Addr, fresh: u64) -> Verdict {
+    let row = match open(rows, vm, owner, fresh) {
+        Ok(row) => row,
+        Err(refusal) => return Decision::Deny(refusal),
+    };
+    match row.tap {
+        Tap::Held { address: held, .. } if held == address => return stored(),
+        Tap::Held { .. } => return Decision::Deny(Refusal::BadState),
+        Tap::None | Tap::Intent { .. } => {}
+    }
+    if row.process.is_some() {
+        return Decision::Deny(Refusal::BadState);
+    }
+    let name = vm.tap_name();
+    let clash = |other: &Row| {
+        other.vm != vm && other.address().is_some_and(|taken| taken == address || other.vm.tap_name() == name)
+    };
+    if rows.values().any(clash) {
+        return Decision::Deny(Refusal::Busy);
+    }
+    grant(row.with_tap(Tap::Intent { address }))
+}
+
+/// The row that a claim speaks of.
+fn claimed(row: Option<&Row>, generation: u64, running: bool) -> Result<&Row, Refusal> {
+    match row {
+        Some(row) if row.generation != generation => Err(Refusal::NotYours),
+        Some(row) if row.quarantined => Err(Refusal::Quarantined),
+        Some(_) if running => Err(Refusal::StillRunning),
+        Some(row) => Ok(row),
+        None => Err(Refusal::NotYours),
+    }
+}
+
+/// May the tap be removed? `running`: the bound process lives.
+pub fn release_tap(row: Option<&Row>, claim: &TapClaim<'_>, running: bool) -> Verdict {
+    // The name before the state: a claim with a wrong name learns nothing.
+    if row.is_some_and(|row| row.vm.tap_name() != claim.tap_device) {
+        return Decision::Deny(Refusal::NotYours);
+    }
+    match claimed(row, claim.generation, running) {
+        Err(refusal) => Decision::Deny(refusal),
+        Ok(row) if row.tap == Tap::None => stored(),
+        Ok(row) => grant(row.clone()),
+    }
+}
+
+/// May the disk be attached? `cow` is its durable record.
+pub fn attach_disk(rows: &Rows, vm: VmId, cow: Option<&Cow>, owner: u32, fresh: u64) -> Verdict {
+    match cow {
+        Some(cow) if cow.owner == owner && cow.vm == vm && cow.ready => {}
+        _ => return Decision::Deny(Refusal::NotYours),
+    }
+    match open(rows, vm, owner, fresh) {
+        Err(refusal) => Decision::Deny(refusal),
+        Ok(row) => match row.disk {
+            Disk::Held(_) => stored(),
+            Disk::None | Disk::Intent if row.process.is_some() => Decision::Deny(Refusal::BadState),
+            Disk::None | Disk::Intent => grant(row.with_disk(Disk::Intent)),
+        },
+    }
+}
+
+/// May the disk be detached? `running`: the bound process lives.
+pub fn detach_disk(row: Option<&Row>, claim: &DiskClaim<'_>, running: bool) -> Verdict {
+    if row.is_some_and(|row| !disk_matches(row, claim)) {
+        return Decision::Deny(Refusal::NotYours);
+    }
+    match claimed(row, claim.generation, running) {
+        Err(refusal) => Decision::Deny(refusal),
+        Ok(row) if row.disk == Disk::None => stored(),
+        Ok(row) => grant(row.clone()),
+    }
+}
+
+/// Every field that the row knows; of a disk that is not held, only the name is known.
+fn disk_matches(row: &Row, claim: &DiskClaim<'_>) -> bool {
+    let name = row.vm.dm_name() == claim.dm_name;
+    match row.disk {
+        Disk::None | Disk::Intent => name,
+        Disk::Held(held) => {
+            name && claim.dm_dev == held.dm_node()
+                && claim.base_loop == loop_node(held.base_loop)
+                && claim.cow_loop == loop_node(held.cow_loop)
+        }
+    }
+}
+
+impl AttachedDisk {
+    /// The dm device's node.
+    #[must_use]
+    pub fn dm_node(&self) -> String {
+        format!("/dev/dm-{}", self.minor)
+    }
+}
+
+/// The node of a loop device.
+#[must_use]
+pub fn loop_node(number: u32) -> String {
+    format!("/dev/loop{number}")
+}
+
+/// May a COW file be made? `count`: how many there are on the host.
+pub fn create_disk(
+    cow: Option<&Cow>,
+    count: usize,
+    owner: u32,
+    image: Digest,
+    cow_bytes: u64,
+) -> Decision<Create, Refusal> {
+    if !(MIN_OVERLAY_BYTES..=MAX_DISK_BYTES).contains(&cow_bytes) {
+        return Decision::Deny(Refusal::BadArgument);
+    }
+    match cow {
+        Some(cow) if cow.owner != owner => Decision::Deny(Refusal::NotYours),
+        Some(cow) if cow.image != image || cow.cow_bytes != cow_bytes => Decision::Deny(Refusal::BadState),
+        Some(cow) if cow.ready => Decision::Allow(Create::Stored),
+        // A record that is not ready belongs to an attempt that failed and could not be undone.
+        Some(_) => Decision::Deny(Refusal::BadState),
+        None if count >= MAX_COWS => Decision::Deny(Refusal::Quota),
+        None => Decision::Allow(Create::Make(CreateGrant(()))),
+    }
+}
+
+/// The answer of [`create_disk`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Create {
+    /// It is there.
+    Stored,
+    /// Make it.
+    Make(CreateGrant),
+}
+
+/// Permission to make a COW file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CreateGrant(());
+
+/// Permission to remove a COW file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DiscardGrant(());
+
+/// May the COW file be removed?
+pub fn discard_disk(row: Option<&Row>) -> Decision<DiscardGrant, Refusal> {
+    match row {
+        Some(row) if row.quarantined => Decision::Deny(Refusal::Quarantined),
+        Some(row) if row.disk != Disk::None => Decision::Deny(Refusal::BadState),
+        _ => Decision::Allow(DiscardGrant(())),
+    }
+}
+
+/// May NAT be switched?
+pub fn set_nat(row: Option<&Row>, on: bool) -> Verdict {
+    match row {
+        None => Decision::Deny(Refusal::NotYours),
+        Some(row) if row.quarantined => Decision::Deny(Refusal::Quarantined),
+        Some(row) if row.nat == on => stored(),
+        Some(row) if on && !matches!(row.tap, Tap::Held { .. }) => Decision::Deny(Refusal::BadState),
+        Some(row) => grant(Row { nat: on, ..row.clone() }),
+    }
+}
+
+/// May this process be recorded? The caller has proved that it is the VM's.
+pub fn bind_process(row: Option<&Row>, process: Process) -> Verdict {
+    match row {
+        None => Decision::Deny(Refusal::NotYours),
+        Some(row) if row.quarantined => Decision::Deny(Refusal::Quarantined),
+        Some(row) if !matches!(row.tap, Tap::Held { .. }) => Decision::Deny(Refusal::BadState),
+        Some(row) if row.process == Some(process) => stored(),
+        Some(row) if row.process.is_some() => Decision::Deny(Refusal::BadState),
+        Some(row) => grant(Row { process: Some(process), ..row.clone() }),
+    }
+}
+
+/// Which process to look at when asked about `pid`.
+pub fn process_running(row: Option<&Row>, pid: u32) -> Decision<Process, Refusal> {
+    match row.and_then(|row| row.process) {
+        Some(process) if process.pid == pid => Decision::Allow(process),
+        _ => Decision::Deny(Refusal::NotYours),
+    }
+}
+
+/// May everything but the COW file be released? `running`: the bound process lives.
+pub fn release(row: Option<&Row>, running: bool) -> Verdict {
+    match row {
+        None => stored(),
+        Some(_) if running => Decision::Deny(Refusal::StillRunning),
+        Some(row) => grant(row.clone()),
+    }
+}
+
+#[cfg(test)]
+#[path = "holding_tests.rs"]
+mod tests;

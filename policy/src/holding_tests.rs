@@ -1,0 +1,251 @@
+//! The state table of `holding`, whole: every row state against every operation, then every field of every
+//! claim changed in turn.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::*;
+
+const OWNER: u32 = 1000;
+const GENERATION: u64 = 7;
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
+const PROCESS: Process = Process { pid: 42, pidfd_inode: 9, start_ticks: 100 };
+const ATTACHED: AttachedDisk = AttachedDisk { minor: 3, base_loop: 1, cow_loop: 2 };
+
+fn vm(first: u8) -> VmId {
+    VmId::from_bytes([first; 32]).unwrap()
+}
+
+fn cow() -> Cow {
+    Cow {
+        vm: vm(1),
+        owner: OWNER,
+        image: Digest::from_bytes([5; 32]).unwrap(),
+        base_bytes: 1 << 30,
+        cow_bytes: 1 << 30,
+        file_bytes: (1 << 30) + (1 << 20),
+        generation: 3,
+        ready: true,
+    }
+}
+
+/// A row from three characters: tap, disk, process.
+fn row(state: &str) -> (Row, bool) {
+    let mut chars = state.chars();
+    let tap = match chars.next().unwrap() {
+        '-' => Tap::None,
+        'i' => Tap::Intent { address: ADDRESS },
+        _ => Tap::Held { address: ADDRESS, ifindex: 11 },
+    };
+    let disk = match chars.next().unwrap() {
+        '-' => Disk::None,
+        'i' => Disk::Intent,
+        _ => Disk::Held(ATTACHED),
+    };
+    let process = chars.next().unwrap();
+    let row = Row { tap, disk, process: (process != '-').then_some(PROCESS), ..Row::opened(vm(1), OWNER, GENERATION) };
+    (row, process == 'r')
+}
+
+fn rows(row: Option<&Row>) -> Rows {
+    row.map(|row| (row.vm, row.clone())).into_iter().collect()
+}
+
+fn tap_claim(name: &str) -> TapClaim<'_> {
+    TapClaim { tap_device: name, generation: GENERATION }
+}
+
+fn disk_claim(name: &str) -> DiskClaim<'_> {
+    DiskClaim {
+        dm_name: name,
+        dm_dev: "/dev/dm-3",
+        base_loop: "/dev/loop1",
+        cow_loop: "/dev/loop2",
+        generation: GENERATION,
+    }
+}
+
+/// One word per operation, in the order of the table's columns.
+fn answers(row: Option<&Row>, running: bool) -> String {
+    let rows = rows(row);
+    let word = |verdict: Verdict| match verdict {
+        Decision::Allow(Step::Stored) => "stored".to_owned(),
+        Decision::Allow(Step::Do(grant)) if Some(grant.intent.generation) == row.map(|row| row.generation) => {
+            "do".to_owned()
+        }
+        Decision::Allow(Step::Do(_)) => "new".to_owned(),
+        Decision::Deny(refusal) => refusal.to_string(),
+    };
+    let (tap, dm) = (vm(1).tap_name(), vm(1).dm_name());
+    let discard = match discard_disk(row) {
+        Decision::Allow(DiscardGrant(())) => "do".to_owned(),
+        Decision::Deny(refusal) => refusal.to_string(),
+    };
+    let check = match process_running(row, PROCESS.pid) {
+        Decision::Allow(process) => {
+            assert_eq!(process, PROCESS);
+            "check".to_owned()
+        }
+        Decision::Deny(refusal) => refusal.to_string(),
+    };
+    [
+        word(acquire_tap(&rows, vm(1), OWNER, ADDRESS, 99)),
+        word(release_tap(row, &tap_claim(&tap), running)),
+        word(attach_disk(&rows, vm(1), Some(&cow()), OWNER, 99)),
+        word(detach_disk(row, &disk_claim(&dm), running)),
+        discard,
+        word(set_nat(row, true)),
+        word(set_nat(row, false)),
+        word(bind_process(row, PROCESS)),
+        check,
+        word(release(row, running)),
+    ]
+    .join(" ")
+}
+
+/// tap, disk, process | acquire-tap release-tap attach detach discard nat-on nat-off bind running release
+const TABLE: &str = "
+    absent | new not-yours new not-yours do not-yours not-yours not-yours not-yours stored
+    --- | new stored new stored do bad-state stored bad-state not-yours do
+    --g | new stored new stored do bad-state stored bad-state check do
+    i-- | do do do stored do bad-state stored bad-state not-yours do
+    h-- | stored do do stored do do stored do not-yours do
+    -i- | do stored do do bad-state bad-state stored bad-state not-yours do
+    -h- | do stored stored do bad-state bad-state stored bad-state not-yours do
+    ii- | do do do do bad-state bad-state stored bad-state not-yours do
+    ih- | do do stored do bad-state bad-state stored bad-state not-yours do
+    hi- | stored do do do bad-state do stored do not-yours do
+    hh- | stored do stored do bad-state do stored do not-yours do
+    h-g | stored do bad-state stored do do stored stored check do
+    -hg | bad-state stored stored do bad-state bad-state stored bad-state check do
+    -ig | bad-state stored bad-state do bad-state bad-state stored bad-state check do
+    i-g | bad-state do bad-state stored do bad-state stored bad-state check do
+    iig | bad-state do bad-state do bad-state bad-state stored bad-state check do
+    ihg | bad-state do stored do bad-state bad-state stored bad-state check do
+    hig | stored do bad-state do bad-state do stored stored check do
+    hhg | stored do stored do bad-state do stored stored check do
+    h-r | stored still-running bad-state still-running do do stored stored check still-running
+    hhr | stored still-running stored still-running bad-state do stored stored check still-running
+    hir | stored still-running bad-state still-running bad-state do stored stored check still-running
+    --r | new still-running new still-running do bad-state stored bad-state check still-running
+    -hr | bad-state still-running stored still-running bad-state bad-state stored bad-state check still-running
+    -ir | bad-state still-running bad-state still-running bad-state bad-state stored bad-state check still-running
+    i-r | bad-state still-running bad-state still-running do bad-state stored bad-state check still-running
+    iir | bad-state still-running bad-state still-running bad-state bad-state stored bad-state check still-running
+    ihr | bad-state still-running stored still-running bad-state bad-state stored bad-state check still-running";
+
+#[test]
+fn every_operation_in_every_state() {
+    let mut seen = std::collections::BTreeSet::new();
+    for line in TABLE.trim().lines() {
+        let (state, expected) = line.trim().split_once(" | ").unwrap();
+        seen.insert(state);
+        let answers = if state == "absent" {
+            answers(None, false)
+        } else {
+            let (row, running) = row(state);
+            answers(Some(&row), running)
+        };
+        assert_eq!(answers, expected, "{state}");
+    }
+    assert_eq!(seen.len(), 1 + 3 * 3 * 3, "the table is whole");
+}
+
+#[test]
+fn a_quarantined_row_allows_release_and_looking_only() {
+    for line in TABLE.trim().lines().skip(1) {
+        let (row, running) = row(line.trim().split_once(" | ").unwrap().0);
+        let row = row.with_quarantine(true);
+        for (column, word) in answers(Some(&row), running).split(' ').enumerate() {
+            let expected = match column {
+                8 => ["check", "not-yours"],
+                9 => ["do", "still-running"],
+                _ => ["quarantined", "quarantined"],
+            };
+            assert!(expected.contains(&word), "{line}, column {column}: {word}");
+        }
+    }
+}
+
+fn refused(verdict: Verdict, expected: Refusal) {
+    assert_eq!(verdict, Decision::Deny(expected));
+}
+
+#[test]
+fn each_field_of_a_claim_must_match_in_every_state() {
+    let (tap, dm, other) = (vm(1).tap_name(), vm(1).dm_name(), vm(2));
+    for line in TABLE.trim().lines().skip(1) {
+        let (row, running) = row(line.trim().split_once(" | ").unwrap().0);
+        let row = Some(&row);
+        refused(release_tap(row, &tap_claim(&other.tap_name()), running), Refusal::NotYours);
+        refused(release_tap(row, &TapClaim { generation: 8, ..tap_claim(&tap) }, running), Refusal::NotYours);
+        refused(detach_disk(row, &disk_claim(&other.dm_name()), running), Refusal::NotYours);
+        refused(detach_disk(row, &DiskClaim { generation: 8, ..disk_claim(&dm) }, running), Refusal::NotYours);
+        refused(acquire_tap(&rows(row), vm(1), OWNER + 1, ADDRESS, 99), Refusal::NotYours);
+        let foreign = Cow { owner: OWNER + 1, ..cow() };
+        refused(attach_disk(&rows(row), vm(1), Some(&foreign), OWNER + 1, 99), Refusal::NotYours);
+        assert_eq!(process_running(row, PROCESS.pid + 1), Decision::Deny(Refusal::NotYours));
+    }
+    let (held, _) = row("hhg");
+    for wrong in [
+        DiskClaim { dm_dev: "/dev/dm-4", ..disk_claim(&dm) },
+        DiskClaim { base_loop: "/dev/loop2", ..disk_claim(&dm) },
+        DiskClaim { cow_loop: "/dev/loop1", ..disk_claim(&dm) },
+    ] {
+        refused(detach_disk(Some(&held), &wrong, false), Refusal::NotYours);
+    }
+    let another = Process { pidfd_inode: 10, ..PROCESS };
+    refused(bind_process(Some(&held), another), Refusal::BadState);
+    refused(acquire_tap(&rows(Some(&held)), vm(1), OWNER, Ipv4Addr::new(172, 16, 0, 3), 99), Refusal::BadState);
+}
+
+#[test]
+fn attach_needs_a_finished_record_of_this_vm_and_owner() {
+    let rows = Rows::new();
+    refused(attach_disk(&rows, vm(1), None, OWNER, 9), Refusal::NotYours);
+    for wrong in [Cow { owner: 1, ..cow() }, Cow { vm: vm(2), ..cow() }, Cow { ready: false, ..cow() }] {
+        refused(attach_disk(&rows, vm(1), Some(&wrong), OWNER, 9), Refusal::NotYours);
+    }
+}
+
+#[test]
+fn create_is_bounded_and_repeatable() {
+    let image = cow().image;
+    let ask = |cow: Option<&Cow>, count, owner, bytes| create_disk(cow, count, owner, image, bytes);
+    assert_eq!(ask(Some(&cow()), MAX_COWS, OWNER, 1 << 30), Decision::Allow(Create::Stored));
+    assert_eq!(ask(None, MAX_COWS, OWNER, 1 << 30), Decision::Deny(Refusal::Quota));
+    assert!(matches!(ask(None, 0, OWNER, 1 << 30), Decision::Allow(Create::Make(_))));
+    assert_eq!(ask(Some(&cow()), 0, OWNER + 1, 1 << 30), Decision::Deny(Refusal::NotYours));
+    assert_eq!(ask(Some(&cow()), 0, OWNER, 1 << 31), Decision::Deny(Refusal::BadState));
+    for bytes in [0, MIN_OVERLAY_BYTES - 1, MAX_DISK_BYTES + 1, u64::MAX] {
+        assert_eq!(ask(None, 0, OWNER, bytes), Decision::Deny(Refusal::BadArgument));
+    }
+    let another = Digest::from_bytes([6; 32]).unwrap();
+    assert_eq!(create_disk(Some(&cow()), 0, OWNER, another, 1 << 30), Decision::Deny(Refusal::BadState));
+}
+
+#[test]
+fn two_vms_never_share_an_address_and_the_count_is_bounded() {
+    let (held, _) = row("h--");
+    let mut rows = rows(Some(&held));
+    refused(acquire_tap(&rows, vm(2), 1, ADDRESS, 9), Refusal::Busy);
+    for n in 0..255_u8 {
+        let (other, _) = row("-h-");
+        let mut bytes = [0xee; 32];
+        bytes[0] = n;
+        let vm = VmId::from_bytes(bytes).unwrap();
+        rows.insert(vm, Row { vm, ..other });
+    }
+    refused(acquire_tap(&rows, vm(2), 1, Ipv4Addr::new(172, 16, 0, 9), 9), Refusal::Quota);
+    let more = Cow { vm: vm(2), ..cow() };
+    refused(attach_disk(&rows, vm(2), Some(&more), OWNER, 9), Refusal::Quota);
+    // Those who hold something already may go on.
+    assert!(matches!(attach_disk(&rows, vm(1), Some(&cow()), OWNER, 9), Decision::Allow(Step::Do(_))));
+}
+
+#[test]
+fn only_a_bound_tap_is_registered() {
+    for line in TABLE.trim().lines().skip(1) {
+        let state = line.trim().split_once(" | ").unwrap().0;
+        let (row, _) = row(state);
+        assert_eq!(row.registration().is_some(), state.starts_with('h') && !state.ends_with('-'), "{state}");
+        assert_eq!(row.with_quarantine(true).registration(), None);
+    }
+}
