@@ -1,0 +1,107 @@
+//! Rows of the daemon's database, by the `sqlite3` program, and rows of the helper's ledger, by their files.
+//!
+//! The database is copied first: opened in place by root, it would get side files of root's.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Inventory, Kind, output};
+
+/// The daemon's database.
+pub const DATABASE: &str = "/var/lib/banger/banger.db";
+/// One file per VM.
+const LEDGER: &str = "/run/banger-priv";
+
+/// Tables that are history on purpose: a job stays listed after its VM is gone. Everything else must be empty when nothing is left.
+const HISTORY: &[&str] = &["job", "jobs", "job_event", "job_events"];
+
+pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
+    rows(Path::new(DATABASE), inventory)?;
+    ledger(Path::new(LEDGER), inventory)
+}
+
+fn rows(database: &Path, inventory: &mut Inventory) -> Result<()> {
+    if !database.exists() {
+        return Ok(());
+    }
+    let folder =
+        tempfile::Builder::new().prefix("inventory.").tempdir_in("/run").context("make a folder for the copy")?;
+    let copy = folder.path().join("copy.db");
+    for suffix in ["", "-wal"] {
+        let (from, to) = (with_suffix(database, suffix), with_suffix(&copy, suffix));
+        match fs::copy(&from, &to) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !suffix.is_empty() => {}
+            Err(error) => return Err(error).with_context(|| format!("copy {}", from.display())),
+        }
+    }
+    let tables =
+        ask(&copy, "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")?;
+    for table in tables.lines().filter(|table| !HISTORY.contains(table)) {
+        let quoted = table.replace('"', "\"\"");
+        let keys = ask(
+            &copy,
+            &format!("SELECT name FROM pragma_table_info('{}') WHERE pk > 0 ORDER BY pk", table.replace('\'', "''")),
+        )?;
+        let columns: Vec<String> = keys.lines().map(|key| format!("quote(\"{}\")", key.replace('"', "\"\""))).collect();
+        let key = if columns.is_empty() { "quote(rowid)".to_owned() } else { columns.join(" || ',' || ") };
+        let rows = ask(&copy, &format!("SELECT {key} FROM \"{quoted}\""))?;
+        for row in rows.lines() {
+            inventory.add(Kind::Row, format!("{table} {row}"), "");
+        }
+    }
+    Ok(())
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn ask(database: &Path, query: &str) -> Result<String> {
+    let path = database.to_str().context("the copy's path is not text")?;
+    output("sqlite3", &["-batch", "-noheader", "-list", path, query])
+}
+
+fn ledger(folder: &Path, inventory: &mut Inventory) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", folder.display())),
+    };
+    for entry in entries {
+        let entry = entry.context("read an entry of the ledger")?;
+        let metadata = entry.metadata().with_context(|| format!("stat {}", entry.path().display()))?;
+        let detail = format!("{:04o} {}:{}", metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
+        inventory.add(Kind::Ledger, entry.file_name().display().to_string(), detail);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_row_is_a_file() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        fs::write(folder.path().join("aabb"), "row")?;
+        let mut inventory = Inventory::default();
+        ledger(folder.path(), &mut inventory)?;
+        ledger(&folder.path().join("missing"), &mut inventory)?;
+        assert_eq!(inventory.of(Kind::Ledger).map(|(name, _)| name).collect::<Vec<_>>(), ["aabb"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_missing_database_has_no_rows() -> Result<()> {
+        let mut inventory = Inventory::default();
+        rows(Path::new("/nonexistent/banger.db"), &mut inventory)?;
+        assert_eq!(inventory, Inventory::default());
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! User-space processes and control groups, from `/proc` and the cgroup file system.
+//!
+//! A process is named by what it runs and where, not by its pid: a service that was restarted is the same process to the inventory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{Inventory, Kind};
+
+/// `PF_KTHREAD` of `include/linux/sched.h`: field 9 of `/proc/PID/stat`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// Processes of the distribution that come and go with every connection or device event: the bench's own ssh connections and udev's workers.
+const TRANSIENT: &[&str] = &["sshd-session:", "sshd: root", "(udev-worker)"];
+
+/// Services of the distribution that D-Bus or a socket starts when somebody asks, and that end by themselves.
+const ON_DEMAND: &[&str] = &[
+    "systemd-hostnamed.service",
+    "systemd-timedated.service",
+    "systemd-localed.service",
+    "polkit.service",
+    "user.slice",
+];
+
+pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
+    let ourselves = ancestry(std::process::id())?;
+    for entry in fs::read_dir("/proc").context("read /proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if ourselves.contains(&pid) {
+            continue;
+        }
+        // A process that ends while it is looked at was not there.
+        if let Some(process) = look(pid)
+            && !is_transient(&process)
+        {
+            inventory.add(
+                Kind::Process,
+                format!("{} in {}", process.command, process.cgroup),
+                format!("uid {}", process.uid),
+            );
+        }
+    }
+    cgroups(Path::new("/sys/fs/cgroup"), "", inventory)
+}
+
+#[derive(Debug)]
+struct Process {
+    command: String,
+    cgroup: String,
+    uid: String,
+}
+
+/// This process, its parent and so on: the ssh connection and shell that run the suite.
+fn ancestry(mut pid: u32) -> Result<BTreeSet<u32>> {
+    let mut seen = BTreeSet::new();
+    while pid > 1 && seen.insert(pid) {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .with_context(|| format!("read the state of process {pid}"))?;
+        pid = stat_field(&stat, 4).and_then(|field| field.parse().ok()).unwrap_or(0);
+    }
+    Ok(seen)
+}
+
+/// Field by its number in proc_pid_stat(5); the name in field 2 may hold blanks and parentheses.
+fn stat_field(stat: &str, number: usize) -> Option<&str> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number.checked_sub(3)?)
+}
+
+fn look(pid: u32) -> Option<Process> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+    let stat = read("stat")?;
+    if stat_field(&stat, 9)?.parse::<u64>().ok()? & KERNEL_THREAD != 0 {
+        return None;
+    }
+    let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<String> = raw
+        .split(|byte| *byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let command = if words.is_empty() { format!("[{}]", read("comm")?.trim()) } else { words.join(" ") };
+    let cgroup = read("cgroup")?.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned))?;
+    let status = read("status")?;
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.to_owned();
+    Some(Process { command, cgroup, uid })
+}
+
+fn is_transient(process: &Process) -> bool {
+    TRANSIENT.iter().any(|start| process.command.starts_with(start)) || on_demand(&process.cgroup)
+}
+
+fn on_demand(cgroup: &str) -> bool {
+    cgroup.split('/').any(|part| ON_DEMAND.contains(&part))
+}
+
+fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // It went while the tree was walked.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", folder.display())),
+    };
+    for entry in entries {
+        let Ok(entry) = entry else { continue };
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let child = format!("{name}/{}", entry.file_name().display());
+        if on_demand(&child) {
+            continue;
+        }
+        let path = entry.path();
+        let limit = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default().trim().to_owned();
+        inventory.add(
+            Kind::Cgroup,
+            &child,
+            format!("memory.max {}, pids.max {}", limit("memory.max"), limit("pids.max")),
+        );
+        cgroups(&path, &child, inventory)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_blanks_and_parentheses_does_not_shift_the_fields() {
+        let stat = "437 (odd) name)) S 358 437 437 0 -1 4194560 900 0 0";
+        assert_eq!(stat_field(stat, 3), Some("S"));
+        assert_eq!(stat_field(stat, 4), Some("358"));
+        assert_eq!(stat_field(stat, 9), Some("4194560"));
+    }
+
+    #[test]
+    fn this_test_is_seen_as_a_process_and_as_its_own_ancestor() -> Result<()> {
+        let pid = std::process::id();
+        assert!(ancestry(pid)?.contains(&pid));
+        let process = look(pid).context("this process is not seen")?;
+        assert!(!process.command.is_empty());
+        assert_eq!(process.uid, nix::unistd::getuid().to_string());
+        Ok(())
+    }
+
+    #[test]
+    fn only_named_services_of_the_distribution_are_on_demand() {
+        assert!(on_demand("/system.slice/polkit.service"));
+        assert!(!on_demand("/system.slice/bangerd.service/vms/1001/aa"));
+        assert!(!on_demand("/system.slice/polkit.service.evil"));
+    }
+}
