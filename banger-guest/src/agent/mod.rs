@@ -1,0 +1,132 @@
+//! The agent: the daemon's and the user's way into a running guest.
+//!
+//! Started by init as a second process of the same program, with the configuration on standard input.
+//! It serves SSH on vsock, keeps the control channel to the daemon and announces the end of the guest.
+//! It lives from the first process of the guest to the last and must not end before it is asked to.
+
+use banger_proto::guest::{GuestConfig, SSH_PORT, ShutdownKind};
+use std::io::Read;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::console::say;
+use crate::sys::{signals, vsock};
+pub use server::{Error, Server};
+
+mod control;
+mod exec;
+mod forward;
+mod input;
+mod keys;
+mod keys_subsystem;
+mod login;
+mod pty;
+mod server;
+mod session;
+mod shutdown;
+mod ssh;
+
+/// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
+/// this one wants to be told.
+pub(crate) const NAME: &str = "banger-agent";
+/// Says that PID 1 is this program too, which changes what signals mean and how to power off.
+pub(crate) const OWN_INIT_FLAG: &str = "--own-init";
+/// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
+const OOM_SCORE: &str = "-900";
+/// How long the announcement of the end may take.
+const ANNOUNCE: Duration = Duration::from_millis(1500);
+/// How long commands may take to end after SIGHUP when the guest ends.
+const HANG_UP: Duration = Duration::from_millis(500);
+/// Wait after a failed accept, which is a lack of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Runs until the guest ends.
+pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
+    signals::unblock_all();
+    let own_init = arguments.into_iter().any(|argument| argument == OWN_INIT_FLAG);
+    let _ = std::fs::write("/proc/self/comm", NAME);
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    // A session of its own: the console's signals are not for the agent.
+    let _ = nix::unistd::setsid();
+    let served = read_config().and_then(|config| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+        runtime.block_on(serve(config, own_init))
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format_args!("agent: {}", crate::init::describe(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_config() -> Result<GuestConfig, Error> {
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text).map_err(Error::ReadConfig)?;
+    let config = serde_json::from_slice(&text).map_err(Error::ParseConfig)?;
+    // Nothing that is started later may find the configuration on a descriptor of the agent.
+    let null = std::fs::File::open("/dev/null").map_err(Error::ReadConfig)?;
+    nix::unistd::dup2_stdin(&null).map_err(|error| Error::ReadConfig(error.into()))?;
+    Ok(config)
+}
+
+async fn serve(config: GuestConfig, own_init: bool) -> Result<(), Error> {
+    let server = Arc::new(Server::new(&config)?);
+    let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
+    let (announce, announced) = watch::channel(None);
+    let control = tokio::spawn(control::run(config.control_port, own_init, announced));
+    let mut end = std::pin::pin!(end_of_guest(own_init));
+    let kind = loop {
+        tokio::select! {
+            kind = &mut end => break kind?,
+            connection = listener.accept() => match connection {
+                Ok(stream) => {
+                    let server = Arc::clone(&server);
+                    tokio::spawn(async move { server.serve(stream).await });
+                }
+                Err(error) => {
+                    say(format_args!("agent: accept: {error}"));
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    };
+    server.hang_up();
+    // The control task ends by itself once the announcement is out.
+    let _ = announce.send(Some(kind));
+    let _ = tokio::time::timeout(ANNOUNCE, control).await;
+    server.wait_for_commands(HANG_UP).await;
+    server.kill();
+    Ok(())
+}
+
+/// Waits for the signal that ends the guest, and says how it ends.
+async fn end_of_guest(own_init: bool) -> Result<ShutdownKind, Error> {
+    let stream = |kind| signal(kind).map_err(Error::Signals);
+    let mut terminate = stream(SignalKind::terminate())?;
+    let mut user1 = stream(SignalKind::user_defined1())?;
+    let mut user2 = stream(SignalKind::user_defined2())?;
+    // Taken and dropped, so that they do not end the agent.
+    let mut hang_up = stream(SignalKind::hangup())?;
+    let mut interrupt = stream(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = user1.recv(), if own_init => return Ok(ShutdownKind::Halt),
+            _ = user2.recv(), if own_init => return Ok(ShutdownKind::Poweroff),
+            _ = terminate.recv() => {
+                if own_init {
+                    return Ok(ShutdownKind::Reboot);
+                }
+                if let Some(kind) = shutdown::announced_by_init() {
+                    return Ok(kind);
+                }
+            }
+            _ = hang_up.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+}

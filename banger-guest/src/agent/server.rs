@@ -1,0 +1,173 @@
+//! The SSH server as a whole: what all connections share, and one connection over any stream.
+//!
+//! Used by the agent with vsock streams; tests give it others.
+
+use banger_proto::guest::GuestConfig;
+use russh::keys::PrivateKey;
+use russh::{MethodKind, MethodSet, SshId};
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::keys::Keys;
+use super::ssh::Connection;
+use crate::sys::signals;
+
+/// An OpenSSH client offers every key of its user's agent, one attempt each.
+const AUTH_ATTEMPTS: usize = 32;
+/// A connection that has not authenticated by then is closed.
+const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// Why the agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Standard input, by which init gives the configuration.
+    #[error("cannot read the configuration")]
+    ReadConfig(#[source] io::Error),
+    /// The configuration is not what this program understands.
+    #[error("cannot understand the configuration")]
+    ParseConfig(#[source] serde_json::Error),
+    /// The VM's host key is no OpenSSH private key.
+    #[error("the host key is not usable")]
+    HostKey(#[source] russh::keys::ssh_key::Error),
+    /// The daemon's key is no OpenSSH public key.
+    #[error("the daemon's key is not usable")]
+    DaemonKey(#[source] russh::keys::ssh_key::Error),
+    /// The async runtime does not start.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// No socket for SSH connections.
+    #[error("cannot listen on vsock")]
+    Listen(#[source] io::Error),
+    /// Signal handlers cannot be set up.
+    #[error("cannot take signals")]
+    Signals(#[source] io::Error),
+}
+
+/// The SSH server of a guest.
+#[derive(Debug)]
+pub struct Server {
+    config: Arc<russh::server::Config>,
+    shared: Arc<Shared>,
+}
+
+/// What connections share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) keys: Keys,
+    commands: Mutex<HashSet<i32>>,
+}
+
+impl Server {
+    /// Takes host key and authorised keys from the configuration.
+    ///
+    /// # Errors
+    /// When the host key or the daemon's key cannot be used.
+    pub fn new(config: &GuestConfig) -> Result<Self, Error> {
+        let host_key = PrivateKey::from_openssh(&config.host_key).map_err(Error::HostKey)?;
+        let keys = Keys::new(&config.daemon_key, &config.authorized_keys).map_err(Error::DaemonKey)?;
+        let mut methods = MethodSet::empty();
+        methods.push(MethodKind::PublicKey);
+        let ssh = russh::server::Config {
+            server_id: SshId::Standard(concat!("SSH-2.0-banger_", env!("CARGO_PKG_VERSION")).into()),
+            methods,
+            // Only keys are accepted, and they cannot be guessed: a delay would only slow down users who
+            // have many.
+            auth_rejection_time: Duration::ZERO,
+            auth_rejection_time_initial: Some(Duration::ZERO),
+            max_auth_attempts: AUTH_ATTEMPTS,
+            keys: vec![host_key],
+            // An open shell may be silent for days.
+            inactivity_timeout: None,
+            ..Default::default()
+        };
+        let shared = Shared { keys, commands: Mutex::new(HashSet::new()) };
+        Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared) })
+    }
+
+    /// Serves one connection until it ends. Its errors concern only that connection.
+    pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (connection, authenticated) = Connection::new(Arc::clone(&self.shared));
+        let started = russh::server::run_stream(Arc::clone(&self.config), stream, connection);
+        let Ok(Ok(mut session)) = tokio::time::timeout(LOGIN_GRACE, started).await else {
+            return;
+        };
+        let handle = session.handle();
+        let login = async {
+            if tokio::time::timeout(LOGIN_GRACE, authenticated).await.is_err() {
+                let reason = russh::Disconnect::ByApplication;
+                let _ = handle.disconnect(reason, "no login in time".into(), "en".into()).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = &mut session => {}
+            () = login => {}
+        }
+    }
+
+    /// Tells every running command that the guest ends.
+    pub(super) fn hang_up(&self) {
+        self.shared.signal_all(libc::SIGHUP);
+        self.shared.signal_all(libc::SIGCONT);
+    }
+
+    /// Ends the commands that are left.
+    pub(super) fn kill(&self) {
+        self.shared.signal_all(libc::SIGKILL);
+    }
+
+    /// Waits until no command runs, at most `bound`.
+    pub(super) async fn wait_for_commands(&self, bound: Duration) {
+        let none_left = async {
+            while !self.shared.commands().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(bound, none_left).await;
+    }
+}
+
+impl Shared {
+    /// Counts a command as running until the result is dropped, which must be right after it is reaped:
+    /// later its number may be another's.
+    pub(super) fn running(self: &Arc<Self>, group: i32) -> Running {
+        self.commands().insert(group);
+        Running { group, shared: Arc::clone(self) }
+    }
+
+    fn signal_all(&self, number: i32) {
+        for group in self.commands().iter() {
+            let _ = signals::send(-group, number);
+        }
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashSet<i32>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running command: the process group of its own that it leads.
+#[derive(Debug)]
+pub(super) struct Running {
+    group: i32,
+    shared: Arc<Shared>,
+}
+
+impl Running {
+    /// Sends a signal to the whole group.
+    pub(super) fn signal(&self, number: i32) {
+        let _ = signals::send(-self.group, number);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.commands().remove(&self.group);
+    }
+}

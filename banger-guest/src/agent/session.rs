@@ -1,0 +1,232 @@
+//! A running command on a session channel: bytes both ways, signals, the end.
+//!
+//! One task per command, started by the connection handler. It always listens to its channel, so a
+//! command that reads or writes nothing never holds up others of the same connection.
+
+use russh::server::{Handle, Msg};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::process::Child;
+
+use super::exec::{self, Output, Request, Started};
+use super::input::Pending;
+use super::pty;
+use super::server::{Running, Shared};
+
+/// Bytes of output that are read at once: one SSH packet.
+const CHUNK: usize = 32 * 1024;
+/// How long a command may take to end after SIGHUP when its client has gone.
+const HANG_UP: Duration = Duration::from_secs(2);
+/// Data of this type is standard error (RFC 4254 section 5.2).
+const STDERR: u32 = 1;
+/// What a shell answers for a command that cannot be executed.
+const NOT_FOUND: u32 = 127;
+
+/// Serves the channel until its command has ended, or the client has gone and the command is ended.
+pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request, shared: Arc<Shared>) {
+    let (from_client, to_client) = channel.split();
+    let started = match exec::start(&request) {
+        Ok(started) => started,
+        Err(error) => {
+            let text = format!("banger-agent: cannot start the login shell: {error}\n");
+            let _ = to_client.extended_data_bytes(STDERR, text.into_bytes()).await;
+            let _ = to_client.exit_status(NOT_FOUND).await;
+            let _ = to_client.close().await;
+            return;
+        }
+    };
+    // A child that is not reaped yet has a number, which is also its group's.
+    let running = started.child.id().map(|pid| shared.running(pid.cast_signed()));
+    let ended = converse(from_client, &to_client, started, running).await;
+    if let Some(status) = ended {
+        let _ = to_client.eof().await;
+        send_status(&to_client, &handle, status).await;
+    }
+    let _ = to_client.close().await;
+}
+
+/// Carries bytes and requests until the command has ended and its output is sent: its status. `None`
+/// when the client went first.
+async fn converse(
+    mut from_client: ChannelReadHalf,
+    to_client: &ChannelWriteHalf<Msg>,
+    started: Started,
+    mut running: Option<Running>,
+) -> Option<ExitStatus> {
+    let Started { mut child, input, mut output, errors, terminal } = started;
+    let mut input = Pending::new(input);
+    let outputs = async {
+        let errors = async {
+            if let Some(mut errors) = errors {
+                copy_out(&mut errors, to_client, Some(STDERR)).await;
+            }
+        };
+        tokio::join!(copy_out(&mut output, to_client, None), errors)
+    };
+    let mut outputs = std::pin::pin!(outputs);
+    let mut sent = false;
+    let mut status = None;
+    loop {
+        tokio::select! {
+            message = from_client.wait() => match message {
+                Some(ChannelMsg::Data { data }) => {
+                    if let Err(error) = input.push(&data) {
+                        let text = format!("banger-agent: no room for standard input: {error}\n");
+                        let _ = to_client.extended_data_bytes(STDERR, text.into_bytes()).await;
+                        end(&mut child, running).await;
+                        return None;
+                    }
+                }
+                Some(ChannelMsg::Eof) if terminal.is_none() => input.finish(),
+                Some(ChannelMsg::WindowChange { col_width, row_height, pix_width, pix_height }) => {
+                    if let Some(terminal) = &terminal {
+                        pty::set_size(terminal, (col_width, row_height, pix_width, pix_height));
+                    }
+                }
+                Some(ChannelMsg::Signal { signal }) => {
+                    if let (Some(running), Some(number)) = (&running, number_of(&signal)) {
+                        running.signal(number);
+                    }
+                }
+                Some(ChannelMsg::Close) | None => {
+                    end(&mut child, running).await;
+                    return None;
+                }
+                Some(_) => {}
+            },
+            () = input.write_some(), if input.has_work() => {}
+            _ = &mut outputs, if !sent => sent = true,
+            result = child.wait(), if status.is_none() => {
+                running = None;
+                status = Some(result.unwrap_or_default());
+            }
+        }
+        if sent && let Some(status) = status {
+            return Some(status);
+        }
+    }
+}
+
+/// Sends everything that `output` gives, at the pace of the client. A terminal whose last user is gone
+/// ends with an error, a pipe with nothing: both are the end.
+async fn copy_out(output: &mut Output, to_client: &ChannelWriteHalf<Msg>, kind: Option<u32>) {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        match output.read_buf(&mut chunk).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let sent = match kind {
+            None => to_client.data_bytes(chunk).await,
+            Some(kind) => to_client.extended_data_bytes(kind, chunk).await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends a command whose client has gone, its whole process group with it.
+async fn end(child: &mut Child, running: Option<Running>) {
+    let Some(running) = running else {
+        return;
+    };
+    running.signal(libc::SIGHUP);
+    running.signal(libc::SIGCONT);
+    if tokio::time::timeout(HANG_UP, child.wait()).await.is_err() {
+        running.signal(libc::SIGKILL);
+        let _ = child.wait().await;
+    }
+}
+
+async fn send_status(to_client: &ChannelWriteHalf<Msg>, handle: &Handle, status: ExitStatus) {
+    if let Some(number) = status.signal() {
+        let (name, core) = (name_of(number), status.core_dumped());
+        let _ = handle.exit_signal_request(to_client.id(), name, core, String::new(), String::new()).await;
+        return;
+    }
+    let code = status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(NOT_FOUND);
+    let _ = to_client.exit_status(code).await;
+}
+
+/// The signals that SSH names (RFC 4254 section 6.10) and the others that people send.
+const SIGNALS: [(&str, i32); 19] = [
+    ("ABRT", libc::SIGABRT),
+    ("ALRM", libc::SIGALRM),
+    ("FPE", libc::SIGFPE),
+    ("HUP", libc::SIGHUP),
+    ("ILL", libc::SIGILL),
+    ("INT", libc::SIGINT),
+    ("KILL", libc::SIGKILL),
+    ("PIPE", libc::SIGPIPE),
+    ("QUIT", libc::SIGQUIT),
+    ("SEGV", libc::SIGSEGV),
+    ("TERM", libc::SIGTERM),
+    ("USR1", libc::SIGUSR1),
+    ("USR2", libc::SIGUSR2),
+    ("BUS", libc::SIGBUS),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("SYS", libc::SIGSYS),
+    ("TSTP", libc::SIGTSTP),
+    ("WINCH", libc::SIGWINCH),
+];
+
+fn number_of(signal: &Sig) -> Option<i32> {
+    let name = match signal {
+        Sig::ABRT => "ABRT",
+        Sig::ALRM => "ALRM",
+        Sig::FPE => "FPE",
+        Sig::HUP => "HUP",
+        Sig::ILL => "ILL",
+        Sig::INT => "INT",
+        Sig::KILL => "KILL",
+        Sig::PIPE => "PIPE",
+        Sig::QUIT => "QUIT",
+        Sig::SEGV => "SEGV",
+        Sig::TERM => "TERM",
+        Sig::USR1 => "USR1",
+        Sig::Custom(name) => name.strip_prefix("SIG").unwrap_or(name),
+    };
+    SIGNALS.into_iter().find(|(other, _)| *other == name).map(|(_, number)| number)
+}
+
+fn name_of(number: i32) -> Sig {
+    let name = SIGNALS.into_iter().find(|(_, other)| *other == number).map(|(name, _)| name);
+    match name {
+        Some("ABRT") => Sig::ABRT,
+        Some("ALRM") => Sig::ALRM,
+        Some("FPE") => Sig::FPE,
+        Some("HUP") => Sig::HUP,
+        Some("ILL") => Sig::ILL,
+        Some("INT") => Sig::INT,
+        Some("KILL") => Sig::KILL,
+        Some("PIPE") => Sig::PIPE,
+        Some("QUIT") => Sig::QUIT,
+        Some("SEGV") => Sig::SEGV,
+        Some("TERM") => Sig::TERM,
+        Some("USR1") => Sig::USR1,
+        Some(name) => Sig::Custom(format!("{name}@banger")),
+        None => Sig::Custom(format!("{number}@banger")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_numbers_and_names() {
+        for (name, number) in SIGNALS {
+            assert_eq!(number_of(&Sig::Custom(name.into())), Some(number));
+            assert_eq!(number_of(&Sig::Custom(format!("SIG{name}"))), Some(number));
+        }
+        assert_eq!(number_of(&Sig::KILL), Some(libc::SIGKILL));
+        assert_eq!(number_of(&Sig::Custom("NONE".into())), None);
+        assert!(matches!(name_of(libc::SIGTERM), Sig::TERM));
+    }
+}

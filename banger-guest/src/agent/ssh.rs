@@ -1,0 +1,241 @@
+//! One SSH connection: who is it, and which of its channels becomes what.
+//!
+//! russh calls this handler in the connection's own task, so nothing here may wait for a command or a
+//! peer: a channel that is started runs in a task of its own. Requests must be answered here, because
+//! russh remembers only whether the *latest* request of a channel wants an answer.
+
+use russh::keys::PublicKey;
+use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+use super::exec::Request;
+use super::keys::Access;
+use super::pty::Terminal;
+use super::server::Shared;
+use super::{forward, keys_subsystem, session};
+use banger_proto::guest::KEYS_SUBSYSTEM;
+
+/// The only user: a guest is its owner's, and everything is done as root.
+const USER: &str = "root";
+/// Channels that a connection may have open without having started anything on them.
+const MAX_WAITING: usize = 64;
+/// Variables that a client may set, as in Debian's sshd_config.
+const ENVIRONMENT: [&str; 3] = ["LANG", "TERM", "COLORTERM"];
+const MAX_VARIABLES: usize = 64;
+
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    access: Option<Access>,
+    authenticated: Option<oneshot::Sender<()>>,
+    waiting: HashMap<ChannelId, Waiting>,
+}
+
+/// A session channel on which nothing runs yet.
+struct Waiting {
+    channel: Channel<Msg>,
+    terminal: Option<Terminal>,
+    environment: Vec<(String, String)>,
+}
+
+impl Connection {
+    /// The receiver hears of a successful login.
+    pub(super) fn new(shared: Arc<Shared>) -> (Self, oneshot::Receiver<()>) {
+        let (authenticated, login) = oneshot::channel();
+        (Self { shared, access: None, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
+    }
+
+    fn access_of(&self, user: &str, key: &PublicKey) -> Option<Access> {
+        if user != USER {
+            return None;
+        }
+        self.shared.keys.access(key)
+    }
+
+    fn start(&mut self, id: ChannelId, command: Option<&[u8]>, session: &mut Session) -> Result<(), russh::Error> {
+        let Some(waiting) = self.waiting.remove(&id) else {
+            return session.channel_failure(id);
+        };
+        session.channel_success(id)?;
+        let request = Request {
+            command: command.map(<[u8]>::to_vec),
+            terminal: waiting.terminal,
+            environment: waiting.environment,
+        };
+        tokio::spawn(session::run(waiting.channel, session.handle(), request, Arc::clone(&self.shared)));
+        Ok(())
+    }
+}
+
+impl Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
+        Ok(self.access_of(user, offer.public_key).map_or_else(Auth::reject, |_| Auth::Accept))
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        self.access = self.access_of(user, key.public_key);
+        Ok(self.access.map_or_else(Auth::reject, |_| Auth::Accept))
+    }
+
+    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Self::Error> {
+        if let Some(authenticated) = self.authenticated.take() {
+            let _ = authenticated.send(());
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        if self.waiting.len() >= MAX_WAITING {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        self.waiting.insert(channel.id(), Waiting { channel, terminal: None, environment: Vec::new() });
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        tokio::spawn(forward::tcp(channel, host.to_owned(), port, reply));
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        tokio::spawn(forward::unix(channel, path.to_owned(), reply));
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let Some(waiting) = self.waiting.get_mut(&id) else {
+            return session.channel_failure(id);
+        };
+        waiting.terminal = Some(Terminal::new(term, (columns, rows, width, height), modes));
+        session.channel_success(id)
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        match self.waiting.get_mut(&id) {
+            Some(waiting) if accepted(name, value) && waiting.environment.len() < MAX_VARIABLES => {
+                waiting.environment.push((name.to_owned(), value.to_owned()));
+                session.channel_success(id)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        self.start(id, None, session)
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        self.start(id, Some(command), session)
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
+        if name == KEYS_SUBSYSTEM && self.access == Some(Access::Daemon) {
+            let Some(waiting) = self.waiting.remove(&id) else {
+                return session.channel_failure(id);
+            };
+            session.channel_success(id)?;
+            tokio::spawn(keys_subsystem::run(waiting.channel, Arc::clone(&self.shared)));
+            return Ok(());
+        }
+        if name == "sftp"
+            && let Some(program) = super::exec::sftp_server()
+        {
+            return self.start(id, Some(program.as_bytes()), session);
+        }
+        session.channel_failure(id)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        // A running session hears of it through its channel.
+        if let Some(terminal) = self.waiting.get_mut(&id).and_then(|waiting| waiting.terminal.as_mut()) {
+            terminal.resize((columns, rows, width, height));
+        }
+        session.channel_success(id)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(id)
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.waiting.remove(&id);
+        Ok(())
+    }
+}
+
+fn accepted(name: &str, value: &str) -> bool {
+    (ENVIRONMENT.contains(&name) || name.starts_with("LC_")) && !name.contains(['=', '\0']) && !value.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::accepted;
+
+    #[test]
+    fn only_harmless_variables_are_accepted() {
+        assert!(accepted("LANG", "C.UTF-8"));
+        assert!(accepted("LC_ALL", ""));
+        for name in ["LD_PRELOAD", "PATH", "lang", "LANGUAGE", "", "LC_=x", "LC_\0"] {
+            assert!(!accepted(name, "x"), "{name:?}");
+        }
+        assert!(!accepted("LANG", "a\0b"));
+    }
+}

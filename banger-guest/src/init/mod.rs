@@ -1,0 +1,168 @@
+//! PID 1 from the initramfs: from a bare kernel to the image's own init.
+//!
+//! Called by `main` when the process is PID 1. The order below is the whole boot. It never returns to the
+//! kernel: an error is said on the console and to the daemon, and the VM is switched off.
+
+use banger_proto::guest::{CONFIG_PATH, GuestConfig, GuestEvent};
+use std::convert::Infallible;
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use crate::console::say;
+use crate::sys::vsock;
+use error::Error;
+use pid1::Ending;
+
+mod error;
+mod identity;
+mod image_init;
+mod modules;
+mod mounts;
+mod network;
+mod pid1;
+
+/// Search path of everything that is started here, as login(1) sets it for root.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Boots the guest.
+pub(crate) fn main() -> ExitCode {
+    let mut config = None;
+    let error = match boot(&mut config) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    let reason = describe(&error);
+    say(format_args!("the boot cannot go on: {reason}"));
+    if let Some(config) = &config
+        && let Err(error) = report_failure(config.control_port, &reason)
+    {
+        say(format_args!("the daemon could not be told: {error}"));
+    }
+    pid1::end_machine(Ending::PowerOff)
+}
+
+fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
+    mounts::kernel_file_systems()?;
+    mounts::open_console();
+    let config = read_config()?;
+    *seen = Some(config.clone());
+    modules::load_all(Path::new(banger_proto::guest::MODULES_DIR))?;
+    let root = Path::new(&config.root_device);
+    mounts::wait_for_device(root)?;
+    mounts::root(root)?;
+    // From here on every path means the image's: links in it lead where the image says, never out of it.
+    mounts::switch_root()?;
+    mounts::kernel_file_systems()?;
+    mounts::runtime_file_systems();
+    if let Some(device) = &config.work_device {
+        mounts::work_disk(Path::new(device))?;
+    }
+    identity::apply(&config);
+    if let Err(error) = network::configure(&config) {
+        // The agent needs no network, so the VM stays usable and its owner can look.
+        say(format_args!("no network: {}", describe(&error)));
+    }
+    match image_init::find(Path::new("/")) {
+        Some(program) => {
+            start_agent(&config, &[])?;
+            Err(hand_over(&program))
+        }
+        None => {
+            mounts::without_image_init();
+            pid1::run(|| start_agent(&config, &[crate::agent::OWN_INIT_FLAG]))
+        }
+    }
+}
+
+/// Executes the image's init in this process. Returns only the error.
+fn hand_over(program: &Path) -> Error {
+    // What the kernel itself gives to an init.
+    let source = Command::new(program).env_clear().env("HOME", "/").env("TERM", "linux").env("PATH", PATH).exec();
+    Error::Init { path: program.to_owned(), source }
+}
+
+/// Starts this same program as the agent. The configuration goes through a nameless file in memory,
+/// because it holds the VM's private host key: neither arguments nor environment nor a path show it.
+fn start_agent(config: &GuestConfig, flags: &[&str]) -> Result<Child, Error> {
+    let text = serde_json::to_vec(config).map_err(Error::EncodeConfig)?;
+    let mut file = memory_file().map_err(Error::Agent)?;
+    file.write_all(&text).map_err(Error::Agent)?;
+    std::io::Seek::rewind(&mut file).map_err(Error::Agent)?;
+    Command::new("/proc/self/exe")
+        .arg0(crate::agent::NAME)
+        .arg(crate::AGENT_COMMAND)
+        .args(flags)
+        .env_clear()
+        .env("PATH", PATH)
+        .current_dir("/")
+        .stdin(Stdio::from(file))
+        .spawn()
+        .map_err(Error::Agent)
+}
+
+fn memory_file() -> std::io::Result<fs::File> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    Ok(fs::File::from(memfd_create(c"banger-config", MFdFlags::MFD_CLOEXEC)?))
+}
+
+fn read_config() -> Result<GuestConfig, Error> {
+    let path = Path::new(CONFIG_PATH);
+    let text = fs::read(path).map_err(|source| Error::ReadConfig { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|source| Error::ParseConfig { path: path.to_owned(), source })
+}
+
+/// Tells the daemon on the control channel, which the agent would otherwise open.
+fn report_failure(port: u32, reason: &str) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(&GuestEvent::Failed { reason: shorten(reason) })?;
+    line.push(b'\n');
+    let mut stream = fs::File::from(vsock::connect_host_blocking(port)?);
+    stream.write_all(&line)?;
+    // The data is on its way, but a VM that ends takes the device with it: the host reads first.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    Ok(())
+}
+
+/// Keeps a reason within a control line, with room for its JSON form.
+fn shorten(reason: &str) -> String {
+    const ROOM: usize = banger_proto::guest::MAX_CONTROL_LINE / 2 - 40;
+    let clean: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match clean.char_indices().find(|(at, c)| at + c.len_utf8() > ROOM) {
+        Some((at, _)) => clean.get(..at).unwrap_or_default().to_owned(),
+        None => clean,
+    }
+}
+
+/// An error with its causes on one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_fits_a_control_line() {
+        let long = "ä\"\n".repeat(1000);
+        let line = serde_json::to_string(&GuestEvent::Failed { reason: shorten(&long) }).unwrap_or_default();
+        assert!(line.len() < banger_proto::guest::MAX_CONTROL_LINE, "{}", line.len());
+        assert_eq!(shorten("no disk"), "no disk");
+    }
+
+    #[test]
+    fn an_error_is_described_with_its_causes() {
+        let source = std::io::Error::other("bad disk");
+        let error = Error::Init { path: "/sbin/init".into(), source };
+        assert_eq!(describe(&error), "cannot execute the image's init /sbin/init: bad disk");
+    }
+}

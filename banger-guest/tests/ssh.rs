@@ -1,0 +1,314 @@
+//! The agent's SSH server against the stock OpenSSH client, over TCP on the loopback.
+//!
+//! Needs `ssh` and `ssh-keygen`; without them each test says that it is skipped.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use banger_guest::agent::Server;
+use banger_proto::guest::GuestConfig;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+struct Guest {
+    folder: TempDir,
+    port: u16,
+}
+
+impl Guest {
+    /// A server in a thread of its own, with one user key and one daemon key.
+    fn start() -> Option<Self> {
+        if Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
+            eprintln!("skipped: no ssh client on this machine");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["host", "daemon", "user", "other"] {
+            let path = folder.path().join(name);
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path);
+            assert!(keygen.status().unwrap().success());
+        }
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        let config = GuestConfig {
+            hostname: "test".into(),
+            address: Ipv4Addr::LOCALHOST,
+            gateway: Ipv4Addr::LOCALHOST,
+            dns: Ipv4Addr::LOCALHOST,
+            daemon_key: read("daemon.pub"),
+            authorized_keys: vec![read("user.pub")],
+            host_key: read("host"),
+            control_port: 0,
+            root_device: String::new(),
+            work_device: None,
+        };
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let server = Arc::new(Server::new(&config).unwrap());
+                let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                send.send(listener.local_addr().unwrap().port()).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let server = Arc::clone(&server);
+                    tokio::spawn(async move { server.serve(stream).await });
+                }
+            });
+        });
+        let port = receive.recv().unwrap();
+        let known = format!("[127.0.0.1]:{port} {}", read("host.pub"));
+        fs::write(folder.path().join("known_hosts"), known).unwrap();
+        Some(Self { folder, port })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn ssh_as(&self, user: &str, key: &str) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes"]);
+        ssh.arg("-o").arg(format!("UserKnownHostsFile={}", self.path("known_hosts").display()));
+        ssh.arg("-i").arg(self.path(key)).arg("-p").arg(self.port.to_string());
+        ssh.args(["-l", user]);
+        ssh.env_remove("SSH_AUTH_SOCK");
+        ssh
+    }
+
+    /// A command as the user; options come before the host.
+    fn ssh(&self, options: &[&str], command: &[&str]) -> Command {
+        let mut ssh = self.ssh_as("root", "user");
+        ssh.args(options).arg("127.0.0.1").args(command).stdin(Stdio::null());
+        ssh
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Bytes that compress badly and repeat nowhere near.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn alive(pid: &str) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_command_has_its_output_errors_and_status() {
+    let Some(guest) = Guest::start() else { return };
+    let output = guest.ssh(&[], &["echo out; echo err >&2; exit 42"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(42));
+    assert_eq!(text(&output), "out\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n");
+    let output = guest.ssh(&[], &["/no/such/command"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(127));
+}
+
+#[test]
+fn a_command_has_a_login_environment() {
+    let Some(guest) = Guest::start() else { return };
+    let mut ssh = guest.ssh(&["-o", "SendEnv=LC_TEST", "-o", "SendEnv=SECRET"], &["env"]);
+    let output = ssh.env("LC_TEST", "a b").env("SECRET", "x").output().unwrap();
+    let environment = text(&output);
+    let has = |line: &str| environment.lines().any(|other| other == line);
+    assert!(has("USER=root") && has("LOGNAME=root") && has("LC_TEST=a b"), "{environment}");
+    assert!(!environment.contains("SECRET"));
+    let output = guest.ssh(&[], &["echo $0; ps -o sid= -p $$; echo $$"]).output().unwrap();
+    let lines: Vec<String> = text(&output).lines().map(|line| line.trim().to_owned()).collect();
+    assert!(lines[0].starts_with('-'), "no login shell: {lines:?}");
+    assert_eq!(lines[1], lines[2], "no session of its own");
+}
+
+#[test]
+fn a_terminal_has_the_size_of_the_client_and_follows_it() {
+    let Some(guest) = Guest::start() else { return };
+    // script gives ssh a terminal of its own, whose size stty sets.
+    let ssh = guest.ssh(&["-tt"], &["'stty size; tty; echo $TERM'"]);
+    let words: Vec<String> =
+        std::iter::once(ssh.get_program()).chain(ssh.get_args()).map(|w| w.to_string_lossy().into_owned()).collect();
+    let line = format!("stty rows 33 cols 101; {}", words.join(" "));
+    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "vt100").output().unwrap();
+    let shown = text(&output);
+    assert!(shown.contains("33 101"), "{shown}");
+    assert!(shown.contains("/dev/pts/") && shown.contains("vt100"), "{shown}");
+    let grow = format!("stty rows 20 cols 70; t=$(tty); (sleep 2; stty rows 41 cols 99 < $t) & {}", {
+        let ssh = guest
+            .ssh(&["-tt"], &["'stty size; trap \"stty size; exit\" WINCH; for i in 1 2 3 4 5 6; do sleep 1; done'"]);
+        let words: Vec<String> = std::iter::once(ssh.get_program())
+            .chain(ssh.get_args())
+            .map(|w| w.to_string_lossy().into_owned())
+            .collect();
+        words.join(" ")
+    });
+    let output = Command::new("script").args(["-qec", &grow, "/dev/null"]).output().unwrap();
+    let shown = text(&output);
+    assert!(shown.contains("20 70") && shown.contains("41 99"), "{shown}");
+}
+
+#[test]
+fn fifty_megabytes_come_back_unchanged() {
+    let Some(guest) = Guest::start() else { return };
+    let sent = noise(50 * 1024 * 1024);
+    let mut child = guest.ssh(&[], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let copy = sent.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&copy));
+    let mut received = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(received.len(), sent.len());
+    assert!(received == sent);
+}
+
+#[test]
+fn a_command_that_reads_nothing_holds_up_nothing() {
+    let Some(guest) = Guest::start() else { return };
+    let control = guest.path("mux");
+    let master_option = format!("ControlPath={}", control.display());
+    let mut master = guest.ssh(&["-N", "-o", "ControlMaster=yes", "-o", &master_option], &[]).spawn().unwrap();
+    wait_for("the master connection", || control.exists());
+    let mut idle = guest.ssh(&["-o", &master_option], &["sleep 60"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = idle.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&noise(20 * 1024 * 1024)));
+    std::thread::sleep(Duration::from_millis(500));
+    let begin = Instant::now();
+    let output = guest.ssh(&["-o", &master_option], &["echo still here"]).output().unwrap();
+    assert_eq!(text(&output), "still here\n");
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    idle.kill().unwrap();
+    idle.wait().unwrap();
+    master.kill().unwrap();
+    master.wait().unwrap();
+    let _ = writer.join().unwrap();
+}
+
+#[test]
+fn twenty_commands_at_once() {
+    let Some(guest) = Guest::start() else { return };
+    let children: Vec<_> = (0..20)
+        .map(|at| {
+            let command = format!("sleep 0.2; echo {at}; exit {at}");
+            guest.ssh(&[], &[&command]).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for (at, child) in children.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(text(&output).trim(), at.to_string());
+        assert_eq!(output.status.code(), i32::try_from(at).ok());
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_nothing() {
+    let Some(guest) = Guest::start() else { return };
+    let pids = guest.path("pids");
+    let command = format!("trap '' HUP; sleep 300 & echo $$ $! > {}; sleep 300", pids.display());
+    let mut child = guest.ssh(&[], &[&command]).spawn().unwrap();
+    wait_for("the start", || fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n')));
+    let both = fs::read_to_string(&pids).unwrap();
+    assert!(both.split_whitespace().all(alive));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("the end of both processes", || !both.split_whitespace().any(alive));
+}
+
+#[test]
+fn a_terminal_passes_signals_and_ends_with_its_client() {
+    let Some(guest) = Guest::start() else { return };
+    let mut child = guest
+        .ssh(&["-tt"], &["trap 'echo got-it; exit 7' INT; echo ready; while :; do sleep 0.1; done"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut shown = [0; 5];
+    stdout.read_exact(&mut shown).unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"\x03").unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("got-it"), "{rest}");
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let output = guest.ssh(&[], &["kill -KILL $$"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+}
+
+#[test]
+fn only_authorised_keys_of_root_come_in_and_only_the_daemon_changes_them() {
+    let Some(guest) = Guest::start() else { return };
+    let comes_in = |user: &str, key: &str| {
+        let mut ssh = guest.ssh_as(user, key);
+        ssh.args(["127.0.0.1", "true"]).stdin(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    };
+    assert!(comes_in("root", "user") && comes_in("root", "daemon"));
+    assert!(!comes_in("root", "other") && !comes_in("daemon", "user"));
+    let replace = |key: &str, list: &str| {
+        let mut ssh = guest.ssh_as("root", key);
+        ssh.args(["-s", "127.0.0.1", banger_proto::guest::KEYS_SUBSYSTEM]);
+        let mut child = ssh.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A refused subsystem closes the pipe, and that is the answer then.
+        let _ = child.stdin.take().unwrap().write_all(list.as_bytes());
+        child.wait_with_output().unwrap()
+    };
+    let other = fs::read_to_string(guest.path("other.pub")).unwrap();
+    assert!(!replace("user", &other).status.success());
+    assert!(!comes_in("root", "other"));
+    let refused = replace("daemon", "rubbish\n");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("line 1"));
+    assert!(comes_in("root", "user"));
+    assert!(replace("daemon", &other).status.success());
+    assert!(comes_in("root", "other") && comes_in("root", "daemon") && !comes_in("root", "user"));
+}
+
+#[test]
+fn a_port_is_forwarded_both_ways() {
+    let Some(guest) = Guest::start() else { return };
+    let echo = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = format!("localhost:{}", echo.local_addr().unwrap().port());
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = echo.accept().unwrap();
+        let mut reader = stream.try_clone().unwrap();
+        std::io::copy(&mut reader, &mut stream).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut child = guest.ssh(&["-W", &target], &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let sent = noise(3 * 1024 * 1024);
+    let mut stdin = child.stdin.take().unwrap();
+    let copy = sent.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&copy));
+    let mut received = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(received == sent);
+    assert!(child.wait().unwrap().success());
+    serving.join().unwrap();
+}
