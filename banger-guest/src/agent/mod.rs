@@ -5,10 +5,14 @@
 //! It lives from the first process of the guest to the last and must not end before it is asked to.
 
 use banger_proto::guest::{GuestConfig, SSH_PORT, ShutdownKind};
-use std::io::Read;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -40,6 +44,8 @@ const OOM_SCORE: &str = "-900";
 const ANNOUNCE: Duration = Duration::from_millis(1500);
 /// How long commands may take to end after SIGHUP when the guest ends.
 const HANG_UP: Duration = Duration::from_millis(500);
+/// An image with one of these serves SSH on its network itself.
+const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
 /// Wait after a failed accept, which is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -66,7 +72,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 
 fn read_config() -> Result<GuestConfig, Error> {
     let mut text = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut text).map_err(Error::ReadConfig)?;
+    io::stdin().lock().read_to_end(&mut text).map_err(Error::ReadConfig)?;
     let config = serde_json::from_slice(&text).map_err(Error::ParseConfig)?;
     // Nothing that is started later may find the configuration on a descriptor of the agent.
     let null = std::fs::File::open("/dev/null").map_err(Error::ReadConfig)?;
@@ -79,20 +85,13 @@ async fn serve(config: GuestConfig, own_init: bool) -> Result<(), Error> {
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
     let control = tokio::spawn(control::run(config.control_port, own_init, announced));
+    let network = network_listener().await;
     let mut end = std::pin::pin!(end_of_guest(own_init));
     let kind = loop {
         tokio::select! {
             kind = &mut end => break kind?,
-            connection = listener.accept() => match connection {
-                Ok(stream) => {
-                    let server = Arc::clone(&server);
-                    tokio::spawn(async move { server.serve(stream).await });
-                }
-                Err(error) => {
-                    say(format_args!("agent: accept: {error}"));
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            },
+            connection = listener.accept() => serve_one(&server, connection).await,
+            connection = accept(network.as_ref()) => serve_one(&server, connection).await,
         }
     };
     server.hang_up();
@@ -102,6 +101,45 @@ async fn serve(config: GuestConfig, own_init: bool) -> Result<(), Error> {
     server.wait_for_commands(HANG_UP).await;
     server.kill();
     Ok(())
+}
+
+async fn serve_one<S>(server: &Arc<Server>, connection: io::Result<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match connection {
+        Ok(stream) => {
+            let server = Arc::clone(server);
+            tokio::spawn(async move { server.serve(stream).await });
+        }
+        Err(error) => {
+            say(format_args!("agent: accept: {error}"));
+            tokio::time::sleep(ACCEPT_RETRY).await;
+        }
+    }
+}
+
+/// The same server on the guest's network, when the image has none of its own: for tools that know only
+/// an address.
+async fn network_listener() -> Option<TcpListener> {
+    if SSH_DAEMONS.iter().any(|path| Path::new(path).exists()) {
+        return None;
+    }
+    let port = u16::try_from(SSH_PORT).ok()?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+    listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => {
+            let (stream, _) = listener.accept().await?;
+            // Keystrokes must not wait for each other.
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the signal that ends the guest, and says how it ends.

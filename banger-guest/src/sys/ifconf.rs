@@ -15,6 +15,7 @@ mod ioctls {
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFADDR, libc::ifreq);
     nix::ioctl_write_ptr_bad!(set_netmask, libc::SIOCSIFNETMASK, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_broadcast, libc::SIOCSIFBRDADDR, libc::ifreq);
     nix::ioctl_write_ptr_bad!(add_route, libc::SIOCADDRT, libc::rtentry);
 }
 
@@ -36,7 +37,11 @@ impl Control {
         unsafe { ioctls::set_address(self.0.as_raw_fd(), &raw const request) }?;
         request.ifr_ifru.ifru_netmask = socket_address(Ipv4Addr::BROADCAST);
         // SAFETY: as above, with the netmask member filled.
-        unsafe { ioctls::set_netmask(self.0.as_raw_fd(), &raw const request) }.map(drop)
+        unsafe { ioctls::set_netmask(self.0.as_raw_fd(), &raw const request) }?;
+        // The classful broadcast address would stay otherwise, and take an address away from the guest.
+        request.ifr_ifru.ifru_broadaddr = socket_address(Ipv4Addr::UNSPECIFIED);
+        // SAFETY: as above, with the broadcast member filled.
+        unsafe { ioctls::set_broadcast(self.0.as_raw_fd(), &raw const request) }.map(drop)
     }
 
     pub(crate) fn up(&self, interface: &str) -> Result<(), Errno> {
