@@ -1,0 +1,428 @@
+//! The cgroup of a VM: its limits, and its process identity.
+//!
+//! Under systemd the daemon runs in the leaf `daemon` of its delegated unit (`DelegateSubgroup=daemon`), and
+//! VMs lie beside it as `vms/<owner uid>/<vm id>`: found again from the VM's id alone, ended as a whole by
+//! `cgroup.kill` (cgroup-v2 documentation of the kernel). Without delegation, in a build folder, a pidfd
+//! stands in and there are no limits. Called by the VM's actor and by [`crate::firecracker`]; it must not
+//! touch any group outside `vms`.
+
+use crate::pidfd::Pidfd;
+use banger_policy::VmId;
+use rustix::process::Signal;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{fs, io};
+use tokio::time::Instant;
+
+/// Where systemd mounts the unified hierarchy; other layouts are below our floor.
+const ROOT: &str = "/sys/fs/cgroup";
+/// `DelegateSubgroup=` of bangerd.service. Any other leaf is not ours to change the parent of.
+const DAEMON_LEAF: &str = "daemon";
+/// What the limits need.
+const CONTROLLERS: &[&str] = &["memory", "pids", "cpu"];
+/// How long [`VmCgroup::kill`] waits for the kernel to end everything: exits of processes with gigabytes of
+/// memory take seconds on a loaded host.
+const KILL_WAIT: Duration = Duration::from_secs(20);
+/// A group made by the VM itself inside its own is removed with it, but not without end.
+const MAX_DEPTH: u32 = 8;
+
+/// What a VM may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `memory.max`, bytes: the guest's memory and the VMM's own.
+    pub memory_bytes: u64,
+    /// `pids.max`.
+    pub pids: u64,
+    /// `cpu.weight`, 1 to 10000, 100 by default.
+    pub cpu_weight: u64,
+}
+
+/// What a VM takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// `memory.current`, bytes.
+    pub memory_bytes: u64,
+    /// `usage_usec` of `cpu.stat`, microseconds.
+    pub cpu_usec: u64,
+}
+
+/// All groups of VMs, or the table of their processes where there are no groups. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Tree(Arc<Tree>),
+    Table(Table),
+}
+
+#[derive(Debug)]
+struct Tree {
+    /// The folder that holds the owners' folders.
+    vms: PathBuf,
+    controllers: Vec<String>,
+}
+
+type Table = Arc<Mutex<HashMap<VmId, Pidfd>>>;
+
+/// The group of one VM, which need not exist yet. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct VmCgroup {
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Group { tree: Arc<Tree>, path: PathBuf },
+    Process { vm: VmId, table: Table },
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    fs::read_to_string(path).map_err(|error| at(path, &error))
+}
+
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    fs::write(path, value).map_err(|error| at(path, &error))
+}
+
+/// The unified hierarchy's line of `/proc/self/cgroup` (cgroups(7)).
+fn own_path(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// The unit's group, when this process is in its delegated leaf.
+fn delegated_base(root: &Path, own: &str) -> Option<PathBuf> {
+    let own = Path::new(own.strip_prefix('/')?);
+    let base = own.parent()?;
+    let is_ours = own.file_name()? == DAEMON_LEAF && !base.as_os_str().is_empty();
+    is_ours.then(|| root.join(base))
+}
+
+/// The value of a key in a flat keyed file such as `cgroup.events`.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+impl Cgroups {
+    /// Finds the delegated group of this process and prepares it, or falls back to pidfds.
+    ///
+    /// # Errors
+    /// When the group is delegated but does not have the controllers that the limits need, or cannot be
+    /// prepared: VMs without limits are not an alternative there.
+    pub fn discover() -> io::Result<Self> {
+        let own = read(Path::new("/proc/self/cgroup"))?;
+        let unified = Path::new(ROOT).join("cgroup.controllers").exists();
+        match own_path(&own).and_then(|own| delegated_base(Path::new(ROOT), own)) {
+            Some(base) if unified => Self::under(&base, CONTROLLERS),
+            _ => {
+                tracing::warn!("no delegated cgroup: VMs run without limits and are tracked by pidfd");
+                Ok(Self::untracked())
+            }
+        }
+    }
+
+    /// No groups: processes are tracked by pidfd.
+    #[must_use]
+    pub fn untracked() -> Self {
+        Self { kind: Kind::Table(Table::default()) }
+    }
+
+    /// Groups under `base`, with these controllers.
+    ///
+    /// # Errors
+    /// When a controller is missing or the group is not writable.
+    pub fn under(base: &Path, controllers: &[&str]) -> io::Result<Self> {
+        let available = read(&base.join("cgroup.controllers"))?;
+        if let Some(missing) = controllers.iter().find(|name| !available.split_whitespace().any(|have| have == **name)) {
+            let message = format!("{}: the {missing} controller is not delegated", base.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
+        let tree = Tree { vms: base.join("vms"), controllers };
+        tree.enable(base)?;
+        make(&tree.vms)?;
+        tree.enable(&tree.vms)?;
+        Ok(Self { kind: Kind::Tree(Arc::new(tree)) })
+    }
+
+    /// Are there groups?
+    #[must_use]
+    pub fn delegated(&self) -> bool {
+        matches!(self.kind, Kind::Tree(_))
+    }
+
+    /// The group of a VM.
+    #[must_use]
+    pub fn vm(&self, owner: u32, vm: &VmId) -> VmCgroup {
+        let place = match &self.kind {
+            Kind::Tree(tree) => {
+                let path = tree.vms.join(owner.to_string()).join(vm.to_string());
+                Place::Group { tree: tree.clone(), path }
+            }
+            Kind::Table(table) => Place::Process { vm: *vm, table: table.clone() },
+        };
+        VmCgroup { place }
+    }
+}
+
+impl Tree {
+    /// Lets the children of `group` have the controllers. Repeatable.
+    fn enable(&self, group: &Path) -> io::Result<()> {
+        if self.controllers.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> = self.controllers.iter().map(|name| format!("+{name}")).collect();
+        write(&group.join("cgroup.subtree_control"), &list.join(" "))
+    }
+
+    fn create(&self, path: &Path, limits: &Limits) -> io::Result<()> {
+        if let Some(owner) = path.parent() {
+            make(owner)?;
+            self.enable(owner)?;
+        }
+        make(path)?;
+        for (controller, file, value) in [
+            ("memory", "memory.max", limits.memory_bytes),
+            // One process killed for want of memory leaves no half VM.
+            ("memory", "memory.oom.group", 1),
+            ("pids", "pids.max", limits.pids),
+            ("cpu", "cpu.weight", limits.cpu_weight),
+        ] {
+            if self.controllers.iter().any(|have| have == controller) {
+                write(&path.join(file), &value.to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(path: &Path, depth: u32) -> io::Result<()> {
+    if depth < MAX_DEPTH
+        && let Ok(entries) = fs::read_dir(path)
+    {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                remove_tree(&entry.path(), depth + 1)?;
+            }
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+impl VmCgroup {
+    /// Makes the group and sets its limits. An empty one that is left is taken over.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when a process of an earlier boot is still in it; else the file that could not be written.
+    pub fn create(&self, limits: &Limits) -> io::Result<()> {
+        if self.populated()? {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a process of this VM is still running"));
+        }
+        let Place::Group { tree, path } = &self.place else { return Ok(()) };
+        match tree.create(path, limits) {
+            // The removal of the owner's last other VM took the owner's group away meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => tree.create(path, limits),
+            done => done,
+        }
+    }
+
+    /// The folder; `None` without groups.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Group { path, .. } => Some(path),
+            Place::Process { .. } => None,
+        }
+    }
+
+    /// Without groups: from now on the VM is this process. With groups there is nothing to do.
+    pub(crate) fn track(&self, process: &Pidfd) {
+        if let Place::Process { vm, table } = &self.place {
+            table.lock().unwrap_or_else(PoisonError::into_inner).insert(*vm, process.clone());
+        }
+    }
+
+    fn tracked(&self) -> Option<Pidfd> {
+        let Place::Process { vm, table } = &self.place else { return None };
+        table.lock().unwrap_or_else(PoisonError::into_inner).get(vm).cloned()
+    }
+
+    /// The VM's processes; none when there is no group.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn procs(&self) -> io::Result<Vec<u32>> {
+        let Place::Group { path, .. } = &self.place else {
+            let held = self.tracked().filter(|held| !held.has_ended().unwrap_or(true));
+            return Ok(held.map(|held| held.pid()).into_iter().collect());
+        };
+        match read(&path.join("cgroup.procs")) {
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
+            Err(error) if gone(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does anything of the VM run, in the group or below? No when there is no group.
+    ///
+    /// # Errors
+    /// When the group cannot be read.
+    pub fn populated(&self) -> io::Result<bool> {
+        let Place::Group { path, .. } = &self.place else {
+            return self.tracked().map_or(Ok(false), |held| held.has_ended().map(|ended| !ended));
+        };
+        match read(&path.join("cgroup.events")) {
+            Ok(text) => Ok(keyed(&text, "populated").is_none_or(|value| value != 0)),
+            Err(error) if gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends everything of the VM and waits until it is gone. Nothing there is fine.
+    ///
+    /// # Errors
+    /// `TimedOut` when something survives 20 s, such as a process that hangs in the kernel.
+    pub async fn kill(&self) -> io::Result<()> {
+        match &self.place {
+            Place::Group { path, .. } => match write(&path.join("cgroup.kill"), "1") {
+                Err(error) if gone(&error) => return Ok(()),
+                done => done?,
+            },
+            Place::Process { .. } => self.tracked().map_or(Ok(()), |held| held.signal(Signal::KILL))?,
+        }
+        let deadline = Instant::now() + KILL_WAIT;
+        let mut pause = Duration::from_millis(1);
+        while self.populated()? {
+            if Instant::now() >= deadline {
+                let message = format!("processes of the VM survive SIGKILL: {:?}", self.procs()?);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Removes the group, and the owner's when it was the last in it. Gone is fine.
+    ///
+    /// # Errors
+    /// `ResourceBusy` while something runs in it.
+    pub fn remove(&self) -> io::Result<()> {
+        match &self.place {
+            Place::Group { path, .. } => {
+                remove_tree(path, 0)?;
+                if let Some(owner) = path.parent() {
+                    // Not empty: another VM of that owner.
+                    let _ = fs::remove_dir(owner);
+                }
+            }
+            Place::Process { vm, table } => {
+                table.lock().unwrap_or_else(PoisonError::into_inner).remove(vm);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the VM takes now; without groups, what `/proc` says of its process.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn usage(&self) -> io::Result<Usage> {
+        match &self.place {
+            Place::Group { path, .. } => Ok(Usage {
+                memory_bytes: read(&path.join("memory.current"))?.trim().parse().unwrap_or(0),
+                cpu_usec: keyed(&read(&path.join("cpu.stat"))?, "usage_usec").unwrap_or(0),
+            }),
+            Place::Process { .. } => {
+                let Some(held) = self.tracked() else { return Ok(Usage::default()) };
+                process_usage(held.pid())
+            }
+        }
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    // ENODEV: the group was removed while its file was open.
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+/// From `/proc/PID/status` (`VmRSS`, KiB) and `stat` (proc_pid_stat(5): fields 14 and 15, 1/100 s).
+fn process_usage(pid: u32) -> io::Result<Usage> {
+    let status = read(Path::new(&format!("/proc/{pid}/status")))?;
+    let stat = read(Path::new(&format!("/proc/{pid}/stat")))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    // The name, field 2, may hold anything but ends at the last parenthesis.
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let resident: u64 = resident.unwrap_or(0);
+    Ok(Usage { memory_bytes: resident.saturating_mul(1024), cpu_usec: ticks.saturating_mul(10_000) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use std::process::Command;
+
+    fn vm(byte: u8) -> VmId {
+        VmId::from_bytes([byte; 32]).unwrap()
+    }
+
+    #[test]
+    fn only_the_delegated_leaf_is_ours() {
+        let root = Path::new("/sys/fs/cgroup");
+        let base = |own| delegated_base(root, own);
+        assert_eq!(own_path("9:name=systemd:/\n0::/a/daemon\n"), Some("/a/daemon"));
+        assert_eq!(own_path("1:cpu:/\n"), None);
+        assert_eq!(base("/system.slice/bangerd.service/daemon"), Some(root.join("system.slice/bangerd.service")));
+        for foreign in ["/", "/daemon", "/user.slice/session-1.scope", "/system.slice/bangerd.service", "/../daemon/x"] {
+            assert_eq!(base(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn keyed_files_are_read_by_whole_keys() {
+        let text = "populated_x 7\npopulated 1\nfrozen 0\n";
+        assert_eq!(keyed(text, "populated"), Some(1));
+        assert_eq!(keyed(text, "frozen"), Some(0));
+        assert_eq!(keyed(text, "missing"), None);
+    }
+
+    #[tokio::test]
+    async fn without_groups_the_process_is_held_by_pidfd() {
+        let groups = Cgroups::untracked();
+        let group = groups.vm(1000, &vm(1));
+        group.create(&Limits { memory_bytes: 1, pids: 1, cpu_weight: 100 }).unwrap();
+        assert!(!group.populated().unwrap());
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        group.track(&Pidfd::open(child.id()).unwrap());
+        // The same VM through another value; another VM sees nothing.
+        assert_eq!(groups.vm(1000, &vm(1)).procs().unwrap(), [child.id()]);
+        assert!(groups.vm(1000, &vm(2)).procs().unwrap().is_empty());
+        assert!(groups.vm(1000, &vm(1)).usage().unwrap().memory_bytes > 0);
+        assert!(group.create(&Limits { memory_bytes: 1, pids: 1, cpu_weight: 100 }).is_err());
+        group.kill().await.unwrap();
+        assert!(!group.populated().unwrap());
+        child.wait().unwrap();
+        group.remove().unwrap();
+        assert!(group.procs().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,164 @@
+//! The moment between daemon and VMM: `bangerd launch-vmm <orders>` becomes Firecracker.
+//!
+//! Started by [`super::launch`] only. Every step here is irreversible and made by the process itself, in this
+//! order, so that nothing of the VMM ever runs outside its cgroup or with the daemon's descriptors. One
+//! thread, no runtime. The only way back is one line on the standard error that it was started with.
+
+use super::{Launch, VmmError};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+/// The word after `bangerd` that selects this.
+pub const COMMAND: &str = "launch-vmm";
+
+/// What is to be done, as JSON in the argument after [`COMMAND`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Orders {
+    binary: PathBuf,
+    id: String,
+    api_socket: PathBuf,
+    console: PathBuf,
+    cgroup: Option<PathBuf>,
+}
+
+impl From<&Launch> for Orders {
+    fn from(launch: &Launch) -> Self {
+        Self {
+            binary: launch.binary.clone(),
+            id: launch.id.clone(),
+            api_socket: launch.api_socket.clone(),
+            console: launch.console.clone(),
+            cgroup: launch.cgroup.path().map(Path::to_owned),
+        }
+    }
+}
+
+impl Orders {
+    pub(super) fn to_json(&self) -> Result<String, VmmError> {
+        // The one thing that JSON cannot say is a path that is not UTF-8.
+        serde_json::to_string(self).map_err(|_| VmmError::Path(self.console.clone()))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Step {
+    #[error("no orders: this is not started by hand")]
+    Orders,
+    #[error("cannot keep standard error: {0}")]
+    Report(#[source] io::Error),
+    #[error("cannot enter {}: {source}", path.display())]
+    Cgroup { path: PathBuf, source: io::Error },
+    #[error("cannot begin a session: {0}")]
+    Session(#[source] nix::Error),
+    #[error("cannot switch core dumps off: {0}")]
+    Cores(#[source] nix::Error),
+    #[error("cannot give up new privileges: {0}")]
+    NoNewPrivs(#[source] nix::Error),
+    #[error("cannot open the console {}: {source}", path.display())]
+    Console { path: PathBuf, source: io::Error },
+    #[error("cannot list open descriptors: {0}")]
+    Descriptors(#[source] io::Error),
+    #[error("{}: {source}", path.display())]
+    Exec { path: PathBuf, source: io::Error },
+}
+
+/// Becomes the VMM; returns only when that fails.
+#[must_use]
+pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let orders = args.next().and_then(|text| serde_json::from_str::<Orders>(text.to_str()?).ok());
+    // A copy that closes by itself at exec: how the daemon sees that it happened.
+    let report = io::stderr().as_fd().try_clone_to_owned();
+    let failed = match (orders, report) {
+        (Some(orders), Ok(report)) => {
+            let Err(step) = become_vmm(&orders, &report);
+            let _ = writeln!(File::from(report), "{step}");
+            return ExitCode::from(126);
+        }
+        (None, _) => Step::Orders,
+        (_, Err(error)) => Step::Report(error),
+    };
+    eprintln!("bangerd {COMMAND}: {failed}");
+    ExitCode::from(2)
+}
+
+fn become_vmm(orders: &Orders, report: &OwnedFd) -> Result<std::convert::Infallible, Step> {
+    // 1. The cgroup, before anything that may use memory or make a process. `0` is the writer itself.
+    if let Some(group) = &orders.cgroup {
+        let path = group.join("cgroup.procs");
+        let entered = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"0"));
+        entered.map_err(|source| Step::Cgroup { path, source })?;
+    }
+    // 2. Out of the daemon's session: no signal of a terminal or of its process group arrives.
+    nix::unistd::setsid().map_err(Step::Session)?;
+    // 3. What it makes (sockets) is the daemon's alone; a core would hold the guest's memory.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).map_err(Step::Cores)?;
+    // 4. No exec from here on gains anything.
+    nix::sys::prctl::set_no_new_privs().map_err(Step::NoNewPrivs)?;
+    // 5. The console: append, so that the daemon may cut the file while the VMM writes.
+    let console = open_console(&orders.console)
+        .map_err(|source| Step::Console { path: orders.console.clone(), source })?;
+    let stderr = console.try_clone().map_err(|source| Step::Console { path: orders.console.clone(), source })?;
+    // 6. Everything else that the daemon had open. Its own descriptors close at exec anyway; this is for those
+    //    that somebody forgot to mark.
+    close_all_but(&[report.as_raw_fd(), console.as_raw_fd(), stderr.as_raw_fd()]).map_err(Step::Descriptors)?;
+    // 7. Firecracker, in an empty environment.
+    let source = Command::new(&orders.binary)
+        .arg("--api-sock")
+        .arg(&orders.api_socket)
+        .args(["--id", &orders.id])
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(console)
+        .stderr(stderr)
+        .exec();
+    Err(Step::Exec { path: orders.binary.clone(), source })
+}
+
+fn open_console(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// Closes every descriptor above the standard three but those named.
+fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
+        // One of them was the folder's own, which is closed by now.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_command_line() {
+        let orders = Orders {
+            binary: "/usr/bin/fire cracker".into(),
+            id: "0123456789abcdef".into(),
+            api_socket: "/run/\"x\"/api.sock".into(),
+            console: "/var/c\\o".into(),
+            cgroup: Some("/sys/fs/cgroup/a".into()),
+        };
+        let text = orders.to_json().unwrap();
+        assert_eq!(serde_json::from_str::<Orders>(&text).unwrap(), orders);
+        assert!(serde_json::from_str::<Orders>("{}").is_err());
+    }
+}
