@@ -9,6 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Longest text of `modules.dep` or `modules.builtin` that is read, bytes: a full Fedora kernel has 0.9 MiB.
 pub const MAX_INDEX_BYTES: u64 = 16 << 20;
 
+/// Name of the kernel itself (bzImage or ELF) in the tar that `kernel import` sends.
+pub const KERNEL_ENTRY: &str = "vmlinuz";
+
+/// In that tar, the files of `lib/modules/VERSION` that are needed have their path there behind this prefix:
+/// `modules/modules.dep`, `modules/modules.builtin`, and every [`ModuleIndex::boot_modules`]. A kernel with
+/// everything built in may come without any of them.
+pub const MODULES_PREFIX: &str = "modules/";
+
 /// Modules without which no guest comes up: its disks, its network, its file system, its control channel.
 const REQUIRED: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
 
@@ -61,7 +69,9 @@ impl ModulePath {
     /// `.ko` file, or longer than 255 bytes.
     pub fn new(path: &str) -> Result<Self, KernelError> {
         let component = |part: &str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+,-".contains(&b)) && !part.starts_with('.')
+            !part.is_empty()
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+,-".contains(&b))
+                && !part.starts_with('.')
         };
         let file = path.rsplit('/').next().unwrap_or(path);
         let module = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"].iter().any(|end| file.ends_with(end));
@@ -210,7 +220,9 @@ mod tests {
         assert_eq!(
             error,
             KernelError::Missing {
-                names: ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"].map(String::from).to_vec()
+                names: ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"]
+                    .map(String::from)
+                    .to_vec()
             }
         );
         assert!(error.to_string().contains("virtio_mmio, virtio_blk"), "{error}");
@@ -232,15 +244,19 @@ mod tests {
     #[test]
     fn a_cycle_ends() {
         let builtin: String = REQUIRED[..4].iter().map(|name| format!("{name}.ko\n")).collect();
-        let index =
-            ModuleIndex::parse("a/vmw_vsock_virtio_transport.ko: a/b.ko\na/b.ko: a/vmw_vsock_virtio_transport.ko", &builtin)
-                .unwrap();
+        let index = ModuleIndex::parse(
+            "a/vmw_vsock_virtio_transport.ko: a/b.ko\na/b.ko: a/vmw_vsock_virtio_transport.ko",
+            &builtin,
+        )
+        .unwrap();
         assert_eq!(index.boot_modules().unwrap().len(), 2);
     }
 
     #[test]
     fn paths_stay_inside() {
-        for bad in ["/a.ko", "../a.ko", "a/../b.ko", "a//b.ko", "a/.b.ko", "a", "a.ko.exe", "a b.ko", "a\n.ko", "", "ä.ko"] {
+        for bad in
+            ["/a.ko", "../a.ko", "a/../b.ko", "a//b.ko", "a/.b.ko", "a", "a.ko.exe", "a b.ko", "a\n.ko", "", "ä.ko"]
+        {
             assert!(ModulePath::new(bad).is_err(), "{bad:?}");
         }
         for good in ["a.ko", "kernel/x-y/a_b.ko.zst", "updates/dkms/z.ko.gz", "kernel/a,b+c.ko.xz"] {

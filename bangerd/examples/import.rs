@@ -1,0 +1,63 @@
+//! Runs the image and kernel imports by hand, without a daemon:
+//! `cargo run --release -p bangerd --example import -- rootfs TAR FOLDER [SIZE]`, and the like for `kernel` and
+//! `work-disk`. The results are for `e2fsck`, `debugfs` and `readelf`.
+#![expect(clippy::print_stdout, reason = "a tool for the terminal")]
+
+use bangerd::image::{self, Limits, Progress};
+use std::cell::Cell;
+use std::error::Error;
+use std::fs::File;
+use std::path::Path;
+use std::time::Instant;
+
+struct Stages {
+    begun: Instant,
+    last: Cell<Option<(&'static str, Instant)>>,
+}
+
+impl Stages {
+    fn end(&self) {
+        if let Some((name, at)) = self.last.take() {
+            println!("{name:<24} {:>8.3} s", at.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Progress for Stages {
+    fn stage(&self, name: &'static str) {
+        self.end();
+        self.last.set(Some((name, Instant::now())));
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let progress = Stages { begun: Instant::now(), last: Cell::new(None) };
+    match args.as_slice() {
+        ["rootfs", tar, folder, rest @ ..] => {
+            let size = rest.first().map_or(Ok(image::DEFAULT_BUILD_SIZE), |size| size.parse())?;
+            let limits = Limits::for_build_size(size);
+            let imported = image::import(File::open(tar)?, Path::new(folder), size, limits, &progress)?;
+            progress.end();
+            println!("{imported:#?}");
+        }
+        ["kernel", tar, folder] => {
+            let imported = bangerd::boot::kernel::import(File::open(tar)?, Path::new(folder), &progress)?;
+            progress.end();
+            println!("{imported:#?}");
+        }
+        ["work-disk", seed, path, size] => {
+            let seed = (*seed != "-").then_some(Path::new(seed));
+            let disk = image::work_disk::WorkDisk { size: size.parse()?, seed, extra: &[], uuid: [0x42; 16] };
+            image::work_disk::create(&disk, Path::new(path), &progress)?;
+        }
+        _ => {
+            return Err(
+                "usage: import rootfs TAR FOLDER [SIZE] | kernel TAR FOLDER | work-disk SEED|- PATH SIZE".into()
+            );
+        }
+    }
+    println!("{:.3} s in all", progress.begun.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! What a guest boots: the kernel taken out of a distribution's package, and the initramfs of each start.
+//!
+//! Called by the import jobs and by the start of a VM, on a blocking thread. It must not know of the database
+//! or of VMs' states.
+
+mod bzimage;
+mod elf;
+pub mod initramfs;
+pub mod kernel;
+
+/// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard controller for just
+/// that), `panic=1` turns a panic into such a reboot, and the console is what `vm logs` shows.
+pub const KERNEL_ARGS: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 rdinit=/init";

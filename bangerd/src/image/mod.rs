@@ -1,0 +1,160 @@
+//! From what a user gives (a root file system's tar, an OCI image) to an ext4 root file system.
+//!
+//! Called by the daemon's import jobs on a blocking thread, with one spooled file. Everything goes from the
+//! archive to a tree in memory and from there to ext4: no entry of an archive ever becomes a file on the host,
+//! nothing is mounted, no program runs and no privilege is needed. Nothing is published either: the results
+//! stand in a staging folder, and the caller renames it when its database row is ready.
+//!
+//! It must not know of the database, of the daemon's configuration or of the wire.
+
+pub(crate) mod archive;
+pub(crate) mod codec;
+mod error;
+mod layers;
+mod names;
+mod oci;
+mod pax;
+mod rootfs;
+pub(crate) mod source;
+mod tree;
+pub mod work_disk;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod testutil;
+
+pub use error::ImageError;
+pub use names::NameFault;
+pub use source::Progress;
+
+use banger_policy::Digest;
+use layers::Layer;
+use sha2::{Digest as _, Sha256};
+use source::{Budget, Window};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tree::Tree;
+
+/// Default size of a root file system, bytes (spec.md section 1).
+pub const DEFAULT_BUILD_SIZE: u64 = 8 << 30;
+
+/// The root file system in a staging folder, and in an image's folder.
+pub const ROOTFS_FILE: &str = "rootfs.ext4";
+/// The image's `/root`, from which work disks are made.
+pub const SEED_FILE: &str = "work-seed.tar";
+
+/// Caps on what an import may expand to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Entries over all layers, meta entries included. Each costs about 700 bytes of memory while the image is
+    /// written, so the default is at most 1.4 GiB; a Debian desktop has 300,000.
+    pub entries: u64,
+    /// Decompressed bytes over all layers.
+    pub expanded_bytes: u64,
+}
+
+impl Limits {
+    /// For a root file system of `build_size` bytes: what cannot fit need not be read to its end.
+    #[must_use]
+    pub fn for_build_size(build_size: u64) -> Self {
+        Self { entries: 2_000_000, expanded_bytes: build_size }
+    }
+}
+
+/// What the source was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A root file system; its digest is that of the decompressed tar.
+    Tar,
+    /// An OCI image; its digest is that of the linux/amd64 manifest.
+    Oci,
+}
+
+/// A finished import.
+#[derive(Clone, Debug)]
+pub struct ImportedRootfs {
+    /// Identifies the image: source, build size and version of this code. The same digest means the same bytes.
+    pub digest: Digest,
+    /// What was imported.
+    pub source: SourceKind,
+    /// Digest of the source itself, however it was compressed or packed.
+    pub source_digest: Digest,
+    /// `rootfs.ext4` in the staging folder: mode 0440, sparse, synced.
+    pub rootfs_path: PathBuf,
+    /// `work-seed.tar` in the staging folder: mode 0440, synced.
+    pub seed_path: PathBuf,
+    /// Size of the root file system, bytes.
+    pub build_size: u64,
+    /// Bytes of file contents.
+    pub content_bytes: u64,
+    /// Entries of all layers.
+    pub entries: u64,
+}
+
+/// Part of every image digest: raised when the same source would be written differently.
+const FORMAT: &str = "banger rootfs 1";
+
+/// Imports `source`, which is recognised by its content: a root file system's tar, or a tar of an OCI layout
+/// (which `docker save` and `skopeo copy ... oci-archive:` write), plain or compressed with gzip, zstd or xz.
+///
+/// `staging` is an existing, empty folder of the caller on the file system of the images; on failure the caller
+/// removes it. Memory: the tree and the file system's metadata; contents stay on disk.
+///
+/// # Errors
+/// [`ImageError`]; nothing but files in `staging` is left behind.
+pub fn import(
+    source: File,
+    staging: &Path,
+    build_size: u64,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<ImportedRootfs, ImageError> {
+    rootfs::check_size(build_size)?;
+    let source = Window::whole(source)?;
+    if source.len() == 0 {
+        return Err(ImageError::EmptyFile);
+    }
+    let mut budget = Budget::new(limits.expanded_bytes, limits.entries);
+    progress.stage("read archive");
+    let outer = source::spool(&source, "the archive", staging, &mut budget, progress)?;
+    let (kind, source_digest, layers) = match oci::open(&outer.window, progress)? {
+        Some(image) => {
+            progress.stage("verify and unpack layers");
+            let layers = oci::layers(&image, staging, &mut budget, progress)?;
+            (SourceKind::Oci, image.digest, layers)
+        }
+        None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)]),
+    };
+    progress.stage("merge layers");
+    let mut tree = Tree::new();
+    for (window, layer) in layers.iter().enumerate() {
+        layers::apply(&mut tree, layer, window, &mut budget, progress)?;
+    }
+    let windows: Vec<Window> = layers.into_iter().map(|layer| layer.window).collect();
+    progress.stage("write work disk seed");
+    let seed_path = staging.join(SEED_FILE);
+    work_disk::write_seed(&mut tree, &windows, &seed_path, progress)?;
+    progress.stage("write root file system");
+    let identity = Sha256::digest(format!("{FORMAT}\nsource {source_digest}\nsize {build_size}\n"));
+    let digest = digest(identity.into())?;
+    let rootfs_path = staging.join(ROOTFS_FILE);
+    let ext4 = rootfs::Ext4 { size: build_size, uuid: rootfs::uuid(&digest), label: "rootfs", host_mode: 0o440 };
+    let content_bytes = rootfs::write(tree, &windows, &ext4, &rootfs_path, progress)?;
+    let entries = budget.entries;
+    Ok(ImportedRootfs {
+        digest,
+        source: kind,
+        source_digest,
+        rootfs_path,
+        seed_path,
+        build_size,
+        content_bytes,
+        entries,
+    })
+}
+
+fn digest(bytes: [u8; 32]) -> Result<Digest, ImageError> {
+    Digest::from_bytes(bytes).map_err(|error| ImageError::Oci { why: error.to_string() })
+}

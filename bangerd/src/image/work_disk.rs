@@ -1,0 +1,221 @@
+//! Work disks: the ext4 that a guest mounts on `/root`, made from what the image has there.
+//!
+//! At import the image's `/root` is kept as a small tar beside the root file system ([`SEED_FILE`]): a VM's work
+//! disk is then made without reading the root file system, which only guests ever parse.
+//!
+//! [`SEED_FILE`]: super::SEED_FILE
+
+use super::archive::Meta;
+use super::error::ImageError;
+use super::layers::{self, Layer};
+use super::names::{EntryPath, printable};
+use super::rootfs::{self, Ext4};
+use super::source::{Budget, Progress, Window, check};
+use super::tree::{Content, NodeId, NodeKind, Tree};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{File, Permissions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use tar::{Builder, EntryType, Header};
+
+/// A folder or file that is put on a work disk beside the seed.
+#[derive(Clone, Debug)]
+pub struct ExtraFile {
+    /// Below `/root`, such as `.ssh/config`. Missing folders are made with mode 0755.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u16,
+    /// Bytes of a file; `None` for a folder.
+    pub content: Option<Vec<u8>>,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+}
+
+/// What a work disk is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkDisk<'a> {
+    /// Size of the disk, bytes; a multiple of 4096.
+    pub size: u64,
+    /// The image's [`super::SEED_FILE`].
+    pub seed: Option<&'a Path>,
+    /// Replace what the seed has at the same path; owned by root.
+    pub extra: &'a [ExtraFile],
+    /// UUID of the file system: 16 bytes that no other disk has.
+    pub uuid: [u8; 16],
+}
+
+/// Writes a work disk to the new file `path`: sparse, mode 0600, synced; its root folder is 0700 root:root.
+///
+/// # Errors
+/// [`ImageError`]; a file that was begun is left for the caller to remove, with the rest of the VM's folder.
+pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
+    rootfs::check_size(disk.size)?;
+    let mut tree = Tree::new();
+    let mut windows = Vec::new();
+    if let Some(seed) = disk.seed {
+        let file = File::open(seed).map_err(|source| ImageError::Read { source })?;
+        let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(file)?) };
+        layers::apply(&mut tree, &layer, windows.len(), &mut Budget::new(disk.size, u64::MAX), progress)?;
+        windows.push(layer.window);
+    }
+    if !disk.extra.is_empty() {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let spool = extra_files(&mut tree, disk.extra, windows.len(), dir)?;
+        windows.push(Window::whole(spool)?);
+    }
+    let root = tree.node_mut(Tree::ROOT);
+    root.meta = Meta { mode: 0o700, uid: 0, gid: 0, mtime: root.meta.mtime };
+    let ext4 = Ext4 { size: disk.size, uuid: disk.uuid, label: "work", host_mode: 0o600 };
+    rootfs::write(tree, &windows, &ext4, path, progress).map(drop)
+}
+
+fn extra_files(tree: &mut Tree, extra: &[ExtraFile], window: usize, dir: &Path) -> Result<File, ImageError> {
+    let write_error = |source| ImageError::Write { path: dir.to_owned(), source };
+    let mut spool = tempfile::tempfile_in(dir).map_err(write_error)?;
+    let mut offset = 0;
+    for file in extra {
+        let entry = || printable(file.path.as_bytes());
+        let layer = || "the work disk".to_owned();
+        let path = EntryPath::parse(file.path.as_bytes()).map_err(|fault| ImageError::Name {
+            layer: layer(),
+            entry: entry(),
+            fault,
+        })?;
+        let kind = match &file.content {
+            None => NodeKind::Dir(BTreeMap::new()),
+            Some(bytes) => {
+                spool.write_all(bytes).map_err(write_error)?;
+                let size = bytes.len() as u64;
+                let content = Content { window, offset, size };
+                offset += size;
+                NodeKind::File(content)
+            }
+        };
+        let meta = Meta { mode: file.mode & 0o7777, uid: 0, gid: 0, mtime: (file.mtime, 0) };
+        tree.put(&path, kind, meta, Box::default()).map_err(|error| ImageError::Entry {
+            layer: layer(),
+            entry: entry(),
+            why: error.to_string(),
+        })?;
+    }
+    Ok(spool)
+}
+
+/// Writes the `/root` of an image as a PAX tar. An image without one has a seed with the folder alone.
+///
+/// # Errors
+/// `Write`, `Cancelled`.
+pub(super) fn write_seed(
+    tree: &mut Tree,
+    windows: &[Window],
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<(), ImageError> {
+    // An image in which /root is a file or a loop boots nevertheless; its work disk starts empty.
+    let root = tree.find_dir("root").ok().flatten();
+    let result = (|| {
+        let file = File::options().write(true).create_new(true).mode(0o440).open(path)?;
+        file.set_permissions(Permissions::from_mode(0o440))?;
+        let mut seed = Seed { tree, windows, out: Builder::new(BufWriter::new(file)), names: HashMap::new() };
+        match root {
+            Some(root) => seed.folder(root, progress)?,
+            None => seed.header(".", &dir_meta(), EntryType::Directory, 0, &[])?,
+        }
+        seed.out.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    })();
+    check(progress)?;
+    result.map_err(|source| ImageError::Write { path: path.to_owned(), source })
+}
+
+fn dir_meta() -> Meta {
+    Meta { mode: 0o700, uid: 0, gid: 0, mtime: (0, 0) }
+}
+
+struct Seed<'a> {
+    tree: &'a Tree,
+    windows: &'a [Window],
+    out: Builder<BufWriter<File>>,
+    /// First name of each node, for hard links.
+    names: HashMap<NodeId, String>,
+}
+
+impl Seed<'_> {
+    fn folder(&mut self, root: NodeId, progress: &dyn Progress) -> io::Result<()> {
+        let mut todo = vec![(root, String::from("."))];
+        while let Some((id, path)) = todo.pop() {
+            if progress.cancelled() {
+                return Ok(());
+            }
+            self.node(id, &path)?;
+            if let NodeKind::Dir(children) = &self.tree.node(id).kind {
+                todo.extend(children.iter().rev().map(|(name, child)| (*child, format!("{path}/{name}"))));
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, id: NodeId, path: &str) -> io::Result<()> {
+        let node = self.tree.node(id);
+        if let Some(first) = self.names.get(&id) {
+            let first = first.clone();
+            return self.header(path, &node.meta, EntryType::Link, 0, &[("linkpath", first.as_bytes())]);
+        }
+        self.names.insert(id, path.to_owned());
+        let device = |major: &u32, minor: &u32| [major.to_string(), minor.to_string()];
+        let mut pax: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut size = 0;
+        let kind = match &node.kind {
+            NodeKind::Dir(_) => EntryType::Directory,
+            NodeKind::File(content) => {
+                size = content.size;
+                EntryType::Regular
+            }
+            NodeKind::Symlink(target) => {
+                pax.push(("linkpath".to_owned(), target.as_bytes().to_vec()));
+                EntryType::Symlink
+            }
+            NodeKind::Char(major, minor) | NodeKind::Block(major, minor) => {
+                let [major, minor] = device(major, minor);
+                pax.push(("SCHILY.devmajor".to_owned(), major.into_bytes()));
+                pax.push(("SCHILY.devminor".to_owned(), minor.into_bytes()));
+                if matches!(node.kind, NodeKind::Char(..)) { EntryType::Char } else { EntryType::Block }
+            }
+            NodeKind::Fifo => EntryType::Fifo,
+        };
+        pax.extend(node.xattrs.iter().map(|x| (format!("SCHILY.xattr.{}", x.name), super::xattr::to_archive(x))));
+        let pax: Vec<(&str, &[u8])> = pax.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect();
+        self.header(path, &node.meta, kind, size, &pax)?;
+        if let NodeKind::File(content) = &node.kind {
+            let window = self.windows.get(content.window).and_then(|w| w.part(content.offset, content.size));
+            let window = window.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let out = self.out.get_mut();
+            io::copy(&mut window.reader(), out)?;
+            let padding = usize::try_from(size.next_multiple_of(512) - size).unwrap_or_default();
+            out.write_all(&vec![0; padding])?;
+        }
+        Ok(())
+    }
+
+    /// All that may exceed a ustar header goes into PAX records.
+    fn header(&mut self, path: &str, meta: &Meta, kind: EntryType, size: u64, pax: &[(&str, &[u8])]) -> io::Result<()> {
+        let (seconds, nanos) = meta.mtime;
+        // The record has sign and magnitude: nanoseconds count away from zero.
+        let mtime = if seconds < 0 && nanos > 0 {
+            format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanos)
+        } else {
+            format!("{seconds}.{nanos:09}")
+        };
+        let (uid, gid, length) = (meta.uid.to_string(), meta.gid.to_string(), size.to_string());
+        let common = [("path", path), ("uid", &uid), ("gid", &gid), ("size", &length), ("mtime", &mtime)];
+        let common = common.map(|(key, value)| (key, value.as_bytes()));
+        self.out.append_pax_extensions(common.into_iter().chain(pax.iter().copied()))?;
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(u32::from(meta.mode));
+        header.set_size(size);
+        header.set_mtime(0);
+        header.set_cksum();
+        self.out.get_mut().write_all(header.as_bytes())
+    }
+}
