@@ -1,1 +1,39 @@
-//! (being written)
+//! The command line: parses, asks the daemon, shows. It holds no state but the user's SSH key, decides
+//! nothing about permission, and is no more trusted by the daemon than any other program of the user.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod client;
+mod cmd;
+mod error;
+mod interrupt;
+mod job;
+mod kernel_file;
+mod output;
+mod pack;
+mod programs;
+mod progress;
+mod session;
+mod ssh;
+mod terminal;
+mod upload;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return error::report(&anyhow::Error::new(error).context("cannot start")),
+    };
+    let outcome = runtime.block_on(cmd::run(cli.command));
+    // A thread may still be blocked in a read of standard input; it ends with the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => error::report(&error),
+    }
+}

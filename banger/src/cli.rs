@@ -1,0 +1,279 @@
+//! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+A VM is named by its name, its id, or the beginning of its id.
+Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
+
+Environment:
+  BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
+  NO_COLOR       no colour";
+
+/// microVM sandboxes for every user of a host, without sudo
+#[derive(Debug, Parser)]
+#[command(name = "banger", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make, start, use and remove VMs
+    #[command(subcommand)]
+    Vm(Box<Vm>),
+    /// List your VMs (as `vm list`)
+    Ps(List),
+    /// Root file systems that VMs are made from
+    #[command(subcommand)]
+    Image(Image),
+    /// Kernels that VMs boot
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Work that bangerd does for you
+    #[command(subcommand)]
+    Job(Job),
+    /// Check that this host and this user can run VMs
+    Doctor(Json),
+    /// Show the versions of this program, of bangerd and of Firecracker
+    Version(Json),
+    /// Print a completion script
+    Completion {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    /// Make a VM, start it, and open a shell or run a command in it
+    Run(Run),
+    /// Make a VM without starting it
+    Create(Spec),
+    /// Start VMs
+    Start(Names),
+    /// Shut VMs down cleanly
+    Stop(Names),
+    /// Stop VMs and start them again
+    Restart(Names),
+    /// End VMs without asking their guests
+    Kill(Kill),
+    /// Stop VMs and remove them with their disks
+    #[command(visible_alias = "rm")]
+    Delete(Names),
+    /// List your VMs
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show one VM
+    Show {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Print the console
+    Logs {
+        /// The VM
+        vm: String,
+        /// Go on with what is written from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last N lines
+        #[arg(short = 'n', long, value_name = "N")]
+        tail: Option<u32>,
+    },
+    /// Run a command in a VM, or a login shell
+    Exec(Exec),
+    /// Log in with ssh; what follows the name is ssh's: options, then a command
+    Ssh {
+        /// The VM
+        vm: String,
+        /// Options of ssh and a command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "SSH ARGUMENTS")]
+        arguments: Vec<String>,
+    },
+    /// Bytes to and from a VM's ssh server: what `ssh` is given as its ProxyCommand
+    #[command(hide = true)]
+    Proxy {
+        /// The VM
+        vm: String,
+    },
+}
+
+/// What a new VM is to be.
+#[derive(Debug, Args)]
+pub(crate) struct Spec {
+    /// Its name [default: generated]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The image [default: the configured one, or the only one]
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// The kernel [default: the newest]
+    #[arg(long)]
+    pub(crate) kernel: Option<String>,
+    /// vCPUs [default: configured, or a quarter of the host's, at most 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory [default: configured, or an eighth of the host's, at most 8G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// The disk on /root [default: configured, or 8G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_size: Option<String>,
+    /// How much may be changed on the root disk [default: configured, or 8G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) overlay_size: Option<String>,
+    /// Let the VM reach out through the host's network
+    #[arg(long)]
+    pub(crate) nat: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// Remove the VM at the end, whatever happens
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Only start the VM; print its name
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// The command; its exit status is ours [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The VM
+    pub(crate) vm: String,
+    /// Give the command a terminal [default: when standard input and output are terminals]
+    #[arg(short = 't', long, overrides_with = "no_tty")]
+    pub(crate) tty: bool,
+    /// Give the command no terminal
+    #[arg(short = 'T', long)]
+    pub(crate) no_tty: bool,
+    /// Do not read standard input
+    #[arg(short = 'n', long, conflicts_with = "tty")]
+    pub(crate) no_stdin: bool,
+    /// The command; its exit status is ours [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// The VMs
+    #[arg(required = true, value_name = "VM")]
+    pub(crate) vms: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    #[command(flatten)]
+    pub(crate) names: Names,
+    /// KILL, TERM or INT
+    #[arg(long, short, default_value = "KILL")]
+    pub(crate) signal: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Everyone's, for root and members of group banger-admin
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Make an image of a root file system: a tar, an OCI archive, or the folder of an OCI layout
+    Import {
+        /// The file (plain, gzip or zstd), the folder, or - for standard input
+        path: PathBuf,
+        /// The image's name
+        #[arg(long)]
+        name: String,
+        /// Size of the root disk [default: 8G, sparse]
+        #[arg(long)]
+        size: Option<String>,
+    },
+    /// List the images
+    #[command(visible_alias = "ls")]
+    List(Json),
+    /// Remove images that no VM uses
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The images
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Kernel {
+    /// Import a distribution's kernel with the modules that a guest needs, or a plain vmlinux
+    Import {
+        /// Such as /boot/vmlinuz-6.12.41-cloud-amd64
+        path: PathBuf,
+        /// The folder with modules.dep in it [default: found by the kernel's release]
+        #[arg(long, value_name = "FOLDER")]
+        modules: Option<PathBuf>,
+        /// The kernel's name [default: its release]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the kernels
+    #[command(visible_alias = "ls")]
+    List(Json),
+    /// Remove kernels that no VM uses
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The kernels
+        #[arg(required = true, value_name = "KERNEL")]
+        kernels: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// List your jobs, newest first
+    #[command(visible_alias = "ls")]
+    List(Json),
+    /// Undo jobs that are running
+    Cancel {
+        /// Such as job-7
+        #[arg(required = true, value_name = "JOB")]
+        jobs: Vec<String>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ssh_gets_its_arguments_as_they_are() {
+        let cli = Cli::parse_from(["banger", "vm", "ssh", "demo", "-L", "1:x:2", "--", "ls", "-l"]);
+        let is_whole =
+            |vm: &Vm| matches!(vm, Vm::Ssh { arguments, .. } if *arguments == ["-L", "1:x:2", "--", "ls", "-l"]);
+        assert!(matches!(&cli.command, Command::Vm(vm) if is_whole(vm)), "{cli:?}");
+    }
+}

@@ -1,0 +1,166 @@
+//! The connection to the daemon: where it is, hello, calls and streams, and what to do when it is not there.
+
+use crate::error::{Explained, explained};
+use anyhow::Context as _;
+use banger_proto::daemon::{DaemonClient, OpenStream};
+use banger_proto::model::ApiError;
+use banger_proto::stream::StreamRequest;
+use banger_proto::transport::{self, DAEMON_LIMITS};
+use banger_proto::wire::Purpose;
+use nix::unistd::{Group, User, getuid};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tarpc::client::RpcError;
+use tarpc::context::Context;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+
+/// Where the package's socket unit listens.
+const DEFAULT_SOCKET: &str = "/run/banger/bangerd.sock";
+/// Another place, for a daemon that was started from a build folder.
+pub(crate) const SOCKET_VARIABLE: &str = "BANGER_SOCKET";
+/// Who may use the daemon.
+pub(crate) const GROUP: &str = "banger";
+
+/// How long an ordinary call may take; what takes longer is a job.
+const CALL: Duration = Duration::from_secs(30);
+/// The daemon answers a watch after 30 s at the latest.
+const WATCH: Duration = Duration::from_secs(45);
+
+/// A connection to the daemon.
+pub(crate) struct Client {
+    pub(crate) rpc: DaemonClient,
+    socket: PathBuf,
+}
+
+/// The context of an ordinary call.
+pub(crate) fn soon() -> Context {
+    within(CALL)
+}
+
+/// The context of a long poll.
+pub(crate) fn watching() -> Context {
+    within(WATCH)
+}
+
+fn within(time: Duration) -> Context {
+    let mut context = Context::current();
+    context.deadline = Instant::now().checked_add(time).unwrap_or(context.deadline);
+    context
+}
+
+/// The daemon's socket.
+pub(crate) fn socket_path() -> PathBuf {
+    std::env::var_os(SOCKET_VARIABLE)
+        .filter(|path| !path.is_empty())
+        .map_or_else(|| PathBuf::from(DEFAULT_SOCKET), Into::into)
+}
+
+impl Client {
+    /// # Errors
+    /// With what to do: the daemon is not there, or this user may not use it.
+    pub(crate) async fn connect() -> anyhow::Result<Self> {
+        let socket = socket_path();
+        let stream = open(&socket, Purpose::Calls).await?;
+        let mut config = tarpc::client::Config::default();
+        // More than this the daemon would not take up on one connection.
+        config.max_in_flight_requests = DAEMON_LIMITS.max_in_flight;
+        let rpc = DaemonClient::new(config, transport::client(stream, DAEMON_LIMITS)).spawn();
+        Ok(Self { rpc, socket })
+    }
+
+    /// Opens a byte stream. No job belongs to `exec`, `ssh` and `logs`.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(crate) async fn stream(&self, request: StreamRequest) -> anyhow::Result<(UnixStream, OpenStream)> {
+        let opened = answer(self.rpc.open_stream(soon(), request)).await?;
+        let mut stream = open(&self.socket, Purpose::Stream).await?;
+        stream.write_all(&opened.ticket.0).await.map_err(lost)?;
+        Ok((stream, opened))
+    }
+}
+
+/// The daemon's answer to a call, with both kinds of failure made one.
+///
+/// # Errors
+/// The daemon's refusal, or a lost connection.
+pub(crate) async fn answer<T>(call: impl Future<Output = Result<Result<T, ApiError>, RpcError>>) -> anyhow::Result<T> {
+    match call.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(refused)) => Err(anyhow::Error::new(Explained::from(refused))),
+        Err(RpcError::DeadlineExceeded) => Err(explained(
+            format!("bangerd did not answer within {} s", CALL.as_secs()),
+            "see: systemctl status bangerd, journalctl -u bangerd",
+        )),
+        Err(RpcError::Send(error)) => Err(anyhow::anyhow!("the request cannot be sent: {error}")),
+        Err(RpcError::Server(error)) => Err(explained(error.to_string(), "bangerd is busy: try again")),
+        Err(error) => Err(lost(io::Error::other(error))),
+    }
+}
+
+/// The connection ended in the middle of something.
+pub(crate) fn lost(error: io::Error) -> anyhow::Error {
+    let hint = "bangerd may have been restarted: try again; see: systemctl status bangerd, journalctl -u bangerd";
+    explained(format!("the connection to bangerd was lost: {error}"), hint)
+}
+
+async fn open(socket: &Path, purpose: Purpose) -> anyhow::Result<UnixStream> {
+    let mut stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(error) => return Err(unreachable_daemon(socket, &error)),
+    };
+    transport::connect(&mut stream, purpose)
+        .await
+        .map_err(|error| match error.kind() {
+            // The version sentence says itself what to do.
+            io::ErrorKind::InvalidData => anyhow::Error::new(error),
+            _ => explained(
+                format!("bangerd closed the connection before it said hello ({error})"),
+                "see: journalctl -u bangerd",
+            ),
+        })
+        .context("cannot talk to bangerd")?;
+    Ok(stream)
+}
+
+fn unreachable_daemon(socket: &Path, error: &io::Error) -> anyhow::Error {
+    let place = socket.display();
+    let (message, hint) = match error.kind() {
+        io::ErrorKind::PermissionDenied => return not_admitted(socket),
+        io::ErrorKind::NotFound => (
+            format!("there is no socket {place}"),
+            "the service is not installed or not started; see: systemctl status bangerd.socket".to_owned(),
+        ),
+        io::ErrorKind::ConnectionRefused => (
+            format!("nobody listens on {place}"),
+            "the service is not running; see: systemctl status bangerd.socket bangerd".to_owned(),
+        ),
+        _ => (format!("{place}: {error}"), "see: systemctl status bangerd".to_owned()),
+    };
+    explained(message, hint).context("cannot reach bangerd")
+}
+
+fn not_admitted(socket: &Path) -> anyhow::Error {
+    let user = user_name();
+    let listed = Group::from_name(GROUP).ok().flatten().is_some_and(|group| group.mem.contains(&user));
+    let (message, hint) = if listed {
+        (
+            format!("you are in group {GROUP}, but this session began before that"),
+            format!("log out and in again, or run: newgrp {GROUP}"),
+        )
+    } else {
+        (
+            format!("you are not in group {GROUP}"),
+            format!("ask an administrator to run: adduser {user} {GROUP}, then log in again"),
+        )
+    };
+    explained(message, hint).context(format!("may not use {}", socket.display()))
+}
+
+/// The caller's login name, or the number when the user database has none.
+pub(crate) fn user_name() -> String {
+    let uid = getuid();
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}

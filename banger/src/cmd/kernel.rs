@@ -1,0 +1,108 @@
+//! `kernel import`, `list`, `delete`.
+
+use crate::cli::{Json, Kernel};
+use crate::client::{Client, answer, soon};
+use crate::cmd::spec::checked;
+use crate::error::{FAILED, say};
+use crate::job::{self, Ended};
+use crate::kernel_file::modules_folder;
+use crate::output::{self, age, amount, line, short, table, took};
+use crate::{pack, upload};
+use anyhow::Context as _;
+use banger_policy::KernelName;
+use banger_proto::stream::StreamRequest;
+use banger_proto::time::Timestamp;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Ubuntu and others keep kernels from users; the bytes are public all the same.
+const DENIED: &str = "this system keeps its kernels readable for root only. Either ask an administrator to run the\n\
+    same import once, for everybody: sudo banger kernel import PATH\n\
+    or unpack the public package: apt-get download linux-image-VERSION && dpkg -x linux-image-*.deb kernel";
+
+pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
+    match command {
+        Kernel::Import { path, modules, name } => import(&path, modules, name.as_deref()).await,
+        Kernel::List(json) => list(json).await,
+        Kernel::Delete { kernels } => delete(kernels).await,
+    }
+}
+
+async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>) -> anyhow::Result<u8> {
+    let what = || format!("cannot import {}", path.display());
+    let began = Instant::now();
+    let name = checked::<KernelName>(name).with_context(what)?;
+    let file = upload::open(path, DENIED).with_context(what)?;
+    let modules = modules.map_or_else(|| modules_folder(path, &file), |given| Ok(Some(given))).with_context(what)?;
+    let source = pack::kernel(file, modules.as_deref()).with_context(what)?;
+    let client = Client::connect().await?;
+    match upload::run(&client, StreamRequest::ImportKernel { name }, source).await.with_context(what)? {
+        Ended::Done(result) => {
+            let kernel = job::kernel(result)?;
+            line(&format!(
+                "imported {} ({}, {}, {} modules) in {}",
+                kernel.name,
+                short(&kernel.id),
+                kernel.version,
+                kernel.modules.len(),
+                took(began.elapsed())
+            ))?;
+            Ok(0)
+        }
+        Ended::Interrupted(status, None) => Ok(status),
+        Ended::Interrupted(status, Some(result)) => {
+            let kernel = job::kernel(result)?;
+            output::note(&format!(
+                "the import was done before the interruption arrived; undo it with: banger kernel delete {}",
+                kernel.name
+            ));
+            Ok(status)
+        }
+    }
+}
+
+async fn list(json: Json) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let mut kernels = answer(client.rpc.list_kernels(soon())).await.context("cannot list the kernels")?;
+    kernels.sort_by(|a, b| a.name.cmp(&b.name));
+    if json.json {
+        output::json(&kernels)?;
+        return Ok(0);
+    }
+    if kernels.is_empty() {
+        output::note("no kernels; import one with: banger kernel import /boot/vmlinuz-VERSION");
+        return Ok(0);
+    }
+    let now = Timestamp::now();
+    let rows: Vec<Vec<String>> = kernels
+        .iter()
+        .map(|kernel| {
+            vec![
+                kernel.name.to_string(),
+                short(&kernel.id),
+                kernel.version.clone(),
+                amount(kernel.size_bytes),
+                kernel.modules.len().to_string(),
+                age(kernel.created_at, now),
+            ]
+        })
+        .collect();
+    table(&["NAME", "ID", "VERSION", "SIZE", "MODULES", "AGE"], &rows, |_, _| None)?;
+    Ok(0)
+}
+
+async fn delete(kernels: Vec<String>) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let mut status = 0;
+    for kernel in kernels {
+        let what = format!("cannot delete the kernel {kernel}");
+        match answer(client.rpc.delete_kernel(soon(), kernel.clone())).await.context(what) {
+            Ok(()) => line(&format!("deleted {kernel}"))?,
+            Err(error) => {
+                say(&error);
+                status = FAILED;
+            }
+        }
+    }
+    Ok(status)
+}

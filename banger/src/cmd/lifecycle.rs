@@ -1,0 +1,182 @@
+//! `vm start`, `stop`, `restart`, `kill`, `delete`: the same work on several VMs at once. One that cannot be
+//! done does not stop the others, and the exit status says so.
+
+use crate::client::{Client, answer, soon};
+use crate::error::{FAILED, explained, say};
+use crate::interrupt::Interrupts;
+use crate::job::{self, Ended, OnInterrupt};
+use crate::output::{line, note, took};
+use crate::progress::{Detail, Progress};
+use crate::ssh::Store;
+use anyhow::Context as _;
+use banger_proto::daemon::KillSignal;
+use banger_proto::model::VmRecord;
+use futures::StreamExt as _;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// VMs worked on at a time; the daemon takes up 32 calls of a connection.
+const AT_ONCE: usize = 16;
+/// A daemon that is being restarted is back within a second; it gets three.
+const RECONNECTS: u32 = 10;
+const RECONNECT: Duration = Duration::from_millis(300);
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verb {
+    Start,
+    Stop,
+    Restart,
+    Kill(KillSignal),
+    Delete,
+}
+
+impl Verb {
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Verb::Start => ("start", "started"),
+            Verb::Stop => ("stop", "stopped"),
+            Verb::Restart => ("restart", "restarted"),
+            Verb::Kill(_) => ("kill", "killed"),
+            Verb::Delete => ("delete", "deleted"),
+        }
+    }
+}
+
+/// A signal as users name it.
+///
+/// # Errors
+/// When it is none that ends a VMM.
+pub(super) fn signal(text: &str) -> anyhow::Result<KillSignal> {
+    let upper = text.to_ascii_uppercase();
+    match upper.strip_prefix("SIG").unwrap_or(&upper) {
+        "KILL" | "9" => Ok(KillSignal::Kill),
+        "TERM" | "15" => Ok(KillSignal::Term),
+        "INT" | "2" => Ok(KillSignal::Int),
+        _ => Err(explained(format!("{text:?} is not a signal that can be sent to a VM"), "use KILL, TERM or INT")),
+    }
+}
+
+pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let interrupts = Interrupts::listen()?;
+    let (vms, mut status) = resolve(&client, verb, names).await;
+    let detail = if vms.len() == 1 { Detail::Live } else { Detail::Quiet };
+    let work = vms.iter().map(|vm| one(&client, verb, vm, detail, interrupts.clone()));
+    let mut running = futures::stream::iter(work).buffer_unordered(AT_ONCE);
+    while let Some(outcome) = running.next().await {
+        match outcome {
+            Ok(0) => {}
+            // An interruption outranks a failure: it is what the user did last.
+            Ok(interrupted) => status = interrupted,
+            Err(error) => {
+                if error.is::<crate::error::ReaderGone>() {
+                    return Err(error);
+                }
+                say(&error);
+                status = status.max(FAILED);
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// The VMs behind the names, each once: a name and an id may mean the same VM.
+async fn resolve(client: &Client, verb: Verb, names: Vec<String>) -> (Vec<VmRecord>, u8) {
+    let (mut vms, mut status) = (Vec::<VmRecord>::new(), 0);
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        let what = format!("cannot {} {name}", verb.words().0);
+        match answer(client.rpc.show_vm(soon(), name)).await.context(what) {
+            Ok(vm) if vms.iter().any(|other| other.id == vm.id) => {}
+            Ok(vm) => vms.push(vm),
+            Err(error) => {
+                say(&error);
+                status = FAILED;
+            }
+        }
+    }
+    (vms, status)
+}
+
+async fn one(
+    client: &Client,
+    verb: Verb,
+    vm: &VmRecord,
+    detail: Detail,
+    mut interrupts: Interrupts,
+) -> anyhow::Result<u8> {
+    let (present, past) = verb.words();
+    let what = || format!("cannot {present} {}", vm.name);
+    let began = Instant::now();
+    let id = vm.id.to_string();
+    let rpc = &client.rpc;
+    let job = match verb {
+        Verb::Start => answer(rpc.start_vm(soon(), id)).await,
+        Verb::Stop => answer(rpc.stop_vm(soon(), id)).await,
+        Verb::Restart => answer(rpc.restart_vm(soon(), id)).await,
+        Verb::Kill(signal) => answer(rpc.kill_vm(soon(), id, signal)).await,
+        Verb::Delete => answer(rpc.delete_vm(soon(), id)).await,
+    };
+    let job = job.with_context(what)?;
+    let mut progress = Progress::new(detail);
+    let ended =
+        job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await.with_context(what)?;
+    drop(progress);
+    match ended {
+        Ended::Interrupted(status, None) => {
+            note(&format!("{} was not {past}", vm.name));
+            Ok(status)
+        }
+        ended => {
+            if let (Verb::Delete, Ok(store)) = (verb, Store::locate()) {
+                store.forget(vm.id);
+            }
+            line(&format!("{past} {} in {}", vm.name, took(began.elapsed())))?;
+            Ok(if let Ended::Interrupted(status, _) = ended { status } else { 0 })
+        }
+    }
+}
+
+/// Deletes a VM of ours at the end of `vm run`, by a connection of its own: the one before may be gone, and
+/// so may the daemon for a moment.
+///
+/// # Errors
+/// When it is still there.
+pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> anyhow::Result<()> {
+    let what = || format!("cannot delete {}", vm.name);
+    interrupts.forget();
+    let mut client = Client::connect().await;
+    for _ in 0..RECONNECTS {
+        if client.is_ok() {
+            break;
+        }
+        tokio::time::sleep(RECONNECT).await;
+        client = Client::connect().await;
+    }
+    let client = client.with_context(what)?;
+    let job = answer(client.rpc.delete_vm(soon(), vm.id.to_string())).await.with_context(what)?;
+    let mut progress = Progress::new(Detail::Live);
+    let ended = job::follow(&client, job, &mut progress, &mut interrupts, OnInterrupt::Leave).await;
+    ended.with_context(what)?;
+    if let Ok(store) = Store::locate() {
+        store.forget(vm.id);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (text, want) in [("kill", KillSignal::Kill), ("SIGTERM", KillSignal::Term), ("2", KillSignal::Int)] {
+            assert_eq!(signal(text).ok(), Some(want), "{text}");
+        }
+        assert!(signal("STOP").is_err());
+    }
+}

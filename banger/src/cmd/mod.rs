@@ -1,0 +1,52 @@
+//! One file per command, or per group of commands that differ in a word. Each gives the exit status.
+
+mod completion;
+mod doctor;
+mod exec;
+mod image;
+mod job;
+mod kernel;
+mod lifecycle;
+mod list;
+mod login;
+mod run;
+mod spec;
+mod version;
+
+use crate::cli::{Command, Vm};
+
+/// Runs a command; gives the exit status.
+///
+/// # Errors
+/// What failed and why, for [`crate::error::report`].
+pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Vm(vm) => run_vm(*vm).await,
+        Command::Ps(options) => list::list(options).await,
+        Command::Image(command) => image::run(command).await,
+        Command::Kernel(command) => kernel::run(command).await,
+        Command::Job(command) => job::run(command).await,
+        Command::Doctor(json) => doctor::run(json).await,
+        Command::Version(json) => version::run(json).await,
+        Command::Completion { shell } => completion::run(shell),
+    }
+}
+
+async fn run_vm(command: Vm) -> anyhow::Result<u8> {
+    use lifecycle::Verb;
+    match command {
+        Vm::Run(options) => run::run(options).await,
+        Vm::Create(options) => run::create(&options).await,
+        Vm::Start(names) => lifecycle::run(Verb::Start, names.vms).await,
+        Vm::Stop(names) => lifecycle::run(Verb::Stop, names.vms).await,
+        Vm::Restart(names) => lifecycle::run(Verb::Restart, names.vms).await,
+        Vm::Kill(kill) => lifecycle::run(Verb::Kill(lifecycle::signal(&kill.signal)?), kill.names.vms).await,
+        Vm::Delete(names) => lifecycle::run(Verb::Delete, names.vms).await,
+        Vm::List(options) => list::list(options).await,
+        Vm::Show { vm, json } => list::show(vm, json).await,
+        Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
+        Vm::Exec(options) => exec::exec(options).await,
+        Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
+        Vm::Proxy { vm } => login::proxy(vm).await,
+    }
+}

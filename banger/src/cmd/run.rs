@@ -1,0 +1,126 @@
+//! `vm run` and `vm create`: make a VM, watch it come up, use it, and leave nothing behind when asked to.
+
+use crate::cli::{Run, Spec};
+use crate::client::{Client, answer, soon};
+use crate::cmd::exec::{self, How};
+use crate::cmd::{lifecycle, spec};
+use crate::error::{explained, say};
+use crate::interrupt::Interrupts;
+use crate::job::{self, Ended, OnInterrupt};
+use crate::output::{line, note, short, size, took};
+use crate::progress::{Detail, Progress};
+use crate::terminal;
+use anyhow::Context as _;
+use banger_proto::model::{CreateRequest, VmRecord};
+use std::time::Instant;
+
+pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
+    let what = "cannot create a VM";
+    let request = spec::request(options, true).context(what)?;
+    let client = Client::connect().await?;
+    let interrupts = Interrupts::listen()?;
+    match make(&client, request, Detail::Live, interrupts).await.context(what)? {
+        Made::Vm(vm) => {
+            line(vm.name.as_str())?;
+            Ok(0)
+        }
+        Made::Nothing(status) => Ok(status),
+    }
+}
+
+pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
+    let what = "cannot run a VM";
+    refuse_contradictions(&options).context(what)?;
+    let request = spec::request(&options.spec, false).context(what)?;
+    exec::check(&options.command).context(what)?;
+    let client = Client::connect().await?;
+    let interrupts = Interrupts::listen()?;
+    let began = Instant::now();
+    let vm = match make(&client, request, Detail::Steps, interrupts.clone()).await.context(what)? {
+        Made::Vm(vm) => vm,
+        Made::Nothing(status) => return Ok(status),
+    };
+    note(&format!("ready in {}", took(began.elapsed())));
+    if options.detach {
+        line(vm.name.as_str())?;
+        return Ok(0);
+    }
+    let how = How { tty: terminal::interactive(), stdin: true };
+    let used = exec::command(&client, vm.id.to_string(), options.command, how).await;
+    let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
+    if !options.rm {
+        return used;
+    }
+    match (used, lifecycle::delete_at_end(&vm, interrupts).await) {
+        (used, Ok(())) => used,
+        (Err(used), Err(delete)) => {
+            say(&used);
+            Err(delete)
+        }
+        (Ok(_), Err(delete)) => Err(delete),
+    }
+}
+
+/// Before anything is made.
+fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
+    if options.detach && options.rm {
+        return Err(explained("-d leaves the VM running and --rm removes it", "leave one of them out"));
+    }
+    if options.detach && !options.command.is_empty() {
+        return Err(explained(
+            "-d does not wait, and a command has to be waited for",
+            "start the VM with -d, then: banger vm exec NAME -- COMMAND",
+        ));
+    }
+    Ok(())
+}
+
+enum Made {
+    Vm(Box<VmRecord>),
+    /// Interrupted, and undone; end with this status.
+    Nothing(u8),
+}
+
+async fn make(
+    client: &Client,
+    request: CreateRequest,
+    detail: Detail,
+    mut interrupts: Interrupts,
+) -> anyhow::Result<Made> {
+    let job = answer(client.rpc.create_vm(soon(), request, false)).await?;
+    let mut progress = Progress::new(detail);
+    let ended = job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await?;
+    let spec_shown = progress.spec_shown();
+    drop(progress);
+    match ended {
+        Ended::Done(result) => {
+            let vm = job::vm(result)?;
+            if detail == Detail::Steps && !spec_shown {
+                note(&resolved(&vm));
+            }
+            Ok(Made::Vm(Box::new(vm)))
+        }
+        Ended::Interrupted(status, None) => Ok(Made::Nothing(status)),
+        // It was ready before the interruption arrived; the user does not want it all the same.
+        Ended::Interrupted(status, Some(result)) => {
+            lifecycle::delete_at_end(&job::vm(result)?, interrupts).await?;
+            Ok(Made::Nothing(status))
+        }
+    }
+}
+
+/// What the VM was made of, in one line.
+fn resolved(vm: &VmRecord) -> String {
+    format!(
+        "{}: image {}, kernel {}, {} vCPU, {} memory, {} overlay, {} work disk, nat {}, address {}",
+        vm.name,
+        vm.image_name,
+        short(&vm.kernel_id),
+        vm.spec.vcpu_count,
+        size(u64::from(vm.spec.memory_mib) << 20),
+        size(vm.spec.system_overlay_size_bytes),
+        size(vm.spec.work_disk_size_bytes),
+        if vm.spec.nat_enabled { "on" } else { "off" },
+        vm.runtime.guest_ip,
+    )
+}

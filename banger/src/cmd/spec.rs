@@ -1,0 +1,81 @@
+//! From flags to a request: checked before anybody is asked, with the sentences that the daemon would use.
+
+use crate::cli::Spec;
+use crate::error::explained;
+use anyhow::Context as _;
+use banger_policy::limits::{DEFAULT_MEMORY_MIB, DEFAULT_OVERLAY_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES};
+use banger_policy::vm::CheckedSpec;
+use banger_policy::{ByteSize, ImageName, KernelName, VmName};
+use banger_proto::model::CreateRequest;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// # Errors
+/// The first flag that is not possible.
+pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateRequest> {
+    let memory_mib = spec.memory.as_deref().map(memory).transpose()?;
+    let work_disk = size("--disk-size", spec.disk_size.as_deref())?;
+    let overlay = size("--overlay-size", spec.overlay_size.as_deref())?;
+    // What was not given is possible in any case; the daemon decides on it.
+    CheckedSpec::new(
+        spec.vcpu.unwrap_or(DEFAULT_VCPUS),
+        memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+        overlay.unwrap_or(DEFAULT_OVERLAY_BYTES),
+        work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
+    )?;
+    Ok(CreateRequest {
+        name: checked::<VmName>(spec.name.as_deref())?,
+        image_name: checked::<ImageName>(spec.image.as_deref())?,
+        kernel_name: checked::<KernelName>(spec.kernel.as_deref())?,
+        vcpu_count: spec.vcpu,
+        memory_mib,
+        system_overlay_size_bytes: overlay,
+        work_disk_size_bytes: work_disk,
+        nat: spec.nat,
+        no_start,
+    })
+}
+
+/// The text, when it is one of these.
+///
+/// # Errors
+/// The type's own sentence.
+pub(super) fn checked<T>(text: Option<&str>) -> anyhow::Result<Option<String>>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static> + Display,
+{
+    Ok(text.map(T::from_str).transpose()?.map(|value| value.to_string()))
+}
+
+/// A size in bytes.
+///
+/// # Errors
+/// With the flag's name and the input.
+pub(super) fn size(flag: &str, text: Option<&str>) -> anyhow::Result<Option<u64>> {
+    let size = text.map(ByteSize::from_str).transpose().with_context(|| flag.to_owned())?;
+    Ok(size.map(ByteSize::bytes))
+}
+
+/// Memory is counted in MiB: what is none of it would be lost without a word.
+fn memory(text: &str) -> anyhow::Result<u32> {
+    let size: ByteSize = text.parse().context("--memory")?;
+    if ByteSize::from_bytes(size.mib() << 20) != Ok(size) {
+        return Err(explained(format!("--memory: {text:?} is not a whole number of MiB"), "such as: --memory 512M"));
+    }
+    u32::try_from(size.mib()).context("--memory")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn memory_is_whole_mebibytes() {
+        assert_eq!(memory("2G").unwrap(), 2048);
+        assert_eq!(memory("512").unwrap(), 512);
+        for bad in ["1000B", "1K", "0", "x"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+}

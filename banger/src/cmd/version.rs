@@ -1,0 +1,36 @@
+//! `version`: ours, the daemon's and Firecracker's. A daemon that is not there is no failure of this command.
+
+use crate::cli::Json;
+use crate::client::{Client, answer, soon};
+use crate::output::{self, line};
+use banger_proto::model::DaemonInfo;
+use banger_proto::wire::PROTOCOL_VERSION;
+use serde::Serialize;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Debug, Serialize)]
+struct Versions {
+    version: &'static str,
+    protocol: u16,
+    daemon: Option<DaemonInfo>,
+}
+
+pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
+    let asked = async { answer(Client::connect().await?.rpc.info(soon())).await };
+    let daemon: anyhow::Result<DaemonInfo> = asked.await;
+    if json.json {
+        output::json(&Versions { version: VERSION, protocol: PROTOCOL_VERSION, daemon: daemon.ok() })?;
+        return Ok(0);
+    }
+    line(&format!("banger {VERSION} (protocol {PROTOCOL_VERSION})"))?;
+    match daemon {
+        Ok(info) => {
+            line(&format!("bangerd {} (protocol {}), since {}", info.version, info.protocol, info.started_at))?;
+            let vmm = if info.vmm_version.is_empty() { "Firecracker: not found" } else { &info.vmm_version };
+            line(&output::plain(vmm))?;
+        }
+        Err(error) => line(&output::plain(&format!("bangerd: {error:#}")))?,
+    }
+    Ok(0)
+}

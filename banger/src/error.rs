@@ -1,0 +1,90 @@
+//! How commands fail: `banger: what failed: why`, then what to do next, on standard error; status 1.
+//!
+//! What failed and why is the context chain of an [`anyhow::Error`]; what to do is carried by [`Explained`].
+
+use crate::output;
+use banger_proto::model::ApiError;
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+/// The status of any failure of ours. A command in a guest has its own.
+pub(crate) const FAILED: u8 = 1;
+/// 128 + SIGPIPE: what a shell reports for a program whose reader went away.
+const PIPE_CLOSED: u8 = 141;
+
+/// A reason, and what to do about it.
+#[derive(Clone, Debug)]
+pub(crate) struct Explained {
+    message: String,
+    hint: String,
+}
+
+impl Explained {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> &str {
+        &self.hint
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Explained {}
+
+impl From<ApiError> for Explained {
+    fn from(error: ApiError) -> Self {
+        Self { message: error.message, hint: error.hint }
+    }
+}
+
+/// An error with advice.
+pub(crate) fn explained(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Explained { message: message.into(), hint: hint.into() })
+}
+
+/// Whoever reads our output went away: nothing is to be said to them.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Turns a failed write to standard output into [`ReaderGone`] or a sentence.
+pub(crate) fn on_write(error: std::io::Error) -> anyhow::Error {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        anyhow::Error::new(ReaderGone)
+    } else {
+        anyhow::Error::new(error).context("cannot write to standard output")
+    }
+}
+
+/// Says on standard error what went wrong.
+pub(crate) fn say(error: &anyhow::Error) {
+    let mut text = format!("banger: {}\n", output::plain(&format!("{error:#}")));
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<Explained>()).map_or("", |e| e.hint.as_str());
+    for line in output::plain(hint).lines() {
+        text.push_str("  ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    // Nobody is left to tell when standard error is closed.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+/// Says what went wrong and gives the process's status.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<ReaderGone>()) {
+        return ExitCode::from(PIPE_CLOSED);
+    }
+    say(error);
+    ExitCode::from(FAILED)
+}

@@ -1,0 +1,67 @@
+//! Ctrl-C and its relatives while there is something to roll back.
+//!
+//! Only commands that start work listen; all others keep the signals' default, which is to end.
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// How often we were interrupted, and by what the last time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    count: u32,
+    /// 128 + the signal's number.
+    status: u8,
+}
+
+/// One follower's view of the interruptions; clones count for themselves.
+#[derive(Clone, Debug)]
+pub(crate) struct Interrupts {
+    seen: watch::Receiver<Seen>,
+    handled: u32,
+}
+
+impl Interrupts {
+    /// Listens from now on; from now on the signals no longer end the process.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        let open = |kind| signal(kind).context("cannot listen for signals");
+        let mut signals = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?);
+        let (tell, seen) = watch::channel(Seen::default());
+        tokio::spawn(async move {
+            loop {
+                let status = next(&mut signals).await;
+                tell.send_modify(|seen| *seen = Seen { count: seen.count.saturating_add(1), status });
+            }
+        });
+        Ok(Self { seen, handled: 0 })
+    }
+
+    /// Waits for the next interruption and gives the status to end with.
+    pub(crate) async fn next(&mut self) -> u8 {
+        let handled = self.handled;
+        match self.seen.wait_for(|seen| seen.count > handled).await.map(|seen| *seen) {
+            Ok(seen) => {
+                self.handled = seen.count;
+                seen.status
+            }
+            // The listener lives as long as the runtime.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Forgets what came in so far.
+    pub(crate) fn forget(&mut self) {
+        self.handled = self.seen.borrow().count;
+    }
+}
+
+async fn next((int, term, hup): &mut (Signal, Signal, Signal)) -> u8 {
+    tokio::select! {
+        _ = int.recv() => 130,
+        _ = term.recv() => 143,
+        _ = hup.recv() => 129,
+    }
+}

@@ -1,0 +1,194 @@
+//! Everything that is shown: JSON, tables, times, and text made safe for a terminal.
+
+use crate::error::on_write;
+use banger_policy::ByteSize;
+use banger_policy::lifecycle::State;
+use banger_proto::time::Timestamp;
+use serde::Serialize;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+/// Writes to standard output.
+///
+/// # Errors
+/// [`crate::error::ReaderGone`] when nobody reads any more.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(on_write)
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes a line to standard error: what is for the person and not for the pipe.
+pub(crate) fn note(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    drop(writeln!(std::io::stderr(), "{}", plain(text)));
+}
+
+/// Writes a value as JSON, with the names of the model.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Text that was written by a guest, an image or another user, without what would steer the terminal. A
+/// carriage return, which consoles write and which hides what was printed before, is left out.
+pub(crate) fn plain(text: &str) -> String {
+    let kept = text.chars().filter(|c| *c != '\r');
+    kept.map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// [`plain`] for bytes that come in pieces, which may end inside a character.
+#[derive(Debug, Default)]
+pub(crate) struct PlainBytes {
+    tail: Vec<u8>,
+}
+
+impl PlainBytes {
+    pub(crate) fn next(&mut self, piece: &[u8]) -> Vec<u8> {
+        self.tail.extend_from_slice(piece);
+        let whole = match std::str::from_utf8(&self.tail) {
+            // No length: the end is missing, not wrong.
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.tail.len(),
+        };
+        let rest = self.tail.split_off(whole);
+        let text = String::from_utf8_lossy(&std::mem::replace(&mut self.tail, rest)).into_owned();
+        plain(&text).into_bytes()
+    }
+}
+
+/// May this be coloured? (<https://no-color.org>)
+fn coloured() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::io::stdout().is_terminal()
+}
+
+/// Columns, aligned; the last one is not padded. `colour` gives the SGR code of a cell, if any.
+pub(crate) fn table(
+    header: &[&str],
+    rows: &[Vec<String>],
+    colour: impl Fn(usize, &str) -> Option<u8>,
+) -> anyhow::Result<()> {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| cell_text(cell)).collect()).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(header.get(column).map(|title| title.len())).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let render = |cells: &mut dyn Iterator<Item = (String, Option<u8>)>| {
+        let mut text = String::new();
+        for ((cell, colour), width) in cells.zip(&widths) {
+            let padding = " ".repeat(width.saturating_sub(cell.chars().count()) + 2);
+            text += &colour.map_or_else(|| cell.clone(), |code| format!("\x1b[{code}m{cell}\x1b[0m"));
+            text += &padding;
+        }
+        format!("{}\n", text.trim_end())
+    };
+    let coloured = coloured();
+    let mut text = render(&mut header.iter().map(|title| ((*title).to_owned(), coloured.then_some(1))));
+    for row in &rows {
+        let cells = row.iter().enumerate();
+        text += &render(&mut cells.map(|(column, cell)| (cell.clone(), colour(column, cell).filter(|_| coloured))));
+    }
+    print(&text)
+}
+
+fn cell_text(cell: &str) -> String {
+    plain(cell).replace(['\n', '\t'], " ")
+}
+
+/// Facts about one thing, one a line.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let rows = facts.iter().filter(|(_, value)| !value.is_empty());
+    print(&rows.map(|(name, value)| format!("{name:width$}  {}\n", cell_text(value))).collect::<String>())
+}
+
+/// The colour of a state: green runs, red needs somebody.
+pub(crate) fn state_colour(state: &str) -> Option<u8> {
+    match state {
+        _ if state == State::Running.as_str() => Some(32),
+        _ if state == State::Error.as_str() => Some(31),
+        _ => None,
+    }
+}
+
+/// How long ago, in one unit.
+pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.unix().saturating_sub(then.unix());
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A duration as people say it: `12 ms`, `6.21 s`, `2 min 5 s`.
+pub(crate) fn took(time: Duration) -> String {
+    match time.as_millis() {
+        ms @ 0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{:.2} s", time.as_secs_f64()),
+        _ => format!("{} min {} s", time.as_secs() / 60, time.as_secs() % 60),
+    }
+}
+
+/// Bytes, exactly, as users write sizes.
+pub(crate) fn size(bytes: u64) -> String {
+    ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string())
+}
+
+/// Bytes, roughly, for amounts that are no round number.
+pub(crate) fn amount(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{} MiB", bytes >> 20),
+        _ => format!("{}.{} GiB", bytes >> 30, ((bytes >> 20) & 1023) * 10 / 1024),
+    }
+}
+
+/// The beginning of an id, as much as people need.
+pub(crate) fn short(id: &impl ToString) -> String {
+    id.to_string().chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_amounts_read_well() {
+        assert_eq!(took(Duration::from_millis(12)), "12 ms");
+        assert_eq!(took(Duration::from_millis(6_214)), "6.21 s");
+        assert_eq!(took(Duration::from_secs(125)), "2 min 5 s");
+        assert_eq!(amount(1_610_612_736), "1.5 GiB");
+        assert_eq!(amount(0), "0 B");
+        assert_eq!(size(8 << 30), "8G");
+        let at = Timestamp::from_unix;
+        assert_eq!(age(at(0), at(59)), "59s");
+        assert_eq!(age(at(0), at(7_200)), "2h");
+        assert_eq!(age(at(10), at(0)), "0s");
+    }
+
+    #[test]
+    fn what_a_guest_wrote_cannot_steer_the_terminal() {
+        assert_eq!(plain("a\x1b[2Jb\u{9b}c\rd\te\n"), "a\u{fffd}[2Jb\u{fffd}cd\te\n");
+        assert_eq!(cell_text("a\nb"), "a b");
+        let mut pieces = PlainBytes::default();
+        let ae = "ä".as_bytes();
+        assert_eq!([pieces.next(&ae[..1]), pieces.next(&ae[1..])].concat(), ae);
+        assert_eq!(pieces.next(b"\xff\x1bx\r\n"), "\u{fffd}\u{fffd}x\n".as_bytes());
+    }
+}

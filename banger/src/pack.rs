@@ -1,0 +1,215 @@
+//! Tar archives made on the fly: an OCI layout folder, and a kernel with the modules that a guest needs.
+
+use crate::error::explained;
+use crate::upload::{Source, open};
+use anyhow::Context as _;
+use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath};
+use std::fs::File;
+use std::io::{Read as _, Write};
+use std::path::{Path, PathBuf};
+use tar::{Builder, EntryType, Header};
+
+/// What an image is read from.
+///
+/// # Errors
+/// When the path is not there, not readable, or a folder that is no OCI layout.
+pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
+    if path == Path::new("-") {
+        return Ok(Source {
+            total: None,
+            write: Box::new(|to| copy(&mut std::io::stdin().lock(), to, "standard input")),
+        });
+    }
+    let mut file = open(path, "make the file readable for you")?;
+    let metadata = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
+    if metadata.is_dir() {
+        return oci_layout(path);
+    }
+    let total = metadata.is_file().then_some(metadata.len());
+    let name = path.display().to_string();
+    Ok(Source { total, write: Box::new(move |to| copy(&mut file, to, &name)) })
+}
+
+fn copy(from: &mut dyn std::io::Read, to: &mut dyn Write, name: &str) -> anyhow::Result<()> {
+    std::io::copy(from, to).map(drop).with_context(|| format!("cannot send {name}"))
+}
+
+/// An OCI image layout (OCI image-layout.md): `oci-layout`, `index.json` and `blobs/<algorithm>/<digest>`.
+fn oci_layout(root: &Path) -> anyhow::Result<Source> {
+    if !root.join("oci-layout").is_file() {
+        return Err(explained(
+            format!("{} is a folder, but no OCI layout: it has no file oci-layout", root.display()),
+            "a plain root file system keeps its owners and attributes only as an archive, made as root:\n\
+             tar --numeric-owner --xattrs --xattrs-include='*' -C FOLDER -cf rootfs.tar .",
+        ));
+    }
+    let mut files = vec![PathBuf::from("oci-layout"), PathBuf::from("index.json")];
+    for algorithm in folder(&root.join("blobs"))? {
+        let algorithm = Path::new("blobs").join(algorithm);
+        files.extend(folder(&root.join(&algorithm))?.into_iter().map(|blob| algorithm.join(blob)));
+    }
+    let mut total = 0_u64;
+    for file in &files {
+        let length =
+            std::fs::metadata(root.join(file)).with_context(|| format!("cannot look at {}", file.display()))?;
+        total = total.saturating_add(length.len());
+    }
+    let root = root.to_owned();
+    Ok(Source {
+        total: Some(total),
+        write: Box::new(move |to| {
+            let mut archive = Builder::new(to);
+            for name in &files {
+                add(&mut archive, name, &mut open(&root.join(name), "make the file readable for you")?)?;
+            }
+            archive.finish().context("cannot send the layout")
+        }),
+    })
+}
+
+/// The names in a folder, in a stable order.
+fn folder(path: &Path) -> anyhow::Result<Vec<std::ffi::OsString>> {
+    let read = || path.read_dir()?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>();
+    let mut names = read().with_context(|| format!("cannot read the folder {}", path.display()))?;
+    names.sort();
+    Ok(names)
+}
+
+/// A kernel, and of its modules folder the index files and what [`ModuleIndex`] selects. The names in the
+/// archive are `banger_policy::kernel`'s.
+///
+/// # Errors
+/// When a file cannot be read, or the kernel cannot boot a guest.
+pub(crate) fn kernel(vmlinuz: File, modules: Option<&Path>) -> anyhow::Result<Source> {
+    let length = vmlinuz.metadata().context("cannot look at the kernel")?.len();
+    let Some(modules) = modules else {
+        return Ok(kernel_source(vmlinuz, length, Vec::new(), Vec::new()));
+    };
+    let (dep, builtin) = (index(modules, "modules.dep")?, index(modules, "modules.builtin")?);
+    let wanted = ModuleIndex::parse(&dep, &builtin).and_then(|index| index.boot_modules())?;
+    let mut total = length;
+    let mut files = Vec::new();
+    for path in wanted.iter().map(ModulePath::as_str) {
+        let file = modules.join(path);
+        let found = std::fs::metadata(&file).with_context(|| format!("cannot look at {}", file.display()))?;
+        total = total.saturating_add(found.len());
+        files.push((format!("{MODULES_PREFIX}{path}"), file));
+    }
+    let index = [("modules.dep", dep), ("modules.builtin", builtin)];
+    let index = index.map(|(name, text)| (format!("{MODULES_PREFIX}{name}"), text)).to_vec();
+    Ok(kernel_source(vmlinuz, total, index, files))
+}
+
+fn kernel_source(mut vmlinuz: File, total: u64, index: Vec<(String, String)>, files: Vec<(String, PathBuf)>) -> Source {
+    let write = move |to: &mut dyn Write| {
+        let mut archive = Builder::new(to);
+        add(&mut archive, Path::new(KERNEL_ENTRY), &mut vmlinuz)?;
+        for (name, text) in &index {
+            let mut header = header(text.len() as u64);
+            archive.append_data(&mut header, name, text.as_bytes()).with_context(|| format!("cannot send {name}"))?;
+        }
+        for (name, path) in &files {
+            let mut file = open(path, "make the modules folder readable for you")?;
+            add(&mut archive, Path::new(name), &mut file)?;
+        }
+        archive.finish().context("cannot send the kernel")
+    };
+    Source { total: Some(total), write: Box::new(write) }
+}
+
+/// An index file of `depmod` or of the kernel's build.
+fn index(modules: &Path, name: &str) -> anyhow::Result<String> {
+    let path = modules.join(name);
+    let mut text = String::new();
+    let file = open(&path, "make the modules folder readable for you")
+        .context("the modules folder is not complete (depmod(8) makes the index)")?;
+    file.take(MAX_INDEX_BYTES).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
+/// Adds a file by its name in the archive. Its length is fixed when it is opened; one that shrinks meanwhile
+/// is an error, not a short archive.
+fn add(archive: &mut Builder<&mut dyn Write>, name: &Path, file: &mut File) -> anyhow::Result<()> {
+    let what = || format!("cannot send {}", name.display());
+    let length = file.metadata().with_context(what)?.len();
+    let mut counted = file.take(length);
+    archive.append_data(&mut header(length), name, &mut counted).with_context(what)?;
+    if counted.limit() > 0 {
+        return Err(anyhow::anyhow!("{} became shorter while it was read", name.display()));
+    }
+    Ok(())
+}
+
+fn header(length: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Regular);
+    header.set_size(length);
+    header.set_mode(0o644);
+    header.set_cksum();
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn entries(source: Source) -> Vec<(String, Vec<u8>)> {
+        let mut bytes = Vec::new();
+        (source.write)(&mut bytes).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let read = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            (entry.path().unwrap().display().to_string(), content)
+        });
+        read.collect()
+    }
+
+    #[test]
+    fn an_oci_layout_is_packed_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("blobs/sha256")).unwrap();
+        for (name, text) in [("oci-layout", "{}"), ("index.json", "[]"), ("blobs/sha256/aa", "x"), ("other", "no")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let packed: Vec<String> = entries(image(folder.path()).unwrap()).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(packed, ["oci-layout", "index.json", "blobs/sha256/aa"]);
+    }
+
+    #[test]
+    fn another_folder_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = image(folder.path()).err().unwrap();
+        assert!(error.to_string().contains("no OCI layout"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_brings_the_modules_that_it_needs_and_no_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = folder.path().join("modules");
+        std::fs::create_dir_all(modules.join("kernel")).unwrap();
+        let long = format!("kernel/{}", "long-".repeat(30));
+        std::fs::create_dir_all(modules.join(&long)).unwrap();
+        let builtin = "kernel/virtio_mmio.ko\nkernel/virtio_blk.ko\nkernel/virtio_net.ko\n\
+                       kernel/vmw_vsock_virtio_transport.ko\n";
+        std::fs::write(modules.join("modules.builtin"), builtin).unwrap();
+        std::fs::write(
+            modules.join("modules.dep"),
+            format!("{long}/ext4.ko: kernel/mb.ko\nkernel/mb.ko:\nkernel/snd.ko:\n"),
+        )
+        .unwrap();
+        for module in [&format!("{long}/ext4.ko"), "kernel/mb.ko", "kernel/snd.ko"] {
+            std::fs::write(modules.join(module), module).unwrap();
+        }
+        let vmlinuz = folder.path().join("vmlinuz");
+        std::fs::write(&vmlinuz, "kernel").unwrap();
+        let packed = entries(kernel(File::open(&vmlinuz).unwrap(), Some(&modules)).unwrap());
+        let names: Vec<&str> = packed.iter().map(|(name, _)| name.as_str()).collect();
+        let ext4 = format!("modules/{long}/ext4.ko");
+        assert_eq!(names, ["vmlinuz", "modules/modules.dep", "modules/modules.builtin", "modules/kernel/mb.ko", &ext4]);
+        assert_eq!(packed.first().unwrap().1, b"kernel");
+        assert_eq!(entries(kernel(File::open(&vmlinuz).unwrap(), None).unwrap()).len(), 1);
+    }
+}

@@ -1,0 +1,94 @@
+//! What is seen of a job while it runs, on standard error: each finished step with its time, and, on a
+//! terminal only, a moving line for the one at work.
+
+use crate::output::{amount, note, plain, took};
+use banger_proto::model::JobView;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// The moving line, on a terminal.
+    Live,
+    /// Every step with its time as well, terminal or not.
+    Steps,
+    /// Nothing but warnings.
+    Quiet,
+}
+
+/// The view of one job.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    detail: Detail,
+    steps_shown: usize,
+    warnings_shown: usize,
+    spec_shown: bool,
+}
+
+/// The step by which the daemon says what it resolved; its detail is the specification.
+const SPEC_STEP: &str = "spec";
+
+impl Progress {
+    pub(crate) fn new(detail: Detail) -> Self {
+        let bar = if detail != Detail::Quiet && std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new_spinner();
+            // A wrong template is a mistake of ours that falls back to the default one.
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        } else {
+            ProgressBar::hidden()
+        };
+        Self { bar, detail, steps_shown: 0, warnings_shown: 0, spec_shown: false }
+    }
+
+    /// Shows what is new in a job.
+    pub(crate) fn update(&mut self, job: &JobView) {
+        for warning in job.warnings.iter().skip(self.warnings_shown) {
+            self.say(&format!("warning: {warning}"));
+        }
+        self.warnings_shown = job.warnings.len();
+        for stage in job.stages.iter().skip(self.steps_shown) {
+            let Some(ms) = stage.took_ms else {
+                let more = if stage.detail.is_empty() { String::new() } else { format!(" ({})", stage.detail) };
+                self.bar.set_message(plain(&format!("{}: {}{more}", job.title, stage.name)));
+                break;
+            };
+            self.steps_shown += 1;
+            if stage.name == SPEC_STEP && self.detail == Detail::Steps {
+                self.spec_shown = true;
+                self.say(&stage.detail);
+            } else if self.detail == Detail::Steps {
+                let line = format!("  {:<22} {:>10}  {}", stage.name, took(Duration::from_millis(ms)), stage.detail);
+                self.say(line.trim_end());
+            }
+        }
+    }
+
+    /// Has the job said what the VM is made of?
+    pub(crate) fn spec_shown(&self) -> bool {
+        self.spec_shown
+    }
+
+    /// Shows how much of an upload went out.
+    pub(crate) fn sent(&self, bytes: u64, total: Option<u64>) {
+        let of = total.map(|total| format!(" of {}", amount(total))).unwrap_or_default();
+        self.bar.set_message(format!("send {}{of}", amount(bytes)));
+    }
+
+    /// Shows a sentence at once.
+    pub(crate) fn say(&self, text: &str) {
+        self.bar.suspend(|| note(text));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

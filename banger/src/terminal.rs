@@ -1,0 +1,101 @@
+//! The user's terminal: raw while a guest has it, its size, and the way out of a guest that hangs.
+
+use banger_proto::stream::Terminal;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use std::io::IsTerminal as _;
+
+/// Both ends of the conversation are a person's.
+pub(crate) fn interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+}
+
+/// Columns and rows, when there is a terminal that knows them.
+pub(crate) fn window() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(std::io::stdout()).or_else(|_| tcgetwinsize(std::io::stdin())).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// What the guest is told of our terminal; what a terminal had by default when there is none.
+pub(crate) fn describe() -> Terminal {
+    let (cols, rows) = window().unwrap_or((80, 24));
+    let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "xterm".to_owned());
+    Terminal { term, cols, rows }
+}
+
+/// The terminal in raw mode until this is dropped.
+pub(crate) struct Raw {
+    before: Termios,
+}
+
+impl Raw {
+    /// `None` when standard input is no terminal.
+    pub(crate) fn enter() -> Option<Self> {
+        let before = tcgetattr(std::io::stdin()).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Drain, &raw).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.before);
+    }
+}
+
+/// Finds `~.` at the beginning of a line, as in ssh(1): in raw mode Ctrl-C belongs to the guest, and one that
+/// hangs must not keep the terminal.
+#[derive(Debug)]
+pub(crate) struct Escape {
+    at_line_start: bool,
+    tilde: bool,
+}
+
+impl Escape {
+    pub(crate) fn new() -> Self {
+        Self { at_line_start: true, tilde: false }
+    }
+
+    /// What of the input goes to the guest; `None` when the user wants out.
+    pub(crate) fn filter(&mut self, input: &[u8]) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(input.len() + 1);
+        for byte in input {
+            match (std::mem::take(&mut self.tilde), byte) {
+                (true, b'.') => return None,
+                // `~~` is one tilde.
+                (true, b'~') => out.push(b'~'),
+                (true, _) => out.extend([b'~', *byte]),
+                (false, b'~') if self.at_line_start => self.tilde = true,
+                (false, _) => out.push(*byte),
+            }
+            self.at_line_start = matches!(byte, b'\r' | b'\n') && !self.tilde;
+        }
+        Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(parts: &[&[u8]]) -> Option<Vec<u8>> {
+        let mut escape = Escape::new();
+        let mut all = Vec::new();
+        for part in parts {
+            all.extend(escape.filter(part)?);
+        }
+        Some(all)
+    }
+
+    #[test]
+    fn the_way_out_works_at_the_beginning_of_a_line_only() {
+        assert_eq!(filter(&[b"~."]), None);
+        assert_eq!(filter(&[b"ls\r", b"~", b"."]), None);
+        for (input, output) in [(&b"a~."[..], &b"a~."[..]), (b"~~.", b"~."), (b"~a\r", b"~a\r"), (b"cd ~\r", b"cd ~\r")]
+        {
+            assert_eq!(filter(&[input]).as_deref(), Some(output));
+        }
+    }
+}
