@@ -1,6 +1,8 @@
 //! The test bench. `banger-bench` on the build machine makes and boots the host VM ([`hostvm`]); inside it `banger-suite` runs the scenarios ([`suite`])
 //! between two looks at the whole host ([`inventory`]). The stand-in VMM ([`standin`]) serves where no Firecracker is given.
 
+pub mod bench;
 pub mod hostvm;
 pub mod inventory;
 pub mod standin;
+pub mod suite;

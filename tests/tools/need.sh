@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure that the programs of the test bench are there: `need.sh build|vm|cargo ...`.
+# Makes sure that the programs of the test bench are there: `need.sh build|vm|deb|deny|nextest ...`.
 # As root it installs what is missing; otherwise it says what to install and ends with status 1.
 # Called by the Makefile only. It never removes a package and never touches the sources of apt.
 set -eu
@@ -38,10 +38,10 @@ install_missing() {
     apt-get $lock -qq install -y --no-install-recommends --allow-downgrades $missing $also >/dev/null
 }
 
-cargo_tool() { # cargo_tool SUBCOMMAND: built once into target/tools; without optimisation, which halves the wait
-    PATH="$PATH:target/tools/bin" command -v "cargo-$1" >/dev/null 2>&1 && return 0
+cargo_tool() { # cargo_tool SUBCOMMAND VERSION: built once into target/tools; without optimisation, which halves the wait
+    command -v "cargo-$1" >/dev/null 2>&1 && return 0
     echo "need.sh: building cargo-$1" >&2
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root target/tools --target-dir target/tools/build "cargo-$1"
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root target/tools --target-dir target/tools/build "cargo-$1@$2"
 }
 
 for group in "$@"; do
@@ -57,14 +57,15 @@ for group in "$@"; do
         want setpriv util-linux
         want zstd zstd
         [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing="$missing debian-archive-keyring" ;;
-    cargo) ;;
+    deb|deny|nextest) ;;
     *) echo "need.sh: unknown group $group" >&2; exit 2 ;;
     esac
 done
 install_missing
 for group in "$@"; do
-    [ "$group" = cargo ] || continue
-    cargo_tool nextest
-    cargo_tool deny
-    cargo_tool deb
+    case "$group" in
+    deb) cargo_tool deb 3.8.0 ;;
+    deny) cargo_tool deny 0.20.2 ;;
+    nextest) cargo_tool nextest 0.9.143 ;;
+    esac
 done

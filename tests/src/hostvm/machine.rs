@@ -36,15 +36,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Copies the image and boots it. `payload` is a tar that is seen inside as `/dev/vdb`.
-    pub fn boot(image: &Image, accel: Accel, runs: &Path, payload: &Path) -> Result<Self> {
-        let folder = runs.join(format!("run-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    /// Copies the image into `folder` and boots it. The folder holds a `payload.tar`, which is seen inside as `/dev/vdb`, and is removed at the end.
+    pub fn boot(image: &Image, accel: Accel, folder: &Path) -> Result<Self> {
         let secrets = tempfile::Builder::new().prefix("banger-bench.").tempdir().context("make a temporary folder")?;
-        let mut machine = Self { image: image.clone(), accel, folder, secrets, port: 0, qemu: None };
+        let mut machine = Self { image: image.clone(), accel, folder: folder.to_owned(), secrets, port: 0, qemu: None };
         run(Command::new("cp").arg("--sparse=always").arg("--reflink=auto").arg(&image.disk).arg(machine.disk()))?;
-        run(Command::new("cp").arg("--reflink=auto").arg(payload).arg(machine.payload()))?;
         run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(machine.key()))?;
         machine.power_on()?;
         Ok(machine)
@@ -122,6 +118,12 @@ impl Machine {
             self.last_words()
         );
         Ok(())
+    }
+
+    /// The folder with the run's key, for whoever must remove it when this value is never dropped.
+    #[must_use]
+    pub fn secrets(&self) -> &Path {
+        self.secrets.path()
     }
 
     /// An ssh command to root in the host VM, ready to be given its streams and run.

@@ -1,0 +1,59 @@
+# The commands of a newcomer. Rust is assumed; what else is missing is installed when this runs as root, and named otherwise (tests/tools/need.sh).
+# Everything else is in `banger-bench` (tests/src/bench).
+
+SUITE ?=
+ONLY ?=
+
+export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
+
+NEED = tests/tools/need.sh
+BENCH = cargo run --quiet --locked --package banger-tests --bin banger-bench --
+
+.PHONY: help demo test host-test host-shell bench packages budgets fmt lint
+
+help:
+	@echo 'make demo                 banger at work, from package to guest and back, in a host VM'
+	@echo 'make test                 every check and every suite; what CI runs'
+	@echo 'make host-test SUITE=...  suites in the host VM (ONLY=... for some scenarios; no SUITE: all)'
+	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
+	@echo 'make bench                timings in the host VM'
+	@echo 'make packages             the Debian package'
+	@echo 'make budgets              the helper against its budgets'
+	@echo 'make fmt, make lint       format; clippy, dependency rules'
+
+demo:
+	@$(NEED) build vm deb
+	@$(BENCH) demo
+
+test:
+	@$(NEED) build vm deb deny nextest
+	@$(BENCH) test
+
+host-test:
+	@$(NEED) build vm deb
+	@$(BENCH) host-test $(SUITE) $(if $(ONLY),--only '$(ONLY)')
+
+host-shell:
+	@$(NEED) build vm deb
+	@$(BENCH) shell
+
+bench:
+	@$(NEED) build vm deb
+	@$(BENCH) bench
+
+packages:
+	@$(NEED) build deb
+	@$(BENCH) packages
+
+budgets:
+	@$(NEED) build
+	@$(BENCH) budgets
+
+fmt:
+	cargo fmt --all
+
+lint:
+	@$(NEED) build deny
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo deny --offline --locked check bans licenses sources

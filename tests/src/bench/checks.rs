@@ -1,0 +1,93 @@
+//! `make test`: every check in order, a time for each, all of them run whatever fails before. The last line adds everything up.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::main::needs;
+use super::product::{Needs, Product};
+use super::tally::{self, Tally};
+use super::{budgets, session, shown};
+use crate::suite;
+
+/// The longest single check is a cold build for clippy or the tests.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// A stage that was run.
+struct Done {
+    name: String,
+    tally: Tally,
+    took: Duration,
+}
+
+#[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
+pub(super) fn run() -> Result<bool> {
+    let mut done = Vec::new();
+    let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<Tally>| {
+        println!("\n=== {name}");
+        let started = Instant::now();
+        let tally = work().unwrap_or_else(|error| {
+            println!("{name}: {error:#}");
+            Tally::FAIL
+        });
+        let stage = Done { name: name.to_owned(), tally, took: started.elapsed() };
+        println!("=== {name}: {} in {:.0} s", stage.tally, stage.took.as_secs_f64());
+        done.push(stage);
+    };
+
+    stage("format", &mut || check("cargo fmt --all --check", &[]));
+    stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
+    stage("licences and sources", &mut || check("cargo deny --offline --locked check bans licenses sources", &[]));
+    stage("tests", &mut || tally::nextest(&output("cargo nextest run --workspace --locked --no-fail-fast", &[])?.text));
+    stage("documentation tests", &mut || {
+        let shown = output("cargo test --workspace --locked --doc --no-fail-fast", &[])?;
+        let mut tally = tally::doctests(&shown.text);
+        // A crate whose doctests do not even build prints no result line.
+        if !shown.status.success() && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        Ok(tally)
+    });
+    stage("documentation", &mut || {
+        check("cargo doc --workspace --no-deps --locked", &[("RUSTDOCFLAGS", "-D warnings")])
+    });
+
+    let mut product = None;
+    stage("package", &mut || {
+        product = Some(Product::build(Needs::Guests)?);
+        Ok(Tally::PASS)
+    });
+    stage("budgets", &mut || Ok(if budgets::print()? { Tally::PASS } else { Tally::FAIL }));
+    for suite in suite::all() {
+        stage(&format!("suite {}", suite.name), &mut || match &product {
+            Some(product) => session::run_suite(&suite, None, product),
+            // The bench's own control runs even when the product does not build.
+            None if needs(suite.setup) == Needs::Nothing => {
+                session::run_suite(&suite, None, &Product::build(Needs::Nothing)?)
+            }
+            None => anyhow::bail!("not run: the package was not built"),
+        });
+    }
+
+    let mut total = Tally::default();
+    println!("\n=== summary");
+    for stage in &done {
+        println!("{:<28} {:>6.0} s  {}", stage.name, stage.took.as_secs_f64(), stage.tally);
+        total += stage.tally;
+    }
+    println!("{:<28} {:>6.0} s", "all", done.iter().map(|stage| stage.took.as_secs_f64()).sum::<f64>());
+    println!("{total}");
+    Ok(total.failed == 0)
+}
+
+fn output(line: &str, environment: &[(&str, &str)]) -> Result<shown::Shown> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).env("CARGO_TERM_COLOR", "never").envs(environment.iter().copied());
+    shown::run(command, LIMIT, None)
+}
+
+fn check(line: &str, environment: &[(&str, &str)]) -> Result<Tally> {
+    Ok(if output(line, environment)?.status.success() { Tally::PASS } else { Tally::FAIL })
+}

@@ -1,0 +1,108 @@
+//! The command line of `banger-bench`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+use super::product::{Needs, Product};
+use super::session::{self, Session};
+use super::{budgets, checks, interrupt, product};
+use crate::suite::{self, Setup};
+
+/// Builds banger, boots the host VM and runs the suites in it.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes the host VM's image when it is missing or its recipe has changed.
+    Image,
+    /// The demonstration, with a readable transcript.
+    Demo,
+    /// Every check and every suite.
+    Test,
+    /// Suites in the host VM; without a name all of them.
+    HostTest {
+        suites: Vec<String>,
+        /// Only scenarios whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// A root shell in a host VM that has the product installed.
+    Shell,
+    /// Builds the Debian package and says where it is.
+    Packages,
+    /// Prints the helper's budgets and what is used of them.
+    Budgets,
+}
+
+/// What `main` calls.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("banger-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the workspace: all paths of the bench are below it.
+fn workspace() -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the crate has no parent folder")?;
+    ensure!(folder.join("Cargo.toml").exists(), "{} is no workspace any more; build again", folder.display());
+    Ok(folder.to_owned())
+}
+
+fn run(command: Command) -> Result<bool> {
+    let root = workspace()?;
+    std::env::set_current_dir(&root).with_context(|| format!("go to {}", root.display()))?;
+    interrupt::watch()?;
+    match command {
+        Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
+        Command::Demo => run_suites(&["demo".to_owned()], None),
+        Command::Test => checks::run(),
+        Command::HostTest { suites, only } => run_suites(&suites, only.as_deref()),
+        Command::Shell => {
+            let product = Product::build(Needs::Guests)?;
+            Session::open(&product)?.shell()
+        }
+        Command::Packages => {
+            product::say_packages(&Product::build(Needs::Package)?);
+            Ok(true)
+        }
+        Command::Budgets => budgets::print(),
+    }
+}
+
+fn run_suites(names: &[String], only: Option<&str>) -> Result<bool> {
+    let suites = if names.is_empty() {
+        suite::all()
+    } else {
+        names.iter().map(|name| suite::find(name)).collect::<Result<Vec<_>>>()?
+    };
+    let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
+    let product = Product::build(needs)?;
+    let mut good = true;
+    for suite in &suites {
+        let tally = session::run_suite(suite, only, &product)?;
+        good &= tally.failed == 0 && tally.passed > 0;
+    }
+    Ok(good)
+}
+
+/// What has to be built for a suite.
+pub(super) fn needs(setup: Setup) -> Needs {
+    match setup {
+        Setup::Nothing => Needs::Nothing,
+        Setup::Package | Setup::Installed => Needs::Package,
+        Setup::Guests => Needs::Guests,
+    }
+}

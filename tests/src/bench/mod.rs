@@ -1,0 +1,12 @@
+//! `banger-bench`: what the Makefile calls on the build machine. It builds the product, boots the host VM with it, runs suites there and adds up.
+
+mod budgets;
+mod checks;
+mod interrupt;
+mod main;
+mod product;
+mod session;
+mod shown;
+mod tally;
+
+pub use main::main;

@@ -1,0 +1,127 @@
+//! Builds what goes into the host VM: release binaries, the static guest program, the package, the VMM and the suite runner.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::shown;
+use crate::hostvm::payload::Payload;
+
+/// Cold builds on two slow cores end well within this.
+const BUILD: Duration = Duration::from_secs(30 * 60);
+/// Target of the guest program; with `crt-static` it is one file that needs nothing of the image.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// How much has to be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Needs {
+    /// The suite runner alone.
+    Nothing,
+    /// And the package.
+    Package,
+    /// And a VMM.
+    Guests,
+}
+
+/// What was built.
+#[derive(Debug)]
+pub(super) struct Product {
+    suite: PathBuf,
+    package: Option<PathBuf>,
+    vmm: Option<PathBuf>,
+    /// `firecracker` or `stand-in`.
+    pub(super) vmm_name: &'static str,
+}
+
+impl Product {
+    /// Builds; what is fresh is not built again.
+    pub(super) fn build(needs: Needs) -> Result<Self> {
+        let started = Instant::now();
+        cargo(&["build", "--quiet", "--locked", "-p", "banger-tests", "--bin", "banger-suite"], None)?;
+        let package = (needs >= Needs::Package).then(package).transpose()?;
+        let given = given_firecracker();
+        let vmm_name = if given.is_some() { "firecracker" } else { "stand-in" };
+        let vmm = match (needs >= Needs::Guests, given) {
+            (false, _) => None,
+            (true, Some(path)) => Some(path),
+            (true, None) => Some(stand_in()?),
+        };
+        eprintln!("bench: built in {:.0} s", started.elapsed().as_secs_f64());
+        Ok(Self { suite: PathBuf::from("target/debug/banger-suite"), package, vmm, vmm_name })
+    }
+
+    /// The tar that goes into the host VM.
+    pub(super) fn payload(&self, target: &Path) -> Result<()> {
+        let mut payload = Payload::default().program(&self.suite, "banger-suite");
+        if let Some(package) = &self.package {
+            payload = payload.file(package, "banger.deb");
+        }
+        if let Some(vmm) = &self.vmm {
+            payload = payload.program(vmm, "firecracker");
+        }
+        payload.write(target)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the path is what was asked for")]
+pub(super) fn say_packages(product: &Product) {
+    if let Some(package) = &product.package {
+        println!("{}", package.display());
+    }
+}
+
+/// A real Firecracker: named by `FIRECRACKER`, or on the search path.
+fn given_firecracker() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("FIRECRACKER").filter(|path| !path.is_empty()) {
+        return Some(path.into());
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|folder| folder.join("firecracker"))
+        .find(|path| path.is_file())
+}
+
+fn stand_in() -> Result<PathBuf> {
+    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-tests", "--bin", "firecracker-standin"], None)?;
+    Ok(PathBuf::from("target/release/firecracker-standin"))
+}
+
+/// The guest program has its own target folder: its flags would make every other crate be built again.
+fn guest() -> Result<()> {
+    cargo(
+        &[
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "-p",
+            "banger-guest",
+            "--target",
+            GUEST_TARGET,
+            "--target-dir",
+            "target/guest",
+        ],
+        Some("-C target-feature=+crt-static"),
+    )
+}
+
+fn package() -> Result<PathBuf> {
+    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd", "-p", "banger-priv"], None)?;
+    guest()?;
+    let target = PathBuf::from("target/debian/banger.deb");
+    let path = target.to_str().context("path is not text")?;
+    cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", path], None)?;
+    ensure!(target.is_file(), "cargo-deb has not written {}", target.display());
+    Ok(target)
+}
+
+fn cargo(words: &[&str], flags: Option<&str>) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(words);
+    if let Some(flags) = flags {
+        command.env("RUSTFLAGS", flags);
+    }
+    eprintln!("bench: cargo {}", words.join(" "));
+    shown::must(command, BUILD).map(drop)
+}

@@ -1,0 +1,126 @@
+//! A booted host VM with the product beside it, and the running of one suite in it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::product::Product;
+use super::tally::Tally;
+use super::{interrupt, shown};
+use crate::hostvm::accel::{self, Accel};
+use crate::hostvm::image::ensure_image;
+use crate::hostvm::machine::Machine;
+use crate::hostvm::payload::INSIDE;
+use crate::suite::{REBOOT_STATUS, Report, Setup, Suite};
+
+/// A suite that takes longer than this hangs.
+const SUITE_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Images, runs and reports.
+pub(super) fn cache() -> PathBuf {
+    PathBuf::from("target/host-vm")
+}
+
+/// Where a suite's report, transcript and, after a failure, logs are.
+pub(super) fn report_folder(suite: &str) -> PathBuf {
+    cache().join("report").join(suite)
+}
+
+/// The host VM, up and with the payload unpacked.
+#[derive(Debug)]
+pub(super) struct Session {
+    machine: Machine,
+    accel: Accel,
+}
+
+impl Session {
+    /// Boots.
+    pub(super) fn open(product: &Product) -> Result<Self> {
+        let cache = cache();
+        forget_dead_runs(&cache);
+        let image = ensure_image(&cache)?;
+        let accel = accel::choose(&cache, &image)?;
+        let folder = cache.join(format!("run-{}", std::process::id()));
+        interrupt::doom(&folder);
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        product.payload(&folder.join("payload.tar"))?;
+        let started = Instant::now();
+        let mut machine = Machine::boot(&image, accel, &folder)?;
+        interrupt::doom(machine.secrets());
+        machine.wait_until_up()?;
+        machine.shell(&format!("tar xf /dev/vdb -C {INSIDE}"))?;
+        eprintln!("bench: host VM up in {:.0} s ({accel:?})", started.elapsed().as_secs_f64());
+        Ok(Self { machine, accel })
+    }
+
+    /// Hands the terminal over to a root shell inside.
+    pub(super) fn shell(&mut self) -> Result<bool> {
+        eprintln!(
+            "bench: {INSIDE} has the package, the suites (`{INSIDE}/banger-suite list`) and the VMM; leave with Ctrl-D"
+        );
+        let status = self.machine.ssh(&[]).arg("-t").status().context("run ssh")?;
+        self.machine.shut_down()?;
+        Ok(status.success())
+    }
+
+    fn run(&mut self, suite: &Suite, only: Option<&str>, product: &Product, folder: &Path) -> Result<Report> {
+        let only = only.map(|only| format!(" --only '{only}'")).unwrap_or_default();
+        let line = format!(
+            "{INSIDE}/banger-suite run {} --vmm {} --slowness {}{only}",
+            suite.name,
+            product.vmm_name,
+            self.accel.slowness()
+        );
+        let started = Instant::now();
+        let mut part = 0_u32;
+        loop {
+            part += 1;
+            let name = if part == 1 { "transcript.txt".to_owned() } else { format!("transcript-{part}.txt") };
+            let left = SUITE_LIMIT.saturating_sub(started.elapsed());
+            let status = shown::run(self.machine.ssh(&[&line]), left, Some(&folder.join(name)))?.status;
+            match status.code().and_then(|code| u8::try_from(code).ok()) {
+                Some(code) if code == REBOOT_STATUS.0 => self.machine.reboot()?,
+                Some(code) if code == REBOOT_STATUS.1 => self.machine.reset()?,
+                Some(0 | 1) => break,
+                _ => bail!("the suite runner ended with {status}\n{}", self.machine.last_words()),
+            }
+            self.machine.wait_until_up()?;
+        }
+        let text = self.machine.shell(&format!("cat {INSIDE}/report.json"))?;
+        std::fs::write(folder.join("report.json"), &text).context("keep the report")?;
+        serde_json::from_str(&text).context("read the suite's report")
+    }
+}
+
+/// Boots a host VM, runs one suite in it and ends it. After a failure everything that explains it is in the report folder.
+pub(super) fn run_suite(suite: &Suite, only: Option<&str>, product: &Product) -> Result<Tally> {
+    let folder = report_folder(suite.name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let mut session = Session::open(product)?;
+    let result = session.run(suite, only, product, &folder);
+    let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
+    if !good {
+        session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
+        eprintln!("bench: journal, console and transcript are in {}", folder.display());
+    }
+    let ended = session.machine.shut_down();
+    let (passed, failed, skipped) = result?.counts();
+    if suite.setup != Setup::Nothing {
+        // A host that cannot shut down with banger on it is a failure of the suite.
+        ended.context("shut the host VM down")?;
+    }
+    Ok(Tally { passed, failed, skipped })
+}
+
+/// Disks of benches that were killed.
+fn forget_dead_runs(cache: &Path) {
+    for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("run-")) else { continue };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

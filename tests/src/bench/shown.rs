@@ -1,0 +1,113 @@
+//! Programs whose output the user sees while the bench reads along.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// How it ended and all that it printed, both streams in the order of reading.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) status: ExitStatus,
+    pub(super) text: String,
+}
+
+/// Runs a program within a limit; what it prints appears here too, and in `copy` when there is one.
+pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
+    let name = command.get_program().display().to_string();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {name}"))?;
+    let (sender, receiver) = std::sync::mpsc::channel::<String>();
+    let mut readers = Vec::new();
+    if let Some(stream) = child.stdout.take() {
+        readers.push(echo(stream, sender.clone()));
+    }
+    if let Some(stream) = child.stderr.take() {
+        readers.push(echo(stream, sender.clone()));
+    }
+    drop(sender);
+    let ended = wait(&mut child, limit);
+    if ended.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    for reader in readers {
+        let _ = reader.join();
+    }
+    let text: String = receiver.try_iter().collect();
+    if let Some(path) = copy {
+        std::fs::write(path, &text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(Shown { status: ended.with_context(|| name)?, text })
+}
+
+/// Runs a program that must end well.
+pub(super) fn must(command: Command, limit: Duration) -> Result<String> {
+    let name = format!("{command:?}");
+    let shown = run(command, limit, None)?;
+    ensure!(shown.status.success(), "{name} ended with {}", shown.status);
+    Ok(shown.text)
+}
+
+fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().context("watch it")? {
+            return Ok(status);
+        }
+        if started.elapsed() > limit {
+            bail!("no end within {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn echo(stream: impl Read + Send + 'static, sender: std::sync::mpsc::Sender<String>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            drop(out);
+            if sender.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        command
+    }
+
+    #[test]
+    fn both_streams_are_read_and_the_status_kept() -> Result<()> {
+        let shown = run(shell("echo one; echo two >&2; exit 3"), Duration::from_secs(10), None)?;
+        assert!(shown.text.contains("one\n") && shown.text.contains("two\n"), "{shown:?}");
+        assert_eq!(shown.status.code(), Some(3));
+        assert!(must(shell("exit 3"), Duration::from_secs(10)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_ended() {
+        let started = Instant::now();
+        assert!(run(shell("exec sleep 60"), Duration::from_millis(200), None).is_err());
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
+}

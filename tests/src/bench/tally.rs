@@ -1,0 +1,101 @@
+//! Adding up: what nextest, doctests, single checks and suites have passed, failed and skipped.
+
+use std::fmt;
+use std::ops::AddAssign;
+
+use anyhow::{Context, Result};
+
+/// Counts of one stage or of all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
+}
+
+impl Tally {
+    /// A check that is one thing and passed.
+    pub(super) const PASS: Self = Self { passed: 1, failed: 0, skipped: 0 };
+    /// A check that is one thing and failed.
+    pub(super) const FAIL: Self = Self { passed: 0, failed: 1, skipped: 0 };
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// From nextest's `Summary [ 0.2s] 32 tests run: 30 passed (1 slow), 1 failed, 1 timed out, 0 skipped`.
+pub(super) fn nextest(output: &str) -> Result<Tally> {
+    let line = output
+        .lines()
+        .rev()
+        .find(|line| line.trim_start().starts_with("Summary ["))
+        .context("nextest printed no summary: the tests were not run")?;
+    let (_, counts) = line.split_once("run: ").context("nextest's summary has another form")?;
+    let mut tally = Tally::default();
+    for part in counts.split(", ") {
+        let mut words = part.split_whitespace();
+        let number: usize = words
+            .next()
+            .and_then(|word| word.parse().ok())
+            .with_context(|| format!("no number in {part:?} of {line:?}"))?;
+        match words.next() {
+            Some("passed") => tally.passed += number,
+            Some("skipped") => tally.skipped += number,
+            // failed, timed out, exec failed: whatever is not named above is not good.
+            _ => tally.failed += number,
+        }
+    }
+    Ok(tally)
+}
+
+/// From every `test result: ok. 3 passed; 0 failed; 1 ignored; ...` of `cargo test --doc`.
+pub(super) fn doctests(output: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in output.lines().filter(|line| line.starts_with("test result: ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for pair in words.windows(2) {
+            let [number, word] = pair else { continue };
+            let Ok(number) = number.parse::<usize>() else { continue };
+            match *word {
+                "passed;" => tally.passed += number,
+                "failed;" => tally.failed += number,
+                "ignored;" => tally.skipped += number,
+                _ => {}
+            }
+        }
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nextest_summaries_of_every_form_are_read() -> Result<()> {
+        let good = "  PASS [ 0.1s] x\n────\n     Summary [   0.205s] 32 tests run: 32 passed, 0 skipped\n";
+        assert_eq!(nextest(good)?, Tally { passed: 32, failed: 0, skipped: 0 });
+        let bad = "     Summary [   3.1s] 5/7 tests run: 2 passed (1 slow), 2 failed, 1 timed out, 4 skipped\nerror: test run failed\n";
+        assert_eq!(nextest(bad)?, Tally { passed: 2, failed: 3, skipped: 4 });
+        assert!(nextest("error: could not compile").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn doctests_of_all_crates_are_added() {
+        let text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s\n\
+                    test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\n";
+        assert_eq!(doctests(text), Tally { passed: 4, failed: 2, skipped: 1 });
+    }
+}

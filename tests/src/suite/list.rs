@@ -1,0 +1,136 @@
+//! Names of suites and scenarios. To add a suite: a file in `scenarios/`, and its name in [`all`].
+
+use std::fmt;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::scenarios;
+use super::scene::Scene;
+
+/// What must stand before a suite's first scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// The distribution alone; the package is not even built for it.
+    Nothing,
+    /// The distribution alone, with the package beside the suite.
+    Package,
+    /// The package is installed as shipped; alice and bob are in group `banger`; nothing of the bench touches its units.
+    Installed,
+    /// And guests can boot: the VMM is in place, kernel and images are imported for alice and bob.
+    Guests,
+}
+
+/// How the host VM ends between the two parts of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reboot {
+    /// As an administrator does it.
+    Clean,
+    /// A power cut.
+    Hard,
+}
+
+/// How a scenario (or its first part) ended, unless with an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything that it looked at was right.
+    Passed,
+    /// It could not run here, and why; never counted as passed.
+    Skipped(String),
+    /// It goes on with its second part after the host has rebooted.
+    Reboot(Reboot),
+}
+
+type Part = Box<dyn Fn(&mut Scene) -> Result<Outcome>>;
+
+/// One named scenario.
+pub struct Scenario {
+    /// Unique in its suite.
+    pub name: String,
+    pub(super) run: Part,
+    pub(super) after_reboot: Option<Part>,
+}
+
+impl fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scenario").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Scenario {
+    /// A scenario without a reboot.
+    pub fn new(name: impl Into<String>, run: impl Fn(&mut Scene) -> Result<Outcome> + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run), after_reboot: None }
+    }
+
+    /// A scenario whose first part ends with [`Outcome::Reboot`].
+    pub fn across_reboot(
+        name: impl Into<String>,
+        run: impl Fn(&mut Scene) -> Result<Outcome> + 'static,
+        after: impl Fn(&mut Scene) -> Result<Outcome> + 'static,
+    ) -> Self {
+        Self { name: name.into(), run: Box::new(run), after_reboot: Some(Box::new(after)) }
+    }
+}
+
+/// Scenarios that share a host VM and its setup, run in order.
+#[derive(Debug)]
+pub struct Suite {
+    /// What `make host-test SUITE=` takes.
+    pub name: &'static str,
+    /// One line for the list.
+    pub about: &'static str,
+    /// What must stand before.
+    pub setup: Setup,
+    /// The scenarios.
+    pub scenarios: fn() -> Vec<Scenario>,
+}
+
+/// Every suite, in the order in which `make test` runs them: the bench's own control first.
+#[must_use]
+pub fn all() -> Vec<Suite> {
+    vec![scenarios::inventory_control::SUITE, scenarios::install::SUITE]
+}
+
+/// The suite of that name; the error lists what there is.
+pub fn find(name: &str) -> Result<Suite> {
+    let mut known = Vec::new();
+    for suite in all() {
+        if suite.name == name {
+            return Ok(suite);
+        }
+        known.push(suite.name);
+    }
+    bail!("there is no suite {name:?}; there are: {}", known.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_suite_has_a_scenario() {
+        let mut suites = BTreeSet::new();
+        for suite in all() {
+            assert!(suites.insert(suite.name), "two suites are called {}", suite.name);
+            let mut names = BTreeSet::new();
+            for scenario in (suite.scenarios)() {
+                assert!(
+                    names.insert(scenario.name.clone()),
+                    "{}: two scenarios are called {}",
+                    suite.name,
+                    scenario.name
+                );
+            }
+            assert!(!names.is_empty(), "{} has no scenario", suite.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_suite_is_answered_with_the_known_ones() {
+        assert!(find("nonsense").is_err_and(|error| error.to_string().contains("inventory-control")));
+    }
+}

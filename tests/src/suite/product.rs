@@ -1,0 +1,99 @@
+//! Puts the product into the host VM, as an administrator would, and cleans up after a scenario that failed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::command::Run;
+use super::list::Setup;
+use super::report;
+use super::runner::Options;
+use crate::hostvm::payload::INSIDE;
+
+/// Where the bench's VMM is installed.
+const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
+
+/// What the packaged units rightly refuse and the stand-in needs: QEMU and its firmware to execute, the host's vsock, and memory for QEMU itself.
+/// Only this drop-in is the bench's; suites about confinement run without it.
+const STAND_IN_DROP_IN: &str = "# Bench only: lets the stand-in VMM run QEMU.\n[Service]\nDeviceAllow=/dev/vhost-vsock rw\nMemoryDenyWriteExecute=no\n";
+
+/// A package is installed and its units are up well within this, under KVM.
+const INSTALL: Duration = Duration::from_secs(60);
+/// An image is imported within this, under KVM.
+const IMPORT: Duration = Duration::from_secs(90);
+
+/// Brings the host to the state that a suite names.
+pub(super) fn prepare(setup: Setup, options: &Options) -> Result<()> {
+    if matches!(setup, Setup::Nothing | Setup::Package) {
+        return Ok(());
+    }
+    install(options)?;
+    if setup == Setup::Guests {
+        install_vmm(options)?;
+        import(options)?;
+    }
+    Ok(())
+}
+
+/// Installs the package and lets alice and bob use it.
+pub(super) fn install(options: &Options) -> Result<()> {
+    let package = format!("{INSIDE}/banger.deb");
+    ensure!(Path::new(&package).exists(), "the harness has not brought the package: {package} is missing");
+    root(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install {package}"), INSTALL, options)?;
+    root("for user in alice bob; do usermod --append --groups banger $user; done", INSTALL, options)
+}
+
+fn install_vmm(options: &Options) -> Result<()> {
+    root(&format!("install -D -m 0755 {INSIDE}/firecracker {VMM}"), INSTALL, options)?;
+    let config = "/etc/banger/banger.toml";
+    root(
+        &format!(
+            "mkdir -p /etc/banger; touch {config}; sed -i '/^firecracker_bin/d' {config}; sed -i '1i firecracker_bin = \"{VMM}\"' {config}"
+        ),
+        INSTALL,
+        options,
+    )?;
+    if options.surroundings.vmm == "stand-in" {
+        let folder = "/etc/systemd/system/bangerd.service.d";
+        std::fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
+        std::fs::write(format!("{folder}/bench.conf"), STAND_IN_DROP_IN).context("write the bench's drop-in")?;
+    }
+    root("systemctl daemon-reload && systemctl restart bangerd.service", INSTALL, options)
+}
+
+/// The distribution's own kernel, and the small images that scenarios boot. The large Debian images are imported by the suites that are about them.
+fn import(options: &Options) -> Result<()> {
+    let version = "$(ls /lib/modules | tail -n 1)";
+    root(
+        &format!(
+            "runuser -u alice -- banger kernel import --name host --modules /lib/modules/{version} /boot/vmlinuz-{version}"
+        ),
+        IMPORT,
+        options,
+    )?;
+    root(&format!("runuser -u alice -- banger image import --name tiny {INSIDE}/tiny.tar"), IMPORT, options)
+}
+
+/// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from a known state. Errors are printed only: the
+/// failure itself is already on record.
+pub(super) fn clean_up() {
+    if !Path::new("/usr/bin/banger").exists() {
+        return;
+    }
+    for user in ["alice", "bob", "carol"] {
+        let line = "banger vm list --json | grep -o '\"id\": *\"[0-9a-f]*\"' | grep -o '[0-9a-f]\\{64\\}' | xargs --no-run-if-empty banger vm delete";
+        let ended = Run::start(Some(user), &["sh", "-c", line]).and_then(|run| run.wait(INSTALL * 2));
+        match ended {
+            Ok(finished) if finished.status.success() => {}
+            Ok(finished) => report::print_line(&format!("  clean-up: {finished}")),
+            Err(error) => report::print_line(&format!("  clean-up: {error:#}")),
+        }
+    }
+}
+
+fn root(line: &str, under_kvm: Duration, options: &Options) -> Result<()> {
+    let finished = Run::start(None, &["sh", "-ec", line])?.wait(under_kvm * options.surroundings.slowness)?.ok()?;
+    report::print_line(&format!("  setup {:>6.1} s  {line}", finished.took.as_secs_f64()));
+    Ok(())
+}

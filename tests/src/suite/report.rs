@@ -1,0 +1,139 @@
+//! What a run has found: a transcript on standard output while it goes, and JSON for the harness.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::scene::Surroundings;
+
+/// A titled part of a scenario.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done.
+    pub title: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// Whether it went well.
+    pub passed: bool,
+}
+
+/// How a scenario ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict", content = "why")]
+pub enum Verdict {
+    /// Right, and nothing left.
+    Passed,
+    /// Wrong, or something left.
+    Failed(String),
+    /// Not run.
+    Skipped(String),
+}
+
+/// One scenario's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Result {
+    /// Its name.
+    pub scenario: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Its time, without the inventories.
+    pub seconds: f64,
+    /// Undeclared differences of the host, one per line.
+    pub leaks: Vec<String>,
+    /// Its steps.
+    pub steps: Vec<Step>,
+    /// Numbers it noted.
+    pub measured: BTreeMap<String, String>,
+}
+
+/// A suite's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Name of the suite.
+    pub suite: String,
+    /// Which VMM, how slow.
+    pub surroundings: Surroundings,
+    /// In the order of running.
+    pub results: Vec<Result>,
+}
+
+impl Report {
+    /// Passed, failed, skipped.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let count = |wanted: fn(&Verdict) -> bool| self.results.iter().filter(|result| wanted(&result.verdict)).count();
+        (
+            count(|verdict| *verdict == Verdict::Passed),
+            count(|verdict| matches!(verdict, Verdict::Failed(_))),
+            count(|verdict| matches!(verdict, Verdict::Skipped(_))),
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    /// The last line is `N passed, N failed, N skipped`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nsuite {} with {}", self.suite, self.surroundings.vmm)?;
+        for result in &self.results {
+            match &result.verdict {
+                Verdict::Passed => writeln!(f, "  pass  {:<44} {:>6.1} s", result.scenario, result.seconds)?,
+                Verdict::Skipped(why) => writeln!(f, "  skip  {:<44} skipped: {why}", result.scenario)?,
+                Verdict::Failed(why) => {
+                    writeln!(f, "  FAIL  {:<44} {:>6.1} s", result.scenario, result.seconds)?;
+                    writeln!(f, "        {}", why.replace('\n', "\n        "))?;
+                }
+            }
+        }
+        let leaks: usize = self.results.iter().map(|result| result.leaks.len()).sum();
+        writeln!(f, "leaks: {leaks}")?;
+        let (passed, failed, skipped) = self.counts();
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the transcript is what this program is for")]
+pub(super) fn print_line(line: &str) {
+    println!("{line}");
+}
+
+pub(super) fn print_step(step: &Step) {
+    let mark = if step.passed { "ok  " } else { "FAIL" };
+    print_line(&format!("  {mark} {:>7.1} s  {}", step.seconds, step.title));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(scenario: &str, verdict: Verdict) -> Result {
+        Result {
+            scenario: scenario.to_owned(),
+            verdict,
+            seconds: 1.0,
+            leaks: Vec::new(),
+            steps: Vec::new(),
+            measured: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_last_line_counts_and_the_json_comes_back() -> anyhow::Result<()> {
+        let report = Report {
+            suite: "x".to_owned(),
+            surroundings: Surroundings { vmm: "stand-in".to_owned(), slowness: 4 },
+            results: vec![
+                result("a", Verdict::Passed),
+                result("b", Verdict::Failed("it broke".to_owned())),
+                result("c", Verdict::Skipped("no such device".to_owned())),
+            ],
+        };
+        let text = report.to_string();
+        assert!(text.ends_with("leaks: 0\n1 passed, 1 failed, 1 skipped"), "{text}");
+        assert!(text.contains("skipped: no such device") && text.contains("it broke"), "{text}");
+        let back: Report = serde_json::from_str(&serde_json::to_string(&report)?)?;
+        assert_eq!(back.counts(), (1, 1, 1));
+        Ok(())
+    }
+}

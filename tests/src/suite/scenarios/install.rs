@@ -1,0 +1,113 @@
+//! The package: what it puts on a host, that it works as shipped, and that nothing stays when it is purged.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::inventory::{Inventory, leaks};
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "install",
+    about: "the package as shipped: users, units, sockets, refusal of strangers, purge",
+    setup: Setup::Package,
+    scenarios,
+};
+
+fn scenarios() -> Vec<Scenario> {
+    vec![Scenario::new("install-use-purge", install_use_purge)]
+}
+
+const UNITS: &[&str] = &["bangerd.socket", "banger-priv.socket", "banger-priv.service"];
+
+/// Units scoring worse than this in `systemd-analyze security` break the budget.
+const EXPOSURE_LIMIT: f64 = 2.0;
+/// Budget of the helper's resident memory.
+const RESIDENT_LIMIT_KIB: u64 = 4096;
+
+fn install_use_purge(scene: &mut Scene) -> Result<Outcome> {
+    let before = Inventory::take()?;
+    scene.step("install the package", |scene| {
+        scene.root("DEBIAN_FRONTEND=noninteractive dpkg --install /srv/bench/banger.deb")?;
+        scene.root("usermod --append --groups banger alice; usermod --append --groups banger bob").map(drop)
+    })?;
+    scene.step("units are active, none failed", |scene| {
+        for unit in UNITS {
+            scene.wait_until(&format!("{unit} is active"), Duration::from_secs(10), || {
+                let state = scene.root_any(&format!("systemctl is-active {unit}"))?.stdout;
+                Ok((state.trim() != "active").then_some(state))
+            })?;
+        }
+        let failed = scene.root("systemctl --failed --no-legend --plain")?;
+        ensure!(failed.trim().is_empty(), "failed units:\n{failed}");
+        Ok(())
+    })?;
+    scene.step("users, groups, sockets and folders have their owners and modes", ownership)?;
+    scene.step("alice, in the group, is served; carol, outside of it, is not", |scene| {
+        scene.banger("alice", &["vm", "list"])?.ok()?;
+        scene.banger("carol", &["vm", "list"])?.refused(&["banger"]).map(drop)
+    })?;
+    scene.step("helper and daemon are within their budgets", budgets)?;
+    scene.step("installing once more changes nothing", |scene| {
+        scene.root("DEBIAN_FRONTEND=noninteractive dpkg --install /srv/bench/banger.deb")?;
+        scene.banger("alice", &["vm", "list"])?.ok().map(drop)
+    })?;
+    scene.step("purge leaves nothing", |scene| {
+        scene.root("DEBIAN_FRONTEND=noninteractive dpkg --purge banger")?;
+        let units = scene.root("systemctl list-units --all --no-legend --plain 'banger*'")?;
+        ensure!(units.trim().is_empty(), "units are left:\n{units}");
+        let files = scene.root("find / -xdev -path /proc -prune -o -path /srv/bench -prune -o -path /var/log -prune -o -name '*banger*' -print; ls -d /run/banger* 2>/dev/null || :")?;
+        let left: Vec<&str> = files.lines().filter(|line| !line.ends_with("/banger-bench.service")).collect();
+        ensure!(left.is_empty(), "files are left:\n{}", left.join("\n"));
+        scene.wait_until("the host is as before", Duration::from_secs(5), || {
+            let difference = leaks(&before, &Inventory::take()?, &[]);
+            Ok((!difference.leaks.is_empty()).then(|| difference.to_string()))
+        })
+        .map(drop)
+    })?;
+    scene.passed()
+}
+
+/// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table of design section 1.
+const OWNERS: &[(&str, &str)] = &[
+    ("/run/banger", "directory 755 root:root"),
+    ("/run/banger/bangerd.sock", "socket 660 root:banger"),
+    ("/run/banger/priv.sock", "socket 660 root:bangerd"),
+    ("/run/banger-priv", "directory 700 root:root"),
+    ("/var/lib/banger-priv", "directory 700 root:root"),
+    ("/usr/bin/banger", "regular file 755 root:root"),
+];
+
+fn ownership(scene: &mut Scene) -> Result<()> {
+    for (path, expected) in OWNERS {
+        let found = scene.root(&format!("stat -c '%F %a %U:%G' {path}"))?;
+        ensure!(found.trim() == *expected, "{path}: expected {expected}, found {}", found.trim());
+    }
+    let identity = scene.root("id bangerd")?;
+    ensure!(identity.contains("(kvm)"), "bangerd is not in group kvm: {identity}");
+    ensure!(!identity.contains("uid=0"), "bangerd is root: {identity}");
+    scene.root("getent group banger")?;
+    let setuid = scene
+        .root("dpkg -L banger | while read -r f; do [ -f \"$f\" ] && find \"$f\" -maxdepth 0 -perm /6000; done; :")?;
+    ensure!(setuid.trim().is_empty(), "the package brings setuid files:\n{setuid}");
+    Ok(())
+}
+
+fn budgets(scene: &mut Scene) -> Result<()> {
+    let pid = scene.main_pid("banger-priv.service")?;
+    let resident = scene.root(&format!("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?;
+    let resident: u64 = resident.trim().parse()?;
+    scene.measured("helper resident KiB", resident);
+    for unit in ["banger-priv.service", "bangerd.service"] {
+        let text = scene.root_any(&format!("systemd-analyze security --no-pager {unit}"))?.stdout;
+        let score = text.lines().rev().find_map(|line| {
+            line.split("exposure level for ").nth(1)?.split(": ").nth(1)?.split(' ').next()?.parse::<f64>().ok()
+        });
+        let Some(score) = score else { anyhow::bail!("systemd-analyze gave no score for {unit}:\n{text}") };
+        scene.measured(&format!("exposure of {unit}"), score);
+        ensure!(score <= EXPOSURE_LIMIT, "{unit} has exposure {score}, above {EXPOSURE_LIMIT}");
+    }
+    ensure!(resident <= RESIDENT_LIMIT_KIB, "the helper holds {resident} KiB, above {RESIDENT_LIMIT_KIB}");
+    Ok(())
+}
