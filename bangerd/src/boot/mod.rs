@@ -7,6 +7,8 @@ mod bzimage;
 mod elf;
 pub mod initramfs;
 pub mod kernel;
+#[cfg(test)]
+mod tests;
 
 /// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard controller for just
 /// that), `panic=1` turns a panic into such a reboot, and the console is what `vm logs` shows.

@@ -252,6 +252,22 @@ mod tests {
         assert!(read(&zst).is_err());
     }
 
+    /// `xz --x86 --lzma2 --check=crc32`: the filter chain of a kernel's build.
+    const XZ: [u8; 84] = [
+        253, 55, 122, 88, 90, 0, 0, 1, 105, 34, 222, 54, 2, 1, 4, 0, 33, 1, 22, 0, 13, 134, 53, 31, 224, 0, 127, 0, 24,
+        93, 0, 60, 30, 128, 6, 113, 180, 53, 187, 181, 91, 24, 47, 76, 120, 61, 170, 82, 134, 2, 245, 121, 180, 0, 0,
+        0, 236, 39, 90, 54, 0, 1, 48, 128, 1, 0, 0, 0, 135, 4, 117, 206, 62, 48, 13, 139, 2, 0, 0, 0, 0, 1, 89, 90,
+    ];
+
+    #[test]
+    fn xz_as_kernels_use_it() {
+        assert_eq!(read(&XZ).unwrap(), b"xz with a CRC64\n".repeat(8));
+        assert_eq!(read(&[XZ, XZ].concat()).unwrap().len(), 256);
+        for cut in [10, 40, XZ.len() - 1] {
+            assert!(read(&XZ[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
     #[test]
     fn unsupported_formats_are_named() {
         let error = read(b"BZh91AY&SY").unwrap_err();

@@ -22,8 +22,6 @@ mod xattr;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod testutil;
 
 pub use error::ImageError;
 pub use names::NameFault;

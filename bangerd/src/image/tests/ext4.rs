@@ -1,0 +1,188 @@
+//! The file system that comes out, seen by e2fsprogs.
+
+use super::super::work_disk::{self, ExtraFile, WorkDisk};
+use super::super::{ImportedRootfs, ROOTFS_FILE, SEED_FILE};
+use super::maker::{Item, Tar, fsck, gzip, import_bytes, item, tool};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+fn debugfs(image: &Path, command: &str) -> Option<String> {
+    tool("debugfs", &["-R", command, image.to_str().unwrap()])
+}
+
+fn imported(tar: &[u8]) -> (tempfile::TempDir, ImportedRootfs) {
+    let dir = tempfile::tempdir().unwrap();
+    let result = import_bytes(tar, dir.path()).unwrap();
+    (dir, result)
+}
+
+/// A root file system with one of everything.
+fn zoo() -> Tar {
+    let long = "n".repeat(200);
+    let deep = format!("usr/{}/{}", "d".repeat(120), "f".repeat(90));
+    Tar::default()
+        .add(&Item { mode: 0o755, ..item(b'5', "./") })
+        .add(&Item { mode: 0o41_777, ..item(b'5', "./tmp/") })
+        .dir("bin")
+        .add(&Item {
+            data: b"ping",
+            mode: 0o755,
+            pax: vec![("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0")],
+            ..item(b'0', "bin/ping")
+        })
+        .add(&Item { data: b"su", mode: 0o104_755, ..item(b'0', "bin/su") })
+        .hardlink("bin/su2", "./bin/su")
+        .symlink("sh", "/bin/dash")
+        .add(&Item { mode: 0o600, device: (5, 1), ..item(b'3', "dev/console") })
+        .add(&Item { mode: 0o660, device: (8, 300), owner: (0, 6), ..item(b'4', "dev/sda") })
+        .add(&item(b'6', "run/fifo"))
+        .file(r"etc/system-systemd\x2dcryptsetup.slice", b"unit")
+        .file("etc/a \"quoted\" na'me", b"q")
+        .gnu_long(b'L', long.as_bytes())
+        .file("short", b"gnu")
+        .gnu_long(b'K', "t".repeat(150).as_bytes())
+        .symlink("longlink", "short")
+        .add(&Item { data: b"pax", pax: vec![("path", deep.as_bytes())], ..item(b'0', "short") })
+        .add(&Item {
+            owner: (0, 0),
+            pax: vec![("uid", b"2000000000"), ("gid", b"100000"), ("mtime", b"1234567890.5")],
+            data: b"o",
+            ..item(b'0', "owned")
+        })
+        .add(&Item { mode: 0o700, ..item(b'5', "root") })
+        .file("root/.profile", b"export A=1\n")
+        .symlink("root/link", "/etc/passwd")
+        .hardlink("root/.profile2", "root/.profile")
+}
+
+#[test]
+fn everything_arrives() {
+    let (_dir, result) = imported(&zoo().end());
+    let image = &result.rootfs_path;
+    fsck(image);
+    let has = |command: &str, words: &[&str]| {
+        if let Some(text) = debugfs(image, command) {
+            let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for word in words {
+                assert!(flat.contains(word), "{command}: no {word:?} in {flat}");
+            }
+        }
+    };
+    has("stat /tmp", &["Type: directory", "Mode: 01777"]);
+    has("stat /bin/su", &["Mode: 04755", "Links: 2", "Type: regular"]);
+    has("stat /sh", &["Type: symlink", "Fast link dest: \"/bin/dash\""]);
+    has("stat /dev/console", &["Type: character special", "Device major/minor number: 05:01", "Mode: 0600"]);
+    has("stat /dev/sda", &["Type: block special", "08:300", "Group: 6"]);
+    has("stat /run/fifo", &["Type: FIFO"]);
+    has("stat /owned", &["User: 2000000000 Group: 100000", "mtime: 0x499602d2:77359400"]);
+    has("ea_list /bin/ping", &["security.capability (20) = 01 00 00 02 00 0a"]);
+    has("ls -p /etc", &[r"/system-systemd\x2dcryptsetup.slice/", "/a \"quoted\" na'me/"]);
+    has("cat /etc/system-systemd\\x2dcryptsetup.slice", &["unit"]);
+    has(&format!("cat /{}", "n".repeat(200)), &["gnu"]);
+    has(&format!("cat /usr/{}/{}", "d".repeat(120), "f".repeat(90)), &["pax"]);
+    has("stat /longlink", &["Size: 150"]);
+}
+
+#[test]
+fn the_same_source_gives_the_same_image_however_it_is_packed() {
+    let (dir, plain) = imported(&zoo().end());
+    let (other, packed) = imported(&gzip(&zoo().end()));
+    assert_eq!(plain.digest, packed.digest);
+    let read = |dir: &tempfile::TempDir, name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(read(&dir, ROOTFS_FILE) == read(&other, ROOTFS_FILE), "same digest, other bytes");
+    assert!(read(&dir, SEED_FILE) == read(&other, SEED_FILE));
+    let (_dir, third) = imported(&zoo().file("more", b"").end());
+    assert_ne!(plain.digest, third.digest);
+}
+
+#[test]
+fn the_files_are_sparse_and_read_only() {
+    let (dir, result) = imported(&zoo().end());
+    let metadata = std::fs::metadata(&result.rootfs_path).unwrap();
+    assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (result.build_size, 0o440));
+    assert!(metadata.blocks() * 512 < 8 << 20, "{} bytes allocated", metadata.blocks() * 512);
+    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[test]
+fn a_work_disk_has_what_root_had_and_what_is_added() {
+    let (dir, result) = imported(&zoo().end());
+    let path = dir.path().join("work.ext4");
+    let file = |path: &str, mode, text: &str| ExtraFile {
+        path: path.into(),
+        mode,
+        content: Some(text.into()),
+        mtime: 1_700_000_000,
+    };
+    let extra = [
+        ExtraFile { path: ".ssh".into(), mode: 0o700, content: None, mtime: 0 },
+        file(".ssh/config", 0o600, "Host *\n"),
+        file(".profile", 0o644, "replaced\n"),
+    ];
+    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), extra: &extra, uuid: [7; 16] };
+    work_disk::create(&disk, &path, &()).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    fsck(&path);
+    let Some(root) = debugfs(&path, "stat /") else {
+        return;
+    };
+    assert!(root.contains("Mode:  0700") && root.contains("User:     0"), "{root}");
+    assert_eq!(debugfs(&path, "cat /.ssh/config").unwrap(), "Host *\n");
+    assert_eq!(debugfs(&path, "cat /.profile").unwrap(), "replaced\n");
+    assert_eq!(debugfs(&path, "cat /.profile2").unwrap(), "export A=1\n", "the other name keeps its file");
+    assert!(debugfs(&path, "stat /link").unwrap().contains("/etc/passwd"));
+    assert!(tool("dumpe2fs", &["-h", path.to_str().unwrap()]).unwrap().contains("volume name:   work"));
+}
+
+#[test]
+fn the_seed_carries_everything_that_root_can_hold() {
+    let acl = [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 2, 0, 5, 0, 0xe8, 3, 0, 0];
+    let long = format!("root/{}", "l".repeat(180));
+    let tar = Tar::default()
+        .add(&Item {
+            data: b"x",
+            pax: vec![
+                ("path", long.as_bytes()),
+                ("uid", b"3000000000"),
+                ("mtime", b"-5.25"),
+                ("SCHILY.xattr.user.note", b"a\nb=c"),
+                ("SCHILY.xattr.system.posix_acl_access", &acl),
+            ],
+            ..item(b'0', "x")
+        })
+        .add(&Item { device: (1, 3), ..item(b'3', "root/null") })
+        .end();
+    let (dir, result) = imported(&tar);
+    let path = dir.path().join("work.ext4");
+    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), extra: &[], uuid: [7; 16] };
+    work_disk::create(&disk, &path, &()).unwrap();
+    fsck(&path);
+    let name = "l".repeat(180);
+    for command in ["stat", "ea_list"] {
+        let (a, b) = (format!("{command} /root/{name}"), format!("{command} /{name}"));
+        let lines = |text: Option<String>| -> Vec<String> {
+            let keep =
+                |line: &&str| ["User:", "time:", "user.note", "posix_acl"].iter().any(|word| line.contains(word));
+            text.unwrap_or_default().lines().filter(keep).map(|l| l.trim().to_owned()).collect()
+        };
+        assert_eq!(lines(debugfs(&result.rootfs_path, &a)), lines(debugfs(&path, &b)), "{command}");
+    }
+    if let Some(list) = debugfs(&path, &format!("ea_list /{name}")) {
+        assert!(list.contains("user.note (5)") && list.contains("posix_acl_access"), "{list}");
+    }
+}
+
+#[test]
+fn an_image_without_root_has_an_empty_work_disk() {
+    let (dir, result) = imported(&Tar::default().symlink("root", "/nowhere").file("init", b"x").end());
+    let path = dir.path().join("work.ext4");
+    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), extra: &[], uuid: [1; 16] };
+    work_disk::create(&disk, &path, &()).unwrap();
+    fsck(&path);
+    let bare = dir.path().join("bare.ext4");
+    work_disk::create(&WorkDisk { seed: None, ..disk }, &bare, &()).unwrap();
+    fsck(&bare);
+    let error = work_disk::create(&disk, &path, &()).unwrap_err();
+    assert!(error.to_string().contains("work.ext4"), "an existing disk is never overwritten");
+}

@@ -1,0 +1,156 @@
+//! Bad input ends with an error that says what it is, before anything is written.
+
+use super::super::{ImageError, Limits, NameFault, Progress, import};
+use super::maker::{Item, Tar, file_of, gzip, import_bytes, import_error, item, record};
+
+#[test]
+fn each_kind_of_no_archive_has_its_own_words() {
+    assert!(matches!(import_error(b""), ImageError::EmptyFile));
+    assert!(matches!(import_error(&[0; 10240]), ImageError::NoEntries { .. }));
+    for junk in [&b"#!/bin/sh\necho hello\n"[..], &[7; 4096], &gzip(b"text"), b"\x7fELF\x02\x01\x01 and more"] {
+        let error = import_error(junk);
+        assert!(matches!(error, ImageError::NotTar { .. }) && error.to_string().contains(".tar.gz"), "{error}");
+    }
+    let error = import_error(b"BZh91AY&SY and more");
+    assert!(matches!(error, ImageError::Compression { format: "bzip2", .. }), "{error}");
+}
+
+#[test]
+fn every_truncation_is_noticed() {
+    let tar = Tar::default().dir("etc").file("etc/hostname", &[b'x'; 700]).file("last", b"y");
+    let end = tar.0.len();
+    let whole = tar.end();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(import_bytes(&whole, dir.path()).is_ok());
+    for cut in (513..=end).step_by(37).chain([512, 1024, 1536, end]) {
+        let error = import_error(&whole[..cut]);
+        assert!(matches!(error, ImageError::Truncated { .. }), "cut at {cut}: {error}");
+    }
+    let packed = gzip(&whole);
+    for cut in [11, packed.len() / 2, packed.len() - 1] {
+        let error = import_error(&packed[..cut]);
+        assert!(matches!(error, ImageError::Truncated { .. }), "cut at {cut}: {error}");
+    }
+}
+
+#[test]
+fn a_flipped_header_byte_is_noticed() {
+    let mut whole = Tar::default().dir("etc").file("etc/hostname", b"x").end();
+    whole[512 + 3] ^= 1;
+    assert!(matches!(import_error(&whole), ImageError::Header { offset: 512, .. }));
+}
+
+#[test]
+fn hostile_names_are_refused_by_layer_and_entry() {
+    for (name, fault) in [
+        (&b"/etc/shadow"[..], NameFault::Absolute),
+        (b"../../etc/shadow", NameFault::DotDot),
+        (b"etc/../../shadow", NameFault::DotDot),
+        (b"etc/sha\ndow", NameFault::Control),
+        (b"etc/sha\x1bdow", NameFault::Control),
+        (b"etc/\xffshadow", NameFault::NotUtf8),
+    ] {
+        let tar = Tar::default().dir("etc").add(&Item { name, ..item(b'0', "") }).end();
+        match import_error(&tar) {
+            ImageError::Name { layer, entry, fault: found } => {
+                assert_eq!((layer.as_str(), found), ("the archive", fault));
+                assert!(entry.contains("dow") && !entry.contains(char::is_control), "{entry:?}");
+            }
+            other => unreachable!("{other}"),
+        }
+    }
+    let long = "x".repeat(256);
+    let tar = Tar::default().gnu_long(b'L', long.as_bytes()).file("x", b"").end();
+    assert!(matches!(import_error(&tar), ImageError::Name { fault: NameFault::ComponentTooLong, .. }));
+    let nul = Tar::default().add(&Item { pax: vec![("path", b"a\0b")], ..item(b'0', "x") }).end();
+    assert!(matches!(import_error(&nul), ImageError::Name { fault: NameFault::Control, .. }));
+}
+
+#[test]
+fn hard_links_do_not_escape() {
+    for target in ["/etc/shadow", "../etc/shadow", "a/../../b"] {
+        let tar = Tar::default().file("a", b"").hardlink("b", target).end();
+        assert!(matches!(import_error(&tar), ImageError::Name { .. }), "{target}");
+    }
+    for (target, words) in [("nowhere", "not in the image"), ("d", "folder"), ("out/passwd", "not in the image")] {
+        let tar = Tar::default().dir("d").symlink("out", "/etc").hardlink("b", target).end();
+        let error = import_error(&tar);
+        assert!(matches!(error, ImageError::Entry { .. }) && error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_said() {
+    let sparse = Tar::default().add(&Item { data: &[0; 512], ..item(b'S', "s") }).end();
+    let pax_sparse = Tar::default().add(&Item { pax: vec![("GNU.sparse.major", b"1")], ..item(b'0', "s") }).end();
+    let acl = Tar::default().add(&Item { pax: vec![("SCHILY.acl.access", b"user::rw-")], ..item(b'0', "s") }).end();
+    let apple = Tar::default().add(&Item { pax: vec![("SCHILY.xattr.com.apple.x", b"1")], ..item(b'0', "s") }).end();
+    let unknown = Tar::default().add(&item(b'Z', "s")).end();
+    let device = Tar::default().add(&Item { device: (5000, 1), ..item(b'3', "s") }).end();
+    let owner = Tar::default().add(&Item { owner: (1 << 33, 0), ..item(b'0', "s") }).end();
+    for tar in [sparse, pax_sparse, acl, apple, unknown, device, owner] {
+        let error = import_error(&tar);
+        assert!(matches!(&error, ImageError::Unsupported { entry, .. } if entry == "s"), "{error}");
+    }
+    let lost = Tar::default().file("lost+found/precious", b"1").end();
+    assert!(matches!(import_error(&lost), ImageError::Entry { .. }));
+}
+
+#[test]
+fn meta_entries_are_bounded() {
+    let huge = vec![b'a'; 5000];
+    let name = Tar::default().gnu_long(b'L', &huge).file("x", b"").end();
+    assert!(matches!(import_error(&name), ImageError::Header { .. }));
+    let value = vec![b'a'; 2 << 20];
+    let pax = Tar::default().add(&Item { pax: vec![("comment", &value)], ..item(b'0', "x") }).end();
+    assert!(matches!(import_error(&pax), ImageError::Header { .. }));
+    let records = record("path", b"everywhere");
+    let global = Tar::default().add(&Item { data: &records, ..item(b'g', "g") }).file("x", b"").end();
+    assert!(matches!(import_error(&global), ImageError::Header { .. }));
+}
+
+#[test]
+fn caps_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let tar = (0..100).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), b"")).end();
+    let limits = Limits { entries: 99, expanded_bytes: 1 << 30 };
+    let result = import(file_of(&tar), dir.path(), 64 << 20, limits, &());
+    assert!(matches!(result, Err(ImageError::TooManyEntries { limit: 99 })));
+    let bomb = gzip(&Tar::default().file("zeros", &vec![0; 80 << 20]).end());
+    assert!(matches!(import_error(&bomb), ImageError::TooLarge { .. }));
+    let full = Tar::default().file("data", &vec![1; 62 << 20]).end();
+    let error = import_error(&full);
+    assert!(error.to_string().contains("larger build size"), "{error}");
+    for size in [0, 4096, (64 << 20) + 1, 129 << 30] {
+        let result = import(file_of(&tar), dir.path(), size, Limits::for_build_size(1 << 30), &());
+        assert!(matches!(result, Err(ImageError::BuildSize { .. })), "{size}");
+    }
+}
+
+#[test]
+fn a_cancelled_import_stops_in_every_stage() {
+    struct StopAt(&'static str, std::cell::Cell<bool>);
+    impl Progress for StopAt {
+        fn stage(&self, name: &'static str) {
+            self.1.set(self.1.get() || name == self.0);
+        }
+        fn cancelled(&self) -> bool {
+            self.1.get()
+        }
+    }
+    let tar = gzip(&Tar::default().file("root/a", &vec![1; 3 << 20]).end());
+    for stage in ["read archive", "merge layers", "write work disk seed", "write root file system"] {
+        let dir = tempfile::tempdir().unwrap();
+        let progress = StopAt(stage, std::cell::Cell::new(false));
+        let result = import(file_of(&tar), dir.path(), 64 << 20, Limits::for_build_size(64 << 20), &progress);
+        assert!(matches!(result, Err(ImageError::Cancelled)), "{stage}: {result:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_with_the_path() {
+    let tar = Tar::default().file("a", b"x").end();
+    let error =
+        import(file_of(&tar), std::path::Path::new("/nonexistent"), 64 << 20, Limits::for_build_size(64 << 20), &());
+    assert!(matches!(error, Err(ImageError::Write { .. })), "{error:?}");
+}
