@@ -55,7 +55,7 @@ pub(crate) enum Vm {
     /// Start VMs
     Start(Names),
     /// Shut VMs down cleanly
-    Stop(Names),
+    Stop(Stop),
     /// Stop VMs and start them again
     Restart(Names),
     /// End VMs without asking their guests
@@ -169,6 +169,16 @@ pub(crate) struct Names {
     /// The VMs
     #[arg(required = true, value_name = "VM")]
     pub(crate) vms: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// The VMs
+    #[arg(required_unless_present = "everyone", conflicts_with = "everyone", value_name = "VM")]
+    pub(crate) vms: Vec<String>,
+    /// Every running VM of every user, for root and members of group banger-admin
+    #[arg(long)]
+    pub(crate) everyone: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,9 @@ use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
+/// What to do about a file of the user's that is not readable.
+const READABLE: &str = "make the file readable for you; banger reads it with your own rights";
+
 /// What an image is read from.
 ///
 /// # Errors
@@ -20,7 +23,7 @@ pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
             write: Box::new(|to| copy(&mut std::io::stdin().lock(), to, "standard input")),
         });
     }
-    let mut file = open(path, "make the file readable for you")?;
+    let mut file = open(path, READABLE)?;
     let metadata = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
     if metadata.is_dir() {
         return oci_layout(path);
@@ -60,7 +63,9 @@ fn oci_layout(root: &Path) -> anyhow::Result<Source> {
         write: Box::new(move |to| {
             let mut archive = Builder::new(to);
             for name in &files {
-                add(&mut archive, name, &mut open(&root.join(name), "make the file readable for you")?)?;
+                let path = root.join(name);
+                let file = open(&path, READABLE).with_context(|| path.display().to_string());
+                add(&mut archive, name, &mut file?)?;
             }
             archive.finish().context("cannot send the layout")
         }),
@@ -109,8 +114,8 @@ fn kernel_source(mut vmlinuz: File, total: u64, index: Vec<(String, String)>, fi
             archive.append_data(&mut header, name, text.as_bytes()).with_context(|| format!("cannot send {name}"))?;
         }
         for (name, path) in &files {
-            let mut file = open(path, "make the modules folder readable for you")?;
-            add(&mut archive, Path::new(name), &mut file)?;
+            let file = open(path, READABLE).with_context(|| path.display().to_string());
+            add(&mut archive, Path::new(name), &mut file?)?;
         }
         archive.finish().context("cannot send the kernel")
     };
@@ -121,8 +126,8 @@ fn kernel_source(mut vmlinuz: File, total: u64, index: Vec<(String, String)>, fi
 fn index(modules: &Path, name: &str) -> anyhow::Result<String> {
     let path = modules.join(name);
     let mut text = String::new();
-    let file = open(&path, "make the modules folder readable for you")
-        .context("the modules folder is not complete (depmod(8) makes the index)")?;
+    let what = || format!("{} (depmod(8) makes it)", path.display());
+    let file = open(&path, READABLE).with_context(what)?;
     file.take(MAX_INDEX_BYTES).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(text)
 }

@@ -6,7 +6,9 @@ use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
 use crate::progress::{Detail, Progress};
 use banger_proto::stream::{self, Frame, MAX_PAYLOAD, StreamRequest};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -134,13 +136,13 @@ impl Write for Pieces {
     }
 }
 
-/// Opens a file of the user's.
+/// Opens a file of the user's. The caller says which one it was.
 ///
 /// # Errors
-/// With what to do about it.
-pub(crate) fn open(path: &std::path::Path, denied: &str) -> anyhow::Result<std::fs::File> {
-    std::fs::File::open(path).map_err(|error| {
+/// With what to do when it is not readable.
+pub(crate) fn open(path: &Path, denied: &str) -> anyhow::Result<File> {
+    File::open(path).map_err(|error| {
         let hint = if error.kind() == io::ErrorKind::PermissionDenied { denied } else { "" };
-        explained(format!("cannot read {}: {error}", path.display()), hint)
+        explained(format!("it cannot be read: {error}"), hint)
     })
 }

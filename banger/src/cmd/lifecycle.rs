@@ -9,6 +9,7 @@ use crate::output::{line, note, took};
 use crate::progress::{Detail, Progress};
 use crate::ssh::Store;
 use anyhow::Context as _;
+use banger_policy::lifecycle::State;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::VmRecord;
 use futures::StreamExt as _;
@@ -59,10 +60,22 @@ pub(super) fn signal(text: &str) -> anyhow::Result<KillSignal> {
 
 pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
+    let (vms, status) = resolve(&client, verb, names).await;
+    on_all(&client, verb, &vms, status).await
+}
+
+/// `vm stop --everyone`: what the host's shutdown and the package's removal ask for.
+pub(super) async fn stop_everyone() -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let mut vms = super::list::records(&client, true).await?;
+    vms.retain(|vm| vm.state == State::Running);
+    on_all(&client, Verb::Stop, &vms, 0).await
+}
+
+async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
     let interrupts = Interrupts::listen()?;
-    let (vms, mut status) = resolve(&client, verb, names).await;
     let detail = if vms.len() == 1 { Detail::Live } else { Detail::Quiet };
-    let work = vms.iter().map(|vm| one(&client, verb, vm, detail, interrupts.clone()));
+    let work = vms.iter().map(|vm| one(client, verb, vm, detail, interrupts.clone()));
     let mut running = futures::stream::iter(work).buffer_unordered(AT_ONCE);
     while let Some(outcome) = running.next().await {
         match outcome {

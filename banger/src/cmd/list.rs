@@ -10,7 +10,10 @@ use banger_proto::time::Timestamp;
 const STATE_COLUMN: usize = 1;
 
 /// All pages.
-async fn records(client: &Client, all: bool) -> anyhow::Result<Vec<VmRecord>> {
+///
+/// # Errors
+/// The daemon's refusal, or a lost connection.
+pub(super) async fn records(client: &Client, all: bool) -> anyhow::Result<Vec<VmRecord>> {
     let (mut vms, mut after) = (Vec::new(), None);
     loop {
         let page = answer(client.rpc.list_vms(soon(), all, after)).await.context("cannot list the VMs")?;
@@ -44,7 +47,7 @@ pub(super) async fn list(options: List) -> anyhow::Result<u8> {
             vm.state.to_string(),
             vm.image_name.to_string(),
             vm.spec.vcpu_count.to_string(),
-            amount(u64::from(vm.spec.memory_mib) << 20),
+            size(u64::from(vm.spec.memory_mib) << 20),
             vm.runtime.guest_ip.to_string(),
             age(vm.created_at, now),
             first_line(&vm.runtime.last_error),

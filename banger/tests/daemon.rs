@@ -1,0 +1,278 @@
+//! What the real program does with a daemon, which is a fake one on a real socket.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(unreachable_pub, reason = "the fake is part of this test")]
+
+mod fake;
+
+use banger_policy::lifecycle::State;
+use banger_proto::wire::Hello;
+use fake::{Fake, vm};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Command, Output, Stdio};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn signal(child: &std::process::Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+}
+
+fn demo() -> Fake {
+    Fake::start(vec![vm("demo", State::Running), vm("other", State::Stopped)])
+}
+
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(holds(), "not within 5 s: {what}");
+}
+
+fn all(output: &Output) -> String {
+    format!("{}{}status {:?}\n", text(&output.stdout), text(&output.stderr), output.status.code())
+}
+
+#[test]
+fn tables() {
+    let fake = demo();
+    fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
+    let commands: [&[&str]; 8] = [
+        &["vm", "list"],
+        &["ps", "--all"],
+        &["image", "list"],
+        &["kernel", "list"],
+        &["job", "list"],
+        &["version"],
+        &["vm", "show", "nobody"],
+        &["vm", "logs", "demo"],
+    ];
+    let shown = commands.map(|c| format!("$ banger {}\n{}", c.join(" "), all(&fake.banger(c).output().unwrap())));
+    insta::assert_snapshot!(shown.join("\n"));
+}
+
+#[test]
+fn json_has_the_names_of_the_model_and_every_page() {
+    let fake = Fake::start((0..40).map(|n| vm(&format!("vm-{n}"), State::Stopped)).collect());
+    let distinct: std::collections::BTreeSet<_> = fake.state().vms.iter().map(|vm| vm.id).collect();
+    fake.state().vms.dedup_by_key(|vm| vm.id);
+    let output = fake.banger(&["vm", "list", "--json"]).output().unwrap();
+    let vms: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(vms.as_array().unwrap().len(), distinct.len());
+    assert_eq!(vms[0]["spec"]["vcpu_count"], 2);
+    assert_eq!(vms[0]["state"], "stopped");
+    assert!(vms[0]["created_at"].as_str().unwrap().ends_with('Z'));
+    for command in [["image", "list"], ["kernel", "list"], ["job", "list"]] {
+        let output = fake.banger(&[command[0], command[1], "--json"]).output().unwrap();
+        assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap().is_array(), "{command:?}");
+    }
+    let one = fake.banger(&["vm", "show", "vm-1", "--json"]).output().unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&one.stdout).unwrap()["name"], "vm-1");
+}
+
+#[test]
+fn run_gives_the_commands_status_and_keeps_standard_output_for_it() {
+    let fake = demo();
+    let output = fake.banger(&["vm", "run", "--name", "new", "--", "exit", "42"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(42), String::new()));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("new: image debian:13") && said.contains("guest ready") && said.contains("ready in"),
+        "{said}"
+    );
+    assert_eq!(fake.state().calls, ["create new no_start=false keep=false"]);
+}
+
+#[test]
+fn run_rm_deletes_whatever_the_command_did() {
+    for (command, status) in [(["exit", "7"], 7), (["hang-up", ""], 1)] {
+        let fake = demo();
+        let command: Vec<&str> = command.into_iter().filter(|word| !word.is_empty()).collect();
+        let output =
+            fake.banger(&[&["vm", "run", "--name", "new", "--rm", "--"], command.as_slice()].concat()).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", all(&output));
+        assert_eq!(fake.state().calls.last().unwrap(), "delete new");
+    }
+}
+
+#[test]
+fn run_detached_prints_the_name_alone() {
+    let output = demo().banger(&["vm", "run", "-d"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "brave-otter\n".into()));
+}
+
+#[test]
+fn an_interruption_cancels_at_the_daemon_and_waits_for_the_rollback() {
+    for (number, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let fake = demo();
+        fake.state().slow = true;
+        let child = fake.banger(&["vm", "run", "--name", "new"]).spawn().unwrap();
+        wait_for("the call", || !fake.state().calls.is_empty());
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", all(&output));
+        assert_eq!(fake.state().calls, ["create new no_start=false keep=false", "cancel job-1"]);
+        assert!(text(&output.stderr).contains("interrupted: undoing"));
+    }
+}
+
+#[test]
+fn several_vms_at_once_each_once_and_a_bad_one_stops_nobody() {
+    let fake = Fake::start(vec![vm("aa", State::Running), vm("bb", State::Running), vm("broken", State::Running)]);
+    let id = fake.state().vms[0].id.to_string();
+    let output = fake.banger(&["vm", "stop", "aa", "nobody", "aa", &id, "broken", "bb"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let mut calls = fake.state().calls.clone();
+    calls.sort();
+    assert_eq!(calls, ["stop aa", "stop bb", "stop broken"]);
+    let said = text(&output.stderr);
+    assert!(said.contains("banger: cannot stop nobody: no VM nobody\n  see: banger vm list"), "{said}");
+    assert!(said.contains("banger: cannot stop broken: the guest did not"), "{said}");
+    assert_eq!(text(&output.stdout).lines().count(), 2);
+}
+
+#[test]
+fn everyone_is_stopped_for_the_hosts_shutdown() {
+    let fake = demo();
+    let output = fake.banger(&["vm", "stop", "--everyone"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(fake.state().calls, ["list true", "stop demo"]);
+}
+
+#[test]
+fn exec_keeps_the_outputs_apart_and_the_status() {
+    let output = demo().banger(&["vm", "exec", "demo", "--", "both"]).output().unwrap();
+    assert_eq!(all(&output), "out\nerr\nstatus Some(3)\n");
+    let stopped = demo().banger(&["vm", "exec", "other", "--", "true"]).output().unwrap();
+    assert_eq!(
+        all(&stopped),
+        "banger: cannot run a command in other: other is stopped\n  start it: banger vm start demo\nstatus Some(1)\n"
+    );
+}
+
+#[test]
+fn exec_carries_much_data_both_ways() {
+    for command in [&["vm", "exec", "demo", "--", "cat"][..], &["vm", "proxy", "demo"]] {
+        let fake = demo();
+        let mut child = fake.banger(command).stdin(Stdio::piped()).spawn().unwrap();
+        let sent: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).take(8_000_000).collect();
+        let mut stdin = child.stdin.take().unwrap();
+        let copy = sent.clone();
+        let writer = std::thread::spawn(move || stdin.write_all(&copy).unwrap());
+        let mut got = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut got).unwrap();
+        writer.join().unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+    }
+}
+
+#[test]
+fn a_signal_goes_to_the_command_and_the_third_interruption_ends_the_wait() {
+    for (command, signals, status) in [("signal", 1, 130), ("deaf", 3, 130)] {
+        let fake = demo();
+        let mut child = fake.banger(&["vm", "exec", "-n", "demo", "--", command]).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        assert_eq!(line, "waiting\n");
+        for _ in 0..signals {
+            signal(&child, Signal::SIGINT);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{command}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_without_a_word() {
+    let mut child = demo().banger(&["vm", "exec", "demo", "--", "flood"]).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 1000]).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(141), String::new()));
+}
+
+#[test]
+fn a_terminal_is_given_when_there_is_one() {
+    let fake = demo();
+    assert_eq!(text(&fake.banger(&["vm", "exec", "demo", "--", "tty"]).output().unwrap().stdout), "none\n");
+    let command = format!("{} vm exec demo -- tty", env!("CARGO_BIN_EXE_banger"));
+    // script(1) runs it on a terminal of its own.
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null());
+    script.env("BANGER_SOCKET", fake.socket()).env("TERM", "xterm-test");
+    let Ok(output) = script.output() else {
+        eprintln!("skipped: there is no script(1)");
+        return;
+    };
+    assert_eq!(text(&output.stdout).trim(), "xterm-test 80x24");
+}
+
+#[test]
+fn imports_send_what_they_were_given() {
+    let fake = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rootfs.tar");
+    let bytes = vec![7; 3_000_001];
+    std::fs::write(&path, &bytes).unwrap();
+    let path = path.to_str().unwrap();
+    let output = fake.banger(&["image", "import", path, "--name", "debian"]).output().unwrap();
+    assert!(output.status.success(), "{}", all(&output));
+    assert!(fake.state().uploaded == bytes);
+    assert!(text(&output.stdout).starts_with("imported debian (aaaaaaaaaaaa, 8G, 2 MiB used) in "), "{}", all(&output));
+
+    let stdin = std::fs::File::open(path).unwrap();
+    let output = fake.banger(&["image", "import", "-", "--name", "debian"]).stdin(stdin).output().unwrap();
+    assert!(output.status.success() && fake.state().uploaded == bytes);
+
+    let output = fake.banger(&["image", "import", path, "--name", "refused"]).output().unwrap();
+    let want =
+        format!("banger: cannot import {path}: the file is not a tar archive\n  make one with tar\nstatus Some(1)\n");
+    assert_eq!(all(&output), want);
+}
+
+#[test]
+fn an_interrupted_import_is_cancelled() {
+    let fake = demo();
+    // Standard input stays open: the upload waits.
+    let mut child = fake.banger(&["image", "import", "-", "--name", "slow"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"some").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    signal(&child, Signal::SIGINT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fake.state().calls, ["cancel job-1"]);
+}
+
+#[test]
+fn an_older_daemon_gets_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let older = std::thread::spawn(move || {
+        let mut peer = listener.accept().unwrap().0;
+        let mut hello = Hello::ours(banger_proto::wire::Purpose::Calls);
+        peer.read_exact(&mut [0; 32]).unwrap();
+        hello.version = 0;
+        peer.write_all(&hello.encode()).unwrap();
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_banger")).arg("ps").env("BANGER_SOCKET", &socket).output().unwrap();
+    older.join().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.starts_with("banger: cannot talk to bangerd: protocol version 0"), "{said}");
+}
+
+#[test]
+fn doctor_fails_with_what_the_daemon_found() {
+    let output = demo().banger(&["doctor"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("there is no /dev/kvm"), "{}", all(&output));
+}

@@ -1,0 +1,122 @@
+//! A daemon that does nothing: the real service over the real transport, on a socket in a temporary folder.
+//! It remembers what was asked of it, and its guests are a handful of words.
+
+mod guest;
+mod records;
+mod service;
+
+pub use records::vm;
+
+use banger_proto::daemon::Daemon as _;
+use banger_proto::model::{JobResult, JobState, JobView, VmRecord};
+use banger_proto::stream::{StreamRequest, Ticket};
+use banger_proto::transport::{self, DAEMON_LIMITS};
+use banger_proto::wire::Purpose;
+use futures::StreamExt as _;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tarpc::server::{BaseChannel, Channel as _};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+
+#[derive(Default)]
+pub struct State {
+    pub vms: Vec<VmRecord>,
+    /// In the order in which they came.
+    pub calls: Vec<String>,
+    /// `create_vm` does not end before it is cancelled.
+    pub slow: bool,
+    /// Bytes that the last upload brought.
+    pub uploaded: Vec<u8>,
+    jobs: BTreeMap<u64, JobView>,
+    streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
+}
+
+impl State {
+    fn job(&mut self, title: &str, state: JobState) -> u64 {
+        let id = self.jobs.len() as u64 + 1;
+        self.jobs.insert(id, records::job(id, title, state));
+        id
+    }
+
+    fn end_job(&mut self, id: u64, state: JobState) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.state = state;
+            job.seq += 1;
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Fake {
+    /// Listens until the test ends.
+    pub fn start(vms: Vec<VmRecord>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State { vms, ..State::default() };
+        let fake = Self { state: Arc::new(Mutex::new(state)), folder: Arc::new(folder) };
+        let (ready, listening) = std::sync::mpsc::channel();
+        let serving = fake.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = UnixListener::bind(serving.socket()).unwrap();
+                ready.send(()).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    tokio::spawn(serving.clone().connection(stream));
+                }
+            });
+        });
+        listening.recv().unwrap();
+        fake
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("bangerd.sock")
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The real program, with this daemon and a home of its own.
+    pub fn banger(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_banger"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("BANGER_SOCKET", self.socket()).env("HOME", self.folder.path()).env_remove("XDG_DATA_HOME");
+        command
+    }
+
+    async fn connection(self, mut stream: UnixStream) {
+        let Ok(hello) = transport::accept(&mut stream).await else { return };
+        match hello.purpose {
+            Purpose::Calls => {
+                let channel = BaseChannel::with_defaults(transport::server(stream, DAEMON_LIMITS));
+                channel.execute(self.serve()).for_each_concurrent(None, |call| call).await;
+            }
+            Purpose::Stream => {
+                let mut ticket = [0; 32];
+                stream.read_exact(&mut ticket).await.unwrap();
+                let found = {
+                    let mut state = self.state();
+                    let at = state.streams.iter().position(|(known, ..)| known.0 == ticket);
+                    at.map(|at| state.streams.remove(at))
+                };
+                if let Some((_, request, job)) = found {
+                    guest::serve(self, stream, request, job).await;
+                }
+            }
+        }
+    }
+}
+
+fn done(vm: &VmRecord) -> JobState {
+    JobState::Done(JobResult::Vm(Box::new(vm.clone())))
+}

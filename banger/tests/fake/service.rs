@@ -1,0 +1,177 @@
+//! The calls.
+
+use super::{Fake, State, done, records};
+use banger_policy::VmId;
+use banger_policy::lifecycle::State as VmState;
+use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
+use banger_proto::model::{
+    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobResult, JobState,
+    JobView, KernelRecord, VmPage, VmRecord,
+};
+use banger_proto::stream::{StreamRequest, Ticket};
+use banger_proto::time::Timestamp;
+use std::time::Duration;
+use tarpc::context::Context;
+
+/// As the real daemon's pages.
+const PAGE: usize = 16;
+
+impl State {
+    fn find(&self, name: &str) -> Result<VmRecord, ApiError> {
+        let found = self.vms.iter().find(|vm| vm.name.as_str() == name || vm.id.to_string().starts_with(name));
+        found
+            .cloned()
+            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no VM {name}")).hint("see: banger vm list"))
+    }
+
+    fn simple(&mut self, verb: &str, name: &str, end: VmState) -> Result<JobId, ApiError> {
+        let vm = self.find(name)?;
+        self.calls.push(format!("{verb} {}", vm.name));
+        if vm.name.as_str().starts_with("broken") {
+            let why = ApiError::new(ErrorCode::GuestNotReady, "the guest did not get ready within 60 s")
+                .hint("see its console: banger vm logs broken");
+            return Ok(JobId(self.job(verb, JobState::Failed(why))));
+        }
+        if let Some(known) = self.vms.iter_mut().find(|known| known.id == vm.id) {
+            known.state = end;
+        }
+        Ok(JobId(self.job(verb, done(&vm))))
+    }
+}
+
+impl Daemon for Fake {
+    async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
+        Ok(DaemonInfo {
+            version: "0.1.0".into(),
+            protocol: 1,
+            started_at: Timestamp::from_unix(1_763_632_800),
+            vmm_version: "Firecracker v1.16.0".into(),
+        })
+    }
+
+    async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
+        let detail = "there is no /dev/kvm: enable virtualisation in the firmware".into();
+        Ok(vec![Check { name: "kvm".into(), status: CheckStatus::Fail, detail }])
+    }
+
+    async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+        let mut state = self.state();
+        state.calls.push(format!("list {all}"));
+        let mut vms = state.vms.clone();
+        vms.sort_by_key(|vm| vm.id);
+        vms.retain(|vm| after.is_none_or(|after| vm.id > after));
+        let more = vms.len() > PAGE;
+        vms.truncate(PAGE);
+        let next = vms.last().map(|vm| vm.id).filter(|_| more);
+        Ok(VmPage { vms, next })
+    }
+
+    async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
+        self.state().find(&vm)
+    }
+
+    async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
+        let mut state = self.state();
+        let name = request.name.unwrap_or_else(|| "brave-otter".into());
+        state.calls.push(format!("create {name} no_start={} keep={keep_on_error}", request.no_start));
+        if state.slow {
+            return Ok(JobId(state.job("create", JobState::Running)));
+        }
+        let vm = records::vm(&name, if request.no_start { VmState::Created } else { VmState::Running });
+        state.vms.push(vm.clone());
+        Ok(JobId(state.job("create", done(&vm))))
+    }
+
+    async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.state().simple("start", &vm, VmState::Running)
+    }
+
+    async fn stop_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.state().simple("stop", &vm, VmState::Stopped)
+    }
+
+    async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.state().simple("restart", &vm, VmState::Running)
+    }
+
+    async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
+        self.state().simple(&format!("kill {signal:?}"), &vm, VmState::Stopped)
+    }
+
+    async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        state.calls.push(format!("delete {}", found.name));
+        state.vms.retain(|known| known.id != found.id);
+        Ok(JobId(state.job("delete", JobState::Done(JobResult::Text("deleted".into())))))
+    }
+
+    async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
+        let mut state = self.state();
+        let vm = state.find(&vm)?;
+        state.calls.push(format!("ssh {}", public_key.split(' ').next().unwrap_or_default()));
+        Ok(SshAccess { vm: vm.id, host_key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA".into() })
+    }
+
+    async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
+        let mut state = self.state();
+        let ticket = Ticket([u8::try_from(state.streams.len() + 1).unwrap(); 32]);
+        let upload = match &request {
+            StreamRequest::Exec { vm, .. } | StreamRequest::Ssh { vm } | StreamRequest::Logs { vm, .. } => {
+                let vm = state.find(vm)?;
+                if vm.state != VmState::Running && !matches!(request, StreamRequest::Logs { .. }) {
+                    let why = format!("{} is {}", vm.name, vm.state);
+                    return Err(ApiError::new(ErrorCode::NotRunning, why).hint("start it: banger vm start demo"));
+                }
+                None
+            }
+            StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {
+                Some(state.job("import", JobState::Running))
+            }
+        };
+        state.streams.push((ticket.clone(), request, upload));
+        Ok(OpenStream { ticket, job: upload.map(JobId) })
+    }
+
+    async fn list_images(self, _: Context) -> Result<Vec<ImageRecord>, ApiError> {
+        Ok(vec![records::image("debian:13", 300 << 20)])
+    }
+
+    async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
+        if image == "used" {
+            return Err(ApiError::new(ErrorCode::InUse, "the VM demo uses it").hint("delete that first"));
+        }
+        Ok(())
+    }
+
+    async fn list_kernels(self, _: Context) -> Result<Vec<KernelRecord>, ApiError> {
+        Ok(vec![records::kernel("6.12", 40 << 20)])
+    }
+
+    async fn delete_kernel(self, _: Context, _: String) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
+        Ok(self.state().jobs.values().rev().cloned().collect())
+    }
+
+    async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
+        for _ in 0..100 {
+            let view = self.state().jobs.get(&job.0).cloned();
+            match view {
+                None => return Err(ApiError::new(ErrorCode::NotFound, format!("no job {job}"))),
+                Some(view) if view.seq > after_seq => return Ok(view),
+                Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+        self.state().jobs.get(&job.0).cloned().ok_or_else(|| ApiError::new(ErrorCode::NotFound, "gone"))
+    }
+
+    async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
+        let mut state = self.state();
+        state.calls.push(format!("cancel {job}"));
+        state.end_job(job.0, JobState::Cancelled);
+        Ok(())
+    }
+}
