@@ -24,6 +24,8 @@ enum Command {
     Image,
     /// The demonstration, with a readable transcript.
     Demo,
+    /// Timings of the main path.
+    Bench,
     /// Every check and every suite.
     Test,
     /// Suites in the host VM; without a name all of them.
@@ -68,6 +70,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
         Command::Demo => run_suites(&["demo".to_owned()], None),
+        Command::Bench => run_suites(&["bench".to_owned()], None),
         Command::Test => checks::run(),
         Command::HostTest { suites, only } => run_suites(&suites, only.as_deref()),
         Command::Shell => {
@@ -103,6 +106,6 @@ pub(super) fn needs(setup: Setup) -> Needs {
     match setup {
         Setup::Nothing => Needs::Nothing,
         Setup::Package | Setup::Installed => Needs::Package,
-        Setup::Guests => Needs::Guests,
+        Setup::Vmm | Setup::Guests => Needs::Guests,
     }
 }

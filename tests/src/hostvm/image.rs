@@ -123,7 +123,10 @@ fn pack(folder: &Path) -> Result<()> {
         folder,
         "install -m 0755 boot.sh root/srv/bench/boot.sh && mv debian.tar debian-systemd.tar tiny.tar root/srv/bench/ && chmod 0644 root/srv/bench/*.tar",
     )?;
-    in_folder(folder, &format!("mkfs.ext4 -q -F -m 0 -L host -d root disk.ext4 {} >/dev/null && rm -rf root", recipe::DISK_SIZE))
+    in_folder(
+        folder,
+        &format!("mkfs.ext4 -q -F -m 0 -L host -d root disk.ext4 {} >/dev/null && rm -rf root", recipe::DISK_SIZE),
+    )
 }
 
 /// Runs a shell line in `folder` as root, or as the root of a user namespace that has this user's subordinate ids.

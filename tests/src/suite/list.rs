@@ -17,7 +17,9 @@ pub enum Setup {
     Package,
     /// The package is installed as shipped; alice and bob are in group `banger`; nothing of the bench touches its units.
     Installed,
-    /// And guests can boot: the VMM is in place, kernel and images are imported for alice and bob.
+    /// And the VMM is in place; nothing is imported.
+    Vmm,
+    /// And guests can boot: the distribution's kernel and the tiny image are imported.
     Guests,
 }
 
@@ -90,13 +92,27 @@ pub struct Suite {
 /// Every suite, in the order in which `make test` runs them: the bench's own control first.
 #[must_use]
 pub fn all() -> Vec<Suite> {
-    vec![scenarios::inventory_control::SUITE, scenarios::install::SUITE]
+    vec![
+        scenarios::inventory_control::SUITE,
+        scenarios::install::SUITE,
+        scenarios::demo::SUITE,
+        scenarios::lifecycle::SUITE,
+        scenarios::undo::SUITE,
+        scenarios::crash::SUITE,
+        scenarios::bad_input::SUITE,
+    ]
+}
+
+/// Suites that run only when they are asked for.
+#[must_use]
+pub(super) fn on_request() -> Vec<Suite> {
+    vec![scenarios::timings::SUITE]
 }
 
 /// The suite of that name; the error lists what there is.
 pub fn find(name: &str) -> Result<Suite> {
     let mut known = Vec::new();
-    for suite in all() {
+    for suite in all().into_iter().chain(on_request()) {
         if suite.name == name {
             return Ok(suite);
         }
@@ -114,7 +130,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_every_suite_has_a_scenario() {
         let mut suites = BTreeSet::new();
-        for suite in all() {
+        for suite in all().into_iter().chain(on_request()) {
             assert!(suites.insert(suite.name), "two suites are called {}", suite.name);
             let mut names = BTreeSet::new();
             for scenario in (suite.scenarios)() {

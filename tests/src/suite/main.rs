@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::List => {
-            for suite in list::all() {
+            for suite in list::all().into_iter().chain(list::on_request()) {
                 print_line(&format!("{}: {}", suite.name, suite.about));
                 for scenario in (suite.scenarios)() {
                     print_line(&format!("  {}", scenario.name));

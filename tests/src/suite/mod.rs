@@ -4,6 +4,7 @@
 //! A scenario talks to the product as a user would, through [`Scene`]: as alice, bob or carol, without sudo.
 
 mod command;
+mod guests;
 mod list;
 mod main;
 mod product;

@@ -12,7 +12,7 @@ use super::runner::Options;
 use crate::hostvm::payload::INSIDE;
 
 /// Where the bench's VMM is installed.
-const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
+pub(super) const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
 
 /// What the packaged units rightly refuse and the stand-in needs: QEMU and its firmware to execute, the host's vsock, and memory for QEMU itself.
 /// Only this drop-in is the bench's; suites about confinement run without it.
@@ -29,8 +29,10 @@ pub(super) fn prepare(setup: Setup, options: &Options) -> Result<()> {
         return Ok(());
     }
     install(options)?;
-    if setup == Setup::Guests {
+    if matches!(setup, Setup::Vmm | Setup::Guests) {
         install_vmm(options)?;
+    }
+    if setup == Setup::Guests {
         import(options)?;
     }
     Ok(())
@@ -62,17 +64,10 @@ fn install_vmm(options: &Options) -> Result<()> {
     root("systemctl daemon-reload && systemctl restart bangerd.service", INSTALL, options)
 }
 
-/// The distribution's own kernel, and the small images that scenarios boot. The large Debian images are imported by the suites that are about them.
+/// The distribution's own kernel, and the small image that scenarios boot. The large Debian images are imported by the suites that are about them.
 fn import(options: &Options) -> Result<()> {
-    let version = "$(ls /lib/modules | tail -n 1)";
-    root(
-        &format!(
-            "runuser -u alice -- banger kernel import --name host --modules /lib/modules/{version} /boot/vmlinuz-{version}"
-        ),
-        IMPORT,
-        options,
-    )?;
-    root(&format!("runuser -u alice -- banger image import --name tiny {INSIDE}/tiny.tar"), IMPORT, options)
+    root("runuser -u alice -- banger kernel import $(ls /boot/vmlinuz-* | tail -n 1)", IMPORT, options)?;
+    root(&format!("runuser -u alice -- banger image import --name tiny --size 512M {INSIDE}/tiny.tar"), IMPORT, options)
 }
 
 /// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from a known state. Errors are printed only: the

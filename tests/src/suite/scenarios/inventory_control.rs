@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use anyhow::{Result, ensure};
 
 use crate::inventory::{DATABASE, Difference, Inventory, Kind, leaks};
-use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::list::{Outcome, Reboot, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
@@ -148,6 +148,9 @@ fn scenarios() -> Vec<Scenario> {
     all.push(Scenario::new("finds-socket-vsock", vsock_socket));
     all.push(Scenario::new("finds-alterations", alterations));
     all.push(Scenario::new("every-sort-has-a-plant", every_sort));
+    for (name, reboot) in [("same-after-a-clean-reboot", Reboot::Clean), ("same-after-a-power-cut", Reboot::Hard)] {
+        all.push(Scenario::across_reboot(name, move |scene| note_boot(scene, reboot), other_boot));
+    }
     all
 }
 
@@ -277,5 +280,21 @@ fn every_sort(scene: &mut Scene) -> Result<Outcome> {
     for kind in Kind::ALL {
         ensure!(planted.contains(&kind), "nothing of sort {kind} is planted");
     }
+    scene.passed()
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const NOTED: &str = "/srv/bench/boot-id";
+
+/// The bench can reboot the host in the middle of a scenario, and a host with nothing on it is the same afterwards.
+fn note_boot(_: &mut Scene, reboot: Reboot) -> Result<Outcome> {
+    std::fs::copy(BOOT_ID, NOTED)?;
+    Ok(Outcome::Reboot(reboot))
+}
+
+fn other_boot(scene: &mut Scene) -> Result<Outcome> {
+    let (then, now) = (std::fs::read_to_string(NOTED)?, std::fs::read_to_string(BOOT_ID)?);
+    ensure!(then != now, "the host was not rebooted");
+    std::fs::remove_file(NOTED)?;
     scene.passed()
 }

@@ -1,4 +1,10 @@
 //! The suites, a file each: a `SUITE` and a function per scenario.
 
+pub(super) mod bad_input;
+pub(super) mod crash;
+pub(super) mod demo;
 pub(super) mod install;
 pub(super) mod inventory_control;
+pub(super) mod lifecycle;
+pub(super) mod timings;
+pub(super) mod undo;

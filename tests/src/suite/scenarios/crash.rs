@@ -1,0 +1,133 @@
+//! Daemon and helper die and are restarted while VMs run: the VMs go on, unbroken, and everything works afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::suite::guests::{Guest, TINY, names};
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "crash",
+    about: "kill -9 and restart of daemon and helper under running VMs",
+    setup: Setup::Guests,
+    scenarios,
+};
+
+fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("daemon-kill-9", |scene| survives(scene, |scene| kill(scene, "bangerd.service"))),
+        Scenario::new("daemon-restart", |scene| survives(scene, |scene| restart(scene, "bangerd.service"))),
+        Scenario::new("daemon-ten-kills-in-five-seconds", |scene| survives(scene, ten_kills)),
+        Scenario::new("helper-kill-9", |scene| survives(scene, |scene| kill(scene, "banger-priv.service"))),
+        Scenario::new("helper-restart", |scene| survives(scene, |scene| restart(scene, "banger-priv.service"))),
+        Scenario::new("both-at-once", |scene| {
+            survives(scene, |scene| {
+                let (daemon, helper) = (scene.main_pid("bangerd.service")?, scene.main_pid("banger-priv.service")?);
+                scene.root(&format!("kill -KILL {daemon} {helper}")).map(drop)
+            })
+        }),
+        Scenario::new("daemon-killed-while-a-vm-starts", killed_while_starting),
+        Scenario::new("vmm-dies-while-the-daemon-is-down", dies_unseen),
+        Scenario::new("corrupt-handles-file", corrupt_handles),
+    ]
+}
+
+fn kill(scene: &Scene, unit: &str) -> Result<()> {
+    let pid = scene.main_pid(unit)?;
+    scene.root(&format!("kill -KILL {pid}")).map(drop)
+}
+
+fn restart(scene: &Scene, unit: &str) -> Result<()> {
+    scene.root(&format!("systemctl restart {unit}")).map(drop)
+}
+
+fn ten_kills(scene: &Scene) -> Result<()> {
+    // SIGKILL to whatever is the main process at that moment; a moment without one is a kill less to give, not an error.
+    scene.root("for i in 1 2 3 4 5 6 7 8 9 10; do systemctl kill --kill-whom=main --signal=KILL bangerd.service || :; sleep 0.5; done").map(drop)
+}
+
+/// A VM with a counter, a blow, and then: same guest, counter unbroken, limits still set, list and exec work, delete leaves nothing.
+fn survives(scene: &mut Scene, blow: impl Fn(&Scene) -> Result<()>) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "survivor")?;
+    guest.start_counter(scene)?;
+    let boot = guest.boot_id(scene)?;
+    let vmm = guest.vmm(scene)?;
+    let memory = format!("cat {}/memory.max", guest.cgroup(scene)?);
+    let limit = scene.root(&memory)?;
+    ensure!(limit.trim() != "max", "the VM's cgroup has no memory limit");
+    let before = guest.counter(scene)?;
+
+    scene.step("the blow", |scene| blow(scene))?;
+
+    scene.step("the next commands work", |scene| {
+        scene.banger_long("alice", &["vm", "list"])?.ok()?.says("survivor")?.says("running")?;
+        guest.shell(scene, "true")?.ok().map(drop)
+    })?;
+    scene.step("it is the same guest, and nothing of it has stopped", |scene| {
+        ensure!(guest.boot_id(scene)? == boot, "the guest was started again");
+        ensure!(guest.vmm(scene)? == vmm, "another VMM runs the guest");
+        ensure!(scene.root(&memory)? == limit, "memory.max is not what it was");
+        let now = guest.counter(scene)?;
+        ensure!(now > before, "the counter stands at {now}, and was {before}");
+        Ok(())
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// Whatever the daemon makes of it afterwards, it is the truth, and delete leaves nothing.
+fn killed_while_starting(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    for delay in [200_u64, 1000, 3000] {
+        let words = [&["vm", "run", "--detach", "--name", "halfway"], TINY].concat();
+        let run = scene.start_banger("alice", &words)?;
+        std::thread::sleep(Duration::from_millis(delay));
+        kill(scene, "bangerd.service")?;
+        let finished = run.wait(scene.limit(Duration::from_secs(60)))?;
+        ensure!(finished.status.code().is_some(), "the client must end by itself: {finished}");
+        let left = names(scene, "alice")?;
+        if left.is_empty() {
+            continue;
+        }
+        scene.wait_until("the VM is in a state that stays", Duration::from_secs(40), || {
+            let record = scene.banger("alice", &["vm", "show", "halfway", "--json"])?.ok()?.json()?;
+            let state = record.get("state").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+            Ok((!["running", "stopped", "error", "created"].contains(&state.as_str())).then_some(state))
+        })?;
+        scene.banger_long("alice", &["vm", "delete", "halfway"])?.ok()?;
+    }
+    scene.passed()
+}
+
+fn dies_unseen(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "unseen")?;
+    let vmm = guest.vmm(scene)?;
+    scene.root("systemctl stop bangerd.socket bangerd.service")?;
+    scene.root(&format!("kill -KILL {vmm}; while kill -0 {vmm} 2>/dev/null; do sleep 0.1; done"))?;
+    scene.root("systemctl start bangerd.socket bangerd.service")?;
+    guest.becomes(scene, "stopped", &[], Duration::from_secs(5))?;
+    guest.order(scene, "start")?.ok()?;
+    guest.shell(scene, "true")?.ok()?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// Spec section 2.3: a missing or corrupt file must not leak anything, for the mirror in the database has the same facts.
+fn corrupt_handles(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    for damage in ["echo '{' >", "rm -f"] {
+        let guest = Guest::run(scene, "alice", "damaged")?;
+        let vmm = guest.vmm(scene)?;
+        scene.root("systemctl stop bangerd.socket bangerd.service")?;
+        scene.root(&format!("{damage} /var/lib/banger/vms/{}/handles.json", guest.id))?;
+        scene.root(&format!("kill -KILL {vmm}"))?;
+        scene.root("systemctl start bangerd.socket bangerd.service")?;
+        guest.becomes(scene, "stopped", &[], Duration::from_secs(5))?;
+        guest.delete(scene)?;
+    }
+    scene.passed()
+}
