@@ -1,0 +1,273 @@
+//! `/etc/banger/banger.toml`: read once at start, checked as a whole, refused with key and line.
+//!
+//! Used by the start-up and, through [`Config`], by whoever needs a default. It holds no state.
+
+use crate::error::StartError;
+use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use banger_policy::net::Network;
+use banger_policy::{ByteSize, ImageName};
+use serde::Deserialize;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a `tracing` filter.
+    pub(crate) log_level: String,
+    /// The VMM; looked for in the fixed folders when `None`.
+    pub(crate) firecracker_bin: Option<PathBuf>,
+    /// The daemon's key to its guests; made in the state folder when `None`.
+    pub(crate) ssh_key_path: Option<PathBuf>,
+    /// VMs untouched for longer are stopped; zero: never.
+    pub(crate) auto_stop_stale_after: Duration,
+    /// How often running VMs are measured.
+    pub(crate) stats_poll_interval: Duration,
+    /// The dummy link that carries the gateway's address; made by the helper.
+    pub(crate) bridge_name: String,
+    /// Gateway and prefix of the VMs' network.
+    pub(crate) network: Network,
+    /// The guests' resolver.
+    pub(crate) default_dns: Ipv4Addr,
+    /// What `vm run` takes when no image is named.
+    pub(crate) default_image_name: Option<ImageName>,
+    /// Copied into new VMs by the CLI, which runs as the user.
+    pub(crate) file_sync: Vec<FileSync>,
+    /// Sizes when no flag says otherwise.
+    pub(crate) vm_defaults: VmDefaults,
+}
+
+/// A file or folder of the calling user that new VMs get.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileSync {
+    /// `~/...` is the calling user's home.
+    pub(crate) host: String,
+    /// Under `/root`.
+    pub(crate) guest: String,
+    /// Octal; 0600 for files and 0755 for folders when `None`.
+    pub(crate) mode: Option<String>,
+}
+
+/// Sizes of new VMs, as far as the administrator decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VmDefaults {
+    pub(crate) vcpu: Option<u32>,
+    pub(crate) memory_mib: Option<u32>,
+    pub(crate) disk_size: Option<u64>,
+    pub(crate) system_overlay_size: Option<u64>,
+}
+
+/// The file as it is written. Names are the contract.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    log_level: String,
+    firecracker_bin: Option<PathBuf>,
+    ssh_key_path: Option<PathBuf>,
+    auto_stop_stale_after: String,
+    stats_poll_interval: String,
+    bridge_name: String,
+    bridge_ip: Ipv4Addr,
+    cidr: u8,
+    /// Accepted and without effect: making a tap takes about 2 ms, which a pool would have to hide.
+    tap_pool_size: u32,
+    default_dns: Ipv4Addr,
+    default_image_name: Option<String>,
+    file_sync: Vec<FileSync>,
+    vm_defaults: RawDefaults,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDefaults {
+    vcpu: Option<u32>,
+    memory_mib: Option<u32>,
+    disk_size: Option<String>,
+    system_overlay_size: Option<String>,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            log_level: "info".to_owned(),
+            firecracker_bin: None,
+            ssh_key_path: None,
+            auto_stop_stale_after: "0s".to_owned(),
+            stats_poll_interval: format!("{DEFAULT_STATS_POLL_SECONDS}s"),
+            bridge_name: "br-fc".to_owned(),
+            bridge_ip: Ipv4Addr::new(172, 16, 0, 1),
+            cidr: 24,
+            tap_pool_size: 0,
+            default_dns: Ipv4Addr::new(1, 1, 1, 1),
+            default_image_name: None,
+            file_sync: Vec::new(),
+            vm_defaults: RawDefaults::default(),
+        }
+    }
+}
+
+/// Reads the file at `path`; when it does not exist and was not `named` by the administrator, the defaults.
+///
+/// # Errors
+/// [`StartError::ConfigRead`], or [`StartError::Config`] with key and line.
+pub(crate) fn load(path: &Path, named: bool) -> Result<Config, StartError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(&text, path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !named => parse("", path),
+        Err(source) => Err(StartError::ConfigRead { path: path.to_owned(), source }),
+    }
+}
+
+fn parse(text: &str, path: &Path) -> Result<Config, StartError> {
+    let raw: Raw = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+        let why = error.message().lines().next().unwrap_or("not TOML").to_owned();
+        StartError::Config { path: path.to_owned(), place: format!("line {line}"), why }
+    })?;
+    check(raw).map_err(|(key, why)| StartError::Config { path: path.to_owned(), place: place_of(text, key), why })
+}
+
+/// The line on which a key of the last dotted part stands, for messages.
+fn place_of(text: &str, key: &str) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let line = text.lines().position(|line| line.trim_start().starts_with(last));
+    line.map_or_else(|| key.to_owned(), |line| format!("line {}: {key}", line + 1))
+}
+
+type Refused = (&'static str, String);
+
+fn check(raw: Raw) -> Result<Config, Refused> {
+    let stats_poll_interval = duration("stats_poll_interval", &raw.stats_poll_interval)?;
+    if stats_poll_interval < Duration::from_secs(1) {
+        return Err(("stats_poll_interval", "the shortest interval is 1s".to_owned()));
+    }
+    // linux/if.h, IFNAMSIZ; `/` and spaces are refused by the kernel.
+    let link_name = |name: &str| {
+        (1..16).contains(&name.len()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+    };
+    if !link_name(&raw.bridge_name) {
+        return Err(("bridge_name", format!("{:?} is not a name for a network link", raw.bridge_name)));
+    }
+    for (key, path) in [("firecracker_bin", &raw.firecracker_bin), ("ssh_key_path", &raw.ssh_key_path)] {
+        if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err((key, "the path must be absolute".to_owned()));
+        }
+    }
+    raw.file_sync.iter().try_for_each(check_sync)?;
+    Ok(Config {
+        network: Network::new(raw.bridge_ip, raw.cidr).map_err(|error| ("bridge_ip", error.to_string()))?,
+        auto_stop_stale_after: duration("auto_stop_stale_after", &raw.auto_stop_stale_after)?,
+        stats_poll_interval,
+        log_level: raw.log_level,
+        firecracker_bin: raw.firecracker_bin,
+        ssh_key_path: raw.ssh_key_path,
+        bridge_name: raw.bridge_name,
+        default_dns: raw.default_dns,
+        default_image_name: raw
+            .default_image_name
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(|error: banger_policy::name::NameError| ("default_image_name", error.to_string()))?,
+        file_sync: raw.file_sync,
+        vm_defaults: defaults(&raw.vm_defaults)?,
+    })
+}
+
+fn check_sync(entry: &FileSync) -> Result<(), Refused> {
+    let inside = entry.guest == "/root" || entry.guest.starts_with("/root/") || entry.guest.starts_with("~/");
+    if !inside || entry.guest.split('/').any(|part| part == "..") {
+        return Err(("file_sync.guest", format!("{:?} does not lie under /root", entry.guest)));
+    }
+    match &entry.mode {
+        Some(mode) if u32::from_str_radix(mode, 8).map_or(true, |mode| mode > 0o7777) => {
+            Err(("file_sync.mode", format!("{mode:?} is not an octal mode such as \"0600\"")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn defaults(raw: &RawDefaults) -> Result<VmDefaults, Refused> {
+    if raw.vcpu.is_some_and(|vcpu| !(1..=MAX_VCPUS).contains(&vcpu)) {
+        return Err(("vm_defaults.vcpu", format!("a VM has 1 to {MAX_VCPUS} vCPUs")));
+    }
+    if raw.memory_mib.is_some_and(|mib| !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&mib)) {
+        return Err(("vm_defaults.memory_mib", format!("a VM has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")));
+    }
+    let size = |key, text: &Option<String>| match text.as_deref().map(str::parse::<ByteSize>) {
+        None => Ok(None),
+        Some(Ok(size)) => Ok(Some(size.bytes())),
+        Some(Err(error)) => Err((key, error.to_string())),
+    };
+    Ok(VmDefaults {
+        vcpu: raw.vcpu,
+        memory_mib: raw.memory_mib,
+        disk_size: size("vm_defaults.disk_size", &raw.disk_size)?,
+        system_overlay_size: size("vm_defaults.system_overlay_size", &raw.system_overlay_size)?,
+    })
+}
+
+fn duration(key: &'static str, text: &str) -> Result<Duration, Refused> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|error| (key, format!("{text:?} is not a time such as 10s or 2h: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        parse(text, Path::new("/etc/banger/banger.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_packaged_example_is_the_defaults() {
+        let example = include_str!("../../packaging/banger.toml");
+        let read = parse(example, Path::new("banger.toml")).unwrap();
+        assert_eq!(read, parse("", Path::new("")).unwrap());
+        // What it shows commented out must be valid too: it is there to be uncommented.
+        let lines = example.lines().map(|line| line.strip_prefix("#:").unwrap_or(line).to_owned() + "\n");
+        let all = parse(&lines.collect::<String>(), Path::new("banger.toml")).unwrap();
+        assert_eq!(all.file_sync.len(), 1);
+        assert!(all.firecracker_bin.is_some() && all.vm_defaults.vcpu.is_some());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_name_and_line() {
+        let why = refusal("log_level = \"info\"\n\nbrige_name = \"br-fc\"\n");
+        assert!(why.contains("banger.toml") && why.contains("line 3") && why.contains("brige_name"), "{why}");
+        let why = refusal("[vm_defaults]\nvcpus = 2\n");
+        assert!(why.contains("line 2") && why.contains("vcpus"), "{why}");
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_key_and_line() {
+        for (text, key) in [
+            ("[vm_defaults]\ndisk_size = \"9X\"", "line 2: vm_defaults.disk_size"),
+            ("[vm_defaults]\nvcpu = 99", "line 2: vm_defaults.vcpu"),
+            ("cidr = 31", "bridge_ip"),
+            ("stats_poll_interval = \"soon\"", "line 1: stats_poll_interval"),
+            ("stats_poll_interval = \"1ms\"", "line 1: stats_poll_interval"),
+            ("bridge_name = \"a/b\"", "line 1: bridge_name"),
+            ("firecracker_bin = \"bin/fc\"", "line 1: firecracker_bin"),
+            ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),
+            ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
+            ("default_image_name = \"../x\"", "line 1: default_image_name"),
+        ] {
+            let why = refusal(text);
+            assert!(why.contains(key), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_refused_only_when_it_was_named() {
+        let path = Path::new("/nonexistent/banger.toml");
+        assert!(load(path, false).is_ok());
+        assert!(matches!(load(path, true), Err(StartError::ConfigRead { .. })));
+    }
+}

@@ -1,0 +1,63 @@
+//! The history of jobs: enough that a client which comes back after a restart of the daemon learns the end.
+
+use super::{Db, DbError, signed, time, unsigned};
+use banger_proto::time::Timestamp;
+use rusqlite::params;
+
+/// Rows that are kept.
+const HISTORY: u32 = 512;
+
+/// A job of an earlier run of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PastJob {
+    pub(crate) id: u64,
+    pub(crate) owner: u32,
+    pub(crate) title: String,
+    pub(crate) started_at: Timestamp,
+    /// `done`, `failed`, `cancelled`; `None` when the daemon ended before the job did.
+    pub(crate) outcome: Option<String>,
+    pub(crate) message: String,
+}
+
+impl Db {
+    /// A job begins. Nobody waits for the record; beginning and end are written in their order.
+    pub(crate) fn record_job(&self, id: u64, owner: u32, title: String) {
+        let now = signed(Timestamp::now().unix());
+        self.post("a job", move |sql| {
+            sql.execute(
+                "INSERT INTO jobs (id, owner, title, started_at) VALUES (?1, ?2, ?3, ?4)",
+                params![signed(id), owner, title, now],
+            )?;
+            sql.execute("DELETE FROM jobs WHERE id <= ?1 - ?2", params![signed(id), HISTORY]).map(drop)
+        });
+    }
+
+    /// A job ended.
+    pub(crate) fn record_job_end(&self, id: u64, outcome: &'static str, message: String) {
+        let now = signed(Timestamp::now().unix());
+        self.post("the end of a job", move |sql| {
+            let row = params![signed(id), outcome, message, now];
+            sql.execute("UPDATE jobs SET outcome = ?2, message = ?3, ended_at = ?4 WHERE id = ?1", row).map(drop)
+        });
+    }
+
+    /// The newest jobs, oldest first.
+    pub(crate) async fn past_jobs(&self, limit: u32) -> Result<Vec<PastJob>, DbError> {
+        self.transaction(move |sql| {
+            let mut query = sql.prepare("SELECT * FROM (SELECT * FROM jobs ORDER BY id DESC LIMIT ?1) ORDER BY id")?;
+            let rows = query.query_map([limit], |row| {
+                Ok(PastJob {
+                    id: unsigned(row, "id")?,
+                    owner: row.get("owner")?,
+                    title: row.get("title")?,
+                    started_at: time(row, "started_at")?,
+                    outcome: row.get("outcome")?,
+                    message: row.get("message")?,
+                })
+            })?;
+            let rows = rows.collect::<Result<_, _>>()?;
+            Ok(rows)
+        })
+        .await
+    }
+}

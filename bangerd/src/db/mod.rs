@@ -1,0 +1,239 @@
+//! The database: one SQLite file, one thread that owns it, and typed functions that send it work.
+//!
+//! Called by everything that keeps a record. It decides nothing: a function here is one transaction.
+
+mod image;
+mod job;
+mod kernel;
+mod key;
+mod vm;
+
+pub(crate) use vm::{Mirror, NewVm, VmRow};
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Step N makes version N out of version N - 1. Never changed once released, only added to.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+
+/// What goes wrong with records.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DbError {
+    #[error("cannot create {}", .path.display())]
+    Create { path: PathBuf, source: std::io::Error },
+    #[error("cannot open {}", .path.display())]
+    Open { path: PathBuf, source: rusqlite::Error },
+    #[error(
+        "{} was written by a newer banger (schema {found}, this one knows {known}): install that version again, or restore a copy from before the upgrade",
+        .path.display()
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("schema step {step} failed")]
+    Migration { step: i64, source: rusqlite::Error },
+    #[error("the database refused")]
+    Sql(#[from] rusqlite::Error),
+    /// A unique name or number was taken.
+    #[error("{0} is taken already")]
+    Taken(String),
+    #[error("all {0} addresses of the VMs' network are in use")]
+    NoAddress(u16),
+    #[error("the database thread has ended")]
+    Closed,
+}
+
+type Work = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A handle on the database's thread. The thread ends with the last handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Db {
+    work: mpsc::Sender<Work>,
+}
+
+impl Db {
+    /// Opens or makes the file and brings it to the newest schema.
+    ///
+    /// # Errors
+    /// [`DbError::Newer`] when a newer release wrote it, and what SQLite says.
+    pub(crate) async fn open(path: &Path) -> Result<Self, DbError> {
+        let path = path.to_owned();
+        let (work, todo) = mpsc::channel::<Work>();
+        let (opened, answer) = oneshot::channel();
+        std::thread::spawn(move || {
+            let connection = open(&path);
+            let ok = connection.is_ok();
+            let (connection, result) = match connection {
+                Ok(connection) => (Some(connection), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            if opened.send(result).is_err() || !ok {
+                return;
+            }
+            if let Some(mut connection) = connection {
+                while let Ok(work) = todo.recv() {
+                    work(&mut connection);
+                }
+            }
+        });
+        answer.await.map_err(|_| DbError::Closed)??;
+        Ok(Self { work })
+    }
+
+    /// Runs `work` as one transaction on the database's thread. It runs to its end even if the caller goes away.
+    async fn transaction<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let (reply, answer) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            let result = (|| {
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let value = work(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            })();
+            // Nobody waits any more: the work is done nevertheless.
+            drop(reply.send(result));
+        });
+        self.work.send(work).map_err(|_| DbError::Closed)?;
+        answer.await.map_err(|_| DbError::Closed)?
+    }
+
+    /// Runs `work` in its turn without anybody waiting for it: for records that are a courtesy.
+    fn post(&self, what: &'static str, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
+        let work: Work = Box::new(move |connection| {
+            if let Err(error) = work(connection) {
+                tracing::warn!(%error, "cannot record {what}");
+            }
+        });
+        if self.work.send(work).is_err() {
+            tracing::warn!("cannot record {what}: the database thread has ended");
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Connection, DbError> {
+    // SQLite makes files 0644 less the umask; whoever reads this one learns of other users' VMs.
+    std::fs::File::options().create(true).truncate(false).append(true).mode(0o600).open(path)
+        .map_err(|source| DbError::Create { path: path.to_owned(), source })?;
+    let refused = |source| DbError::Open { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(refused)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(refused)?;
+    connection.pragma_update(None, "journal_mode", "wal").map_err(refused)?;
+    // A row must be on disk before the kernel object is made that it speaks of.
+    connection.pragma_update(None, "synchronous", "full").map_err(refused)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(refused)?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known {
+        return Err(DbError::Newer { path: path.to_owned(), found, known });
+    }
+    for (step, sql) in (1..).zip(MIGRATIONS).filter(|(step, _)| *step > found) {
+        let migrate = |connection: &mut Connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+            transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "user_version", step)?;
+            transaction.commit()
+        };
+        migrate(&mut connection).map_err(|source| DbError::Migration { step, source })?;
+    }
+    Ok(connection)
+}
+
+/// A checked type in a text column: what is stored is what `Display` says, and it is parsed again when read.
+struct Text<T>(T);
+
+impl<T: std::fmt::Display> ToSql for Text<T> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.0.to_string()))
+    }
+}
+
+impl<T: std::str::FromStr> FromSql for Text<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map(Text).map_err(FromSqlError::other)
+    }
+}
+
+/// A byte count in SQLite's signed integer.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn unsigned(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    Ok(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
+
+fn time(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<banger_proto::time::Timestamp> {
+    unsigned(row, column).map(banger_proto::time::Timestamp::from_unix)
+}
+
+/// Was it a unique constraint that refused?
+fn is_unique(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE) || code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY)
+}
+
+/// Removes a row of the store unless a VM refers to it by `column`; then says that VM's name and owner.
+fn delete_unused(
+    sql: &rusqlite::Transaction<'_>,
+    table: &'static str,
+    column: &'static str,
+    id: banger_policy::Digest,
+) -> Result<Result<(), String>, DbError> {
+    let user = sql.query_row(
+        &format!("SELECT name || ' of ' || owner_name FROM vms WHERE {column} = ?1 LIMIT 1"),
+        [Text(id)],
+        |row| row.get::<_, String>(0),
+    );
+    if let Some(user) = user.optional()? {
+        return Ok(Err(user));
+    }
+    sql.execute(&format!("DELETE FROM {table} WHERE id = ?1"), [Text(id)])?;
+    Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused_with_a_sentence_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        drop(Db::open(&path).await.unwrap());
+        let raw = Connection::open(&path).unwrap();
+        raw.pragma_update(None, "user_version", 99).unwrap();
+        drop(raw);
+        let error = Db::open(&path).await.unwrap_err();
+        assert!(matches!(error, DbError::Newer { found: 99, .. }), "{error}");
+        let raw = Connection::open(&path).unwrap();
+        assert_eq!(raw.pragma_query_value::<i64, _>(None, "user_version", |row| row.get(0)).unwrap(), 99);
+    }
+
+    #[tokio::test]
+    async fn it_is_private_and_opens_twice_in_a_row() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        drop(Db::open(&path).await.unwrap());
+        drop(Db::open(&path).await.unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        std::fs::write(&path, "hello, this is no database, it is a text of some length".repeat(40)).unwrap();
+        assert!(matches!(Db::open(&path).await.unwrap_err(), DbError::Open { .. }));
+    }
+}

@@ -1,0 +1,238 @@
+//! Rows of VMs and their leases.
+
+use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
+use crate::net::lease;
+use banger_policy::lifecycle::State;
+use banger_policy::net::{AddressIndex, Network};
+use banger_policy::vm::CheckedSpec;
+use banger_policy::{Digest, ImageName, VmId, VmName};
+use banger_proto::model::VmSpec;
+use banger_proto::time::Timestamp;
+use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
+
+/// The durable facts of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmRow {
+    pub(crate) id: VmId,
+    pub(crate) owner: u32,
+    pub(crate) owner_name: String,
+    pub(crate) name: VmName,
+    pub(crate) image_id: Digest,
+    pub(crate) image_name: ImageName,
+    pub(crate) kernel_id: Digest,
+    pub(crate) state: State,
+    /// The creation has not come to its end.
+    pub(crate) making: bool,
+    pub(crate) last_error: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) updated_at: Timestamp,
+    pub(crate) last_touched_at: Timestamp,
+    pub(crate) spec: VmSpec,
+    pub(crate) mirror: Mirror,
+    /// The raw address index; [`Network::index`] checks it.
+    pub(crate) address_index: u32,
+}
+
+/// The copy of the handles in a VM's row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mirror {
+    pub(crate) tap_device: Option<String>,
+    pub(crate) base_loop: Option<String>,
+    pub(crate) cow_loop: Option<String>,
+    pub(crate) dm_name: Option<String>,
+    pub(crate) dm_dev: Option<String>,
+    pub(crate) generation: Option<u64>,
+}
+
+/// What a new row is made from.
+#[derive(Clone, Debug)]
+pub(crate) struct NewVm {
+    pub(crate) id: VmId,
+    pub(crate) owner: u32,
+    pub(crate) owner_name: String,
+    pub(crate) name: VmName,
+    pub(crate) image_id: Digest,
+    pub(crate) image_name: ImageName,
+    pub(crate) kernel_id: Digest,
+    pub(crate) spec: CheckedSpec,
+    pub(crate) nat: bool,
+}
+
+const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
+
+impl Db {
+    /// Writes the row, still marked as being made, and leases the lowest free address: the intent that comes
+    /// before anything is made.
+    ///
+    /// # Errors
+    /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::NoAddress`].
+    pub(crate) async fn insert_vm(&self, vm: NewVm, network: Network) -> Result<VmRow, DbError> {
+        self.transaction(move |sql| {
+            let now = signed(Timestamp::now().unix());
+            sql.execute(
+                "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at,
+                 last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled)
+                 VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :now, :now, :now,
+                 :vcpus, :memory, :overlay, :work, :nat)",
+                named_params! {
+                    ":id": Text(vm.id), ":owner": vm.owner, ":owner_name": vm.owner_name, ":name": vm.name.as_str(),
+                    ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
+                    ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
+                    ":overlay": signed(vm.spec.overlay_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
+                },
+            )
+            .map_err(|error| if is_unique(&error) { DbError::Taken(vm.name.to_string()) } else { error.into() })?;
+            let index = lowest_free_index(sql, network)?;
+            sql.execute("INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)", params![index.get(), Text(vm.id)])?;
+            Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm.id)], row)?)
+        })
+        .await
+    }
+
+    pub(crate) async fn vm(&self, vm: VmId) -> Result<Option<VmRow>, DbError> {
+        self.transaction(move |sql| {
+            Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm)], row).optional()?)
+        })
+        .await
+    }
+
+    /// VMs of one owner, or of all, ordered by id, after the one given.
+    pub(crate) async fn vms(&self, owner: Option<u32>, after: Option<VmId>, limit: u32) -> Result<Vec<VmRow>, DbError> {
+        self.transaction(move |sql| {
+            let after = after.map_or_else(String::new, |id| id.to_string());
+            let mut query = sql.prepare_cached(&format!(
+                "{SELECT} WHERE vms.id > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY vms.id LIMIT ?3"
+            ))?;
+            let rows = query.query_map(params![after, owner, limit], row)?.collect::<Result<_, _>>()?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// What a word may mean to somebody: their VM of that exact name, else by id or prefix of an id. At most two,
+    /// which is enough to know that it is ambiguous. `owner` is `None` for an administrator, who also sees others'.
+    pub(crate) async fn find_vms(&self, caller: u32, everyone: bool, word: String) -> Result<Vec<VmRow>, DbError> {
+        self.transaction(move |sql| {
+            let own = sql.query_row(&format!("{SELECT} WHERE name = ?1 AND owner = ?2"), params![word, caller], row);
+            if let Some(own) = own.optional()? {
+                return Ok(vec![own]);
+            }
+            let is_prefix = !word.is_empty() && word.len() <= 64 && word.bytes().all(|c| c.is_ascii_hexdigit());
+            let mut query = sql.prepare_cached(&format!(
+                "{SELECT} WHERE ((?4 AND name = ?1) OR (?2 AND substr(vms.id, 1, length(?1)) = ?1)) AND (?4 OR owner = ?3)
+                 ORDER BY name != ?1, vms.id LIMIT 2"
+            ))?;
+            let rows = query.query_map(params![word, is_prefix, caller, everyone], row)?.collect::<Result<_, _>>()?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// The state, its reason, and the mirror, in one step.
+    pub(crate) async fn set_vm_state(
+        &self,
+        vm: VmId,
+        state: State,
+        last_error: String,
+        mirror: Mirror,
+    ) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            set_mirror(sql, vm, &mirror)?;
+            // A VM that runs has been made, whatever else its creation had to do.
+            sql.execute(
+                "UPDATE vms SET state = ?2, last_error = ?3, making = making AND ?2 != 'running' WHERE id = ?1",
+                params![Text(vm), state.as_str(), last_error],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) async fn set_vm_mirror(&self, vm: VmId, mirror: Mirror) -> Result<(), DbError> {
+        self.transaction(move |sql| set_mirror(sql, vm, &mirror)).await
+    }
+
+    /// The creation came to its end.
+    pub(crate) async fn set_vm_made(&self, vm: VmId) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            sql.execute("UPDATE vms SET making = 0 WHERE id = ?1", [Text(vm)])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Somebody used it.
+    pub(crate) async fn touch_vm(&self, vm: VmId) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            let now = signed(Timestamp::now().unix());
+            sql.execute("UPDATE vms SET last_touched_at = ?2 WHERE id = ?1", params![Text(vm), now])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes row and lease. Gone is fine.
+    pub(crate) async fn delete_vm(&self, vm: VmId) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            sql.execute("DELETE FROM vms WHERE id = ?1", [Text(vm)])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Mirror) -> Result<(), DbError> {
+    sql.execute(
+        "UPDATE vms SET tap_device = :tap, base_loop = :base, cow_loop = :cow, dm_name = :name, dm_dev = :dev,
+         generation = :generation, updated_at = :now WHERE id = :id",
+        named_params! {
+            ":id": Text(vm), ":tap": mirror.tap_device, ":base": mirror.base_loop, ":cow": mirror.cow_loop,
+            ":name": mirror.dm_name, ":dev": mirror.dm_dev, ":now": signed(Timestamp::now().unix()),
+            ":generation": mirror.generation.map(u64::cast_signed),
+        },
+    )?;
+    Ok(())
+}
+
+fn lowest_free_index(sql: &Transaction<'_>, network: Network) -> Result<AddressIndex, DbError> {
+    let mut query = sql.prepare_cached("SELECT address_index FROM leases ORDER BY address_index")?;
+    let taken = query.query_map([], |row| row.get::<_, u32>(0))?.collect::<Result<Vec<_>, _>>()?;
+    lease::lowest_free(&taken, network).ok_or_else(|| DbError::NoAddress(network.guests()))
+}
+
+fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
+    let state: String = row.get("state")?;
+    let nat: bool = row.get("nat_enabled")?;
+    Ok(VmRow {
+        id: row.get::<_, Text<_>>("id")?.0,
+        owner: row.get("owner")?,
+        owner_name: row.get("owner_name")?,
+        name: row.get::<_, Text<_>>("name")?.0,
+        image_id: row.get::<_, Text<_>>("image_id")?.0,
+        image_name: row.get::<_, Text<_>>("image_name")?.0,
+        kernel_id: row.get::<_, Text<_>>("kernel_id")?.0,
+        // The column's CHECK leaves no other word.
+        state: State::ALL.into_iter().find(|known| known.as_str() == state).unwrap_or(State::Error),
+        making: row.get("making")?,
+        last_error: row.get("last_error")?,
+        created_at: time(row, "created_at")?,
+        updated_at: time(row, "updated_at")?,
+        last_touched_at: time(row, "last_touched_at")?,
+        spec: VmSpec {
+            vcpu_count: row.get("vcpu_count")?,
+            memory_mib: row.get("memory_mib")?,
+            system_overlay_size_bytes: unsigned(row, "system_overlay_size_bytes")?,
+            work_disk_size_bytes: unsigned(row, "work_disk_size_bytes")?,
+            nat_enabled: nat,
+        },
+        mirror: Mirror {
+            tap_device: row.get("tap_device")?,
+            base_loop: row.get("base_loop")?,
+            cow_loop: row.get("cow_loop")?,
+            dm_name: row.get("dm_name")?,
+            dm_dev: row.get("dm_dev")?,
+            generation: row.get::<_, Option<i64>>("generation")?.map(i64::cast_unsigned),
+        },
+        address_index: row.get("address_index")?,
+    })
+}

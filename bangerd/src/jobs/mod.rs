@@ -1,0 +1,259 @@
+//! Jobs: work that outlives the call that began it, seen and cancelled from outside.
+//!
+//! A job is two things: a [`Job`] that the task holds which does the work (it alone says how far it is and how
+//! it ended), and an entry here that any number of watchers look at. Finished jobs are kept, bounded.
+
+use crate::db::{Db, DbError};
+use banger_policy::Peer;
+use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, JobView, Stage};
+use banger_proto::time::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Finished jobs that are kept for those who ask late.
+const KEPT: usize = 128;
+/// Stages and warnings of one job; a view fits a frame.
+const MAX_STAGES: usize = 32;
+/// The longest title, stage or warning, bytes.
+const MAX_TEXT: usize = 512;
+
+/// All jobs, of this run of the daemon and the newest of earlier ones.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    db: Db,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next: u64,
+    jobs: BTreeMap<JobId, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    view: watch::Receiver<JobView>,
+    cancel: CancellationToken,
+}
+
+/// The side of a job that does the work. Dropped without an end, the job has failed.
+#[derive(Debug)]
+pub(crate) struct Job {
+    id: JobId,
+    db: Db,
+    view: watch::Sender<JobView>,
+    cancel: CancellationToken,
+    stage_began: Mutex<Instant>,
+}
+
+impl Jobs {
+    /// Reads the history. A job that was at work when the daemon ended has failed.
+    pub(crate) async fn load(db: Db) -> Result<Arc<Self>, DbError> {
+        let mut jobs = BTreeMap::new();
+        let mut next = 1;
+        for past in db.past_jobs(u32::try_from(KEPT).unwrap_or(u32::MAX)).await? {
+            let state = match past.outcome.as_deref() {
+                Some("done") => JobState::Done(JobResult::Text(past.message)),
+                Some("cancelled") => JobState::Cancelled,
+                Some(_) => JobState::Failed(ApiError::new(ErrorCode::OperationFailed, past.message)),
+                None => {
+                    let why = "the daemon ended while this was at work; it was undone as far as it got";
+                    db.record_job_end(past.id, "failed", why.to_owned());
+                    JobState::Failed(ApiError::new(ErrorCode::OperationFailed, why).hint("Try again."))
+                }
+            };
+            next = past.id + 1;
+            let view = JobView {
+                id: JobId(past.id),
+                title: past.title,
+                owner: past.owner,
+                // Above everything that a watcher of the earlier run has seen.
+                seq: u64::MAX,
+                started_at: past.started_at,
+                stages: Vec::new(),
+                warnings: Vec::new(),
+                state,
+            };
+            jobs.insert(view.id, Entry { view: watch::channel(view).1, cancel: CancellationToken::new() });
+        }
+        Ok(Arc::new(Self { db, inner: Mutex::new(Inner { next, jobs }) }))
+    }
+
+    /// Begins a job.
+    pub(crate) fn begin(&self, owner: u32, title: String) -> Job {
+        let mut inner = self.lock();
+        let id = JobId(inner.next);
+        inner.next += 1;
+        let cancel = CancellationToken::new();
+        let view = JobView {
+            id,
+            title: short(title.clone()),
+            owner,
+            seq: 1,
+            started_at: Timestamp::now(),
+            stages: Vec::new(),
+            warnings: Vec::new(),
+            state: JobState::Running,
+        };
+        let (sender, receiver) = watch::channel(view);
+        inner.jobs.insert(id, Entry { view: receiver, cancel: cancel.clone() });
+        forget_oldest(&mut inner.jobs);
+        drop(inner);
+        let job = Job { id, db: self.db.clone(), view: sender, cancel, stage_began: Mutex::new(Instant::now()) };
+        self.db.record_job(id.0, owner, title);
+        job
+    }
+
+    /// The caller's jobs, newest first.
+    pub(crate) fn list(&self, peer: Peer, limit: usize) -> Vec<JobView> {
+        let visible = |entry: &Entry| Some(entry.view.borrow().clone()).filter(|view| may_see(peer, view));
+        self.lock().jobs.values().rev().filter_map(visible).take(limit).collect()
+    }
+
+    /// Answers when `seq` is above `after`, or after `limit` with what there is.
+    pub(crate) async fn watch(&self, peer: Peer, id: JobId, after: u64, limit: Duration) -> Result<JobView, ApiError> {
+        let mut view = self.entry(peer, id)?.view;
+        // Either news, or time is up, or the job's side is gone: what there is now is the answer.
+        drop(tokio::time::timeout(limit, view.wait_for(|view| view.seq > after)).await);
+        Ok(view.borrow().clone())
+    }
+
+    pub(crate) fn cancel(&self, peer: Peer, id: JobId) -> Result<(), ApiError> {
+        self.entry(peer, id)?.cancel.cancel();
+        Ok(())
+    }
+
+    fn entry(&self, peer: Peer, id: JobId) -> Result<Entry, ApiError> {
+        let entry = self.lock().jobs.get(&id).cloned();
+        entry
+            .filter(|entry| may_see(peer, &entry.view.borrow()))
+            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no such job: {id}")))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn may_see(peer: Peer, view: &JobView) -> bool {
+    banger_policy::access::vm(peer, view.owner).granted().is_ok()
+}
+
+fn forget_oldest(jobs: &mut BTreeMap<JobId, Entry>) {
+    let finished = |entry: &Entry| entry.view.borrow().state != JobState::Running;
+    let ended: Vec<JobId> = jobs.iter().filter(|(_, entry)| finished(entry)).map(|(id, _)| *id).collect();
+    for id in ended.iter().take(ended.len().saturating_sub(KEPT)) {
+        jobs.remove(id);
+    }
+}
+
+fn short(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+impl Job {
+    pub(crate) fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// A stage begins; the one before it is done.
+    pub(crate) fn stage(&self, name: &str) {
+        let took = self.lap();
+        self.view.send_modify(|view| {
+            close_stage(view, took);
+            if view.stages.len() < MAX_STAGES {
+                view.stages.push(Stage { name: short(name.to_owned()), took_ms: None, detail: String::new() });
+            }
+            view.seq += 1;
+        });
+        tracing::debug!(stage = name, "stage");
+    }
+
+    /// How far the stage is.
+    pub(crate) fn detail(&self, detail: String) {
+        self.view.send_if_modified(|view| {
+            let Some(stage) = view.stages.last_mut().filter(|stage| stage.detail != detail) else { return false };
+            stage.detail = short(detail);
+            view.seq += 1;
+            true
+        });
+    }
+
+    /// What the user should know although nothing failed.
+    pub(crate) fn warn(&self, warning: String) {
+        tracing::warn!("{warning}");
+        self.view.send_modify(|view| {
+            if view.warnings.len() < MAX_STAGES {
+                view.warnings.push(short(warning));
+            }
+            view.seq += 1;
+        });
+    }
+
+    /// Somebody wants it undone.
+    pub(crate) fn cancelled(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Fails when somebody wants it undone; asked between steps.
+    pub(crate) fn go_on(&self) -> Result<(), ApiError> {
+        if self.cancel.is_cancelled() { Err(ApiError::new(ErrorCode::Cancelled, "cancelled")) } else { Ok(()) }
+    }
+
+    /// The end. The watchers see it when everything that belongs to it is done.
+    pub(crate) fn finish(self, result: Result<JobResult, ApiError>) {
+        self.end(match result {
+            Ok(result) => JobState::Done(result),
+            Err(error) if error.code == ErrorCode::Cancelled => JobState::Cancelled,
+            Err(error) => JobState::Failed(error),
+        });
+    }
+
+    fn end(&self, state: JobState) {
+        let took = self.lap();
+        let (outcome, message) = match &state {
+            JobState::Done(JobResult::Text(text)) => ("done", text.clone()),
+            JobState::Done(_) => ("done", String::new()),
+            JobState::Cancelled => ("cancelled", String::new()),
+            JobState::Failed(error) => ("failed", error.message.clone()),
+            JobState::Running => return,
+        };
+        tracing::info!(banger_job = %self.id, outcome, message, "job ended");
+        self.view.send_modify(|view| {
+            close_stage(view, took);
+            view.state = state;
+            view.seq += 1;
+        });
+        self.db.record_job_end(self.id.0, outcome, message);
+    }
+
+    fn lap(&self) -> Duration {
+        let mut began = self.stage_began.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *began, Instant::now()).elapsed()
+    }
+}
+
+fn close_stage(view: &mut JobView, took: Duration) {
+    if let Some(stage) = view.stages.last_mut().filter(|stage| stage.took_ms.is_none()) {
+        stage.took_ms = Some(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // Only after a defect: whoever held the job went away without a word.
+        if self.view.borrow().state == JobState::Running {
+            self.end(JobState::Failed(ApiError::new(ErrorCode::Internal, "the work ended without a result")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

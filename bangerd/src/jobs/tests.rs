@@ -1,0 +1,80 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::*;
+
+const ALICE: Peer = Peer { uid: 1001, admin: false };
+const BOB: Peer = Peer { uid: 1002, admin: false };
+
+async fn jobs(dir: &tempfile::TempDir) -> (Arc<Jobs>, Db) {
+    let db = Db::open(&dir.path().join("db")).await.unwrap();
+    (Jobs::load(db.clone()).await.unwrap(), db)
+}
+
+#[tokio::test]
+async fn a_watcher_sees_each_change_and_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _db) = jobs(&dir).await;
+    let job = jobs.begin(ALICE.uid, "start demo".into());
+    let id = job.id();
+    let first = jobs.watch(ALICE, id, 0, Duration::ZERO).await.unwrap();
+    assert_eq!((first.seq, first.state), (1, JobState::Running));
+
+    let watcher = tokio::spawn({
+        let jobs = Arc::clone(&jobs);
+        async move { jobs.watch(ALICE, id, 1, Duration::from_secs(10)).await.unwrap() }
+    });
+    job.stage("disk");
+    assert_eq!(watcher.await.unwrap().stages.len(), 1);
+    job.stage("guest ready");
+    job.finish(Ok(JobResult::Text("done".into())));
+    let last = jobs.watch(ALICE, id, 0, Duration::ZERO).await.unwrap();
+    assert_eq!(last.state, JobState::Done(JobResult::Text("done".into())));
+    assert!(last.stages.iter().all(|stage| stage.took_ms.is_some()));
+}
+
+#[tokio::test]
+async fn a_stranger_neither_sees_nor_cancels() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _db) = jobs(&dir).await;
+    let job = jobs.begin(ALICE.uid, "start demo".into());
+    assert_eq!(jobs.cancel(BOB, job.id()).unwrap_err().code, ErrorCode::NotFound);
+    assert!(jobs.list(BOB, 32).is_empty() && !job.cancelled().is_cancelled());
+    jobs.cancel(ALICE, job.id()).unwrap();
+    assert_eq!(job.go_on().unwrap_err().code, ErrorCode::Cancelled);
+}
+
+#[tokio::test]
+async fn a_job_that_is_dropped_has_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _db) = jobs(&dir).await;
+    let id = jobs.begin(1, "x".into()).id();
+    let view = jobs.watch(Peer { uid: 1, admin: false }, id, 0, Duration::ZERO).await.unwrap();
+    assert!(matches!(view.state, JobState::Failed(error) if error.code == ErrorCode::Internal));
+}
+
+#[tokio::test]
+async fn after_a_restart_unfinished_jobs_have_failed_and_numbers_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, db) = jobs(&dir).await;
+    db.record_job(7, ALICE.uid, "start demo".into());
+    db.record_job(8, ALICE.uid, "stop demo".into());
+    db.record_job_end(8, "done", "stopped".into());
+    let again = Jobs::load(db).await.unwrap();
+    let view = again.watch(ALICE, JobId(7), 41, Duration::from_secs(5)).await.unwrap();
+    assert!(matches!(view.state, JobState::Failed(_)), "{view:?}");
+    let view = again.watch(ALICE, JobId(8), 0, Duration::ZERO).await.unwrap();
+    assert_eq!(view.state, JobState::Done(JobResult::Text("stopped".into())));
+    assert_eq!(again.begin(1, "next".into()).id(), JobId(9));
+}
+
+#[tokio::test]
+async fn finished_jobs_are_bounded_and_running_ones_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _db) = jobs(&dir).await;
+    let running = jobs.begin(1, "long".into());
+    for _ in 0..KEPT + 20 {
+        jobs.begin(1, "short".into()).finish(Ok(JobResult::Text(String::new())));
+    }
+    let peer = Peer { uid: 1, admin: false };
+    assert!(jobs.list(peer, usize::MAX).len() <= KEPT + 2);
+    assert!(jobs.watch(peer, running.id(), 0, Duration::ZERO).await.is_ok());
+}

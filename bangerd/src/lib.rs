@@ -1,0 +1,106 @@
+//! `bangerd`, the unprivileged daemon: it keeps the records, drives the life of every VM, and asks the helper
+//! for what needs privilege. [`main`] reads as the order of its start.
+#![forbid(unsafe_code)]
+
+mod args;
+mod config;
+mod db;
+mod doctor;
+mod error;
+mod handles;
+mod jobs;
+mod listen;
+mod log;
+mod net;
+mod paths;
+mod privileged;
+mod rpc;
+mod store;
+mod ticket;
+mod vm;
+
+pub mod boot;
+pub mod cgroup;
+pub mod firecracker;
+pub mod guest;
+pub mod image;
+pub mod pidfd;
+pub mod stream;
+
+use args::{Args, Mode};
+use error::StartError;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1).peekable();
+    // Before any thread: it becomes the VMM.
+    if words.next_if(|word| word == firecracker::launcher::COMMAND).is_some() {
+        return firecracker::launcher::main(words);
+    }
+    match args::parse(words, |name| std::env::var_os(name)).and_then(|args| run(&args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bangerd: {}", error::chain(&error));
+            tracing::error!("{}", error::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what a person asks for on the command line is answered there")]
+fn run(args: &Args) -> Result<(), StartError> {
+    match args.mode {
+        Mode::Version => println!("bangerd {}", env!("CARGO_PKG_VERSION")),
+        Mode::Help => print!("{}", args::HELP),
+        Mode::Check => {
+            config::load(&args.paths.config, args.config_named)?;
+            println!("{}: ok", args.paths.config.display());
+        }
+        Mode::Serve => {
+            let config = config::load(&args.paths.config, args.config_named)?;
+            log::init(&config.log_level)?;
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .map_err(StartError::Runtime)?
+                .block_on(serve(args, config))?;
+        }
+    }
+    Ok(())
+}
+
+/// The start-up order. Nothing is answered before the socket is bound and said to be; what users ask is
+/// answered while the VMs of an earlier run are still being looked for.
+async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
+    args.paths.check()?;
+    listen::make_folders(&args.paths)?;
+    let db = db::Db::open(&args.paths.database()).await?;
+    let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
+    let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
+    let client_key = guest::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
+    let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
+    let host = vm::host::Host::new(args, &config, cgroups, client_key);
+    let jobs = jobs::Jobs::load(db.clone()).await?;
+    let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.default_image_name.clone());
+    store.remove_leftovers().await?;
+    let context = vm::Context {
+        paths: args.paths.clone(),
+        config,
+        handles: handles::Store::new(db.clone()),
+        db,
+        privileged,
+        machine: Arc::new(host),
+        jobs,
+        actors: Arc::default(),
+    };
+    let vms = vm::Vms::new(context, Arc::clone(&store));
+    let listener = listen::bind(&args.paths.socket)?;
+    listen::announce();
+    vms.reconcile_in_background();
+    vm::stats::spawn(&vms);
+    rpc::serve(listener, rpc::Daemon::new(vms, store, args)).await;
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Folders, the socket, and what systemd is told: the edges of the process.
+
+use crate::error::StartError;
+use crate::paths::Paths;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use sd_notify::NotifyState;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::Path;
+use tokio::net::UnixListener;
+
+/// Makes what is missing. The package makes the two roots; a build folder does not.
+///
+/// # Errors
+/// [`StartError::Folder`] with the path.
+pub(crate) fn make_folders(paths: &Paths) -> Result<(), StartError> {
+    let private = [paths.kernels(), paths.vms(), paths.staging(), paths.runtime.join("vm")];
+    // The helper, which has no DAC_OVERRIDE, reads images as group root.
+    let shared = [paths.state.clone(), paths.images()];
+    for (folder, mode) in shared.iter().map(|folder| (folder, 0o710)).chain(private.iter().map(|folder| (folder, 0o700))) {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
+        made.map_err(|source| StartError::Folder { path: folder.clone(), source })?;
+    }
+    // What an import left that died with the daemon; nothing of it was ever published.
+    for entry in std::fs::read_dir(paths.staging()).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::warn!(%error, path = %path.display(), "cannot remove a staging file");
+        }
+    }
+    Ok(())
+}
+
+/// The socket that systemd passed, else one of our own at `path`.
+///
+/// # Errors
+/// [`StartError::Listen`], [`StartError::Inherited`].
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
+    let refused = |source| StartError::Listen { path: path.to_owned(), source };
+    let inherited: Vec<i32> = sd_notify::listen_fds().map_err(refused)?.collect();
+    let listener = match inherited.as_slice() {
+        [] => bind_own(path).map_err(refused)?,
+        [fd] => {
+            // Taking a descriptor by its number is unsafe in std; asking the kernel for a copy of it is not.
+            let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|errno| refused(errno.into()))?;
+            let copy = pidfd_getfd(own, *fd, PidfdGetfdFlags::empty()).map_err(|errno| refused(errno.into()))?;
+            StdListener::from(copy)
+        }
+        more => return Err(StartError::Inherited(more.len())),
+    };
+    listener.set_nonblocking(true).map_err(refused)?;
+    UnixListener::from_std(listener).map_err(refused)
+}
+
+fn bind_own(path: &Path) -> std::io::Result<StdListener> {
+    // A socket left by a daemon that died; a live one answers, and is not taken over.
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another bangerd answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = StdListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Tells systemd that calls are taken, and from now on that the runtime still turns.
+pub(crate) fn announce() {
+    tell(&[NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(limit / 3);
+            loop {
+                tick.tick().await;
+                tell(&[NotifyState::Watchdog]);
+            }
+        });
+    }
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+}

@@ -1,0 +1,3 @@
+//! What the daemon itself decides about the network; links, routes and rules are the helper's.
+
+pub(crate) mod lease;

@@ -1,0 +1,147 @@
+//! What the daemon asks of the helper, as typed calls over one small trait: the real connection and the
+//! simulator of the tests differ in one function.
+//!
+//! The helper's "busy" and "too many requests" are asked again here, bounded, so that nobody else has to know.
+
+mod client;
+#[cfg(test)]
+pub(crate) mod sim;
+
+use banger_policy::{Digest, VmId};
+use banger_proto::helper::{
+    CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState, TapIdentity,
+};
+use banger_proto::model::{ApiError, ErrorCode};
+use futures::future::BoxFuture;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a busy object is waited for: udev looks at new block devices for up to a few seconds, and a VMM's
+/// memory takes a while to go.
+const BUSY_LIMIT: Duration = Duration::from_secs(15);
+/// The first pause between two attempts; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why the helper did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrivilegedError {
+    /// It refused.
+    #[error("banger-priv refused to {operation}: {refusal}")]
+    Refused { operation: &'static str, refusal: HelperError },
+    /// It is not there.
+    #[error("banger-priv does not answer at {}", .socket.display())]
+    Unreachable { socket: PathBuf, source: io::Error },
+    /// It did not answer in time.
+    #[error("banger-priv did not answer in time when asked to {operation}")]
+    TimedOut { operation: &'static str },
+    /// It answered something else.
+    #[error("banger-priv gave an answer to another question")]
+    Confused,
+}
+
+impl PrivilegedError {
+    /// The helper's own word, when it was reached.
+    pub(crate) fn refusal(&self) -> Option<HelperError> {
+        match self {
+            Self::Refused { refusal, .. } => Some(*refusal),
+            _ => None,
+        }
+    }
+
+    /// For a user: what failed, and what to do.
+    pub(crate) fn api(&self, what: &str) -> ApiError {
+        let message = format!("{what}: {}", crate::error::chain(self));
+        match self {
+            Self::Refused { refusal: HelperError::NoSpace, .. } => {
+                crate::error::no_space(format!("{what}: no space left on the host's disk"))
+            }
+            Self::Refused { refusal: HelperError::Quota, .. } => ApiError::new(ErrorCode::Limit, message)
+                .hint("Stop or delete VMs that are not needed: this host holds no more of them."),
+            Self::Refused { refusal: HelperError::Quarantined, .. } => ApiError::new(ErrorCode::OperationFailed, message)
+                .hint("Ask the administrator to look at `journalctl -u banger-priv`."),
+            Self::Refused { .. } => ApiError::new(ErrorCode::OperationFailed, message)
+                .hint("The helper's log says more: `journalctl -u banger-priv`."),
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Confused => {
+                ApiError::new(ErrorCode::HostNotReady, message)
+                    .hint("The helper is not running as it should: look at `systemctl status banger-priv`.")
+            }
+        }
+    }
+}
+
+/// One exchange with a helper.
+pub(crate) trait Link: Send + Sync + fmt::Debug {
+    /// Asks once, or once more over a new connection; `request` makes the request as often as it is sent.
+    fn exchange<'a>(
+        &'a self,
+        request: &'a (dyn Fn() -> HelperRequest + Send + Sync),
+        operation: &'static str,
+    ) -> BoxFuture<'a, Result<HelperResponse, PrivilegedError>>;
+}
+
+/// The helper, as the daemon sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Privileged {
+    link: Arc<dyn Link>,
+}
+
+/// One typed call per operation: the request's variant goes out, and only its own reply's variant is an answer.
+macro_rules! operations {
+    ($($(#[$doc:meta])* $name:ident $variant:ident $words:literal ($($arg:ident: $type:ty),*) -> $reply:ty;)*) => {$(
+        $(#[$doc])*
+        pub(crate) async fn $name(&self, $($arg: $type),*) -> Result<$reply, PrivilegedError> {
+            let began = Instant::now();
+            let mut pause = FIRST_PAUSE;
+            let request = || HelperRequest::$variant { $($arg: $arg.clone()),* };
+            loop {
+                let HelperResponse::$variant(reply) = self.link.exchange(&request, $words).await? else {
+                    return Err(PrivilegedError::Confused);
+                };
+                match reply {
+                    Ok(value) => return Ok(value),
+                    Err(refusal) if passes(refusal) && began.elapsed() < BUSY_LIMIT => tokio::time::sleep(pause).await,
+                    Err(refusal) => return Err(PrivilegedError::Refused { operation: $words, refusal }),
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    )*};
+}
+
+/// Will it be otherwise in a moment? A process that was killed is gone only when the kernel has freed it.
+fn passes(refusal: HelperError) -> bool {
+    matches!(refusal, HelperError::Busy | HelperError::Rate | HelperError::StillRunning)
+}
+
+#[expect(clippy::clone_on_copy, reason = "the macro repeats every argument, and some are not Copy")]
+impl Privileged {
+    /// The helper behind a socket. Connects at the first call, and again whenever the connection is lost.
+    pub(crate) fn connect_to(socket: &Path) -> Self {
+        Self { link: Arc::new(client::Client::new(socket)) }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn over(link: Arc<dyn Link>) -> Self {
+        Self { link }
+    }
+
+    operations! {
+        acquire_tap AcquireTap "make the tap" (vm: VmId, owner: u32, address_index: u16) -> TapIdentity;
+        release_tap ReleaseTap "remove the tap" (vm: VmId, tap: TapIdentity) -> ();
+        create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> CowRecord;
+        attach_disk AttachDisk "attach the disk" (vm: VmId, owner: u32) -> DiskIdentity;
+        detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> ();
+        discard_disk DiscardDisk "discard the disk" (vm: VmId) -> ();
+        enable_nat EnableNat "enable NAT" (vm: VmId) -> ();
+        disable_nat DisableNat "disable NAT" (vm: VmId) -> ();
+        bind_process BindProcess "bind the process" (vm: VmId, pid: u32) -> ();
+        process_running ProcessRunning "look at the process" (vm: VmId, pid: u32) -> ProcessState;
+        list List "list what it holds" (after: Option<VmId>) -> HoldingPage;
+        release Release "release the VM" (vm: VmId) -> ();
+        identity Identity "say what it holds" (vm: VmId) -> Holding;
+    }
+}

@@ -1,0 +1,105 @@
+//! The daemon's door: accepts connections, knows from the socket who is there, and hands calls to the service
+//! and streams to their ticket's promise. Nothing here touches a VM.
+
+mod admission;
+mod service;
+mod streams;
+
+use crate::args::Args;
+use crate::store::Store;
+use crate::ticket::Tickets;
+use crate::vm::Vms;
+use admission::{Admission, Place};
+use banger_proto::daemon::Daemon as _;
+use banger_proto::time::Timestamp;
+use banger_proto::transport::{self, DAEMON_LIMITS};
+use banger_proto::wire::Purpose;
+use futures::StreamExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tarpc::server::{BaseChannel, Channel as _, Config};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+/// How long is waited after a failed accept: mostly the limit on descriptors, which needs others to close theirs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often unused tickets are looked through.
+const TICKET_SWEEP: Duration = Duration::from_secs(30);
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    vms: Arc<Vms>,
+    store: Arc<Store>,
+    tickets: Tickets,
+    started_at: Timestamp,
+    firecracker: Option<PathBuf>,
+}
+
+impl Daemon {
+    pub(crate) fn new(vms: Arc<Vms>, store: Arc<Store>, args: &Args) -> Arc<Self> {
+        let firecracker = args.firecracker.clone().or_else(|| vms.ctx.config.firecracker_bin.clone());
+        Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), firecracker })
+    }
+}
+
+/// Serves until the daemon is told to end. VMs outlive it, and jobs are found cut short at the next start.
+pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
+    let admission = Arc::new(Admission::default());
+    let mut sweep = tokio::time::interval(TICKET_SWEEP);
+    let mut ended = match signal(SignalKind::terminate()) {
+        Ok(ended) => ended,
+        Err(error) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            _ = ended.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+            _ = sweep.tick() => daemon.tickets.sweep(),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (daemon, admission) = (Arc::clone(&daemon), Arc::clone(&admission));
+                    tokio::spawn(async move {
+                        if let Some(place) = admission::admit(&admission, &stream).await {
+                            connection(stream, place, daemon).await;
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    tracing::info!("ended; VMs keep running");
+}
+
+async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
+    let uid = place.peer.uid;
+    match transport::accept(&mut stream).await {
+        Ok(hello) => match hello.purpose {
+            Purpose::Calls => calls(stream, &place, daemon).await,
+            Purpose::Stream => streams::serve(stream, &place, &daemon).await,
+        },
+        Err(error) => tracing::info!(banger_uid = uid, %error, "no hello"),
+    }
+}
+
+async fn calls(stream: UnixStream, place: &Place, daemon: Arc<Daemon>) {
+    let service = service::Service { peer: place.peer, daemon };
+    let channel = BaseChannel::new(Config::default(), transport::server(stream, DAEMON_LIMITS))
+        .max_concurrent_requests(DAEMON_LIMITS.max_in_flight);
+    let mut requests = std::pin::pin!(channel.execute(service.serve()));
+    // Dropped with the connection: a handler only waits for work that belongs to others.
+    let mut handlers = JoinSet::new();
+    while let Some(handler) = requests.next().await {
+        handlers.spawn(handler);
+        while handlers.try_join_next().is_some() {}
+    }
+}

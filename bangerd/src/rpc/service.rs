@@ -1,0 +1,133 @@
+//! The calls. Each checks who asks, looks something up, and either answers or leaves an order and answers with
+//! its job. A call that is dropped at any point changes nothing about what was ordered.
+
+use super::{Daemon, admission};
+use crate::store::import::Wanted;
+use crate::ticket::Promise;
+use crate::vm::Verb;
+use banger_policy::{Peer, VmId};
+use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
+use banger_proto::model::{
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, VmPage, VmRecord,
+};
+use banger_proto::stream::StreamRequest;
+use banger_proto::wire::PROTOCOL_VERSION;
+use std::sync::Arc;
+use std::time::Duration;
+use tarpc::context::Context;
+
+/// Jobs that a list shows.
+const JOBS: usize = 32;
+
+/// One connection's service: whose it is never changes.
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) peer: Peer,
+    pub(super) daemon: Arc<Daemon>,
+}
+
+impl Service {
+    async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
+        self.daemon.vms.order(self.peer, vm, verb).await
+    }
+}
+
+impl banger_proto::daemon::Daemon for Service {
+    async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
+        Ok(DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL_VERSION,
+            started_at: self.daemon.started_at,
+            vmm_version: crate::doctor::vmm_version(self.daemon.firecracker.as_deref()).await.unwrap_or_default(),
+        })
+    }
+
+    async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
+        Ok(crate::doctor::checks(&self.daemon.vms.ctx, self.daemon.firecracker.as_deref()).await)
+    }
+
+    async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+        self.daemon.vms.list(self.peer, all, after).await
+    }
+
+    async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
+        self.daemon.vms.show(self.peer, &vm).await
+    }
+
+    async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
+        let uid = self.peer.uid;
+        let name = tokio::task::spawn_blocking(move || admission::user_name(uid)).await;
+        let name = name.unwrap_or_else(|_| format!("u{uid}"));
+        self.daemon.vms.create(self.peer, name, request, keep_on_error).await
+    }
+
+    async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Start).await
+    }
+
+    async fn stop_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Stop).await
+    }
+
+    async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Restart).await
+    }
+
+    async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Kill(signal)).await
+    }
+
+    async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Delete).await
+    }
+
+    async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
+        self.daemon.vms.ssh_access(self.peer, &vm, &public_key).await
+    }
+
+    async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
+        let job = match super::streams::check(&self.daemon, self.peer, &request).await? {
+            Some(wanted) => Some(self.begin_upload(&wanted).await?),
+            None => None,
+        };
+        let id = job.as_ref().map(crate::jobs::Job::id);
+        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer, request, job })?;
+        Ok(OpenStream { ticket, job: id })
+    }
+
+    async fn list_images(self, _: Context) -> Result<Vec<ImageRecord>, ApiError> {
+        self.daemon.store.images().await
+    }
+
+    async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
+        self.daemon.store.delete_image(self.peer, &image).await
+    }
+
+    async fn list_kernels(self, _: Context) -> Result<Vec<KernelRecord>, ApiError> {
+        self.daemon.store.kernels().await
+    }
+
+    async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
+        self.daemon.store.delete_kernel(self.peer, &kernel).await
+    }
+
+    async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
+        Ok(self.daemon.vms.ctx.jobs.list(self.peer, JOBS))
+    }
+
+    async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
+        let limit = Duration::from_millis(MAX_WATCH_MS.into());
+        self.daemon.vms.ctx.jobs.watch(self.peer, job, after_seq, limit).await
+    }
+
+    async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
+        self.daemon.vms.ctx.jobs.cancel(self.peer, job)
+    }
+}
+
+impl Service {
+    async fn begin_upload(&self, wanted: &Wanted) -> Result<crate::jobs::Job, ApiError> {
+        self.daemon.store.check_free(wanted).await?;
+        Ok(self.daemon.store.begin(self.peer, wanted))
+    }
+}

@@ -1,0 +1,73 @@
+//! Streams: a connection that shows a ticket gets what the ticket promised.
+
+use super::Daemon;
+use super::admission::Place;
+use crate::stream;
+use crate::store::import::Wanted;
+use crate::ticket::Promise;
+use banger_policy::Peer;
+use banger_proto::model::ApiError;
+use banger_proto::stream::{Frame, StreamRequest, Ticket};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+
+/// How long a connection may take to show its ticket.
+const TICKET_LIMIT: Duration = Duration::from_secs(5);
+
+/// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
+pub(super) async fn check(daemon: &Daemon, peer: Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
+    match request {
+        StreamRequest::Exec { vm, .. } | StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
+        StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
+        StreamRequest::ImportImage { name, source, build_size } => Wanted::image(name, source, *build_size).map(Some),
+        StreamRequest::ImportKernel { name } => Wanted::kernel(name.as_deref()).map(Some),
+    }
+}
+
+pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon>) {
+    let mut ticket = [0; 32];
+    if !matches!(tokio::time::timeout(TICKET_LIMIT, io.read_exact(&mut ticket)).await, Ok(Ok(_))) {
+        return;
+    }
+    let Some(promise) = daemon.tickets.take(&Ticket(ticket), place.peer.uid) else {
+        refuse(io, "this ticket is not valid, or no longer: ask again").await;
+        return;
+    };
+    let Promise { peer, request, job } = promise;
+    let served = match request {
+        StreamRequest::Exec { vm, command, env, terminal } => match daemon.vms.session(peer, &vm).await {
+            Ok(session) => stream::exec(io, &session, &command, &env, terminal.as_ref()).await,
+            Err(error) => return refuse(io, &error.message).await,
+        },
+        StreamRequest::Ssh { vm } => match daemon.vms.session(peer, &vm).await {
+            Ok(session) => stream::ssh_proxy(io, &session).await,
+            Err(error) => return refuse(io, &error.message).await,
+        },
+        StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(peer, &vm).await {
+            Ok(console) => stream::logs(io, &console, follow, tail).await,
+            Err(error) => return refuse(io, &error.message).await,
+        },
+        upload @ (StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }) => {
+            return import(io, peer, &upload, job, daemon).await;
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(banger_uid = peer.uid, %error, "a stream ended");
+    }
+}
+
+/// The work of an import belongs to a task: the connection may end before it.
+async fn import(io: UnixStream, peer: Peer, upload: &StreamRequest, job: Option<crate::jobs::Job>, daemon: &Arc<Daemon>) {
+    let (Ok(Some(wanted)), Some(job)) = (check(daemon, peer, upload).await, job) else {
+        return refuse(io, "this upload has no job").await;
+    };
+    let store = Arc::clone(&daemon.store);
+    tokio::spawn(async move { store.import(io, peer, wanted, job).await });
+}
+
+async fn refuse(mut io: UnixStream, why: &str) {
+    // A client that is gone need not be told.
+    drop(banger_proto::stream::write(&mut io, &Frame::Failed(why.to_owned())).await);
+}

@@ -1,0 +1,290 @@
+//! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
+//! thread in a staging folder, published by one rename and a row.
+
+use super::{Store, remove};
+use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
+use crate::db::DbError;
+use crate::error::{failed, internal, is_full, no_space};
+use crate::image::{self, ImageError, ImportedRootfs, Limits, Progress};
+use crate::jobs::Job;
+use crate::stream::{self, UploadError};
+use crate::vm::host::blocking;
+use crate::vm::stats::allocated;
+use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
+use banger_policy::{Digest, ImageName, KernelName, Peer};
+use banger_proto::model::{ApiError, ErrorCode, ImageRecord, JobResult, KernelRecord};
+use banger_proto::time::Timestamp;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::UnixStream;
+
+/// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
+const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
+/// The longest text of where an image came from, bytes.
+const MAX_SOURCE: usize = 512;
+
+/// What an upload shall become, checked.
+#[derive(Clone, Debug)]
+pub(crate) enum Wanted {
+    Image { name: ImageName, source: String, build_size: u64 },
+    Kernel { name: Option<KernelName> },
+}
+
+impl Wanted {
+    /// # Errors
+    /// `BadRequest` for a bad name or size.
+    pub(crate) fn image(name: &str, source: &str, build_size: Option<u64>) -> Result<Self, ApiError> {
+        let size = build_size.unwrap_or(DEFAULT_BUILD_BYTES);
+        if size > MAX_DISK_BYTES {
+            return Err(ApiError::new(ErrorCode::BadRequest, format!("a root file system of {size} bytes is over 128G")));
+        }
+        Ok(Self::Image {
+            name: name.parse().map_err(|error: banger_policy::name::NameError| bad(&error))?,
+            source: source.chars().filter(|c| !c.is_control()).take(MAX_SOURCE).collect(),
+            build_size: size.next_multiple_of(4096),
+        })
+    }
+
+    /// # Errors
+    /// `BadRequest` for a bad name.
+    pub(crate) fn kernel(name: Option<&str>) -> Result<Self, ApiError> {
+        let name = name.map(str::parse).transpose().map_err(|error: banger_policy::name::NameError| bad(&error))?;
+        Ok(Self::Kernel { name })
+    }
+
+    pub(crate) fn title(&self) -> String {
+        match self {
+            Self::Image { name, .. } => format!("import image {name}"),
+            Self::Kernel { name: Some(name) } => format!("import kernel {name}"),
+            Self::Kernel { name: None } => "import kernel".to_owned(),
+        }
+    }
+
+    fn cap(&self) -> u64 {
+        match self {
+            // Layers may replace each other's files, and a tar has its own headers: more than the result, not much more.
+            Self::Image { build_size, .. } => build_size.saturating_mul(2).saturating_add(1 << 30),
+            Self::Kernel { .. } => MAX_KERNEL_UPLOAD,
+        }
+    }
+}
+
+fn bad(error: &dyn std::error::Error) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, error.to_string())
+}
+
+/// The job as the converters see it.
+struct Watched(Arc<Job>);
+
+impl Progress for Watched {
+    fn stage(&self, name: &'static str) {
+        self.0.stage(name);
+    }
+
+    fn bytes(&self, done: u64, total: u64) {
+        let (done, total) = (done >> 20, total >> 20);
+        self.0.detail(if total > 0 { format!("{done} of {total} MiB") } else { format!("{done} MiB") });
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled().is_cancelled()
+    }
+}
+
+/// A staging folder; what is still there at its end is removed.
+struct Staging(PathBuf);
+
+impl Staging {
+    /// Inside the folder of what it becomes: the rename must not cross file systems, and files must get the group
+    /// that the folder hands down, by which the helper reads images.
+    fn new(folder: &Path, job: &Job) -> Result<Self, ApiError> {
+        let path = folder.join(format!(".{}", job.id()));
+        remove(&path);
+        let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
+        made.map_err(|error| failed("the staging folder", &error))?;
+        Ok(Self(path))
+    }
+
+    fn publish(&self, to: &Path) -> Result<(), ApiError> {
+        // Without a row it is a leftover.
+        remove(to);
+        std::fs::rename(&self.0, to).map_err(|error| failed("the store", &error))?;
+        let folder = to.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("the store", &error))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+impl Store {
+    /// Is the name free? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
+    pub(crate) async fn check_free(&self, wanted: &Wanted) -> Result<(), ApiError> {
+        let taken = match wanted {
+            Wanted::Image { name, .. } => self.images().await?.iter().any(|image| image.name == *name),
+            Wanted::Kernel { name } => self.kernels().await?.iter().any(|kernel| Some(&kernel.name) == name.as_ref()),
+        };
+        if taken { Err(name_taken(wanted)) } else { Ok(()) }
+    }
+
+    /// Begins the job of an upload; its stream comes later.
+    pub(crate) fn begin(&self, peer: Peer, wanted: &Wanted) -> Job {
+        self.jobs.begin(peer.uid, wanted.title())
+    }
+
+    /// The whole of it, to the end of the job.
+    pub(crate) async fn import(&self, io: UnixStream, peer: Peer, wanted: Wanted, job: Job) {
+        let job = Arc::new(job);
+        let result = self.work(io, peer, wanted, &job).await;
+        match Arc::try_unwrap(job) {
+            Ok(job) => job.finish(result),
+            Err(_) => tracing::error!("a worker thread outlives its import"),
+        }
+    }
+
+    async fn work(&self, io: UnixStream, peer: Peer, wanted: Wanted, job: &Arc<Job>) -> Result<JobResult, ApiError> {
+        job.go_on()?;
+        job.stage("upload");
+        let spool = tempfile::tempfile_in(self.paths.staging()).map_err(|error| failed("the spool file", &error))?;
+        let for_upload = spool.try_clone().map_err(|error| failed("the spool file", &error))?;
+        let progress = |bytes: u64| job.detail(format!("{} MiB", bytes >> 20));
+        tokio::select! {
+            () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
+            uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => uploaded.map_err(|e| upload_failed(&e))?,
+        };
+        match wanted {
+            Wanted::Image { name, source, build_size } => self.image(spool, peer, name, source, build_size, job).await,
+            Wanted::Kernel { name } => self.kernel(spool, peer, name, job).await,
+        }
+    }
+
+    async fn image(
+        &self,
+        spool: File,
+        peer: Peer,
+        name: ImageName,
+        source: String,
+        build_size: u64,
+        job: &Arc<Job>,
+    ) -> Result<JobResult, ApiError> {
+        let staging = Staging::new(&self.paths.images(), job)?;
+        let (dir, progress) = (staging.0.clone(), Watched(Arc::clone(job)));
+        let made: ImportedRootfs = blocking(move || {
+            let limits = Limits::for_build_size(build_size);
+            image::import(spool, &dir, build_size, limits, &progress).map_err(|error| image_refused(&error))
+        })
+        .await?;
+        let _publishing = self.publishing.lock().await;
+        if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name) {
+            return Err(if same.name == name { taken("image", name.as_str()) } else { is_there("image", same.name.as_str(), &same.id) });
+        }
+        job.go_on()?;
+        job.stage("publish");
+        let dir = self.paths.image_dir(&made.digest);
+        staging.publish(&dir)?;
+        let now = Timestamp::now();
+        let record = ImageRecord {
+            id: made.digest,
+            name,
+            owner: peer.uid,
+            managed: true,
+            rootfs_path: crate::paths::text(&dir.join(image::ROOTFS_FILE)),
+            work_seed_path: Some(crate::paths::text(&dir.join(image::SEED_FILE))),
+            artifact_dir: crate::paths::text(&dir),
+            build_size: made.build_size,
+            allocated_bytes: allocated(&dir.join(image::ROOTFS_FILE)),
+            docker: false,
+            source,
+            created_at: now,
+            updated_at: now,
+        };
+        self.db.insert_image(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        Ok(JobResult::Image(Box::new(record)))
+    }
+
+    async fn kernel(
+        &self,
+        spool: File,
+        peer: Peer,
+        name: Option<KernelName>,
+        job: &Arc<Job>,
+    ) -> Result<JobResult, ApiError> {
+        let staging = Staging::new(&self.paths.kernels(), job)?;
+        let (dir, progress) = (staging.0.clone(), Watched(Arc::clone(job)));
+        let made = blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error))).await?;
+        let name = match name {
+            Some(name) => name,
+            None => made.version.parse().map_err(|error: banger_policy::name::NameError| {
+                ApiError::new(ErrorCode::BadRequest, error.to_string()).hint("Give the kernel a name with --name.")
+            })?,
+        };
+        let _publishing = self.publishing.lock().await;
+        if let Some(same) = self.kernels().await?.into_iter().find(|kernel| kernel.id == made.digest || kernel.name == name) {
+            return Err(if same.name == name { taken("kernel", name.as_str()) } else { is_there("kernel", same.name.as_str(), &same.id) });
+        }
+        job.go_on()?;
+        job.stage("publish");
+        let dir = self.paths.kernel_dir(&made.digest);
+        staging.publish(&dir)?;
+        let record = KernelRecord {
+            id: made.digest,
+            name,
+            owner: peer.uid,
+            version: made.version,
+            modules: made.modules,
+            size_bytes: dir.join(VMLINUX_FILE).metadata().map_or(0, |meta| meta.len()),
+            created_at: Timestamp::now(),
+        };
+        self.db.insert_kernel(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        Ok(JobResult::Kernel(Box::new(record)))
+    }
+
+    fn unpublish(&self, dir: &Path, error: &DbError) -> ApiError {
+        remove(dir);
+        internal(error)
+    }
+}
+
+fn name_taken(wanted: &Wanted) -> ApiError {
+    match wanted {
+        Wanted::Image { name, .. } => taken("image", name.as_str()),
+        Wanted::Kernel { name } => taken("kernel", name.as_ref().map_or("", KernelName::as_str)),
+    }
+}
+
+fn taken(what: &str, name: &str) -> ApiError {
+    ApiError::new(ErrorCode::AlreadyExists, format!("{what} {name} exists already"))
+        .hint("Choose another name with --name, or delete it first.")
+}
+
+fn is_there(what: &str, name: &str, id: &Digest) -> ApiError {
+    let short: String = id.to_string().chars().take(12).collect();
+    ApiError::new(ErrorCode::AlreadyExists, format!("the very same {what} is here already, as {name} ({short})"))
+}
+
+fn image_refused(error: &ImageError) -> ApiError {
+    match error {
+        ImageError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
+        error if is_full(error) => no_space("the image does not fit the host's disk".to_owned()),
+        ImageError::Read { .. } | ImageError::Write { .. } => failed("the image", error),
+        error => ApiError::new(ErrorCode::BadRequest, crate::error::chain(error)),
+    }
+}
+
+fn kernel_refused(error: &KernelImportError) -> ApiError {
+    match error {
+        KernelImportError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
+        error if is_full(error) => no_space("the kernel does not fit the host's disk".to_owned()),
+        KernelImportError::Read(_) | KernelImportError::Write(_) => failed("the kernel", error),
+        error => ApiError::new(ErrorCode::BadRequest, crate::error::chain(error)),
+    }
+}
+
+fn upload_failed(error: &UploadError) -> ApiError {
+    failed("the upload", error)
+}

@@ -1,0 +1,109 @@
+//! One-use tickets for streams: given by a call, shown on the stream's own connection, bound to the uid that
+//! got it, void after a minute.
+
+use crate::jobs::Job;
+use crate::vm::host::fill_random;
+use banger_policy::Peer;
+use banger_proto::model::{ApiError, ErrorCode};
+use banger_proto::stream::{StreamRequest, TICKET_SECONDS, Ticket};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Tickets that one user may hold at a time.
+const PER_USER: usize = 64;
+
+/// What a ticket stands for.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    pub(crate) peer: Peer,
+    pub(crate) request: StreamRequest,
+    /// The job of an upload, begun with the ticket.
+    pub(crate) job: Option<Job>,
+}
+
+/// All tickets that wait for their stream.
+#[derive(Debug, Default)]
+pub(crate) struct Tickets(Mutex<HashMap<Ticket, (Instant, Promise)>>);
+
+impl Tickets {
+    /// # Errors
+    /// `Limit` when the user has too many that are not used.
+    pub(crate) fn issue(&self, promise: Promise) -> Result<Ticket, ApiError> {
+        let mut bytes = [0; 32];
+        fill_random(&mut bytes)?;
+        let ticket = Ticket(bytes);
+        let mut all = self.lock();
+        if all.values().filter(|(_, held)| held.peer.uid == promise.peer.uid).count() >= PER_USER {
+            return Err(ApiError::new(ErrorCode::Limit, "too many streams are being opened").hint("Try again in a minute."));
+        }
+        all.insert(ticket.clone(), (Instant::now(), promise));
+        Ok(ticket)
+    }
+
+    /// What the ticket stands for, once and for its owner only. Another's attempt does not use it up.
+    pub(crate) fn take(&self, ticket: &Ticket, uid: u32) -> Option<Promise> {
+        let mut all = self.lock();
+        let (issued, promise) = all.get(ticket)?;
+        if promise.peer.uid != uid || is_void(*issued, Instant::now()) {
+            return None;
+        }
+        all.remove(ticket).map(|(_, promise)| promise)
+    }
+
+    /// Ends what nobody came for.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        let void: Vec<Promise> =
+            self.lock().extract_if(|_, (issued, _)| is_void(*issued, now)).map(|(_, (_, promise))| promise).collect();
+        for job in void.into_iter().filter_map(|promise| promise.job) {
+            job.finish(Err(ApiError::new(ErrorCode::OperationFailed, "the upload never began")));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, (Instant, Promise)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_void(issued: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(issued) > Duration::from_secs(TICKET_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn promise(uid: u32) -> Promise {
+        let request = StreamRequest::Ssh { vm: "demo".into() };
+        Promise { peer: Peer { uid, admin: false }, request, job: None }
+    }
+
+    #[test]
+    fn a_ticket_is_good_once_and_for_its_owner() {
+        let tickets = Tickets::default();
+        let ticket = tickets.issue(promise(1001)).unwrap();
+        assert!(tickets.take(&ticket, 1002).is_none());
+        assert!(tickets.take(&Ticket([0; 32]), 1001).is_none());
+        assert!(tickets.take(&ticket, 1001).is_some());
+        assert!(tickets.take(&ticket, 1001).is_none());
+    }
+
+    #[test]
+    fn a_ticket_is_void_after_its_time() {
+        let now = Instant::now();
+        assert!(!is_void(now, now + Duration::from_secs(TICKET_SECONDS)));
+        assert!(is_void(now, now + Duration::from_secs(TICKET_SECONDS + 1)));
+    }
+
+    #[test]
+    fn one_user_cannot_hold_them_all() {
+        let tickets = Tickets::default();
+        for _ in 0..PER_USER {
+            tickets.issue(promise(1001)).unwrap();
+        }
+        assert_eq!(tickets.issue(promise(1001)).unwrap_err().code, ErrorCode::Limit);
+        assert!(tickets.issue(promise(1002)).is_ok());
+    }
+}

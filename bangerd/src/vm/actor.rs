@@ -1,0 +1,421 @@
+//! One task per VM, which alone changes that VM. Orders come through a queue and are done one after the other;
+//! what each means is the policy's table, and this file runs its effects. No call of a client is ever the owner
+//! of work: it leaves an order here and watches the job.
+
+use super::machine::{Running, Seat};
+use super::teardown::{also, joined};
+use super::Context;
+use crate::db::{Mirror, VmRow};
+use crate::error::internal;
+use crate::jobs::Job;
+use banger_policy::VmId;
+use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
+use banger_proto::daemon::KillSignal;
+use banger_proto::model::{ApiError, ErrorCode, JobResult, VmStats};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+/// How long a guest may take to shut down when it is asked to.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
+/// How long a VMM may take to end on a signal other than KILL.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a call waits for an actor that still looks for the VM's earlier run.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What an actor is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it, unless `keep`.
+    Create { job: Job, start: bool, keep: bool },
+    Start(Job),
+    Stop(Job),
+    Restart(Job),
+    Kill(Job, KillSignal),
+    Delete(Job),
+    /// The monitor of boot number `boot` saw its end.
+    Ended { boot: u64, reason: String },
+    /// Nobody used it for long.
+    Stale,
+}
+
+/// What an actor may be waiting for, that somebody else's order may make pointless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A start, until the guest is ready.
+    Start,
+    /// A guest that was asked to shut down.
+    Shutdown,
+}
+
+/// What others may look at and touch without waiting for the actor.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    running: Mutex<Option<Arc<dyn Running>>>,
+    stats: Mutex<Option<VmStats>>,
+    waiting: Mutex<Option<(Wait, CancellationToken)>>,
+    /// Whether it is known what became of the VM's earlier run.
+    settled: watch::Sender<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The guest, while it runs.
+    pub(super) fn running(&self) -> Option<Arc<dyn Running>> {
+        lock(&self.running).clone()
+    }
+
+    /// The same, once it is known what became of the VM's earlier run.
+    pub(super) async fn found_running(&self) -> Option<Arc<dyn Running>> {
+        // Time over: then what is known now is the answer.
+        drop(tokio::time::timeout(SETTLE_LIMIT, self.settled.subscribe().wait_for(|settled| *settled)).await);
+        self.running()
+    }
+
+    pub(super) fn stats(&self) -> Option<VmStats> {
+        lock(&self.stats).clone()
+    }
+
+    pub(super) fn set_stats(&self, stats: VmStats) {
+        *lock(&self.stats) = Some(stats);
+    }
+
+    fn set_running(&self, running: Option<Arc<dyn Running>>) {
+        if running.is_none() {
+            *lock(&self.stats) = None;
+        }
+        *lock(&self.running) = running;
+    }
+
+    fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {
+        *lock(&self.waiting) = waiting;
+    }
+
+    /// Ends the actor's wait when it is of one of these kinds.
+    pub(super) fn interrupt(&self, kinds: &[Wait]) {
+        if let Some((wait, token)) = lock(&self.waiting).as_ref()
+            && kinds.contains(wait)
+        {
+            token.cancel();
+        }
+    }
+}
+
+/// The state of the task.
+#[derive(Debug)]
+pub(super) struct Actor {
+    pub(super) ctx: Arc<Context>,
+    pub(super) row: VmRow,
+    pub(super) shared: Arc<Shared>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// For the monitor, which reports here; weak, so that the queue ends with its last outside holder.
+    own_orders: mpsc::WeakUnboundedSender<Order>,
+    /// Counts boots within this run of the daemon, so that a late report of an earlier boot is known as such.
+    boot: u64,
+    monitor: Option<AbortHandle>,
+}
+
+/// Starts the task of one VM. `existing`: the row is of an earlier run, so what became of it is found out first.
+pub(super) fn spawn(
+    ctx: Arc<Context>,
+    row: VmRow,
+    existing: bool,
+) -> (mpsc::UnboundedSender<Order>, Arc<Shared>) {
+    let (sender, orders) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared::default());
+    let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
+    let own_orders = sender.downgrade();
+    let actor = Actor { ctx, row, shared: Arc::clone(&shared), orders, own_orders, boot: 0, monitor: None };
+    tokio::spawn(actor.run(existing).instrument(span));
+    (sender, shared)
+}
+
+impl Actor {
+    async fn run(mut self, existing: bool) {
+        if existing && self.reconcile().await {
+            return;
+        }
+        self.shared.settled.send_replace(true);
+        while let Some(order) = self.orders.recv().await {
+            if self.handle(order).await {
+                return;
+            }
+        }
+        // The daemon ends; the VM does not.
+        self.stop_watching();
+    }
+
+    /// True when the VM is gone.
+    async fn handle(&mut self, order: Order) -> bool {
+        match order {
+            Order::Create { job, start, keep } => {
+                let span = job_span(&job);
+                self.create(job, start, keep).instrument(span).await
+            }
+            Order::Start(job) => self.answer(job, Event::Start).await,
+            Order::Stop(job) => self.answer(job, Event::Stop).await,
+            Order::Delete(job) => self.answer(job, Event::Delete).await,
+            Order::Kill(job, signal) => {
+                if signal != KillSignal::Kill
+                    && let Some(running) = self.shared.running()
+                {
+                    job.stage("signal");
+                    running.signal(signal, SIGNAL_LIMIT).await;
+                }
+                self.answer(job, Event::Kill).await
+            }
+            Order::Restart(job) => {
+                if self.row.state == State::Running
+                    && let Err(error) = self.apply(Event::Stop, Some(&job), "").await
+                {
+                    job.finish(Err(error));
+                    return false;
+                }
+                self.answer(job, Event::Start).await
+            }
+            Order::Ended { boot, reason } => {
+                if boot == self.boot && self.row.state == State::Running {
+                    tracing::info!(reason, "the guest ended by itself");
+                    self.quietly(Event::Ended, &reason).await;
+                }
+                false
+            }
+            Order::Stale => {
+                if self.row.state == State::Running {
+                    tracing::info!("stopped: nobody used it for long");
+                    self.quietly(Event::Stop, "stopped because nobody used it for long").await;
+                }
+                false
+            }
+        }
+    }
+
+    /// Does what the event means and ends the job with what came of it.
+    async fn answer(&mut self, job: Job, event: Event) -> bool {
+        let span = job_span(&job);
+        async {
+            let result = self.apply(event, Some(&job), "").await;
+            let gone = matches!(result, Ok(None));
+            let result = match result {
+                Err(error) => Err(error),
+                Ok(None) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),
+                Ok(Some(_)) => self.record().await,
+            };
+            job.finish(result);
+            gone
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// The VM as it is now.
+    pub(super) async fn record(&mut self) -> Result<JobResult, ApiError> {
+        let row = self.ctx.db.vm(self.row.id).await.map_err(|error| internal(&error))?;
+        if let Some(row) = row {
+            self.row = row;
+        }
+        Ok(JobResult::Vm(Box::new(super::record::of(&self.row, &self.ctx, None))))
+    }
+
+    /// For what nobody asked for: there is only the log to tell.
+    pub(super) async fn quietly(&mut self, event: Event, reason: &str) {
+        if let Err(error) = self.apply(event, None, reason).await {
+            tracing::error!(?event, "{}", error.message);
+        }
+    }
+
+    /// The table's answer to an event, and its effects. Answers the state that it led to; `None`: the VM is gone.
+    pub(super) async fn apply(
+        &mut self,
+        event: Event,
+        job: Option<&Job>,
+        reason: &str,
+    ) -> Result<Option<State>, ApiError> {
+        let outcome = lifecycle::next(self.row.state, event).map_err(|illegal| self.illegal(&illegal))?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let mut failed = Ok(());
+        for effect in outcome.effects {
+            if *effect == Effect::BringUp {
+                // Nothing new is acquired while something old may be held.
+                self.settle(failed).await?;
+                let Some(job) = job else { return Err(ApiError::new(ErrorCode::Internal, "a start without a job")) };
+                return self.start(&seat, job).await;
+            }
+            // What is still held must stay known: files and row go only when everything before went well.
+            if failed.is_err() && matches!(effect, Effect::ClearHandles | Effect::RemoveFiles | Effect::RemoveRow) {
+                continue;
+            }
+            if let Some(job) = job
+                && let Some(stage) = stage_of(*effect)
+            {
+                job.stage(stage);
+            }
+            let result = self.effect(*effect, &seat, job).await;
+            failed = joined([failed, result]);
+        }
+        self.settle(failed).await?;
+        match outcome.next {
+            None => {
+                self.ctx.forget(&self.row.id);
+                Ok(None)
+            }
+            Some(next) => {
+                if next != self.row.state || !outcome.effects.is_empty() {
+                    self.set_state(next, reason).await?;
+                }
+                Ok(Some(next))
+            }
+        }
+    }
+
+    /// A teardown that could not finish is a state of its own.
+    async fn settle(&mut self, failed: Result<(), ApiError>) -> Result<(), ApiError> {
+        let Err(error) = failed else { return Ok(()) };
+        if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
+            && let Some(next) = outcome.next
+        {
+            self.set_state(next, &error.message).await?;
+        }
+        Err(error)
+    }
+
+    async fn start(&mut self, seat: &Seat, job: &Job) -> Result<Option<State>, ApiError> {
+        self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
+        let result = self.bring_up(seat, job).await;
+        self.shared.set_waiting(None);
+        match result {
+            Ok(running) => {
+                self.watch(running);
+                Box::pin(self.apply(Event::Started, None, "")).await
+            }
+            Err(error) => {
+                job.stage("undo");
+                tracing::warn!("start failed: {}", error.message);
+                match Box::pin(self.apply(Event::StartFailed, None, &error.message)).await {
+                    Ok(_) => Err(error),
+                    Err(more) => Err(also(error, more)),
+                }
+            }
+        }
+    }
+
+    async fn effect(&mut self, effect: Effect, seat: &Seat, job: Option<&Job>) -> Result<(), ApiError> {
+        match effect {
+            // `apply` runs it; it answers for itself.
+            Effect::BringUp => Ok(()),
+            Effect::RecordHandles => {
+                let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
+                self.row.mirror = held.mirror();
+                self.ctx.handles.record(seat.id, &seat.paths, &held).await.map_err(|error| internal(&error))
+            }
+            Effect::SeedCache => {
+                let mut held = self.held(seat);
+                held.pid = self.shared.running().map(|running| running.pid());
+                self.ctx.handles.seed(seat.id, held);
+                Ok(())
+            }
+            Effect::ShutDownGuest => {
+                self.shut_down(job).await;
+                Ok(())
+            }
+            Effect::KillProcesses => self.kill_processes(seat).await,
+            Effect::TearDown => self.tear_down(seat).await,
+            Effect::ClearHandles => self.clear_handles(seat).await,
+            Effect::RemoveFiles => self.remove_files(seat).await,
+            Effect::RemoveRow => self.ctx.db.delete_vm(seat.id).await.map_err(|error| internal(&error)),
+        }
+    }
+
+    /// Asks the guest, bounded; a `kill` that comes in meanwhile ends the wait.
+    async fn shut_down(&mut self, job: Option<&Job>) {
+        self.stop_watching();
+        let Some(running) = self.shared.running() else { return };
+        let interrupt = CancellationToken::new();
+        self.shared.set_waiting(Some((Wait::Shutdown, interrupt.clone())));
+        let clean = tokio::select! {
+            clean = running.shut_down(SHUTDOWN_LIMIT) => clean,
+            () = interrupt.cancelled() => false,
+        };
+        self.shared.set_waiting(None);
+        if !clean {
+            let warning = "the guest did not shut down when asked; its processes were ended";
+            match job {
+                Some(job) => job.warn(warning.to_owned()),
+                None => tracing::warn!("{warning}"),
+            }
+        }
+    }
+
+    /// From now on the guest's own end is noticed.
+    pub(super) fn watch(&mut self, running: Arc<dyn Running>) {
+        self.stop_watching();
+        self.boot += 1;
+        let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
+        self.shared.set_running(Some(running));
+        let watching = tokio::spawn(async move {
+            let reason = ended.await;
+            if let Some(orders) = orders.upgrade() {
+                // The queue is gone only together with the VM.
+                drop(orders.send(Order::Ended { boot, reason }));
+            }
+        });
+        self.monitor = Some(watching.abort_handle());
+    }
+
+    fn stop_watching(&mut self) {
+        if let Some(monitor) = self.monitor.take() {
+            monitor.abort();
+        }
+    }
+
+    /// The guest is no longer to be reached.
+    pub(super) fn leave(&mut self) {
+        self.stop_watching();
+        self.shared.set_running(None);
+    }
+
+    pub(super) async fn set_state(&mut self, state: State, reason: &str) -> Result<(), ApiError> {
+        let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
+        self.row.state = state;
+        self.row.last_error = reason.to_owned();
+        self.row.mirror = mirror.clone();
+        tracing::info!(state = state.as_str(), reason, "state");
+        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), mirror).await;
+        set.map_err(|error| internal(&error))
+    }
+
+    fn illegal(&self, illegal: &Illegal) -> ApiError {
+        match illegal {
+            Illegal::AlreadyRunning => {
+                ApiError::new(ErrorCode::AlreadyRunning, format!("{} is already running", self.row.name))
+            }
+            Illegal::Unexpected { .. } => ApiError::new(ErrorCode::Internal, illegal.to_string()),
+        }
+    }
+
+    pub(super) fn id(&self) -> VmId {
+        self.row.id
+    }
+}
+
+fn job_span(job: &Job) -> tracing::Span {
+    tracing::info_span!("job", banger_job = %job.id())
+}
+
+/// What a watcher of the job sees of an effect.
+fn stage_of(effect: Effect) -> Option<&'static str> {
+    match effect {
+        Effect::ShutDownGuest => Some("guest shutdown"),
+        Effect::KillProcesses => Some("end processes"),
+        Effect::TearDown => Some("teardown"),
+        Effect::RemoveFiles => Some("remove disks"),
+        Effect::BringUp | Effect::RecordHandles | Effect::SeedCache | Effect::ClearHandles | Effect::RemoveRow => None,
+    }
+}

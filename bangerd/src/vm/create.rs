@@ -1,0 +1,92 @@
+//! The making of a VM: the row is there already (the intent), now come overlay, work disk and folder, and at
+//! last the start. Whatever fails, either all of it stands or nothing.
+
+use super::actor::Actor;
+use super::machine::Seat;
+use super::start::make_folder;
+use super::teardown::also;
+use crate::error::internal;
+use crate::jobs::Job;
+use banger_policy::ByteSize;
+use banger_policy::lifecycle::{Event, State};
+use banger_proto::model::{ApiError, JobResult};
+
+impl Actor {
+    /// True when no VM is left.
+    pub(super) async fn create(&mut self, job: Job, start: bool, keep: bool) -> bool {
+        let result = self.make(&job, start, keep).await;
+        let error = match result {
+            Ok(result) => {
+                job.finish(Ok(result));
+                return false;
+            }
+            Err(error) => error,
+        };
+        if keep {
+            let error = match self.keep(&error).await {
+                Ok(()) => error,
+                Err(more) => also(error, more),
+            };
+            job.finish(Err(error));
+            return false;
+        }
+        job.stage("undo");
+        let undone = self.apply(Event::Delete, None, "").await;
+        let gone = matches!(undone, Ok(None));
+        job.finish(Err(match undone {
+            Ok(_) => error,
+            Err(more) => also(error, more),
+        }));
+        gone
+    }
+
+    async fn make(&mut self, job: &Job, start: bool, keep: bool) -> Result<JobResult, ApiError> {
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        job.go_on()?;
+        // What the request was resolved to; `vm run` shows it before everything else.
+        job.stage("spec");
+        job.detail(self.describe(&seat));
+        job.stage("reserve disk");
+        make_folder(&seat.paths.dir)?;
+        let cow = seat.spec.system_overlay_size_bytes;
+        let reserved = self.ctx.privileged.create_disk(seat.id, seat.owner, seat.image, cow).await;
+        reserved.map_err(|error| error.api("the overlay"))?;
+        job.go_on()?;
+        job.stage("work disk");
+        self.ctx.machine.work_disk(&seat).await?;
+        job.go_on()?;
+        if !start || keep {
+            self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
+        }
+        if start {
+            self.apply(Event::Start, Some(job), "").await?;
+        }
+        self.record().await
+    }
+
+    fn describe(&self, seat: &Seat) -> String {
+        let size = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| bytes.to_string(), |size| size.to_string());
+        let (row, spec) = (&self.row, &seat.spec);
+        format!(
+            "{}: image {}, kernel {:.12}, {} vCPU, {} memory, {} overlay, {} work disk, nat {}, address {}",
+            row.name,
+            row.image_name,
+            row.kernel_id.to_string(),
+            spec.vcpu_count,
+            size(u64::from(spec.memory_mib) << 20),
+            size(spec.system_overlay_size_bytes),
+            size(spec.work_disk_size_bytes),
+            if spec.nat_enabled { "on" } else { "off" },
+            seat.address
+        )
+    }
+
+    /// The user wants to look at what failed.
+    async fn keep(&mut self, error: &ApiError) -> Result<(), ApiError> {
+        self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
+        if self.row.state != State::Error {
+            self.set_state(State::Error, &error.message).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,362 @@
+//! The machine for real: Firecracker in the VM's cgroup, the control channel, the SSH client.
+
+use super::machine::{BootDevices, Machine, Running, Seat};
+use crate::args::Args;
+use crate::boot::initramfs::{self, Initramfs};
+use crate::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
+use crate::cgroup::{Cgroups, Limits};
+use crate::config::Config;
+use crate::error::failed;
+use crate::firecracker::api::{self, Drive, VmmConfig};
+use crate::firecracker::{self, Launch, Vmm};
+use crate::guest::control::{Control, NotReady};
+use crate::guest::keys::KeyPair;
+use crate::guest::monitor::{self, Parts};
+use crate::guest::ssh::Session;
+use crate::guest::console;
+use crate::handles::Handles;
+use crate::image::{ROOTFS_FILE, SEED_FILE, work_disk};
+use crate::paths::Paths;
+use banger_policy::VmId;
+use banger_policy::net::Network;
+use banger_proto::daemon::KillSignal;
+use banger_proto::guest::GuestConfig;
+use banger_proto::model::{ApiError, ErrorCode};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rustix::process::Signal;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a VMM is looked for when nobody says where it is.
+const VMM_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/lib/banger"];
+/// What a VMM may take beyond its guest's memory, MiB: its own, page tables, and the page cache of its disks.
+const MEMORY_OVERHEAD_MIB: u64 = 256;
+/// Firecracker has a thread per vCPU and a handful beside; a fork bomb has more.
+const MAX_TASKS: u64 = 256;
+const CPU_WEIGHT: u64 = 100;
+
+/// The host, as far as VMs need it.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    paths: Paths,
+    network: Network,
+    dns: Ipv4Addr,
+    firecracker: Option<PathBuf>,
+    cgroups: Cgroups,
+    client_key: KeyPair,
+}
+
+impl Host {
+    pub(crate) fn new(args: &Args, config: &Config, cgroups: Cgroups, client_key: KeyPair) -> Self {
+        Self {
+            paths: args.paths.clone(),
+            network: config.network,
+            dns: config.default_dns,
+            firecracker: args.firecracker.clone().or_else(|| config.firecracker_bin.clone()),
+            cgroups,
+            client_key,
+        }
+    }
+
+    fn host_key(&self, seat: &Seat) -> Result<KeyPair, ApiError> {
+        let path = seat.paths.dir.join("host_key");
+        KeyPair::load_or_create(&path, &seat.hostname).map_err(|error| failed("the VM's host key", &error))
+    }
+
+    fn session(&self, seat: &Seat) -> Result<Arc<Session>, ApiError> {
+        let host_key = self.host_key(seat)?;
+        let session = Session::new(seat.paths.vsock(), host_key.public_line(), &self.client_key);
+        session.map(Arc::new).map_err(|error| failed("the way into the guest", &error))
+    }
+
+    fn limits(seat: &Seat) -> Limits {
+        let mib = u64::from(seat.spec.memory_mib);
+        Limits { memory_bytes: (mib + mib / 16 + MEMORY_OVERHEAD_MIB) << 20, pids: MAX_TASKS, cpu_weight: CPU_WEIGHT }
+    }
+
+    fn write_initramfs(&self, seat: &Seat, user_keys: Vec<String>) -> Result<(), ApiError> {
+        let host_key = self.host_key(seat)?.private_pem().map_err(|error| failed("the VM's host key", &error))?;
+        let config = GuestConfig {
+            hostname: seat.hostname.clone(),
+            address: seat.address,
+            gateway: self.network.gateway(),
+            dns: self.dns,
+            daemon_key: self.client_key.public_line().to_owned(),
+            authorized_keys: user_keys,
+            host_key,
+            control_port: seat.index.control_port(),
+            root_device: "/dev/vda".to_owned(),
+            work_device: Some("/dev/vdb".to_owned()),
+        };
+        let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
+        let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };
+        let written = initramfs::write(&seat.paths.initramfs(), &parts);
+        written.map(drop).map_err(|error| failed("the initramfs", &error))
+    }
+
+    async fn start_vmm(&self, seat: Seat, user_keys: Vec<String>) -> Result<Arc<dyn Running>, ApiError> {
+        let host = self.clone();
+        let for_files = seat.clone();
+        blocking(move || host.write_initramfs(&for_files, user_keys)).await?;
+        let cgroup = self.cgroups.vm(seat.owner, &seat.id);
+        cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
+        let control = Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup.clone())
+            .map_err(|error| failed("the control channel", &error))?;
+        let launch = Launch {
+            binary: find_vmm(self.firecracker.as_deref())?,
+            id: seat.id.short(),
+            api_socket: seat.paths.api_socket(),
+            console: seat.paths.console(),
+            cgroup,
+            launcher: Launch::self_exe(),
+        };
+        let vmm = firecracker::launch(&launch).await.map_err(|error| failed("firecracker", &error))?;
+        Ok(Arc::new(Guest {
+            parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
+            session: self.session(&seat)?,
+            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+        }))
+    }
+
+    async fn find_vmm_of(&self, seat: Seat, saved: Handles) -> Result<Option<Arc<dyn Running>>, ApiError> {
+        let cgroup = self.cgroups.vm(seat.owner, &seat.id);
+        let found = Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await;
+        let Some(vmm) = found.map_err(|error| failed("the VM's processes", &error))? else { return Ok(None) };
+        let control = Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup)
+            .map_err(|error| failed("the control channel", &error))?;
+        Ok(Some(Arc::new(Guest {
+            parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
+            session: self.session(&seat)?,
+            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+        })))
+    }
+
+    async fn end_processes(&self, seat: Seat, saved: Handles) -> Result<(), ApiError> {
+        let cgroup = self.cgroups.vm(seat.owner, &seat.id);
+        if cgroup.path().is_none() {
+            // Without groups a process of an earlier daemon has to be found before it can be ended.
+            drop(Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await);
+        }
+        cgroup.kill().await.map_err(|error| failed("the VM's processes", &error))?;
+        cgroup.remove().map_err(|error| failed("the VM's cgroup", &error))
+    }
+
+    fn make_work_disk(&self, seat: &Seat) -> Result<(), ApiError> {
+        let path = seat.paths.work_disk();
+        if path.exists() {
+            return Ok(());
+        }
+        let mut uuid = [0; 16];
+        fill_random(&mut uuid)?;
+        let seed = self.paths.image_dir(&seat.image).join(SEED_FILE);
+        let disk = work_disk::WorkDisk {
+            size: seat.spec.work_disk_size_bytes,
+            seed: Some(&seed).filter(|seed| seed.exists()).map(PathBuf::as_path),
+            extra: &[],
+            uuid,
+        };
+        // Under its name only when it is whole: a crash leaves none that looks like one.
+        let unfinished = path.with_extension("new");
+        drop(std::fs::remove_file(&unfinished));
+        work_disk::create(&disk, &unfinished, &()).map_err(|error| failed("the work disk", &error))?;
+        std::fs::rename(&unfinished, &path).map_err(|error| failed("the work disk", &error))
+    }
+
+    fn check(&self, seat: &Seat) -> Result<(), ApiError> {
+        check_kvm()?;
+        find_vmm(self.firecracker.as_deref())?;
+        let missing = |what: &str, path: &Path| {
+            ApiError::new(ErrorCode::HostNotReady, format!("{what} is missing: {}", path.display()))
+        };
+        if !self.paths.guest_binary.is_file() {
+            return Err(missing("the guest's init", &self.paths.guest_binary).hint("Install the package banger again."));
+        }
+        let kernel = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
+        if !kernel.is_file() {
+            return Err(missing("the VM's kernel", &kernel).hint("Import it again with `banger kernel import`."));
+        }
+        let rootfs = self.paths.image_dir(&seat.image).join(ROOTFS_FILE);
+        if !rootfs.is_file() {
+            return Err(missing("the VM's image", &rootfs).hint("Import it again with `banger image import`."));
+        }
+        Ok(())
+    }
+}
+
+/// Can the daemon use KVM?
+pub(crate) fn check_kvm() -> Result<(), ApiError> {
+    let kvm = Path::new("/dev/kvm");
+    std::fs::File::options().read(true).write(true).open(kvm).map(drop).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "Switch virtualisation on in the firmware, or load kvm_intel or kvm_amd.",
+            _ => "The daemon's user must be in the group that owns /dev/kvm.",
+        };
+        ApiError::new(ErrorCode::HostNotReady, format!("cannot use {}: {error}", kvm.display())).hint(hint)
+    })
+}
+
+/// The VMM's binary: the one that was named, else the first in the fixed folders.
+pub(crate) fn find_vmm(named: Option<&Path>) -> Result<PathBuf, ApiError> {
+    let is_program =
+        |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let not_there = |message: String| {
+        ApiError::new(ErrorCode::HostNotReady, message)
+            .hint("Install Firecracker 1.16 or newer, or set firecracker_bin in /etc/banger/banger.toml.")
+    };
+    match named {
+        Some(named) if is_program(named) => Ok(named.to_owned()),
+        Some(named) => Err(not_there(format!("firecracker_bin is not a program: {}", named.display()))),
+        None => {
+            let found = VMM_FOLDERS.iter().map(|folder| Path::new(folder).join("firecracker")).find(|p| is_program(p));
+            found.ok_or_else(|| not_there(format!("there is no firecracker in {}", VMM_FOLDERS.join(", "))))
+        }
+    }
+}
+
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), ApiError> {
+    let filled = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
+    // Up to 256 bytes come whole or not at all (getrandom(2)).
+    filled.map(drop).map_err(|errno| failed("random numbers", &std::io::Error::from(errno)))
+}
+
+/// Runs work that blocks on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker thread ended: {error}")))?
+}
+
+impl Machine for Host {
+    fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+        let (host, seat) = (self.clone(), seat.clone());
+        blocking(move || host.check(&seat)).boxed()
+    }
+
+    fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+        let (host, seat) = (self.clone(), seat.clone());
+        blocking(move || host.make_work_disk(&seat)).boxed()
+    }
+
+    fn launch(&self, seat: &Seat, user_keys: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+        self.start_vmm(seat.clone(), user_keys).boxed()
+    }
+
+    fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
+        self.find_vmm_of(seat.clone(), saved.clone()).boxed()
+    }
+
+    fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), ApiError>> {
+        self.end_processes(seat.clone(), saved.clone()).boxed()
+    }
+
+    fn populated(&self, owner: u32, vm: &VmId) -> bool {
+        self.cgroups.vm(owner, vm).populated().unwrap_or(true)
+    }
+
+    fn delegated(&self) -> bool {
+        self.cgroups.delegated()
+    }
+
+    fn usage(&self, owner: u32, vm: &VmId) -> Option<(u64, u64)> {
+        self.cgroups.vm(owner, vm).usage().ok().map(|usage| (usage.memory_bytes, usage.cpu_usec))
+    }
+
+    fn console_tail(&self, seat: &Seat, lines: usize) -> Vec<String> {
+        console::tail(&seat.paths.console(), lines).unwrap_or_default()
+    }
+
+    fn host_key(&self, seat: &Seat) -> Result<String, ApiError> {
+        Host::host_key(self, seat).map(|pair| pair.public_line().to_owned())
+    }
+}
+
+/// A VMM that lives.
+#[derive(Debug)]
+struct Guest {
+    parts: Parts,
+    session: Arc<Session>,
+    vmlinux: PathBuf,
+}
+
+impl Guest {
+    async fn start(&self, seat: Seat, devices: BootDevices) -> Result<(), ApiError> {
+        let drive = |id: &str, path: PathBuf| Drive { id: id.to_owned(), path, read_only: false };
+        let config = VmmConfig {
+            vcpu_count: seat.spec.vcpu_count,
+            mem_size_mib: seat.spec.memory_mib,
+            kernel: self.vmlinux.clone(),
+            initrd: seat.paths.initramfs(),
+            boot_args: crate::boot::KERNEL_ARGS.to_owned(),
+            drives: vec![drive("root", devices.root.into()), drive("work", seat.paths.work_disk())],
+            tap: devices.tap,
+            mac: seat.index.mac(seat.address),
+            vsock_cid: seat.index.cid(),
+            vsock_path: seat.paths.vsock(),
+            metrics_path: Some(seat.paths.metrics()),
+        };
+        let started = api::configure_and_start(&seat.paths.api_socket(), &config).await;
+        started.map_err(|error| failed("firecracker", &error))
+    }
+
+    async fn wait_ready(&self, limit: Duration) -> Result<(), ApiError> {
+        let ready = self.parts.control.ready(limit, &self.parts.vmm).await;
+        ready.map(|info| tracing::info!(boot_id = info.boot_id, "guest ready")).map_err(|why| {
+            let code = match why {
+                NotReady::TimedOut(_) | NotReady::Failed(_) | NotReady::VmmEnded(_) => ErrorCode::GuestNotReady,
+            };
+            ApiError::new(code, why.to_string())
+        })
+    }
+}
+
+impl Running for Guest {
+    fn pid(&self) -> u32 {
+        self.parts.vmm.pid()
+    }
+
+    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), ApiError>> {
+        self.start(seat.clone(), devices.clone()).boxed()
+    }
+
+    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+        self.wait_ready(limit).boxed()
+    }
+
+    fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool> {
+        async move {
+            // The same eyes that see a guest end by itself see it end because it was asked to.
+            let ended = monitor::watch(self.parts.clone());
+            self.parts.control.shutdown().await && tokio::time::timeout(limit, ended).await.is_ok()
+        }
+        .boxed()
+    }
+
+    fn ended(&self) -> BoxFuture<'static, String> {
+        let parts = self.parts.clone();
+        async move { monitor::watch(parts).await.reason }.boxed()
+    }
+
+    fn signal(&self, signal: KillSignal, limit: Duration) -> BoxFuture<'_, bool> {
+        let signal = match signal {
+            KillSignal::Kill => Signal::KILL,
+            KillSignal::Term => Signal::TERM,
+            KillSignal::Int => Signal::INT,
+        };
+        async move {
+            if let Err(error) = self.parts.vmm.signal(signal) {
+                tracing::warn!(%error, "cannot signal the VMM");
+            }
+            tokio::time::timeout(limit, self.parts.vmm.ended()).await.is_ok()
+        }
+        .boxed()
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        Some(Arc::clone(&self.session))
+    }
+}

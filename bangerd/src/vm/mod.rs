@@ -1,0 +1,332 @@
+//! The VMs of this host: who may see which, an actor for each, and the way to leave an order with it.
+//!
+//! Called by the services in `rpc`. Everything that changes a VM goes through its actor; what is here only
+//! looks, checks, and delegates.
+
+mod actor;
+mod create;
+pub(crate) mod host;
+pub(crate) mod machine;
+mod names;
+mod record;
+mod reconcile;
+mod size;
+mod start;
+pub(crate) mod stats;
+mod steps;
+mod teardown;
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
+
+use crate::config::Config;
+use crate::db::{Db, DbError, NewVm, VmRow};
+use crate::error::internal;
+use crate::guest::ssh::Session;
+use crate::handles;
+use crate::jobs::Jobs;
+use crate::paths::Paths;
+use crate::privileged::Privileged;
+use crate::store::Store;
+use actor::{Order, Shared, Wait};
+use banger_policy::lifecycle::State;
+use banger_policy::{Peer, VmId, VmName, access};
+use banger_proto::daemon::{KillSignal, SshAccess};
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, VmPage, VmRecord, VmStats};
+use machine::{Machine, Seat};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
+
+/// VMs per page of a list; a page fits a frame.
+const PAGE: u32 = 16;
+/// Attempts at a name that nobody has.
+const NAME_ATTEMPTS: usize = 10;
+
+/// What actors work with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) paths: Paths,
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) handles: handles::Store,
+    pub(crate) privileged: Privileged,
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) jobs: Arc<Jobs>,
+    /// All that is known of VMs without asking the database.
+    pub(crate) actors: Arc<Actors>,
+}
+
+/// The actors by VM.
+#[derive(Debug, Default)]
+pub(crate) struct Actors(Mutex<HashMap<VmId, Entry>>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    orders: mpsc::UnboundedSender<Order>,
+    shared: Arc<Shared>,
+}
+
+impl Actors {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Entry>> {
+        // Every change is one insert or remove.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Context {
+    /// The VM is gone, and its actor with it.
+    fn forget(&self, vm: &VmId) {
+        self.actors.lock().remove(vm);
+    }
+}
+
+/// The VMs of this host.
+#[derive(Debug)]
+pub(crate) struct Vms {
+    pub(crate) ctx: Arc<Context>,
+    store: Arc<Store>,
+}
+
+/// A VM's order that needs nothing but a job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verb {
+    Start,
+    Stop,
+    Restart,
+    Kill(KillSignal),
+    Delete,
+}
+
+impl Vms {
+    pub(crate) fn new(ctx: Context, store: Arc<Store>) -> Arc<Self> {
+        Arc::new(Self { ctx: Arc::new(ctx), store })
+    }
+
+    fn actor(&self, row: VmRow) -> Entry {
+        self.actor_of(row, true)
+    }
+
+    fn actor_of(&self, row: VmRow, existing: bool) -> Entry {
+        let mut actors = self.ctx.actors.lock();
+        let id = row.id;
+        let spawn = || {
+            let (orders, shared) = actor::spawn(Arc::clone(&self.ctx), row, existing);
+            Entry { orders, shared }
+        };
+        actors.entry(id).or_insert_with(spawn).clone()
+    }
+
+    /// A page of the peer's VMs; of everyone's for an administrator with `all`.
+    pub(crate) async fn list(&self, peer: Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+        if all && !peer.admin {
+            return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
+        }
+        let owner = if all { None } else { Some(peer.uid) };
+        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
+        let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| self.record(row)).collect();
+        let next = vms.last().map(|vm| vm.id).filter(|_| more);
+        Ok(VmPage { vms, next })
+    }
+
+    pub(crate) async fn show(&self, peer: Peer, word: &str) -> Result<VmRecord, ApiError> {
+        Ok(self.record(&self.find(peer, word).await?))
+    }
+
+    fn record(&self, row: &VmRow) -> VmRecord {
+        record::of(row, &self.ctx, self.stats_of(&row.id))
+    }
+
+    fn stats_of(&self, vm: &VmId) -> Option<VmStats> {
+        let entry = self.ctx.actors.lock().get(vm).cloned()?;
+        entry.shared.stats()
+    }
+
+    /// By exact name first, then id, then unique prefix of an id. What the peer may not see does not exist.
+    async fn find(&self, peer: Peer, word: &str) -> Result<VmRow, ApiError> {
+        let found = self.ctx.db.find_vms(peer.uid, peer.admin, word.to_owned()).await;
+        let mut rows = found.map_err(|error| internal(&error))?;
+        let no_such = || {
+            let quoted = word.chars().filter(|c| !c.is_control()).take(80).collect::<String>();
+            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}"))
+                .hint("`banger vm list` shows the VMs that there are.")
+        };
+        if rows.iter().filter(|row| row.name.as_str() == word).count() == 1 {
+            rows.retain(|row| row.name.as_str() == word);
+        }
+        if rows.len() > 1 {
+            return Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one VM"))
+                .hint("Name it by its whole id: `banger vm list --json` shows them."));
+        }
+        let row = rows.pop().ok_or_else(no_such)?;
+        access::vm(peer, row.owner).granted().map_err(|_| no_such())?;
+        Ok(row)
+    }
+
+    /// Leaves an order with the VM's actor. The answer is the job to watch.
+    pub(crate) async fn order(&self, peer: Peer, word: &str, verb: Verb) -> Result<JobId, ApiError> {
+        let row = self.find(peer, word).await?;
+        let title = match verb {
+            Verb::Start => format!("start {}", row.name),
+            Verb::Stop => format!("stop {}", row.name),
+            Verb::Restart => format!("restart {}", row.name),
+            Verb::Kill(_) => format!("kill {}", row.name),
+            Verb::Delete => format!("delete {}", row.name),
+        };
+        let vm = row.id;
+        let entry = self.actor(row);
+        let job = self.ctx.jobs.begin(peer.uid, title);
+        let id = job.id();
+        tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, ?verb, "ordered");
+        let order = match verb {
+            Verb::Start => Order::Start(job),
+            Verb::Stop => Order::Stop(job),
+            Verb::Restart => Order::Restart(job),
+            Verb::Kill(signal) => Order::Kill(job, signal),
+            Verb::Delete => Order::Delete(job),
+        };
+        // A wait for a guest that shall end anyway ends now. A stop does not cut a clean shutdown short.
+        match verb {
+            Verb::Kill(_) => entry.shared.interrupt(&[Wait::Start, Wait::Shutdown]),
+            Verb::Stop | Verb::Delete => entry.shared.interrupt(&[Wait::Start]),
+            Verb::Start | Verb::Restart => {}
+        }
+        // Only an actor whose VM was just deleted takes no more orders.
+        let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));
+        entry.orders.send(order).map_err(|_| gone())?;
+        self.touch(vm).await;
+        Ok(id)
+    }
+
+    /// Somebody uses it: the sweep for stale VMs leaves it alone.
+    async fn touch(&self, vm: VmId) {
+        if let Err(error) = self.ctx.db.touch_vm(vm).await {
+            tracing::warn!(banger_vm = %vm, "cannot note the use: {}", crate::error::chain(&error));
+        }
+    }
+
+    /// Checks the request, and leaves the making of the VM with a task of its own.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        peer: Peer,
+        owner_name: String,
+        request: CreateRequest,
+        keep: bool,
+    ) -> Result<JobId, ApiError> {
+        let bad = |error: &dyn std::error::Error| ApiError::new(ErrorCode::BadRequest, error.to_string());
+        let name: Option<VmName> = match request.name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => Some(name.parse().map_err(|error| bad(&error))?),
+            None => None,
+        };
+        let host = size::HostSize::of_this_host();
+        let spec = size::resolve(&request, &self.ctx.config.vm_defaults, host).map_err(|error| bad(&error))?;
+        let image = self.store.pick_image(request.image_name.as_deref()).await?;
+        let kernel = self.store.pick_kernel(request.kernel_name.as_deref()).await?;
+        let mut bytes = [0; 32];
+        host::fill_random(&mut bytes)?;
+        let id = VmId::from_bytes(bytes).map_err(|error| bad(&error))?;
+        let first = match &name {
+            Some(name) => name.clone(),
+            None => names::generated(&id, 0).ok_or_else(|| ApiError::new(ErrorCode::Internal, "no name"))?,
+        };
+        let new = NewVm {
+            id,
+            owner: peer.uid,
+            owner_name,
+            name: first,
+            image_id: image.id,
+            image_name: image.name,
+            kernel_id: kernel.id,
+            spec,
+            nat: request.nat,
+        };
+        let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name));
+        let job_id = job.id();
+        tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, name = %new.name, "create ordered");
+        // Not part of the call: a client that goes away at any point leaves a whole VM or none.
+        let vms = Arc::clone(self);
+        tokio::spawn(async move {
+            match vms.insert(new, name.is_some()).await {
+                Err(error) => job.finish(Err(error)),
+                Ok(row) => {
+                    let entry = vms.actor_of(row, false);
+                    let create = Order::Create { job, start: !request.no_start, keep };
+                    // The actor was made just now, and only its own deletion ends it.
+                    drop(entry.orders.send(create));
+                }
+            }
+        });
+        Ok(job_id)
+    }
+
+    /// Writes the row; a name that nobody chose is drawn again while it is taken.
+    async fn insert(&self, mut new: NewVm, named: bool) -> Result<VmRow, ApiError> {
+        for attempt in 1.. {
+            let name = new.name.clone();
+            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network).await {
+                Ok(row) => return Ok(row),
+                Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
+                    let next = names::generated(&new.id, attempt);
+                    new.name = next.ok_or_else(|| ApiError::new(ErrorCode::Internal, "no name is free"))?;
+                }
+                Err(DbError::Taken(_)) => {
+                    return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a VM named {name} exists already"))
+                        .hint("Choose another name, or delete that VM."));
+                }
+                Err(error @ DbError::NoAddress(_)) => {
+                    return Err(ApiError::new(ErrorCode::Limit, error.to_string())
+                        .hint("Delete VMs that are not needed, or give them a larger network with cidr."));
+                }
+                Err(error) => return Err(internal(&error)),
+            }
+        }
+        Err(ApiError::new(ErrorCode::Internal, "no name is free"))
+    }
+
+    /// The way into a running VM of the peer's; the use is noted.
+    pub(crate) async fn session(&self, peer: Peer, word: &str) -> Result<Arc<Session>, ApiError> {
+        let row = self.find(peer, word).await?;
+        let name = row.name.clone();
+        let id = row.id;
+        let not_running = || {
+            ApiError::new(ErrorCode::NotRunning, format!("{name} is not running"))
+                .hint(format!("Start it with `banger vm start {name}`."))
+        };
+        if row.state != State::Running {
+            return Err(not_running());
+        }
+        let entry = self.actor(row);
+        let session = entry.shared.found_running().await.and_then(|running| running.session()).ok_or_else(not_running)?;
+        self.touch(id).await;
+        Ok(session)
+    }
+
+    /// The console's file of a VM of the peer's.
+    pub(crate) async fn console(&self, peer: Peer, word: &str) -> Result<PathBuf, ApiError> {
+        let row = self.find(peer, word).await?;
+        Ok(self.ctx.paths.vm(&row.id).console())
+    }
+
+    /// Lets the holder of a key into the peer's VM, now and at later boots.
+    pub(crate) async fn ssh_access(&self, peer: Peer, word: &str, public_key: &str) -> Result<SshAccess, ApiError> {
+        let key = crate::guest::keys::parse_public(public_key)
+            .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
+        let row = self.find(peer, word).await?;
+        let vm = row.id;
+        let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
+        let session = self.session(peer, word).await?;
+        self.ctx.db.add_key(peer.uid, key).await.map_err(|error| internal(&error))?;
+        let mut keys = self.ctx.db.keys(row.owner).await.map_err(|error| internal(&error))?;
+        if peer.uid != row.owner {
+            // An administrator gets into this boot of the VM only.
+            keys.extend(self.ctx.db.keys(peer.uid).await.map_err(|error| internal(&error))?);
+        }
+        session.set_authorized_keys(&keys).await.map_err(|error| crate::error::failed("the guest's keys", &error))?;
+        Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })
+    }
+}

@@ -1,0 +1,111 @@
+//! The start of a VM, step by step. A step that fails ends it; what was acquired so far is in the handle cache,
+//! and the actor's teardown undoes it in reverse: one code path, whatever the reason for a teardown is.
+
+use super::actor::Actor;
+use super::machine::{BootDevices, Running, Seat};
+use super::steps::{Step, fail_point};
+use crate::handles::Handles;
+use crate::jobs::Job;
+use banger_proto::model::{ApiError, ErrorCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a guest may take to say that it is ready. A distribution's systemd without hardware virtualisation
+/// takes up to about a minute.
+const READY_LIMIT: Duration = Duration::from_secs(180);
+/// Lines of the console that an error shows.
+const CONSOLE_LINES: usize = 15;
+
+impl Actor {
+    /// From nothing held to a guest that is ready.
+    pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, ApiError> {
+        let ctx = Arc::clone(&self.ctx);
+        let done = |step| fail_point(step, &ctx.paths);
+        let begin = |step: Step| {
+            job.go_on()?;
+            job.stage(step.name());
+            Ok::<_, ApiError>(())
+        };
+        let mut held = Handles::default();
+
+        begin(Step::Preflight)?;
+        ctx.machine.preflight(seat).await?;
+        make_folder(&seat.paths.dir)?;
+        make_folder(&seat.paths.runtime)?;
+        done(Step::Preflight)?;
+
+        begin(Step::Overlay)?;
+        // Reserved when the VM was made; the same request again is success, and repairs what an administrator removed.
+        let cow = seat.spec.system_overlay_size_bytes;
+        ctx.privileged.create_disk(seat.id, seat.owner, seat.image, cow).await.map_err(|e| e.api("the overlay"))?;
+        let disk = ctx.privileged.attach_disk(seat.id, seat.owner).await.map_err(|e| e.api("the overlay"))?;
+        held.hold_disk(&disk);
+        ctx.handles.seed(seat.id, held.clone());
+        done(Step::Overlay)?;
+
+        begin(Step::WorkDisk)?;
+        ctx.machine.work_disk(seat).await?;
+        done(Step::WorkDisk)?;
+
+        begin(Step::Tap)?;
+        let tap = ctx.privileged.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
+        held.hold_tap(&tap);
+        ctx.handles.seed(seat.id, held.clone());
+        done(Step::Tap)?;
+
+        if seat.spec.nat_enabled {
+            begin(Step::Nat)?;
+            ctx.privileged.enable_nat(seat.id).await.map_err(|e| e.api("NAT"))?;
+        }
+        done(Step::Nat)?;
+
+        begin(Step::Launch)?;
+        let keys = ctx.db.keys(seat.owner).await.map_err(|error| crate::error::internal(&error))?;
+        let running = ctx.machine.launch(seat, keys).await?;
+        held.pid = Some(running.pid());
+        ctx.handles.seed(seat.id, held.clone());
+        done(Step::Launch)?;
+
+        begin(Step::Api)?;
+        let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
+        running.boot(seat, &devices).await?;
+        done(Step::Api)?;
+
+        begin(Step::Bind)?;
+        ctx.privileged.bind_process(seat.id, running.pid()).await.map_err(|e| e.api("the VM's process"))?;
+        done(Step::Bind)?;
+
+        begin(Step::Handles)?;
+        self.row.mirror = held.mirror();
+        ctx.handles.record(seat.id, &seat.paths, &held).await.map_err(|error| crate::error::internal(&error))?;
+        done(Step::Handles)?;
+
+        begin(Step::GuestReady)?;
+        tokio::select! {
+            // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown ends it.
+            () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
+            ready = running.ready(READY_LIMIT) => ready.map_err(|error| self.with_console(seat, error))?,
+        }
+        done(Step::GuestReady)?;
+        Ok(running)
+    }
+
+    /// An error of a guest shows what the guest said last.
+    fn with_console(&self, seat: &Seat, mut error: ApiError) -> ApiError {
+        let lines = self.ctx.machine.console_tail(seat, CONSOLE_LINES);
+        if !lines.is_empty() {
+            error.message = format!("{}\nthe console's last lines:\n  {}", error.message, lines.join("\n  "));
+        }
+        if error.hint.is_empty() {
+            error.hint = "With --keep-on-error the VM stays, and `banger vm logs` shows the whole console.".to_owned();
+        }
+        error
+    }
+}
+
+/// Makes a folder that only the daemon enters. There already is success.
+pub(super) fn make_folder(path: &std::path::Path) -> Result<(), ApiError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| crate::error::failed(&format!("cannot make {}", path.display()), &error))
+}

@@ -1,0 +1,126 @@
+//! Measures running VMs, and stops those that nobody used for long.
+
+use super::actor::Order;
+use super::{Entry, Vms};
+use banger_policy::lifecycle::State;
+use banger_proto::model::VmStats;
+use banger_proto::time::Timestamp;
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often it is looked for VMs that nobody uses.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Starts both loops; they end with the daemon.
+pub(crate) fn spawn(vms: &Arc<Vms>) {
+    let measured = Arc::clone(vms);
+    tokio::spawn(async move {
+        let mut tick = interval(measured.ctx.config.stats_poll_interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut before = HashMap::new();
+        loop {
+            tick.tick().await;
+            before = measure(&measured, &before).await;
+        }
+    });
+    let limit = vms.ctx.config.auto_stop_stale_after;
+    if !limit.is_zero() {
+        let swept = Arc::clone(vms);
+        tokio::spawn(async move {
+            let mut tick = interval(SWEEP);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                sweep(&swept, limit).await;
+            }
+        });
+    }
+}
+
+/// CPU time of each VM when it was last looked at, microseconds.
+type CpuTimes = HashMap<banger_policy::VmId, (Instant, u64)>;
+
+async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
+    let rows = vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default();
+    let mut now = CpuTimes::new();
+    for row in rows.iter().filter(|row| row.state == State::Running) {
+        let Some(entry) = entry_of(vms, &row.id) else { continue };
+        let Some((rss_bytes, cpu_usec)) = vms.ctx.machine.usage(row.owner, &row.id) else { continue };
+        let looked = Instant::now();
+        let paths = vms.ctx.paths.vm(&row.id);
+        let overlay = vms.ctx.privileged.identity(row.id).await.ok().and_then(|held| held.cow);
+        let pid = vms.ctx.handles.cached(&row.id).and_then(|held| held.pid);
+        entry.shared.set_stats(VmStats {
+            collected_at: Timestamp::now(),
+            cpu_percent: before.get(&row.id).map_or(0.0, |(at, usec)| percent(*usec, cpu_usec, looked - *at)),
+            rss_bytes,
+            vsz_bytes: pid.and_then(vsz_of).unwrap_or(0),
+            system_overlay_bytes: overlay.map_or(0, |cow| cow.allocated_bytes),
+            work_disk_bytes: allocated(&paths.work_disk()),
+            metrics_raw: last_line(&paths.metrics()),
+        });
+        now.insert(row.id, (looked, cpu_usec));
+    }
+    now
+}
+
+fn entry_of(vms: &Vms, vm: &banger_policy::VmId) -> Option<Entry> {
+    vms.ctx.actors.lock().get(vm).cloned()
+}
+
+fn percent(before: u64, after: u64, passed: Duration) -> f64 {
+    let used = Duration::from_micros(after.saturating_sub(before));
+    if passed.is_zero() { 0.0 } else { used.as_secs_f64() / passed.as_secs_f64() * 100.0 }
+}
+
+/// proc_pid_statm(5): the first number is the size of the program, in pages.
+fn vsz_of(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split(' ').next()?.parse().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+}
+
+/// What a sparse file takes, bytes; `st_blocks` counts 512-byte units (stat(2)).
+pub(crate) fn allocated(path: &Path) -> u64 {
+    path.metadata().map_or(0, |meta| meta.blocks() * 512)
+}
+
+/// Firecracker appends an object a line. Long lines would not fit a reply.
+fn last_line(path: &Path) -> String {
+    const MAX: u64 = 2048;
+    let text = std::fs::metadata(path).ok().filter(|meta| meta.len() <= 1 << 20).and_then(|_| std::fs::read_to_string(path).ok());
+    let line = text.as_deref().and_then(|text| text.lines().next_back()).unwrap_or_default();
+    if line.len() as u64 <= MAX { line.to_owned() } else { String::new() }
+}
+
+async fn sweep(vms: &Arc<Vms>, limit: Duration) {
+    let now = Timestamp::now().unix();
+    for row in vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default() {
+        let idle = now.saturating_sub(row.last_touched_at.unix());
+        if row.state == State::Running
+            && idle > limit.as_secs()
+            && let Some(entry) = entry_of(vms, &row.id)
+        {
+            // An actor that is gone has no VM to stop.
+            drop(entry.orders.send(Order::Stale));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_is_time_used_over_time_passed() {
+        let second = Duration::from_secs(1);
+        assert!((percent(0, 500_000, second) - 50.0).abs() < 1e-9);
+        assert!((percent(7, 7, second)).abs() < 1e-9);
+        assert!((percent(9, 3, second)).abs() < 1e-9, "a counter that was reset");
+        assert!((percent(0, 1, Duration::ZERO)).abs() < 1e-9);
+    }
+}
