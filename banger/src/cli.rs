@@ -138,6 +138,9 @@ pub(crate) struct Run {
     /// Remove the VM at the end, whatever happens
     #[arg(long)]
     pub(crate) rm: bool,
+    /// Keep a VM that did not get ready, to look at its console
+    #[arg(long)]
+    pub(crate) keep_on_error: bool,
     /// Only start the VM; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,

@@ -25,7 +25,6 @@ pub(crate) struct Progress {
     detail: Detail,
     steps_shown: usize,
     warnings_shown: usize,
-    spec_shown: bool,
 }
 
 /// The step by which the daemon says what it resolved; its detail is the specification.
@@ -44,7 +43,7 @@ impl Progress {
         } else {
             ProgressBar::hidden()
         };
-        Self { bar, detail, steps_shown: 0, warnings_shown: 0, spec_shown: false }
+        Self { bar, detail, steps_shown: 0, warnings_shown: 0 }
     }
 
     /// Shows what is new in a job.
@@ -61,18 +60,12 @@ impl Progress {
             };
             self.steps_shown += 1;
             if stage.name == SPEC_STEP && self.detail == Detail::Steps {
-                self.spec_shown = true;
                 self.say(&stage.detail);
             } else if self.detail == Detail::Steps {
                 let line = format!("  {:<22} {:>10}  {}", stage.name, took(Duration::from_millis(ms)), stage.detail);
                 self.say(line.trim_end());
             }
         }
-    }
-
-    /// Has the job said what the VM is made of?
-    pub(crate) fn spec_shown(&self) -> bool {
-        self.spec_shown
     }
 
     /// Shows how much of an upload went out.

@@ -40,9 +40,10 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 14] = [
+    let refused: [&[&str]; 15] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "run", "-d", "--", "true"],
+        &["vm", "run", "--rm", "--keep-on-error"],
         &["vm", "run", "--name", "Bad_Name"],
         &["vm", "create", "--image", "../etc/passwd"],
         &["vm", "create", "--memory", "lots"],

@@ -7,7 +7,7 @@ use crate::cmd::{lifecycle, spec};
 use crate::error::{explained, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
-use crate::output::{line, note, short, size, took};
+use crate::output::{line, note, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
 use anyhow::Context as _;
@@ -19,7 +19,7 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
     let request = spec::request(options, true).context(what)?;
     let client = Client::connect().await?;
     let interrupts = Interrupts::listen()?;
-    match make(&client, request, Detail::Live, interrupts).await.context(what)? {
+    match make(&client, request, false, Detail::Live, interrupts).await.context(what)? {
         Made::Vm(vm) => {
             line(vm.name.as_str())?;
             Ok(0)
@@ -36,10 +36,11 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let interrupts = Interrupts::listen()?;
     let began = Instant::now();
-    let vm = match make(&client, request, Detail::Steps, interrupts.clone()).await.context(what)? {
-        Made::Vm(vm) => vm,
-        Made::Nothing(status) => return Ok(status),
-    };
+    let vm =
+        match make(&client, request, options.keep_on_error, Detail::Steps, interrupts.clone()).await.context(what)? {
+            Made::Vm(vm) => vm,
+            Made::Nothing(status) => return Ok(status),
+        };
     note(&format!("ready in {}", took(began.elapsed())));
     if options.detach {
         line(vm.name.as_str())?;
@@ -66,6 +67,9 @@ fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
     if options.detach && options.rm {
         return Err(explained("-d leaves the VM running and --rm removes it", "leave one of them out"));
     }
+    if options.rm && options.keep_on_error {
+        return Err(explained("--keep-on-error keeps the VM and --rm removes it", "leave one of them out"));
+    }
     if options.detach && !options.command.is_empty() {
         return Err(explained(
             "-d does not wait, and a command has to be waited for",
@@ -84,22 +88,16 @@ enum Made {
 async fn make(
     client: &Client,
     request: CreateRequest,
+    keep_on_error: bool,
     detail: Detail,
     mut interrupts: Interrupts,
 ) -> anyhow::Result<Made> {
-    let job = answer(client.rpc.create_vm(soon(), request, false)).await?;
+    let job = answer(client.rpc.create_vm(soon(), request, keep_on_error)).await?;
     let mut progress = Progress::new(detail);
     let ended = job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await?;
-    let spec_shown = progress.spec_shown();
     drop(progress);
     match ended {
-        Ended::Done(result) => {
-            let vm = job::vm(result)?;
-            if detail == Detail::Steps && !spec_shown {
-                note(&resolved(&vm));
-            }
-            Ok(Made::Vm(Box::new(vm)))
-        }
+        Ended::Done(result) => Ok(Made::Vm(Box::new(job::vm(result)?))),
         Ended::Interrupted(status, None) => Ok(Made::Nothing(status)),
         // It was ready before the interruption arrived; the user does not want it all the same.
         Ended::Interrupted(status, Some(result)) => {
@@ -107,20 +105,4 @@ async fn make(
             Ok(Made::Nothing(status))
         }
     }
-}
-
-/// What the VM was made of, in one line.
-fn resolved(vm: &VmRecord) -> String {
-    format!(
-        "{}: image {}, kernel {}, {} vCPU, {} memory, {} overlay, {} work disk, nat {}, address {}",
-        vm.name,
-        vm.image_name,
-        short(&vm.kernel_id),
-        vm.spec.vcpu_count,
-        size(u64::from(vm.spec.memory_mib) << 20),
-        size(vm.spec.system_overlay_size_bytes),
-        size(vm.spec.work_disk_size_bytes),
-        if vm.spec.nat_enabled { "on" } else { "off" },
-        vm.runtime.guest_ip,
-    )
 }
