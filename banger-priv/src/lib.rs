@@ -1,1 +1,196 @@
-//! (being written)
+//! The root helper. `bangerd` asks it for taps, disks, NAT and process identity; it compares every request
+//! with its own ledger and does the rest by ioctl and netlink.
+//!
+//! It runs no program, mounts and parses no file system, kills nothing, and takes no path, name or rule from
+//! the wire. All of `unsafe` is in `sys`. [`main`] reads as the start-up order.
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+
+pub mod config;
+pub mod confine;
+pub mod cow;
+mod fail;
+pub mod firewall;
+pub mod host;
+pub mod kernel;
+pub mod ledger;
+pub mod links;
+mod log;
+mod notify;
+pub mod ops;
+pub mod proc;
+pub mod record;
+pub mod serve;
+mod service;
+pub mod sys;
+
+use config::{Asked, Config, ConfigError};
+use confine::ConfineError;
+use cow::{Cows, Images};
+use kernel::KernelError;
+use ledger::{Ledger, LedgerError};
+use log::Level;
+use ops::{Machine, Parts};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+/// Why the helper does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The flags.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Giving up privileges.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A folder of ours.
+    #[error("cannot use the folder {path}")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Anybody but us could put files there.
+    #[error("the folder {0} must belong to root, mode 0700")]
+    Open(PathBuf),
+    /// Neither systemd's nor one of its own.
+    #[error("no listening socket: start banger-priv.socket, or give --socket in a build folder")]
+    NoSocket,
+    /// The kernel.
+    #[error("{0}")]
+    Kernel(#[from] KernelError),
+    /// Something of the process itself.
+    #[error("cannot {step}")]
+    Process {
+        /// What was tried.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn process<T>(step: &'static str, result: io::Result<T>) -> Result<T, StartError> {
+    result.map_err(|source| StartError::Process { step, source })
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match config::parse(std::env::args_os().skip(1)) {
+        Ok(Asked::Help) => say(config::HELP),
+        Ok(Asked::Version) => say(concat!("banger-priv ", env!("CARGO_PKG_VERSION"), "\n")),
+        Ok(Asked::Check) => ExitCode::SUCCESS,
+        Ok(Asked::Serve(config)) => match run(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail_with(&error),
+        },
+        Err(error) => fail_with(&error.into()),
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match io::Write::write_all(&mut io::stdout(), text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail_with(error: &StartError) -> ExitCode {
+    let mut text = format!("banger-priv: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    log::record(Level::Critical, &text);
+    ExitCode::FAILURE
+}
+
+/// The start-up order. Each step narrows what the later ones can do.
+fn run(config: &Config) -> Result<(), StartError> {
+    // 1. What the manager passed; every other descriptor is closed, and the environment emptied.
+    let manager = process("read NOTIFY_SOCKET", notify::Manager::read())?;
+    fail::arm();
+    let listener =
+        process("close inherited descriptors", sys::start::take_descriptors(manager.descriptors).map_err(Into::into))?;
+    confine::alone()?;
+    confine::join_group(config.daemon.gid)?;
+    let notifier = process("connect to NOTIFY_SOCKET", manager.connect())?;
+
+    // 2. Folders, held from now on; one helper at a time.
+    let listener = listening(config, listener)?;
+    let runtime = own_folder(&config.runtime)?;
+    own_folder(&config.state)?;
+    let cows = own_folder(&config.state.join("cow"))?;
+    let boot = process("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
+    let ledger = Ledger::open(runtime, boot.trim().to_owned())?;
+    let cows = Cows::open(cows).map_err(|source| StartError::Folder { path: config.state.join("cow"), source })?;
+    let images = Images::open(config.images.clone(), config.daemon.uid);
+    let processes = Rc::new(proc::Processes::open(config.unit.as_deref())?);
+
+    // 3. Two capabilities, nothing new, no core file.
+    confine::privileges()?;
+
+    // 4. One thread, on which everything else happens. (Landlock belongs before this line: all folders are
+    //    open; what is opened later lies below them, /dev, /proc and /sys/fs/cgroup.)
+    let runtime = process("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
+        let host = host::Host::open(Rc::clone(&processes), config.network, config.daemon)?;
+        host.make_bridge(&config.bridge_name).await?;
+        let parts =
+            Parts { kernel: host, ledger, cows, images, network: config.network, daemon_uid: config.daemon.uid };
+        let machine = Rc::new(Machine::new(parts));
+        machine.recover().await?;
+        process("listen", listener.set_nonblocking(true))?;
+        let listener = process("listen", tokio::net::UnixListener::from_std(listener))?;
+
+        // 6. (seccomp belongs here: from now on no socket is made, connected or bound, and nothing is run.)
+
+        // 7. Serve.
+        notifier.say("READY=1");
+        tokio::task::spawn_local(keep_alive(notifier));
+        serve::serve(listener, machine, processes, config.daemon.uid).await;
+        Ok(())
+    })
+}
+
+fn listening(config: &Config, passed: Option<OwnedFd>) -> Result<std::os::unix::net::UnixListener, StartError> {
+    match (&config.socket, passed) {
+        (Some(path), _) => Ok(serve::bind(path, config.daemon.gid)?),
+        (None, Some(socket)) => Ok(socket.into()),
+        (None, None) => Err(StartError::NoSocket),
+    }
+}
+
+/// A folder in which only the helper writes; made if it is not there.
+fn own_folder(path: &Path) -> Result<OwnedFd, StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let failed = |source| StartError::Folder { path: path.to_owned(), source };
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let folder = record::folder(path).map_err(failed)?;
+    let stat = rustix::fs::fstat(folder.as_fd()).map_err(|errno| failed(errno.into()))?;
+    let private = stat.st_mode & 0o077 == 0 && stat.st_uid == rustix::process::geteuid().as_raw();
+    if private { Ok(folder) } else { Err(StartError::Open(path.to_owned())) }
+}
+
+/// Tells systemd that the one thread still turns.
+async fn keep_alive(notifier: notify::Notifier) {
+    let Some(interval) = notifier.interval else { return };
+    loop {
+        tokio::time::sleep(interval).await;
+        notifier.say("WATCHDOG=1");
+    }
+}

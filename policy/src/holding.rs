@@ -204,6 +204,12 @@ impl Row {
         Self { tap, ..self }
     }
 
+    /// NAT goes with the tap.
+    #[must_use]
+    pub fn without_tap(self) -> Self {
+        Self { tap: Tap::None, nat: false, ..self }
+    }
+
     /// See [`Row::with_tap`].
     #[must_use]
     pub fn with_disk(self, disk: Disk) -> Self {

@@ -1,0 +1,212 @@
+//! COW files and the base images under them. The files are the helper's own, never the daemon's: a forged
+//! header in one makes the kernel allocate four times the chunk size that it claims.
+//!
+//! Each has a durable record beside it, written first and removed last, because the files outlive a reboot
+//! and the ledger does not. A record that is not `ready` is an attempt that was interrupted.
+
+use crate::kernel::{At, KernelError, Outcome};
+use crate::log::{self, Level};
+use crate::record;
+use banger_policy::holding::Cow;
+use banger_policy::limits::MAX_DISK_BYTES;
+use banger_policy::snapshot::CHUNK_BYTES;
+use banger_policy::{Digest, VmId};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fallocate, fstat, openat2, statat,
+};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Ending of the records.
+const RECORD: &str = ".json";
+
+/// All COW files of the host.
+#[derive(Debug)]
+pub struct Cows {
+    folder: OwnedFd,
+    records: BTreeMap<VmId, Cow>,
+    damaged: BTreeSet<VmId>,
+}
+
+impl Cows {
+    /// Reads the folder and undoes interrupted attempts.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(folder: OwnedFd) -> io::Result<Self> {
+        let mut cows = Self { folder, records: BTreeMap::new(), damaged: BTreeSet::new() };
+        for name in record::names(cows.folder.as_fd(), RECORD)? {
+            let Ok(vm) = name.parse::<VmId>() else { continue };
+            match record::read::<Cow>(cows.folder.as_fd(), &format!("{name}{RECORD}"))? {
+                Some(cow) if cow.vm == vm && cow.ready => drop(cows.records.insert(vm, cow)),
+                Some(cow) if cow.vm == vm => cows.remove(vm)?,
+                _ => {
+                    log::record(Level::Critical, &format!("cow vm={vm} verdict=quarantined rule=damaged-record"));
+                    cows.damaged.insert(vm);
+                }
+            }
+        }
+        Ok(cows)
+    }
+
+    /// The record of a VM's COW file.
+    #[must_use]
+    pub fn get(&self, vm: &VmId) -> Option<&Cow> {
+        self.records.get(vm)
+    }
+
+    /// All records.
+    #[must_use]
+    pub fn records(&self) -> &BTreeMap<VmId, Cow> {
+        &self.records
+    }
+
+    /// The record cannot be read; nothing of this VM is touched until an administrator has looked.
+    #[must_use]
+    pub fn is_damaged(&self, vm: &VmId) -> bool {
+        self.damaged.contains(vm)
+    }
+
+    /// Writes the record of an attempt, then makes the empty file.
+    ///
+    /// # Errors
+    /// EEXIST when there is a file without a record: it is not ours to overwrite.
+    pub fn begin(&self, cow: &Cow) -> Outcome<OwnedFd> {
+        match statat(&self.folder, cow.vm.to_string(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno).at("cow-look"),
+            Ok(_) => return Err(KernelError { step: "cow-exists", errno: libc::EEXIST }),
+        }
+        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), cow, true).at("cow-record")?;
+        crate::fail::point("cow-recorded");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        openat2(&self.folder, cow.vm.to_string(), flags, Mode::RUSR | Mode::WUSR, record::beneath()).at("cow-create")
+    }
+
+    /// Marks the attempt as finished; the file has been reserved.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn finish(&mut self, file: BorrowedFd<'_>, cow: &Cow) -> Outcome<()> {
+        rustix::fs::fsync(file).at("cow-sync")?;
+        crate::fail::point("cow-reserved");
+        let cow = Cow { ready: true, ..cow.clone() };
+        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), &cow, true).at("cow-record")?;
+        self.records.insert(cow.vm, cow);
+        Ok(())
+    }
+
+    /// Removes file and record; gone already is success.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove(&mut self, vm: VmId) -> io::Result<()> {
+        let name = format!("{vm}{RECORD}");
+        // Back to an attempt first: a crash before the end is then completed at start.
+        if let Some(cow) = self.records.get(&vm) {
+            let cow = Cow { ready: false, ..cow.clone() };
+            record::replace(self.folder.as_fd(), &name, &cow, true)?;
+            self.records.remove(&vm);
+        }
+        crate::fail::point("cow-removing");
+        record::remove(self.folder.as_fd(), &vm.to_string())?;
+        crate::fail::point("cow-removed");
+        record::remove(self.folder.as_fd(), &name)
+    }
+
+    /// Opens a finished COW file for the loop device.
+    ///
+    /// # Errors
+    /// ESTALE when the file is not the one that the record speaks of.
+    pub fn file(&self, cow: &Cow) -> Outcome<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = openat2(&self.folder, cow.vm.to_string(), flags, Mode::empty(), record::beneath()).at("cow-open")?;
+        let stat = fstat(&file).at("cow-stat")?;
+        let own = stat.st_uid == rustix::process::geteuid().as_raw()
+            && Mode::from_raw_mode(stat.st_mode) == Mode::RUSR | Mode::WUSR;
+        if plain(&stat) && own && size(&stat) == cow.file_bytes {
+            Ok(file)
+        } else {
+            Err(KernelError { step: "cow-changed", errno: libc::ESTALE })
+        }
+    }
+
+    /// What the file takes on the host's disk, bytes.
+    #[must_use]
+    pub fn allocated(&self, vm: &VmId) -> u64 {
+        let blocks = statat(&self.folder, vm.to_string(), AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_blocks);
+        u64::try_from(blocks).unwrap_or(0).saturating_mul(512)
+    }
+}
+
+/// Reserves `bytes` from `from` on; on a full disk nothing that runs is hurt, because the file is whole
+/// before anything uses it.
+///
+/// # Errors
+/// ENOSPC, or EOPNOTSUPP on a file system that cannot reserve.
+pub fn reserve(file: BorrowedFd<'_>, from: u64, bytes: u64) -> Outcome<()> {
+    loop {
+        match fallocate(file, FallocateFlags::empty(), from, bytes) {
+            Err(Errno::INTR) => {}
+            other => return other.at("cow-reserve"),
+        }
+    }
+}
+
+/// The daemon's image folder.
+#[derive(Debug)]
+pub struct Images {
+    path: PathBuf,
+    folder: RefCell<Option<OwnedFd>>,
+    daemon_uid: u32,
+}
+
+impl Images {
+    /// Keeps a handle on the folder, now or (on a host where the daemon has never run) when it is there.
+    #[must_use]
+    pub fn open(path: PathBuf, daemon_uid: u32) -> Self {
+        let folder = RefCell::new(record::folder(&path).ok());
+        Self { path, folder, daemon_uid }
+    }
+
+    /// Opens a base image: a plain, read-only file of the daemon's, in whole chunks. Answers its size too.
+    ///
+    /// # Errors
+    /// EINVAL when it is anything else.
+    pub fn base(&self, image: &Digest) -> Outcome<(OwnedFd, u64)> {
+        let mut folder = self.folder.borrow_mut();
+        if folder.is_none() {
+            *folder = Some(record::folder(&self.path).at("images-open")?);
+        }
+        let folder = folder.as_ref().ok_or(Errno::NOENT).at("images-open")?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let resolve = record::beneath() | ResolveFlags::NO_XDEV;
+        let file = openat2(folder, format!("{image}/rootfs.ext4"), flags, Mode::empty(), resolve).at("base-open")?;
+        let stat = fstat(&file).at("base-stat")?;
+        let bytes = size(&stat);
+        let writable = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WUSR | Mode::WGRP | Mode::WOTH);
+        let whole = bytes > 0 && bytes <= MAX_DISK_BYTES && bytes.is_multiple_of(CHUNK_BYTES);
+        if plain(&stat) && stat.st_uid == self.daemon_uid && !writable && whole {
+            Ok((file, bytes))
+        } else {
+            Err(KernelError { step: "base-refused", errno: libc::EINVAL })
+        }
+    }
+}
+
+/// A regular file under one name.
+fn plain(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1
+}
+
+fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "cow_tests.rs"]
+mod tests;

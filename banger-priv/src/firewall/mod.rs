@@ -1,0 +1,289 @@
+//! The VMs' firewall as one value: the table `inet banger`, made whole at start-up in one transaction, then
+//! changed by set elements alone, one transaction per VM.
+//!
+//! The table has an owner (this process's netlink socket) and persists: nobody else, not even root's
+//! `nft flush ruleset`, can open it while the helper lives, and it stays as it is when the helper dies.
+//! It only restricts. Accepting belongs to the host's own chains, where a drop of another table is final;
+//! see `packaging/host-firewall`. What is written here, in nft's words:
+//!
+//! ```text
+//! set live   { type ifname . ipv4_addr }   # tap and the one source address that may come out of it
+//! set owners { type ifname . uid }         # tap and the user who may connect to the guest
+//! set nat    { type ipv4_addr }            # guests that may leave through the uplink
+//! chain guard {                            # before connection tracking: nothing spoofed is remembered
+//!     type filter hook prerouting priority raw
+//!     iifname "bgr-*" meta nfproto != ipv4 drop
+//!     iifname "bgr-*" iifname . ip saddr != @live drop }
+//! chain input {                            # guest to host: answers only
+//!     type filter hook input priority filter
+//!     iifname "bgr-*" ct state established,related accept
+//!     iifname "bgr-*" drop }
+//! chain forward {
+//!     type filter hook forward priority filter
+//!     iifname "bgr-*" oifname "bgr-*" drop
+//!     iifname "bgr-*" ip daddr <metadata services> drop
+//!     iifname "bgr-*" ip saddr != @nat drop
+//!     oifname "bgr-*" ct state established,related accept
+//!     oifname "bgr-*" drop }
+//! chain output {                           # host to guest: its owner, the daemon and root
+//!     type filter hook output priority filter
+//!     oifname "bgr-*" ct state established,related accept
+//!     oifname "bgr-*" meta skuid { root, bangerd } accept
+//!     oifname "bgr-*" oifname . meta skuid != @owners drop }
+//! chain masquerade {
+//!     type nat hook postrouting priority srcnat
+//!     oifname != "bgr-*" ip saddr @nat masquerade }
+//! ```
+
+mod message;
+mod socket;
+
+use banger_policy::holding::Registration;
+use banger_policy::id::DEVICE_PREFIX;
+use message::{Attrs, Batch, Kind};
+pub use socket::Firewall;
+use std::net::Ipv4Addr;
+
+const TABLE: &str = "banger";
+/// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
+const OWNED: u32 = 2 | 4;
+/// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
+const REG_1: u32 = 1;
+const REG_2: u32 = 2;
+/// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba, Oracle.
+const METADATA: [(Ipv4Addr, usize); 4] = [
+    (Ipv4Addr::new(169, 254, 0, 0), 2),
+    (Ipv4Addr::new(168, 63, 129, 16), 4),
+    (Ipv4Addr::new(100, 100, 100, 200), 4),
+    (Ipv4Addr::new(192, 0, 0, 192), 4),
+];
+
+/// The sets: name, nft's type number (for listings), key length in bytes.
+const SETS: [(&str, u32, u32); 3] = [
+    // Types ifname (41), ipv4_addr (7), uid (24), joined by six bits.
+    ("live", (41 << 6) | 7, 20),
+    ("owners", (41 << 6) | 24, 20),
+    ("nat", 7, 4),
+];
+
+/// A change of one VM's elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    remove: Vec<Element>,
+    add: Vec<Element>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Element {
+    set: &'static str,
+    key: Vec<u8>,
+}
+
+impl Change {
+    /// From what is registered to what should be.
+    #[must_use]
+    pub fn between(old: Option<&Registration>, new: Option<&Registration>) -> Self {
+        let (old, new) = (elements(old), elements(new));
+        Self {
+            remove: old.iter().filter(|element| !new.contains(element)).cloned().collect(),
+            add: new.iter().filter(|element| !old.contains(element)).cloned().collect(),
+        }
+    }
+
+    fn encode(&self, batch: &mut Batch) {
+        // Adding first makes removing an element that is not there no error.
+        put_elements(batch, Kind::NewElement, &self.remove);
+        put_elements(batch, Kind::DelElement, &self.remove);
+        put_elements(batch, Kind::NewElement, &self.add);
+    }
+}
+
+fn elements(registration: Option<&Registration>) -> Vec<Element> {
+    let Some(registration) = registration else { return Vec::new() };
+    let mut name = registration.tap_name.clone().into_bytes();
+    name.resize(16, 0);
+    let address = registration.address.octets();
+    let mut elements = vec![
+        Element { set: "live", key: [&name[..], &address].concat() },
+        Element { set: "owners", key: [&name[..], &registration.owner.to_ne_bytes()].concat() },
+    ];
+    if registration.nat {
+        elements.push(Element { set: "nat", key: address.to_vec() });
+    }
+    elements
+}
+
+fn put_elements(batch: &mut Batch, kind: Kind, elements: &[Element]) {
+    for (set, ..) in SETS {
+        let mut list = Attrs::new();
+        let mut any = false;
+        for element in elements.iter().filter(|element| element.set == set) {
+            let key = Attrs::new().bytes(1, &element.key);
+            list = list.nest(1, &Attrs::new().nest(1, &key));
+            any = true;
+        }
+        if any {
+            batch.add(kind, &Attrs::new().text(1, TABLE).text(2, set).nest(3, &list));
+        }
+    }
+}
+
+/// The whole table, in place of whatever stands under its name.
+fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
+    let table = Attrs::new().text(1, TABLE).u32(2, OWNED);
+    // Made or taken over, emptied, made again.
+    batch.add(Kind::NewTable, &table);
+    batch.add(Kind::DelTable, &Attrs::new().text(1, TABLE));
+    batch.add(Kind::NewTable, &table);
+    for (id, (set, key_type, key_length)) in (1..).zip(SETS) {
+        let attrs = Attrs::new().text(1, TABLE).text(2, set).u32(3, 0).u32(4, key_type).u32(5, key_length).u32(10, id);
+        batch.add(Kind::NewSet, &attrs);
+    }
+    // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
+    chain(batch, "guard", "filter", 0, -300);
+    rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![drop_packet()]]);
+    rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup("live", REG_1, true)], vec![drop_packet()]]);
+    chain(batch, "input", "filter", 1, 0);
+    rule(batch, "input", &[from_vm(), answers(), vec![accept()]]);
+    rule(batch, "input", &[from_vm(), vec![drop_packet()]]);
+    chain(batch, "forward", "filter", 2, 0);
+    rule(batch, "forward", &[from_vm(), to_vm(true), vec![drop_packet()]]);
+    for (address, length) in METADATA {
+        let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
+        rule(batch, "forward", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![drop_packet()]]);
+    }
+    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup("nat", REG_1, true)], vec![drop_packet()]]);
+    rule(batch, "forward", &[to_vm(true), answers(), vec![accept()]]);
+    rule(batch, "forward", &[to_vm(true), vec![drop_packet()]]);
+    chain(batch, "output", "filter", 3, 0);
+    rule(batch, "output", &[to_vm(true), answers(), vec![accept()]]);
+    for uid in [0, daemon_uid] {
+        rule(
+            batch,
+            "output",
+            &[to_vm(true), socket_uid(REG_2), vec![compare(REG_2, true, &uid.to_ne_bytes()), accept()]],
+        );
+    }
+    let allowed = vec![lookup("owners", REG_1, false), accept()];
+    rule(batch, "output", &[to_vm(true), socket_uid(REG_2), allowed]);
+    // Not `!= @owners drop`: a packet without a socket has no uid, would not match, and would pass.
+    rule(batch, "output", &[to_vm(true), vec![drop_packet()]]);
+    chain(batch, "masquerade", "nat", 4, 100);
+    let leaving = vec![source(REG_1), lookup("nat", REG_1, false), expression("masq", &Attrs::new())];
+    rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
+    for registration in registrations {
+        put_elements(batch, Kind::NewElement, &elements(Some(registration)));
+    }
+}
+
+fn chain(batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: i32) {
+    let hook = Attrs::new().u32(1, hook).u32(2, priority.cast_unsigned());
+    // Policy accept: packets that are not of a VM are none of our business.
+    batch.add(Kind::NewChain, &Attrs::new().text(1, TABLE).text(3, name).nest(4, &hook).u32(5, 1).text(7, kind));
+}
+
+fn rule(batch: &mut Batch, chain: &str, parts: &[Vec<Attrs>]) {
+    let list = parts.iter().flatten().fold(Attrs::new(), |list, part| list.nest(1, part));
+    batch.add(Kind::NewRule, &Attrs::new().text(1, TABLE).text(2, chain).nest(4, &list));
+}
+
+fn expression(name: &str, data: &Attrs) -> Attrs {
+    Attrs::new().text(1, name).nest(2, data)
+}
+
+fn meta(key: u32, register: u32) -> Attrs {
+    expression("meta", &Attrs::new().u32(1, register).u32(2, key))
+}
+
+fn compare(register: u32, equal: bool, value: &[u8]) -> Attrs {
+    let data = Attrs::new().bytes(1, value);
+    expression("cmp", &Attrs::new().u32(1, register).u32(2, u32::from(!equal)).nest(3, &data))
+}
+
+/// `iifname "bgr-*"`: the name's first bytes; the register keeps the whole name for a lookup.
+fn from_vm() -> Vec<Attrs> {
+    vec![meta(6, REG_1), compare(REG_1, true, DEVICE_PREFIX.as_bytes())]
+}
+
+fn to_vm(is: bool) -> Vec<Attrs> {
+    vec![meta(7, REG_1), compare(REG_1, is, DEVICE_PREFIX.as_bytes())]
+}
+
+fn nfproto_ipv4(is: bool) -> Vec<Attrs> {
+    vec![meta(15, REG_2), compare(REG_2, is, &[2])]
+}
+
+/// The IPv4 source address; only after the packet is known to be IPv4.
+fn source(register: u32) -> Attrs {
+    payload(register, 12, 4)
+}
+
+fn destination(prefix: &[u8]) -> Vec<Attrs> {
+    let length = u32::try_from(prefix.len()).unwrap_or(4);
+    vec![payload(REG_2, 16, length), compare(REG_2, true, prefix)]
+}
+
+/// From the network header (base 1).
+fn payload(register: u32, offset: u32, length: u32) -> Attrs {
+    expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
+}
+
+fn socket_uid(register: u32) -> Vec<Attrs> {
+    vec![meta(10, register)]
+}
+
+/// `ct state established,related`.
+fn answers() -> Vec<Attrs> {
+    let state = expression("ct", &Attrs::new().u32(1, REG_2).u32(2, 0));
+    let wanted = Attrs::new().bytes(1, &6_u32.to_ne_bytes());
+    let none = Attrs::new().bytes(1, &[0; 4]);
+    let masked = Attrs::new().u32(1, REG_2).u32(2, REG_2).u32(3, 4).nest(4, &wanted).nest(5, &none);
+    vec![state, expression("bitwise", &masked), compare(REG_2, false, &[0; 4])]
+}
+
+fn lookup(set: &str, register: u32, inverted: bool) -> Attrs {
+    expression("lookup", &Attrs::new().text(1, set).u32(2, register).u32(5, u32::from(inverted)))
+}
+
+fn verdict(code: u32) -> Attrs {
+    let verdict = Attrs::new().u32(1, code);
+    expression("immediate", &Attrs::new().u32(1, 0).nest(2, &Attrs::new().nest(2, &verdict)))
+}
+
+fn drop_packet() -> Attrs {
+    verdict(0)
+}
+
+fn accept() -> Attrs {
+    verdict(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration(nat: bool) -> Registration {
+        Registration { tap_name: "bgr-aaaaaaaaaa".to_owned(), address: Ipv4Addr::new(172, 16, 0, 2), owner: 1000, nat }
+    }
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let (off, on) = (registration(false), registration(true));
+        let none = Change::between(Some(&off), Some(&off));
+        assert!(none.remove.is_empty() && none.add.is_empty());
+        let nat = Change::between(Some(&off), Some(&on));
+        assert!(nat.remove.is_empty());
+        assert_eq!(nat.add, [Element { set: "nat", key: vec![172, 16, 0, 2] }]);
+        assert_eq!(Change::between(Some(&on), Some(&off)).remove, nat.add);
+        assert_eq!(Change::between(None, Some(&on)).add.len(), 3);
+        assert_eq!(Change::between(Some(&on), None).remove.len(), 3);
+    }
+
+    #[test]
+    fn keys_have_the_sets_lengths() {
+        for element in elements(Some(&registration(true))) {
+            let length = SETS.iter().find(|set| set.0 == element.set).map(|set| set.2 as usize);
+            assert_eq!(Some(element.key.len()), length, "{}", element.set);
+        }
+    }
+}

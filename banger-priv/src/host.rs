@@ -1,0 +1,235 @@
+//! The real kernel. Sockets and device files are opened at start; while serving, only files below the
+//! handles kept here are opened.
+
+use crate::firewall::{Change, Firewall};
+use crate::kernel::{At, Kernel, KernelError, Link, NewTap, Outcome, Seen};
+use crate::links::{Links, Setup};
+use crate::log::{self, Level};
+use crate::proc::Processes;
+use crate::sys::dm::{self, Device};
+use crate::sys::loopdev::{LOOP_MAJOR, Loop};
+use crate::sys::tun::Tap;
+use crate::{fail, record};
+use banger_policy::VmId;
+use banger_policy::holding::Registration;
+use banger_policy::net::Network;
+use banger_policy::snapshot::CHUNK_SECTORS;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, chmodat, chownat, minor, openat2, statat};
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+
+/// Every handle through which the kernel is asked.
+#[derive(Debug)]
+pub struct Host {
+    dev: OwnedFd,
+    loop_control: Option<OwnedFd>,
+    dm_control: Option<OwnedFd>,
+    firewall: Firewall,
+    links: Links,
+    processes: Rc<Processes>,
+    network: Network,
+    daemon: Daemon,
+}
+
+/// Whom the devices are given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its uid.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// The mark on the link that carries the bridge address.
+const BRIDGE_ALIAS: &str = "banger:1:bridge";
+
+impl Host {
+    /// Opens devices and sockets. A host without device-mapper or loop devices can still make taps.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(processes: Rc<Processes>, network: Network, daemon: Daemon) -> Outcome<Self> {
+        let dev = record::folder(Path::new("/dev")).at("open-dev")?;
+        let device = |path: &'static str| {
+            let opened = openat2(&dev, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
+            if let Err(errno) = opened {
+                let errno = errno.raw_os_error();
+                log::record(
+                    Level::Warning,
+                    &format!("start device=/dev/{path} errno={errno} disks cannot be attached"),
+                );
+            }
+            opened.ok()
+        };
+        let (loop_control, dm_control) = (device("loop-control"), device("mapper/control"));
+        let firewall = Firewall::open(daemon.uid).at("firewall-open")?;
+        let links = Links::open().at("links-open")?;
+        Ok(Self { dev, loop_control, dm_control, firewall, links, processes, network, daemon })
+    }
+
+    /// Makes the link that carries the bridge address: a dummy, because a bridge without ports has no
+    /// carrier. A link of that name which is not ours is left alone.
+    ///
+    /// # Errors
+    /// EEXIST when the name is somebody else's.
+    pub async fn make_bridge(&self, name: &str) -> Outcome<()> {
+        let found = self.links.by_name(name).await?;
+        if let Some(link) = &found
+            && !(link.alias == BRIDGE_ALIAS && self.links.is_dummy(link.ifindex).await?)
+        {
+            return Err(KernelError { step: "bridge-foreign", errno: libc::EEXIST });
+        }
+        if found.is_none() {
+            match self.links.make_dummy(name).await {
+                // Taps carry the address too; only names through the host's resolver need this link.
+                Err(error) if error.errno == libc::EOPNOTSUPP => {
+                    log::record(Level::Warning, "start link=dummy errno=95 this kernel has none: no names for VMs");
+                    return Ok(());
+                }
+                other => other?,
+            }
+        }
+        let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("bridge-find")?;
+        let (address, prefix) = (self.network.gateway(), self.network.prefix());
+        self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, address, prefix }).await
+    }
+
+    fn dm(&self) -> Outcome<BorrowedFd<'_>> {
+        Ok(self.dm_control.as_ref().ok_or(Errno::NODEV).at("dm-control")?.as_fd())
+    }
+}
+
+impl Kernel for Host {
+    type Loop = Loop;
+
+    fn fresh(&self) -> Outcome<u64> {
+        loop {
+            let mut bytes = [0; 8];
+            let read = getrandom(&mut bytes[..], GetRandomFlags::empty()).at("random")?;
+            let number = u64::from_ne_bytes(bytes);
+            if read == bytes.len() && number != 0 {
+                return Ok(number);
+            }
+        }
+    }
+
+    async fn make_tap(&self, tap: &NewTap) -> Outcome<u32> {
+        let tun = openat2(&self.dev, "net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
+        let device = Tap::create(tun.at("tun-open")?, &tap.name).at("tap-create")?;
+        fail::point("tap-created");
+        // From here on every error drops `device`, and the link with it.
+        device.set_owner(self.daemon.uid).at("tap-owner")?;
+        let link = self.links.by_name(&tap.name).await?.ok_or(Errno::NODEV).at("tap-find")?;
+        let gateway = self.network.gateway();
+        self.links.set_up(link.ifindex, &Setup { alias: &tap.alias, address: gateway, prefix: 32 }).await?;
+        fail::point("tap-up");
+        self.links.route(tap.guest, link.ifindex, gateway).await?;
+        fail::point("tap-routed");
+        device.persist().at("tap-persist")?;
+        fail::point("tap-persistent");
+        Ok(link.ifindex)
+    }
+
+    async fn link_by_index(&self, ifindex: u32) -> Outcome<Option<Link>> {
+        self.links.by_index(ifindex).await
+    }
+
+    async fn link_by_name(&self, name: &str) -> Outcome<Option<Link>> {
+        self.links.by_name(name).await
+    }
+
+    async fn links(&self) -> Outcome<Vec<Link>> {
+        self.links.all().await
+    }
+
+    async fn delete_link(&self, ifindex: u32) -> Outcome<()> {
+        self.links.delete(ifindex).await
+    }
+
+    fn attach_loop(&self, file: BorrowedFd<'_>, read_only: bool, vm: &VmId) -> Outcome<Loop> {
+        let control = self.loop_control.as_ref().ok_or(Errno::NODEV).at("loop-control")?;
+        Loop::attach(control.as_fd(), self.dev.as_fd(), file, read_only, &format!("banger:{vm}")).at("loop-attach")
+    }
+
+    fn loop_number(device: &Loop) -> u32 {
+        device.number()
+    }
+
+    fn loop_still_on(&self, device: &Loop, file: BorrowedFd<'_>) -> Outcome<bool> {
+        device.still_on(file).at("loop-status")
+    }
+
+    fn dm_create(&self, name: &str, uuid: &str) -> Outcome<u32> {
+        dm::create(self.dm()?, name, uuid).at("dm-create")
+    }
+
+    fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()> {
+        // P: persistent, the store outlives the device. O: an overflow fails the write and not the disk.
+        let table = format!("{LOOP_MAJOR}:{base} {LOOP_MAJOR}:{cow} PO {CHUNK_SECTORS}");
+        dm::load(self.dm()?, uuid, sectors, "snapshot", &table).at("dm-load")
+    }
+
+    fn dm_resume(&self, uuid: &str) -> Outcome<()> {
+        dm::resume(self.dm()?, uuid).at("dm-resume")
+    }
+
+    fn dm_find(&self, uuid: &str) -> Outcome<Option<Device>> {
+        dm::find(self.dm()?, uuid).at("dm-find")
+    }
+
+    fn dm_list(&self) -> Outcome<Vec<Device>> {
+        match self.dm_control.as_ref() {
+            Some(control) => dm::list(control.as_fd(), "BANGER-").at("dm-list"),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn dm_remove(&self, uuid: &str) -> Outcome<()> {
+        match dm::remove(self.dm()?, uuid) {
+            Err(nix::errno::Errno::ENXIO) => Ok(()),
+            other => other.at("dm-remove"),
+        }
+    }
+
+    fn dm_give(&self, number: u32) -> Outcome<bool> {
+        let name = format!("dm-{number}");
+        let stat = match statat(&self.dev, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            // The kernel makes the node in its own time.
+            Err(Errno::NOENT) => return Ok(false),
+            other => other.at("dm-node")?,
+        };
+        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        if !block || minor(stat.st_rdev) != number {
+            return Err(KernelError { step: "dm-node", errno: libc::ENODEV });
+        }
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
+        if stat.st_uid == 0 && stat.st_gid == self.daemon.gid && Mode::from_raw_mode(stat.st_mode) == mode {
+            return Ok(true);
+        }
+        // Root may give a file of its own to a group that it is in, without any capability. udev may undo
+        // this a moment later when its rules are not ours, hence the look again.
+        chownat(&self.dev, &name, None, Some(Gid::from_raw(self.daemon.gid)), AtFlags::SYMLINK_NOFOLLOW)
+            .at("dm-chgrp")?;
+        chmodat(&self.dev, &name, mode, AtFlags::empty()).at("dm-chmod")?;
+        Ok(false)
+    }
+
+    fn firewall_rebuild(&self, registrations: &[Registration]) -> Outcome<()> {
+        self.firewall.rebuild(registrations).at("firewall-rebuild")
+    }
+
+    fn firewall_change(&self, change: &Change) -> Outcome<()> {
+        self.firewall.change(change).at("firewall-change")
+    }
+
+    fn process(&self, pid: u32) -> Outcome<Option<Seen>> {
+        self.processes.look(pid)
+    }
+
+    fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {
+        self.processes.in_vm_cgroup(owner, vm, pid)
+    }
+}

@@ -1,0 +1,248 @@
+//! COW files, loops and dm snapshots.
+
+use super::{Answer, Denied, Machine, Stop, again};
+use crate::cow::reserve;
+use crate::fail;
+use crate::kernel::{Kernel, KernelError};
+use crate::sys::dm::Device;
+use crate::sys::loopdev::LOOP_MAJOR;
+use banger_policy::holding::{self, AttachedDisk, Cow, Create, Disk, DiskClaim, Row, Step, loop_node};
+use banger_policy::snapshot::cow_file_bytes;
+use banger_policy::{Digest, VmId};
+use banger_proto::helper::{CowRecord, DiskIdentity, HelperError};
+use std::os::fd::AsFd;
+
+/// A file is reserved in pieces, so that other calls are answered in between. Bytes.
+const PIECE: u64 = 1 << 30;
+
+pub(super) fn identity(row: &Row, held: &AttachedDisk) -> DiskIdentity {
+    DiskIdentity {
+        dm_name: row.vm.dm_name(),
+        dm_dev: held.dm_node(),
+        base_loop: loop_node(held.base_loop),
+        cow_loop: loop_node(held.cow_loop),
+        generation: row.generation,
+    }
+}
+
+/// Name, number and loops of a device that was found by UUID.
+fn is_ours(device: &Device, row: &Row, held: &AttachedDisk) -> bool {
+    let uses = [(LOOP_MAJOR, held.base_loop), (LOOP_MAJOR, held.cow_loop)];
+    device.name == row.vm.dm_name() && device.minor == held.minor && same(&device.uses, &uses)
+}
+
+/// Is a device that was found by the row's UUID the row's?
+pub(super) fn matches(device: &Device, row: &Row) -> bool {
+    match &row.disk {
+        Disk::Held(held) => is_ours(device, row, held),
+        // Not committed: the UUID, which only root can set, is all there is.
+        _ => device.name == row.vm.dm_name(),
+    }
+}
+
+/// The kernel lists a table's devices in no particular order.
+fn same(uses: &[(u32, u32)], expected: &[(u32, u32)]) -> bool {
+    uses.len() == expected.len() && expected.iter().all(|device| uses.contains(device))
+}
+
+impl<K: Kernel> Machine<K> {
+    pub(super) fn cow_record(&self, cow: &Cow) -> CowRecord {
+        let allocated_bytes = self.cows.borrow().allocated(&cow.vm);
+        CowRecord { image: cow.image, cow_bytes: cow.cow_bytes, allocated_bytes }
+    }
+
+    fn cow(&self, vm: &VmId) -> Answer<Option<Cow>> {
+        let cows = self.cows.borrow();
+        if cows.is_damaged(vm) {
+            return Err(Denied::new(HelperError::Quarantined, "damaged-cow-record"));
+        }
+        Ok(cows.get(vm).cloned())
+    }
+
+    /// Makes the COW file, fully reserved.
+    ///
+    /// # Errors
+    /// [`HelperError::NoSpace`] leaves nothing behind.
+    pub async fn create_disk(&self, vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> Answer<CowRecord> {
+        let _turn = self.turn(vm).await?;
+        let known = self.cow(&vm)?;
+        let count = self.cows.borrow().records().len();
+        if let Create::Stored = holding::create_disk(known.as_ref(), count, owner, image, cow_bytes).granted()? {
+            return known.map(|cow| self.cow_record(&cow)).ok_or(Denied::new(HelperError::NotYours, "not-yours"));
+        }
+        let (_, base_bytes) = self.images.base(&image).map_err(bad_image)?;
+        let file_bytes = cow_file_bytes(cow_bytes, base_bytes);
+        let generation = self.kernel.fresh()?;
+        let cow = Cow { vm, owner, image, base_bytes, cow_bytes, file_bytes, generation, ready: false };
+        let file = self.cows.borrow().begin(&cow).map_err(|error| match error.errno {
+            // Somebody put a file there; it is not overwritten, and not removed either.
+            libc::EEXIST => Denied::new(HelperError::Quarantined, "cow-without-record"),
+            _ => error.into(),
+        })?;
+        let reserved = self.reserve_all(file.as_fd(), file_bytes).await;
+        let finished = reserved.and_then(|()| Ok(self.cows.borrow_mut().finish(file.as_fd(), &cow)?));
+        if let Err(denied) = finished {
+            // If even this fails, the record says so and the next start completes it.
+            drop(self.cows.borrow_mut().remove(vm));
+            return Err(denied);
+        }
+        Ok(self.cow_record(&cow))
+    }
+
+    async fn reserve_all(&self, file: std::os::fd::BorrowedFd<'_>, bytes: u64) -> Answer<()> {
+        let mut from = 0;
+        while from < bytes {
+            reserve(file, from, PIECE.min(bytes.saturating_sub(from)))?;
+            from = from.saturating_add(PIECE);
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Removes the COW file; gone already is success.
+    ///
+    /// # Errors
+    /// [`HelperError::BadState`] while it is attached.
+    pub async fn discard_disk(&self, vm: VmId) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        holding::discard_disk(self.row(&vm).as_ref()).granted()?;
+        if self.cow(&vm)?.is_none() {
+            return Ok(());
+        }
+        let removed = self.cows.borrow_mut().remove(vm);
+        removed
+            .map_err(|error| Denied::new(HelperError::Kernel(error.raw_os_error().unwrap_or(libc::EIO)), "cow-remove"))
+    }
+
+    /// Attaches base and COW file, and the dm snapshot over them.
+    ///
+    /// # Errors
+    /// [`HelperError::BadImage`] when the base is not the one that the record speaks of.
+    pub async fn attach_disk(&self, vm: VmId, owner: u32) -> Answer<DiskIdentity> {
+        let _turn = self.turn(vm).await?;
+        let cow = self.cow(&vm)?;
+        let fresh = self.kernel.fresh()?;
+        let step = holding::attach_disk(self.ledger.borrow().rows(), vm, cow.as_ref(), owner, fresh).granted()?;
+        let (Step::Do(grant), Some(cow)) = (step, cow) else { return self.stored_disk(&vm) };
+        let row = grant.intent().clone();
+        self.put(row.clone())?;
+        let made = self.make_disk(&row, &cow).await;
+        let committed = made.and_then(|held| {
+            self.put(row.clone().with_disk(Disk::Held(held)))?;
+            Ok(held)
+        });
+        match committed {
+            Ok(held) => Ok(identity(&row, &held)),
+            Err(denied) => {
+                // What was made is found again by its UUID, now or at the next start.
+                if let Ok(undone) = self.drop_disk(&row).await {
+                    self.abandon(undone)?;
+                }
+                Err(denied)
+            }
+        }
+    }
+
+    fn stored_disk(&self, vm: &VmId) -> Answer<DiskIdentity> {
+        match self.row(vm) {
+            Some(row) => match row.disk {
+                Disk::Held(held) => Ok(identity(&row, &held)),
+                _ => Err(Denied::new(HelperError::BadState, "state-table")),
+            },
+            None => Err(Denied::new(HelperError::NotYours, "not-yours")),
+        }
+    }
+
+    async fn make_disk(&self, row: &Row, cow: &Cow) -> Answer<AttachedDisk> {
+        // An attempt of this very boot that was neither finished nor undone.
+        if self.drop_disk(row).await.is_err() {
+            return Err(Denied::new(HelperError::Busy, "dm-leftover"));
+        }
+        let (base, base_bytes) = self.images.base(&cow.image).map_err(bad_image)?;
+        if base_bytes != cow.base_bytes {
+            return Err(Denied::new(HelperError::BadImage, "base-changed"));
+        }
+        let file = self.cows.borrow().file(cow).map_err(|error| Denied::new(HelperError::Quarantined, error.step))?;
+        let (name, uuid) = (row.vm.dm_name(), row.vm.dm_uuid(row.generation));
+        let base_loop = self.kernel.attach_loop(base.as_fd(), true, &row.vm)?;
+        fail::point("base-attached");
+        let cow_loop = self.kernel.attach_loop(file.as_fd(), false, &row.vm)?;
+        fail::point("cow-attached");
+        let minor = self.kernel.dm_create(&name, &uuid)?;
+        fail::point("dm-created");
+        let held = AttachedDisk { minor, base_loop: K::loop_number(&base_loop), cow_loop: K::loop_number(&cow_loop) };
+        self.kernel.dm_load(&uuid, base_bytes / 512, held.base_loop, held.cow_loop)?;
+        fail::point("dm-loaded");
+        self.kernel.dm_resume(&uuid)?;
+        fail::point("dm-resumed");
+        // The device now holds both loops. Are they still on the files that were checked?
+        let loops = self.kernel.loop_still_on(&base_loop, base.as_fd())?
+            && self.kernel.loop_still_on(&cow_loop, file.as_fd())?;
+        let device = self.kernel.dm_find(&uuid)?;
+        if !loops || !device.is_some_and(|device| is_ours(&device, row, &held)) {
+            return Err(Denied::new(HelperError::Busy, "dm-changed-while-made"));
+        }
+        let mut tries = 0;
+        while !self.kernel.dm_give(minor)? {
+            if !again(&mut tries).await {
+                return Err(Denied::new(HelperError::Busy, "dm-node-late"));
+            }
+        }
+        fail::point("dm-given");
+        Ok(held)
+    }
+
+    /// Detaches the VM's disk.
+    ///
+    /// # Errors
+    /// [`HelperError::Busy`] while somebody has it open.
+    pub async fn detach_disk(&self, vm: VmId, disk: &DiskIdentity) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let row = self.row(&vm);
+        let running = self.running(row.as_ref())?;
+        let claim = DiskClaim {
+            dm_name: &disk.dm_name,
+            dm_dev: &disk.dm_dev,
+            base_loop: &disk.base_loop,
+            cow_loop: &disk.cow_loop,
+            generation: disk.generation,
+        };
+        let Step::Do(grant) = holding::detach_disk(row.as_ref(), &claim, running).granted()? else { return Ok(()) };
+        let row = grant.into_row();
+        let result = self.drop_disk(&row).await;
+        self.undone(row, result)
+    }
+
+    /// Removes the dm device of a row if it is the row's; the loops free themselves.
+    pub(super) async fn drop_disk(&self, row: &Row) -> Result<Row, Stop> {
+        let gone = || Ok(row.clone().with_disk(Disk::None));
+        let uuid = row.vm.dm_uuid(row.generation);
+        let mut tries = 0;
+        loop {
+            // On a host without device-mapper a row without a disk must still be released.
+            let device = if row.disk == Disk::None { None } else { self.kernel.dm_find(&uuid)? };
+            let Some(device) = device else { return gone() };
+            if !matches(&device, row) {
+                return Err(Stop::Mismatch("dm-changed"));
+            }
+            match self.kernel.dm_remove(&uuid) {
+                Ok(()) => {
+                    fail::point("dm-removed");
+                    return gone();
+                }
+                Err(KernelError { errno: libc::EBUSY, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if !again(&mut tries).await {
+                return Err(Stop::Busy("dm-open"));
+            }
+        }
+    }
+}
+
+fn bad_image(error: KernelError) -> Denied {
+    match error.errno {
+        libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR => error.into(),
+        _ => Denied::new(HelperError::BadImage, error.step),
+    }
+}

@@ -1,0 +1,244 @@
+//! The operations: what the policy granted, done in the order that survives a crash at any step.
+//!
+//! For each: a row with the intent is in the ledger before the kernel is asked, the kernel's identity of
+//! what was made is in it before the caller is answered. Operations on one VM wait for each other; those of
+//! different VMs do not. Nothing here looks at who is asking: [`crate::serve`] admits the daemon alone.
+
+mod disk;
+mod process;
+mod recover;
+mod report;
+mod tap;
+
+use crate::cow::{Cows, Images};
+use crate::fail;
+use crate::firewall::Change;
+use crate::kernel::{Kernel, KernelError};
+use crate::ledger::Ledger;
+use banger_policy::VmId;
+use banger_policy::holding::{self, Refusal, Row, Step};
+use banger_policy::net::Network;
+use banger_proto::helper::HelperError;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+/// How often a busy object is looked at again, and for how long: udev keeps a device open for some
+/// milliseconds after it appears, a dying VMM until its memory is given back.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+const BUSY_TRIES: u32 = 250;
+
+/// Why an operation was not done: the code that the daemon gets, and a fixed word for the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// For the daemon.
+    pub code: HelperError,
+    /// For the journal.
+    pub rule: &'static str,
+}
+
+impl Denied {
+    fn new(code: HelperError, rule: &'static str) -> Self {
+        Self { code, rule }
+    }
+}
+
+impl From<KernelError> for Denied {
+    fn from(error: KernelError) -> Self {
+        let code = match error.errno {
+            libc::EBUSY | libc::EEXIST => HelperError::Busy,
+            libc::ENOSPC | libc::EDQUOT => HelperError::NoSpace,
+            errno => HelperError::Kernel(errno),
+        };
+        Self { code, rule: error.step }
+    }
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotYours => Self::new(HelperError::NotYours, "not-yours"),
+            Refusal::BadState => Self::new(HelperError::BadState, "state-table"),
+            Refusal::BadArgument => Self::new(HelperError::BadArgument, "bounds"),
+            Refusal::Busy => Self::new(HelperError::Busy, "taken-by-another-vm"),
+            Refusal::StillRunning => Self::new(HelperError::StillRunning, "still-running"),
+            Refusal::Quota => Self::new(HelperError::Quota, "quota"),
+            Refusal::Quarantined => Self::new(HelperError::Quarantined, "quarantined"),
+        }
+    }
+}
+
+/// What every operation answers.
+pub type Answer<T> = Result<T, Denied>;
+
+/// How removing one object ended without success.
+enum Stop {
+    /// Try again later.
+    Busy(&'static str),
+    /// It is not what the row says.
+    Mismatch(&'static str),
+    /// The kernel.
+    Kernel(KernelError),
+}
+
+impl From<KernelError> for Stop {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+/// Everything that the helper knows and holds.
+#[derive(Debug)]
+pub struct Machine<K> {
+    kernel: K,
+    ledger: RefCell<Ledger>,
+    cows: RefCell<Cows>,
+    images: Images,
+    network: Network,
+    daemon_uid: u32,
+    turns: RefCell<BTreeMap<VmId, Arc<Mutex<()>>>>,
+}
+
+/// What a [`Machine`] is made of.
+#[derive(Debug)]
+pub struct Parts<K> {
+    /// The kernel.
+    pub kernel: K,
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The COW files.
+    pub cows: Cows,
+    /// The image folder.
+    pub images: Images,
+    /// The VMs' network.
+    pub network: Network,
+    /// The daemon's uid.
+    pub daemon_uid: u32,
+}
+
+impl<K: Kernel> Machine<K> {
+    /// Nothing is changed yet; see [`Machine::recover`].
+    #[must_use]
+    pub fn new(parts: Parts<K>) -> Self {
+        Self {
+            kernel: parts.kernel,
+            ledger: RefCell::new(parts.ledger),
+            cows: RefCell::new(parts.cows),
+            images: parts.images,
+            network: parts.network,
+            daemon_uid: parts.daemon_uid,
+            turns: RefCell::default(),
+        }
+    }
+
+    /// The kernel, for tests.
+    #[must_use]
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    /// Waits for the operations on this VM that came before.
+    async fn turn(&self, vm: VmId) -> Answer<OwnedMutexGuard<()>> {
+        if self.ledger.borrow().is_damaged(&vm) {
+            return Err(Denied::new(HelperError::Quarantined, "damaged-ledger-file"));
+        }
+        let lock = {
+            let mut turns = self.turns.borrow_mut();
+            // A lock that only this map holds has nobody waiting; at most 64 calls are in flight.
+            turns.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(turns.entry(vm).or_default())
+        };
+        Ok(lock.lock_owned().await)
+    }
+
+    fn row(&self, vm: &VmId) -> Option<Row> {
+        self.ledger.borrow().rows().get(vm).cloned()
+    }
+
+    fn put(&self, row: Row) -> Answer<()> {
+        self.ledger.borrow_mut().put(row).map_err(|_| Denied::new(HelperError::Ledger, "ledger-write"))?;
+        fail::point("ledger-written");
+        Ok(())
+    }
+
+    /// Commits that an attempt came to nothing. A row that holds nothing then was opened for it, and nobody
+    /// was told its generation.
+    fn abandon(&self, row: Row) -> Answer<()> {
+        if row.is_empty() && row.process.is_none() {
+            let closed = self.ledger.borrow_mut().close(row.vm);
+            closed.map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
+        } else {
+            self.put(row)
+        }
+    }
+
+    /// Does the process that was bound still run? A look-up that fails is never taken for "no".
+    fn running(&self, row: Option<&Row>) -> Answer<bool> {
+        let Some(bound) = row.and_then(|row| row.process) else { return Ok(false) };
+        let seen = self.kernel.process(bound.pid)?;
+        Ok(seen.is_some_and(|seen| seen.process == bound && seen.alive))
+    }
+
+    /// Takes the VM's address out of the firewall: first in every teardown.
+    fn withdraw(&self, row: &Row) -> Answer<()> {
+        self.kernel.firewall_change(&Change::between(row.registration().as_ref(), None))?;
+        fail::point("withdrawn");
+        Ok(())
+    }
+
+    /// Commits what an undo came to: the new row, or that somebody else had a hand in it.
+    fn undone(&self, row: Row, result: Result<Row, Stop>) -> Answer<()> {
+        match result {
+            Ok(row) => self.put(row),
+            Err(Stop::Busy(rule)) => Err(Denied::new(HelperError::Busy, rule)),
+            Err(Stop::Kernel(error)) => Err(error.into()),
+            Err(Stop::Mismatch(rule)) => {
+                self.put(row.with_quarantine(true))?;
+                Err(Denied::new(HelperError::Quarantined, rule))
+            }
+        }
+    }
+
+    /// Releases everything but the COW file. On a quarantined row it looks again: what an administrator has
+    /// put right is then released like anything else.
+    ///
+    /// # Errors
+    /// The first thing that could not be released; the rest has been.
+    pub async fn release(&self, vm: VmId) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let row = self.row(&vm);
+        let running = self.running(row.as_ref())?;
+        let Step::Do(grant) = holding::release(row.as_ref(), running).granted()? else { return Ok(()) };
+        let mut row = grant.into_row().with_quarantine(false);
+        self.withdraw(&row)?;
+        let tap = self.drop_tap(&row).await;
+        if let Ok(next) = &tap {
+            row.clone_from(next);
+        }
+        let disk = self.drop_disk(&row).await;
+        if let Ok(next) = &disk {
+            row.clone_from(next);
+        }
+        match [tap, disk].into_iter().find(|result| matches!(result, Err(Stop::Mismatch(_)))) {
+            Some(mismatch) => self.undone(row, mismatch),
+            None if row.is_empty() => {
+                self.ledger.borrow_mut().close(vm).map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
+            }
+            None => {
+                self.put(row)?;
+                Err(Denied::new(HelperError::Busy, "still-held"))
+            }
+        }
+    }
+}
+
+/// Waits a little; `false` when the tries are used up.
+async fn again(tries: &mut u32) -> bool {
+    *tries = tries.saturating_add(1);
+    if *tries < BUSY_TRIES {
+        tokio::time::sleep(BUSY_PAUSE).await;
+    }
+    *tries < BUSY_TRIES
+}

@@ -1,0 +1,75 @@
+//! The VM's process, and what the firewall lets pass because of it.
+
+use super::{Answer, Denied, Machine};
+use crate::fail;
+use crate::firewall::Change;
+use crate::kernel::Kernel;
+use banger_policy::VmId;
+use banger_policy::holding::{self, Row, Step};
+use banger_proto::helper::{HelperError, ProcessState};
+
+impl<K: Kernel> Machine<K> {
+    /// Records the VM's process, then registers its address.
+    ///
+    /// # Errors
+    /// [`HelperError::NotYours`] for a process that is not the daemon's user's, in this VM's cgroup, alive.
+    pub async fn bind_process(&self, vm: VmId, pid: u32) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let row = self.row(&vm);
+        let not_yours = |rule| Denied::new(HelperError::NotYours, rule);
+        let owner = row.as_ref().ok_or(not_yours("not-yours"))?.owner;
+        let inside = self.kernel.in_vm_cgroup(owner, &vm, pid)?;
+        // After the cgroup: alive here means that the number was this process's there, too.
+        let seen = self.kernel.process(pid)?.ok_or(not_yours("no-such-process"))?;
+        if !inside || seen.uids != [self.daemon_uid; 4] || !seen.alive {
+            return Err(not_yours("not-the-vms-process"));
+        }
+        match holding::bind_process(row.as_ref(), seen.process).granted()? {
+            Step::Stored => Ok(()),
+            Step::Do(grant) => self.register(row, grant.into_row()),
+        }
+    }
+
+    /// Switches NAT.
+    ///
+    /// # Errors
+    /// The policy's or the kernel's.
+    pub async fn set_nat(&self, vm: VmId, on: bool) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let row = self.row(&vm);
+        match holding::set_nat(row.as_ref(), on).granted()? {
+            Step::Stored => Ok(()),
+            Step::Do(grant) => self.register(row, grant.into_row()),
+        }
+    }
+
+    /// The row first: what is registered after a crash is what the rows say, for the whole table is made
+    /// from them at start.
+    fn register(&self, old: Option<Row>, new: Row) -> Answer<()> {
+        let before = old.as_ref().and_then(Row::registration);
+        let change = Change::between(before.as_ref(), new.registration().as_ref());
+        self.put(new)?;
+        let changed = self.kernel.firewall_change(&change);
+        if let (Err(_), Some(old)) = (&changed, old) {
+            self.put(old)?;
+        }
+        fail::point("registered");
+        Ok(changed?)
+    }
+
+    /// What became of the process that was bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn process_running(&self, vm: VmId, pid: u32) -> Answer<ProcessState> {
+        let Ok(bound) = holding::process_running(self.row(&vm).as_ref(), pid).granted() else {
+            return Ok(ProcessState::NotYours);
+        };
+        Ok(match self.kernel.process(pid)? {
+            None => ProcessState::Gone,
+            Some(seen) if seen.process != bound => ProcessState::NotYours,
+            Some(seen) if seen.alive => ProcessState::Running,
+            Some(_) => ProcessState::Gone,
+        })
+    }
+}

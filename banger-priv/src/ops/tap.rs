@@ -1,0 +1,107 @@
+//! Taps.
+
+use super::{Answer, Denied, Machine, Stop, again};
+use crate::fail;
+use crate::kernel::{Kernel, Link, NewTap};
+use banger_policy::VmId;
+use banger_policy::holding::{self, Row, Step, Tap, TapClaim};
+use banger_proto::helper::{HelperError, TapIdentity};
+
+fn identity(row: &Row) -> TapIdentity {
+    TapIdentity { tap_device: row.vm.tap_name(), generation: row.generation }
+}
+
+/// Kind, name and mark: what only root can make and nobody else could confuse with another VM's.
+fn is_ours(link: &Link, row: &Row) -> bool {
+    link.tun && link.name == row.vm.tap_name() && link.alias == row.vm.tap_alias(row.generation)
+}
+
+impl<K: Kernel> Machine<K> {
+    /// Makes the VM's tap, with a route to its guest.
+    ///
+    /// # Errors
+    /// [`HelperError::BadArgument`] for an index outside the network, else the policy's or the kernel's.
+    pub async fn acquire_tap(&self, vm: VmId, owner: u32, index: u16) -> Answer<TapIdentity> {
+        let index =
+            self.network.index(index.into()).map_err(|_| Denied::new(HelperError::BadArgument, "address-index"))?;
+        let address = self.network.guest(index);
+        let _turn = self.turn(vm).await?;
+        let fresh = self.kernel.fresh()?;
+        let step = holding::acquire_tap(self.ledger.borrow().rows(), vm, owner, address, fresh).granted()?;
+        let Step::Do(grant) = step else {
+            return self.row(&vm).as_ref().map(identity).ok_or(Denied::new(HelperError::NotYours, "not-yours"));
+        };
+        self.put(grant.intent().clone())?;
+        let row = grant.into_row();
+        let made = self.make_tap(&row, address).await;
+        let committed = match made {
+            Ok(ifindex) => self.put(row.clone().with_tap(Tap::Held { address, ifindex })),
+            Err(denied) => Err(denied),
+        };
+        if let Err(denied) = committed {
+            // What was made is found again by its intent, now or at the next start.
+            if let Ok(undone) = self.drop_tap(&row).await {
+                self.abandon(undone)?;
+            }
+            return Err(denied);
+        }
+        Ok(identity(&row))
+    }
+
+    async fn make_tap(&self, row: &Row, guest: std::net::Ipv4Addr) -> Answer<u32> {
+        let name = row.vm.tap_name();
+        match self.kernel.link_by_name(&name).await? {
+            // An attempt of this very boot that was neither finished nor undone.
+            Some(link) if is_ours(&link, row) => self.kernel.delete_link(link.ifindex).await?,
+            Some(_) => return Err(Denied::new(HelperError::Busy, "tap-name-foreign")),
+            None => {}
+        }
+        let tap = NewTap { name, alias: row.vm.tap_alias(row.generation), guest };
+        let ifindex = self.kernel.make_tap(&tap).await?;
+        fail::point("tap-made");
+        Ok(ifindex)
+    }
+
+    /// Removes the VM's tap.
+    ///
+    /// # Errors
+    /// [`HelperError::Busy`] while somebody has it open.
+    pub async fn release_tap(&self, vm: VmId, tap: &TapIdentity) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let row = self.row(&vm);
+        let running = self.running(row.as_ref())?;
+        let claim = TapClaim { tap_device: &tap.tap_device, generation: tap.generation };
+        let Step::Do(grant) = holding::release_tap(row.as_ref(), &claim, running).granted()? else { return Ok(()) };
+        let row = grant.into_row();
+        self.withdraw(&row)?;
+        let result = self.drop_tap(&row).await;
+        self.undone(row, result)
+    }
+
+    /// Removes the link of a row if it is the row's. The route and the address go with it.
+    pub(super) async fn drop_tap(&self, row: &Row) -> Result<Row, Stop> {
+        let mut tries = 0;
+        loop {
+            let link = match row.tap {
+                Tap::None => None,
+                // Not committed: only the mark tells ours from a link that was there before.
+                Tap::Intent { .. } => {
+                    self.kernel.link_by_name(&row.vm.tap_name()).await?.filter(|link| is_ours(link, row))
+                }
+                Tap::Held { ifindex, .. } => self.kernel.link_by_index(ifindex).await?,
+            };
+            let Some(link) = link else { return Ok(row.clone().without_tap()) };
+            if !is_ours(&link, row) {
+                return Err(Stop::Mismatch("tap-changed"));
+            }
+            if !link.carrier {
+                self.kernel.delete_link(link.ifindex).await?;
+                fail::point("tap-deleted");
+                return Ok(row.clone().without_tap());
+            }
+            if !again(&mut tries).await {
+                return Err(Stop::Busy("tap-open"));
+            }
+        }
+    }
+}

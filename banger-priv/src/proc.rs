@@ -1,0 +1,185 @@
+//! Who a process is: by pidfd, with `/proc` read only while the pidfd is held and the process still lives
+//! afterwards. Nothing that a process can write (command line, name, executable) is looked at.
+
+use crate::kernel::{At, Outcome, Seen};
+use crate::record;
+use banger_policy::VmId;
+use banger_policy::holding::Process;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{Mode, OFlags, fstat, openat2};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Enough for `/proc/PID/status`, `/proc/PID/stat` and a cgroup.procs of 3,000 processes, bytes.
+const ROOM: u64 = 32 * 1024;
+
+/// The folders in which processes and their cgroups are looked up.
+#[derive(Debug)]
+pub struct Processes {
+    proc: OwnedFd,
+    /// `/sys/fs/cgroup`, and the daemon's unit below it. The unit's folder comes and goes with the daemon,
+    /// so no handle on it is kept. `None`: no check.
+    unit: Option<(OwnedFd, String)>,
+}
+
+/// Where cgroups are (cgroups(7), version 2).
+pub const CGROUPS: &str = "/sys/fs/cgroup";
+
+impl Processes {
+    /// `unit`: the daemon's unit, below [`CGROUPS`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(unit: Option<&str>) -> Outcome<Self> {
+        let proc = record::folder(Path::new("/proc")).at("open-proc")?;
+        let unit = match unit {
+            Some(unit) => Some((record::folder(Path::new(CGROUPS)).at("open-cgroup")?, unit.to_owned())),
+            None => None,
+        };
+        Ok(Self { proc, unit })
+    }
+
+    /// Looks at process `pid`; `None` when there is none.
+    ///
+    /// # Errors
+    /// The kernel's, which must never be taken for "gone".
+    pub fn look(&self, pid: u32) -> Outcome<Option<Seen>> {
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
+            // EINVAL and ENOENT: it is a thread, not a process.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
+            other => other.at("pidfd-open")?,
+        };
+        let inode = fstat(&pidfd).at("pidfd-stat")?.st_ino;
+        let read = |file: &str| read_under(self.proc.as_fd(), &format!("{pid}/{file}"));
+        let (Ok(status), Ok(stat)) = (read("status"), read("stat")) else {
+            // It ended and was reaped between the two steps.
+            return if alive(pidfd.as_fd())? { Err(Errno::IO).at("proc-read") } else { Ok(None) };
+        };
+        let start_ticks = start_ticks(&stat).ok_or(Errno::IO).at("proc-stat")?;
+        let uids = uids(&status).ok_or(Errno::IO).at("proc-status")?;
+        let process = Process { pid, pidfd_inode: inode, start_ticks };
+        // Last: while this says alive, the number was this process's, and so was all that was read.
+        Ok(Some(Seen { process, uids, alive: alive(pidfd.as_fd())? }))
+    }
+
+    /// The process at the other end of a connection: its pid, if it is alive and in the daemon's own
+    /// cgroup. VMMs share the daemon's uid and its unit; only the leaf tells them apart.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn daemon(&self, pidfd: &OwnedFd) -> Outcome<Option<u32>> {
+        let info = format!("{}/fdinfo/{}", std::process::id(), pidfd.as_raw_fd());
+        let info = read_under(self.proc.as_fd(), &info).at("pidfd-info")?;
+        // "Pid:\t-1" once it has been reaped.
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+        let Some(pid) = pid else { return Ok(None) };
+        let inside = self.in_cgroup(DAEMON_LEAF, pid)?;
+        Ok(if inside && alive(pidfd.as_fd())? { Some(pid) } else { None })
+    }
+
+    /// Is the process in the cgroup of this owner's VM?
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {
+        self.in_cgroup(&format!("vms/{owner}/{vm}"), pid)
+    }
+
+    fn in_cgroup(&self, leaf: &str, pid: u32) -> Outcome<bool> {
+        let Some((root, unit)) = &self.unit else { return Ok(true) };
+        match read_under(root.as_fd(), &format!("{unit}/{leaf}/cgroup.procs")) {
+            Ok(list) => Ok(list.lines().any(|line| line.parse() == Ok(pid))),
+            // No such cgroup, or it went away while it was read.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(false),
+            Err(error) => Err(error).at("cgroup-read"),
+        }
+    }
+}
+
+/// systemd's `DelegateSubgroup=` of bangerd.service.
+const DAEMON_LEAF: &str = "daemon";
+
+/// Has the process behind a pidfd not ended? A zombie has.
+///
+/// # Errors
+/// The kernel's.
+pub fn alive(pidfd: BorrowedFd<'_>) -> Outcome<bool> {
+    let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    Ok(poll(&mut polled, PollTimeout::ZERO).at("pidfd-poll")? == 0)
+}
+
+/// Reads a small file below a directory, through no symbolic link.
+fn read_under(directory: BorrowedFd<'_>, path: &str) -> std::io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file: File = openat2(directory, path, flags, Mode::empty(), record::beneath())?.into();
+    let mut text = Vec::new();
+    file.take(ROOM).read_to_end(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length < ROOM) {
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    } else {
+        Err(Errno::FBIG.into())
+    }
+}
+
+/// Field 22. The name in field 2 is the process's own and may hold spaces and parentheses, so fields are
+/// counted from the last parenthesis.
+fn start_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The line `Uid:` with its four numbers. The name in the first line has its newlines escaped by the kernel.
+fn uids(status: &str) -> Option<[u32; 4]> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let numbers = line.split_ascii_whitespace().map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
+    numbers.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn look(pid: u32) -> Option<Seen> {
+        Processes::open(None).unwrap().look(pid).unwrap()
+    }
+
+    #[test]
+    fn a_forged_name_does_not_move_the_fields() {
+        let stat = "12 (x) R 1 (evil) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20";
+        assert_eq!(start_ticks(stat), Some(777));
+        assert_eq!(start_ticks("12 no parenthesis"), None);
+        assert_eq!(uids("Name:\tx\\nUid:\t0 0 0 0\nUid:\t5\t6\t7\t8\n"), Some([5, 6, 7, 8]));
+        assert_eq!(uids("Uid:\t5\t6\t7\n"), None);
+    }
+
+    #[test]
+    fn a_child_is_seen_living_ended_and_gone() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        let seen = look(pid).unwrap();
+        let me = nix::unistd::getuid().as_raw();
+        assert_eq!((seen.alive, seen.uids, seen.process.pid), (true, [me; 4], pid));
+        assert_eq!(look(pid), Some(seen), "the identity is stable");
+        child.kill().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        while alive(pidfd.as_fd()).unwrap() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(!look(pid).unwrap().alive, "a zombie is not alive");
+        child.wait().unwrap();
+        assert_eq!(look(pid), None);
+        assert_eq!(Processes::open(None).unwrap().daemon(&pidfd).unwrap(), None, "-1 is no pid");
+    }
+
+    #[test]
+    fn impossible_numbers_are_nobody() {
+        for pid in [0, u32::MAX, 1 << 31] {
+            assert_eq!(look(pid), None);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What only start-up does: descriptors and environment of the process, before it has threads.
+
+use nix::errno::Errno;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// The first descriptor that systemd passes (sd_listen_fds(3)).
+const LISTEN_START: RawFd = 3;
+
+/// Takes the one descriptor that systemd passed, and closes every other one above the standard three.
+///
+/// # Errors
+/// The kernel's.
+pub fn take_descriptors(passed: u32) -> nix::Result<Option<OwnedFd>> {
+    let first = if passed == 0 { LISTEN_START } else { LISTEN_START.saturating_add(1) };
+    // SAFETY: called first in `main`: nothing in this process has opened a descriptor at or above `first`.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
+    if passed == 0 {
+        return Ok(None);
+    }
+    // SAFETY: systemd passes it to this process (LISTEN_PID was compared), and it is taken once.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(LISTEN_START) }))
+}
+
+/// Empties the environment: nothing later may be steered by it.
+///
+/// # Errors
+/// Never on Linux.
+pub fn clear_environment() -> Result<(), Errno> {
+    // SAFETY: one thread, and nothing holds a pointer into the environment.
+    unsafe { nix::env::clearenv() }.map_err(|_| Errno::ENOMEM)
+}
