@@ -14,7 +14,7 @@ const SYSTEMD_FLOOR: u32 = 254;
 const FLOOR: &str = "banger needs Linux 6.12 and systemd 254 or newer (Debian 13, Ubuntu 26.04, RHEL 10, Fedora)";
 
 pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
-    let mut checks = vec![linux(), systemd(), ssh()];
+    let mut checks = vec![systemd(), ssh()];
     let daemon = async { answer(Client::connect().await?.rpc.doctor(soon())).await };
     match daemon.await {
         Ok(more) => {
@@ -22,6 +22,8 @@ pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
             checks.extend(more);
         }
         Err(error) => {
+            // Nobody else says it when the daemon does not.
+            checks.insert(0, linux());
             let hint = error.chain().find_map(|cause| cause.downcast_ref::<crate::error::Explained>());
             let hint = hint.map(|e| format!("; {}", e.hint())).unwrap_or_default();
             checks.push(check("bangerd", CheckStatus::Fail, &format!("{error:#}{hint}")));
