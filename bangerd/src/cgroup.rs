@@ -141,7 +141,8 @@ impl Cgroups {
     /// When a controller is missing or the group is not writable.
     pub fn under(base: &Path, controllers: &[&str]) -> io::Result<Self> {
         let available = read(&base.join("cgroup.controllers"))?;
-        if let Some(missing) = controllers.iter().find(|name| !available.split_whitespace().any(|have| have == **name)) {
+        if let Some(missing) = controllers.iter().find(|name| !available.split_whitespace().any(|have| have == **name))
+        {
             let message = format!("{}: the {missing} controller is not delegated", base.display());
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
@@ -368,7 +369,8 @@ fn gone(error: &io::Error) -> bool {
 fn process_usage(pid: u32) -> io::Result<Usage> {
     let status = read(Path::new(&format!("/proc/{pid}/status")))?;
     let stat = read(Path::new(&format!("/proc/{pid}/stat")))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
     // The name, field 2, may hold anything but ends at the last parenthesis.
     let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
     let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
@@ -393,7 +395,8 @@ mod tests {
         assert_eq!(own_path("9:name=systemd:/\n0::/a/daemon\n"), Some("/a/daemon"));
         assert_eq!(own_path("1:cpu:/\n"), None);
         assert_eq!(base("/system.slice/bangerd.service/daemon"), Some(root.join("system.slice/bangerd.service")));
-        for foreign in ["/", "/daemon", "/user.slice/session-1.scope", "/system.slice/bangerd.service", "/../daemon/x"] {
+        for foreign in ["/", "/daemon", "/user.slice/session-1.scope", "/system.slice/bangerd.service", "/../daemon/x"]
+        {
             assert_eq!(base(foreign), None, "{foreign}");
         }
     }

@@ -26,7 +26,8 @@ impl Pidfd {
     /// `ESRCH` when there is none.
     pub fn open(pid: u32) -> io::Result<Self> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("no such pid: {pid}")))?;
+        let number =
+            number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("no such pid: {pid}")))?;
         // The kernel sets close-on-exec on every pidfd.
         let fd = rustix::process::pidfd_open(number, PidfdFlags::empty())?;
         Ok(Self { pid, fd: Arc::new(fd) })
@@ -52,6 +53,7 @@ impl Pidfd {
     /// # Errors
     /// What the runtime says when it cannot watch the descriptor.
     pub async fn ended(&self) -> io::Result<()> {
+        #[expect(deprecated, reason = "an OwnedFd keeps its descriptor; the replacement is an unsafe fn")]
         let fd = AsyncFd::with_interest(self.fd.try_clone()?, Interest::READABLE)?;
         fd.readable().await.map(drop)
     }

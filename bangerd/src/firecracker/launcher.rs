@@ -104,8 +104,8 @@ fn become_vmm(orders: &Orders, report: &OwnedFd) -> Result<std::convert::Infalli
     // 4. No exec from here on gains anything.
     nix::sys::prctl::set_no_new_privs().map_err(Step::NoNewPrivs)?;
     // 5. The console: append, so that the daemon may cut the file while the VMM writes.
-    let console = open_console(&orders.console)
-        .map_err(|source| Step::Console { path: orders.console.clone(), source })?;
+    let console =
+        open_console(&orders.console).map_err(|source| Step::Console { path: orders.console.clone(), source })?;
     let stderr = console.try_clone().map_err(|source| Step::Console { path: orders.console.clone(), source })?;
     // 6. Everything else that the daemon had open. Its own descriptors close at exec anyway; this is for those
     //    that somebody forgot to mark.

@@ -8,11 +8,23 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | ',' | '+' | '@' | '%')
 }
 
+/// Words that are not a command's name for a shell when they come first and bare (section 2.4 Reserved Words,
+/// and bash's).
+const RESERVED: [&str; 17] = [
+    "case", "coproc", "do", "done", "elif", "else", "esac", "fi", "for", "function", "if", "in", "select", "then",
+    "time", "until", "while",
+];
+
 /// The line that a shell splits into exactly these words. None of them may contain NUL, which no argument
 /// of a program can.
 #[must_use]
 pub fn line<S: AsRef<str>>(words: &[S]) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| quote(word.as_ref())).collect();
+    let mut quoted: Vec<String> = words.iter().map(|word| quote(word.as_ref())).collect();
+    if let Some(first) = quoted.first_mut()
+        && RESERVED.contains(&first.as_str())
+    {
+        *first = format!("'{first}'");
+    }
     quoted.join(" ")
 }
 
@@ -44,6 +56,7 @@ mod tests {
         assert_eq!(line(&["sh", "-c", "exit 42"]), "sh -c 'exit 42'");
         assert_eq!(line(&["uname", "-a"]), "uname -a");
         assert_eq!(line(&["it's", ""]), r"'it'\''s' ''");
+        assert_eq!(line(&["time", "if"]), "'time' if");
         // An assignment or a tilde in front would be something else.
         assert_eq!(line(&["A=b", "~"]), "'A=b' '~'");
     }

@@ -1,0 +1,237 @@
+//! The control channel: the agent connects from the guest, says that it is ready and alive and when the
+//! guest ends, and is told to shut down.
+//!
+//! Firecracker forwards a guest's connection to CID 2, port P, to the unix socket `<vsock path>_P`
+//! (docs/vsock.md of Firecracker). One per running VM, kept by its actor; the agent reconnects for ever, so
+//! a new daemon only listens again. Only processes of the VM's own cgroup may connect. What arrives is
+//! bounded in length and rate, and decides about this VM only.
+
+use crate::cgroup::VmCgroup;
+use crate::firecracker::Vmm;
+use banger_proto::guest::{GuestCommand, GuestEvent, MAX_CONTROL_LINE, ShutdownKind};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+
+/// The agent says about one line a second; a guest that says more is read slowly.
+const LINE_PAUSE: Duration = Duration::from_millis(20);
+/// A command is a line; an agent that does not take it is as good as none.
+const SEND_WAIT: Duration = Duration::from_secs(2);
+/// How long [`Control::shutdown`] waits for an agent that is just reconnecting.
+const AGENT_WAIT: Duration = Duration::from_secs(2);
+/// The longest sentence taken from a guest, characters.
+const MAX_TEXT: usize = 200;
+
+/// A guest that is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadyInfo {
+    /// The guest's own boot id.
+    pub boot_id: String,
+}
+
+/// Why a guest did not get ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// No word from the agent.
+    #[error("the guest was not ready within {0} s")]
+    TimedOut(u64),
+    /// The VMM is gone; how.
+    #[error("firecracker ended before the guest was ready ({0})")]
+    VmmEnded(String),
+    /// The guest's own words.
+    #[error("the guest cannot boot: {0}")]
+    Failed(String),
+}
+
+/// What is known of a guest by its agent.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Said on the latest connection.
+    pub ready: Option<ReadyInfo>,
+    /// When the agent was last heard.
+    pub heard: Option<Instant>,
+    /// An announced end.
+    pub ending: Option<ShutdownKind>,
+    /// Why the boot cannot go on.
+    pub failed: Option<String>,
+}
+
+/// The host's end of one VM's control channel.
+#[derive(Debug)]
+pub struct Control {
+    socket: PathBuf,
+    view: watch::Receiver<View>,
+    agent: Agent,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Where Firecracker looks for the host's side of a port.
+#[must_use]
+pub fn socket_path(vsock_path: &Path, port: u32) -> PathBuf {
+    let mut path = vsock_path.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    path.into()
+}
+
+fn text(from_guest: &str) -> String {
+    from_guest.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
+
+impl Control {
+    /// Listens; before the VMM starts, or to take an adopted VM's agent back. Needs a runtime.
+    ///
+    /// # Errors
+    /// What the kernel says to the socket, such as a path over 108 bytes.
+    pub fn listen(vsock_path: &Path, port: u32, cgroup: VmCgroup) -> io::Result<Self> {
+        let socket = socket_path(vsock_path, port);
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket)?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        let (told, view) = watch::channel(View::default());
+        let agent = Arc::new(Mutex::new(None));
+        let task = tokio::spawn(accept(listener, cgroup, told, agent.clone()));
+        Ok(Self { socket, view, agent, task })
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Waits until the agent says that it answers.
+    ///
+    /// # Errors
+    /// [`NotReady`], as soon as it is certain.
+    pub async fn ready(&self, within: Duration, vmm: &Vmm) -> Result<ReadyInfo, NotReady> {
+        let mut view = self.view.clone();
+        let told = async {
+            tokio::select! {
+                // What the guest said before it ended is worth more than that it ended.
+                biased;
+                seen = view.wait_for(|view| view.ready.is_some() || view.failed.is_some()) => match seen.as_deref() {
+                    Ok(View { failed: Some(why), .. }) => Err(NotReady::Failed(why.clone())),
+                    Ok(View { ready: Some(ready), .. }) => Ok(ready.clone()),
+                    _ => Err(NotReady::TimedOut(within.as_secs())),
+                },
+                end = vmm.ended() => Err(NotReady::VmmEnded(end.to_string())),
+            }
+        };
+        timeout(within, told).await.unwrap_or(Err(NotReady::TimedOut(within.as_secs())))
+    }
+
+    /// Tells the agent to shut the guest down; false when there is none, or it does not take it.
+    pub async fn shutdown(&self) -> bool {
+        let Ok(mut line) = serde_json::to_vec(&GuestCommand::Shutdown) else { return false };
+        line.push(b'\n');
+        let deadline = Instant::now() + AGENT_WAIT;
+        loop {
+            if let Some(agent) = self.agent.lock().await.as_mut()
+                && let Ok(Ok(())) = timeout(SEND_WAIT, agent.write_all(&line)).await
+            {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+type Agent = Arc<Mutex<Option<OwnedWriteHalf>>>;
+
+/// One connection at a time: a newer one takes the older one's place, as after a reconnect.
+async fn accept(listener: UnixListener, cgroup: VmCgroup, told: watch::Sender<View>, agent: Agent) {
+    let told = Arc::new(told);
+    // Dropped with this task, and the reader with it.
+    let mut reader = JoinSet::new();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors: later, there may be some.
+                tracing::warn!(%error, "cannot accept on a control socket");
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        if !belongs(&stream, &cgroup) {
+            tracing::warn!("refused a connection to a control socket from outside the VM");
+            continue;
+        }
+        // Waits for the earlier one, so that its end cannot take the new agent away.
+        reader.shutdown().await;
+        let (from, to) = stream.into_split();
+        *agent.lock().await = Some(to);
+        reader.spawn(listen_to(from, told.clone(), agent.clone()));
+        // A guest that does nothing but connect is accepted slowly.
+        sleep(LINE_PAUSE).await;
+    }
+}
+
+/// Is the other side a process of this VM? All VMMs have our uid, so that alone admits another VM's. Without
+/// cgroups (a build folder) there is nothing to compare with.
+fn belongs(stream: &UnixStream, cgroup: &VmCgroup) -> bool {
+    let Ok(peer) = stream.peer_cred() else { return false };
+    if peer.uid() != rustix::process::geteuid().as_raw() {
+        return false;
+    }
+    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
+    cgroup.path().is_none() || pid.is_some_and(|pid| cgroup.procs().is_ok_and(|procs| procs.contains(&pid)))
+}
+
+async fn listen_to(from: OwnedReadHalf, told: Arc<watch::Sender<View>>, agent: Agent) {
+    let mut from = BufReader::with_capacity(MAX_CONTROL_LINE, from);
+    let limit = u64::try_from(MAX_CONTROL_LINE).unwrap_or(0);
+    loop {
+        let mut line = Vec::new();
+        match (&mut from).take(limit).read_until(b'\n', &mut line).await {
+            Ok(read) if read > 0 && line.last() == Some(&b'\n') => {}
+            // The end, or a line without one.
+            _ => break,
+        }
+        match serde_json::from_slice(&line) {
+            Ok(event) => told.send_modify(|view| note(view, event)),
+            // A newer agent may say more than we know.
+            Err(error) => tracing::debug!(%error, "a line on the control channel is not understood"),
+        }
+        sleep(LINE_PAUSE).await;
+    }
+    *agent.lock().await = None;
+}
+
+fn note(view: &mut View, event: GuestEvent) {
+    view.heard = Some(Instant::now());
+    match event {
+        GuestEvent::Ready { boot_id } => {
+            view.ready = Some(ReadyInfo { boot_id: text(&boot_id) });
+            // An end that was announced and did not come.
+            view.ending = None;
+        }
+        GuestEvent::Heartbeat => {}
+        GuestEvent::Shutdown { kind } => view.ending = Some(kind),
+        GuestEvent::Failed { reason } => view.failed = Some(text(&reason)),
+    }
+}
+
+#[cfg(test)]
+pub(in crate::guest) mod tests;

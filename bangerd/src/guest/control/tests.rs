@@ -1,0 +1,95 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::*;
+use crate::cgroup::Cgroups;
+use crate::pidfd::Pidfd;
+use banger_policy::VmId;
+
+pub(in crate::guest) fn group() -> VmCgroup {
+    Cgroups::untracked().vm(1000, &VmId::from_bytes([9; 32]).unwrap())
+}
+
+/// Something that lives until it is killed, in the place of a VMM.
+pub(in crate::guest) fn vmm() -> Vmm {
+    let child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+    let process = Pidfd::open(child.id().unwrap()).unwrap();
+    Vmm::of_child(process, group(), child)
+}
+
+async fn agent(control: &Control, lines: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(&control.socket).await.unwrap();
+    stream.write_all(lines.as_bytes()).await.unwrap();
+    stream
+}
+
+const READY: &str = "{\"event\":\"ready\",\"boot_id\":\"b-1\"}\n";
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let vsock = folder.path().join("vsock.sock");
+    std::fs::write(folder.path().join("vsock.sock_10001"), "left by an earlier daemon").unwrap();
+    let control = Control::listen(&vsock, 10_001, group()).unwrap();
+    let mode = std::fs::metadata(&control.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let vmm = vmm();
+    let first = agent(&control, READY).await;
+    assert_eq!(control.ready(SOON, &vmm).await.unwrap().boot_id, "b-1");
+    drop(first);
+    let mut second = agent(&control, &READY.replace("b-1", "b-2")).await;
+    control
+        .view
+        .clone()
+        .wait_for(|view| view.ready.as_ref().is_some_and(|ready| ready.boot_id == "b-2"))
+        .await
+        .unwrap();
+    assert!(control.shutdown().await);
+    let mut said = [0; 23];
+    second.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"{\"command\":\"shutdown\"}\n");
+    second.write_all(b"{\"event\":\"shutdown\",\"kind\":\"halt\"}\n").await.unwrap();
+    control.view.clone().wait_for(|view| view.ending == Some(ShutdownKind::Halt)).await.unwrap();
+    let socket = control.socket.clone();
+    drop(control);
+    assert!(!socket.exists());
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn nobody_to_tell_is_said_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let vmm = vmm();
+    assert!(!control.shutdown().await);
+    let silent = control.ready(Duration::from_millis(100), &vmm).await;
+    assert_eq!(silent, Err(NotReady::TimedOut(0)));
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+    let gone = control.ready(SOON, &vmm).await.unwrap_err();
+    assert_eq!(gone.to_string(), "firecracker ended before the guest was ready (signal 9)");
+}
+
+#[tokio::test]
+async fn a_guest_that_cannot_boot_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let vmm = vmm();
+    let _agent = agent(&control, "{\"event\":\"failed\",\"reason\":\"no \\u001b[31mroot\"}\n").await;
+    let failed = control.ready(SOON, &vmm).await.unwrap_err();
+    assert_eq!(failed.to_string(), "the guest cannot boot: no [31mroot");
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_line_ends_the_connection_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let mut endless = agent(&control, &"x".repeat(4 * MAX_CONTROL_LINE)).await;
+    // Closed by the reader: the end, or a reset because not everything was taken.
+    let mut end = [0; 1];
+    assert!(!matches!(timeout(SOON, endless.read(&mut end)).await.unwrap(), Ok(1..)));
+    let vmm = vmm();
+    let lines = format!("garbage\n{{\"event\":\"sing\"}}\n{READY}");
+    let _agent = agent(&control, &lines).await;
+    assert_eq!(control.ready(SOON, &vmm).await.unwrap().boot_id, "b-1");
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}

@@ -1,0 +1,87 @@
+//! A VM's console for a client, from the file: a chunk in memory, whatever its size.
+
+use super::client::{Client, Sender, until_gone};
+use crate::guest::console;
+use banger_proto::stream::Frame;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+
+const CHUNK: usize = 32 * 1024;
+/// How often a followed console is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+/// What is searched for the beginning of the wanted lines: the file is not larger.
+const SEARCH: u64 = 2 * console::CAP;
+
+/// Sends the console from `tail` lines before its end, all of it when `None`; with `follow`, then what is
+/// written until the client goes, also by the next boots. A VM that never ran has an empty one.
+///
+/// # Errors
+/// What the client's socket says.
+pub async fn logs(stream: UnixStream, console: &Path, follow: bool, tail: Option<u32>) -> io::Result<()> {
+    let Client { mut from, mut to, .. } = Client::new(stream)?;
+    let sending = async {
+        match pass(console, follow, tail, &mut to).await {
+            Ok(()) => to.last(&Frame::Exit(0)).await,
+            Err(error) => to.failed(&format!("cannot read the console: {error}")).await,
+        }
+    };
+    tokio::select! {
+        sent = sending => sent,
+        () = until_gone(&mut from) => Ok(()),
+    }
+}
+
+async fn pass(path: &Path, follow: bool, tail: Option<u32>, to: &mut Sender) -> io::Result<()> {
+    let mut reader = Reader { path: path.to_owned(), place: None };
+    loop {
+        let (back, bytes) = tokio::task::spawn_blocking(move || {
+            let bytes = reader.next(tail);
+            (reader, bytes)
+        })
+        .await
+        .map_err(io::Error::other)?;
+        reader = back;
+        match bytes? {
+            bytes if !bytes.is_empty() => to.bytes(&bytes, Frame::Output).await?,
+            _ if follow => sleep(LOOK).await,
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Reads on where it stopped, also when the file was emptied or replaced for another boot.
+struct Reader {
+    path: PathBuf,
+    /// Inode and offset.
+    place: Option<(u64, u64)>,
+}
+
+impl Reader {
+    fn next(&mut self, tail: Option<u32>) -> io::Result<Vec<u8>> {
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // What appears later is new from its first byte.
+                self.place.get_or_insert((0, 0));
+                return Ok(Vec::new());
+            }
+            opened => opened?,
+        };
+        let metadata = file.metadata()?;
+        let start = console::data_start(&file)?;
+        let offset = match (self.place, tail) {
+            (Some((inode, offset)), _) if inode == metadata.ino() && offset <= metadata.len() => offset.max(start),
+            (None, Some(lines)) => console::lines_from_end(&file, lines, SEARCH)?,
+            _ => start,
+        };
+        let mut bytes = vec![0; CHUNK];
+        let read = file.read_at(&mut bytes, offset)?;
+        bytes.truncate(read);
+        self.place = Some((metadata.ino(), offset + u64::try_from(read).unwrap_or(0)));
+        Ok(bytes)
+    }
+}

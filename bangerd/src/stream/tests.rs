@@ -1,0 +1,227 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::*;
+use crate::guest::ssh::tests::{Guest, guest, words};
+use banger_proto::stream::{Frame, Terminal, read, write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn start(guest: &Guest, command: &[&str], terminal: Option<Terminal>) -> (UnixStream, JoinHandle<std::io::Result<()>>) {
+    let (client, server) = UnixStream::pair().unwrap();
+    let (session, command) = (guest.session.clone(), words(command));
+    let serving = tokio::spawn(async move { exec(server, &session, &command, &[], terminal.as_ref()).await });
+    (client, serving)
+}
+
+/// Everything up to the last frame: standard output, standard error, last frame.
+async fn all(client: &mut UnixStream) -> (String, String, Frame) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    loop {
+        match timeout(SOON, read(client)).await.unwrap().unwrap().unwrap() {
+            Frame::Output(bytes) => out.extend(bytes),
+            Frame::ErrorOutput(bytes) => err.extend(bytes),
+            last => {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                return (text(&out), text(&err), last);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_served_to_its_status() {
+    let guest = guest();
+    let (mut client, serving) = start(&guest, &["sh", "-c", "cat; echo err >&2; exit 42"], None);
+    write(&mut client, &Frame::Input(b"hello".to_vec())).await.unwrap();
+    write(&mut client, &Frame::InputEnd).await.unwrap();
+    assert_eq!(all(&mut client).await, ("hello".into(), "err\n".into(), Frame::Exit(42)));
+    assert_eq!(read(&mut client).await.unwrap(), None);
+    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_reach_the_command() {
+    let guest = guest();
+    let script = "trap 'echo caught; exit 3' INT; echo set; while :; do sleep 0.1; done";
+    let (mut client, _serving) = start(&guest, &["sh", "-c", script], None);
+    assert_eq!(read(&mut client).await.unwrap(), Some(Frame::Output(b"set\n".to_vec())));
+    write(&mut client, &Frame::Signal("NONSENSE".into())).await.unwrap();
+    write(&mut client, &Frame::Signal("INT".into())).await.unwrap();
+    assert_eq!(all(&mut client).await, ("caught\n".into(), String::new(), Frame::Exit(3)));
+}
+
+async fn ends(pid: &str) -> bool {
+    let process = format!("/proc/{}", pid.trim());
+    for _ in 0..200 {
+        if !Path::new(&process).exists() {
+            return true;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_ends_its_command() {
+    let guest = guest();
+    for terminal in [None, Some(Terminal { term: "dumb".into(), cols: 80, rows: 24 })] {
+        let (mut client, serving) = start(&guest, &["sh", "-c", "echo $$; exec sleep 1000"], terminal);
+        let Some(Frame::Output(pid)) = read(&mut client).await.unwrap() else { panic!("no output") };
+        drop(client);
+        assert!(timeout(SOON, serving).await.unwrap().unwrap().is_err());
+        assert!(ends(&String::from_utf8(pid).unwrap()).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn also_when_the_command_takes_no_input_any_more() {
+    let guest = guest();
+    let (mut client, serving) = start(&guest, &["sh", "-c", "echo $$; exec sleep 1000"], None);
+    let Some(Frame::Output(pid)) = read(&mut client).await.unwrap() else { panic!("no output") };
+    // Until no buffer on the way takes more: memory is bounded.
+    let mut sent = 0_u32;
+    while let Ok(written) = timeout(Duration::from_secs(1), write(&mut client, &Frame::Input(vec![0; 60_000]))).await {
+        written.unwrap();
+        sent += 1;
+        assert!(sent < 2000, "somebody buffers without end");
+    }
+    drop(client);
+    assert!(timeout(SOON, serving).await.unwrap().unwrap().is_err());
+    assert!(ends(&String::from_utf8(pid).unwrap()).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_read_stops_the_command() {
+    let guest = guest();
+    let (client, serving) = start(&guest, &["yes"], None);
+    sleep(Duration::from_millis(500)).await;
+    assert!(!serving.is_finished());
+    drop(client);
+    assert!(timeout(SOON, serving).await.unwrap().unwrap().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_does_not_answer_is_said() {
+    let guest = guest();
+    let lost = start(&guest, &["sleep", "1000"], None);
+    let (mut client, _serving) = lost;
+    sleep(Duration::from_millis(500)).await;
+    for connection in guest.connections.lock().unwrap().iter() {
+        connection.abort();
+    }
+    let (_, _, last) = all(&mut client).await;
+    assert_eq!(last, Frame::Failed("the connection to the guest was lost before the command ended".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_ssh_gets_the_servers_bytes() {
+    let guest = guest();
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let session = guest.session.clone();
+    let serving = tokio::spawn(async move { ssh_proxy(server, &session).await });
+    write(&mut client, &Frame::Input(b"SSH-2.0-test\r\n".to_vec())).await.unwrap();
+    let Some(Frame::Output(banner)) = read(&mut client).await.unwrap() else { panic!("no banner") };
+    assert!(banner.starts_with(b"SSH-2.0-banger_"));
+    // Not a key exchange: the server hangs up.
+    write(&mut client, &Frame::Input(vec![0xff; 100])).await.unwrap();
+    assert_eq!(all(&mut client).await.2, Frame::Exit(0));
+    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn logs_are_sent_from_where_they_are_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console.log");
+    let read_all = async |tail| {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let (sent, said) = tokio::join!(logs(server, &path, false, tail), all(&mut client));
+        sent.unwrap();
+        said
+    };
+    assert_eq!(read_all(None).await, (String::new(), String::new(), Frame::Exit(0)));
+    std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+    assert_eq!(read_all(None).await.0, "one\ntwo\nthree\n");
+    assert_eq!(read_all(Some(2)).await.0, "two\nthree\n");
+    assert_eq!(read_all(Some(0)).await.0, "");
+    std::fs::write(&path, "x".repeat(1_000_000)).unwrap();
+    assert_eq!(read_all(None).await.0.len(), 1_000_000);
+}
+
+#[tokio::test]
+async fn followed_logs_go_on_into_the_next_boot_and_end_with_the_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console.log");
+    std::fs::write(&path, "old\nlast\n").unwrap();
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let followed = path.clone();
+    let serving = tokio::spawn(async move { logs(server, &followed, true, Some(1)).await });
+    let mut next = async || timeout(SOON, read(&mut client)).await.unwrap().unwrap();
+    assert_eq!(next().await, Some(Frame::Output(b"last\n".to_vec())));
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(b"more\n").unwrap();
+    assert_eq!(next().await, Some(Frame::Output(b"more\n".to_vec())));
+    file.set_len(0).unwrap();
+    file.write_all(b"boot\n").unwrap();
+    assert_eq!(next().await, Some(Frame::Output(b"boot\n".to_vec())));
+    drop(client);
+    timeout(SOON, serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_is_spooled_and_capped() {
+    let send = async |frames: &[Frame], cap| {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let spool = file.try_clone().unwrap();
+        let mut seen = 0;
+        let sending = async {
+            for frame in frames {
+                write(&mut client, frame).await.unwrap();
+            }
+            let last = if frames.last() == Some(&Frame::InputEnd) || cap == 4 {
+                read(&mut client).await.unwrap()
+            } else {
+                None
+            };
+            drop(client);
+            last
+        };
+        let (done, last) = tokio::join!(upload(server, spool, cap, |total| seen = total), sending);
+        let mut content = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut content).unwrap();
+        (done, last, content, seen)
+    };
+    let parts = [Frame::Input(b"abc".to_vec()), Frame::Input(b"def".to_vec()), Frame::InputEnd];
+    let (done, last, content, seen) = send(&parts, 6).await;
+    assert_eq!((done.unwrap(), last, content.as_slice(), seen), (6, Some(Frame::Exit(0)), b"abcdef".as_slice(), 6));
+    let (done, last, ..) = send(&parts, 4).await;
+    assert!(matches!(done, Err(UploadError::TooLarge(4))));
+    assert_eq!(last, Some(Frame::Failed("the upload is larger than 4 bytes".into())));
+    let (done, ..) = send(&parts[..1], 6).await;
+    assert!(matches!(done, Err(UploadError::Client(_))), "{done:?}");
+    let (done, ..) = send(&[Frame::Exit(0)], 6).await;
+    assert!(matches!(done, Err(UploadError::Client(_))), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_an_upload() {
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let sending = async {
+        write(&mut client, &Frame::Input(vec![0; 1000])).await.unwrap();
+        write(&mut client, &Frame::InputEnd).await.unwrap();
+        let last = read(&mut client).await.unwrap();
+        drop(client);
+        last
+    };
+    let (done, last) = tokio::join!(upload(server, full, 1 << 20, |_| {}), sending);
+    assert!(matches!(done, Err(UploadError::File(error)) if error.kind() == std::io::ErrorKind::StorageFull));
+    assert!(matches!(last, Some(Frame::Failed(_))));
+}

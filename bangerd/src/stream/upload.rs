@@ -1,0 +1,75 @@
+//! A file from a client, spooled for an import.
+
+use super::client::{Client, until_gone};
+use banger_proto::stream::{Frame, read};
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// A client that is told to stop may still be writing.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Why an upload did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client went away, or does not speak the protocol.
+    #[error("the upload ended before its end: {0}")]
+    Client(#[source] io::Error),
+    /// More than is allowed.
+    #[error("the upload is larger than {0} bytes")]
+    TooLarge(u64),
+    /// The host's disk; `StorageFull` when it has no room.
+    #[error("cannot keep the upload: {0}")]
+    File(#[source] io::Error),
+}
+
+/// Writes `Input` frames to `file` until `InputEnd` and answers `Exit` or `Failed`. `progress` hears the
+/// bytes so far. Dropping it closes the connection. What is in the file after an error is for the caller to remove.
+///
+/// # Errors
+/// [`UploadError`].
+pub async fn upload(
+    stream: UnixStream,
+    file: File,
+    cap: u64,
+    mut progress: impl FnMut(u64) + Send,
+) -> Result<u64, UploadError> {
+    let Client { mut from, mut to, .. } = Client::new(stream).map_err(UploadError::Client)?;
+    let mut file = tokio::fs::File::from_std(file);
+    let spooled = async {
+        let mut total = 0_u64;
+        loop {
+            match read(&mut from).await.map_err(UploadError::Client)? {
+                Some(Frame::Input(bytes)) => {
+                    total = total.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                    if total > cap {
+                        return Err(UploadError::TooLarge(cap));
+                    }
+                    file.write_all(&bytes).await.map_err(UploadError::File)?;
+                    progress(total);
+                }
+                Some(Frame::InputEnd) => {
+                    // A full disk may show only now.
+                    file.flush().await.map_err(UploadError::File)?;
+                    return Ok(total);
+                }
+                Some(_) => return Err(UploadError::Client(io::ErrorKind::InvalidData.into())),
+                None => return Err(UploadError::Client(io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    };
+    let spooled = spooled.await;
+    match &spooled {
+        Ok(_) => to.last(&Frame::Exit(0)).await.map_err(UploadError::Client)?,
+        Err(error) => {
+            // The error is what counts, whether the client still hears it or not.
+            if to.failed(error).await.is_ok() {
+                let _ = timeout(LINGER, until_gone(&mut from)).await;
+            }
+        }
+    }
+    spooled
+}
