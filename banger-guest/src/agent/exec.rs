@@ -12,6 +12,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
 
+use super::duplex::Pressure;
 use super::login::Login;
 use super::pty::Terminal;
 use crate::sys::spawn;
@@ -32,6 +33,8 @@ pub(super) struct Request {
     pub(super) command: Option<Vec<u8>>,
     pub(super) terminal: Option<Terminal>,
     pub(super) environment: Vec<(String, String)>,
+    /// The connection's, for input that the command does not read.
+    pub(super) pressure: Pressure,
 }
 
 pub(super) type Input = Box<dyn AsyncWrite + Unpin + Send>;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::duplex::Pressure;
 use super::input::Pending;
 
 const CHUNK: usize = 32 * 1024;
@@ -17,7 +18,7 @@ const CHUNK: usize = 32 * 1024;
 const CONNECT: Duration = Duration::from_secs(15);
 
 /// Connects to a port as seen from the guest.
-pub(super) async fn tcp(channel: Channel<Msg>, host: String, port: u32, reply: ChannelOpenHandle) {
+pub(super) async fn tcp(channel: Channel<Msg>, host: String, port: u32, reply: ChannelOpenHandle, pressure: Pressure) {
     let connected = tokio::time::timeout(CONNECT, connect(&host, port)).await;
     let Ok(Ok(stream)) = connected else {
         reply.reject(ChannelOpenFailure::ConnectFailed).await;
@@ -25,17 +26,17 @@ pub(super) async fn tcp(channel: Channel<Msg>, host: String, port: u32, reply: C
     };
     let _ = stream.set_nodelay(true);
     reply.accept().await;
-    relay(channel, stream).await;
+    relay(channel, stream, pressure).await;
 }
 
 /// Connects to a Unix socket of the guest.
-pub(super) async fn unix(channel: Channel<Msg>, path: String, reply: ChannelOpenHandle) {
+pub(super) async fn unix(channel: Channel<Msg>, path: String, reply: ChannelOpenHandle, pressure: Pressure) {
     let Ok(Ok(stream)) = tokio::time::timeout(CONNECT, UnixStream::connect(path)).await else {
         reply.reject(ChannelOpenFailure::ConnectFailed).await;
         return;
     };
     reply.accept().await;
-    relay(channel, stream).await;
+    relay(channel, stream, pressure).await;
 }
 
 async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
@@ -59,10 +60,10 @@ fn addresses(host: &str) -> Vec<IpAddr> {
     host.parse().into_iter().collect()
 }
 
-async fn relay(channel: Channel<Msg>, stream: impl AsyncRead + AsyncWrite + Send + Unpin) {
+async fn relay(channel: Channel<Msg>, stream: impl AsyncRead + AsyncWrite + Send + Unpin, pressure: Pressure) {
     let (mut reader, writer) = tokio::io::split(stream);
     let (mut from_client, to_client) = channel.split();
-    let mut input = Pending::new(writer);
+    let mut input = Pending::new(writer, pressure);
     let output = async {
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);

@@ -4,13 +4,15 @@
 //! one after the other: a reader that stops would stop every other channel, the closing of its own
 //! included, and `cat` would stop for ever, because its output waits behind its input. So input is
 //! always taken. What a receiver has not read stays in memory up to a bound and beyond it in a nameless
-//! file on the guest's own disk.
+//! file on the guest's own disk; when that grows long, the connection is read more slowly.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::duplex::Pressure;
 
 /// Bytes of one channel that are kept in memory.
 const MEMORY: usize = 1024 * 1024;
@@ -31,13 +33,13 @@ pub(super) struct Pending<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Pending<W> {
-    pub(super) fn new(receiver: W) -> Self {
+    pub(super) fn new(receiver: W, pressure: Pressure) -> Self {
         Self {
             receiver: Some(receiver),
             memory: VecDeque::new(),
             in_memory: 0,
             written: 0,
-            spill: Spill::default(),
+            spill: Spill::new(pressure),
             ended: false,
         }
     }
@@ -109,19 +111,23 @@ impl<W: AsyncWrite + Unpin> Pending<W> {
     fn drop_receiver(&mut self) {
         self.receiver = None;
         self.memory.clear();
-        self.spill = Spill::default();
+        self.spill.clear();
     }
 }
 
 /// Bytes in a file without a name: written at the end, read from the front.
-#[derive(Default)]
 struct Spill {
     file: Option<File>,
+    pressure: Pressure,
     read: u64,
     written: u64,
 }
 
 impl Spill {
+    fn new(pressure: Pressure) -> Self {
+        Self { file: None, pressure, read: 0, written: 0 }
+    }
+
     fn is_empty(&self) -> bool {
         self.read == self.written
     }
@@ -133,6 +139,7 @@ impl Spill {
         };
         file.write_all_at(data, self.written)?;
         self.written += data.len() as u64;
+        self.pressure.add(data.len() as u64);
         Ok(())
     }
 
@@ -144,11 +151,25 @@ impl Spill {
         let mut chunk = vec![0; left.min(CHUNK)];
         file.read_exact_at(&mut chunk, self.read)?;
         self.read += chunk.len() as u64;
+        self.pressure.remove(chunk.len() as u64);
         if self.is_empty() {
-            // Gives the disk space back and starts over at the front.
-            *self = Self::default();
+            self.clear();
         }
         Ok(chunk)
+    }
+
+    /// Gives the disk space back and starts over at the front.
+    fn clear(&mut self) {
+        self.pressure.remove(self.written - self.read);
+        self.file = None;
+        self.read = 0;
+        self.written = 0;
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -172,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn more_than_memory_arrives_in_order_and_ends() {
         let (ours, mut theirs) = tokio::io::duplex(4096);
-        let mut pending = Pending::new(ours);
+        let mut pending = Pending::new(ours, Pressure::default());
         let sent: Vec<u8> = (0..251).cycle().take(3 * MEMORY + 17).collect();
         for part in sent.chunks(30_000) {
             pending.push(part).unwrap();
@@ -195,7 +216,7 @@ mod tests {
     async fn a_receiver_that_is_gone_takes_nothing_more() {
         let (ours, theirs) = tokio::io::duplex(16);
         drop(theirs);
-        let mut pending = Pending::new(ours);
+        let mut pending = Pending::new(ours, Pressure::default());
         pending.push(b"hello").unwrap();
         pending.write_some().await;
         assert!(!pending.has_work());

@@ -21,6 +21,7 @@ use crate::sys::{signals, vsock};
 pub use server::{Error, Server};
 
 mod control;
+mod duplex;
 mod exec;
 mod forward;
 mod input;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::duplex::{Duplex, Pressure};
 use super::keys::Keys;
 use super::ssh::Connection;
 use crate::sys::signals;
@@ -92,7 +93,9 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (connection, authenticated) = Connection::new(Arc::clone(&self.shared));
+        let pressure = Pressure::default();
+        let stream = Duplex::new(stream, pressure.clone());
+        let (connection, authenticated) = Connection::new(Arc::clone(&self.shared), pressure);
         let started = russh::server::run_stream(Arc::clone(&self.config), stream, connection);
         let Ok(Ok(mut session)) = tokio::time::timeout(LOGIN_GRACE, started).await else {
             return;

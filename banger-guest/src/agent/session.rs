@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 
+use super::duplex::Pressure;
 use super::exec::{self, Output, Request, Started};
 use super::input::Pending;
 use super::pty;
@@ -41,7 +42,7 @@ pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request,
     };
     // A child that is not reaped yet has a number, which is also its group's.
     let running = started.child.id().map(|pid| shared.running(pid.cast_signed()));
-    let ended = converse(from_client, &to_client, started, running).await;
+    let ended = converse(from_client, &to_client, started, running, request.pressure).await;
     if let Some(status) = ended {
         let _ = to_client.eof().await;
         send_status(&to_client, &handle, status).await;
@@ -56,9 +57,10 @@ async fn converse(
     to_client: &ChannelWriteHalf<Msg>,
     started: Started,
     mut running: Option<Running>,
+    pressure: Pressure,
 ) -> Option<ExitStatus> {
     let Started { mut child, input, mut output, errors, terminal } = started;
-    let mut input = Pending::new(input);
+    let mut input = Pending::new(input, pressure);
     let outputs = async {
         let errors = async {
             if let Some(mut errors) = errors {

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+use super::duplex::Pressure;
 use super::exec::Request;
 use super::keys::Access;
 use super::pty::Terminal;
@@ -28,6 +29,7 @@ const MAX_VARIABLES: usize = 64;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
+    pressure: Pressure,
     access: Option<Access>,
     authenticated: Option<oneshot::Sender<()>>,
     waiting: HashMap<ChannelId, Waiting>,
@@ -42,9 +44,9 @@ struct Waiting {
 
 impl Connection {
     /// The receiver hears of a successful login.
-    pub(super) fn new(shared: Arc<Shared>) -> (Self, oneshot::Receiver<()>) {
+    pub(super) fn new(shared: Arc<Shared>, pressure: Pressure) -> (Self, oneshot::Receiver<()>) {
         let (authenticated, login) = oneshot::channel();
-        (Self { shared, access: None, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
+        (Self { shared, pressure, access: None, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
     }
 
     fn access_of(&self, user: &str, key: &PublicKey) -> Option<Access> {
@@ -63,6 +65,7 @@ impl Connection {
             command: command.map(<[u8]>::to_vec),
             terminal: waiting.terminal,
             environment: waiting.environment,
+            pressure: self.pressure.clone(),
         };
         tokio::spawn(session::run(waiting.channel, session.handle(), request, Arc::clone(&self.shared)));
         Ok(())
@@ -113,7 +116,7 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        tokio::spawn(forward::tcp(channel, host.to_owned(), port, reply));
+        tokio::spawn(forward::tcp(channel, host.to_owned(), port, reply, self.pressure.clone()));
         Ok(())
     }
 
@@ -124,7 +127,7 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        tokio::spawn(forward::unix(channel, path.to_owned(), reply));
+        tokio::spawn(forward::unix(channel, path.to_owned(), reply, self.pressure.clone()));
         Ok(())
     }
 
