@@ -20,7 +20,7 @@ use tokio::time::{Sleep, sleep};
 const MAX_UNWRITTEN: usize = 64 * 1024 * 1024;
 /// Unread input of a connection above which its reading is slowed down, bytes.
 const SLOW_FROM: u64 = 64 * 1024 * 1024;
-/// Bytes that are still read in each [`SLOW_STEP`].
+/// Bytes that are still read in each [`SLOW_STEP`], and the rest of the packet that they end in.
 const SLOW_BYTES: usize = 128 * 1024;
 const SLOW_STEP: Duration = Duration::from_millis(100);
 
@@ -199,13 +199,17 @@ mod tests {
         theirs.write_all(&vec![1; 3 * SLOW_BYTES]).await.unwrap();
         pressure.add(SLOW_FROM + 1);
         let begin = Instant::now();
-        let mut received = vec![0; 3 * SLOW_BYTES];
-        ours.read_exact(&mut received).await.unwrap();
+        let mut packet = vec![0; SLOW_BYTES / 4];
+        for _ in 0..12 {
+            ours.read_exact(&mut packet).await.unwrap();
+        }
         assert!(begin.elapsed() >= 2 * SLOW_STEP, "{:?}", begin.elapsed());
         pressure.remove(SLOW_FROM);
         theirs.write_all(&vec![1; 3 * SLOW_BYTES]).await.unwrap();
         let begin = Instant::now();
-        ours.read_exact(&mut received).await.unwrap();
+        for _ in 0..12 {
+            ours.read_exact(&mut packet).await.unwrap();
+        }
         assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 }
