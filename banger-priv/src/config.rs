@@ -1,9 +1,12 @@
-//! Flags. There is no configuration file and no environment variable: what root's unit file says is all.
+//! Flags, and the three keys of the daemon's configuration that say what the VMs' network is: one file for
+//! both, root's. Everything else in it is the daemon's business. No environment variable is read.
 
 use crate::host::Daemon;
 use crate::proc::CGROUPS;
 use banger_policy::net::{Network, NetworkError};
+use serde::Deserialize;
 use std::ffi::OsString;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -18,9 +21,8 @@ banger-priv: the root helper of banger. Started by systemd; see banger-priv.serv
   --images DIR            the daemon's images (default /var/lib/banger/images)
   --state DIR             COW files and their records (default /var/lib/banger-priv)
   --runtime DIR           the ledger; must be a tmpfs (default /run/banger-priv)
-  --bridge-name NAME      the link with the bridge address (default br-fc)
-  --bridge-ip ADDRESS     the host's address towards VMs (default 172.16.0.1)
-  --cidr BITS             prefix length of the VMs' network (default 24)
+  --config FILE           where bridge_name, bridge_ip and cidr are read (default /etc/banger/banger.toml;
+                          a file that is not there means the defaults br-fc, 172.16.0.1 and 24)
   --socket PATH           make this socket instead of taking systemd's: for a build folder only
   --check-config          check the flags and end
   --version, --help
@@ -50,7 +52,7 @@ pub(crate) enum Asked {
 }
 
 /// A command line that cannot be followed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not a flag of ours.
     #[error("unknown argument {0:?}; see --help")]
@@ -75,8 +77,30 @@ pub enum ConfigError {
     #[error("--daemon-user: the daemon must not run as root")]
     Root,
     /// A network that cannot serve.
-    #[error("--bridge-ip or --cidr: {0}")]
+    #[error("bridge_ip or cidr in the configuration")]
     Network(#[from] NetworkError),
+    /// A link name that cannot serve.
+    #[error(
+        "bridge_name {0:?} in the configuration is not 1 to 15 of letters, digits, - _ . and never begins with bgr-"
+    )]
+    BridgeName(String),
+    /// A configuration that cannot be read.
+    #[error("cannot read the configuration {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A configuration that is not TOML, or whose keys are of another type.
+    #[error("the configuration {path} is wrong: {problem}")]
+    Toml {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        problem: String,
+    },
 }
 
 /// Reads the command line.
@@ -85,7 +109,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
     let mut unit = Some(String::from("system.slice/bangerd.service"));
     let (mut images, mut state) = (PathBuf::from("/var/lib/banger/images"), PathBuf::from("/var/lib/banger-priv"));
     let (mut runtime, mut socket) = (PathBuf::from("/run/banger-priv"), None);
-    let (mut bridge_name, mut address, mut prefix) = (String::from("br-fc"), Ipv4Addr::new(172, 16, 0, 1), 24);
+    let mut file = PathBuf::from("/etc/banger/banger.toml");
     let mut check = false;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -101,13 +125,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             Some("--state") => state = absolute("--state", value("--state")?)?,
             Some("--runtime") => runtime = absolute("--runtime", value("--runtime")?)?,
             Some("--socket") => socket = Some(absolute("--socket", value("--socket")?)?),
-            Some("--bridge-name") => bridge_name = link_name(value("--bridge-name")?)?,
-            Some("--bridge-ip") => address = number("--bridge-ip", value("--bridge-ip")?, "an IPv4 address")?,
-            Some("--cidr") => prefix = number("--cidr", value("--cidr")?, "a prefix length")?,
+            Some("--config") => file = absolute("--config", value("--config")?)?,
             _ => return Err(ConfigError::Unknown(argument)),
         }
     }
-    let network = Network::new(address, prefix)?;
+    let Bridge { bridge_name, bridge_ip, cidr } = bridge(file)?;
+    let network = Network::new(bridge_ip, cidr)?;
     let daemon = daemon(&user)?;
     if check {
         return Ok(Asked::Check);
@@ -123,10 +146,6 @@ fn text(flag: &'static str, value: OsString) -> Result<String, ConfigError> {
     value.into_string().map_err(|value| bad(flag, value, "text"))
 }
 
-fn number<T: std::str::FromStr>(flag: &'static str, value: OsString, expected: &'static str) -> Result<T, ConfigError> {
-    value.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| bad(flag, value, expected))
-}
-
 fn absolute(flag: &'static str, value: OsString) -> Result<PathBuf, ConfigError> {
     let path = PathBuf::from(&value);
     if path.is_absolute() { Ok(path) } else { Err(bad(flag, value, "an absolute path")) }
@@ -140,12 +159,35 @@ fn cgroup(value: OsString) -> Result<String, ConfigError> {
     }
 }
 
-/// Never one that a VM's tap could have.
-fn link_name(value: OsString) -> Result<String, ConfigError> {
-    let plain = |name: &&str| name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
-    let fits = |name: &&str| (1..16).contains(&name.len()) && !name.starts_with(banger_policy::id::DEVICE_PREFIX);
-    let name = value.to_str().filter(plain).filter(fits).map(str::to_owned);
-    name.ok_or_else(|| bad("--bridge-name", value, "a link name of 1 to 15 characters, not beginning with bgr-"))
+/// The keys of the daemon's configuration that concern the helper.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Bridge {
+    bridge_name: String,
+    bridge_ip: Ipv4Addr,
+    cidr: u8,
+}
+
+impl Default for Bridge {
+    fn default() -> Self {
+        Self { bridge_name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
+    }
+}
+
+fn bridge(path: PathBuf) -> Result<Bridge, ConfigError> {
+    let bridge: Bridge = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Bridge::default(),
+        Err(source) => return Err(ConfigError::File { path, source }),
+        Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Toml { path, problem: error.to_string() })?,
+    };
+    let name = &bridge.bridge_name;
+    let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
+    // Never one that a VM's tap could have.
+    if plain && (1..16).contains(&name.len()) && !name.starts_with(banger_policy::id::DEVICE_PREFIX) {
+        Ok(bridge)
+    } else {
+        Err(ConfigError::BridgeName(name.clone()))
+    }
 }
 
 fn daemon(user: &str) -> Result<Daemon, ConfigError> {
@@ -163,7 +205,7 @@ fn daemon(user: &str) -> Result<Daemon, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::panic, reason = "a test fails by panicking")]
+    #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     fn ask(line: &str) -> Result<Asked, ConfigError> {
@@ -172,13 +214,13 @@ mod tests {
 
     #[test]
     fn flags_are_read() {
-        let Ok(Asked::Serve(config)) = ask(
-            "--daemon-user nobody --daemon-cgroup /sys/fs/cgroup/x.slice/y --bridge-ip 10.0.0.1 --cidr 16 --state /s",
-        ) else {
+        let Ok(Asked::Serve(config)) =
+            ask("--daemon-user nobody --daemon-cgroup /sys/fs/cgroup/x.slice/y --config /none --state /s")
+        else {
             panic!("refused")
         };
         assert_eq!(config.unit.as_deref(), Some("x.slice/y"));
-        assert_eq!((config.network.gateway(), config.network.prefix()), (Ipv4Addr::new(10, 0, 0, 1), 16));
+        assert_eq!((config.network.gateway(), config.network.prefix()), (Ipv4Addr::new(172, 16, 0, 1), 24));
         assert_eq!(config.state, PathBuf::from("/s"));
         assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Check)));
         assert!(matches!(ask("--no-cgroup-check --version"), Ok(Asked::Version)));
@@ -193,16 +235,48 @@ mod tests {
             "--images relative",
             "--daemon-cgroup /etc",
             "--daemon-cgroup /sys/fs/cgroup/",
-            "--bridge-name bgr-x",
-            "--bridge-name a/b",
-            "--bridge-name 0123456789abcdef",
-            "--bridge-ip 8.8.8.8",
-            "--cidr 8",
-            "--cidr",
+            "--config relative",
+            "--config",
             "--socket x",
             "serve",
         ] {
             assert!(ask(&format!("--daemon-user nobody {line}")).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn the_daemons_configuration_is_read_for_three_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("banger.toml");
+        let with = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            ask(&format!("--daemon-user nobody --config {}", path.display()))
+        };
+        let Ok(Asked::Serve(config)) =
+            with("log_level = \"info\"\nbridge_ip = \"10.0.0.1\"\ncidr = 16\n[vm_defaults]\n")
+        else {
+            panic!("refused")
+        };
+        assert_eq!((config.network.gateway(), config.network.prefix()), (Ipv4Addr::new(10, 0, 0, 1), 16));
+        assert_eq!(config.bridge_name, "br-fc");
+        for bad in [
+            "bridge_name = \"bgr-x\"",
+            "bridge_name = \"a/b\"",
+            "bridge_name = \"\"",
+            "bridge_name = \"0123456789abcdef\"",
+            "bridge_ip = \"8.8.8.8\"",
+            "bridge_ip = 7",
+            "cidr = 8",
+            "cidr = 300",
+            "cidr",
+        ] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_configuration_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/banger.toml");
+        assert!(matches!(ask(&format!("--daemon-user nobody --config {path}")), Ok(Asked::Serve(_))));
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 
 /// A step that the kernel refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{step}: errno {errno}")]
+#[error("{step}: {}", std::io::Error::from_raw_os_error(*errno))]
 pub struct KernelError {
     /// Which step, a fixed word for the journal.
     pub step: &'static str,

@@ -65,7 +65,7 @@ pub enum StartError {
     #[error("no listening socket: start banger-priv.socket, or give --socket in a build folder")]
     NoSocket,
     /// The kernel.
-    #[error("{0}")]
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     /// Something of the process itself.
     #[error("cannot {step}")]
