@@ -120,6 +120,15 @@ pub(crate) fn load(path: &Path, named: bool) -> Result<Config, StartError> {
     }
 }
 
+#[cfg(test)]
+impl Config {
+    /// As without a file.
+    pub(crate) fn built_in() -> Self {
+        #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+        parse("", Path::new("banger.toml")).unwrap()
+    }
+}
+
 fn parse(text: &str, path: &Path) -> Result<Config, StartError> {
     let raw: Raw = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);

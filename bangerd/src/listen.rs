@@ -2,7 +2,7 @@
 
 use crate::error::StartError;
 use crate::paths::Paths;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::io::{FdFlags, fcntl_setfd};
 use sd_notify::NotifyState;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdListener;
@@ -38,17 +38,14 @@ pub(crate) fn make_folders(paths: &Paths) -> Result<(), StartError> {
 /// [`StartError::Listen`], [`StartError::Inherited`].
 pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
     let refused = |source| StartError::Listen { path: path.to_owned(), source };
-    let inherited: Vec<i32> = sd_notify::listen_fds().map_err(refused)?.collect();
-    let listener = match inherited.as_slice() {
-        [] => bind_own(path).map_err(refused)?,
-        [fd] => {
-            // Taking a descriptor by its number is unsafe in std; asking the kernel for a copy of it is not.
-            let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|errno| refused(errno.into()))?;
-            let copy = pidfd_getfd(own, *fd, PidfdGetfdFlags::empty()).map_err(|errno| refused(errno.into()))?;
-            StdListener::from(copy)
-        }
-        more => return Err(StartError::Inherited(more.len())),
+    let mut inherited = listenfd::ListenFd::from_env();
+    let listener = match inherited.len() {
+        0 => bind_own(path).map_err(refused)?,
+        1 => inherited.take_unix_listener(0).map_err(refused)?.ok_or(StartError::Inherited(0))?,
+        more => return Err(StartError::Inherited(more)),
     };
+    // systemd passes it open over execve, and a VMM must not get it.
+    fcntl_setfd(&listener, FdFlags::CLOEXEC).map_err(|errno| refused(errno.into()))?;
     listener.set_nonblocking(true).map_err(refused)?;
     UnixListener::from_std(listener).map_err(refused)
 }

@@ -12,7 +12,7 @@ pub enum NameError {
     Vm(String),
     /// An image's or a kernel's name.
     #[error(
-        "{0:?} is not a name for an image or a kernel: 1 to 128 characters of a-z, A-Z, 0-9, '.', '_', '-', ':' and '/', beginning and ending with a letter or digit, without '..' or '//'"
+        "{0:?} is not a name for an image or a kernel: 1 to 128 characters of a-z, A-Z, 0-9, '.', '_', '-', '+', '~', ':' and '/', beginning and ending with a letter or digit, without '..' or '//'"
     )]
     Store(String),
 }
@@ -34,7 +34,8 @@ impl FromStr for VmName {
     }
 }
 
-/// The names of images and kernels share one grammar: a reference or a catalogue name is legal as it is.
+/// The names of images and kernels share one grammar: a reference, a catalogue name or a kernel's release (Debian's
+/// have a `+`) is legal as it is.
 macro_rules! store_name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -48,7 +49,7 @@ macro_rules! store_name {
             fn from_str(text: &str) -> Result<Self, NameError> {
                 let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
                 let good = (1..=128).contains(&text.len())
-                    && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-:/".contains(&c))
+                    && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-+~:/".contains(&c))
                     && edge(text.chars().next())
                     && edge(text.chars().next_back())
                     && !text.contains("..")
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn image_names() {
-        for good in ["debian", "debian:13", "ghcr.io/acme/tool:v1.2", "6.12.1-cloud-amd64"] {
+        for good in ["debian", "debian:13", "ghcr.io/acme/tool:v1.2", "6.12.48+deb13-cloud-amd64"] {
             assert!(good.parse::<ImageName>().is_ok(), "{good}");
         }
         for bad in ["", "/etc", "../x", "a/../b", "a//b", "a b", "a\n", "a-", "ä", &"x".repeat(129)] {

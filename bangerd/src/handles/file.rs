@@ -50,7 +50,7 @@ mod tests {
         write(&path, &handles).unwrap();
         assert_eq!(read(&path).unwrap(), handles);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        for garbage in ["", "{\"pid\":", "[]", "{\"pid\":\"x\"}"] {
+        for garbage in ["", "{\"pid\":", "null", "{\"pid\":\"x\"}"] {
             std::fs::write(&path, garbage).unwrap();
             assert!(read(&path).is_err(), "{garbage:?}");
         }

@@ -16,6 +16,8 @@ use tokio::sync::Mutex;
 
 /// How long a helper that is being restarted is waited for.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A socket that is not there at all is not coming back by a restart: systemd holds it in between.
+const ABSENT_LIMIT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one operation may take; the slowest reserves a COW file.
 const CALL_LIMIT: Duration = Duration::from_secs(55);
@@ -68,7 +70,8 @@ impl Client {
                     }
                 }
             };
-            if began.elapsed() > RECONNECT_LIMIT {
+            let limit = if source.kind() == io::ErrorKind::NotFound { ABSENT_LIMIT } else { RECONNECT_LIMIT };
+            if began.elapsed() > limit {
                 return Err(PrivilegedError::Unreachable { socket: self.socket.clone(), source });
             }
             tokio::time::sleep(PAUSE).await;

@@ -251,7 +251,11 @@ impl Vms {
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
         let vms = Arc::clone(self);
         tokio::spawn(async move {
-            match vms.insert(new, name.is_some()).await {
+            let inserted = match vms.helper_answers(id).await {
+                Ok(()) => vms.insert(new, name.is_some()).await,
+                Err(error) => Err(error),
+            };
+            match inserted {
                 Err(error) => job.finish(Err(error)),
                 Ok(row) => {
                     let entry = vms.actor_of(row, false);
@@ -262,6 +266,14 @@ impl Vms {
             }
         });
         Ok(job_id)
+    }
+
+    /// Without the helper nothing can be made, and nothing that was begun could be undone: then not even a row.
+    async fn helper_answers(&self, vm: VmId) -> Result<(), ApiError> {
+        match self.ctx.privileged.identity(vm).await {
+            Err(error) if error.refusal().is_none() => Err(error.api("the helper")),
+            _ => Ok(()),
+        }
     }
 
     /// Writes the row; a name that nobody chose is drawn again while it is taken.

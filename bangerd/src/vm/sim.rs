@@ -1,0 +1,204 @@
+//! A machine in memory: VMMs are numbers that live or do not, and outlive the daemon as real ones do.
+
+use super::machine::{BootDevices, Machine, Running, Seat};
+use crate::guest::ssh::Session;
+use crate::handles::Handles;
+use crate::privileged::sim::SimHelper;
+use banger_policy::VmId;
+use banger_proto::daemon::KillSignal;
+use banger_proto::model::{ApiError, ErrorCode};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+#[derive(Debug, Default)]
+struct State {
+    processes: HashMap<VmId, (u32, watch::Sender<Option<String>>)>,
+    next_pid: u32,
+    /// The step that fails.
+    fail: Option<&'static str>,
+    /// Guests never say that they are ready.
+    deaf: bool,
+}
+
+/// The simulated machine. Clones are the same machine.
+#[derive(Clone, Debug)]
+pub(super) struct SimMachine {
+    state: Arc<Mutex<State>>,
+    helper: SimHelper,
+}
+
+impl SimMachine {
+    pub(super) fn new(helper: SimHelper) -> Self {
+        Self { state: Arc::new(Mutex::new(State { next_pid: 100, ..State::default() })), helper }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn fail(&self, step: Option<&'static str>) {
+        self.lock().fail = step;
+    }
+
+    pub(super) fn set_deaf(&self, deaf: bool) {
+        self.lock().deaf = deaf;
+    }
+
+    pub(super) fn processes(&self) -> usize {
+        self.lock().processes.len()
+    }
+
+    /// The process ends, and whoever watches it learns why.
+    pub(super) fn end(&self, vm: &VmId, reason: &str) {
+        if let Some((pid, ended)) = self.lock().processes.remove(vm) {
+            self.helper.set_alive(pid, false);
+            ended.send_replace(Some(reason.to_owned()));
+        }
+    }
+
+    fn step(&self, step: &str) -> Result<(), ApiError> {
+        if self.lock().fail == Some(step) {
+            return Err(ApiError::new(ErrorCode::OperationFailed, format!("{step} failed")));
+        }
+        Ok(())
+    }
+}
+
+impl Machine for SimMachine {
+    fn preflight(&self, _: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+        async { self.step("preflight") }.boxed()
+    }
+
+    fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+        let path = seat.paths.work_disk();
+        async move {
+            self.step("work disk")?;
+            std::fs::write(path, "ext4").map_err(|error| crate::error::failed("work disk", &error))
+        }
+        .boxed()
+    }
+
+    fn launch(&self, seat: &Seat, _: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+        let vm = seat.id;
+        async move {
+            self.step("launch")?;
+            let mut state = self.lock();
+            state.next_pid += 1;
+            let pid = state.next_pid;
+            let (sender, ended) = watch::channel(None);
+            state.processes.insert(vm, (pid, sender));
+            drop(state);
+            self.helper.set_alive(pid, true);
+            Ok(Arc::new(SimGuest { machine: self.clone(), vm, pid, ended }) as Arc<dyn Running>)
+        }
+        .boxed()
+    }
+
+    fn adopt(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
+        let vm = seat.id;
+        async move {
+            let found = self.lock().processes.get(&vm).map(|(pid, sender)| (*pid, sender.subscribe()));
+            Ok(found.map(|(pid, ended)| {
+                Arc::new(SimGuest { machine: self.clone(), vm, pid, ended }) as Arc<dyn Running>
+            }))
+        }
+        .boxed()
+    }
+
+    fn kill(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<(), ApiError>> {
+        let vm = seat.id;
+        async move {
+            self.step("kill")?;
+            self.end(&vm, "killed");
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn populated(&self, _: u32, vm: &VmId) -> bool {
+        self.lock().processes.contains_key(vm)
+    }
+
+    fn delegated(&self) -> bool {
+        true
+    }
+
+    fn usage(&self, _: u32, _: &VmId) -> Option<(u64, u64)> {
+        None
+    }
+
+    fn console_tail(&self, _: &Seat, _: usize) -> Vec<String> {
+        vec!["Kernel panic - not syncing".to_owned()]
+    }
+
+    fn host_key(&self, _: &Seat) -> Result<String, ApiError> {
+        Ok("ssh-ed25519 AAAA sim".to_owned())
+    }
+}
+
+#[derive(Debug)]
+struct SimGuest {
+    machine: SimMachine,
+    vm: VmId,
+    pid: u32,
+    ended: watch::Receiver<Option<String>>,
+}
+
+impl Running for SimGuest {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn boot(&self, _: &Seat, _: &BootDevices) -> BoxFuture<'_, Result<(), ApiError>> {
+        async { self.machine.step("boot") }.boxed()
+    }
+
+    fn ready(&self, _: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+        async {
+            if self.machine.lock().deaf {
+                std::future::pending::<()>().await;
+            }
+            self.machine.step("guest ready").map_err(|mut error| {
+                error.code = ErrorCode::GuestNotReady;
+                error
+            })
+        }
+        .boxed()
+    }
+
+    fn shut_down(&self, _: Duration) -> BoxFuture<'_, bool> {
+        async {
+            if self.machine.lock().deaf {
+                std::future::pending::<()>().await;
+            }
+            self.machine.end(&self.vm, "guest powered off");
+            true
+        }
+        .boxed()
+    }
+
+    fn ended(&self) -> BoxFuture<'static, String> {
+        let mut ended = self.ended.clone();
+        async move {
+            let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            reason.unwrap_or_else(|| "the machine is gone".to_owned())
+        }
+        .boxed()
+    }
+
+    fn signal(&self, _: KillSignal, _: Duration) -> BoxFuture<'_, bool> {
+        async {
+            self.machine.end(&self.vm, "signal");
+            true
+        }
+        .boxed()
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        None
+    }
+}

@@ -1,0 +1,144 @@
+//! The daemon dies at any time: what runs goes on, what was half done is cleaned up, whatever copy of the
+//! handles is lost.
+
+use super::*;
+use crate::db::Mirror;
+
+#[test]
+fn a_running_vm_is_taken_back_and_can_be_deleted() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    let before = world.cached(&vm.id);
+    world.restart();
+    world.until_true("the cache is seeded", || world.cached(&vm.id) == before);
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
+    assert_eq!(world.machine.processes(), 1);
+    // Its own end is noticed by the new daemon.
+    world.machine.end(&vm.id, "guest powered off");
+    world.until("demo", State::Stopped);
+    world.assert_nothing_held();
+    world.order(Verb::Delete, "demo");
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn ten_crashes_in_a_row_change_nothing() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    for _ in 0..10 {
+        world.restart();
+    }
+    assert_eq!(world.show(ALICE, "demo").unwrap().id, vm.id);
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn a_vm_that_died_meanwhile_is_stopped_and_torn_down_by_its_saved_handles() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    world.kill_daemon();
+    world.machine.end(&vm.id, "");
+    world.boot();
+    let vm = world.until("demo", State::Stopped);
+    assert!(vm.runtime.last_error.contains("while the daemon was not running"));
+    world.assert_nothing_held();
+}
+
+/// What may be lost of the handles, by name.
+const LOSSES: [&str; 5] = ["nothing", "file gone", "file corrupt", "mirror", "file and mirror"];
+
+fn lose(world: &World, vm: &VmId, what: &str) {
+    let file = world.paths().vm(vm).handles();
+    if what.contains("file") {
+        if what.contains("corrupt") { std::fs::write(&file, "{\"pid\":").unwrap() } else { std::fs::remove_file(&file).unwrap() }
+    }
+    if what.contains("mirror") {
+        let runtime = Runtime::new().unwrap();
+        runtime.block_on(async {
+            let db = Db::open(&world.paths().database()).await.unwrap();
+            db.set_vm_mirror(*vm, Mirror::default()).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn no_lost_copy_of_the_handles_leaks_anything() {
+    for what in LOSSES {
+        for alive in [true, false] {
+            let mut world = World::new();
+            let vm = world.running("demo");
+            world.kill_daemon();
+            lose(&world, &vm.id, what);
+            if !alive {
+                world.machine.end(&vm.id, "");
+            }
+            world.boot();
+            if alive {
+                assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)), "{what}");
+            }
+            world.until("demo", State::Stopped);
+            world.assert_nothing_held();
+        }
+    }
+}
+
+#[test]
+fn a_creation_that_the_crash_cut_short_is_gone() {
+    let mut world = World::new();
+    world.machine.set_deaf(true);
+    let job = world.begin_create(ALICE, named("demo"), false).unwrap();
+    world.until_true("a process", || world.machine.processes() == 1);
+    world.restart();
+    world.until_true("the row is gone", || world.show(ALICE, "demo").is_err());
+    world.assert_nothing_at_all();
+    let end = world.wait(job);
+    assert!(matches!(end, JobState::Failed(_)), "a client that comes back learns the end: {end:?}");
+}
+
+#[test]
+fn a_start_that_the_crash_cut_short_is_undone_and_the_vm_stays() {
+    let mut world = World::new();
+    world.create(CreateRequest { no_start: true, ..named("demo") }, false);
+    world.machine.set_deaf(true);
+    world.begin(Verb::Start, "demo");
+    world.until_true("a process", || world.machine.processes() == 1);
+    world.restart();
+    world.until_true("nothing is held", || world.helper.held().is_empty() && world.machine.processes() == 0);
+    world.machine.set_deaf(false);
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn a_live_vm_is_not_torn_down_because_the_helper_is_away() {
+    let mut world = World::new();
+    world.running("demo");
+    world.kill_daemon();
+    world.helper.set_unreachable(true);
+    world.boot();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
+    assert_eq!(world.machine.processes(), 1);
+    world.helper.set_unreachable(false);
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+}
+
+#[test]
+fn what_belongs_to_no_row_is_released() {
+    let mut world = World::new();
+    world.kill_daemon();
+    let (stray, image) = (VmId::from_bytes([9; 32]).unwrap(), Digest::from_bytes([7; 32]).unwrap());
+    Runtime::new().unwrap().block_on(async {
+        let helper = Privileged::over(Arc::new(world.helper.clone()));
+        helper.create_disk(stray, 1, image, 1).await.unwrap();
+        helper.attach_disk(stray, 1).await.unwrap();
+        helper.acquire_tap(stray, 1, 9).await.unwrap();
+    });
+    std::fs::create_dir(world.paths().vm(&stray).dir).unwrap();
+    assert_eq!(world.helper.held().len(), 2);
+    world.boot();
+    world.until_true("released", || world.helper.held().is_empty() && world.helper.cows() == 0);
+    world.until_true("folder removed", || !world.paths().vm(&stray).dir.exists());
+}

@@ -1,0 +1,141 @@
+//! What users ask for, and what guests do by themselves.
+
+use super::*;
+use banger_proto::daemon::KillSignal;
+use banger_proto::helper::HelperError;
+use banger_proto::model::ErrorCode;
+
+#[test]
+fn a_start_records_file_cache_and_mirror_and_a_stop_clears_all_three() {
+    let world = World::new();
+    let vm = world.running("demo");
+    assert_eq!(vm.state, State::Running);
+    assert_eq!(vm.runtime.guest_ip.to_string(), "172.16.0.2");
+    assert_eq!(vm.runtime.tap_device, Some(vm.id.tap_name()));
+    let paths = world.paths().vm(&vm.id);
+    let file = handles::saved(&paths);
+    assert_eq!(Some(&file), world.cached(&vm.id).as_ref());
+    assert_eq!((file.tap_device, file.dm_dev), (vm.runtime.tap_device, vm.runtime.dm_dev));
+    assert!(file.pid.is_some());
+
+    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    let vm = world.show(ALICE, "demo").unwrap();
+    assert_eq!((vm.state, vm.runtime.tap_device.as_deref()), (State::Stopped, None));
+    assert_eq!(world.cached(&vm.id), None);
+    world.assert_nothing_held();
+    assert_eq!(world.helper.cows(), 1, "a stopped VM keeps its disk");
+
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Verb::Restart, "demo"), JobState::Done(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(JobResult::Text(_))));
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn kill_needs_no_guest_and_stop_of_what_does_not_run_is_fine() {
+    let world = World::new();
+    world.running("demo");
+    world.machine.set_deaf(true);
+    assert!(matches!(world.order(Verb::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Stopped);
+    world.assert_nothing_held();
+    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+}
+
+#[test]
+fn a_kill_ends_the_wait_for_a_guest_that_does_not_shut_down() {
+    let world = World::new();
+    world.running("demo");
+    world.machine.set_deaf(true);
+    let stop = world.begin(Verb::Stop, "demo");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(matches!(world.order(Verb::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
+    assert!(matches!(world.wait(stop), JobState::Done(_)));
+    world.assert_nothing_held();
+}
+
+#[test]
+fn a_guest_that_ends_by_itself_is_stopped_with_the_reason() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.machine.end(&vm.id, "guest kernel panicked: sysrq");
+    let vm = world.until("demo", State::Stopped);
+    assert_eq!(vm.runtime.last_error, "guest kernel panicked: sysrq");
+    world.assert_nothing_held();
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().runtime.last_error, "");
+}
+
+#[test]
+fn a_report_of_an_earlier_boot_changes_nothing() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.order(Verb::Restart, "demo");
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    entry.orders.send(super::super::Order::Ended { boot: 1, reason: "late".into() }).unwrap();
+    // Orders are done in turn: when this one is, so is the report.
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Failed(e) if e.code == ErrorCode::AlreadyRunning));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
+}
+
+#[test]
+fn busy_devices_are_asked_again() {
+    let world = World::new();
+    world.running("demo");
+    world.helper.refuse("detach the disk", HelperError::Busy, 3);
+    world.helper.take_log();
+    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    let asked = world.helper.take_log();
+    assert_eq!(asked.iter().filter(|operation| **operation == "detach the disk").count(), 4);
+    world.assert_nothing_held();
+}
+
+#[test]
+fn users_see_their_own_and_names_are_theirs() {
+    let world = World::new();
+    let vm = world.running("demo");
+    let error = world.show(BOB, "demo").unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFound);
+    assert_eq!(world.show(BOB, &vm.id.to_string()).unwrap_err().code, ErrorCode::NotFound);
+    let job = world.begin_create(BOB, named("demo"), false).unwrap();
+    assert!(matches!(world.wait(job), JobState::Done(_)), "a name is unique per owner");
+    assert!(matches!(world.create(named("demo"), false), JobState::Failed(e) if e.code == ErrorCode::AlreadyExists));
+    assert_eq!(world.show(ALICE, "demo").unwrap().id, vm.id);
+    assert_eq!(world.show(ALICE, &vm.id.to_string()[..12]).unwrap().id, vm.id);
+    assert_eq!(world.show(ROOT, "demo").unwrap_err().code, ErrorCode::Ambiguous);
+    let own = world.life().runtime.block_on(world.life().vms.list(ALICE, false, None)).unwrap();
+    assert_eq!(own.vms.len(), 1);
+    let all = world.life().runtime.block_on(world.life().vms.list(ALICE, true, None)).unwrap_err();
+    assert_eq!(all.code, ErrorCode::Denied);
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_before_anything_is_made() {
+    let world = World::new();
+    let none = CreateRequest::default;
+    for (request, code) in [
+        (named("Bad_Name"), ErrorCode::BadRequest),
+        (CreateRequest { vcpu_count: Some(0), ..none() }, ErrorCode::BadRequest),
+        (CreateRequest { memory_mib: Some(1), ..none() }, ErrorCode::BadRequest),
+        (CreateRequest { work_disk_size_bytes: Some(u64::MAX), ..none() }, ErrorCode::BadRequest),
+        (CreateRequest { image_name: Some("nope".into()), ..none() }, ErrorCode::NotFound),
+        (CreateRequest { kernel_name: Some("nope".into()), ..none() }, ErrorCode::NotFound),
+    ] {
+        assert_eq!(world.begin_create(ALICE, request, false).unwrap_err().code, code);
+    }
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn many_creations_at_once_get_different_names_and_addresses() {
+    let world = World::new();
+    let jobs: Vec<_> = (0..12).map(|_| world.begin_create(ALICE, CreateRequest::default(), false).unwrap()).collect();
+    let mut seen = std::collections::HashSet::new();
+    for job in jobs {
+        let JobState::Done(JobResult::Vm(vm)) = world.wait(job) else { panic!("not made") };
+        assert!(seen.insert(vm.name.to_string()) && seen.insert(vm.runtime.guest_ip.to_string()));
+    }
+    let first = world.life().runtime.block_on(world.life().vms.list(ALICE, false, None)).unwrap();
+    assert_eq!((first.vms.len(), first.next), (12, None));
+}

@@ -1,0 +1,222 @@
+//! The life of VMs against a simulated helper and machine: no root, no KVM, no guest.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod crash;
+mod life;
+mod undo;
+
+use super::sim::SimMachine;
+use super::{Context, Verb, Vms};
+use crate::config::Config;
+use crate::db::Db;
+use crate::handles;
+use crate::jobs::Jobs;
+use crate::paths::Paths;
+use crate::privileged::Privileged;
+use crate::privileged::sim::SimHelper;
+use crate::store::Store;
+use banger_policy::lifecycle::State;
+use banger_policy::{Digest, Peer, VmId};
+use banger_proto::model::{
+    ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, VmRecord,
+};
+use banger_proto::time::Timestamp;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+const ALICE: Peer = Peer { uid: 1001, admin: false };
+const BOB: Peer = Peer { uid: 1002, admin: false };
+const ROOT: Peer = Peer { uid: 0, admin: true };
+
+/// A host: its disk, its helper and its processes outlive the daemon.
+struct World {
+    dir: tempfile::TempDir,
+    helper: SimHelper,
+    machine: SimMachine,
+    daemon: Option<Life>,
+}
+
+/// One run of the daemon.
+struct Life {
+    runtime: Runtime,
+    vms: Arc<Vms>,
+}
+
+impl World {
+    fn new() -> Self {
+        let helper = SimHelper::default();
+        let machine = SimMachine::new(helper.clone());
+        let mut world = Self { dir: tempfile::tempdir().unwrap(), helper, machine, daemon: None };
+        world.boot();
+        let db = world.life().vms.ctx.db.clone();
+        world.life().runtime.block_on(async {
+            let (now, id) = (Timestamp::now(), Digest::from_bytes([7; 32]).unwrap());
+            let image = ImageRecord {
+                id,
+                name: "debian".parse().unwrap(),
+                owner: 0,
+                managed: true,
+                artifact_dir: String::new(),
+                rootfs_path: String::new(),
+                work_seed_path: None,
+                build_size: 1 << 33,
+                allocated_bytes: 0,
+                docker: false,
+                source: "test".into(),
+                created_at: now,
+                updated_at: now,
+            };
+            db.insert_image(image).await.unwrap();
+            let kernel = KernelRecord {
+                id,
+                name: "6.12".parse().unwrap(),
+                owner: 0,
+                version: "6.12".into(),
+                modules: Vec::new(),
+                size_bytes: 1,
+                created_at: now,
+            };
+            db.insert_kernel(kernel).await.unwrap();
+        });
+        world
+    }
+
+    fn paths(&self) -> Paths {
+        Paths { state: self.dir.path().join("state"), runtime: self.dir.path().join("run"), ..Paths::default() }
+    }
+
+    /// The daemon starts: everything that it knows it reads from the disk.
+    fn boot(&mut self) {
+        let paths = self.paths();
+        crate::listen::make_folders(&paths).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (helper, machine) = (self.helper.clone(), self.machine.clone());
+        let vms = runtime.block_on(async move {
+            let db = Db::open(&paths.database()).await.unwrap();
+            let jobs = Jobs::load(db.clone()).await.unwrap();
+            let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None);
+            let context = Context {
+                paths,
+                config: Config::built_in(),
+                handles: handles::Store::new(db.clone()),
+                db,
+                privileged: Privileged::over(Arc::new(helper)),
+                machine: Arc::new(machine),
+                jobs,
+                actors: Arc::default(),
+            };
+            Vms::new(context, store)
+        });
+        runtime.block_on(async { vms.reconcile_in_background() });
+        self.daemon = Some(Life { runtime, vms });
+    }
+
+    fn life(&self) -> &Life {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// As `kill -9` does it: every task stops where it waits, nothing is cleaned up.
+    fn kill_daemon(&mut self) {
+        let life = self.daemon.take().unwrap();
+        life.runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    fn restart(&mut self) {
+        self.kill_daemon();
+        self.boot();
+    }
+
+    fn wait(&self, job: JobId) -> JobState {
+        self.life().runtime.block_on(async {
+            let mut seq = 0;
+            loop {
+                let limit = Duration::from_secs(20);
+                let view = self.life().vms.ctx.jobs.watch(ROOT, job, seq, limit).await.unwrap();
+                match view.state {
+                    JobState::Running if view.seq == seq => panic!("stuck: {view:?}"),
+                    JobState::Running => seq = view.seq,
+                    end => return end,
+                }
+            }
+        })
+    }
+
+    fn begin_create(&self, peer: Peer, request: CreateRequest, keep: bool) -> Result<JobId, ApiError> {
+        let create = self.life().vms.create(peer, "alice".into(), request, keep);
+        self.life().runtime.block_on(create)
+    }
+
+    fn create(&self, request: CreateRequest, keep: bool) -> JobState {
+        self.wait(self.begin_create(ALICE, request, keep).unwrap())
+    }
+
+    /// A running VM.
+    fn running(&self, name: &str) -> VmRecord {
+        match self.create(named(name), false) {
+            JobState::Done(JobResult::Vm(vm)) => *vm,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn begin(&self, verb: Verb, vm: &str) -> JobId {
+        self.life().runtime.block_on(self.life().vms.order(ALICE, vm, verb)).unwrap()
+    }
+
+    fn order(&self, verb: Verb, vm: &str) -> JobState {
+        self.wait(self.begin(verb, vm))
+    }
+
+    fn show(&self, peer: Peer, vm: &str) -> Result<VmRecord, ApiError> {
+        self.life().runtime.block_on(self.life().vms.show(peer, vm))
+    }
+
+    /// Waits until the VM is in a state, which it gets into by itself.
+    fn until(&self, vm: &str, state: State) -> VmRecord {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let record = self.show(ALICE, vm).unwrap();
+            if record.state == state {
+                return record;
+            }
+            assert!(Instant::now() < deadline, "still {}: {}", record.state, record.runtime.last_error);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn until_true(&self, what: &str, check: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !check() {
+            assert!(Instant::now() < deadline, "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn cached(&self, vm: &VmId) -> Option<handles::Handles> {
+        self.life().vms.ctx.handles.cached(vm)
+    }
+
+    /// Nothing of any VM beside what a stopped one keeps.
+    fn assert_nothing_held(&self) {
+        assert_eq!(self.helper.held(), Vec::<String>::new());
+        assert_eq!(self.machine.processes(), 0);
+        let left: Vec<_> = std::fs::read_dir(self.paths().runtime.join("vm")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        for vm in std::fs::read_dir(self.paths().vms()).unwrap() {
+            assert!(!vm.unwrap().path().join("handles.json").exists());
+        }
+    }
+
+    /// As if there had never been a VM.
+    fn assert_nothing_at_all(&self) {
+        self.assert_nothing_held();
+        assert_eq!(self.helper.cows(), 0);
+        let page = self.life().runtime.block_on(self.life().vms.list(ROOT, true, None)).unwrap();
+        assert!(page.vms.is_empty(), "{page:?}");
+        assert_eq!(std::fs::read_dir(self.paths().vms()).unwrap().count(), 0);
+    }
+}
+
+fn named(name: &str) -> CreateRequest {
+    CreateRequest { name: Some(name.into()), nat: true, ..CreateRequest::default() }
+}
