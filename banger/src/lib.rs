@@ -9,6 +9,8 @@ mod error;
 mod interrupt;
 mod job;
 mod kernel_file;
+#[cfg(test)]
+mod man;
 mod output;
 mod pack;
 mod programs;
