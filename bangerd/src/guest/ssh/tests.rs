@@ -8,11 +8,14 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 pub(crate) struct Guest {
     pub(crate) session: Arc<Session>,
     pub(crate) connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    /// Notified: all connections stay open and carry nothing any more.
+    pub(crate) stall: Arc<Notify>,
     _folder: tempfile::TempDir,
     accepting: JoinHandle<()>,
 }
@@ -43,6 +46,8 @@ fn guest_with(shown: &KeyPair, pinned: &KeyPair, client: &KeyPair, known: &KeyPa
     let listener = UnixListener::bind(&vsock).unwrap();
     let connections: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
     let kept = connections.clone();
+    let stall = Arc::new(Notify::new());
+    let stalled = stall.clone();
     let accepting = tokio::spawn(async move {
         loop {
             let mut stream = BufReader::new(listener.accept().await.unwrap().0);
@@ -54,12 +59,20 @@ fn guest_with(shown: &KeyPair, pinned: &KeyPair, client: &KeyPair, known: &KeyPa
             let (mut near, far) = tokio::io::duplex(64 * 1024);
             let server = server.clone();
             tokio::spawn(async move { server.serve(far).await });
-            let relay = async move { drop(tokio::io::copy_bidirectional(&mut stream, &mut near).await) };
+            let stall = stalled.clone();
+            let relay = async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut stream, &mut near) => return,
+                    () = stall.notified() => {}
+                }
+                std::future::pending::<()>().await;
+                drop((stream, near));
+            };
             kept.lock().unwrap().push(tokio::spawn(relay));
         }
     });
     let session = Arc::new(Session::new(vsock, pinned.public_line(), client).unwrap());
-    Guest { session, connections, _folder: folder, accepting }
+    Guest { session, connections, stall, _folder: folder, accepting }
 }
 
 pub(crate) fn guest() -> Guest {
