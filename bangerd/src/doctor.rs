@@ -30,7 +30,9 @@ fn check(name: &str, status: CheckStatus, detail: impl Into<String>) -> Check {
 fn of(name: &str, found: Result<String, ApiError>) -> Check {
     match found {
         Ok(detail) => check(name, CheckStatus::Pass, detail),
-        Err(error) => check(name, CheckStatus::Fail, format!("{}. {}", error.message, error.hint).trim_end().to_owned()),
+        Err(error) => {
+            check(name, CheckStatus::Fail, format!("{}. {}", error.message, error.hint).trim_end().to_owned())
+        }
     }
 }
 
@@ -54,7 +56,11 @@ fn guest_binary(path: &Path) -> Check {
     if path.is_file() {
         check("guest init", CheckStatus::Pass, path.display().to_string())
     } else {
-        check("guest init", CheckStatus::Fail, format!("{} is missing. Install the package banger again.", path.display()))
+        check(
+            "guest init",
+            CheckStatus::Fail,
+            format!("{} is missing. Install the package banger again.", path.display()),
+        )
     }
 }
 
@@ -65,7 +71,9 @@ fn kernel(release: &str) -> Check {
     let floor = format!("{}.{}", KERNEL_FLOOR.0, KERNEL_FLOOR.1);
     let detail = match status {
         CheckStatus::Pass => format!("Linux {release}"),
-        _ => format!("Linux {release} is older than {floor}. banger needs Linux {floor} or newer and systemd 254 or newer."),
+        _ => format!(
+            "Linux {release} is older than {floor}. banger needs Linux {floor} or newer and systemd 254 or newer."
+        ),
     };
     check("kernel", status, detail)
 }

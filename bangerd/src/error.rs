@@ -83,8 +83,9 @@ pub(crate) fn failed(what: &str, error: &(dyn Error + 'static)) -> ApiError {
 
 /// The host's disk is full.
 pub(crate) fn no_space(message: String) -> ApiError {
-    ApiError::new(ErrorCode::NoSpace, message)
-        .hint("Free space on the file system of /var/lib, or ask for smaller disks with --disk-size and --overlay-size.")
+    ApiError::new(ErrorCode::NoSpace, message).hint(
+        "Free space on the file system of /var/lib, or ask for smaller disks with --disk-size and --overlay-size.",
+    )
 }
 
 /// The daemon's own records failed.

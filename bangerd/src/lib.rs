@@ -31,6 +31,10 @@ use args::{Args, Mode};
 use error::StartError;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the end of the daemon waits for tasks to notice it.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// The whole program.
 #[must_use]
@@ -62,11 +66,12 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Serve => {
             let config = config::load(&args.paths.config, args.config_named)?;
             log::init(&config.log_level)?;
-            tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .map_err(StartError::Runtime)?
-                .block_on(serve(args, config))?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(StartError::Runtime)?;
+            let ended = runtime.block_on(serve(args, config));
+            // An import on a blocking thread is not waited for: the next start removes what it left.
+            runtime.shutdown_timeout(END_LIMIT);
+            ended?;
         }
     }
     Ok(())

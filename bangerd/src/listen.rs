@@ -17,7 +17,9 @@ pub(crate) fn make_folders(paths: &Paths) -> Result<(), StartError> {
     let private = [paths.kernels(), paths.vms(), paths.staging(), paths.runtime.join("vm")];
     // The helper, which has no DAC_OVERRIDE, reads images as group root.
     let shared = [paths.state.clone(), paths.images()];
-    for (folder, mode) in shared.iter().map(|folder| (folder, 0o710)).chain(private.iter().map(|folder| (folder, 0o700))) {
+    for (folder, mode) in
+        shared.iter().map(|folder| (folder, 0o710)).chain(private.iter().map(|folder| (folder, 0o700)))
+    {
         let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(folder);
         made.map_err(|source| StartError::Folder { path: folder.clone(), source })?;
     }

@@ -35,7 +35,9 @@ impl Tickets {
         let ticket = Ticket(bytes);
         let mut all = self.lock();
         if all.values().filter(|(_, held)| held.peer.uid == promise.peer.uid).count() >= PER_USER {
-            return Err(ApiError::new(ErrorCode::Limit, "too many streams are being opened").hint("Try again in a minute."));
+            return Err(
+                ApiError::new(ErrorCode::Limit, "too many streams are being opened").hint("Try again in a minute.")
+            );
         }
         all.insert(ticket.clone(), (Instant::now(), promise));
         Ok(ticket)
@@ -51,13 +53,17 @@ impl Tickets {
         all.remove(ticket).map(|(_, promise)| promise)
     }
 
-    /// Ends what nobody came for.
+    /// Ends what nobody came for, or wants any more.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
-        let void: Vec<Promise> =
-            self.lock().extract_if(|_, (issued, _)| is_void(*issued, now)).map(|(_, (_, promise))| promise).collect();
-        for job in void.into_iter().filter_map(|promise| promise.job) {
-            job.finish(Err(ApiError::new(ErrorCode::OperationFailed, "the upload never began")));
+        let is_over = |_: &Ticket, (issued, promise): &mut (Instant, Promise)| {
+            is_void(*issued, now) || promise.job.as_ref().is_some_and(|job| job.go_on().is_err())
+        };
+        let over: Vec<Promise> = self.lock().extract_if(is_over).map(|(_, (_, promise))| promise).collect();
+        for job in over.into_iter().filter_map(|promise| promise.job) {
+            let never_began = ApiError::new(ErrorCode::OperationFailed, "the upload never began");
+            let why = job.go_on().err().unwrap_or(never_began);
+            job.finish(Err(why));
         }
     }
 

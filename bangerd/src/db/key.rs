@@ -25,7 +25,8 @@ impl Db {
 
     pub(crate) async fn keys(&self, owner: u32) -> Result<Vec<String>, DbError> {
         self.transaction(move |sql| {
-            let mut query = sql.prepare_cached("SELECT public_key FROM user_keys WHERE owner = ?1 ORDER BY added_at")?;
+            let mut query =
+                sql.prepare_cached("SELECT public_key FROM user_keys WHERE owner = ?1 ORDER BY added_at")?;
             let rows = query.query_map([owner], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(rows)
         })

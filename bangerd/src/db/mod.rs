@@ -118,7 +118,12 @@ impl Db {
 
 fn open(path: &Path) -> Result<Connection, DbError> {
     // SQLite makes files 0644 less the umask; whoever reads this one learns of other users' VMs.
-    std::fs::File::options().create(true).truncate(false).append(true).mode(0o600).open(path)
+    std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .append(true)
+        .mode(0o600)
+        .open(path)
         .map_err(|source| DbError::Create { path: path.to_owned(), source })?;
     let refused = |source| DbError::Open { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(refused)?;

@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Finished jobs that are kept for those who ask late.
 const KEPT: usize = 128;
+/// Jobs of one user at a time: a shell loop must not fill the daemon's memory.
+const RUNNING_PER_USER: usize = 128;
 /// Stages and warnings of one job; a view fits a frame.
 const MAX_STAGES: usize = 32;
 /// The longest title, stage or warning, bytes.
@@ -83,8 +85,19 @@ impl Jobs {
     }
 
     /// Begins a job.
-    pub(crate) fn begin(&self, owner: u32, title: String) -> Job {
+    ///
+    /// # Errors
+    /// `Limit` when the owner has too many at work.
+    pub(crate) fn begin(&self, owner: u32, title: String) -> Result<Job, ApiError> {
         let mut inner = self.lock();
+        let at_work = |entry: &&Entry| {
+            let view = entry.view.borrow();
+            view.owner == owner && view.state == JobState::Running
+        };
+        if inner.jobs.values().filter(at_work).count() >= RUNNING_PER_USER {
+            let message = format!("{RUNNING_PER_USER} jobs of yours are at work already");
+            return Err(ApiError::new(ErrorCode::Limit, message).hint("Wait for some of them: `banger job list`."));
+        }
         let id = JobId(inner.next);
         inner.next += 1;
         let cancel = CancellationToken::new();
@@ -104,7 +117,7 @@ impl Jobs {
         drop(inner);
         let job = Job { id, db: self.db.clone(), view: sender, cancel, stage_began: Mutex::new(Instant::now()) };
         self.db.record_job(id.0, owner, title);
-        job
+        Ok(job)
     }
 
     /// The caller's jobs, newest first.

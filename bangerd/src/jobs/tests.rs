@@ -13,7 +13,7 @@ async fn jobs(dir: &tempfile::TempDir) -> (Arc<Jobs>, Db) {
 async fn a_watcher_sees_each_change_and_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _db) = jobs(&dir).await;
-    let job = jobs.begin(ALICE.uid, "start demo".into());
+    let job = jobs.begin(ALICE.uid, "start demo".into()).unwrap();
     let id = job.id();
     let first = jobs.watch(ALICE, id, 0, Duration::ZERO).await.unwrap();
     assert_eq!((first.seq, first.state), (1, JobState::Running));
@@ -35,7 +35,7 @@ async fn a_watcher_sees_each_change_and_the_end() {
 async fn a_stranger_neither_sees_nor_cancels() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _db) = jobs(&dir).await;
-    let job = jobs.begin(ALICE.uid, "start demo".into());
+    let job = jobs.begin(ALICE.uid, "start demo".into()).unwrap();
     assert_eq!(jobs.cancel(BOB, job.id()).unwrap_err().code, ErrorCode::NotFound);
     assert!(jobs.list(BOB, 32).is_empty() && !job.cancelled().is_cancelled());
     jobs.cancel(ALICE, job.id()).unwrap();
@@ -46,7 +46,7 @@ async fn a_stranger_neither_sees_nor_cancels() {
 async fn a_job_that_is_dropped_has_failed() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _db) = jobs(&dir).await;
-    let id = jobs.begin(1, "x".into()).id();
+    let id = jobs.begin(1, "x".into()).unwrap().id();
     let view = jobs.watch(Peer { uid: 1, admin: false }, id, 0, Duration::ZERO).await.unwrap();
     assert!(matches!(view.state, JobState::Failed(error) if error.code == ErrorCode::Internal));
 }
@@ -63,18 +63,29 @@ async fn after_a_restart_unfinished_jobs_have_failed_and_numbers_go_on() {
     assert!(matches!(view.state, JobState::Failed(_)), "{view:?}");
     let view = again.watch(ALICE, JobId(8), 0, Duration::ZERO).await.unwrap();
     assert_eq!(view.state, JobState::Done(JobResult::Text("stopped".into())));
-    assert_eq!(again.begin(1, "next".into()).id(), JobId(9));
+    assert_eq!(again.begin(1, "next".into()).unwrap().id(), JobId(9));
 }
 
 #[tokio::test]
 async fn finished_jobs_are_bounded_and_running_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _db) = jobs(&dir).await;
-    let running = jobs.begin(1, "long".into());
+    let running = jobs.begin(1, "long".into()).unwrap();
     for _ in 0..KEPT + 20 {
-        jobs.begin(1, "short".into()).finish(Ok(JobResult::Text(String::new())));
+        jobs.begin(1, "short".into()).unwrap().finish(Ok(JobResult::Text(String::new())));
     }
     let peer = Peer { uid: 1, admin: false };
     assert!(jobs.list(peer, usize::MAX).len() <= KEPT + 2);
     assert!(jobs.watch(peer, running.id(), 0, Duration::ZERO).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_user_cannot_fill_the_daemon_and_ended_jobs_make_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, _db) = jobs(&dir).await;
+    let mut held: Vec<Job> = (0..RUNNING_PER_USER).map(|_| jobs.begin(1, "x".into()).unwrap()).collect();
+    assert_eq!(jobs.begin(1, "one more".into()).unwrap_err().code, ErrorCode::Limit);
+    assert!(jobs.begin(2, "another user's".into()).is_ok());
+    held.pop().unwrap().finish(Ok(JobResult::Text(String::new())));
+    assert!(jobs.begin(1, "now".into()).is_ok());
 }

@@ -9,7 +9,8 @@ pub(crate) mod sim;
 
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
-    CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState, TapIdentity,
+    CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
+    TapIdentity,
 };
 use banger_proto::model::{ApiError, ErrorCode};
 use futures::future::BoxFuture;
@@ -61,8 +62,10 @@ impl PrivilegedError {
             }
             Self::Refused { refusal: HelperError::Quota, .. } => ApiError::new(ErrorCode::Limit, message)
                 .hint("Stop or delete VMs that are not needed: this host holds no more of them."),
-            Self::Refused { refusal: HelperError::Quarantined, .. } => ApiError::new(ErrorCode::OperationFailed, message)
-                .hint("Ask the administrator to look at `journalctl -u banger-priv`."),
+            Self::Refused { refusal: HelperError::Quarantined, .. } => {
+                ApiError::new(ErrorCode::OperationFailed, message)
+                    .hint("Ask the administrator to look at `journalctl -u banger-priv`.")
+            }
             Self::Refused { .. } => ApiError::new(ErrorCode::OperationFailed, message)
                 .hint("The helper's log says more: `journalctl -u banger-priv`."),
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Confused => {
@@ -117,7 +120,6 @@ fn passes(refusal: HelperError) -> bool {
     matches!(refusal, HelperError::Busy | HelperError::Rate | HelperError::StillRunning)
 }
 
-#[expect(clippy::clone_on_copy, reason = "the macro repeats every argument, and some are not Copy")]
 impl Privileged {
     /// The helper behind a socket. Connects at the first call, and again whenever the connection is lost.
     pub(crate) fn connect_to(socket: &Path) -> Self {

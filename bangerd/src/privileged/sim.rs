@@ -4,7 +4,8 @@
 use super::{Link, PrivilegedError};
 use banger_policy::VmId;
 use banger_proto::helper::{
-    CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState, TapIdentity,
+    CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
+    TapIdentity,
 };
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -123,7 +124,9 @@ impl State {
         }
         Ok(match request {
             Q::AcquireTap { vm, owner, .. } => A::AcquireTap(self.acquire_tap(vm, owner)),
-            Q::ReleaseTap { vm, tap } => A::ReleaseTap(self.release_claim(vm, |row| row.tap == Some(tap), |row| row.tap = None)),
+            Q::ReleaseTap { vm, tap } => {
+                A::ReleaseTap(self.release_claim(vm, |row| row.tap == Some(tap), |row| row.tap = None))
+            }
             Q::CreateDisk { vm, owner, image, cow_bytes } => {
                 let cow = CowRecord { image, cow_bytes, allocated_bytes: cow_bytes };
                 row(self, vm, owner).cow = Some(cow.clone());
@@ -165,7 +168,9 @@ impl State {
                 }))
             }
             Q::Identity { vm } => A::Identity(self.ledger.get(&vm).cloned().ok_or(HelperError::NotYours)),
-            Q::List { .. } => A::List(Ok(HoldingPage { holdings: self.ledger.values().cloned().collect(), next: None })),
+            Q::List { .. } => {
+                A::List(Ok(HoldingPage { holdings: self.ledger.values().cloned().collect(), next: None }))
+            }
             Q::Release { vm } => A::Release(self.release(vm)),
         })
     }

@@ -128,6 +128,6 @@ impl banger_proto::daemon::Daemon for Service {
 impl Service {
     async fn begin_upload(&self, wanted: &Wanted) -> Result<crate::jobs::Job, ApiError> {
         self.daemon.store.check_free(wanted).await?;
-        Ok(self.daemon.store.begin(self.peer, wanted))
+        self.daemon.store.begin(self.peer, wanted)
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Daemon;
 use super::admission::Place;
-use crate::stream;
 use crate::store::import::Wanted;
+use crate::stream;
 use crate::ticket::Promise;
 use banger_policy::Peer;
 use banger_proto::model::ApiError;
@@ -59,7 +59,13 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
 }
 
 /// The work of an import belongs to a task: the connection may end before it.
-async fn import(io: UnixStream, peer: Peer, upload: &StreamRequest, job: Option<crate::jobs::Job>, daemon: &Arc<Daemon>) {
+async fn import(
+    io: UnixStream,
+    peer: Peer,
+    upload: &StreamRequest,
+    job: Option<crate::jobs::Job>,
+    daemon: &Arc<Daemon>,
+) {
     let (Ok(Some(wanted)), Some(job)) = (check(daemon, peer, upload).await, job) else {
         return refuse(io, "this upload has no job").await;
     };

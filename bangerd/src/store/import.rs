@@ -38,7 +38,10 @@ impl Wanted {
     pub(crate) fn image(name: &str, source: &str, build_size: Option<u64>) -> Result<Self, ApiError> {
         let size = build_size.unwrap_or(DEFAULT_BUILD_BYTES);
         if size > MAX_DISK_BYTES {
-            return Err(ApiError::new(ErrorCode::BadRequest, format!("a root file system of {size} bytes is over 128G")));
+            return Err(ApiError::new(
+                ErrorCode::BadRequest,
+                format!("a root file system of {size} bytes is over 128G"),
+            ));
         }
         Ok(Self::Image {
             name: name.parse().map_err(|error: banger_policy::name::NameError| bad(&error))?,
@@ -133,7 +136,7 @@ impl Store {
     }
 
     /// Begins the job of an upload; its stream comes later.
-    pub(crate) fn begin(&self, peer: Peer, wanted: &Wanted) -> Job {
+    pub(crate) fn begin(&self, peer: Peer, wanted: &Wanted) -> Result<Job, ApiError> {
         self.jobs.begin(peer.uid, wanted.title())
     }
 
@@ -180,8 +183,13 @@ impl Store {
         })
         .await?;
         let _publishing = self.publishing.lock().await;
-        if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name) {
-            return Err(if same.name == name { taken("image", name.as_str()) } else { is_there("image", same.name.as_str(), &same.id) });
+        if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name)
+        {
+            return Err(if same.name == name {
+                taken("image", name.as_str())
+            } else {
+                is_there("image", same.name.as_str(), &same.id)
+            });
         }
         job.go_on()?;
         job.stage("publish");
@@ -216,7 +224,8 @@ impl Store {
     ) -> Result<JobResult, ApiError> {
         let staging = Staging::new(&self.paths.kernels(), job)?;
         let (dir, progress) = (staging.0.clone(), Watched(Arc::clone(job)));
-        let made = blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error))).await?;
+        let made =
+            blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error))).await?;
         let name = match name {
             Some(name) => name,
             None => made.version.parse().map_err(|error: banger_policy::name::NameError| {
@@ -224,8 +233,14 @@ impl Store {
             })?,
         };
         let _publishing = self.publishing.lock().await;
-        if let Some(same) = self.kernels().await?.into_iter().find(|kernel| kernel.id == made.digest || kernel.name == name) {
-            return Err(if same.name == name { taken("kernel", name.as_str()) } else { is_there("kernel", same.name.as_str(), &same.id) });
+        if let Some(same) =
+            self.kernels().await?.into_iter().find(|kernel| kernel.id == made.digest || kernel.name == name)
+        {
+            return Err(if same.name == name {
+                taken("kernel", name.as_str())
+            } else {
+                is_there("kernel", same.name.as_str(), &same.id)
+            });
         }
         job.go_on()?;
         job.stage("publish");

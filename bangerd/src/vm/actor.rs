@@ -2,19 +2,20 @@
 //! what each means is the policy's table, and this file runs its effects. No call of a client is ever the owner
 //! of work: it leaves an order here and watches the job.
 
-use super::machine::{Running, Seat};
-use super::teardown::{also, joined};
 use super::Context;
+use super::machine::{Running, Seat};
+use super::shared::{Shared, Wait};
+use super::teardown::{also, joined};
 use crate::db::{Mirror, VmRow};
 use crate::error::internal;
 use crate::jobs::Job;
 use banger_policy::VmId;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
 use banger_proto::daemon::KillSignal;
-use banger_proto::model::{ApiError, ErrorCode, JobResult, VmStats};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use banger_proto::model::{ApiError, ErrorCode, JobResult};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -23,87 +24,40 @@ use tracing::Instrument as _;
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a VMM may take to end on a signal other than KILL.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
-/// How long a call waits for an actor that still looks for the VM's earlier run.
-const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 
 /// What an actor is told.
 #[derive(Debug)]
 pub(super) enum Order {
     /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it, unless `keep`.
-    Create { job: Job, start: bool, keep: bool },
+    Create {
+        job: Job,
+        start: bool,
+        keep: bool,
+    },
     Start(Job),
     Stop(Job),
     Restart(Job),
     Kill(Job, KillSignal),
     Delete(Job),
     /// The monitor of boot number `boot` saw its end.
-    Ended { boot: u64, reason: String },
+    Ended {
+        boot: u64,
+        reason: String,
+    },
     /// Nobody used it for long.
     Stale,
 }
 
-/// What an actor may be waiting for, that somebody else's order may make pointless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// A start, until the guest is ready.
-    Start,
-    /// A guest that was asked to shut down.
-    Shutdown,
-}
-
-/// What others may look at and touch without waiting for the actor.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    running: Mutex<Option<Arc<dyn Running>>>,
-    stats: Mutex<Option<VmStats>>,
-    waiting: Mutex<Option<(Wait, CancellationToken)>>,
-    /// Whether it is known what became of the VM's earlier run.
-    settled: watch::Sender<bool>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is one assignment.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    /// The guest, while it runs.
-    pub(super) fn running(&self) -> Option<Arc<dyn Running>> {
-        lock(&self.running).clone()
-    }
-
-    /// The same, once it is known what became of the VM's earlier run.
-    pub(super) async fn found_running(&self) -> Option<Arc<dyn Running>> {
-        // Time over: then what is known now is the answer.
-        drop(tokio::time::timeout(SETTLE_LIMIT, self.settled.subscribe().wait_for(|settled| *settled)).await);
-        self.running()
-    }
-
-    pub(super) fn stats(&self) -> Option<VmStats> {
-        lock(&self.stats).clone()
-    }
-
-    pub(super) fn set_stats(&self, stats: VmStats) {
-        *lock(&self.stats) = Some(stats);
-    }
-
-    fn set_running(&self, running: Option<Arc<dyn Running>>) {
-        if running.is_none() {
-            *lock(&self.stats) = None;
-        }
-        *lock(&self.running) = running;
-    }
-
-    fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {
-        *lock(&self.waiting) = waiting;
-    }
-
-    /// Ends the actor's wait when it is of one of these kinds.
-    pub(super) fn interrupt(&self, kinds: &[Wait]) {
-        if let Some((wait, token)) = lock(&self.waiting).as_ref()
-            && kinds.contains(wait)
-        {
-            token.cancel();
+impl Order {
+    fn into_job(self) -> Option<Job> {
+        match self {
+            Order::Create { job, .. }
+            | Order::Start(job)
+            | Order::Stop(job)
+            | Order::Restart(job)
+            | Order::Kill(job, _)
+            | Order::Delete(job) => Some(job),
+            Order::Ended { .. } | Order::Stale => None,
         }
     }
 }
@@ -123,11 +77,7 @@ pub(super) struct Actor {
 }
 
 /// Starts the task of one VM. `existing`: the row is of an earlier run, so what became of it is found out first.
-pub(super) fn spawn(
-    ctx: Arc<Context>,
-    row: VmRow,
-    existing: bool,
-) -> (mpsc::UnboundedSender<Order>, Arc<Shared>) {
+pub(super) fn spawn(ctx: Arc<Context>, row: VmRow, existing: bool) -> (mpsc::UnboundedSender<Order>, Arc<Shared>) {
     let (sender, orders) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared::default());
     let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
@@ -139,17 +89,28 @@ pub(super) fn spawn(
 
 impl Actor {
     async fn run(mut self, existing: bool) {
-        if existing && self.reconcile().await {
-            return;
+        let mut gone = existing && (self.was_deleted().await || self.reconcile().await);
+        self.shared.settle();
+        while !gone && let Some(order) = self.orders.recv().await {
+            gone = self.handle(order).await;
         }
-        self.shared.settled.send_replace(true);
-        while let Some(order) = self.orders.recv().await {
-            if self.handle(order).await {
-                return;
+        // Either the VM is gone, or the daemon ends and the VM does not.
+        self.stop_watching();
+        self.orders.close();
+        while let Ok(order) = self.orders.try_recv() {
+            if let Some(job) = order.into_job() {
+                job.finish(Err(ApiError::new(ErrorCode::NotFound, format!("{} was deleted meanwhile", self.row.name))));
             }
         }
-        // The daemon ends; the VM does not.
-        self.stop_watching();
+    }
+
+    /// The order came with a row that was read before the VM's deletion: nothing may be made for it any more.
+    async fn was_deleted(&self) -> bool {
+        let deleted = matches!(self.ctx.db.vm(self.row.id).await, Ok(None));
+        if deleted {
+            self.ctx.forget(&self.row.id);
+        }
+        deleted
     }
 
     /// True when the VM is gone.

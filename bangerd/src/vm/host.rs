@@ -9,11 +9,11 @@ use crate::config::Config;
 use crate::error::failed;
 use crate::firecracker::api::{self, Drive, VmmConfig};
 use crate::firecracker::{self, Launch, Vmm};
-use crate::guest::control::{Control, NotReady};
+use crate::guest::console;
+use crate::guest::control::Control;
 use crate::guest::keys::KeyPair;
 use crate::guest::monitor::{self, Parts};
 use crate::guest::ssh::Session;
-use crate::guest::console;
 use crate::handles::Handles;
 use crate::image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use crate::paths::Paths;
@@ -114,7 +114,7 @@ impl Host {
             cgroup,
             launcher: Launch::self_exe(),
         };
-        let vmm = firecracker::launch(&launch).await.map_err(|error| failed("firecracker", &error))?;
+        let vmm = firecracker::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
         Ok(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             session: self.session(&seat)?,
@@ -300,17 +300,14 @@ impl Guest {
             metrics_path: Some(seat.paths.metrics()),
         };
         let started = api::configure_and_start(&seat.paths.api_socket(), &config).await;
-        started.map_err(|error| failed("firecracker", &error))
+        started.map_err(|error| failed("the VMM", &error))
     }
 
     async fn wait_ready(&self, limit: Duration) -> Result<(), ApiError> {
         let ready = self.parts.control.ready(limit, &self.parts.vmm).await;
-        ready.map(|info| tracing::info!(boot_id = info.boot_id, "guest ready")).map_err(|why| {
-            let code = match why {
-                NotReady::TimedOut(_) | NotReady::Failed(_) | NotReady::VmmEnded(_) => ErrorCode::GuestNotReady,
-            };
-            ApiError::new(code, why.to_string())
-        })
+        let info = ready.map_err(|why| ApiError::new(ErrorCode::GuestNotReady, why.to_string()))?;
+        tracing::info!(boot_id = info.boot_id, "guest ready");
+        Ok(())
     }
 }
 

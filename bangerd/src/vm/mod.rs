@@ -8,8 +8,9 @@ mod create;
 pub(crate) mod host;
 pub(crate) mod machine;
 mod names;
-mod record;
 mod reconcile;
+mod record;
+mod shared;
 mod size;
 mod start;
 pub(crate) mod stats;
@@ -30,12 +31,13 @@ use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
-use actor::{Order, Shared, Wait};
+use actor::Order;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
 use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, VmPage, VmRecord, VmStats};
 use machine::{Machine, Seat};
+use shared::{Shared, Wait};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -180,7 +182,7 @@ impl Vms {
         };
         let vm = row.id;
         let entry = self.actor(row);
-        let job = self.ctx.jobs.begin(peer.uid, title);
+        let job = self.ctx.jobs.begin(peer.uid, title)?;
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, ?verb, "ordered");
         let order = match verb {
@@ -245,7 +247,7 @@ impl Vms {
             spec,
             nat: request.nat,
         };
-        let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name));
+        let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name))?;
         let job_id = job.id();
         tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, name = %new.name, "create ordered");
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
@@ -313,7 +315,8 @@ impl Vms {
             return Err(not_running());
         }
         let entry = self.actor(row);
-        let session = entry.shared.found_running().await.and_then(|running| running.session()).ok_or_else(not_running)?;
+        let session =
+            entry.shared.found_running().await.and_then(|running| running.session()).ok_or_else(not_running)?;
         self.touch(id).await;
         Ok(session)
     }

@@ -9,8 +9,8 @@ const FIRST: [&str; 32] = [
 ];
 const SECOND: [&str; 32] = [
     "alder", "aspen", "badger", "beech", "birch", "cedar", "crane", "dove", "elm", "falcon", "fern", "finch", "fox",
-    "hare", "hazel", "heron", "ibex", "lark", "linden", "lynx", "maple", "marten", "moss", "oak", "otter", "owl", "pine",
-    "raven", "robin", "rowan", "swan", "wren",
+    "hare", "hazel", "heron", "ibex", "lark", "linden", "lynx", "maple", "marten", "moss", "oak", "otter", "owl",
+    "pine", "raven", "robin", "rowan", "swan", "wren",
 ];
 
 /// A name from an id's bytes, such as `quick-otter`; from the third attempt on with a number, so that it comes
@@ -19,7 +19,8 @@ pub(super) fn generated(id: &VmId, attempt: usize) -> Option<VmName> {
     let mut bytes = id.as_bytes().iter().copied().map(usize::from).skip(attempt * 3);
     let (first, second, number) = (bytes.next()?, bytes.next()?, bytes.next()?);
     let words = (FIRST.get(first % FIRST.len())?, SECOND.get(second % SECOND.len())?);
-    let name = if attempt < 2 { format!("{}-{}", words.0, words.1) } else { format!("{}-{}-{number}", words.0, words.1) };
+    let name =
+        if attempt < 2 { format!("{}-{}", words.0, words.1) } else { format!("{}-{}-{number}", words.0, words.1) };
     name.parse().ok()
 }
 

@@ -75,9 +75,7 @@ impl Actor {
             return true;
         }
         match self.ctx.privileged.identity(seat.id).await {
-            Ok(holding) => {
-                holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some()
-            }
+            Ok(holding) => holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some(),
             Err(_) => false,
         }
     }

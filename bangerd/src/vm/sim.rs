@@ -102,9 +102,8 @@ impl Machine for SimMachine {
         let vm = seat.id;
         async move {
             let found = self.lock().processes.get(&vm).map(|(pid, sender)| (*pid, sender.subscribe()));
-            Ok(found.map(|(pid, ended)| {
-                Arc::new(SimGuest { machine: self.clone(), vm, pid, ended }) as Arc<dyn Running>
-            }))
+            Ok(found
+                .map(|(pid, ended)| Arc::new(SimGuest { machine: self.clone(), vm, pid, ended }) as Arc<dyn Running>))
         }
         .boxed()
     }

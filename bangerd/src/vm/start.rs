@@ -48,7 +48,8 @@ impl Actor {
         done(Step::WorkDisk)?;
 
         begin(Step::Tap)?;
-        let tap = ctx.privileged.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
+        let tap =
+            ctx.privileged.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
         held.hold_tap(&tap);
         ctx.handles.seed(seat.id, held.clone());
         done(Step::Tap)?;

@@ -92,7 +92,10 @@ pub(crate) fn allocated(path: &Path) -> u64 {
 /// Firecracker appends an object a line. Long lines would not fit a reply.
 fn last_line(path: &Path) -> String {
     const MAX: u64 = 2048;
-    let text = std::fs::metadata(path).ok().filter(|meta| meta.len() <= 1 << 20).and_then(|_| std::fs::read_to_string(path).ok());
+    let text = std::fs::metadata(path)
+        .ok()
+        .filter(|meta| meta.len() <= 1 << 20)
+        .and_then(|_| std::fs::read_to_string(path).ok());
     let line = text.as_deref().and_then(|text| text.lines().next_back()).unwrap_or_default();
     if line.len() as u64 <= MAX { line.to_owned() } else { String::new() }
 }

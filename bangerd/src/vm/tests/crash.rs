@@ -51,7 +51,11 @@ const LOSSES: [&str; 5] = ["nothing", "file gone", "file corrupt", "mirror", "fi
 fn lose(world: &World, vm: &VmId, what: &str) {
     let file = world.paths().vm(vm).handles();
     if what.contains("file") {
-        if what.contains("corrupt") { std::fs::write(&file, "{\"pid\":").unwrap() } else { std::fs::remove_file(&file).unwrap() }
+        if what.contains("corrupt") {
+            std::fs::write(&file, "{\"pid\":").unwrap()
+        } else {
+            std::fs::remove_file(&file).unwrap()
+        }
     }
     if what.contains("mirror") {
         let runtime = Runtime::new().unwrap();

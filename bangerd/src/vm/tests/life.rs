@@ -139,3 +139,25 @@ fn many_creations_at_once_get_different_names_and_addresses() {
     let first = world.life().runtime.block_on(world.life().vms.list(ALICE, false, None)).unwrap();
     assert_eq!((first.vms.len(), first.next), (12, None));
 }
+
+#[test]
+fn orders_behind_a_deletion_make_nothing_and_say_so() {
+    let world = World::new();
+    world.running("demo");
+    let row = world.life().runtime.block_on(world.life().vms.find(ALICE, "demo")).unwrap();
+    let delete = world.begin(Verb::Delete, "demo");
+    let behind = [Verb::Stop, Verb::Start, Verb::Delete].map(|verb| world.begin_or_gone(verb, "demo"));
+    assert!(matches!(world.wait(delete), JobState::Done(_)));
+    for job in behind.into_iter().flatten() {
+        let end = world.wait(job);
+        assert!(matches!(&end, JobState::Failed(e) if e.code == ErrorCode::NotFound), "{end:?}");
+    }
+    // An actor for a row that was read before the deletion finds that out itself.
+    let late = world.life().runtime.block_on(async { world.life().vms.actor(row) });
+    let job = world.life().vms.ctx.jobs.begin(ALICE.uid, "late".into()).unwrap();
+    let id = job.id();
+    if late.orders.send(super::super::Order::Start(job)).is_ok() {
+        assert!(matches!(world.wait(id), JobState::Failed(_)));
+    }
+    world.assert_nothing_at_all();
+}

@@ -17,9 +17,7 @@ use crate::privileged::sim::SimHelper;
 use crate::store::Store;
 use banger_policy::lifecycle::State;
 use banger_policy::{Digest, Peer, VmId};
-use banger_proto::model::{
-    ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, VmRecord,
-};
+use banger_proto::model::{ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, VmRecord};
 use banger_proto::time::Timestamp;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -161,6 +159,10 @@ impl World {
 
     fn begin(&self, verb: Verb, vm: &str) -> JobId {
         self.life().runtime.block_on(self.life().vms.order(ALICE, vm, verb)).unwrap()
+    }
+
+    fn begin_or_gone(&self, verb: Verb, vm: &str) -> Option<JobId> {
+        self.life().runtime.block_on(self.life().vms.order(ALICE, vm, verb)).ok()
     }
 
     fn order(&self, verb: Verb, vm: &str) -> JobState {

@@ -1,0 +1,82 @@
+//! What others may look at and touch without waiting in an actor's queue.
+
+use super::machine::Running;
+use banger_proto::model::VmStats;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How long a call waits for an actor that still looks for the VM's earlier run.
+const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What an actor may be waiting for, that somebody else's order may make pointless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// A start, until the guest is ready.
+    Start,
+    /// A guest that was asked to shut down.
+    Shutdown,
+}
+
+/// What others may look at and touch without waiting for the actor.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    running: Mutex<Option<Arc<dyn Running>>>,
+    stats: Mutex<Option<VmStats>>,
+    waiting: Mutex<Option<(Wait, CancellationToken)>>,
+    /// Whether it is known what became of the VM's earlier run.
+    settled: watch::Sender<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The guest, while it runs.
+    pub(super) fn running(&self) -> Option<Arc<dyn Running>> {
+        lock(&self.running).clone()
+    }
+
+    /// The same, once it is known what became of the VM's earlier run.
+    pub(super) async fn found_running(&self) -> Option<Arc<dyn Running>> {
+        // Time over: then what is known now is the answer.
+        drop(tokio::time::timeout(SETTLE_LIMIT, self.settled.subscribe().wait_for(|settled| *settled)).await);
+        self.running()
+    }
+
+    /// From now on it is known.
+    pub(super) fn settle(&self) {
+        self.settled.send_replace(true);
+    }
+
+    pub(super) fn stats(&self) -> Option<VmStats> {
+        lock(&self.stats).clone()
+    }
+
+    pub(super) fn set_stats(&self, stats: VmStats) {
+        *lock(&self.stats) = Some(stats);
+    }
+
+    pub(super) fn set_running(&self, running: Option<Arc<dyn Running>>) {
+        if running.is_none() {
+            *lock(&self.stats) = None;
+        }
+        *lock(&self.running) = running;
+    }
+
+    pub(super) fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {
+        *lock(&self.waiting) = waiting;
+    }
+
+    /// Ends the actor's wait when it is of one of these kinds.
+    pub(super) fn interrupt(&self, kinds: &[Wait]) {
+        if let Some((wait, token)) = lock(&self.waiting).as_ref()
+            && kinds.contains(wait)
+        {
+            token.cancel();
+        }
+    }
+}
