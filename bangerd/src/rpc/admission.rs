@@ -31,7 +31,7 @@ impl Admission {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(self: &Arc<Self>, peer: Peer) -> Option<Place> {
+    pub(super) fn enter(self: &Arc<Self>, peer: Peer) -> Option<Place> {
         let mut all = self.lock();
         let own = all.get(&peer.uid).copied().unwrap_or(0);
         if own >= PER_USER || all.values().sum::<usize>() >= ALL {

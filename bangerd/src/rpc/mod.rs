@@ -103,3 +103,6 @@ async fn calls(stream: UnixStream, place: &Place, daemon: Arc<Daemon>) {
         while handlers.try_join_next().is_some() {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ mod teardown;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::config::Config;
 use crate::db::{Db, DbError, NewVm, VmRow};

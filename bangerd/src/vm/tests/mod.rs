@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-const ALICE: Peer = Peer { uid: 1001, admin: false };
-const BOB: Peer = Peer { uid: 1002, admin: false };
-const ROOT: Peer = Peer { uid: 0, admin: true };
+pub(crate) const ALICE: Peer = Peer { uid: 1001, admin: false };
+pub(crate) const BOB: Peer = Peer { uid: 1002, admin: false };
+pub(crate) const ROOT: Peer = Peer { uid: 0, admin: true };
 
 /// A host: its disk, its helper and its processes outlive the daemon.
-struct World {
+pub(crate) struct World {
     dir: tempfile::TempDir,
     helper: SimHelper,
     machine: SimMachine,
@@ -36,13 +36,14 @@ struct World {
 }
 
 /// One run of the daemon.
-struct Life {
-    runtime: Runtime,
-    vms: Arc<Vms>,
+pub(crate) struct Life {
+    pub(crate) runtime: Runtime,
+    pub(crate) vms: Arc<Vms>,
+    pub(crate) store: Arc<Store>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let helper = SimHelper::default();
         let machine = SimMachine::new(helper.clone());
         let mut world = Self { dir: tempfile::tempdir().unwrap(), helper, machine, daemon: None };
@@ -80,7 +81,7 @@ impl World {
         world
     }
 
-    fn paths(&self) -> Paths {
+    pub(crate) fn paths(&self) -> Paths {
         Paths { state: self.dir.path().join("state"), runtime: self.dir.path().join("run"), ..Paths::default() }
     }
 
@@ -90,7 +91,7 @@ impl World {
         crate::listen::make_folders(&paths).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (helper, machine) = (self.helper.clone(), self.machine.clone());
-        let vms = runtime.block_on(async move {
+        let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None);
@@ -104,13 +105,13 @@ impl World {
                 jobs,
                 actors: Arc::default(),
             };
-            Vms::new(context, store)
+            (Vms::new(context, Arc::clone(&store)), store)
         });
         runtime.block_on(async { vms.reconcile_in_background() });
-        self.daemon = Some(Life { runtime, vms });
+        self.daemon = Some(Life { runtime, vms, store });
     }
 
-    fn life(&self) -> &Life {
+    pub(crate) fn life(&self) -> &Life {
         self.daemon.as_ref().unwrap()
     }
 
@@ -125,7 +126,7 @@ impl World {
         self.boot();
     }
 
-    fn wait(&self, job: JobId) -> JobState {
+    pub(crate) fn wait(&self, job: JobId) -> JobState {
         self.life().runtime.block_on(async {
             let mut seq = 0;
             loop {
@@ -186,7 +187,7 @@ impl World {
         }
     }
 
-    fn until_true(&self, what: &str, check: impl Fn() -> bool) {
+    pub(crate) fn until_true(&self, what: &str, check: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !check() {
             assert!(Instant::now() < deadline, "never: {what}");
@@ -210,7 +211,7 @@ impl World {
     }
 
     /// As if there had never been a VM.
-    fn assert_nothing_at_all(&self) {
+    pub(crate) fn assert_nothing_at_all(&self) {
         self.assert_nothing_held();
         assert_eq!(self.helper.cows(), 0);
         let page = self.life().runtime.block_on(self.life().vms.list(ROOT, true, None)).unwrap();
@@ -219,6 +220,6 @@ impl World {
     }
 }
 
-fn named(name: &str) -> CreateRequest {
+pub(crate) fn named(name: &str) -> CreateRequest {
     CreateRequest { name: Some(name.into()), nat: true, ..CreateRequest::default() }
 }

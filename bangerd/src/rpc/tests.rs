@@ -1,0 +1,190 @@
+//! Calls and streams over a real socket, against the simulated host.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::args;
+use crate::vm::tests::{ALICE, BOB, World, named};
+use banger_policy::Peer;
+use banger_policy::lifecycle::State;
+use banger_proto::daemon::DaemonClient;
+use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState};
+use banger_proto::stream::{Frame, StreamRequest, Ticket, read, write};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+struct Door {
+    daemon: Arc<Daemon>,
+    admission: Arc<Admission>,
+}
+
+impl Door {
+    fn of(world: &World) -> Self {
+        let args = args::parse(std::iter::empty(), |_| None).unwrap();
+        let life = world.life();
+        let daemon = Daemon::new(Arc::clone(&life.vms), Arc::clone(&life.store), &args);
+        Self { daemon, admission: Arc::default() }
+    }
+
+    /// A connection of `peer`, before its hello.
+    fn connect(&self, peer: Peer) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let place = self.admission.enter(peer).unwrap();
+        tokio::spawn(connection(theirs, place, Arc::clone(&self.daemon)));
+        ours
+    }
+
+    async fn client(&self, peer: Peer) -> DaemonClient {
+        let mut stream = self.connect(peer);
+        transport::connect(&mut stream, Purpose::Calls).await.unwrap();
+        DaemonClient::new(tarpc::client::Config::default(), transport::client(stream, DAEMON_LIMITS)).spawn()
+    }
+
+    async fn stream(&self, peer: Peer, ticket: &Ticket) -> UnixStream {
+        let mut stream = self.connect(peer);
+        transport::connect(&mut stream, Purpose::Stream).await.unwrap();
+        stream.write_all(&ticket.0).await.unwrap();
+        stream
+    }
+}
+
+fn now() -> tarpc::context::Context {
+    let mut context = tarpc::context::current();
+    context.deadline = std::time::Instant::now() + Duration::from_secs(40);
+    context
+}
+
+async fn end_of(client: &DaemonClient, job: JobId) -> JobState {
+    let mut seq = 0;
+    loop {
+        let view = client.watch_job(now(), job, seq).await.unwrap().unwrap();
+        if view.state != JobState::Running {
+            return view.state;
+        }
+        seq = view.seq;
+    }
+}
+
+fn upload(name: &str) -> StreamRequest {
+    StreamRequest::ImportImage { name: name.into(), source: "test".into(), build_size: Some(64 << 20) }
+}
+
+#[test]
+fn a_vm_is_made_listed_and_deleted_by_calls() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let (alice, bob) = (door.client(ALICE).await, door.client(BOB).await);
+        let job = alice.create_vm(now(), named("demo"), false).await.unwrap().unwrap();
+        assert!(matches!(end_of(&alice, job).await, JobState::Done(JobResult::Vm(_))));
+        let page = alice.list_vms(now(), false, None).await.unwrap().unwrap();
+        assert_eq!(
+            page.vms.iter().map(|vm| (vm.name.as_str(), vm.state)).collect::<Vec<_>>(),
+            [("demo", State::Running)]
+        );
+
+        assert!(bob.list_vms(now(), false, None).await.unwrap().unwrap().vms.is_empty());
+        for refused in [
+            bob.show_vm(now(), "demo".into()).await.unwrap().map(drop),
+            bob.delete_vm(now(), page.vms[0].id.to_string()).await.unwrap().map(drop),
+            bob.watch_job(now(), job, 0).await.unwrap().map(drop),
+            bob.cancel_job(now(), job).await.unwrap(),
+            bob.open_stream(now(), StreamRequest::Logs { vm: "demo".into(), follow: false, tail: None })
+                .await
+                .unwrap()
+                .map(drop),
+        ] {
+            assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+        }
+        let job = alice.delete_vm(now(), "demo".into()).await.unwrap().unwrap();
+        assert!(matches!(end_of(&alice, job).await, JobState::Done(_)));
+    });
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn a_client_that_goes_away_changes_nothing_about_its_job() {
+    let world = World::new();
+    let door = Door::of(&world);
+    let job = world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let job = alice.create_vm(now(), named("demo"), false).await.unwrap().unwrap();
+        drop(alice);
+        job
+    });
+    assert!(matches!(world.wait(job), JobState::Done(JobResult::Vm(vm)) if vm.state == State::Running));
+}
+
+#[test]
+fn a_ticket_that_is_not_the_callers_opens_nothing() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let open = alice.open_stream(now(), upload("new")).await.unwrap().unwrap();
+        for (peer, ticket) in [(BOB, open.ticket.clone()), (ALICE, Ticket([0; 32]))] {
+            let mut stream = door.stream(peer, &ticket).await;
+            assert!(matches!(read(&mut stream).await.unwrap(), Some(Frame::Failed(_))));
+        }
+        let mut stream = door.stream(ALICE, &open.ticket).await;
+        write(&mut stream, &Frame::Input(b"not a tar".repeat(100))).await.unwrap();
+        write(&mut stream, &Frame::InputEnd).await.unwrap();
+        assert_eq!(read(&mut stream).await.unwrap(), Some(Frame::Exit(0)), "all bytes have arrived");
+        let end = end_of(&alice, open.job.unwrap()).await;
+        assert!(matches!(&end, JobState::Failed(ApiError { code: ErrorCode::BadRequest, .. })), "{end:?}");
+        let mut again = door.stream(ALICE, &open.ticket).await;
+        assert!(matches!(read(&mut again).await.unwrap(), Some(Frame::Failed(_))));
+        assert_eq!(alice.list_images(now()).await.unwrap().unwrap().len(), 1);
+    });
+    assert_eq!(std::fs::read_dir(world.paths().images()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(world.paths().staging()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_upload_that_is_cancelled_leaves_nothing() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let open = alice.open_stream(now(), upload("new")).await.unwrap().unwrap();
+        let mut stream = door.stream(ALICE, &open.ticket).await;
+        write(&mut stream, &Frame::Input(vec![0; 1000])).await.unwrap();
+        alice.cancel_job(now(), open.job.unwrap()).await.unwrap().unwrap();
+        assert_eq!(end_of(&alice, open.job.unwrap()).await, JobState::Cancelled);
+        // The connection is closed, which is how the client learns that nobody wants its bytes.
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest).await);
+    });
+    assert_eq!(std::fs::read_dir(world.paths().images()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_that_are_taken_are_refused_before_the_upload() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let error = alice.open_stream(now(), upload("debian")).await.unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+        let error = alice.open_stream(now(), upload("bad name")).await.unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        let error = alice.delete_image(now(), "debian".into()).await.unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::Denied);
+    });
+}
+
+#[test]
+fn what_is_no_hello_closes_its_own_connection_only() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        for garbage in [&b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[..], &[0; 32], &[0xff; 64]] {
+            let mut stream = door.connect(BOB);
+            stream.write_all(garbage).await.unwrap();
+            let mut answer = Vec::new();
+            drop(stream.read_to_end(&mut answer).await);
+            assert!(answer.len() <= 32, "no more than our own hello");
+        }
+        let info = alice.info(now()).await.unwrap().unwrap();
+        assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
+    });
+}
