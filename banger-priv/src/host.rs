@@ -177,7 +177,10 @@ impl Kernel for Host {
     }
 
     fn dm_find(&self, uuid: &str) -> Outcome<Option<Device>> {
-        dm::find(self.dm()?, uuid).at("dm-find")
+        match self.dm_control.as_ref() {
+            Some(control) => dm::find(control.as_fd(), uuid).at("dm-find"),
+            None => Ok(None),
+        }
     }
 
     fn dm_list(&self) -> Outcome<Vec<Device>> {

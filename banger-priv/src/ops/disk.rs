@@ -154,15 +154,13 @@ impl<K: Kernel> Machine<K> {
     }
 
     async fn make_disk(&self, row: &Row, cow: &Cow) -> Answer<AttachedDisk> {
-        // An attempt of this very boot that was neither finished nor undone.
-        if self.drop_disk(row).await.is_err() {
-            return Err(Denied::new(HelperError::Busy, "dm-leftover"));
-        }
         let (base, base_bytes) = self.images.base(&cow.image).map_err(bad_image)?;
         if base_bytes != cow.base_bytes {
             return Err(Denied::new(HelperError::BadImage, "base-changed"));
         }
         let file = self.cows.borrow().file(cow).map_err(|error| Denied::new(HelperError::Quarantined, error.step))?;
+        // An attempt of this very boot that was neither finished nor undone.
+        self.drop_disk(row).await?;
         let (name, uuid) = (row.vm.dm_name(), row.vm.dm_uuid(row.generation));
         let base_loop = self.kernel.attach_loop(base.as_fd(), true, &row.vm)?;
         fail::point("base-attached");

@@ -83,6 +83,16 @@ enum Stop {
     Kernel(KernelError),
 }
 
+impl From<Stop> for Denied {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Busy(rule) => Self::new(HelperError::Busy, rule),
+            Stop::Mismatch(rule) => Self::new(HelperError::Quarantined, rule),
+            Stop::Kernel(error) => error.into(),
+        }
+    }
+}
+
 impl From<KernelError> for Stop {
     fn from(error: KernelError) -> Self {
         Self::Kernel(error)
@@ -192,11 +202,11 @@ impl<K: Kernel> Machine<K> {
     fn undone(&self, row: Row, result: Result<Row, Stop>) -> Answer<()> {
         match result {
             Ok(row) => self.put(row),
-            Err(Stop::Busy(rule)) => Err(Denied::new(HelperError::Busy, rule)),
-            Err(Stop::Kernel(error)) => Err(error.into()),
-            Err(Stop::Mismatch(rule)) => {
-                self.put(row.with_quarantine(true))?;
-                Err(Denied::new(HelperError::Quarantined, rule))
+            Err(stop) => {
+                if matches!(stop, Stop::Mismatch(_)) {
+                    self.put(row.with_quarantine(true))?;
+                }
+                Err(stop.into())
             }
         }
     }
