@@ -171,10 +171,12 @@ impl Db {
         .await
     }
 
-    /// Removes row and lease. Gone is fine.
+    /// Removes row and lease, and with the owner's last VM the owner's keys: the CLI brings them again when they are
+    /// needed. Gone is fine.
     pub(crate) async fn delete_vm(&self, vm: VmId) -> Result<(), DbError> {
         self.transaction(move |sql| {
             sql.execute("DELETE FROM vms WHERE id = ?1", [Text(vm)])?;
+            sql.execute("DELETE FROM user_keys WHERE owner NOT IN (SELECT owner FROM vms)", [])?;
             Ok(())
         })
         .await

@@ -123,7 +123,7 @@ impl Jobs {
     /// The caller's jobs, newest first.
     pub(crate) fn list(&self, peer: Peer, limit: usize) -> Vec<JobView> {
         let visible = |entry: &Entry| Some(entry.view.borrow().clone()).filter(|view| may_see(peer, view));
-        self.lock().jobs.values().rev().filter_map(visible).take(limit).collect()
+        self.lock().jobs.values().rev().filter_map(visible).take(limit).map(brief).collect()
     }
 
     /// Answers when `seq` is above `after`, or after `limit` with what there is.
@@ -149,6 +149,23 @@ impl Jobs {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// For a list, which must fit a frame: the present stage, and of a result that there is one.
+fn brief(mut view: JobView) -> JobView {
+    const MESSAGE: usize = 200;
+    view.stages = view.stages.pop().into_iter().collect();
+    view.warnings.clear();
+    match &mut view.state {
+        JobState::Done(result @ (JobResult::Vm(_) | JobResult::Image(_) | JobResult::Kernel(_))) => {
+            *result = JobResult::Text(String::new());
+        }
+        JobState::Failed(error) => {
+            error.message = error.message.lines().next().unwrap_or_default().chars().take(MESSAGE).collect();
+        }
+        JobState::Done(JobResult::Text(_)) | JobState::Running | JobState::Cancelled => {}
+    }
+    view
 }
 
 fn may_see(peer: Peer, view: &JobView) -> bool {

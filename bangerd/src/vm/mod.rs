@@ -131,7 +131,7 @@ impl Vms {
         let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
         let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| self.record(row)).collect();
+        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row))).collect();
         let next = vms.last().map(|vm| vm.id).filter(|_| more);
         Ok(VmPage { vms, next })
     }

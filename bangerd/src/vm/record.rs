@@ -49,6 +49,17 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
     }
 }
 
+/// For a list, of which a page must fit a frame: the first line of the reason, and no raw metrics.
+pub(super) fn brief(mut record: VmRecord) -> VmRecord {
+    const REASON: usize = 200;
+    let reason = record.runtime.last_error.lines().next().unwrap_or_default();
+    record.runtime.last_error = reason.chars().take(REASON).collect();
+    if let Some(stats) = &mut record.stats {
+        stats.metrics_raw.clear();
+    }
+    record
+}
+
 /// `<vm>.<user>.vm`; a user's name that is no DNS label becomes `u<uid>`.
 fn dns_name(vm: &VmName, owner: u32, owner_name: &str) -> String {
     // The grammar of a VM's name is that of a label (RFC 1123).

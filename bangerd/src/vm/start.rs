@@ -15,6 +15,8 @@ use std::time::Duration;
 const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Lines of the console that an error shows.
 const CONSOLE_LINES: usize = 15;
+/// How much of each; it is kept in the row and must fit a reply.
+const CONSOLE_COLUMNS: usize = 160;
 
 impl Actor {
     /// From nothing held to a guest that is ready.
@@ -93,7 +95,8 @@ impl Actor {
 
     /// An error of a guest shows what the guest said last.
     fn with_console(&self, seat: &Seat, mut error: ApiError) -> ApiError {
-        let lines = self.ctx.machine.console_tail(seat, CONSOLE_LINES);
+        let short = |line: String| line.chars().take(CONSOLE_COLUMNS).collect::<String>();
+        let lines: Vec<String> = self.ctx.machine.console_tail(seat, CONSOLE_LINES).into_iter().map(short).collect();
         if !lines.is_empty() {
             error.message = format!("{}\nthe console's last lines:\n  {}", error.message, lines.join("\n  "));
         }
