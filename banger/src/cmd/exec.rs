@@ -3,6 +3,7 @@
 use crate::cli::Exec;
 use crate::client::Client;
 use crate::error::explained;
+use crate::interrupt::Interrupts;
 use crate::session::{self, Mode};
 use crate::terminal;
 use anyhow::Context as _;
@@ -24,7 +25,7 @@ pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
     check(&options.command)?;
     let what = format!("cannot run a command in {}", options.vm);
     let client = Client::connect().await?;
-    command(&client, options.vm, options.command, How { tty, stdin: !options.no_stdin }).await.context(what)
+    command(&client, options.vm, options.command, How { tty, stdin: !options.no_stdin }, None).await.context(what)
 }
 
 /// # Errors
@@ -40,13 +41,27 @@ pub(super) fn check(command: &[String]) -> anyhow::Result<()> {
     ))
 }
 
-/// Runs a command in a running VM; gives its exit status.
+/// Runs a command in a running VM; gives its exit status. Once it runs, signals are the command's; until then
+/// an interruption, when the caller listens for them, ends the wait with its status.
 ///
 /// # Errors
 /// Why it could not be run.
-pub(super) async fn command(client: &Client, vm: String, command: Vec<String>, how: How) -> anyhow::Result<u8> {
+pub(super) async fn command(
+    client: &Client,
+    vm: String,
+    command: Vec<String>,
+    how: How,
+    interrupts: Option<&mut Interrupts>,
+) -> anyhow::Result<u8> {
     let terminal = how.tty.then(terminal::describe);
-    let (stream, _) = client.stream(StreamRequest::Exec { vm, command, env: environment(), terminal }).await?;
+    let opening = client.stream(StreamRequest::Exec { vm, command, env: environment(), terminal });
+    let (stream, _) = match interrupts {
+        None => opening.await?,
+        Some(interrupts) => tokio::select! {
+            opened = opening => opened?,
+            status = interrupts.next() => return Ok(status),
+        },
+    };
     let mode = if how.tty { Mode::Terminal } else { Mode::Command { input: how.stdin } };
     session::talk(stream, mode).await
 }

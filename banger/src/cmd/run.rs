@@ -34,7 +34,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let request = spec::request(&options.spec, false).context(what)?;
     exec::check(&options.command).context(what)?;
     let client = Client::connect().await?;
-    let interrupts = Interrupts::listen()?;
+    let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
     let vm =
         match make(&client, request, options.keep_on_error, Detail::Steps, interrupts.clone()).await.context(what)? {
@@ -47,7 +47,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let how = How { tty: terminal::interactive(), stdin: true };
-    let used = exec::command(&client, vm.id.to_string(), options.command, how).await;
+    let used = exec::command(&client, vm.id.to_string(), options.command, how, Some(&mut interrupts)).await;
     let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
     if !options.rm {
         return used;
