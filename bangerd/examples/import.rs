@@ -1,12 +1,15 @@
 //! Runs the image and kernel imports by hand, without a daemon:
-//! `cargo run --release -p bangerd --example import -- rootfs TAR FOLDER [SIZE]`, and the like for `kernel` and
-//! `work-disk`. The results are for `e2fsck`, `debugfs` and `readelf`.
+//! `cargo run --release -p bangerd --example import -- rootfs TAR FOLDER [SIZE]`, and the like for `kernel`,
+//! `initramfs` and `work-disk`. The results are for `e2fsck`, `debugfs`, `readelf` and
+//! `qemu-system-x86_64 -M microvm`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
+use banger_proto::guest::GuestConfig;
+use bangerd::boot::initramfs::{self, Initramfs};
 use bangerd::image::{self, Limits, Progress};
 use std::cell::Cell;
 use std::error::Error;
-use std::fs::File;
+use std::fs::{File, read_to_string};
 use std::path::Path;
 use std::time::Instant;
 
@@ -30,6 +33,22 @@ impl Progress for Stages {
     }
 }
 
+/// A guest without a daemon: nobody listens on its control port; one key is the host's and the user's.
+fn demo_config(host_key: String, public: String) -> GuestConfig {
+    GuestConfig {
+        hostname: "demo".into(),
+        address: [172, 16, 0, 2].into(),
+        gateway: [172, 16, 0, 1].into(),
+        dns: [1, 1, 1, 1].into(),
+        daemon_key: public,
+        authorized_keys: Vec::new(),
+        host_key,
+        control_port: 10_001,
+        root_device: "/dev/vda".into(),
+        work_device: Some("/dev/vdb".into()),
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -47,6 +66,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             progress.end();
             println!("{imported:#?}");
         }
+        ["initramfs", kernel, init, key, path] => {
+            let modules = Path::new(kernel).join(bangerd::boot::kernel::MODULES_FOLDER);
+            let key = Path::new(key);
+            let config = demo_config(read_to_string(key)?, read_to_string(key.with_extension("pub"))?);
+            let contents = Initramfs { init: Path::new(init), modules: Some(&modules), config: &config };
+            println!("{} bytes", initramfs::write(Path::new(path), &contents)?);
+        }
         ["work-disk", seed, path, size] => {
             let seed = (*seed != "-").then_some(Path::new(seed));
             let disk = image::work_disk::WorkDisk { size: size.parse()?, seed, extra: &[], uuid: [0x42; 16] };
@@ -54,7 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         _ => {
             return Err(
-                "usage: import rootfs TAR FOLDER [SIZE] | kernel TAR FOLDER | work-disk SEED|- PATH SIZE".into()
+                "usage: import rootfs TAR FOLDER [SIZE] | kernel TAR FOLDER | initramfs KERNEL-FOLDER GUEST KEY PATH | work-disk SEED|- PATH SIZE".into()
             );
         }
     }
