@@ -1,9 +1,10 @@
 //! How large a COW file must be.
 //!
-//! The kernel's persistent exception store (Linux, drivers/md/dm-snap-persistent.c) keeps in it: one header
-//! chunk, then areas, each of one metadata chunk and up to [`PER_AREA`] data chunks. When an area has been
-//! filled, the next one's metadata chunk is zeroed at once, before anybody asks for it; a write past the end
-//! there would invalidate the whole snapshot. So one whole area is added.
+//! The kernel's persistent exception store (Linux, drivers/md/dm-snap-persistent.c) keeps in it: chunk 0, the
+//! header; then areas, each of one metadata chunk and up to [`PER_AREA`] data chunks. When a new chunk does
+//! not fit, the write fails and the snapshot stays good (table option `PO`). But when an area has been
+//! filled, the metadata chunk of the next one is zeroed at once, whether or not it fits, and if it does not,
+//! the whole snapshot becomes invalid. So the file ends with exactly that chunk.
 
 /// Sectors (512 bytes) per chunk.
 pub const CHUNK_SECTORS: u64 = 8;
@@ -11,19 +12,20 @@ pub const CHUNK_SECTORS: u64 = 8;
 pub const CHUNK_BYTES: u64 = CHUNK_SECTORS * 512;
 /// Exceptions of 16 bytes that fit the metadata chunk of one area.
 pub const PER_AREA: u64 = CHUNK_BYTES / 16;
+/// Chunks of one area.
+const AREA_CHUNKS: u64 = PER_AREA + 1;
 
 /// Bytes of the COW file of a VM that may change `cow_bytes` of a base of `base_bytes`.
 ///
 /// Never more than the base can need: with a cap of at least the base's size the snapshot cannot overflow.
-/// With a smaller one, writes to chunks that were not changed before fail once the cap is reached, and
-/// everything written until then stays readable (table option `PO`).
+/// With a smaller one, writes to chunks that were not changed before fail once the cap (rounded up to a whole
+/// area, one MiB) is reached, and everything written until then stays readable.
 #[must_use]
 pub fn cow_file_bytes(cow_bytes: u64, base_bytes: u64) -> u64 {
     let data = cow_bytes.min(base_bytes).div_ceil(CHUNK_BYTES);
-    let areas = data.div_ceil(PER_AREA).saturating_add(1);
-    let spare = PER_AREA;
-    let chunks = data.saturating_add(areas).saturating_add(spare).saturating_add(1);
-    chunks.saturating_mul(CHUNK_BYTES)
+    let areas = data.div_ceil(PER_AREA).saturating_mul(AREA_CHUNKS);
+    // The header before the areas, the next metadata chunk behind them.
+    areas.saturating_add(2).saturating_mul(CHUNK_BYTES)
 }
 
 #[cfg(test)]
@@ -31,29 +33,48 @@ mod tests {
     use super::*;
     use crate::limits::{MAX_DISK_BYTES, MIN_OVERLAY_BYTES};
 
-    /// What the kernel needs to store `data` chunks, counted as it does: chunk 0 is the header, area `n`
-    /// has its metadata in chunk `1 + n * (PER_AREA + 1)`.
-    fn end_of_store(data: u64) -> u64 {
-        let next_metadata = 1 + (data / PER_AREA) * (PER_AREA + 1);
-        let last_data =
-            if data == 0 { 0 } else { 1 + (data - 1) / PER_AREA * (PER_AREA + 1) + 1 + (data - 1) % PER_AREA };
-        next_metadata.max(last_data) + 1
+    /// Fills a store of `chunks` as the kernel does: how many data chunks were taken, and whether it is
+    /// still valid then.
+    fn fill(chunks: u64) -> (u64, bool) {
+        let (mut next_free, mut taken) = (2, 0);
+        loop {
+            // persistent_prepare_exception: is there room?
+            if chunks < next_free + 1 {
+                return (taken, true);
+            }
+            taken += 1;
+            next_free += 1;
+            // skip_metadata
+            if next_free % AREA_CHUNKS == 1 {
+                next_free += 1;
+            }
+            // persistent_commit_exception: the area is full, so the next one is zeroed.
+            if taken % PER_AREA == 0 && 1 + taken / PER_AREA * AREA_CHUNKS >= chunks {
+                return (taken, false);
+            }
+        }
     }
 
     #[test]
-    fn the_cap_fits_with_its_metadata() {
-        for data in [1, 255, 256, 257, 65_536, MIN_OVERLAY_BYTES / CHUNK_BYTES, MAX_DISK_BYTES / CHUNK_BYTES] {
-            let bytes = data * CHUNK_BYTES;
-            let chunks = cow_file_bytes(bytes, MAX_DISK_BYTES) / CHUNK_BYTES;
-            assert!(end_of_store(data) <= chunks, "{data}");
-            assert!(chunks <= end_of_store(data) + 2 * PER_AREA, "{data}: no more than needed");
+    fn the_model_of_the_kernel_knows_the_trap() {
+        assert_eq!(fill(AREA_CHUNKS + 1), (PER_AREA, false), "one whole area and nothing behind it");
+        assert_eq!(fill(AREA_CHUNKS + 2), (PER_AREA, true));
+        assert_eq!(fill(AREA_CHUNKS), (PER_AREA - 1, true));
+    }
+
+    #[test]
+    fn the_cap_fits_and_a_full_store_stays_valid() {
+        for data in (1..1_100).chain([MIN_OVERLAY_BYTES / CHUNK_BYTES, 65_535, 65_536, 65_537]) {
+            let bytes = cow_file_bytes(data * CHUNK_BYTES, MAX_DISK_BYTES);
+            let (taken, valid) = fill(bytes / CHUNK_BYTES);
+            assert!(valid && taken >= data && taken < data + PER_AREA, "{data}: {taken} {valid}");
         }
     }
 
     #[test]
     fn no_more_than_the_base_can_need_and_never_an_overflow() {
         assert_eq!(cow_file_bytes(MAX_DISK_BYTES, 1 << 30), cow_file_bytes(1 << 30, 1 << 30));
-        assert!(cow_file_bytes(u64::MAX, u64::MAX) >= u64::MAX - CHUNK_BYTES);
+        assert!(cow_file_bytes(u64::MAX, u64::MAX) > MAX_DISK_BYTES);
         assert_eq!(cow_file_bytes(1, 1 << 30), cow_file_bytes(CHUNK_BYTES, 1 << 30));
     }
 }
