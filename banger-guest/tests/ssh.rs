@@ -139,7 +139,7 @@ fn a_command_has_a_login_environment() {
     let has = |line: &str| environment.lines().any(|other| other == line);
     assert!(has("USER=root") && has("LOGNAME=root") && has("LC_TEST=a b"), "{environment}");
     assert!(!environment.contains("SECRET"));
-    let output = guest.ssh(&[], &["echo $0; ps -o sid= -p $$; echo $$"]).output().unwrap();
+    let output = guest.ssh(&[], &["echo $0; cut -d' ' -f6 /proc/$$/stat; echo $$"]).output().unwrap();
     let lines: Vec<String> = text(&output).lines().map(|line| line.trim().to_owned()).collect();
     assert!(lines[0].starts_with('-'), "no login shell: {lines:?}");
     assert_eq!(lines[1], lines[2], "no session of its own");
@@ -148,27 +148,29 @@ fn a_command_has_a_login_environment() {
 #[test]
 fn a_terminal_has_the_size_of_the_client_and_follows_it() {
     let Some(guest) = Guest::start() else { return };
-    // script gives ssh a terminal of its own, whose size stty sets.
-    let ssh = guest.ssh(&["-tt"], &["'stty size; tty; echo $TERM'"]);
-    let words: Vec<String> =
-        std::iter::once(ssh.get_program()).chain(ssh.get_args()).map(|w| w.to_string_lossy().into_owned()).collect();
-    let line = format!("stty rows 33 cols 101; {}", words.join(" "));
-    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "vt100").output().unwrap();
-    let shown = text(&output);
+    let shown = in_terminal("stty rows 33 cols 101;", &guest.ssh(&["-tt"], &["'stty size; tty; echo $TERM'"]));
     assert!(shown.contains("33 101"), "{shown}");
     assert!(shown.contains("/dev/pts/") && shown.contains("vt100"), "{shown}");
-    let grow = format!("stty rows 20 cols 70; t=$(tty); (sleep 2; stty rows 41 cols 99 < $t) & {}", {
-        let ssh = guest
-            .ssh(&["-tt"], &["'stty size; trap \"stty size; exit\" WINCH; for i in 1 2 3 4 5 6; do sleep 1; done'"]);
-        let words: Vec<String> = std::iter::once(ssh.get_program())
-            .chain(ssh.get_args())
-            .map(|w| w.to_string_lossy().into_owned())
-            .collect();
-        words.join(" ")
-    });
-    let output = Command::new("script").args(["-qec", &grow, "/dev/null"]).output().unwrap();
-    let shown = text(&output);
+    let started = guest.path("started");
+    let remote = format!(
+        "'stty size; trap \"stty size; exit\" WINCH; touch {}; for i in $(seq 100); do sleep 0.2; done'",
+        started.display()
+    );
+    let resize = format!(
+        "stty rows 20 cols 70; t=$(tty); (until [ -e {} ]; do sleep 0.1; done; stty rows 41 cols 99 < $t) &",
+        started.display()
+    );
+    let shown = in_terminal(&resize, &guest.ssh(&["-tt"], &[&remote]));
     assert!(shown.contains("20 70") && shown.contains("41 99"), "{shown}");
+}
+
+/// What a command shows in a terminal of its own, which `script` makes and `prepare` sets up.
+fn in_terminal(prepare: &str, command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    let line = format!("{prepare} {}", words.join(" "));
+    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "vt100").output().unwrap();
+    text(&output)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Read anew for each command, because the guest may change it. The C library's lookup is not used: a
 //! static program cannot load the image's name service modules.
 
+use nix::unistd::{AccessFlags, access};
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -39,7 +40,8 @@ impl Login {
 
     /// Where commands start.
     pub(super) fn folder(&self) -> &Path {
-        if self.home.is_dir() { &self.home } else { Path::new("/") }
+        let enterable = self.home.is_dir() && access(&self.home, AccessFlags::X_OK).is_ok();
+        if enterable { &self.home } else { Path::new("/") }
     }
 }
 

@@ -27,6 +27,7 @@ mod forward;
 mod input;
 mod keys;
 mod keys_subsystem;
+pub(crate) mod launch;
 mod login;
 mod pty;
 mod server;
@@ -39,6 +40,8 @@ mod ssh;
 pub(crate) const NAME: &str = "banger-agent";
 /// Says that PID 1 is this program too, which changes what signals mean and how to power off.
 pub(crate) const OWN_INIT_FLAG: &str = "--own-init";
+/// Says that this process serves; without it and without [`OWN_INIT_FLAG`] it supervises one that does.
+const SERVE_FLAG: &str = "--serve";
 /// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
@@ -53,16 +56,22 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Runs until the guest ends.
 pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     signals::unblock_all();
-    let own_init = arguments.into_iter().any(|argument| argument == OWN_INIT_FLAG);
+    let flags: Vec<String> = arguments.collect();
+    let has = |flag: &str| flags.iter().any(|other| other == flag);
+    let own_init = has(OWN_INIT_FLAG);
     let _ = std::fs::write("/proc/self/comm", NAME);
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     // A session of its own: the console's signals are not for the agent.
     let _ = nix::unistd::setsid();
-    let served = read_config().and_then(|config| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-        runtime.block_on(serve(config, own_init))
-    });
-    match served {
+    match read_config() {
+        Ok(config) if own_init || has(SERVE_FLAG) => finish(run(&config, own_init)),
+        Ok(config) => launch::supervise(&config),
+        Err(error) => finish(Err(error)),
+    }
+}
+
+fn finish(result: Result<(), Error>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(format_args!("agent: {}", crate::init::describe(&error)));
@@ -71,14 +80,19 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-fn read_config() -> Result<GuestConfig, Error> {
+fn run(config: &[u8], own_init: bool) -> Result<(), Error> {
+    let config = serde_json::from_slice(config).map_err(Error::ParseConfig)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
+    runtime.block_on(serve(config, own_init))
+}
+
+fn read_config() -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text).map_err(Error::ReadConfig)?;
-    let config = serde_json::from_slice(&text).map_err(Error::ParseConfig)?;
     // Nothing that is started later may find the configuration on a descriptor of the agent.
     let null = std::fs::File::open("/dev/null").map_err(Error::ReadConfig)?;
     nix::unistd::dup2_stdin(&null).map_err(|error| Error::ReadConfig(error.into()))?;
-    Ok(config)
+    Ok(text)
 }
 
 async fn serve(config: GuestConfig, own_init: bool) -> Result<(), Error> {

@@ -9,8 +9,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode};
 
+use crate::agent::launch::launch;
 use crate::console::say;
 use crate::sys::vsock;
 use error::Error;
@@ -84,28 +85,9 @@ fn hand_over(program: &Path) -> Error {
     Error::Init { path: program.to_owned(), source }
 }
 
-/// Starts this same program as the agent. The configuration goes through a nameless file in memory,
-/// because it holds the VM's private host key: neither arguments nor environment nor a path show it.
 fn start_agent(config: &GuestConfig, flags: &[&str]) -> Result<Child, Error> {
     let text = serde_json::to_vec(config).map_err(Error::EncodeConfig)?;
-    let mut file = memory_file().map_err(Error::Agent)?;
-    file.write_all(&text).map_err(Error::Agent)?;
-    std::io::Seek::rewind(&mut file).map_err(Error::Agent)?;
-    Command::new("/proc/self/exe")
-        .arg0(crate::agent::NAME)
-        .arg(crate::AGENT_COMMAND)
-        .args(flags)
-        .env_clear()
-        .env("PATH", PATH)
-        .current_dir("/")
-        .stdin(Stdio::from(file))
-        .spawn()
-        .map_err(Error::Agent)
-}
-
-fn memory_file() -> std::io::Result<fs::File> {
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-    Ok(fs::File::from(memfd_create(c"banger-config", MFdFlags::MFD_CLOEXEC)?))
+    launch(&text, flags).map_err(Error::Agent)
 }
 
 fn read_config() -> Result<GuestConfig, Error> {

@@ -14,6 +14,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
+use crate::agent::launch::respawn_delay;
 use crate::console::say;
 use crate::sys::signals::{self, Blocked};
 
@@ -21,8 +22,6 @@ use crate::sys::signals::{self, Blocked};
 const TERM_WAIT: Duration = Duration::from_secs(2);
 /// How long the agent may take to tell the daemon.
 const AGENT_WAIT: Duration = Duration::from_secs(2);
-/// The agent is started again at most this often.
-const RESPAWN: Duration = Duration::from_secs(1);
 
 /// How the machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +93,7 @@ impl Agent {
     }
 
     fn again(&self, start: &impl Fn() -> Result<Child, Error>) -> Result<Self, Error> {
-        std::thread::sleep(RESPAWN.saturating_sub(self.started.elapsed()));
+        std::thread::sleep(respawn_delay(self.started));
         Self::start(start)
     }
 }

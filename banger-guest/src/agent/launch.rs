@@ -1,0 +1,55 @@
+//! Starting the agent, and starting it again.
+//!
+//! Init starts it. Under an init of the image nobody else would notice its end, so the process that
+//! init started stays as a supervisor of the one that serves; where PID 1 is ours, that is PID 1's task.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{NAME, SERVE_FLAG};
+use crate::console::say;
+use crate::sys::signals::Blocked;
+
+/// An agent that ends at once is started again after this time, not sooner.
+const RESPAWN: Duration = Duration::from_secs(3);
+
+/// Starts this same program as the agent. The configuration goes through a nameless file in memory,
+/// because it holds the VM's private host key: neither arguments nor environment nor a path show it.
+pub(crate) fn launch(config: &[u8], flags: &[&str]) -> io::Result<Child> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let mut file = File::from(memfd_create(c"banger-config", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(config)?;
+    file.rewind()?;
+    Command::new("/proc/self/exe")
+        .arg0(NAME)
+        .arg(crate::AGENT_COMMAND)
+        .args(flags)
+        .env_clear()
+        .env("PATH", crate::init::PATH)
+        .current_dir("/")
+        .stdin(Stdio::from(file))
+        .spawn()
+}
+
+/// How long to wait before an agent that started at `started` is started again.
+pub(crate) fn respawn_delay(started: Instant) -> Duration {
+    RESPAWN.saturating_sub(started.elapsed())
+}
+
+/// Keeps an agent serving until one ends as it should.
+pub(super) fn supervise(config: &[u8]) -> ExitCode {
+    // Signals are for the agent itself, which gets them too: they go to every process at the end.
+    let _blocked = Blocked::all();
+    loop {
+        let started = Instant::now();
+        match launch(config, &[SERVE_FLAG]).and_then(|mut agent| agent.wait()) {
+            Ok(status) if status.success() => return ExitCode::SUCCESS,
+            Ok(status) => say(format_args!("the agent ended ({status}) and is started again")),
+            Err(error) => say(format_args!("the agent does not start: {error}")),
+        }
+        std::thread::sleep(respawn_delay(started));
+    }
+}
