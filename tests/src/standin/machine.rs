@@ -148,9 +148,10 @@ fn arguments(config: &Config, boot: &BootSource, inherited: &[RawFd]) -> Vec<Str
     args
 }
 
-/// The guest's command line with what Firecracker appends for a root device.
+/// The guest's command line with what Firecracker appends: `pci=off` and the root device.
 fn kernel_arguments(config: &Config, boot: &BootSource) -> String {
     let mut text = boot.boot_args.clone().unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
+    text.push_str(" pci=off");
     if let Some(root) = config.drives.first().filter(|open| open.drive.is_root_device) {
         let mode = if root.drive.is_read_only.unwrap_or(false) { "ro" } else { "rw" };
         text.push_str(&format!(" root=/dev/vda {mode}"));
@@ -204,7 +205,7 @@ mod tests {
         );
         assert_eq!(values(&args, "-netdev"), ["tap,id=net0,fd=8"]);
         assert!(values(&args, "-chardev").contains(&"socket,id=qmp,fd=7"));
-        assert_eq!(values(&args, "-append"), ["quiet root=/dev/vda rw"]);
+        assert_eq!(values(&args, "-append"), ["quiet pci=off root=/dev/vda rw"]);
 
         let nodes: Vec<serde_json::Value> =
             values(&args, "-blockdev").into_iter().map(|text| serde_json::from_str(text).unwrap()).collect();
@@ -215,8 +216,8 @@ mod tests {
 
     #[test]
     fn a_guest_without_arguments_gets_those_of_firecracker() {
-        assert_eq!(kernel_arguments(&Config::default(), &boot(None)), DEFAULT_BOOT_ARGS);
+        assert_eq!(kernel_arguments(&Config::default(), &boot(None)), format!("{DEFAULT_BOOT_ARGS} pci=off"));
         let config = Config { drives: vec![drive("root", true, true)], ..Config::default() };
-        assert_eq!(kernel_arguments(&config, &boot(Some("a"))), "a root=/dev/vda ro");
+        assert_eq!(kernel_arguments(&config, &boot(Some("a"))), "a pci=off root=/dev/vda ro");
     }
 }
