@@ -103,6 +103,12 @@ pub enum ImageError {
         /// The cap.
         limit: u64,
     },
+    /// More names, folders, symlinks and attributes than we hold in memory.
+    #[error("the image's names, folders and attributes take more than {limit} bytes; that much is not accepted")]
+    TooMuchMetadata {
+        /// The cap.
+        limit: u64,
+    },
     /// The expanded image does not fit its file system.
     #[error("the image expands to more than {limit} bytes; import it with a larger build size")]
     TooLarge {

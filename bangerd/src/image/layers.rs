@@ -64,6 +64,8 @@ pub(crate) fn apply(
         check(progress)?;
         if whiteout(layer, &entry)?.is_none() {
             place(tree, window, &entry).map_err(|error| tree_error(layer, &entry, &error))?;
+            // Folders that no entry describes count too: one path may ask for two thousand of them.
+            budget.check_memory(tree.memory())?;
         }
     }
     Ok(())

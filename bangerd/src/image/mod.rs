@@ -46,9 +46,10 @@ pub const SEED_FILE: &str = "work-seed.tar";
 /// Caps on what an import may expand to.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries over all layers, meta entries included. Each costs about 700 bytes of memory while the image is
-    /// written, so the default is at most 1.4 GiB; a Debian desktop has 300,000.
+    /// Entries over all layers, meta entries included; a Debian desktop has 300,000.
     pub entries: u64,
+    /// Bytes of memory for the tree and the file system's metadata, estimated. Contents need none.
+    pub memory: u64,
     /// Decompressed bytes over all layers.
     pub expanded_bytes: u64,
 }
@@ -57,7 +58,7 @@ impl Limits {
     /// For a root file system of `build_size` bytes: what cannot fit need not be read to its end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
-        Self { entries: 2_000_000, expanded_bytes: build_size }
+        Self { entries: 2_000_000, memory: 2 << 30, expanded_bytes: build_size }
     }
 }
 
@@ -98,7 +99,8 @@ const FORMAT: &str = "banger rootfs 1";
 /// (which `docker save` and `skopeo copy ... oci-archive:` write), plain or compressed with gzip, zstd or xz.
 ///
 /// `staging` is an existing, empty folder of the caller on the file system of the images; on failure the caller
-/// removes it. Memory: the tree and the file system's metadata; contents stay on disk.
+/// removes it. Memory: about [`Limits::memory`] at most. A cancelled
+/// import ends within a second, but for the layout of a file system of millions of entries, which takes some.
 ///
 /// # Errors
 /// [`ImageError`]; nothing but files in `staging` is left behind.
@@ -114,9 +116,11 @@ pub fn import(
     if source.len() == 0 {
         return Err(ImageError::EmptyFile);
     }
-    let mut budget = Budget::new(limits.expanded_bytes, limits.entries);
     progress.stage("read archive");
-    let outer = source::spool(&source, "the archive", staging, &mut budget, progress)?;
+    // What contains the layers is not one of them: it has a budget of its own, of the same size.
+    let mut container = Budget::new(limits.expanded_bytes, limits.entries);
+    let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
+    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
     let (kind, source_digest, layers) = match oci::open(&outer.window, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");

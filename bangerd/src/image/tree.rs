@@ -63,7 +63,16 @@ pub(crate) enum TreeError {
 #[derive(Debug)]
 pub(crate) struct Tree {
     nodes: Vec<Node>,
+    memory: u64,
 }
+
+/// What one entry costs until the file system is written, bytes: here about 250, in the writer the rest.
+/// Measured, resident: 1.68 GB for 1,998,000 empty files, 2.07 GB for 400,000 folders.
+const ENTRY_MEMORY: u64 = 1000;
+/// The writer keeps each metadata block in memory: one for a folder, a long symlink, a set of attributes.
+const BLOCK_MEMORY: u64 = 4096;
+/// The longest symlink target that needs no block of its own.
+const FAST_SYMLINK: usize = 59;
 
 /// What stands for folders that no entry describes.
 const IMPLICIT: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
@@ -73,7 +82,12 @@ impl Tree {
 
     pub(crate) fn new() -> Self {
         let root = Node { kind: NodeKind::Dir(BTreeMap::new()), meta: IMPLICIT, xattrs: Box::default(), links: 1 };
-        Self { nodes: vec![root] }
+        Self { nodes: vec![root], memory: 0 }
+    }
+
+    /// What this tree takes until it is written, removed entries included: an estimate.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory
     }
 
     #[expect(clippy::indexing_slicing, reason = "a NodeId only comes from this tree, which never shrinks")]
@@ -192,6 +206,7 @@ impl Tree {
         };
         if let Some((dir, child, name)) = existing {
             if is_dir && matches!(self.node(child).kind, NodeKind::Dir(_)) {
+                self.account(&xattrs);
                 let node = self.node_mut(child);
                 node.meta = meta;
                 node.xattrs = xattrs;
@@ -258,12 +273,28 @@ impl Tree {
 
     fn insert(&mut self, dir: NodeId, name: &str, kind: NodeKind, meta: Meta, xattrs: Box<[Xattr]>) -> NodeId {
         let id = NodeId(self.nodes.len());
+        let block = match &kind {
+            NodeKind::Dir(_) => true,
+            NodeKind::Symlink(target) => target.len() > FAST_SYMLINK,
+            _ => false,
+        };
+        self.memory += ENTRY_MEMORY + if block { BLOCK_MEMORY } else { 0 };
+        self.account(&xattrs);
         self.nodes.push(Node { kind, meta, xattrs, links: 1 });
         self.attach(dir, name, id);
         id
     }
 
+    fn account(&mut self, xattrs: &[Xattr]) {
+        if !xattrs.is_empty() {
+            let bytes: usize = xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
+            self.memory += BLOCK_MEMORY + 2 * bytes as u64;
+        }
+    }
+
     fn attach(&mut self, dir: NodeId, name: &str, id: NodeId) {
+        // Kept here, in the writer's table, in its index and in the folder's block.
+        self.memory += 4 * name.len() as u64;
         if let NodeKind::Dir(children) = &mut self.node_mut(dir).kind {
             children.insert(name.into(), id);
         }

@@ -113,7 +113,7 @@ fn meta_entries_are_bounded() {
 fn caps_hold() {
     let dir = tempfile::tempdir().unwrap();
     let tar = (0..100).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), b"")).end();
-    let limits = Limits { entries: 99, expanded_bytes: 1 << 30 };
+    let limits = Limits { entries: 99, ..Limits::for_build_size(1 << 30) };
     let result = import(file_of(&tar), dir.path(), 64 << 20, limits, &());
     assert!(matches!(result, Err(ImageError::TooManyEntries { limit: 99 })));
     let bomb = gzip(&Tar::default().file("zeros", &vec![0; 80 << 20]).end());
@@ -124,6 +124,25 @@ fn caps_hold() {
     for size in [0, 4096, (64 << 20) + 1, 129 << 30] {
         let result = import(file_of(&tar), dir.path(), size, Limits::for_build_size(1 << 30), &());
         assert!(matches!(result, Err(ImageError::BuildSize { .. })), "{size}");
+    }
+}
+
+#[test]
+fn metadata_is_bounded_however_it_is_asked_for() {
+    let path = |n: u32| format!("{n}/").repeat(500);
+    let deep = (0..8)
+        .fold(Tar::default(), |tar, n| tar.add(&Item { pax: vec![("path", path(n).as_bytes())], ..item(b'5', "x") }));
+    let links =
+        (0..2000).fold(Tar::default(), |tar, n| tar.gnu_long(b'K', &[b't'; 4000]).symlink(&format!("l{n}"), "x"));
+    let value = [b'v'; 3500];
+    let xattrs = (0..2000).fold(Tar::default(), |tar, n| {
+        tar.add(&Item { pax: vec![("SCHILY.xattr.user.x", &value)], ..item(b'0', &format!("f{n}")) })
+    });
+    let limits = Limits { memory: 8 << 20, ..Limits::for_build_size(64 << 20) };
+    for tar in [deep, links, xattrs] {
+        let dir = tempfile::tempdir().unwrap();
+        let result = import(file_of(&tar.end()), dir.path(), 64 << 20, limits, &());
+        assert!(matches!(result, Err(ImageError::TooMuchMetadata { .. })), "{result:?}");
     }
 }
 
