@@ -34,6 +34,9 @@ enum Command {
         /// Only scenarios whose name contains this.
         #[arg(long)]
         only: Option<String>,
+        /// Take what was built last instead of building.
+        #[arg(long)]
+        as_built: bool,
     },
     /// A root shell in a host VM that has the product installed.
     Shell,
@@ -69,10 +72,10 @@ fn run(command: Command) -> Result<bool> {
     interrupt::watch()?;
     match command {
         Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
-        Command::Demo => run_suites(&["demo".to_owned()], None),
-        Command::Bench => run_suites(&["bench".to_owned()], None),
+        Command::Demo => run_suites(&["demo".to_owned()], None, false),
+        Command::Bench => run_suites(&["bench".to_owned()], None, false),
         Command::Test => checks::run(),
-        Command::HostTest { suites, only } => run_suites(&suites, only.as_deref()),
+        Command::HostTest { suites, only, as_built } => run_suites(&suites, only.as_deref(), as_built),
         Command::Shell => {
             let product = Product::build(Needs::Guests)?;
             Session::open(&product)?.shell()
@@ -85,14 +88,14 @@ fn run(command: Command) -> Result<bool> {
     }
 }
 
-fn run_suites(names: &[String], only: Option<&str>) -> Result<bool> {
+fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bool> {
     let suites = if names.is_empty() {
         suite::all()
     } else {
         names.iter().map(|name| suite::find(name)).collect::<Result<Vec<_>>>()?
     };
     let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
-    let product = Product::build(needs)?;
+    let product = if as_built { Product::as_built(needs) } else { Product::build(needs)? };
     let mut good = true;
     for suite in &suites {
         let tally = session::run_suite(suite, only, &product)?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::shown;
 use crate::hostvm::payload::Payload;
@@ -13,6 +13,10 @@ use crate::hostvm::payload::Payload;
 const BUILD: Duration = Duration::from_secs(30 * 60);
 /// Target of the guest program; with `crt-static` it is one file that needs nothing of the image.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+const SUITE: &str = "target/debug/banger-suite";
+const PACKAGE: &str = "target/debian/banger.deb";
+const STAND_IN: &str = "target/release/firecracker-standin";
 
 /// How much has to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +53,19 @@ impl Product {
             (true, None) => Some(stand_in()?),
         };
         eprintln!("bench: built in {:.0} s", started.elapsed().as_secs_f64());
-        Ok(Self { suite: PathBuf::from("target/debug/banger-suite"), package, vmm, vmm_name })
+        Ok(Self { suite: PathBuf::from(SUITE), package, vmm, vmm_name })
+    }
+
+    /// What the last build has left, for trying a changed scenario again quickly.
+    pub(super) fn as_built(needs: Needs) -> Self {
+        let given = given_firecracker();
+        let vmm_name = if given.is_some() { "firecracker" } else { "stand-in" };
+        Self {
+            suite: PathBuf::from(SUITE),
+            package: (needs >= Needs::Package).then(|| PathBuf::from(PACKAGE)),
+            vmm: (needs >= Needs::Guests).then(|| given.unwrap_or_else(|| PathBuf::from(STAND_IN))),
+            vmm_name,
+        }
     }
 
     /// The tar that goes into the host VM.
@@ -84,7 +100,7 @@ fn given_firecracker() -> Option<PathBuf> {
 
 fn stand_in() -> Result<PathBuf> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-tests", "--bin", "firecracker-standin"], None)?;
-    Ok(PathBuf::from("target/release/firecracker-standin"))
+    Ok(PathBuf::from(STAND_IN))
 }
 
 /// The guest program has its own target folder: its flags would make every other crate be built again.
@@ -109,11 +125,9 @@ fn guest() -> Result<()> {
 fn package() -> Result<PathBuf> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd", "-p", "banger-priv"], None)?;
     guest()?;
-    let target = PathBuf::from("target/debian/banger.deb");
-    let path = target.to_str().context("path is not text")?;
-    cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", path], None)?;
-    ensure!(target.is_file(), "cargo-deb has not written {}", target.display());
-    Ok(target)
+    cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", PACKAGE], None)?;
+    ensure!(Path::new(PACKAGE).is_file(), "cargo-deb has not written {PACKAGE}");
+    Ok(PathBuf::from(PACKAGE))
 }
 
 fn cargo(words: &[&str], flags: Option<&str>) -> Result<()> {

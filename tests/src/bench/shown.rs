@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,13 +24,17 @@ pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) ->
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("run {name}"))?;
+    let copy = copy
+        .map(|path| std::fs::File::create(path).with_context(|| format!("create {}", path.display())))
+        .transpose()?
+        .map(|file| Arc::new(Mutex::new(file)));
     let (sender, receiver) = std::sync::mpsc::channel::<String>();
     let mut readers = Vec::new();
     if let Some(stream) = child.stdout.take() {
-        readers.push(echo(stream, sender.clone()));
+        readers.push(echo(stream, sender.clone(), copy.clone()));
     }
     if let Some(stream) = child.stderr.take() {
-        readers.push(echo(stream, sender.clone()));
+        readers.push(echo(stream, sender.clone(), copy.clone()));
     }
     drop(sender);
     let ended = wait(&mut child, limit);
@@ -41,9 +46,6 @@ pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) ->
         let _ = reader.join();
     }
     let text: String = receiver.try_iter().collect();
-    if let Some(path) = copy {
-        std::fs::write(path, &text).with_context(|| format!("write {}", path.display()))?;
-    }
     Ok(Shown { status: ended.with_context(|| name)?, text })
 }
 
@@ -68,7 +70,11 @@ fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
-fn echo(stream: impl Read + Send + 'static, sender: std::sync::mpsc::Sender<String>) -> std::thread::JoinHandle<()> {
+fn echo(
+    stream: impl Read + Send + 'static,
+    sender: std::sync::mpsc::Sender<String>,
+    copy: Option<Arc<Mutex<std::fs::File>>>,
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
@@ -77,6 +83,9 @@ fn echo(stream: impl Read + Send + 'static, sender: std::sync::mpsc::Sender<Stri
             let mut out = std::io::stdout().lock();
             let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
             drop(out);
+            if let Some(mut file) = copy.as_ref().and_then(|file| file.lock().ok()) {
+                let _ = file.write_all(text.as_bytes());
+            }
             if sender.send(text).is_err() {
                 return;
             }

@@ -98,6 +98,15 @@ fn on_demand(cgroup: &str) -> bool {
     cgroup.split('/').any(|part| ON_DEMAND.contains(&part))
 }
 
+/// Limits of what banger has made. Elsewhere they follow the distribution's defaults, which systemd computes again at every `daemon-reload`.
+fn limits(path: &Path, name: &str) -> String {
+    if !name.contains("/bangerd.service/") {
+        return String::new();
+    }
+    let limit = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default().trim().to_owned();
+    format!("memory.max {}, pids.max {}", limit("memory.max"), limit("pids.max"))
+}
+
 fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -115,12 +124,7 @@ fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
             continue;
         }
         let path = entry.path();
-        let limit = |file: &str| fs::read_to_string(path.join(file)).unwrap_or_default().trim().to_owned();
-        inventory.add(
-            Kind::Cgroup,
-            &child,
-            format!("memory.max {}, pids.max {}", limit("memory.max"), limit("pids.max")),
-        );
+        inventory.add(Kind::Cgroup, &child, limits(&path, &child));
         cgroups(&path, &child, inventory)?;
     }
     Ok(())

@@ -43,7 +43,8 @@ impl Guest {
         Self::known(scene, owner, name)
     }
 
-    fn known(scene: &Scene, owner: &'static str, name: &'static str) -> Result<Self> {
+    /// A VM that was made in another way.
+    pub(super) fn known(scene: &Scene, owner: &'static str, name: &'static str) -> Result<Self> {
         let record = scene.banger(owner, &["vm", "show", name, "--json"])?.ok()?.json()?;
         let id = record.get("id").and_then(Value::as_str).with_context(|| format!("no id in {record}"))?;
         ensure!(id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id:?} is no VM id");

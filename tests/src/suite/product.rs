@@ -14,9 +14,9 @@ use crate::hostvm::payload::INSIDE;
 /// Where the bench's VMM is installed.
 pub(super) const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
 
-/// What the packaged units rightly refuse and the stand-in needs: QEMU and its firmware to execute, the host's vsock, and memory for QEMU itself.
+/// What the packaged unit rightly refuses and the stand-in needs: the host's own vsock, for QEMU's vsock device.
 /// Only this drop-in is the bench's; suites about confinement run without it.
-const STAND_IN_DROP_IN: &str = "# Bench only: lets the stand-in VMM run QEMU.\n[Service]\nDeviceAllow=/dev/vhost-vsock rw\nMemoryDenyWriteExecute=no\n";
+const STAND_IN_DROP_IN: &str = "# Bench only: the stand-in VMM runs QEMU.\n[Service]\nDeviceAllow=/dev/vhost-vsock rw\nRestrictAddressFamilies=AF_VSOCK\n";
 
 /// A package is installed and its units are up well within this, under KVM.
 const INSTALL: Duration = Duration::from_secs(60);

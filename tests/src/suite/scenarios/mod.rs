@@ -3,6 +3,7 @@
 pub(super) mod bad_input;
 pub(super) mod crash;
 pub(super) mod demo;
+pub(super) mod images;
 pub(super) mod install;
 pub(super) mod inventory_control;
 pub(super) mod lifecycle;
