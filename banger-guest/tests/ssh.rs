@@ -46,11 +46,13 @@ impl Guest {
             root_device: String::new(),
             work_device: None,
         };
+        let passwd = folder.path().join("passwd");
+        fs::write(&passwd, format!("root:x:0:0::{}:/bin/bash\n", folder.path().display())).unwrap();
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let server = Arc::new(Server::new(&config).unwrap());
+                let server = Arc::new(Server::with_passwd(&config, passwd).unwrap());
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 send.send(listener.local_addr().unwrap().port()).unwrap();
                 loop {

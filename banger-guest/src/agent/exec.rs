@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub(super) command: Option<Vec<u8>>,
     pub(super) terminal: Option<Terminal>,
     pub(super) environment: Vec<(String, String)>,
+    /// Where root's shell and home are looked up.
+    pub(super) passwd: PathBuf,
     /// The connection's, for input that the command does not read.
     pub(super) pressure: Pressure,
 }
@@ -53,7 +55,7 @@ pub(super) struct Started {
 
 /// Starts the login shell, as login(1) and sshd(8) do it.
 pub(super) fn start(request: &Request) -> io::Result<Started> {
-    let login = Login::of_root();
+    let login = Login::of_root(&request.passwd);
     let mut command = std::process::Command::new(&login.shell);
     command.arg0(login.shell_name());
     if let Some(line) = &request.command {

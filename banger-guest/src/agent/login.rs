@@ -22,8 +22,8 @@ pub(super) struct Login {
 }
 
 impl Login {
-    pub(super) fn of_root() -> Self {
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    pub(super) fn of_root(passwd: &Path) -> Self {
+        let passwd = fs::read_to_string(passwd).unwrap_or_default();
         let mut login = parse(&passwd);
         if !executable(&login.shell) {
             login.shell = FALLBACK_SHELL.into();

@@ -7,6 +7,7 @@ use russh::keys::PrivateKey;
 use russh::{MethodKind, MethodSet, SshId};
 use std::collections::HashSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -58,6 +59,7 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) keys: Keys,
+    pub(super) passwd: PathBuf,
     commands: Mutex<HashSet<i32>>,
 }
 
@@ -67,6 +69,15 @@ impl Server {
     /// # Errors
     /// When the host key or the daemon's key cannot be used.
     pub fn new(config: &GuestConfig) -> Result<Self, Error> {
+        Self::with_passwd(config, "/etc/passwd".into())
+    }
+
+    /// As [`Server::new`], with another table of users: outside a guest, the login shell of whoever runs a
+    /// test would run its profile, which is not the test's to run or to interrupt.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn with_passwd(config: &GuestConfig, passwd: PathBuf) -> Result<Self, Error> {
         let host_key = PrivateKey::from_openssh(&config.host_key).map_err(Error::HostKey)?;
         let keys = Keys::new(&config.daemon_key, &config.authorized_keys).map_err(Error::DaemonKey)?;
         let mut methods = MethodSet::empty();
@@ -84,7 +95,7 @@ impl Server {
             inactivity_timeout: None,
             ..Default::default()
         };
-        let shared = Shared { keys, commands: Mutex::new(HashSet::new()) };
+        let shared = Shared { keys, passwd, commands: Mutex::new(HashSet::new()) };
         Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared) })
     }
 

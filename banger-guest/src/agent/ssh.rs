@@ -65,6 +65,7 @@ impl Connection {
             command: command.map(<[u8]>::to_vec),
             terminal: waiting.terminal,
             environment: waiting.environment,
+            passwd: self.shared.passwd.clone(),
             pressure: self.pressure.clone(),
         };
         tokio::spawn(session::run(waiting.channel, session.handle(), request, Arc::clone(&self.shared)));
