@@ -23,6 +23,7 @@ banger-priv: the root helper of banger. Started by systemd; see banger-priv.serv
   --runtime DIR           the ledger; must be a tmpfs (default /run/banger-priv)
   --config FILE           where bridge_name, bridge_ip and cidr are read (default /etc/banger/banger.toml;
                           a file that is not there means the defaults br-fc, 172.16.0.1 and 24)
+  --boot-id HEX           the host's boot id, where /proc/sys is hidden from the helper (systemd's %b)
   --socket PATH           make this socket instead of taking systemd's: for a build folder only
   --check-config          check the flags and end
   --version, --help
@@ -39,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) runtime: PathBuf,
     pub(crate) bridge_name: String,
     pub(crate) network: Network,
+    pub(crate) boot_id: Option<String>,
     pub(crate) socket: Option<PathBuf>,
 }
 
@@ -109,6 +111,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
     let mut unit = Some(String::from("system.slice/bangerd.service"));
     let (mut images, mut state) = (PathBuf::from("/var/lib/banger/images"), PathBuf::from("/var/lib/banger-priv"));
     let (mut runtime, mut socket) = (PathBuf::from("/run/banger-priv"), None);
+    let mut boot_id = None;
     let mut file = PathBuf::from("/etc/banger/banger.toml");
     let mut check = false;
     let mut arguments = arguments.into_iter();
@@ -124,6 +127,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             Some("--images") => images = absolute("--images", value("--images")?)?,
             Some("--state") => state = absolute("--state", value("--state")?)?,
             Some("--runtime") => runtime = absolute("--runtime", value("--runtime")?)?,
+            Some("--boot-id") => boot_id = Some(boot(value("--boot-id")?)?),
             Some("--socket") => socket = Some(absolute("--socket", value("--socket")?)?),
             Some("--config") => file = absolute("--config", value("--config")?)?,
             _ => return Err(ConfigError::Unknown(argument)),
@@ -135,7 +139,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
     if check {
         return Ok(Asked::Check);
     }
-    Ok(Asked::Serve(Box::new(Config { daemon, unit, images, state, runtime, bridge_name, network, socket })))
+    Ok(Asked::Serve(Box::new(Config { daemon, unit, images, state, runtime, bridge_name, network, boot_id, socket })))
 }
 
 fn bad(flag: &'static str, value: OsString, expected: &'static str) -> ConfigError {
@@ -144,6 +148,13 @@ fn bad(flag: &'static str, value: OsString, expected: &'static str) -> ConfigErr
 
 fn text(flag: &'static str, value: OsString) -> Result<String, ConfigError> {
     value.into_string().map_err(|value| bad(flag, value, "text"))
+}
+
+fn boot(value: OsString) -> Result<String, ConfigError> {
+    match value.to_str() {
+        Some(id) if id.len() == 32 && id.bytes().all(|c| c.is_ascii_hexdigit()) => Ok(id.to_owned()),
+        _ => Err(bad("--boot-id", value, "32 hexadecimal digits")),
+    }
 }
 
 fn absolute(flag: &'static str, value: OsString) -> Result<PathBuf, ConfigError> {
@@ -237,6 +248,7 @@ mod tests {
             "--daemon-cgroup /sys/fs/cgroup/",
             "--config relative",
             "--config",
+            "--boot-id x",
             "--socket x",
             "serve",
         ] {

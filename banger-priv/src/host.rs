@@ -212,10 +212,13 @@ impl Kernel for Host {
         if stat.st_uid == 0 && stat.st_gid == self.daemon.gid && Mode::from_raw_mode(stat.st_mode) == mode {
             return Ok(true);
         }
-        // Root may give a file of its own to a group that it is in, without any capability. udev may undo
-        // this a moment later when its rules are not ours, hence the look again.
-        chownat(&self.dev, &name, None, Some(Gid::from_raw(self.daemon.gid)), AtFlags::SYMLINK_NOFOLLOW)
-            .at("dm-chgrp")?;
+        // The packaged udev rule does this too, and keeps it so. Under the unit it is alone: the filter there
+        // has no chown(2), which answers EPERM. Without the rule (a build folder) root may give a file of its
+        // own to a group that it is in, without any capability.
+        match chownat(&self.dev, &name, None, Some(Gid::from_raw(self.daemon.gid)), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::PERM) => return Ok(false),
+            other => other.at("dm-chgrp")?,
+        }
         chmodat(&self.dev, &name, mode, AtFlags::empty()).at("dm-chmod")?;
         Ok(false)
     }

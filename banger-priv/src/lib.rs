@@ -131,8 +131,7 @@ fn run(config: &Config) -> Result<(), StartError> {
     let runtime = own_folder(&config.runtime)?;
     own_folder(&config.state)?;
     let cows = own_folder(&config.state.join("cow"))?;
-    let boot = process("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
-    let ledger = Ledger::open(runtime, boot.trim().to_owned())?;
+    let ledger = Ledger::open(runtime, boot_id(config)?)?;
     let cows = Cows::open(cows).map_err(|source| StartError::Folder { path: config.state.join("cow"), source })?;
     let images = Images::open(config.images.clone(), config.daemon.uid);
     let processes = Rc::new(proc::Processes::open(config.unit.as_deref())?);
@@ -170,6 +169,15 @@ fn listening(config: &Config, passed: Option<OwnedFd>) -> Result<std::os::unix::
         (None, Some(socket)) => Ok(socket.into()),
         (None, None) => Err(StartError::NoSocket),
     }
+}
+
+/// As systemd writes it: 32 digits, no hyphens.
+fn boot_id(config: &Config) -> Result<String, StartError> {
+    if let Some(id) = &config.boot_id {
+        return Ok(id.clone());
+    }
+    let text = process("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
+    Ok(text.trim().replace('-', ""))
 }
 
 /// A folder in which only the helper writes; made if it is not there.
