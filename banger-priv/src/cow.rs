@@ -169,7 +169,7 @@ impl Images {
     /// Keeps a handle on the folder, now or (on a host where the daemon has never run) when it is there.
     #[must_use]
     pub fn open(path: PathBuf, daemon_uid: u32) -> Self {
-        let folder = RefCell::new(record::folder(&path).ok());
+        let folder = RefCell::new(record::passage(&path).ok());
         Self { path, folder, daemon_uid }
     }
 
@@ -180,7 +180,7 @@ impl Images {
     pub fn base(&self, image: &Digest) -> Outcome<(OwnedFd, u64)> {
         let mut folder = self.folder.borrow_mut();
         if folder.is_none() {
-            *folder = Some(record::folder(&self.path).at("images-open")?);
+            *folder = Some(record::passage(&self.path).at("images-open")?);
         }
         let folder = folder.as_ref().ok_or(Errno::NOENT).at("images-open")?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;

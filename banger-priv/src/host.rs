@@ -52,7 +52,7 @@ impl Host {
     /// # Errors
     /// The kernel's.
     pub fn open(processes: Rc<Processes>, network: Network, daemon: Daemon) -> Outcome<Self> {
-        let dev = record::folder(Path::new("/dev")).at("open-dev")?;
+        let dev = record::passage(Path::new("/dev")).at("open-dev")?;
         let device = |path: &'static str| {
             let opened = openat2(&dev, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
             if let Err(errno) = opened {

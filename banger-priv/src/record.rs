@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// The longest record, bytes: ten times a row.
 const ROOM: u64 = 8 * 1024;
@@ -122,8 +123,20 @@ pub(crate) fn beneath() -> ResolveFlags {
 ///
 /// # Errors
 /// The kernel's.
-pub fn folder(path: &std::path::Path) -> io::Result<std::os::fd::OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+pub fn folder(path: &Path) -> io::Result<OwnedFd> {
+    open_folder(path, OFlags::RDONLY)
+}
+
+/// The same, to look things up in but not to list: the helper may pass through the daemon's folders, no more.
+///
+/// # Errors
+/// The kernel's.
+pub fn passage(path: &Path) -> io::Result<OwnedFd> {
+    open_folder(path, OFlags::PATH)
+}
+
+fn open_folder(path: &Path, access: OFlags) -> io::Result<OwnedFd> {
+    let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(openat2(rustix::fs::CWD.as_fd(), path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?)
 }
 
