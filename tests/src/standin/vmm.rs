@@ -129,8 +129,10 @@ struct Machine {
 ///   file that appears later is noticed within [`vsock::SCAN_INTERVAL`];
 /// - a guest that powers off does so (`reboot: Power down`) and is then stopped, where Firecracker offers no power-off
 ///   and the guest halts; both leave the process running;
-/// - metrics are those of the block devices only, written on `FlushMetrics` and at the end;
-/// - QEMU takes more memory than Firecracker beside the guest's.
+/// - metrics are those of the block devices only, and written on `FlushMetrics` only;
+/// - a connection asked for while the guest is paused or halted is closed after two seconds, where Firecracker leaves it open
+///   without an answer;
+/// - QEMU takes more memory than Firecracker beside the guest's: some 20 MiB against 5, and what it maps of its libraries.
 #[derive(Debug)]
 pub(super) struct Standin {
     id: String,
