@@ -18,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 /// How often console and agent are looked at. Together with [`CONFIRM`] well below the 5 s in which `vm list` has
 /// to tell the truth.
 const LOOK: Duration = Duration::from_millis(250);
-/// After a last word on the console the agent must be silent this long: longer than its heartbeat, so that
+/// After a last word on the console an agent that announced nothing must be silent this long: longer than its heartbeat, so that
 /// the same words written by a program in the guest end nothing.
 const CONFIRM: Duration = Duration::from_millis(2500);
 /// What the agent said before the kernel's last word may be read after it.
@@ -154,7 +154,8 @@ fn reason_of_end(end: VmmEnd, word: Option<&LastWord>, ending: Option<ShutdownKi
 
 fn reason_of_silence(silent: Duration, word: Option<&LastWord>, ending: Option<ShutdownKind>) -> Option<String> {
     match word {
-        Some(word) if silent >= CONFIRM => Some(by_word(word)),
+        // Kernel and agent agree, or the agent says nothing against it.
+        Some(word) if ending.is_some() || silent >= CONFIRM => Some(by_word(word)),
         _ if silent < SILENCE => None,
         _ => {
             Some(ending.map_or_else(|| format!("no sign of life from the guest for {} s", SILENCE.as_secs()), by_kind))

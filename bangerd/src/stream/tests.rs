@@ -34,6 +34,13 @@ async fn all(client: &mut UnixStream) -> (String, String, Frame) {
     }
 }
 
+async fn output(client: &mut UnixStream) -> Vec<u8> {
+    match timeout(SOON, read(client)).await.unwrap().unwrap() {
+        Some(Frame::Output(bytes)) => bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_is_served_to_its_status() {
     let guest = guest();
@@ -72,7 +79,7 @@ async fn a_client_that_goes_away_ends_its_command() {
     let guest = guest();
     for terminal in [None, Some(Terminal { term: "dumb".into(), cols: 80, rows: 24 })] {
         let (mut client, serving) = start(&guest, &["sh", "-c", "echo $$; exec sleep 1000"], terminal);
-        let Some(Frame::Output(pid)) = read(&mut client).await.unwrap() else { panic!("no output") };
+        let pid = output(&mut client).await;
         drop(client);
         assert!(timeout(SOON, serving).await.unwrap().unwrap().is_err());
         assert!(ends(&String::from_utf8(pid).unwrap()).await);
@@ -126,7 +133,7 @@ async fn a_users_ssh_gets_the_servers_bytes() {
     let session = guest.session.clone();
     let serving = tokio::spawn(async move { ssh_proxy(server, &session).await });
     write(&mut client, &Frame::Input(b"SSH-2.0-test\r\n".to_vec())).await.unwrap();
-    let Some(Frame::Output(banner)) = read(&mut client).await.unwrap() else { panic!("no banner") };
+    let banner = output(&mut client).await;
     assert!(banner.starts_with(b"SSH-2.0-banger_"));
     // Not a key exchange: the server hangs up.
     write(&mut client, &Frame::Input(vec![0xff; 100])).await.unwrap();

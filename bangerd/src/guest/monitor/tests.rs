@@ -125,6 +125,15 @@ fn an_announcement_alone_ends_nothing() {
 }
 
 #[test]
+fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
+    let word = LastWord::PowerDown;
+    let said = |silent, ending| reason_of_silence(silent, Some(&word), ending);
+    assert_eq!(said(Duration::ZERO, None), None);
+    assert_eq!(said(CONFIRM, None).as_deref(), Some("guest powered off"));
+    assert_eq!(said(Duration::ZERO, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
+}
+
+#[test]
 fn every_end_of_a_vmm_has_a_reason() {
     let panic = LastWord::Panic("x".into());
     assert_eq!(reason_of_end(VmmEnd::Exited(0), Some(&panic), None), "guest kernel panicked: x");

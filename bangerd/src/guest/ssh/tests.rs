@@ -42,7 +42,9 @@ fn guest_with(shown: &KeyPair, pinned: &KeyPair, client: &KeyPair, known: &KeyPa
         root_device: "/dev/vda".into(),
         work_device: None,
     };
-    let server = Arc::new(Server::new(&config).unwrap());
+    let passwd = folder.path().join("passwd");
+    std::fs::write(&passwd, format!("root:x:0:0::{}:/bin/bash\n", folder.path().display())).unwrap();
+    let server = Arc::new(Server::with_passwd(&config, passwd).unwrap());
     let listener = UnixListener::bind(&vsock).unwrap();
     let connections: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
     let kept = connections.clone();
