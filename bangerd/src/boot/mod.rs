@@ -11,5 +11,7 @@ pub mod kernel;
 mod tests;
 
 /// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard controller for just
-/// that), `panic=1` turns a panic into such a reboot, and the console is what `vm logs` shows.
-pub const KERNEL_ARGS: &str = "console=ttyS0 reboot=k panic=1 quiet loglevel=4 rdinit=/init";
+/// that), `panic=1` turns a panic into such a reboot, and the console is what `vm logs` shows. The guest's init
+/// configures `eth0`, so no image may rename it; and systemd must leave vsock port 22 to our agent.
+pub const KERNEL_ARGS: &str =
+    "console=ttyS0 reboot=k panic=1 quiet loglevel=4 net.ifnames=0 systemd.ssh_auto=no rdinit=/init";

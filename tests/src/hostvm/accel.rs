@@ -15,7 +15,8 @@ use super::image::Image;
 pub enum Accel {
     /// Hardware virtualisation.
     Kvm,
-    /// Emulation. `-cpu max` emulates SVM, so nested guests run all the same.
+    /// Emulation. `-cpu max` emulates SVM, so nested guests run all the same. Without cmpxchg16b: QEMU 7.2 leaves wrong flags behind it,
+    /// and kernels die of that.
     Tcg,
 }
 
@@ -30,7 +31,7 @@ impl Accel {
     pub fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"],
         }
     }
 
