@@ -13,8 +13,10 @@ use tarpc::{ClientMessage, Request, Response, ServerError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
-/// How long a peer may take to say hello.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take to say hello.
+const CLIENT_HELLO: Duration = Duration::from_secs(5);
+/// How long a server may: the connection may be what starts it (socket activation), on a host under load.
+const SERVER_HELLO: Duration = Duration::from_secs(60);
 
 /// The limits of one service.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +43,7 @@ pub const HELPER_LIMITS: Limits =
 /// # Errors
 /// [`io::ErrorKind::TimedOut`] after five seconds, else what the client did wrong; close the connection.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<Hello> {
-    let theirs = read_hello(stream).await?;
+    let theirs = read_hello(stream, CLIENT_HELLO).await?;
     let purpose = theirs.as_ref().map_or(Purpose::Calls, |hello| hello.purpose);
     stream.write_all(&Hello::ours(purpose).encode()).await?;
     Ok(theirs?)
@@ -53,14 +55,17 @@ pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Re
 /// As [`accept`]; the error of another version is a sentence for the user.
 pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, purpose: Purpose) -> io::Result<Hello> {
     stream.write_all(&Hello::ours(purpose).encode()).await?;
-    Ok(read_hello(stream).await??)
+    Ok(read_hello(stream, SERVER_HELLO).await??)
 }
 
-async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Result<Hello, WireError>> {
+async fn read_hello<S: AsyncRead + Unpin>(stream: &mut S, limit: Duration) -> io::Result<Result<Hello, WireError>> {
     let mut bytes = [0; HELLO_BYTES];
-    match tokio::time::timeout(HELLO_TIMEOUT, stream.read_exact(&mut bytes)).await {
+    match tokio::time::timeout(limit, stream.read_exact(&mut bytes)).await {
         Ok(read) => read.map(|_| Hello::decode(&bytes)),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the other side did not say hello within 5 s")),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the other side did not say hello within {} s", limit.as_secs()),
+        )),
     }
 }
 
