@@ -90,19 +90,27 @@ pub(crate) fn words(words: &[&str]) -> Vec<String> {
 async fn run(session: &Session, command: &[&str], input: &str) -> Result<(String, String, u8), SshError> {
     let words = words(command);
     let mut running = session.start(&Command { words: &words, env: &[], terminal: None }).await?;
-    running.input.send(input.to_owned().into()).await?;
-    running.input.end().await?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    loop {
-        match running.output.next().await? {
-            Said::Output(bytes) => out.extend(bytes),
-            Said::ErrorOutput(bytes) => err.extend(bytes),
-            Said::Exit(status) => {
-                session.finished(running);
-                return Ok((String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), status));
+    let Running { output, input: to_command, .. } = &mut running;
+    // At once: a command like `cat` does not take input for ever when nobody takes its output.
+    let sending = async {
+        to_command.send(input.to_owned().into()).await?;
+        to_command.end().await
+    };
+    let receiving = async {
+        loop {
+            match output.next().await? {
+                Said::Output(bytes) => out.extend(bytes),
+                Said::ErrorOutput(bytes) => err.extend(bytes),
+                Said::Exit(status) => return Ok::<_, SshError>(status),
             }
         }
-    }
+    };
+    let (sent, status) = tokio::join!(sending, receiving);
+    let status = status?;
+    sent?;
+    session.finished(running);
+    Ok((String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap(), status))
 }
 
 #[tokio::test(flavor = "multi_thread")]
