@@ -130,7 +130,8 @@ pub fn clean(line: &str) -> String {
 fn last_word(line: &str) -> Option<LastWord> {
     let stamped = line.match_indices("] ").map(|(at, mark)| line.get(at + mark.len()..).unwrap_or_default());
     std::iter::once(line).chain(stamped).find_map(|message| match message {
-        "reboot: Power down" => Some(LastWord::PowerDown),
+        // Firecracker offers no power-off: a guest that powers off says the second.
+        "reboot: Power down" | "reboot: Power off not available: System halted instead" => Some(LastWord::PowerDown),
         "reboot: System halted" => Some(LastWord::Halted),
         _ if message.starts_with("reboot: Restarting system") => Some(LastWord::Restarting),
         _ => message.strip_prefix("Kernel panic - not syncing: ").map(|why| LastWord::Panic(why.to_owned())),
@@ -227,6 +228,8 @@ mod tests {
     #[test]
     fn the_last_words_of_kernels_are_understood() {
         assert_eq!(scan("[   12.3] reboot: Power down\r\n"), Some(LastWord::PowerDown));
+        let firecracker = "[   12.3] reboot: Power off not available: System halted instead\r\n";
+        assert_eq!(scan(firecracker), Some(LastWord::PowerDown));
         assert_eq!(scan("reboot: System halted\n"), Some(LastWord::Halted));
         assert_eq!(scan("[    1.0][    T1] reboot: Restarting system\r\n"), Some(LastWord::Restarting));
         assert_eq!(scan("debian login: [   20.1] reboot: Power down\r\n"), Some(LastWord::PowerDown));
