@@ -71,7 +71,8 @@ fn text(path: &Path) -> Result<&str, VmmError> {
 
 /// All requests in the order in which they are made.
 fn requests(config: &VmmConfig) -> Result<Vec<Put>, VmmError> {
-    let mut puts: Vec<Put> = Vec::new();
+    // The console is the guest's: at its default level Firecracker writes every request there, boot arguments included.
+    let mut puts: Vec<Put> = vec![("logger", "/logger".into(), json!({ "level": "Error" }))];
     if let Some(path) = &config.metrics_path {
         puts.push(("metrics", "/metrics".into(), json!({ "metrics_path": text(path)? })));
     }

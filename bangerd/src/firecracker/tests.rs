@@ -68,7 +68,8 @@ async fn a_vmm_is_told_everything_and_started_last() {
     configure_and_start(&socket, &config(folder.path())).await.unwrap();
     let seen = seen.await.unwrap();
     let paths: Vec<&str> = seen.iter().filter_map(|request| request.split(' ').nth(1)).collect();
-    let expected = "/metrics /machine-config /boot-source /drives/root /network-interfaces/eth0 /vsock /actions";
+    let expected =
+        "/logger /metrics /machine-config /boot-source /drives/root /network-interfaces/eth0 /vsock /actions";
     assert_eq!(paths.join(" "), expected);
     let drive = seen.iter().find(|request| request.contains("/drives/root")).unwrap();
     for part in [r#""cache_type":"Writeback""#, r#""is_root_device":false"#, r#""path_on_host":"/dev/dm-3""#] {
