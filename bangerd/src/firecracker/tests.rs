@@ -99,7 +99,7 @@ async fn a_vmm_that_hangs_up_is_an_error() {
     let listener = UnixListener::bind(&socket).unwrap();
     let hang_up = tokio::spawn(async move { drop(listener.accept().await.unwrap()) });
     let error = configure_and_start(&socket, &config(folder.path())).await.unwrap_err();
-    assert!(matches!(error, VmmError::Unanswered { step: "metrics", .. }), "{error}");
+    assert!(matches!(error, VmmError::Unanswered { step: "logger", .. }), "{error}");
     hang_up.await.unwrap();
 }
 
