@@ -16,7 +16,8 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const SUITE: &str = "target/debug/banger-suite";
 const PACKAGE: &str = "target/debian/banger.deb";
-const STAND_IN: &str = "target/release/firecracker-standin";
+/// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
+const STAND_IN: &str = "target/debug/firecracker-standin";
 
 /// How much has to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,17 +44,12 @@ impl Product {
     /// Builds; what is fresh is not built again.
     pub(super) fn build(needs: Needs) -> Result<Self> {
         let started = Instant::now();
-        cargo(&["build", "--quiet", "--locked", "-p", "banger-tests", "--bin", "banger-suite"], None)?;
-        let package = (needs >= Needs::Package).then(package).transpose()?;
-        let given = given_firecracker();
-        let vmm_name = if given.is_some() { "firecracker" } else { "stand-in" };
-        let vmm = match (needs >= Needs::Guests, given) {
-            (false, _) => None,
-            (true, Some(path)) => Some(path),
-            (true, None) => Some(stand_in()?),
-        };
+        cargo(&["build", "--quiet", "--locked", "-p", "banger-tests", "--bins"], None)?;
+        if needs >= Needs::Package {
+            package()?;
+        }
         eprintln!("bench: built in {:.0} s", started.elapsed().as_secs_f64());
-        Ok(Self { suite: PathBuf::from(SUITE), package, vmm, vmm_name })
+        Ok(Self::as_built(needs))
     }
 
     /// What the last build has left, for trying a changed scenario again quickly.
@@ -98,11 +94,6 @@ fn given_firecracker() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn stand_in() -> Result<PathBuf> {
-    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-tests", "--bin", "firecracker-standin"], None)?;
-    Ok(PathBuf::from(STAND_IN))
-}
-
 /// The guest program has its own target folder: its flags would make every other crate be built again.
 fn guest() -> Result<()> {
     cargo(
@@ -122,12 +113,12 @@ fn guest() -> Result<()> {
     )
 }
 
-fn package() -> Result<PathBuf> {
+fn package() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd", "-p", "banger-priv"], None)?;
     guest()?;
     cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", PACKAGE], None)?;
     ensure!(Path::new(PACKAGE).is_file(), "cargo-deb has not written {PACKAGE}");
-    Ok(PathBuf::from(PACKAGE))
+    Ok(())
 }
 
 fn cargo(words: &[&str], flags: Option<&str>) -> Result<()> {
