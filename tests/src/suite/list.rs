@@ -97,6 +97,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::install::SUITE,
         scenarios::demo::SUITE,
         scenarios::lifecycle::SUITE,
+        scenarios::using::SUITE,
         scenarios::images::SUITE,
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,

@@ -9,3 +9,4 @@ pub(super) mod inventory_control;
 pub(super) mod lifecycle;
 pub(super) mod timings;
 pub(super) mod undo;
+pub(super) mod using;

@@ -1,0 +1,140 @@
+//! Commands in guests, terminals, ssh, several VMs in one command: what users do all day, byte for byte.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::suite::Run;
+use crate::suite::guests::{Guest, TINY, names};
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "using",
+    about: "exec, terminals, ssh and several VMs in one command",
+    setup: Setup::Guests,
+    scenarios,
+};
+
+fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("words-and-streams-are-exact", exact),
+        Scenario::new("a-terminal-is-one-and-ctrl-c-reaches-the-guest", terminal),
+        Scenario::new("ssh-refuses-a-key-that-is-not-the-pinned-one", pinned),
+        Scenario::new("several-names-in-one-command", several),
+        Scenario::new("what-a-vm-uses-is-not-deleted", in_use),
+        Scenario::new("flags-that-contradict-make-nothing", contradictions),
+        Scenario::new("outside-the-group", outside),
+        Scenario::new("a-guest-that-dies-silently", silent),
+    ]
+}
+
+fn exact(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "exact")?;
+    let words = ["vm", "exec", "exact", "--", "printf", "%s|", "a b", "c'd", "e\"f", "$HOME", "*", "", "\\n", "ü"];
+    scene.banger("alice", &words)?.ok()?.says("a b|c'd|e\"f|$HOME|*||\\n|ü|")?;
+    scene.banger("alice", &["vm", "exec", "exact", "--", "nonesuch"])?.exits(127)?;
+    let line = "head -c 8000000 /dev/urandom > bytes && banger vm exec exact -- cat < bytes | cmp - bytes; status=$?; rm bytes; exit $status";
+    scene.user("alice", &format!("cd && {line}"))?.ok()?;
+    // The reader goes first: no message, no command left in the guest.
+    let head = scene.user("alice", "banger vm exec exact -- yes | head -n 1")?.ok()?;
+    ensure!(head.stdout == "y\n" && head.stderr.is_empty(), "a closed pipe is no error: {head}");
+    scene
+        .wait_until("the command has ended in the guest", Duration::from_secs(10), || {
+            let left = guest.shell(scene, "ps | grep '[y]es$' || :")?.ok()?.stdout;
+            Ok((!left.is_empty()).then_some(left))
+        })
+        .map(drop)?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn terminal(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "typed")?;
+    let line = "stty cols 101 rows 37; banger vm exec typed -- sh -c 'tty; stty size; exit 5'";
+    let run = Run::start_on_terminal(Some("alice"), line)?;
+    run.wait(scene.limit(Duration::from_secs(15)))?.exits(5)?.says("/dev/pts/")?.says("37 101")?;
+    // Ctrl-C belongs to the guest's command, not to the client.
+    let mut run =
+        Run::start_on_terminal(Some("alice"), "banger vm exec typed -- sh -c 'echo begun; sleep 100; echo missed'")?;
+    std::thread::sleep(scene.limit(Duration::from_secs(1)));
+    run.type_in("\x03")?;
+    let ended = run.wait(scene.limit(Duration::from_secs(15)))?.exits(130)?.says("begun")?.does_not_say("missed")?;
+    ensure!(ended.took < scene.limit(Duration::from_secs(10)), "{ended}");
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// Whoever answers in the guest's place has another key, and is not spoken to.
+fn pinned(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "pinned")?;
+    let said = scene.banger_long("alice", &["vm", "ssh", "pinned", "--", "hostname; exit 7"])?.exits(7)?;
+    ensure!(said.stdout.trim() == "pinned", "{said}");
+    ensure!(!said.stderr.contains("authenticity"), "ssh asked to trust on first use: {said}");
+    let key = format!("/var/lib/banger/vms/{}/host_key", guest.id);
+    scene.root(&format!("test -s {key} && runuser -u bangerd -- sh -c 'rm {key}'"))?;
+    // The daemon makes a new one, which it pins from now on; the guest that runs still has the old.
+    scene.root("systemctl restart bangerd.service")?;
+    scene.banger_long("alice", &["vm", "ssh", "pinned", "--", "hostname"])?.refused(&[])?;
+    scene.user("alice", "rm -rf ~/.local/share/banger; rmdir ~/.local/share ~/.local 2>/dev/null; :")?.ok()?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn several(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guests = [Guest::create(scene, "alice", "one")?, Guest::create(scene, "alice", "two")?];
+    // One bad name does not stop the good ones, and the exit status says so.
+    scene.banger_long("alice", &["vm", "start", "one", "nonesuch", "two", "one"])?.refused(&["nonesuch"])?;
+    for guest in &guests {
+        guest.is(scene, "running")?;
+    }
+    scene.banger_long("alice", &["vm", "kill", "one", "two"])?.ok()?;
+    for guest in &guests {
+        guest.is(scene, "stopped")?;
+    }
+    scene.banger_long("alice", &["vm", "delete", "one", "two", "one"])?.ok()?;
+    ensure!(names(scene, "alice")?.is_empty());
+    scene.passed()
+}
+
+fn in_use(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::create(scene, "alice", "user")?;
+    scene.banger("alice", &["image", "delete", "tiny"])?.refused(&["user"])?;
+    // Bob may use alice's image, not remove it.
+    scene.banger("bob", &["image", "delete", "tiny"])?.refused(&["tiny"])?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn contradictions(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    for flags in [&["--detach", "--rm"][..], &["--detach", "--", "true"]] {
+        scene.banger("alice", &[&["vm", "run", "--name", "both"], TINY, flags].concat())?.refused(&["detach"])?;
+        ensure!(names(scene, "alice")?.is_empty(), "{flags:?} has made a VM");
+    }
+    scene.passed()
+}
+
+fn outside(scene: &mut Scene) -> Result<Outcome> {
+    scene.banger("carol", &["vm", "list"])?.refused(&["group banger", "carol"])?;
+    // Nobody but the daemon speaks to the helper, root's group members included.
+    let line = "socat -u OPEN:/dev/null UNIX-CONNECT:/run/banger/priv.sock";
+    scene.user("alice", line)?.refused(&["Permission denied"])?;
+    scene.passed()
+}
+
+/// No announcement, no end of the VMM: only what the kernel says last on the console, or its silence.
+fn silent(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "silent")?;
+    let _ = guest.shell(scene, "(sleep 0.5; echo o > /proc/sysrq-trigger) >/dev/null 2>&1 &")?;
+    let took = guest.becomes(scene, "stopped", &["power"], Duration::from_secs(5))?;
+    scene.measured("seconds until the list told the truth", format!("{:.1}", took.as_secs_f64()));
+    guest.delete(scene)?;
+    scene.passed()
+}
