@@ -28,21 +28,9 @@ pub trait At<T> {
     fn at(self, step: &'static str) -> Outcome<T>;
 }
 
-impl<T> At<T> for nix::Result<T> {
+impl<T, E: Into<std::io::Error>> At<T> for Result<T, E> {
     fn at(self, step: &'static str) -> Outcome<T> {
-        self.map_err(|errno| KernelError { step, errno: errno as i32 })
-    }
-}
-
-impl<T> At<T> for rustix::io::Result<T> {
-    fn at(self, step: &'static str) -> Outcome<T> {
-        self.map_err(|errno| KernelError { step, errno: errno.raw_os_error() })
-    }
-}
-
-impl<T> At<T> for std::io::Result<T> {
-    fn at(self, step: &'static str) -> Outcome<T> {
-        self.map_err(|error| KernelError { step, errno: error.raw_os_error().unwrap_or(libc::EIO) })
+        self.map_err(|error| KernelError { step, errno: error.into().raw_os_error().unwrap_or(libc::EIO) })
     }
 }
 

@@ -30,7 +30,7 @@ use cow::{Cows, Images};
 use kernel::KernelError;
 use ledger::{Ledger, LedgerError};
 use log::Level;
-use ops::{Machine, Parts};
+use ops::{Denied, Machine};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -67,6 +67,9 @@ pub enum StartError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Ledger and kernel could not be made to agree.
+    #[error("recovery failed")]
+    Recover(#[from] Denied),
     /// Something of the process itself.
     #[error("cannot {step}")]
     Process {
@@ -146,9 +149,7 @@ fn run(config: &Config) -> Result<(), StartError> {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
         let host = host::Host::open(Rc::clone(&processes), config.network, config.daemon)?;
         host.make_bridge(&config.bridge_name).await?;
-        let parts =
-            Parts { kernel: host, ledger, cows, images, network: config.network, daemon_uid: config.daemon.uid };
-        let machine = Rc::new(Machine::new(parts));
+        let machine = Rc::new(Machine::new(host, ledger, cows, images, config.network, config.daemon.uid));
         machine.recover().await?;
         process("listen", listener.set_nonblocking(true))?;
         let listener = process("listen", tokio::net::UnixListener::from_std(listener))?;

@@ -105,73 +105,32 @@ fn audit<T>(op: &str, vm: Option<VmId>, answer: &Result<T, (HelperError, &'stati
     log::record(level, &format!("op={op}{vm} verdict={verdict} rule={rule}{errno} us={us}"));
 }
 
-impl<K: Kernel> Helper for Service<K> {
-    async fn acquire_tap(
-        self,
-        _: Context,
-        vm: VmId,
-        owner: u32,
-        address_index: u16,
-    ) -> Result<TapIdentity, HelperError> {
-        self.run("acquire_tap", Some(vm), async move |m: &Machine<K>| m.acquire_tap(vm, owner, address_index).await)
-            .await
-    }
+/// The service: each operation by its name, its arguments and what it answers.
+macro_rules! operations {
+    ($($name:ident $vm:expr, ($($argument:ident: $kind:ty),*) -> $answer:ty, |$machine:ident| $call:expr;)*) => {
+        impl<K: Kernel> Helper for Service<K> {$(
+            async fn $name(self, _: Context, $($argument: $kind),*) -> Result<$answer, HelperError> {
+                self.run(stringify!($name), $vm, async move |$machine: &Machine<K>| $call).await
+            }
+        )*}
+    };
+}
 
-    async fn release_tap(self, _: Context, vm: VmId, tap: TapIdentity) -> Result<(), HelperError> {
-        self.run("release_tap", Some(vm), async move |m: &Machine<K>| m.release_tap(vm, &tap).await).await
-    }
-
-    async fn create_disk(
-        self,
-        _: Context,
-        vm: VmId,
-        owner: u32,
-        image: Digest,
-        cow_bytes: u64,
-    ) -> Result<CowRecord, HelperError> {
-        self.run("create_disk", Some(vm), async move |m: &Machine<K>| m.create_disk(vm, owner, image, cow_bytes).await)
-            .await
-    }
-
-    async fn attach_disk(self, _: Context, vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError> {
-        self.run("attach_disk", Some(vm), async move |m: &Machine<K>| m.attach_disk(vm, owner).await).await
-    }
-
-    async fn detach_disk(self, _: Context, vm: VmId, disk: DiskIdentity) -> Result<(), HelperError> {
-        self.run("detach_disk", Some(vm), async move |m: &Machine<K>| m.detach_disk(vm, &disk).await).await
-    }
-
-    async fn discard_disk(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("discard_disk", Some(vm), async move |m: &Machine<K>| m.discard_disk(vm).await).await
-    }
-
-    async fn enable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("enable_nat", Some(vm), async move |m: &Machine<K>| m.set_nat(vm, true).await).await
-    }
-
-    async fn disable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("disable_nat", Some(vm), async move |m: &Machine<K>| m.set_nat(vm, false).await).await
-    }
-
-    async fn bind_process(self, _: Context, vm: VmId, pid: u32) -> Result<(), HelperError> {
-        self.run("bind_process", Some(vm), async move |m: &Machine<K>| m.bind_process(vm, pid).await).await
-    }
-
-    async fn process_running(self, _: Context, vm: VmId, pid: u32) -> Result<ProcessState, HelperError> {
-        self.run("process_running", Some(vm), async move |m: &Machine<K>| m.process_running(vm, pid)).await
-    }
-
-    async fn identity(self, _: Context, vm: VmId) -> Result<Holding, HelperError> {
-        self.run("identity", Some(vm), async move |m: &Machine<K>| m.identity(vm)).await
-    }
-
-    async fn list(self, _: Context, after: Option<VmId>) -> Result<HoldingPage, HelperError> {
-        self.run("list", None, async move |m: &Machine<K>| Ok(m.list(after))).await
-    }
-
-    async fn release(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("release", Some(vm), async move |m: &Machine<K>| m.release(vm).await).await
-    }
+operations! {
+    acquire_tap Some(vm), (vm: VmId, owner: u32, index: u16) -> TapIdentity, |m| m.acquire_tap(vm, owner, index).await;
+    release_tap Some(vm), (vm: VmId, tap: TapIdentity) -> (), |m| m.release_tap(vm, &tap).await;
+    create_disk Some(vm), (vm: VmId, owner: u32, image: Digest, bytes: u64) -> CowRecord,
+        |m| m.create_disk(vm, owner, image, bytes).await;
+    attach_disk Some(vm), (vm: VmId, owner: u32) -> DiskIdentity, |m| m.attach_disk(vm, owner).await;
+    detach_disk Some(vm), (vm: VmId, disk: DiskIdentity) -> (), |m| m.detach_disk(vm, &disk).await;
+    discard_disk Some(vm), (vm: VmId) -> (), |m| m.discard_disk(vm).await;
+    enable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, true).await;
+    disable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, false).await;
+    bind_process Some(vm), (vm: VmId, pid: u32) -> (), |m| m.bind_process(vm, pid).await;
+    process_running Some(vm), (vm: VmId, pid: u32) -> ProcessState, |m| m.process_running(vm, pid);
+    identity Some(vm), (vm: VmId) -> Holding, |m| m.identity(vm);
+    list None, (after: Option<VmId>) -> HoldingPage, |m| Ok(m.list(after));
+    release Some(vm), (vm: VmId) -> (), |m| m.release(vm).await;
 }
 
 #[cfg(test)]

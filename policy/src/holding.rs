@@ -24,6 +24,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+/// The block major of loop devices (linux/major.h).
+const LOOP_MAJOR: u32 = 7;
+
 /// The ledger: a row per VM.
 pub type Rows = BTreeMap<VmId, Row>;
 
@@ -180,6 +183,26 @@ impl Row {
             Tap::None => None,
             Tap::Intent { address } | Tap::Held { address, .. } => Some(address),
         }
+    }
+
+    /// Are these the name and the alias of this row's tap?
+    #[must_use]
+    pub fn owns_link(&self, name: &str, alias: &str) -> bool {
+        name == self.vm.tap_name() && alias == self.vm.tap_alias(self.generation)
+    }
+
+    /// Is a dm device that has this row's UUID its disk: name, minor and the loops under it (major and
+    /// minor, in any order)? Of one that is not committed nothing but the name is known.
+    #[must_use]
+    pub fn owns_disk(&self, name: &str, minor: u32, uses: &[(u32, u32)]) -> bool {
+        name == self.vm.dm_name()
+            && match self.disk {
+                Disk::Held(held) => {
+                    let loops = [(LOOP_MAJOR, held.base_loop), (LOOP_MAJOR, held.cow_loop)];
+                    minor == held.minor && uses.len() == loops.len() && loops.iter().all(|used| uses.contains(used))
+                }
+                Disk::None | Disk::Intent => true,
+            }
     }
 
     /// What the firewall should let pass: nothing before a process is bound, so that an idle tap carries

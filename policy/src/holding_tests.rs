@@ -249,3 +249,22 @@ fn only_a_bound_tap_is_registered() {
         assert_eq!(row.with_quarantine(true).registration(), None);
     }
 }
+
+#[test]
+fn an_object_is_the_rows_only_in_every_field() {
+    let (held, _) = row("hh-");
+    let (tap, alias, dm) = (vm(1).tap_name(), vm(1).tap_alias(GENERATION), vm(1).dm_name());
+    assert!(held.owns_link(&tap, &alias));
+    assert!(
+        !held.owns_link("renamed", &alias) && !held.owns_link(&tap, "") && !held.owns_link(&tap, &vm(1).tap_alias(8))
+    );
+    for uses in [[(7, 1), (7, 2)], [(7, 2), (7, 1)]] {
+        assert!(held.owns_disk(&dm, 3, &uses));
+        assert!(!held.owns_disk("renamed", 3, &uses) && !held.owns_disk(&dm, 4, &uses));
+    }
+    for uses in [&[][..], &[(7, 1)], &[(7, 1), (8, 2)], &[(7, 1), (7, 1)], &[(7, 1), (7, 2), (7, 3)]] {
+        assert!(!held.owns_disk(&dm, 3, uses), "{uses:?}");
+    }
+    let (intent, _) = row("-i-");
+    assert!(intent.owns_disk(&dm, 99, &[]) && !intent.owns_disk("renamed", 99, &[]));
+}

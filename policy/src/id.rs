@@ -100,6 +100,11 @@ fn parse_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
+fn parse_mark(mark: &str, separator: char) -> Option<(VmId, u64)> {
+    let (vm, generation) = mark.split_once(separator)?;
+    Some((vm.parse().ok()?, u64::from_str_radix(generation, 16).ok()?))
+}
+
 /// The prefix of every link and dm device that banger makes.
 pub const DEVICE_PREFIX: &str = "bgr-";
 
@@ -137,6 +142,20 @@ impl VmId {
     #[must_use]
     pub fn tap_alias(&self, generation: u64) -> String {
         format!("banger:1:{self}:{generation:016x}")
+    }
+
+    /// The VM and the generation of which this is exactly the alias.
+    #[must_use]
+    pub fn from_tap_alias(alias: &str) -> Option<(Self, u64)> {
+        let (vm, generation) = parse_mark(alias.strip_prefix("banger:1:")?, ':')?;
+        (vm.tap_alias(generation) == alias).then_some((vm, generation))
+    }
+
+    /// The VM and the generation of which this is exactly the UUID.
+    #[must_use]
+    pub fn from_dm_uuid(uuid: &str) -> Option<(Self, u64)> {
+        let (vm, generation) = parse_mark(uuid.strip_prefix("BANGER-")?, '-')?;
+        (vm.dm_uuid(generation) == uuid).then_some((vm, generation))
     }
 
     /// The first 16 characters, for unix socket paths, which have 108 bytes in all (unix(7)).
@@ -180,6 +199,25 @@ mod tests {
         .unwrap();
         // Oracle: `printf '\0\1\2\3\4\5\6' | base32 | tr A-Z a-z | head -c 10`
         assert_eq!(vm.tap_name(), "bgr-aaaqeayeau");
+    }
+
+    #[test]
+    fn only_whole_marks_are_read_back() {
+        let vm = id(9);
+        assert_eq!(VmId::from_tap_alias(&vm.tap_alias(77)), Some((vm, 77)));
+        assert_eq!(VmId::from_dm_uuid(&vm.dm_uuid(u64::MAX)), Some((vm, u64::MAX)));
+        for mark in [
+            "banger:1:bridge",
+            "banger:1:",
+            "",
+            &format!("banger:1:{vm}:4d"),
+            &format!("banger:1:{vm}:+00000000000004d"),
+        ] {
+            assert_eq!(VmId::from_tap_alias(mark), None, "{mark}");
+        }
+        for mark in ["BANGER-", "BANGER-foreign", &vm.tap_alias(1), &format!("BANGER-{vm}-1")] {
+            assert_eq!(VmId::from_dm_uuid(mark), None, "{mark}");
+        }
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! COW files, loops and dm snapshots.
 
-use super::{Answer, Denied, Machine, Stop, again};
+use super::{Answer, Denied, Machine, again};
 use crate::cow::reserve;
 use crate::fail;
 use crate::kernel::{Kernel, KernelError};
 use crate::sys::dm::Device;
-use crate::sys::loopdev::LOOP_MAJOR;
 use banger_policy::holding::{self, AttachedDisk, Cow, Create, Disk, DiskClaim, Row, Step, loop_node};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::{Digest, VmId};
@@ -25,24 +24,9 @@ pub(super) fn identity(row: &Row, held: &AttachedDisk) -> DiskIdentity {
     }
 }
 
-/// Name, number and loops of a device that was found by UUID.
-fn is_ours(device: &Device, row: &Row, held: &AttachedDisk) -> bool {
-    let uses = [(LOOP_MAJOR, held.base_loop), (LOOP_MAJOR, held.cow_loop)];
-    device.name == row.vm.dm_name() && device.minor == held.minor && same(&device.uses, &uses)
-}
-
 /// Is a device that was found by the row's UUID the row's?
-pub(super) fn matches(device: &Device, row: &Row) -> bool {
-    match &row.disk {
-        Disk::Held(held) => is_ours(device, row, held),
-        // Not committed: the UUID, which only root can set, is all there is.
-        _ => device.name == row.vm.dm_name(),
-    }
-}
-
-/// The kernel lists a table's devices in no particular order.
-fn same(uses: &[(u32, u32)], expected: &[(u32, u32)]) -> bool {
-    uses.len() == expected.len() && expected.iter().all(|device| uses.contains(device))
+pub(super) fn is_ours(device: &Device, row: &Row) -> bool {
+    row.owns_disk(&device.name, device.minor, &device.uses)
 }
 
 impl<K: Kernel> Machine<K> {
@@ -127,29 +111,18 @@ impl<K: Kernel> Machine<K> {
         let row = grant.intent().clone();
         self.put(row.clone())?;
         let made = self.make_disk(&row, &cow).await;
-        let committed = made.and_then(|held| {
-            self.put(row.clone().with_disk(Disk::Held(held)))?;
-            Ok(held)
-        });
-        match committed {
-            Ok(held) => Ok(identity(&row, &held)),
-            Err(denied) => {
-                // What was made is found again by its UUID, now or at the next start.
-                if let Ok(undone) = self.drop_disk(&row).await {
-                    self.abandon(undone)?;
-                }
-                Err(denied)
-            }
+        let committed = made.and_then(|held| self.put(row.clone().with_disk(Disk::Held(held))).map(|()| held));
+        if committed.is_err() && self.drop_disk(&row).await.is_ok() {
+            // Otherwise what was made is found again by its UUID, now or at the next start.
+            self.abandon(row.clone().with_disk(Disk::None))?;
         }
+        committed.map(|held| identity(&row, &held))
     }
 
     fn stored_disk(&self, vm: &VmId) -> Answer<DiskIdentity> {
-        match self.row(vm) {
-            Some(row) => match row.disk {
-                Disk::Held(held) => Ok(identity(&row, &held)),
-                _ => Err(Denied::new(HelperError::BadState, "state-table")),
-            },
-            None => Err(Denied::new(HelperError::NotYours, "not-yours")),
+        match self.row(vm).map(|row| (row.disk, row)) {
+            Some((Disk::Held(held), row)) => Ok(identity(&row, &held)),
+            _ => Err(Denied::new(HelperError::BadState, "state-table")),
         }
     }
 
@@ -177,7 +150,7 @@ impl<K: Kernel> Machine<K> {
         let loops = self.kernel.loop_still_on(&base_loop, base.as_fd())?
             && self.kernel.loop_still_on(&cow_loop, file.as_fd())?;
         let device = self.kernel.dm_find(&uuid)?;
-        if !loops || !device.is_some_and(|device| is_ours(&device, row, &held)) {
+        if !loops || !device.is_some_and(|device| is_ours(&device, &row.clone().with_disk(Disk::Held(held)))) {
             return Err(Denied::new(HelperError::Busy, "dm-changed-while-made"));
         }
         let mut tries = 0;
@@ -208,31 +181,28 @@ impl<K: Kernel> Machine<K> {
         let Step::Do(grant) = holding::detach_disk(row.as_ref(), &claim, running).granted()? else { return Ok(()) };
         let row = grant.into_row();
         let result = self.drop_disk(&row).await;
-        self.undone(row, result)
+        self.undone(row.clone(), row.with_disk(Disk::None), result)
     }
 
     /// Removes the dm device of a row if it is the row's; the loops free themselves.
-    pub(super) async fn drop_disk(&self, row: &Row) -> Result<Row, Stop> {
-        let gone = || Ok(row.clone().with_disk(Disk::None));
+    pub(super) async fn drop_disk(&self, row: &Row) -> Answer<()> {
         let uuid = row.vm.dm_uuid(row.generation);
         let mut tries = 0;
         loop {
-            // On a host without device-mapper a row without a disk must still be released.
             let device = if row.disk == Disk::None { None } else { self.kernel.dm_find(&uuid)? };
-            let Some(device) = device else { return gone() };
-            if !matches(&device, row) {
-                return Err(Stop::Mismatch("dm-changed"));
+            let Some(device) = device else { return Ok(()) };
+            if !is_ours(&device, row) {
+                return Err(Denied::new(HelperError::Quarantined, "dm-changed"));
             }
             match self.kernel.dm_remove(&uuid) {
-                Ok(()) => {
-                    fail::point("dm-removed");
-                    return gone();
-                }
                 Err(KernelError { errno: libc::EBUSY, .. }) => {}
-                Err(error) => return Err(error.into()),
+                other => {
+                    fail::point("dm-removed");
+                    return Ok(other?);
+                }
             }
             if !again(&mut tries).await {
-                return Err(Stop::Busy("dm-open"));
+                return Err(Denied::new(HelperError::Busy, "dm-open"));
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::firewall::Change;
 use crate::kernel::{Kernel, KernelError};
 use crate::ledger::Ledger;
 use banger_policy::VmId;
-use banger_policy::holding::{self, Refusal, Row, Step};
+use banger_policy::holding::{self, Disk, Refusal, Row, Step};
 use banger_policy::net::Network;
 use banger_proto::helper::HelperError;
 use std::cell::RefCell;
@@ -31,7 +31,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 const BUSY_TRIES: u32 = 250;
 
 /// Why an operation was not done: the code that the daemon gets, and a fixed word for the journal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{rule}: {code}")]
 pub struct Denied {
     /// For the daemon.
     pub code: HelperError,
@@ -73,32 +74,6 @@ impl From<Refusal> for Denied {
 /// What every operation answers.
 pub type Answer<T> = Result<T, Denied>;
 
-/// How removing one object ended without success.
-enum Stop {
-    /// Try again later.
-    Busy(&'static str),
-    /// It is not what the row says.
-    Mismatch(&'static str),
-    /// The kernel.
-    Kernel(KernelError),
-}
-
-impl From<Stop> for Denied {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Busy(rule) => Self::new(HelperError::Busy, rule),
-            Stop::Mismatch(rule) => Self::new(HelperError::Quarantined, rule),
-            Stop::Kernel(error) => error.into(),
-        }
-    }
-}
-
-impl From<KernelError> for Stop {
-    fn from(error: KernelError) -> Self {
-        Self::Kernel(error)
-    }
-}
-
 /// Everything that the helper knows and holds.
 #[derive(Debug)]
 pub struct Machine<K> {
@@ -111,36 +86,12 @@ pub struct Machine<K> {
     turns: RefCell<BTreeMap<VmId, Arc<Mutex<()>>>>,
 }
 
-/// What a [`Machine`] is made of.
-#[derive(Debug)]
-pub struct Parts<K> {
-    /// The kernel.
-    pub kernel: K,
-    /// The ledger.
-    pub ledger: Ledger,
-    /// The COW files.
-    pub cows: Cows,
-    /// The image folder.
-    pub images: Images,
-    /// The VMs' network.
-    pub network: Network,
-    /// The daemon's uid.
-    pub daemon_uid: u32,
-}
-
 impl<K: Kernel> Machine<K> {
     /// Nothing is changed yet; see [`Machine::recover`].
     #[must_use]
-    pub fn new(parts: Parts<K>) -> Self {
-        Self {
-            kernel: parts.kernel,
-            ledger: RefCell::new(parts.ledger),
-            cows: RefCell::new(parts.cows),
-            images: parts.images,
-            network: parts.network,
-            daemon_uid: parts.daemon_uid,
-            turns: RefCell::default(),
-        }
+    pub fn new(kernel: K, ledger: Ledger, cows: Cows, images: Images, network: Network, daemon_uid: u32) -> Self {
+        let (ledger, cows) = (RefCell::new(ledger), RefCell::new(cows));
+        Self { kernel, ledger, cows, images, network, daemon_uid, turns: RefCell::default() }
     }
 
     /// The kernel, for tests.
@@ -176,12 +127,7 @@ impl<K: Kernel> Machine<K> {
     /// Commits that an attempt came to nothing. A row that holds nothing then was opened for it, and nobody
     /// was told its generation.
     fn abandon(&self, row: Row) -> Answer<()> {
-        if row.is_empty() && row.process.is_none() {
-            let closed = self.ledger.borrow_mut().close(row.vm);
-            closed.map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
-        } else {
-            self.put(row)
-        }
+        if row.is_empty() && row.process.is_none() { self.close(row.vm) } else { self.put(row) }
     }
 
     /// Does the process that was bound still run? A look-up that fails is never taken for "no".
@@ -198,17 +144,14 @@ impl<K: Kernel> Machine<K> {
         Ok(())
     }
 
-    /// Commits what an undo came to: the new row, or that somebody else had a hand in it.
-    fn undone(&self, row: Row, result: Result<Row, Stop>) -> Answer<()> {
+    /// Commits what an undo came to: the row without the object, or that somebody else had a hand in it.
+    fn undone(&self, row: Row, without: Row, result: Answer<()>) -> Answer<()> {
         match result {
-            Ok(row) => self.put(row),
-            Err(stop) => {
-                if matches!(stop, Stop::Mismatch(_)) {
-                    self.put(row.with_quarantine(true))?;
-                }
-                Err(stop.into())
-            }
+            Ok(()) => self.put(without)?,
+            Err(Denied { code: HelperError::Quarantined, .. }) => self.put(row.with_quarantine(true))?,
+            Err(_) => {}
         }
+        result
     }
 
     /// Releases everything but the COW file. On a quarantined row it looks again: what an administrator has
@@ -224,23 +167,24 @@ impl<K: Kernel> Machine<K> {
         let mut row = grant.into_row().with_quarantine(false);
         self.withdraw(&row)?;
         let tap = self.drop_tap(&row).await;
-        if let Ok(next) = &tap {
-            row.clone_from(next);
+        if tap.is_ok() {
+            row = row.without_tap();
         }
         let disk = self.drop_disk(&row).await;
-        if let Ok(next) = &disk {
-            row.clone_from(next);
+        if disk.is_ok() {
+            row = row.with_disk(Disk::None);
         }
-        match [tap, disk].into_iter().find(|result| matches!(result, Err(Stop::Mismatch(_)))) {
-            Some(mismatch) => self.undone(row, mismatch),
-            None if row.is_empty() => {
-                self.ledger.borrow_mut().close(vm).map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
-            }
-            None => {
-                self.put(row)?;
-                Err(Denied::new(HelperError::Busy, "still-held"))
-            }
+        if row.is_empty() {
+            return self.close(vm);
         }
+        let quarantined = |result: &Answer<()>| result.is_err_and(|denied| denied.code == HelperError::Quarantined);
+        let foreign = quarantined(&tap) || quarantined(&disk);
+        self.put(row.with_quarantine(foreign))?;
+        if quarantined(&disk) { disk } else { tap.and(disk) }
+    }
+
+    fn close(&self, vm: VmId) -> Answer<()> {
+        self.ledger.borrow_mut().close(vm).map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
     }
 }
 

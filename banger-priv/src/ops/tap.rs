@@ -1,6 +1,6 @@
 //! Taps.
 
-use super::{Answer, Denied, Machine, Stop, again};
+use super::{Answer, Denied, Machine, again};
 use crate::fail;
 use crate::kernel::{Kernel, Link, NewTap};
 use banger_policy::VmId;
@@ -12,8 +12,8 @@ fn identity(row: &Row) -> TapIdentity {
 }
 
 /// Kind, name and mark: what only root can make and nobody else could confuse with another VM's.
-fn is_ours(link: &Link, row: &Row) -> bool {
-    link.tun && link.name == row.vm.tap_name() && link.alias == row.vm.tap_alias(row.generation)
+pub(super) fn is_ours(link: &Link, row: &Row) -> bool {
+    link.tun && row.owns_link(&link.name, &link.alias)
 }
 
 impl<K: Kernel> Machine<K> {
@@ -40,8 +40,8 @@ impl<K: Kernel> Machine<K> {
         };
         if let Err(denied) = committed {
             // What was made is found again by its intent, now or at the next start.
-            if let Ok(undone) = self.drop_tap(&row).await {
-                self.abandon(undone)?;
+            if self.drop_tap(&row).await.is_ok() {
+                self.abandon(row.without_tap())?;
             }
             return Err(denied);
         }
@@ -75,11 +75,11 @@ impl<K: Kernel> Machine<K> {
         let row = grant.into_row();
         self.withdraw(&row)?;
         let result = self.drop_tap(&row).await;
-        self.undone(row, result)
+        self.undone(row.clone(), row.without_tap(), result)
     }
 
     /// Removes the link of a row if it is the row's. The route and the address go with it.
-    pub(super) async fn drop_tap(&self, row: &Row) -> Result<Row, Stop> {
+    pub(super) async fn drop_tap(&self, row: &Row) -> Answer<()> {
         let mut tries = 0;
         loop {
             let link = match row.tap {
@@ -90,17 +90,17 @@ impl<K: Kernel> Machine<K> {
                 }
                 Tap::Held { ifindex, .. } => self.kernel.link_by_index(ifindex).await?,
             };
-            let Some(link) = link else { return Ok(row.clone().without_tap()) };
+            let Some(link) = link else { return Ok(()) };
             if !is_ours(&link, row) {
-                return Err(Stop::Mismatch("tap-changed"));
+                return Err(Denied::new(HelperError::Quarantined, "tap-changed"));
             }
             if !link.carrier {
                 self.kernel.delete_link(link.ifindex).await?;
                 fail::point("tap-deleted");
-                return Ok(row.clone().without_tap());
+                return Ok(());
             }
             if !again(&mut tries).await {
-                return Err(Stop::Busy("tap-open"));
+                return Err(Denied::new(HelperError::Busy, "tap-open"));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `struct loop_info64`.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct LoopInfo64 {
     device: u64,
     inode: u64,
@@ -18,15 +18,15 @@ pub struct LoopInfo64 {
     encrypt_type: u32,
     encrypt_key_size: u32,
     flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
+    file_name: [[u8; 32]; 2],
+    crypt_name: [[u8; 32]; 2],
     encrypt_key: [u8; 32],
     init: [u64; 2],
 }
 
 /// `struct loop_config`.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct LoopConfig {
     fd: u32,
     block_size: u32,
@@ -59,24 +59,6 @@ pub struct Loop {
     sequence: u64,
 }
 
-fn empty_info() -> LoopInfo64 {
-    LoopInfo64 {
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: 0,
-        sizelimit: 0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags: 0,
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-    }
-}
-
 impl Loop {
     /// Attaches `file`. `control` is `/dev/loop-control`, `dev` is `/dev`; `label` is a mark for people.
     ///
@@ -89,13 +71,13 @@ impl Loop {
         read_only: bool,
         label: &str,
     ) -> nix::Result<Self> {
-        let mut info = empty_info();
-        info.flags = LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
-        for (to, from) in info.file_name.iter_mut().take(63).zip(label.bytes()) {
+        let flags = LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
+        let mut info = LoopInfo64 { flags, ..LoopInfo64::default() };
+        for (to, from) in info.file_name.as_flattened_mut().iter_mut().take(63).zip(label.bytes()) {
             *to = from;
         }
         let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)?;
-        let config = LoopConfig { fd, block_size: 0, info, reserved: [0; 8] };
+        let config = LoopConfig { fd, info, ..LoopConfig::default() };
         for _ in 0..RACES {
             // SAFETY: the descriptor is open; no argument.
             let number = unsafe { loop_get_free(control.as_raw_fd()) }?.cast_unsigned();
@@ -142,7 +124,7 @@ impl Loop {
     /// # Errors
     /// The kernel's.
     pub fn still_on(&self, file: BorrowedFd<'_>) -> nix::Result<bool> {
-        let mut info = empty_info();
+        let mut info = LoopInfo64::default();
         // SAFETY: the descriptor is open and `info` is a live `struct loop_info64`.
         unsafe { loop_status(self.node.as_raw_fd(), &raw mut info) }?;
         let stat = fstat(file).map_err(errno)?;

@@ -14,7 +14,7 @@ use banger_policy::{Digest, VmId};
 use banger_priv::cow::{Cows, Images};
 use banger_priv::host::{Daemon, Host};
 use banger_priv::ledger::Ledger;
-use banger_priv::ops::{Machine, Parts};
+use banger_priv::ops::Machine;
 use banger_priv::proc::Processes;
 use banger_priv::record;
 use std::net::Ipv4Addr;
@@ -94,14 +94,10 @@ impl Folders {
         let processes = Rc::new(Processes::open(None).unwrap());
         let kernel = Host::open(processes, network, Daemon { uid: DAEMON, gid: DAEMON }).unwrap();
         let folder = |name: &str| record::folder(&self.path(name)).unwrap();
-        Rc::new(Machine::new(Parts {
-            kernel,
-            ledger: Ledger::open(folder("run"), "this-boot".to_owned()).unwrap(),
-            cows: Cows::open(folder("cow")).unwrap(),
-            images: Images::open(self.path("images"), DAEMON),
-            network,
-            daemon_uid: DAEMON,
-        }))
+        let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
+        let cows = Cows::open(folder("cow")).unwrap();
+        let images = Images::open(self.path("images"), DAEMON);
+        Rc::new(Machine::new(kernel, ledger, cows, images, network, DAEMON))
     }
 }
 
