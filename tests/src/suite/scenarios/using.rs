@@ -114,7 +114,7 @@ fn in_use(scene: &mut Scene) -> Result<Outcome> {
 fn contradictions(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     for flags in [&["--detach", "--rm"][..], &["--detach", "--", "true"]] {
-        scene.banger("alice", &[&["vm", "run", "--name", "both"], TINY, flags].concat())?.refused(&["detach"])?;
+        scene.banger("alice", &[&["vm", "run", "--name", "both"], TINY, flags].concat())?.refused(&["-d"])?;
         ensure!(names(scene, "alice")?.is_empty(), "{flags:?} has made a VM");
     }
     scene.passed()
