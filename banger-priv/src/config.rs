@@ -3,12 +3,14 @@
 
 use crate::host::Daemon;
 use crate::proc::CGROUPS;
+use banger_policy::id::DEVICE_PREFIX;
 use banger_policy::net::{Network, NetworkError};
+use nix::unistd::{Uid, User};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Printed by `--help`.
 pub(crate) const HELP: &str = "\
@@ -38,8 +40,7 @@ pub(crate) struct Config {
     pub(crate) images: PathBuf,
     pub(crate) state: PathBuf,
     pub(crate) runtime: PathBuf,
-    pub(crate) bridge_name: String,
-    pub(crate) network: Network,
+    pub(crate) bridge: Bridge,
     pub(crate) boot_id: Option<String>,
     pub(crate) socket: Option<PathBuf>,
 }
@@ -53,7 +54,7 @@ pub(crate) enum Asked {
     Serve(Box<Config>),
 }
 
-/// A command line that cannot be followed.
+/// A command line or configuration that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not a flag of ours.
@@ -62,92 +63,72 @@ pub enum ConfigError {
     /// A flag without its value.
     #[error("{0} wants a value")]
     Missing(&'static str),
-    /// A value that does not parse.
-    #[error("{flag}: {value:?} is not {expected}")]
+    /// A value that cannot serve.
+    #[error("{name}: {value:?} is not {expected}")]
     Value {
-        /// The flag.
-        flag: &'static str,
+        /// The flag or key.
+        name: &'static str,
         /// What was given.
         value: OsString,
         /// What it must be.
         expected: &'static str,
     },
-    /// No such user.
-    #[error("--daemon-user: there is no user {0:?}; is the package installed?")]
-    NoUser(String),
-    /// Root has the helper's own rights; it must not be the daemon's user.
-    #[error("--daemon-user: the daemon must not run as root")]
-    Root,
     /// A network that cannot serve.
     #[error("bridge_ip or cidr in the configuration")]
     Network(#[from] NetworkError),
-    /// A link name that cannot serve.
-    #[error(
-        "bridge_name {0:?} in the configuration is not 1 to 15 of letters, digits, - _ . and never begins with bgr-"
-    )]
-    BridgeName(String),
     /// A configuration that cannot be read.
     #[error("cannot read the configuration {path}")]
     File {
         /// Which.
         path: PathBuf,
-        /// Why.
+        /// Why; with the line.
         #[source]
         source: io::Error,
-    },
-    /// A configuration that is not TOML, or whose keys are of another type.
-    #[error("the configuration {path} is wrong: {problem}")]
-    Toml {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong, with its line.
-        problem: String,
     },
 }
 
 /// Reads the command line.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, ConfigError> {
-    let mut user = String::from("bangerd");
-    let mut unit = Some(String::from("system.slice/bangerd.service"));
-    let (mut images, mut state) = (PathBuf::from("/var/lib/banger/images"), PathBuf::from("/var/lib/banger-priv"));
-    let (mut runtime, mut socket) = (PathBuf::from("/run/banger-priv"), None);
-    let mut boot_id = None;
-    let mut file = PathBuf::from("/etc/banger/banger.toml");
+    let (mut user, mut file) = (OsString::from("bangerd"), PathBuf::from("/etc/banger/banger.toml"));
+    let mut config = Config {
+        daemon: Daemon { uid: 0, gid: 0 },
+        unit: Some("system.slice/bangerd.service".to_owned()),
+        images: "/var/lib/banger/images".into(),
+        state: "/var/lib/banger-priv".into(),
+        runtime: "/run/banger-priv".into(),
+        bridge: Bridge::default(),
+        boot_id: None,
+        socket: None,
+    };
     let mut check = false;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = |flag: &'static str| arguments.next().ok_or(ConfigError::Missing(flag));
+        let mut path = |flag: &'static str| absolute(flag, value(flag)?);
         match argument.to_str() {
             Some("--help") => return Ok(Asked::Help),
             Some("--version") => return Ok(Asked::Version),
             Some("--check-config") => check = true,
-            Some("--no-cgroup-check") => unit = None,
-            Some("--daemon-user") => user = text("--daemon-user", value("--daemon-user")?)?,
-            Some("--daemon-cgroup") => unit = Some(cgroup(value("--daemon-cgroup")?)?),
-            Some("--images") => images = absolute("--images", value("--images")?)?,
-            Some("--state") => state = absolute("--state", value("--state")?)?,
-            Some("--runtime") => runtime = absolute("--runtime", value("--runtime")?)?,
-            Some("--boot-id") => boot_id = Some(boot(value("--boot-id")?)?),
-            Some("--socket") => socket = Some(absolute("--socket", value("--socket")?)?),
-            Some("--config") => file = absolute("--config", value("--config")?)?,
+            Some("--no-cgroup-check") => config.unit = None,
+            Some("--images") => config.images = path("--images")?,
+            Some("--state") => config.state = path("--state")?,
+            Some("--runtime") => config.runtime = path("--runtime")?,
+            Some("--socket") => config.socket = Some(path("--socket")?),
+            Some("--config") => file = path("--config")?,
+            Some("--daemon-user") => user = value("--daemon-user")?,
+            Some("--daemon-cgroup") => config.unit = Some(cgroup(value("--daemon-cgroup")?)?),
+            Some("--boot-id") => config.boot_id = Some(boot(value("--boot-id")?)?),
             _ => return Err(ConfigError::Unknown(argument)),
         }
     }
-    let Bridge { bridge_name, bridge_ip, cidr } = bridge(file)?;
-    let network = Network::new(bridge_ip, cidr)?;
-    let daemon = daemon(&user)?;
-    if check {
-        return Ok(Asked::Check);
-    }
-    Ok(Asked::Serve(Box::new(Config { daemon, unit, images, state, runtime, bridge_name, network, boot_id, socket })))
+    config.bridge = bridge(file)?;
+    config.bridge.network()?;
+    config.daemon = daemon(user)?;
+    Ok(if check { Asked::Check } else { Asked::Serve(Box::new(config)) })
 }
 
-fn bad(flag: &'static str, value: OsString, expected: &'static str) -> ConfigError {
-    ConfigError::Value { flag, value, expected }
-}
-
-fn text(flag: &'static str, value: OsString) -> Result<String, ConfigError> {
-    value.into_string().map_err(|value| bad(flag, value, "text"))
+fn bad(name: &'static str, value: OsString, expected: &'static str) -> ConfigError {
+    ConfigError::Value { name, value, expected }
 }
 
 fn boot(value: OsString) -> Result<String, ConfigError> {
@@ -158,13 +139,11 @@ fn boot(value: OsString) -> Result<String, ConfigError> {
 }
 
 fn absolute(flag: &'static str, value: OsString) -> Result<PathBuf, ConfigError> {
-    let path = PathBuf::from(&value);
-    if path.is_absolute() { Ok(path) } else { Err(bad(flag, value, "an absolute path")) }
+    if Path::new(&value).is_absolute() { Ok(value.into()) } else { Err(bad(flag, value, "an absolute path")) }
 }
 
 fn cgroup(value: OsString) -> Result<String, ConfigError> {
-    let below = value.to_str().and_then(|path| path.strip_prefix(CGROUPS)).and_then(|path| path.strip_prefix('/'));
-    match below {
+    match value.to_str().and_then(|path| path.strip_prefix(CGROUPS)).and_then(|path| path.strip_prefix('/')) {
         Some(unit) if !unit.is_empty() => Ok(unit.to_owned()),
         _ => Err(bad("--daemon-cgroup", value, "a path below /sys/fs/cgroup")),
     }
@@ -173,15 +152,22 @@ fn cgroup(value: OsString) -> Result<String, ConfigError> {
 /// The keys of the daemon's configuration that concern the helper.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
-struct Bridge {
-    bridge_name: String,
+pub(crate) struct Bridge {
+    #[serde(rename = "bridge_name")]
+    pub(crate) name: String,
     bridge_ip: Ipv4Addr,
     cidr: u8,
 }
 
 impl Default for Bridge {
     fn default() -> Self {
-        Self { bridge_name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
+        Self { name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
+    }
+}
+
+impl Bridge {
+    pub(crate) fn network(&self) -> Result<Network, NetworkError> {
+        Network::new(self.bridge_ip, self.cidr)
     }
 }
 
@@ -189,29 +175,28 @@ fn bridge(path: PathBuf) -> Result<Bridge, ConfigError> {
     let bridge: Bridge = match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Bridge::default(),
         Err(source) => return Err(ConfigError::File { path, source }),
-        Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Toml { path, problem: error.to_string() })?,
+        Ok(text) => {
+            toml::from_str(&text).map_err(|error| ConfigError::File { path, source: io::Error::other(error) })?
+        }
     };
-    let name = &bridge.bridge_name;
+    let name = &bridge.name;
     let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
     // Never one that a VM's tap could have.
-    if plain && (1..16).contains(&name.len()) && !name.starts_with(banger_policy::id::DEVICE_PREFIX) {
-        Ok(bridge)
-    } else {
-        Err(ConfigError::BridgeName(name.clone()))
+    if plain && (1..16).contains(&name.len()) && !name.starts_with(DEVICE_PREFIX) {
+        return Ok(bridge);
     }
+    Err(bad("bridge_name", name.into(), "1 to 15 letters, digits, - _ or ., not beginning with bgr-"))
 }
 
-fn daemon(user: &str) -> Result<Daemon, ConfigError> {
-    let found = match user.parse() {
-        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
-        Err(_) => nix::unistd::User::from_name(user),
-    };
-    // Not found and not answered are one: without a number there is nobody to serve.
-    let entry = found.ok().flatten().ok_or_else(|| ConfigError::NoUser(user.to_owned()))?;
-    if entry.uid.is_root() {
-        return Err(ConfigError::Root);
+/// Not found and not answered are one: without a number there is nobody to serve. Root has the helper's own
+/// rights already.
+fn daemon(name: OsString) -> Result<Daemon, ConfigError> {
+    let text = name.to_str().unwrap_or_default();
+    let found = text.parse().map_or_else(|_| User::from_name(text), |uid| User::from_uid(Uid::from_raw(uid)));
+    match found {
+        Ok(Some(user)) if !user.uid.is_root() => Ok(Daemon { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+        _ => Err(bad("--daemon-user", name, "a user of this host other than root; is the package installed?")),
     }
-    Ok(Daemon { uid: entry.uid.as_raw(), gid: entry.gid.as_raw() })
 }
 
 #[cfg(test)]
@@ -231,7 +216,7 @@ mod tests {
             panic!("refused")
         };
         assert_eq!(config.unit.as_deref(), Some("x.slice/y"));
-        assert_eq!((config.network.gateway(), config.network.prefix()), (Ipv4Addr::new(172, 16, 0, 1), 24));
+        assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
         assert_eq!(config.state, PathBuf::from("/s"));
         assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Check)));
         assert!(matches!(ask("--no-cgroup-check --version"), Ok(Asked::Version)));
@@ -269,8 +254,8 @@ mod tests {
         else {
             panic!("refused")
         };
-        assert_eq!((config.network.gateway(), config.network.prefix()), (Ipv4Addr::new(10, 0, 0, 1), 16));
-        assert_eq!(config.bridge_name, "br-fc");
+        assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(10, 0, 0, 1), 16));
+        assert_eq!(config.bridge.name, "br-fc");
         for bad in [
             "bridge_name = \"bgr-x\"",
             "bridge_name = \"a/b\"",

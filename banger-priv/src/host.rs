@@ -1,8 +1,8 @@
 //! The real kernel. Sockets and device files are opened at start; while serving, only files below the
 //! handles kept here are opened.
 
-use crate::firewall::{Change, Firewall};
-use crate::kernel::{At, Kernel, KernelError, Link, NewTap, Outcome, Seen};
+use crate::firewall::Firewall;
+use crate::kernel::{At, Kernel, KernelError, Link, LinkKind, Outcome, Seen};
 use crate::links::{Links, Setup};
 use crate::log::{self, Level};
 use crate::proc::Processes;
@@ -11,12 +11,14 @@ use crate::sys::loopdev::{LOOP_MAJOR, Loop};
 use crate::sys::tun::Tap;
 use crate::{fail, record};
 use banger_policy::VmId;
+use banger_policy::firewall::Change;
 use banger_policy::holding::Registration;
 use banger_policy::net::Network;
 use banger_policy::snapshot::CHUNK_SECTORS;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, chmodat, chownat, minor, openat2, statat};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -76,21 +78,17 @@ impl Host {
     /// # Errors
     /// EEXIST when the name is somebody else's.
     pub async fn make_bridge(&self, name: &str) -> Outcome<()> {
-        let found = self.links.by_name(name).await?;
-        if let Some(link) = &found
-            && !(link.alias == BRIDGE_ALIAS && self.links.is_dummy(link.ifindex).await?)
-        {
-            return Err(KernelError { step: "bridge-foreign", errno: libc::EEXIST });
-        }
-        if found.is_none() {
-            match self.links.make_dummy(name).await {
+        match self.links.by_name(name).await? {
+            Some(link) if link.kind == LinkKind::Dummy && link.alias == BRIDGE_ALIAS => {}
+            Some(_) => return Err(KernelError { step: "bridge-foreign", errno: libc::EEXIST }),
+            None => match self.links.make_dummy(name).await {
                 // Taps carry the address too; only names through the host's resolver need this link.
                 Err(error) if error.errno == libc::EOPNOTSUPP => {
                     log::record(Level::Warning, "start link=dummy errno=95 this kernel has none: no names for VMs");
                     return Ok(());
                 }
                 other => other?,
-            }
+            },
         }
         let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("bridge-find")?;
         let (address, prefix) = (self.network.gateway(), self.network.prefix());
@@ -116,17 +114,17 @@ impl Kernel for Host {
         }
     }
 
-    async fn make_tap(&self, tap: &NewTap) -> Outcome<u32> {
+    async fn make_tap(&self, name: &str, alias: &str, guest: Ipv4Addr) -> Outcome<u32> {
         let tun = openat2(&self.dev, "net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
-        let device = Tap::create(tun.at("tun-open")?, &tap.name).at("tap-create")?;
+        let device = Tap::create(tun.at("tun-open")?, name).at("tap-create")?;
         fail::point("tap-created");
         // From here on every error drops `device`, and the link with it.
         device.set_owner(self.daemon.uid).at("tap-owner")?;
-        let link = self.links.by_name(&tap.name).await?.ok_or(Errno::NODEV).at("tap-find")?;
+        let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("tap-find")?;
         let gateway = self.network.gateway();
-        self.links.set_up(link.ifindex, &Setup { alias: &tap.alias, address: gateway, prefix: 32 }).await?;
+        self.links.set_up(link.ifindex, &Setup { alias, address: gateway, prefix: 32 }).await?;
         fail::point("tap-up");
-        self.links.route(tap.guest, link.ifindex, gateway).await?;
+        self.links.route(guest, link.ifindex, gateway).await?;
         fail::point("tap-routed");
         device.persist().at("tap-persist")?;
         fail::point("tap-persistent");
@@ -184,10 +182,15 @@ impl Kernel for Host {
     }
 
     fn dm_list(&self) -> Outcome<Vec<Device>> {
-        match self.dm_control.as_ref() {
-            Some(control) => dm::list(control.as_fd(), "BANGER-").at("dm-list"),
-            None => Ok(Vec::new()),
+        let mut devices = Vec::new();
+        for entry in std::fs::read_dir("/sys/block").at("dm-list")? {
+            // A hint where to look; the device itself is asked for by UUID.
+            let uuid = std::fs::read_to_string(entry.at("dm-list")?.path().join("dm/uuid")).unwrap_or_default();
+            if VmId::from_dm_uuid(uuid.trim()).is_some() {
+                devices.extend(self.dm_find(uuid.trim())?);
+            }
         }
+        Ok(devices)
     }
 
     fn dm_remove(&self, uuid: &str) -> Outcome<()> {

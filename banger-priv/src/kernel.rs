@@ -1,9 +1,9 @@
 //! What the operations ask of the kernel: the seam between deciding and doing. [`crate::host::Host`] is the
 //! real one; the tests bring a simulator with crashes and foreign actions.
 
-use crate::firewall::Change;
 use crate::sys::dm::Device;
 use banger_policy::VmId;
+use banger_policy::firewall::Change;
 use banger_policy::holding::{Process, Registration};
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
@@ -34,6 +34,17 @@ impl<T, E: Into<std::io::Error>> At<T> for Result<T, E> {
     }
 }
 
+/// What a link is, as far as the helper makes any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A tun or tap device.
+    Tun,
+    /// A dummy.
+    Dummy,
+    /// Anything else.
+    Other,
+}
+
 /// A link of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -43,21 +54,10 @@ pub struct Link {
     pub name: String,
     /// Its alias, empty when it has none.
     pub alias: String,
-    /// It is a tun or tap device.
-    pub tun: bool,
+    /// What it is.
+    pub kind: LinkKind,
     /// Somebody has it open.
     pub carrier: bool,
-}
-
-/// A tap to make.
-#[derive(Clone, Debug)]
-pub struct NewTap {
-    /// Its name.
-    pub name: String,
-    /// The mark that it is ours.
-    pub alias: String,
-    /// The guest's address, for the route.
-    pub guest: Ipv4Addr,
 }
 
 /// What the kernel says about a process that was looked up by number, while a pidfd of it was held.
@@ -85,7 +85,7 @@ pub trait Kernel: 'static {
     fn fresh(&self) -> Outcome<u64>;
 
     /// Makes a tap, create-exclusive, and answers its ifindex. After an error there is none.
-    async fn make_tap(&self, tap: &NewTap) -> Outcome<u32>;
+    async fn make_tap(&self, name: &str, alias: &str, guest: Ipv4Addr) -> Outcome<u32>;
     /// Looks a link up by number.
     async fn link_by_index(&self, ifindex: u32) -> Outcome<Option<Link>>;
     /// Looks a link up by name.

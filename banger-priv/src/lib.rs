@@ -32,8 +32,9 @@ use ledger::{Ledger, LedgerError};
 use log::Level;
 use ops::{Denied, Machine};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -49,18 +50,6 @@ pub enum StartError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// A folder of ours.
-    #[error("cannot use the folder {path}")]
-    Folder {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Anybody but us could put files there.
-    #[error("the folder {0} must belong to root, mode 0700")]
-    Open(PathBuf),
     /// Neither systemd's nor one of its own.
     #[error("no listening socket: start banger-priv.socket, or give --socket in a build folder")]
     NoSocket,
@@ -70,19 +59,19 @@ pub enum StartError {
     /// Ledger and kernel could not be made to agree.
     #[error("recovery failed")]
     Recover(#[from] Denied),
-    /// Something of the process itself.
+    /// Another step.
     #[error("cannot {step}")]
-    Process {
+    Step {
         /// What was tried.
-        step: &'static str,
+        step: String,
         /// Why.
         #[source]
         source: io::Error,
     },
 }
 
-fn process<T>(step: &'static str, result: io::Result<T>) -> Result<T, StartError> {
-    result.map_err(|source| StartError::Process { step, source })
+fn step<T>(step: impl Into<String>, result: io::Result<T>) -> Result<T, StartError> {
+    result.map_err(|source| StartError::Step { step: step.into(), source })
 }
 
 /// The program.
@@ -121,13 +110,14 @@ fn fail_with(error: &StartError) -> ExitCode {
 /// The start-up order. Each step narrows what the later ones can do.
 fn run(config: &Config) -> Result<(), StartError> {
     // 1. What the manager passed; every other descriptor is closed, and the environment emptied.
-    let manager = process("read NOTIFY_SOCKET", notify::Manager::read())?;
     fail::arm();
-    let listener =
-        process("close inherited descriptors", sys::start::take_descriptors(manager.descriptors).map_err(Into::into))?;
+    let passed = sys::start::take_descriptors(notify::passed()).map_err(io::Error::from);
+    let listener = step("close inherited descriptors", passed)?;
+    let notifier = step("connect to NOTIFY_SOCKET", notify::Notifier::connect())?;
     confine::alone()?;
     confine::join_group(config.daemon.gid)?;
-    let notifier = process("connect to NOTIFY_SOCKET", manager.connect())?;
+
+    let network = config.bridge.network().map_err(ConfigError::from)?;
 
     // 2. Folders, held from now on; one helper at a time.
     let listener = listening(config, listener)?;
@@ -135,7 +125,7 @@ fn run(config: &Config) -> Result<(), StartError> {
     own_folder(&config.state)?;
     let cows = own_folder(&config.state.join("cow"))?;
     let ledger = Ledger::open(runtime, boot_id(config)?)?;
-    let cows = Cows::open(cows).map_err(|source| StartError::Folder { path: config.state.join("cow"), source })?;
+    let cows = step("read the COW records", Cows::open(cows))?;
     let images = Images::open(config.images.clone(), config.daemon.uid);
     let processes = Rc::new(proc::Processes::open(config.unit.as_deref())?);
 
@@ -144,15 +134,15 @@ fn run(config: &Config) -> Result<(), StartError> {
 
     // 4. One thread, on which everything else happens. (Landlock belongs before this line: all folders are
     //    open; what is opened later lies below them, /dev, /proc and /sys/fs/cgroup.)
-    let runtime = process("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
+    let runtime = step("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
-        let host = host::Host::open(Rc::clone(&processes), config.network, config.daemon)?;
-        host.make_bridge(&config.bridge_name).await?;
-        let machine = Rc::new(Machine::new(host, ledger, cows, images, config.network, config.daemon.uid));
+        let host = host::Host::open(Rc::clone(&processes), network, config.daemon)?;
+        host.make_bridge(&config.bridge.name).await?;
+        let machine = Rc::new(Machine::new(host, ledger, cows, images, network, config.daemon.uid));
         machine.recover().await?;
-        process("listen", listener.set_nonblocking(true))?;
-        let listener = process("listen", tokio::net::UnixListener::from_std(listener))?;
+        step("listen", listener.set_nonblocking(true))?;
+        let listener = step("listen", tokio::net::UnixListener::from_std(listener))?;
 
         // 6. (seccomp belongs here: from now on no socket is made, connected or bound, and nothing is run.)
 
@@ -177,22 +167,22 @@ fn boot_id(config: &Config) -> Result<String, StartError> {
     if let Some(id) = &config.boot_id {
         return Ok(id.clone());
     }
-    let text = process("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
+    let text = step("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
     Ok(text.trim().replace('-', ""))
 }
 
 /// A folder in which only the helper writes; made if it is not there.
 fn own_folder(path: &Path) -> Result<OwnedFd, StartError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let failed = |source| StartError::Folder { path: path.to_owned(), source };
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
-        _ => {}
-    }
-    let folder = record::folder(path).map_err(failed)?;
-    let stat = rustix::fs::fstat(folder.as_fd()).map_err(|errno| failed(errno.into()))?;
-    let private = stat.st_mode & 0o077 == 0 && stat.st_uid == rustix::process::geteuid().as_raw();
-    if private { Ok(folder) } else { Err(StartError::Open(path.to_owned())) }
+    let opened = match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => record::folder(path),
+    };
+    let private = opened.and_then(|folder| {
+        let stat = rustix::fs::fstat(&folder)?;
+        let private = stat.st_mode & 0o077 == 0 && stat.st_uid == rustix::process::geteuid().as_raw();
+        if private { Ok(folder) } else { Err(io::Error::other("it must belong to root, mode 0700")) }
+    });
+    step(format!("use the folder {}", path.display()), private)
 }
 
 /// Tells systemd that the one thread still turns.

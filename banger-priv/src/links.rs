@@ -1,6 +1,6 @@
 //! Links, addresses and routes. The only file that knows rtnetlink.
 
-use crate::kernel::{KernelError, Link, Outcome};
+use crate::kernel::{KernelError, Link, LinkKind, Outcome};
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
@@ -97,16 +97,6 @@ impl Links {
         one(self.handle.link().get().match_name(name).execute().try_next().await)
     }
 
-    /// Is that link a dummy?
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn is_dummy(&self, ifindex: u32) -> Outcome<bool> {
-        let found = self.handle.link().get().match_index(ifindex).execute().try_next().await;
-        let message = found.map_err(|error| failed("link-get", &error))?;
-        Ok(message.is_some_and(|message| kind(&message) == Some(InfoKind::Dummy)))
-    }
-
     /// All links.
     ///
     /// # Errors
@@ -155,29 +145,20 @@ fn one(found: Result<Option<LinkMessage>, rtnetlink::Error>) -> Outcome<Option<L
     }
 }
 
-fn kind(message: &LinkMessage) -> Option<InfoKind> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-            LinkInfo::Kind(kind) => Some(kind.clone()),
-            _ => None,
-        }),
-        _ => None,
-    })
-}
-
 fn read(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        ifindex: message.header.index,
-        name: String::new(),
-        alias: String::new(),
-        tun: kind(message) == Some(InfoKind::Tun),
-        carrier: false,
-    };
+    let (ifindex, kind) = (message.header.index, LinkKind::Other);
+    let mut link = Link { ifindex, name: String::new(), alias: String::new(), kind, carrier: false };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::Carrier(carrier) => link.carrier = *carrier == 1,
+            LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Tun)) => {
+                link.kind = LinkKind::Tun
+            }
+            LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Dummy)) => {
+                link.kind = LinkKind::Dummy;
+            }
             _ => {}
         }
     }

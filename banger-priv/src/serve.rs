@@ -8,7 +8,7 @@ use crate::kernel::{At, Kernel};
 use crate::log::{self, Level};
 use crate::ops::Machine;
 use crate::proc::{Processes, alive};
-use crate::service::{Bucket, Service};
+use crate::service::{Limiter, Service};
 use banger_proto::helper::Helper;
 use banger_proto::transport::{self, HELPER_LIMITS};
 use banger_proto::wire::Purpose;
@@ -38,7 +38,7 @@ struct Peer {
 /// Serves until the process ends.
 pub async fn serve<K: Kernel>(listener: UnixListener, machine: Rc<Machine<K>>, processes: Rc<Processes>, uid: u32) {
     let service = Service::new(machine);
-    let refusals = Bucket::new(REFUSALS.0, REFUSALS.1);
+    let refusals = Limiter::new(REFUSALS);
     let mut live: Option<(Peer, JoinHandle<()>)> = None;
     loop {
         let Ok((stream, _)) = listener.accept().await else {

@@ -6,6 +6,7 @@
 use crate::kernel::Kernel;
 use crate::log::{self, Level};
 use crate::ops::{Answer, Machine};
+use banger_policy::rate::Bucket;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, Helper, HelperError, Holding, HoldingPage, ProcessState, TapIdentity,
@@ -19,51 +20,40 @@ use tokio::task::spawn_local;
 /// Calls per second, and at once: a daemon that finds 256 VMs at its start asks three things about each.
 const CALLS: (u32, u32) = (200, 1000);
 
-/// A token bucket; the only place where time enters a decision.
+/// A bucket and the clock that fills it.
 #[derive(Debug)]
-pub(crate) struct Bucket {
-    per_second: f64,
-    burst: f64,
-    state: Cell<(f64, Instant)>,
-}
+pub(crate) struct Limiter(Cell<(Bucket, Instant)>);
 
-impl Bucket {
-    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
-        let burst = f64::from(burst);
-        Self { per_second: f64::from(per_second), burst, state: Cell::new((burst, Instant::now())) }
+impl Limiter {
+    pub(crate) fn new((per_second, burst): (u32, u32)) -> Self {
+        Self(Cell::new((Bucket::new(per_second, burst), Instant::now())))
     }
 
-    /// Takes a token, if there is one.
     pub(crate) fn take(&self) -> bool {
-        self.take_at(Instant::now())
-    }
-
-    fn take_at(&self, now: Instant) -> bool {
-        let (tokens, before) = self.state.get();
-        let passed = now.saturating_duration_since(before).as_secs_f64();
-        let tokens = (tokens + passed * self.per_second).min(self.burst);
-        let left = if tokens >= 1.0 { tokens - 1.0 } else { tokens };
-        self.state.set((left, now));
-        tokens >= 1.0
+        let (mut bucket, before) = self.0.get();
+        let now = Instant::now();
+        let taken = bucket.take(now.saturating_duration_since(before));
+        self.0.set((bucket, now));
+        taken
     }
 }
 
-/// One per connection; all share one machine and one bucket.
+/// One per connection; all share one machine and one limiter.
 #[derive(Debug)]
 pub(crate) struct Service<K> {
     machine: Rc<Machine<K>>,
-    bucket: Rc<Bucket>,
+    limiter: Rc<Limiter>,
 }
 
 impl<K> Clone for Service<K> {
     fn clone(&self) -> Self {
-        Self { machine: Rc::clone(&self.machine), bucket: Rc::clone(&self.bucket) }
+        Self { machine: Rc::clone(&self.machine), limiter: Rc::clone(&self.limiter) }
     }
 }
 
 impl<K: Kernel> Service<K> {
     pub(crate) fn new(machine: Rc<Machine<K>>) -> Self {
-        Self { machine, bucket: Rc::new(Bucket::new(CALLS.0, CALLS.1)) }
+        Self { machine, limiter: Rc::new(Limiter::new(CALLS)) }
     }
 
     /// Runs one operation to its end, whether or not somebody waits for it.
@@ -71,7 +61,7 @@ impl<K: Kernel> Service<K> {
     where
         F: AsyncFnOnce(&Machine<K>) -> Answer<T> + 'static,
     {
-        if !self.bucket.take() {
+        if !self.limiter.take() {
             audit(op, vm, &Err::<(), _>((HelperError::Rate, "rate")), Instant::now());
             return Err(HelperError::Rate);
         }
@@ -131,22 +121,4 @@ operations! {
     identity Some(vm), (vm: VmId) -> Holding, |m| m.identity(vm);
     list None, (after: Option<VmId>) -> HoldingPage, |m| Ok(m.list(after));
     release Some(vm), (vm: VmId) -> (), |m| m.release(vm).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_bucket_empties_and_fills_again() {
-        let bucket = Bucket::new(2, 3);
-        let start = Instant::now();
-        assert_eq!([0; 4].map(|_| bucket.take_at(start)), [true, true, true, false]);
-        let later = start + Duration::from_secs(1);
-        assert_eq!([0; 3].map(|_| bucket.take_at(later)), [true, true, false]);
-        let much_later = start + Duration::from_secs(3_600);
-        assert_eq!([0; 4].map(|_| bucket.take_at(much_later)), [true, true, true, false], "never more than the burst");
-        assert!(!bucket.take_at(start), "a clock that goes back gives nothing");
-    }
 }

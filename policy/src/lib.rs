@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod access;
+pub mod firewall;
 pub mod holding;
 pub mod id;
 pub mod kernel;
@@ -13,6 +14,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod name;
 pub mod net;
+pub mod rate;
 pub mod size;
 pub mod snapshot;
 pub mod vm;

@@ -38,6 +38,7 @@
 mod message;
 mod socket;
 
+use banger_policy::firewall::{Change, Element, LIVE, NAT, OWNERS, elements};
 use banger_policy::holding::Registration;
 use banger_policy::id::DEVICE_PREFIX;
 use message::{Attrs, Batch, Kind};
@@ -58,73 +59,17 @@ const METADATA: [(Ipv4Addr, usize); 4] = [
     (Ipv4Addr::new(192, 0, 0, 192), 4),
 ];
 
-/// The sets: name, nft's type number (for listings), key length in bytes.
-const SETS: [(&str, u32, u32); 3] = [
-    // Types ifname (41), ipv4_addr (7), uid (24), joined by six bits.
-    ("live", (41 << 6) | 7, 20),
-    ("owners", (41 << 6) | 24, 20),
-    ("nat", 7, 4),
-];
-
-/// A change of one VM's elements.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    remove: Vec<Element>,
-    add: Vec<Element>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Element {
-    set: &'static str,
-    key: Vec<u8>,
-}
-
-impl Change {
-    /// From what is registered to what should be.
-    #[must_use]
-    pub fn between(old: Option<&Registration>, new: Option<&Registration>) -> Self {
-        let (old, new) = (elements(old), elements(new));
-        Self {
-            remove: old.iter().filter(|element| !new.contains(element)).cloned().collect(),
-            add: new.iter().filter(|element| !old.contains(element)).cloned().collect(),
-        }
-    }
-
-    fn encode(&self, batch: &mut Batch) {
-        // Adding first makes removing an element that is not there no error.
-        put_elements(batch, Kind::NewElement, &self.remove);
-        put_elements(batch, Kind::DelElement, &self.remove);
-        put_elements(batch, Kind::NewElement, &self.add);
-    }
-}
-
-fn elements(registration: Option<&Registration>) -> Vec<Element> {
-    let Some(registration) = registration else { return Vec::new() };
-    let mut name = registration.tap_name.clone().into_bytes();
-    name.resize(16, 0);
-    let address = registration.address.octets();
-    let mut elements = vec![
-        Element { set: "live", key: [&name[..], &address].concat() },
-        Element { set: "owners", key: [&name[..], &registration.owner.to_ne_bytes()].concat() },
-    ];
-    if registration.nat {
-        elements.push(Element { set: "nat", key: address.to_vec() });
-    }
-    elements
+/// A change as messages. Adding first makes removing an element that is not there no error.
+fn encode(change: &Change, batch: &mut Batch) {
+    put_elements(batch, Kind::NewElement, &change.remove);
+    put_elements(batch, Kind::DelElement, &change.remove);
+    put_elements(batch, Kind::NewElement, &change.add);
 }
 
 fn put_elements(batch: &mut Batch, kind: Kind, elements: &[Element]) {
-    for (set, ..) in SETS {
-        let mut list = Attrs::new();
-        let mut any = false;
-        for element in elements.iter().filter(|element| element.set == set) {
-            let key = Attrs::new().bytes(1, &element.key);
-            list = list.nest(1, &Attrs::new().nest(1, &key));
-            any = true;
-        }
-        if any {
-            batch.add(kind, &Attrs::new().text(1, TABLE).text(2, set).nest(3, &list));
-        }
+    for element in elements {
+        let item = Attrs::new().nest(1, &Attrs::new().nest(1, &Attrs::new().bytes(1, &element.key)));
+        batch.add(kind, &Attrs::new().text(1, TABLE).text(2, element.set.name).nest(3, &item));
     }
 }
 
@@ -135,9 +80,9 @@ fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
     batch.add(Kind::NewTable, &table);
     batch.add(Kind::DelTable, &Attrs::new().text(1, TABLE));
     batch.add(Kind::NewTable, &table);
-    for (id, (set, key_type, key_length)) in (1..).zip(SETS) {
-        let attrs = Attrs::new().text(1, TABLE).text(2, set).u32(3, 0).u32(4, key_type).u32(5, key_length).u32(10, id);
-        batch.add(Kind::NewSet, &attrs);
+    for (id, set) in (1..).zip([LIVE, OWNERS, NAT]) {
+        let named = Attrs::new().text(1, TABLE).text(2, set.name).u32(3, 0);
+        batch.add(Kind::NewSet, &named.u32(4, set.key_type).u32(5, set.key_length).u32(10, id));
     }
     // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
     chain(batch, "guard", "filter", 0, -300);
@@ -158,14 +103,11 @@ fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
     chain(batch, "output", "filter", 3, 0);
     rule(batch, "output", &[to_vm(true), answers(), vec![accept()]]);
     for uid in [0, daemon_uid] {
-        rule(
-            batch,
-            "output",
-            &[to_vm(true), socket_uid(REG_2), vec![compare(REG_2, true, &uid.to_ne_bytes()), accept()]],
-        );
+        let peer = vec![meta(10, REG_2), compare(REG_2, true, &uid.to_ne_bytes()), accept()];
+        rule(batch, "output", &[to_vm(true), peer]);
     }
-    let allowed = vec![lookup("owners", REG_1, false), accept()];
-    rule(batch, "output", &[to_vm(true), socket_uid(REG_2), allowed]);
+    let owner = vec![meta(10, REG_2), lookup("owners", REG_1, false), accept()];
+    rule(batch, "output", &[to_vm(true), owner]);
     // Not `!= @owners drop`: a packet without a socket has no uid, would not match, and would pass.
     rule(batch, "output", &[to_vm(true), vec![drop_packet()]]);
     chain(batch, "masquerade", "nat", 4, 100);
@@ -228,10 +170,6 @@ fn payload(register: u32, offset: u32, length: u32) -> Attrs {
     expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
 }
 
-fn socket_uid(register: u32) -> Vec<Attrs> {
-    vec![meta(10, register)]
-}
-
 /// `ct state established,related`.
 fn answers() -> Vec<Attrs> {
     let state = expression("ct", &Attrs::new().u32(1, REG_2).u32(2, 0));
@@ -256,34 +194,4 @@ fn drop_packet() -> Attrs {
 
 fn accept() -> Attrs {
     verdict(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn registration(nat: bool) -> Registration {
-        Registration { tap_name: "bgr-aaaaaaaaaa".to_owned(), address: Ipv4Addr::new(172, 16, 0, 2), owner: 1000, nat }
-    }
-
-    #[test]
-    fn only_what_differs_is_changed() {
-        let (off, on) = (registration(false), registration(true));
-        let none = Change::between(Some(&off), Some(&off));
-        assert!(none.remove.is_empty() && none.add.is_empty());
-        let nat = Change::between(Some(&off), Some(&on));
-        assert!(nat.remove.is_empty());
-        assert_eq!(nat.add, [Element { set: "nat", key: vec![172, 16, 0, 2] }]);
-        assert_eq!(Change::between(Some(&on), Some(&off)).remove, nat.add);
-        assert_eq!(Change::between(None, Some(&on)).add.len(), 3);
-        assert_eq!(Change::between(Some(&on), None).remove.len(), 3);
-    }
-
-    #[test]
-    fn keys_have_the_sets_lengths() {
-        for element in elements(Some(&registration(true))) {
-            let length = SETS.iter().find(|set| set.0 == element.set).map(|set| set.2 as usize);
-            assert_eq!(Some(element.key.len()), length, "{}", element.set);
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! The netlink socket that owns the table.
 
 use super::message::{Answers, Batch};
-use super::{Change, whole};
+use super::{encode, whole};
+use banger_policy::firewall::Change;
 use banger_policy::holding::Registration;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -56,7 +57,7 @@ impl Firewall {
         if change.add.is_empty() && change.remove.is_empty() {
             return Ok(());
         }
-        self.send(|batch| change.encode(batch))
+        self.send(|batch| encode(change, batch))
     }
 
     fn send(&self, fill: impl FnOnce(&mut Batch)) -> nix::Result<()> {

@@ -12,10 +12,10 @@ mod tap;
 
 use crate::cow::{Cows, Images};
 use crate::fail;
-use crate::firewall::Change;
 use crate::kernel::{Kernel, KernelError};
 use crate::ledger::Ledger;
 use banger_policy::VmId;
+use banger_policy::firewall::Change;
 use banger_policy::holding::{self, Disk, Refusal, Row, Step};
 use banger_policy::net::Network;
 use banger_proto::helper::HelperError;

@@ -2,9 +2,9 @@
 
 use super::{Answer, Denied, Machine};
 use crate::fail;
-use crate::firewall::Change;
 use crate::kernel::Kernel;
 use banger_policy::VmId;
+use banger_policy::firewall::Change;
 use banger_policy::holding::{self, Row, Step};
 use banger_proto::helper::{HelperError, ProcessState};
 

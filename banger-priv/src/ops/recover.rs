@@ -4,7 +4,7 @@
 //! An object without our mark is never touched, whatever its name. Doing it twice changes nothing.
 
 use super::{Answer, Machine, disk, tap};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LinkKind};
 use crate::log::{self, Level};
 use banger_policy::VmId;
 use banger_policy::holding::{Disk, Row, Tap};
@@ -74,7 +74,7 @@ impl<K: Kernel> Machine<K> {
     async fn sweep_links(&self) -> Answer<()> {
         for link in self.kernel.links().await? {
             let Some((vm, generation)) = VmId::from_tap_alias(&link.alias) else { continue };
-            let whole = link.tun && link.name == vm.tap_name();
+            let whole = link.kind == LinkKind::Tun && link.name == vm.tap_name();
             if !whole || !self.is_orphan(&vm, generation, |row| row.tap != Tap::None) {
                 continue;
             }

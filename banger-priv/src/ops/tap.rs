@@ -2,7 +2,7 @@
 
 use super::{Answer, Denied, Machine, again};
 use crate::fail;
-use crate::kernel::{Kernel, Link, NewTap};
+use crate::kernel::{Kernel, Link, LinkKind};
 use banger_policy::VmId;
 use banger_policy::holding::{self, Row, Step, Tap, TapClaim};
 use banger_proto::helper::{HelperError, TapIdentity};
@@ -13,7 +13,7 @@ fn identity(row: &Row) -> TapIdentity {
 
 /// Kind, name and mark: what only root can make and nobody else could confuse with another VM's.
 pub(super) fn is_ours(link: &Link, row: &Row) -> bool {
-    link.tun && row.owns_link(&link.name, &link.alias)
+    link.kind == LinkKind::Tun && row.owns_link(&link.name, &link.alias)
 }
 
 impl<K: Kernel> Machine<K> {
@@ -56,8 +56,7 @@ impl<K: Kernel> Machine<K> {
             Some(_) => return Err(Denied::new(HelperError::Busy, "tap-name-foreign")),
             None => {}
         }
-        let tap = NewTap { name, alias: row.vm.tap_alias(row.generation), guest };
-        let ifindex = self.kernel.make_tap(&tap).await?;
+        let ifindex = self.kernel.make_tap(&name, &row.vm.tap_alias(row.generation), guest).await?;
         fail::point("tap-made");
         Ok(ifindex)
     }

@@ -22,14 +22,10 @@ const VERSION: u32 = 4;
 const BUFFER_FULL: u32 = 1 << 8;
 /// Room for an answer, bytes.
 const ROOM: usize = 2048;
-/// Room for the list of all devices: about a thousand of them.
-const LIST_ROOM: usize = 128 * 1024;
-
 /// The commands used, `_IOWR(0xfd, n, struct dm_ioctl)`.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
 enum Command {
-    List = 0xc138_fd02,
     Create = 0xc138_fd03,
     Remove = 0xc138_fd04,
     Suspend = 0xc138_fd06,
@@ -176,15 +172,11 @@ pub fn remove(control: BorrowedFd<'_>, uuid: &str) -> nix::Result<()> {
 /// # Errors
 /// The kernel's; no such device is `None`.
 pub fn find(control: BorrowedFd<'_>, uuid: &str) -> nix::Result<Option<Device>> {
-    describe(control, "", uuid)
-}
-
-fn describe(control: BorrowedFd<'_>, name: &str, uuid: &str) -> nix::Result<Option<Device>> {
-    let status = match Message::new(0, name, uuid)?.call(control, Command::Status) {
+    let status = match Message::new(0, "", uuid)?.call(control, Command::Status) {
         Err(Errno::ENXIO) => return Ok(None),
         other => other?,
     };
-    let deps = match Message::new(ROOM, name, uuid)?.call(control, Command::Deps) {
+    let deps = match Message::new(ROOM, "", uuid)?.call(control, Command::Deps) {
         Err(Errno::ENXIO) => return Ok(None),
         other => other?,
     };
@@ -201,37 +193,6 @@ fn describe(control: BorrowedFd<'_>, name: &str, uuid: &str) -> nix::Result<Opti
         open_count: status.u32(OPEN_COUNT)?,
         uses,
     }))
-}
-
-/// All devices of the host whose UUID starts with `prefix`. Only at start-up.
-///
-/// # Errors
-/// The kernel's.
-pub fn list(control: BorrowedFd<'_>, prefix: &str) -> nix::Result<Vec<Device>> {
-    let answer = Message::new(LIST_ROOM, "", "")?.call(control, Command::List)?;
-    names(&answer)?
-        .iter()
-        // A name that cannot be asked for by `put_text` is not one of ours.
-        .filter_map(|name| describe(control, name, "").ok().flatten())
-        .filter(|device| device.uuid.starts_with(prefix))
-        .map(Ok)
-        .collect()
-}
-
-/// The names in a chain of `struct dm_name_list`.
-fn names(answer: &Message) -> nix::Result<Vec<String>> {
-    let mut names = Vec::new();
-    let mut at = answer.data()?;
-    loop {
-        if answer.u64(at)? == 0 {
-            return Ok(names);
-        }
-        names.push(answer.text(at.saturating_add(12), NAME_LEN)?);
-        match answer.u32(at.saturating_add(8))? {
-            0 => return Ok(names),
-            next => at = at.saturating_add(usize::try_from(next).map_err(|_| Errno::EPROTO)?),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -277,18 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_names_is_read_and_never_past_its_end() {
-        let mut answer = Message::new(64, "", "").unwrap();
-        assert_eq!(names(&answer), Ok(vec![]));
-        answer.put(312, &0xfd00_u64.to_ne_bytes()).unwrap();
-        answer.put_u32(320, 24).unwrap();
-        answer.put(324, b"one").unwrap();
-        answer.put(336, &0xfd01_u64.to_ne_bytes()).unwrap();
-        answer.put(348, b"two").unwrap();
-        assert_eq!(names(&answer), Ok(vec!["one".to_owned(), "two".to_owned()]));
-        answer.put_u32(344, 60).unwrap();
-        assert_eq!(names(&answer), Err(Errno::EPROTO));
+    fn an_answer_is_never_read_past_its_end() {
+        let mut answer = Message::new(8, "", "").unwrap();
+        assert_eq!(answer.u64(312), Ok(0));
+        assert_eq!((answer.u64(313), answer.u32(usize::MAX)), (Err(Errno::EPROTO), Err(Errno::EPROTO)));
+        answer.put(48, &[b'x'; 128]).unwrap();
+        assert_eq!(answer.text(48, 128), Err(Errno::EPROTO), "no final zero");
         answer.put_u32(16, u32::MAX).unwrap();
-        assert_eq!(names(&answer), Err(Errno::EPROTO));
+        assert_eq!(answer.u32(answer.data().unwrap()), Err(Errno::EPROTO));
     }
 }
