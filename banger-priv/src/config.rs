@@ -12,8 +12,10 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+/// Printed by `--version`.
+const VERSION: &str = concat!("banger-priv ", env!("CARGO_PKG_VERSION"), "\n");
 /// Printed by `--help`.
-pub(crate) const HELP: &str = "\
+const HELP: &str = "\
 banger-priv: the root helper of banger. Started by systemd; see banger-priv.service.
 
   --daemon-user NAME|UID  the only user who is served (default bangerd)
@@ -41,16 +43,16 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     pub(crate) runtime: PathBuf,
     pub(crate) bridge: Bridge,
-    pub(crate) boot_id: Option<String>,
+    pub(crate) boot_id: Option<OsString>,
     pub(crate) socket: Option<PathBuf>,
 }
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Asked {
-    Help,
-    Version,
-    Check,
+    /// To print this and end.
+    Say(&'static str),
+    /// To serve.
     Serve(Box<Config>),
 }
 
@@ -106,8 +108,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         let mut value = |flag: &'static str| arguments.next().ok_or(ConfigError::Missing(flag));
         let mut path = |flag: &'static str| absolute(flag, value(flag)?);
         match argument.to_str() {
-            Some("--help") => return Ok(Asked::Help),
-            Some("--version") => return Ok(Asked::Version),
+            Some("--help") => return Ok(Asked::Say(HELP)),
+            Some("--version") => return Ok(Asked::Say(VERSION)),
             Some("--check-config") => check = true,
             Some("--no-cgroup-check") => config.unit = None,
             Some("--images") => config.images = path("--images")?,
@@ -117,25 +119,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             Some("--config") => file = path("--config")?,
             Some("--daemon-user") => user = value("--daemon-user")?,
             Some("--daemon-cgroup") => config.unit = Some(cgroup(value("--daemon-cgroup")?)?),
-            Some("--boot-id") => config.boot_id = Some(boot(value("--boot-id")?)?),
+            Some("--boot-id") => config.boot_id = Some(value("--boot-id")?),
             _ => return Err(ConfigError::Unknown(argument)),
         }
     }
     config.bridge = bridge(file)?;
     config.bridge.network()?;
     config.daemon = daemon(user)?;
-    Ok(if check { Asked::Check } else { Asked::Serve(Box::new(config)) })
+    Ok(if check { Asked::Say("") } else { Asked::Serve(Box::new(config)) })
 }
 
 fn bad(name: &'static str, value: OsString, expected: &'static str) -> ConfigError {
     ConfigError::Value { name, value, expected }
-}
-
-fn boot(value: OsString) -> Result<String, ConfigError> {
-    match value.to_str() {
-        Some(id) if id.len() == 32 && id.bytes().all(|c| c.is_ascii_hexdigit()) => Ok(id.to_owned()),
-        _ => Err(bad("--boot-id", value, "32 hexadecimal digits")),
-    }
 }
 
 fn absolute(flag: &'static str, value: OsString) -> Result<PathBuf, ConfigError> {
@@ -218,8 +213,8 @@ mod tests {
         assert_eq!(config.unit.as_deref(), Some("x.slice/y"));
         assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
         assert_eq!(config.state, PathBuf::from("/s"));
-        assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Check)));
-        assert!(matches!(ask("--no-cgroup-check --version"), Ok(Asked::Version)));
+        assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Say(""))));
+        assert!(matches!(ask("--no-cgroup-check --version"), Ok(Asked::Say(VERSION))));
     }
 
     #[test]
@@ -233,7 +228,7 @@ mod tests {
             "--daemon-cgroup /sys/fs/cgroup/",
             "--config relative",
             "--config",
-            "--boot-id x",
+            "--boot-id",
             "--socket x",
             "serve",
         ] {

@@ -54,17 +54,10 @@ impl Host {
     /// # Errors
     /// The kernel's.
     pub fn open(processes: Rc<Processes>, network: Network, daemon: Daemon) -> Outcome<Self> {
-        let dev = record::passage(Path::new("/dev")).at("open-dev")?;
+        let dev = record::folder(Path::new("/dev"), OFlags::PATH).at("open-dev")?;
         let device = |path: &'static str| {
             let opened = openat2(&dev, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
-            if let Err(errno) = opened {
-                let errno = errno.raw_os_error();
-                log::record(
-                    Level::Warning,
-                    &format!("start device=/dev/{path} errno={errno} disks cannot be attached"),
-                );
-            }
-            opened.ok()
+            opened.inspect_err(|_| log::record(Level::Warning, &format!("start missing=/dev/{path}: no disks"))).ok()
         };
         let (loop_control, dm_control) = (device("loop-control"), device("mapper/control"));
         let firewall = Firewall::open(daemon.uid).at("firewall-open")?;
@@ -104,14 +97,10 @@ impl Kernel for Host {
     type Loop = Loop;
 
     fn fresh(&self) -> Outcome<u64> {
-        loop {
-            let mut bytes = [0; 8];
-            let read = getrandom(&mut bytes[..], GetRandomFlags::empty()).at("random")?;
-            let number = u64::from_ne_bytes(bytes);
-            if read == bytes.len() && number != 0 {
-                return Ok(number);
-            }
-        }
+        let mut bytes = [0; 8];
+        let read = getrandom(&mut bytes[..], GetRandomFlags::empty()).at("random")?;
+        // Up to 256 bytes come whole (getrandom(2)). The last bit keeps it from zero.
+        if read == bytes.len() { Ok(u64::from_ne_bytes(bytes) | 1) } else { Err(Errno::IO).at("random") }
     }
 
     async fn make_tap(&self, name: &str, alias: &str, guest: Ipv4Addr) -> Outcome<u32> {

@@ -27,23 +27,6 @@ struct Sheet {
 
 const FORMAT: u32 = 1;
 
-/// Why the ledger cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// A second helper.
-    #[error("another banger-priv is running on this ledger")]
-    Taken,
-    /// The folder or a file in it.
-    #[error("cannot use the ledger's file {name}")]
-    File {
-        /// Its name below the folder.
-        name: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// The rows in memory and their files.
 #[derive(Debug)]
 pub struct Ledger {
@@ -58,26 +41,22 @@ impl Ledger {
     /// Reads the folder. Rows of another boot speak of objects that are gone, and are dropped.
     ///
     /// # Errors
-    /// [`LedgerError`]; the helper must not serve then.
-    pub fn open(folder: OwnedFd, boot: String) -> Result<Self, LedgerError> {
-        let file = |name: &str| {
-            let name = name.to_owned();
-            move |source: io::Error| LedgerError::File { name, source }
-        };
+    /// The kernel's, or that another helper has it; the helper must not serve then.
+    pub fn open(folder: OwnedFd, boot: String) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock = openat2(&folder, LOCK, flags, Mode::RUSR | Mode::WUSR, record::beneath());
-        let lock = lock.map_err(|errno| file(LOCK)(errno.into()))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| LedgerError::Taken)?;
+        let lock = openat2(&folder, LOCK, flags, Mode::RUSR | Mode::WUSR, record::beneath())?;
+        let taken = |_| io::Error::other("another banger-priv is running on it");
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(taken)?;
         let (mut rows, mut damaged) = (Rows::new(), BTreeSet::new());
-        for name in record::names(folder.as_fd(), "").map_err(file("."))? {
+        for name in record::names(folder.as_fd(), "")? {
             // No VM has such a name, so none can be kept from working by it.
             let Ok(vm) = name.parse::<VmId>() else { continue };
-            match record::read::<Sheet>(folder.as_fd(), &name).map_err(file(&name))? {
+            match record::read::<Sheet>(folder.as_fd(), &name)? {
                 Some(sheet) if sheet.format <= FORMAT && sheet.row.vm == vm => {
                     if sheet.boot == boot {
                         rows.insert(vm, sheet.row);
                     } else {
-                        record::remove(folder.as_fd(), &name).map_err(file(&name))?;
+                        record::remove(folder.as_fd(), &name)?;
                     }
                 }
                 _ => {
@@ -144,8 +123,8 @@ mod tests {
         }
     }
 
-    fn open(path: &std::path::Path, boot: &str) -> Result<Ledger, LedgerError> {
-        Ledger::open(record::folder(path).unwrap(), boot.to_owned())
+    fn open(path: &std::path::Path, boot: &str) -> io::Result<Ledger> {
+        Ledger::open(record::folder(path, OFlags::RDONLY).unwrap(), boot.to_owned())
     }
 
     #[test]
@@ -153,7 +132,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = open(folder.path(), "boot-1").unwrap();
         ledger.put(row()).unwrap();
-        assert!(matches!(open(folder.path(), "boot-1"), Err(LedgerError::Taken)), "one helper at a time");
+        assert!(open(folder.path(), "boot-1").is_err(), "one helper at a time");
         drop(ledger);
         assert_eq!(open(folder.path(), "boot-1").unwrap().rows().values().collect::<Vec<_>>(), [&row()]);
         assert!(open(folder.path(), "boot-2").unwrap().rows().is_empty());

@@ -28,10 +28,10 @@ use config::{Asked, Config, ConfigError};
 use confine::ConfineError;
 use cow::{Cows, Images};
 use kernel::KernelError;
-use ledger::{Ledger, LedgerError};
+use ledger::Ledger;
 use log::Level;
 use ops::{Denied, Machine};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -47,9 +47,6 @@ pub enum StartError {
     /// Giving up privileges.
     #[error(transparent)]
     Confine(#[from] ConfineError),
-    /// The ledger.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
     /// Neither systemd's nor one of its own.
     #[error("no listening socket: start banger-priv.socket, or give --socket in a build folder")]
     NoSocket,
@@ -77,23 +74,16 @@ fn step<T>(step: impl Into<String>, result: io::Result<T>) -> Result<T, StartErr
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    match config::parse(std::env::args_os().skip(1)) {
-        Ok(Asked::Help) => say(config::HELP),
-        Ok(Asked::Version) => say(concat!("banger-priv ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Asked::Check) => ExitCode::SUCCESS,
-        Ok(Asked::Serve(config)) => match run(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail_with(&error),
-        },
-        Err(error) => fail_with(&error.into()),
-    }
-}
-
-fn say(text: &str) -> ExitCode {
-    match io::Write::write_all(&mut io::stdout(), text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    // First: what systemd passed is taken, every other descriptor is closed.
+    let passed = sys::start::take_descriptors(notify::passed());
+    let served = match config::parse(std::env::args_os().skip(1)) {
+        Ok(Asked::Say(text)) => step("write", io::stdout().write_all(text.as_bytes())),
+        Ok(Asked::Serve(config)) => {
+            step("close inherited descriptors", passed.map_err(Into::into)).and_then(|passed| run(&config, passed))
+        }
+        Err(error) => Err(error.into()),
+    };
+    served.map_or_else(|error| fail_with(&error), |()| ExitCode::SUCCESS)
 }
 
 fn fail_with(error: &StartError) -> ExitCode {
@@ -108,11 +98,9 @@ fn fail_with(error: &StartError) -> ExitCode {
 }
 
 /// The start-up order. Each step narrows what the later ones can do.
-fn run(config: &Config) -> Result<(), StartError> {
-    // 1. What the manager passed; every other descriptor is closed, and the environment emptied.
+fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
+    // 1. What else the manager says; then the environment is emptied.
     fail::arm();
-    let passed = sys::start::take_descriptors(notify::passed()).map_err(io::Error::from);
-    let listener = step("close inherited descriptors", passed)?;
     let notifier = step("connect to NOTIFY_SOCKET", notify::Notifier::connect())?;
     confine::alone()?;
     confine::join_group(config.daemon.gid)?;
@@ -120,11 +108,11 @@ fn run(config: &Config) -> Result<(), StartError> {
     let network = config.bridge.network().map_err(ConfigError::from)?;
 
     // 2. Folders, held from now on; one helper at a time.
-    let listener = listening(config, listener)?;
+    let listener = listening(config, passed)?;
     let runtime = own_folder(&config.runtime)?;
     own_folder(&config.state)?;
     let cows = own_folder(&config.state.join("cow"))?;
-    let ledger = Ledger::open(runtime, boot_id(config)?)?;
+    let ledger = step("open the ledger", Ledger::open(runtime, boot_id(config)?))?;
     let cows = step("read the COW records", Cows::open(cows))?;
     let images = Images::open(config.images.clone(), config.daemon.uid);
     let processes = Rc::new(proc::Processes::open(config.unit.as_deref())?);
@@ -165,7 +153,7 @@ fn listening(config: &Config, passed: Option<OwnedFd>) -> Result<std::os::unix::
 /// As systemd writes it: 32 digits, no hyphens.
 fn boot_id(config: &Config) -> Result<String, StartError> {
     if let Some(id) = &config.boot_id {
-        return Ok(id.clone());
+        return Ok(id.to_string_lossy().into_owned());
     }
     let text = step("read the boot id", std::fs::read_to_string("/proc/sys/kernel/random/boot_id"))?;
     Ok(text.trim().replace('-', ""))
@@ -175,7 +163,7 @@ fn boot_id(config: &Config) -> Result<String, StartError> {
 fn own_folder(path: &Path) -> Result<OwnedFd, StartError> {
     let opened = match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => record::folder(path),
+        _ => record::folder(path, rustix::fs::OFlags::RDONLY),
     };
     let private = opened.and_then(|folder| {
         let stat = rustix::fs::fstat(&folder)?;

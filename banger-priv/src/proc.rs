@@ -35,9 +35,9 @@ impl Processes {
     /// # Errors
     /// The kernel's.
     pub fn open(unit: Option<&str>) -> Outcome<Self> {
-        let proc = record::passage(Path::new("/proc")).at("open-proc")?;
+        let proc = record::folder(Path::new("/proc"), OFlags::PATH).at("open-proc")?;
         let unit = match unit {
-            Some(unit) => Some((record::passage(Path::new(CGROUPS)).at("open-cgroup")?, unit.to_owned())),
+            Some(unit) => Some((record::folder(Path::new(CGROUPS), OFlags::PATH).at("open-cgroup")?, unit.to_owned())),
             None => None,
         };
         Ok(Self { proc, unit })

@@ -119,23 +119,12 @@ pub(crate) fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
 }
 
-/// Opens a folder and keeps it: later look-ups start from this handle, whatever becomes of its path.
+/// Opens a folder and keeps it: later look-ups start from this handle, whatever becomes of its path. With
+/// `OFlags::PATH` it can be passed through but not listed: no more is needed of other people's folders.
 ///
 /// # Errors
 /// The kernel's.
-pub fn folder(path: &Path) -> io::Result<OwnedFd> {
-    open_folder(path, OFlags::RDONLY)
-}
-
-/// The same, to look things up in but not to list: the helper may pass through the daemon's folders, no more.
-///
-/// # Errors
-/// The kernel's.
-pub fn passage(path: &Path) -> io::Result<OwnedFd> {
-    open_folder(path, OFlags::PATH)
-}
-
-fn open_folder(path: &Path, access: OFlags) -> io::Result<OwnedFd> {
+pub fn folder(path: &Path, access: OFlags) -> io::Result<OwnedFd> {
     let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(openat2(rustix::fs::CWD.as_fd(), path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?)
 }
@@ -201,7 +190,7 @@ mod tests {
     #[test]
     fn files_are_replaced_whole_and_leftovers_go() {
         let folder = tempfile::tempdir().unwrap();
-        let handle = super::folder(folder.path()).unwrap();
+        let handle = super::folder(folder.path(), OFlags::RDONLY).unwrap();
         replace(handle.as_fd(), "a", &row(), true).unwrap();
         replace(handle.as_fd(), "a", &row().with_tap(Tap::None), false).unwrap();
         assert_eq!(read::<Row>(handle.as_fd(), "a").unwrap(), Some(row().with_tap(Tap::None)));
@@ -217,7 +206,7 @@ mod tests {
     #[test]
     fn a_symbolic_link_is_not_followed() {
         let folder = tempfile::tempdir().unwrap();
-        let handle = super::folder(folder.path()).unwrap();
+        let handle = super::folder(folder.path(), OFlags::RDONLY).unwrap();
         std::fs::write(folder.path().join("real"), encode(&row()).unwrap()).unwrap();
         std::os::unix::fs::symlink("real", folder.path().join("link")).unwrap();
         assert!(read::<Row>(handle.as_fd(), "link").is_err());

@@ -8,6 +8,8 @@ pub mod guest;
 #[cfg(feature = "rpc")]
 pub mod daemon;
 #[cfg(feature = "rpc")]
+mod held;
+#[cfg(feature = "rpc")]
 pub mod helper;
 #[cfg(feature = "rpc")]
 pub mod model;

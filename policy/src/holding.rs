@@ -156,6 +156,22 @@ pub enum Refusal {
     Quarantined,
 }
 
+impl Refusal {
+    /// One word for the journal.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NotYours => "not-yours",
+            Self::BadState => "bad-state",
+            Self::BadArgument => "bad-argument",
+            Self::Busy => "taken-by-another-vm",
+            Self::StillRunning => "still-running",
+            Self::Quota => "quota",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
 /// What the firewall lets pass for a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {

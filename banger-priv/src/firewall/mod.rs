@@ -51,6 +51,9 @@ const OWNED: u32 = 2 | 4;
 /// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
 const REG_1: u32 = 1;
 const REG_2: u32 = 2;
+/// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
 /// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba, Oracle.
 const METADATA: [(Ipv4Addr, usize); 4] = [
     (Ipv4Addr::new(169, 254, 0, 0), 2),
@@ -86,30 +89,30 @@ fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
     }
     // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
     chain(batch, "guard", "filter", 0, -300);
-    rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![drop_packet()]]);
-    rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup("live", REG_1, true)], vec![drop_packet()]]);
+    rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![verdict(DROP)]]);
+    rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup("live", REG_1, true)], vec![verdict(DROP)]]);
     chain(batch, "input", "filter", 1, 0);
-    rule(batch, "input", &[from_vm(), answers(), vec![accept()]]);
-    rule(batch, "input", &[from_vm(), vec![drop_packet()]]);
+    rule(batch, "input", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
+    rule(batch, "input", &[from_vm(), vec![verdict(DROP)]]);
     chain(batch, "forward", "filter", 2, 0);
-    rule(batch, "forward", &[from_vm(), to_vm(true), vec![drop_packet()]]);
+    rule(batch, "forward", &[from_vm(), to_vm(true), vec![verdict(DROP)]]);
     for (address, length) in METADATA {
         let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
-        rule(batch, "forward", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![drop_packet()]]);
+        rule(batch, "forward", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![verdict(DROP)]]);
     }
-    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup("nat", REG_1, true)], vec![drop_packet()]]);
-    rule(batch, "forward", &[to_vm(true), answers(), vec![accept()]]);
-    rule(batch, "forward", &[to_vm(true), vec![drop_packet()]]);
+    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup("nat", REG_1, true)], vec![verdict(DROP)]]);
+    rule(batch, "forward", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
+    rule(batch, "forward", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "output", "filter", 3, 0);
-    rule(batch, "output", &[to_vm(true), answers(), vec![accept()]]);
+    rule(batch, "output", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     for uid in [0, daemon_uid] {
-        let peer = vec![meta(10, REG_2), compare(REG_2, true, &uid.to_ne_bytes()), accept()];
+        let peer = vec![meta(10, REG_2), compare(REG_2, true, &uid.to_ne_bytes()), verdict(ACCEPT)];
         rule(batch, "output", &[to_vm(true), peer]);
     }
-    let owner = vec![meta(10, REG_2), lookup("owners", REG_1, false), accept()];
+    let owner = vec![meta(10, REG_2), lookup("owners", REG_1, false), verdict(ACCEPT)];
     rule(batch, "output", &[to_vm(true), owner]);
     // Not `!= @owners drop`: a packet without a socket has no uid, would not match, and would pass.
-    rule(batch, "output", &[to_vm(true), vec![drop_packet()]]);
+    rule(batch, "output", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "masquerade", "nat", 4, 100);
     let leaving = vec![source(REG_1), lookup("nat", REG_1, false), expression("masq", &Attrs::new())];
     rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
@@ -186,12 +189,4 @@ fn lookup(set: &str, register: u32, inverted: bool) -> Attrs {
 fn verdict(code: u32) -> Attrs {
     let verdict = Attrs::new().u32(1, code);
     expression("immediate", &Attrs::new().u32(1, 0).nest(2, &Attrs::new().nest(2, &verdict)))
-}
-
-fn drop_packet() -> Attrs {
-    verdict(0)
-}
-
-fn accept() -> Attrs {
-    verdict(1)
 }

@@ -5,7 +5,7 @@ use crate::cow::reserve;
 use crate::fail;
 use crate::kernel::{Kernel, KernelError};
 use crate::sys::dm::Device;
-use banger_policy::holding::{self, AttachedDisk, Cow, Create, Disk, DiskClaim, Row, Step, loop_node};
+use banger_policy::holding::{self, AttachedDisk, Cow, Create, Disk, Refusal, Row, Step};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{CowRecord, DiskIdentity, HelperError};
@@ -14,27 +14,12 @@ use std::os::fd::AsFd;
 /// A file is reserved in pieces, so that other calls are answered in between. Bytes.
 const PIECE: u64 = 1 << 30;
 
-pub(super) fn identity(row: &Row, held: &AttachedDisk) -> DiskIdentity {
-    DiskIdentity {
-        dm_name: row.vm.dm_name(),
-        dm_dev: held.dm_node(),
-        base_loop: loop_node(held.base_loop),
-        cow_loop: loop_node(held.cow_loop),
-        generation: row.generation,
-    }
-}
-
 /// Is a device that was found by the row's UUID the row's?
 pub(super) fn is_ours(device: &Device, row: &Row) -> bool {
     row.owns_disk(&device.name, device.minor, &device.uses)
 }
 
 impl<K: Kernel> Machine<K> {
-    pub(super) fn cow_record(&self, cow: &Cow) -> CowRecord {
-        let allocated_bytes = self.cows.borrow().allocated(&cow.vm);
-        CowRecord { image: cow.image, cow_bytes: cow.cow_bytes, allocated_bytes }
-    }
-
     fn cow(&self, vm: &VmId) -> Answer<Option<Cow>> {
         let cows = self.cows.borrow();
         if cows.is_damaged(vm) {
@@ -52,7 +37,7 @@ impl<K: Kernel> Machine<K> {
         let known = self.cow(&vm)?;
         let count = self.cows.borrow().records().len();
         if let Create::Stored = holding::create_disk(known.as_ref(), count, owner, image, cow_bytes).granted()? {
-            return known.map(|cow| self.cow_record(&cow)).ok_or(Denied::new(HelperError::NotYours, "not-yours"));
+            return self.made(&vm);
         }
         let (_, base_bytes) = self.images.base(&image).map_err(bad_image)?;
         let file_bytes = cow_file_bytes(cow_bytes, base_bytes);
@@ -70,7 +55,12 @@ impl<K: Kernel> Machine<K> {
             drop(self.cows.borrow_mut().remove(vm));
             return Err(denied);
         }
-        Ok(self.cow_record(&cow))
+        self.made(&vm)
+    }
+
+    fn made(&self, vm: &VmId) -> Answer<CowRecord> {
+        let cows = self.cows.borrow();
+        Ok(cows.get(vm).map(|cow| CowRecord::of(cow, cows.allocated(vm))).ok_or(Refusal::BadState)?)
     }
 
     async fn reserve_all(&self, file: std::os::fd::BorrowedFd<'_>, bytes: u64) -> Answer<()> {
@@ -107,23 +97,20 @@ impl<K: Kernel> Machine<K> {
         let cow = self.cow(&vm)?;
         let fresh = self.kernel.fresh()?;
         let step = holding::attach_disk(self.ledger.borrow().rows(), vm, cow.as_ref(), owner, fresh).granted()?;
-        let (Step::Do(grant), Some(cow)) = (step, cow) else { return self.stored_disk(&vm) };
+        let (Step::Do(grant), Some(cow)) = (step, cow) else { return self.disk(&vm) };
         let row = grant.intent().clone();
         self.put(row.clone())?;
         let made = self.make_disk(&row, &cow).await;
-        let committed = made.and_then(|held| self.put(row.clone().with_disk(Disk::Held(held))).map(|()| held));
+        let committed = made.and_then(|held| self.put(row.clone().with_disk(Disk::Held(held))));
         if committed.is_err() && self.drop_disk(&row).await.is_ok() {
             // Otherwise what was made is found again by its UUID, now or at the next start.
             self.abandon(row.clone().with_disk(Disk::None))?;
         }
-        committed.map(|held| identity(&row, &held))
+        committed.and_then(|()| self.disk(&vm))
     }
 
-    fn stored_disk(&self, vm: &VmId) -> Answer<DiskIdentity> {
-        match self.row(vm).map(|row| (row.disk, row)) {
-            Some((Disk::Held(held), row)) => Ok(identity(&row, &held)),
-            _ => Err(Denied::new(HelperError::BadState, "state-table")),
-        }
+    fn disk(&self, vm: &VmId) -> Answer<DiskIdentity> {
+        Ok(self.row(vm).as_ref().and_then(DiskIdentity::of).ok_or(Refusal::BadState)?)
     }
 
     async fn make_disk(&self, row: &Row, cow: &Cow) -> Answer<AttachedDisk> {
@@ -171,14 +158,9 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let running = self.running(row.as_ref())?;
-        let claim = DiskClaim {
-            dm_name: &disk.dm_name,
-            dm_dev: &disk.dm_dev,
-            base_loop: &disk.base_loop,
-            cow_loop: &disk.cow_loop,
-            generation: disk.generation,
+        let Step::Do(grant) = holding::detach_disk(row.as_ref(), &disk.claim(), running).granted()? else {
+            return Ok(());
         };
-        let Step::Do(grant) = holding::detach_disk(row.as_ref(), &claim, running).granted()? else { return Ok(()) };
         let row = grant.into_row();
         let result = self.drop_disk(&row).await;
         self.undone(row.clone(), row.with_disk(Disk::None), result)

@@ -7,7 +7,6 @@
 mod disk;
 mod process;
 mod recover;
-mod report;
 mod tap;
 
 use crate::cow::{Cows, Images};
@@ -18,9 +17,10 @@ use banger_policy::VmId;
 use banger_policy::firewall::Change;
 use banger_policy::holding::{self, Disk, Refusal, Row, Step};
 use banger_policy::net::Network;
-use banger_proto::helper::HelperError;
+use banger_proto::helper::{HelperError, Holding, HoldingPage, PAGE};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -59,15 +59,7 @@ impl From<KernelError> for Denied {
 
 impl From<Refusal> for Denied {
     fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::NotYours => Self::new(HelperError::NotYours, "not-yours"),
-            Refusal::BadState => Self::new(HelperError::BadState, "state-table"),
-            Refusal::BadArgument => Self::new(HelperError::BadArgument, "bounds"),
-            Refusal::Busy => Self::new(HelperError::Busy, "taken-by-another-vm"),
-            Refusal::StillRunning => Self::new(HelperError::StillRunning, "still-running"),
-            Refusal::Quota => Self::new(HelperError::Quota, "quota"),
-            Refusal::Quarantined => Self::new(HelperError::Quarantined, "quarantined"),
-        }
+        Self::new(refusal.into(), refusal.word())
     }
 }
 
@@ -185,6 +177,35 @@ impl<K: Kernel> Machine<K> {
 
     fn close(&self, vm: VmId) -> Answer<()> {
         self.ledger.borrow_mut().close(vm).map_err(|_| Denied::new(HelperError::Ledger, "ledger-close"))
+    }
+}
+
+impl<K: Kernel> Machine<K> {
+    /// What is held for a VM.
+    ///
+    /// # Errors
+    /// [`HelperError::NotYours`] when nothing is.
+    pub fn identity(&self, vm: VmId) -> Answer<Holding> {
+        Ok(self.holding(vm).ok_or(Refusal::NotYours)?)
+    }
+
+    /// The VMs after `after`, ordered by id.
+    #[must_use]
+    pub fn list(&self, after: Option<VmId>) -> HoldingPage {
+        let range = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let enough = PAGE.saturating_add(1);
+        let mut ids = BTreeSet::new();
+        ids.extend(self.ledger.borrow().rows().range(range).map(|(vm, _)| *vm).take(enough));
+        ids.extend(self.cows.borrow().records().range(range).map(|(vm, _)| *vm).take(enough));
+        let more = ids.len() > PAGE;
+        let holdings: Vec<Holding> = ids.into_iter().take(PAGE).filter_map(|vm| self.holding(vm)).collect();
+        let next = holdings.last().filter(|_| more).map(|holding| holding.vm);
+        HoldingPage { holdings, next }
+    }
+
+    fn holding(&self, vm: VmId) -> Option<Holding> {
+        let cows = self.cows.borrow();
+        Holding::of(vm, self.row(&vm).as_ref(), cows.get(&vm).map(|cow| (cow, cows.allocated(&vm))))
     }
 }
 

@@ -5,7 +5,7 @@ use crate::fail;
 use crate::kernel::Kernel;
 use banger_policy::VmId;
 use banger_policy::firewall::Change;
-use banger_policy::holding::{self, Row, Step};
+use banger_policy::holding::{self, Refusal, Row, Step};
 use banger_proto::helper::{HelperError, ProcessState};
 
 impl<K: Kernel> Machine<K> {
@@ -16,14 +16,12 @@ impl<K: Kernel> Machine<K> {
     pub async fn bind_process(&self, vm: VmId, pid: u32) -> Answer<()> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
-        let not_yours = |rule| Denied::new(HelperError::NotYours, rule);
-        let owner = row.as_ref().ok_or(not_yours("not-yours"))?.owner;
+        let owner = row.as_ref().ok_or(Refusal::NotYours)?.owner;
         let inside = self.kernel.in_vm_cgroup(owner, &vm, pid)?;
         // After the cgroup: alive here means that the number was this process's there, too.
-        let seen = self.kernel.process(pid)?.ok_or(not_yours("no-such-process"))?;
-        if !inside || seen.uids != [self.daemon_uid; 4] || !seen.alive {
-            return Err(not_yours("not-the-vms-process"));
-        }
+        let seen = self.kernel.process(pid)?;
+        let its = seen.filter(|seen| inside && seen.uids == [self.daemon_uid; 4] && seen.alive);
+        let seen = its.ok_or(Denied::new(HelperError::NotYours, "not-the-vms-process"))?;
         match holding::bind_process(row.as_ref(), seen.process).granted()? {
             Step::Stored => Ok(()),
             Step::Do(grant) => self.register(row, grant.into_row()),

@@ -4,12 +4,8 @@ use super::{Answer, Denied, Machine, again};
 use crate::fail;
 use crate::kernel::{Kernel, Link, LinkKind};
 use banger_policy::VmId;
-use banger_policy::holding::{self, Row, Step, Tap, TapClaim};
+use banger_policy::holding::{self, Refusal, Row, Step, Tap};
 use banger_proto::helper::{HelperError, TapIdentity};
-
-fn identity(row: &Row) -> TapIdentity {
-    TapIdentity { tap_device: row.vm.tap_name(), generation: row.generation }
-}
 
 /// Kind, name and mark: what only root can make and nobody else could confuse with another VM's.
 pub(super) fn is_ours(link: &Link, row: &Row) -> bool {
@@ -28,9 +24,7 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let fresh = self.kernel.fresh()?;
         let step = holding::acquire_tap(self.ledger.borrow().rows(), vm, owner, address, fresh).granted()?;
-        let Step::Do(grant) = step else {
-            return self.row(&vm).as_ref().map(identity).ok_or(Denied::new(HelperError::NotYours, "not-yours"));
-        };
+        let Step::Do(grant) = step else { return self.tap(&vm) };
         self.put(grant.intent().clone())?;
         let row = grant.into_row();
         let made = self.make_tap(&row, address).await;
@@ -45,7 +39,11 @@ impl<K: Kernel> Machine<K> {
             }
             return Err(denied);
         }
-        Ok(identity(&row))
+        self.tap(&vm)
+    }
+
+    fn tap(&self, vm: &VmId) -> Answer<TapIdentity> {
+        Ok(self.row(vm).as_ref().and_then(TapIdentity::of).ok_or(Refusal::BadState)?)
     }
 
     async fn make_tap(&self, row: &Row, guest: std::net::Ipv4Addr) -> Answer<u32> {
@@ -69,8 +67,9 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let running = self.running(row.as_ref())?;
-        let claim = TapClaim { tap_device: &tap.tap_device, generation: tap.generation };
-        let Step::Do(grant) = holding::release_tap(row.as_ref(), &claim, running).granted()? else { return Ok(()) };
+        let Step::Do(grant) = holding::release_tap(row.as_ref(), &tap.claim(), running).granted()? else {
+            return Ok(());
+        };
         let row = grant.into_row();
         self.withdraw(&row)?;
         let result = self.drop_tap(&row).await;

@@ -172,14 +172,11 @@ pub fn remove(control: BorrowedFd<'_>, uuid: &str) -> nix::Result<()> {
 /// # Errors
 /// The kernel's; no such device is `None`.
 pub fn find(control: BorrowedFd<'_>, uuid: &str) -> nix::Result<Option<Device>> {
-    let status = match Message::new(0, "", uuid)?.call(control, Command::Status) {
-        Err(Errno::ENXIO) => return Ok(None),
-        other => other?,
+    let ask = |room, command| match Message::new(room, "", uuid)?.call(control, command) {
+        Err(Errno::ENXIO) => Ok(None),
+        other => other.map(Some),
     };
-    let deps = match Message::new(ROOM, "", uuid)?.call(control, Command::Deps) {
-        Err(Errno::ENXIO) => return Ok(None),
-        other => other?,
-    };
+    let (Some(status), Some(deps)) = (ask(0, Command::Status)?, ask(ROOM, Command::Deps)?) else { return Ok(None) };
     let start = deps.data()?;
     let count = usize::try_from(deps.u32(start)?).map_err(|_| Errno::EPROTO)?;
     let mut uses = Vec::new();

@@ -1,8 +1,10 @@
 //! Loop devices (linux/loop.h), always with AUTOCLEAR: the last one to close it frees it, so that nothing is
 //! left when the helper dies between two steps.
 
+use crate::record::beneath;
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, major, minor, openat2};
+use rustix::fs::{FileType, Mode, OFlags, fstat, major, minor, openat2};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `struct loop_info64`.
@@ -70,34 +72,33 @@ impl Loop {
         file: BorrowedFd<'_>,
         read_only: bool,
         label: &str,
-    ) -> nix::Result<Self> {
+    ) -> io::Result<Self> {
         let flags = LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
         let mut info = LoopInfo64 { flags, ..LoopInfo64::default() };
         for (to, from) in info.file_name.as_flattened_mut().iter_mut().take(63).zip(label.bytes()) {
             *to = from;
         }
-        let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+        let fd = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
         let config = LoopConfig { fd, info, ..LoopConfig::default() };
         for _ in 0..RACES {
             // SAFETY: the descriptor is open; no argument.
             let number = unsafe { loop_get_free(control.as_raw_fd()) }?.cast_unsigned();
             match Self::configure(dev, number, read_only, &config) {
-                Err(Errno::EBUSY | Errno::ENXIO | Errno::ENOENT) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENXIO | libc::ENOENT)) => {}
                 other => return other,
             }
         }
-        Err(Errno::EBUSY)
+        Err(Errno::EBUSY.into())
     }
 
-    fn configure(dev: BorrowedFd<'_>, number: u32, read_only: bool, config: &LoopConfig) -> nix::Result<Self> {
+    fn configure(dev: BorrowedFd<'_>, number: u32, read_only: bool, config: &LoopConfig) -> io::Result<Self> {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         let flags = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let node = openat2(dev, format!("loop{number}"), flags, Mode::empty(), resolve).map_err(errno)?;
-        let stat = fstat(&node).map_err(errno)?;
-        let block = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device();
+        let node = openat2(dev, format!("loop{number}"), flags, Mode::empty(), beneath())?;
+        let stat = fstat(&node)?;
+        let block = FileType::from_raw_mode(stat.st_mode).is_block_device();
         if !block || (major(stat.st_rdev), minor(stat.st_rdev)) != (LOOP_MAJOR, number) {
-            return Err(Errno::ENODEV);
+            return Err(Errno::ENODEV.into());
         }
         // SAFETY: the descriptor is open and `config` is a live `struct loop_config`.
         unsafe { loop_configure(node.as_raw_fd(), &raw const *config) }?;
@@ -106,7 +107,7 @@ impl Loop {
         Ok(device)
     }
 
-    fn disk_sequence(&self) -> nix::Result<u64> {
+    fn disk_sequence(&self) -> io::Result<u64> {
         let mut sequence = 0;
         // SAFETY: the descriptor is open and `sequence` is a live u64.
         unsafe { block_disk_sequence(self.node.as_fd().as_raw_fd(), &raw mut sequence) }?;
@@ -123,19 +124,15 @@ impl Loop {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn still_on(&self, file: BorrowedFd<'_>) -> nix::Result<bool> {
+    pub fn still_on(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         let mut info = LoopInfo64::default();
         // SAFETY: the descriptor is open and `info` is a live `struct loop_info64`.
         unsafe { loop_status(self.node.as_raw_fd(), &raw mut info) }?;
-        let stat = fstat(file).map_err(errno)?;
+        let stat = fstat(file)?;
         // lo_device is the kernel's 32-bit device number (new_encode_dev).
         let device = (u64::from(minor(stat.st_dev)) & 0xff)
             | (u64::from(major(stat.st_dev)) << 8)
             | ((u64::from(minor(stat.st_dev)) & !0xff) << 12);
         Ok(info.inode == stat.st_ino && info.device == device && self.disk_sequence()? == self.sequence)
     }
-}
-
-fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_raw(error.raw_os_error())
 }

@@ -12,7 +12,7 @@ const LISTEN_START: RawFd = 3;
 /// The kernel's.
 pub fn take_descriptors(passed: u32) -> nix::Result<Option<OwnedFd>> {
     let first = if passed == 0 { LISTEN_START } else { LISTEN_START.saturating_add(1) };
-    // SAFETY: called first in `main`: nothing in this process has opened a descriptor at or above `first`.
+    // SAFETY: the first thing that `main` does: nothing in this process owns a descriptor at or above `first`.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
     if passed == 0 {
         return Ok(None);

@@ -93,7 +93,7 @@ impl Folders {
         let network = Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap();
         let processes = Rc::new(Processes::open(None).unwrap());
         let kernel = Host::open(processes, network, Daemon { uid: DAEMON, gid: DAEMON }).unwrap();
-        let folder = |name: &str| record::folder(&self.path(name)).unwrap();
+        let folder = |name: &str| record::folder(&self.path(name), rustix::fs::OFlags::RDONLY).unwrap();
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
         let cows = Cows::open(folder("cow")).unwrap();
         let images = Images::open(self.path("images"), DAEMON);

@@ -1,0 +1,86 @@
+//! The helper's rows as they are told on the wire, and its refusals as codes.
+
+use crate::helper::{CowRecord, DiskIdentity, HelperError, Holding, TapIdentity};
+use banger_policy::VmId;
+use banger_policy::holding::{Cow, Disk, DiskClaim, Refusal, Row, Tap, TapClaim, loop_node};
+
+impl TapIdentity {
+    /// Of a row that holds a tap.
+    #[must_use]
+    pub fn of(row: &Row) -> Option<Self> {
+        let held = matches!(row.tap, Tap::Held { .. });
+        held.then(|| Self { tap_device: row.vm.tap_name(), generation: row.generation })
+    }
+
+    /// What its holder claims with it.
+    #[must_use]
+    pub fn claim(&self) -> TapClaim<'_> {
+        TapClaim { tap_device: &self.tap_device, generation: self.generation }
+    }
+}
+
+impl DiskIdentity {
+    /// Of a row that holds a disk.
+    #[must_use]
+    pub fn of(row: &Row) -> Option<Self> {
+        let Disk::Held(held) = row.disk else { return None };
+        Some(Self {
+            dm_name: row.vm.dm_name(),
+            dm_dev: held.dm_node(),
+            base_loop: loop_node(held.base_loop),
+            cow_loop: loop_node(held.cow_loop),
+            generation: row.generation,
+        })
+    }
+
+    /// What its holder claims with it.
+    #[must_use]
+    pub fn claim(&self) -> DiskClaim<'_> {
+        DiskClaim {
+            dm_name: &self.dm_name,
+            dm_dev: &self.dm_dev,
+            base_loop: &self.base_loop,
+            cow_loop: &self.cow_loop,
+            generation: self.generation,
+        }
+    }
+}
+
+impl CowRecord {
+    /// Of a COW file that takes `allocated_bytes`.
+    #[must_use]
+    pub fn of(cow: &Cow, allocated_bytes: u64) -> Self {
+        Self { image: cow.image, cow_bytes: cow.cow_bytes, allocated_bytes }
+    }
+}
+
+impl Holding {
+    /// Of a VM's row and COW file (with what it takes); `None` when there is neither.
+    #[must_use]
+    pub fn of(vm: VmId, row: Option<&Row>, cow: Option<(&Cow, u64)>) -> Option<Self> {
+        Some(Self {
+            vm,
+            owner: row.map(|row| row.owner).or(cow.map(|(cow, _)| cow.owner))?,
+            tap: row.and_then(TapIdentity::of),
+            disk: row.and_then(DiskIdentity::of),
+            cow: cow.map(|(cow, allocated)| CowRecord::of(cow, allocated)),
+            nat: row.is_some_and(|row| row.nat),
+            pid: row.and_then(|row| row.process).map(|process| process.pid),
+            quarantined: row.is_some_and(|row| row.quarantined),
+        })
+    }
+}
+
+impl From<Refusal> for HelperError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotYours => Self::NotYours,
+            Refusal::BadState => Self::BadState,
+            Refusal::BadArgument => Self::BadArgument,
+            Refusal::Busy => Self::Busy,
+            Refusal::StillRunning => Self::StillRunning,
+            Refusal::Quota => Self::Quota,
+            Refusal::Quarantined => Self::Quarantined,
+        }
+    }
+}
