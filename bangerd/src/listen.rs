@@ -28,7 +28,7 @@ pub(crate) fn make_folders(paths: &Paths) -> Result<(), StartError> {
         let path = entry.path();
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         if let Err(error) = removed {
-            tracing::warn!(%error, path = %path.display(), "cannot remove a staging file");
+            tracing::warn!("{}: cannot remove a staging file: {error}", path.display());
         }
     }
     Ok(())
@@ -81,6 +81,6 @@ pub(crate) fn announce() {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify systemd");
+        tracing::warn!("cannot notify systemd: {error}");
     }
 }

@@ -107,7 +107,7 @@ impl Db {
     fn post(&self, what: &'static str, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
         let work: Work = Box::new(move |connection| {
             if let Err(error) = work(connection) {
-                tracing::warn!(%error, "cannot record {what}");
+                tracing::warn!("cannot record {what}: {error}");
             }
         });
         if self.work.send(work).is_err() {

@@ -130,7 +130,7 @@ impl Store {
     /// the next start can repair; then the mirror. A file that cannot be written is logged and no more.
     pub(crate) async fn record(&self, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
         if let Err(error) = file::write(&paths.handles(), handles) {
-            tracing::warn!(%error, path = %paths.handles().display(), "cannot write the handles");
+            tracing::warn!("{}: cannot write the handles: {error}", paths.handles().display());
         }
         self.seed(vm, handles.clone());
         self.db.set_vm_mirror(vm, handles.mirror()).await
@@ -158,7 +158,7 @@ impl Store {
     pub(crate) async fn clear(&self, vm: VmId, paths: &VmPaths) -> Result<(), DbError> {
         let mirror = self.db.set_vm_mirror(vm, Mirror::default()).await;
         if let Err(error) = file::remove(&paths.handles()) {
-            tracing::warn!(%error, path = %paths.handles().display(), "cannot remove the handles");
+            tracing::warn!("{}: cannot remove the handles: {error}", paths.handles().display());
         }
         self.cache().remove(&vm);
         mirror
@@ -173,7 +173,7 @@ impl Store {
 /// The file's handles; zero when it is missing or cannot be understood, which is logged.
 pub(crate) fn saved(paths: &VmPaths) -> Handles {
     file::read(&paths.handles()).unwrap_or_else(|error| {
-        tracing::warn!(%error, path = %paths.handles().display(), "the saved handles cannot be read; the mirror serves");
+        tracing::warn!("{}: the saved handles cannot be read; the mirror serves: {error}", paths.handles().display());
         Handles::default()
     })
 }

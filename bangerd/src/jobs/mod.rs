@@ -255,7 +255,7 @@ impl Job {
             JobState::Failed(error) => ("failed", error.message.clone()),
             JobState::Running => return,
         };
-        tracing::info!(banger_job = %self.id, outcome, why = message, "job ended");
+        tracing::info!(banger_job = %self.id, "{outcome}{}{message}", if message.is_empty() { "" } else { ": " });
         self.view.send_modify(|view| {
             close_stage(view, took);
             view.state = state;

@@ -58,7 +58,7 @@ pub(super) async fn admit(admission: &Arc<Admission>, stream: &UnixStream) -> Op
     let uid = match stream.peer_cred() {
         Ok(peer) => peer.uid(),
         Err(error) => {
-            tracing::warn!(%error, "a connection without credentials");
+            tracing::warn!("a connection without credentials: {error}");
             return None;
         }
     };

@@ -52,7 +52,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
     let mut ended = match signal(SignalKind::terminate()) {
         Ok(ended) => ended,
         Err(error) => {
-            tracing::error!(%error, "cannot listen for signals");
+            tracing::error!("cannot listen for signals: {error}");
             return;
         }
     };
@@ -71,7 +71,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    tracing::warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -87,7 +87,7 @@ async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
             Purpose::Calls => calls(stream, &place, daemon).await,
             Purpose::Stream => streams::serve(stream, &place, &daemon).await,
         },
-        Err(error) => tracing::info!(banger_uid = uid, %error, "no hello"),
+        Err(error) => tracing::info!(banger_uid = uid, "a connection without a hello: {error}"),
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         }
     };
     if let Err(error) = served {
-        tracing::debug!(banger_uid = peer.uid, %error, "a stream ended");
+        tracing::debug!(banger_uid = peer.uid, "a stream ended: {error}");
     }
 }
 

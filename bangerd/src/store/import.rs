@@ -22,8 +22,10 @@ use tokio::net::UnixStream;
 
 /// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
-/// The longest text of where an image came from, bytes.
-const MAX_SOURCE: usize = 512;
+/// The longest text of where an image came from, characters.
+const MAX_SOURCE: usize = 200;
+/// Images, and kernels, of one host: a list of them is one reply, which must fit a frame.
+const MAX_ENTRIES: usize = 64;
 
 /// What an upload shall become, checked.
 #[derive(Clone, Debug)]
@@ -128,11 +130,17 @@ impl Drop for Staging {
 impl Store {
     /// Is the name free? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
     pub(crate) async fn check_free(&self, wanted: &Wanted) -> Result<(), ApiError> {
-        let taken = match wanted {
-            Wanted::Image { name, .. } => self.images().await?.iter().any(|image| image.name == *name),
-            Wanted::Kernel { name } => self.kernels().await?.iter().any(|kernel| Some(&kernel.name) == name.as_ref()),
+        let (taken, count) = match wanted {
+            Wanted::Image { name, .. } => {
+                let images = self.images().await?;
+                (images.iter().any(|image| image.name == *name), images.len())
+            }
+            Wanted::Kernel { name } => {
+                let kernels = self.kernels().await?;
+                (kernels.iter().any(|kernel| Some(&kernel.name) == name.as_ref()), kernels.len())
+            }
         };
-        if taken { Err(name_taken(wanted)) } else { Ok(()) }
+        if taken { Err(name_taken(wanted)) } else { has_room(count) }
     }
 
     /// Begins the job of an upload; its stream comes later.
@@ -183,6 +191,7 @@ impl Store {
         })
         .await?;
         let _publishing = self.publishing.lock().await;
+        has_room(self.images().await?.len())?;
         if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name)
         {
             return Err(if same.name == name {
@@ -233,6 +242,7 @@ impl Store {
             })?,
         };
         let _publishing = self.publishing.lock().await;
+        has_room(self.kernels().await?.len())?;
         if let Some(same) =
             self.kernels().await?.into_iter().find(|kernel| kernel.id == made.digest || kernel.name == name)
         {
@@ -263,6 +273,14 @@ impl Store {
         remove(dir);
         internal(error)
     }
+}
+
+fn has_room(count: usize) -> Result<(), ApiError> {
+    if count < MAX_ENTRIES {
+        return Ok(());
+    }
+    let message = format!("this host has {MAX_ENTRIES} of them already");
+    Err(ApiError::new(ErrorCode::Limit, message).hint("Delete some that no VM needs."))
 }
 
 fn name_taken(wanted: &Wanted) -> ApiError {

@@ -143,7 +143,7 @@ fn remove(path: &Path) {
     if let Err(error) = removed
         && error.kind() != std::io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, path = %path.display(), "cannot remove");
+        tracing::warn!("{}: cannot remove: {error}", path.display());
     }
 }
 

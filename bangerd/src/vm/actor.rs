@@ -347,7 +347,7 @@ impl Actor {
         self.row.state = state;
         self.row.last_error = reason.to_owned();
         self.row.mirror = mirror.clone();
-        tracing::info!(state = state.as_str(), reason, "state");
+        tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
         let set = self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), mirror).await;
         set.map_err(|error| internal(&error))
     }

@@ -346,7 +346,7 @@ impl Running for Guest {
         };
         async move {
             if let Err(error) = self.parts.vmm.signal(signal) {
-                tracing::warn!(%error, "cannot signal the VMM");
+                tracing::warn!("cannot signal the VMM: {error}");
             }
             tokio::time::timeout(limit, self.parts.vmm.ended()).await.is_ok()
         }

@@ -182,9 +182,9 @@ impl Vms {
         };
         let vm = row.id;
         let entry = self.actor(row);
-        let job = self.ctx.jobs.begin(peer.uid, title)?;
+        let job = self.ctx.jobs.begin(peer.uid, title.clone())?;
         let id = job.id();
-        tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, ?verb, "ordered");
+        tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
         let order = match verb {
             Verb::Start => Order::Start(job),
             Verb::Stop => Order::Stop(job),
@@ -249,7 +249,7 @@ impl Vms {
         };
         let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name))?;
         let job_id = job.id();
-        tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, name = %new.name, "create ordered");
+        tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, "create {}", new.name);
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
         let vms = Arc::clone(self);
         tokio::spawn(async move {
