@@ -121,7 +121,7 @@ impl Guest {
 
     /// Starts a counter in the guest that a restarted guest or a suspended one would break.
     pub(super) fn start_counter(&self, scene: &Scene) -> Result<()> {
-        let line = "nohup sh -c 'n=0; while true; do n=$((n+1)); echo $n > /root/counter.new && mv /root/counter.new /root/counter; sleep 0.2; done' >/dev/null 2>&1 &";
+        let line = "(n=0; while true; do n=$((n+1)); echo $n > /root/counter.new && mv /root/counter.new /root/counter; sleep 0.2; done) </dev/null >/dev/null 2>&1 &";
         self.shell(scene, line)?.ok()?;
         scene
             .wait_until("the counter runs", Duration::from_secs(5), || {
