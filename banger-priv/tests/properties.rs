@@ -1,0 +1,302 @@
+//! Any trace of operations, crashes and foreign actions on a simulated kernel: properties P1 to P6 and P9.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, reason = "a test fails by panicking")]
+mod common;
+#[path = "common/sim.rs"]
+mod sim;
+
+use banger_policy::VmId;
+use banger_policy::firewall::elements;
+use banger_policy::limits::MIN_OVERLAY_BYTES;
+use banger_priv::ops::Machine;
+use banger_proto::helper::{HelperError, Holding};
+use common::{OWNER, image, vm};
+use futures::FutureExt;
+use proptest::prelude::*;
+use sim::{Host, Killed, Sim};
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+
+/// What happens to one of three VMs.
+#[derive(Clone, Debug)]
+enum Event {
+    Acquire(u8, u16),
+    ReleaseTap(u8),
+    Create(u8),
+    Attach(u8),
+    Detach(u8),
+    Discard(u8),
+    Nat(u8, bool),
+    Bind(u8),
+    Release(u8),
+    /// The VMM dies.
+    Die(u8),
+    /// The helper is killed at the n-th of its next steps.
+    Fuse(u32),
+    /// The helper is killed at rest.
+    Restart,
+    /// Somebody renames, re-marks or removes what they should not.
+    RenameLink(u8),
+    MarkLink(u8),
+    DeleteLink(u8),
+    RenameDm(u8),
+    DeleteDm(u8),
+    /// Somebody has a link of a name that a VM will want.
+    Squat(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let vm = 1..4_u8;
+    prop_oneof![
+        4 => (vm.clone(), 1..4_u16).prop_map(|(vm, index)| Event::Acquire(vm, index)),
+        2 => vm.clone().prop_map(Event::ReleaseTap),
+        3 => vm.clone().prop_map(Event::Create),
+        4 => vm.clone().prop_map(Event::Attach),
+        2 => vm.clone().prop_map(Event::Detach),
+        1 => vm.clone().prop_map(Event::Discard),
+        2 => (vm.clone(), any::<bool>()).prop_map(|(vm, on)| Event::Nat(vm, on)),
+        3 => vm.clone().prop_map(Event::Bind),
+        3 => vm.clone().prop_map(Event::Release),
+        2 => vm.clone().prop_map(Event::Die),
+        3 => (1..12_u32).prop_map(Event::Fuse),
+        1 => Just(Event::Restart),
+        1 => vm.clone().prop_map(Event::RenameLink),
+        1 => vm.clone().prop_map(Event::MarkLink),
+        1 => vm.clone().prop_map(Event::DeleteLink),
+        1 => vm.clone().prop_map(Event::RenameDm),
+        1 => vm.clone().prop_map(Event::DeleteDm),
+        1 => vm.prop_map(Event::Squat),
+    ]
+}
+
+/// One operation; `None` when the helper was killed in it.
+async fn operate(machine: &Machine<Sim>, event: &Event, uid: u32) -> Option<Result<(), HelperError>> {
+    let held = |n: &u8| machine.identity(vm(*n)).ok();
+    let work = async {
+        match event {
+            Event::Acquire(n, index) => machine.acquire_tap(vm(*n), OWNER, *index).await.map(drop),
+            Event::ReleaseTap(n) => match held(n).and_then(|held| held.tap) {
+                Some(tap) => machine.release_tap(vm(*n), &tap).await,
+                None => Ok(()),
+            },
+            Event::Create(n) => machine.create_disk(vm(*n), OWNER, image(), MIN_OVERLAY_BYTES).await.map(drop),
+            Event::Attach(n) => machine.attach_disk(vm(*n), OWNER).await.map(drop),
+            Event::Detach(n) => match held(n).and_then(|held| held.disk) {
+                Some(disk) => machine.detach_disk(vm(*n), &disk).await,
+                None => Ok(()),
+            },
+            Event::Discard(n) => machine.discard_disk(vm(*n)).await,
+            Event::Nat(n, on) => machine.set_nat(vm(*n), *on).await,
+            Event::Bind(n) => {
+                let pid = machine.kernel().world.borrow_mut().add_process(uid);
+                machine.bind_process(vm(*n), pid).await
+            }
+            Event::Release(n) => machine.release(vm(*n)).await,
+            _ => Ok(()),
+        }
+    };
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => Some(result.map_err(|denied| denied.code)),
+        Err(payload) if payload.is::<Killed>() => None,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+/// What others do to the host.
+fn interfere(host: &Host, event: &Event) {
+    let mut world = host.world.borrow_mut();
+    let link = |world: &sim::World, n: u8| {
+        world.links.values().find(|link| link.name == vm(n).tap_name()).map(|link| link.ifindex)
+    };
+    match event {
+        Event::Die(n) => {
+            let bound =
+                std::fs::read_to_string(host.folder.path().join("run").join(vm(*n).to_string())).unwrap_or_default();
+            for seen in
+                world.processes.values_mut().filter(|seen| bound.contains(&format!("\"pid\":{},", seen.process.pid)))
+            {
+                seen.alive = false;
+            }
+        }
+        Event::RenameLink(n) => {
+            if let Some(ifindex) = link(&world, *n) {
+                world.links.get_mut(&ifindex).unwrap().name = format!("moved{ifindex}");
+            }
+        }
+        Event::MarkLink(n) => {
+            if let Some(ifindex) = link(&world, *n) {
+                world.links.get_mut(&ifindex).unwrap().alias = "somebody's".into();
+            }
+        }
+        Event::DeleteLink(n) => {
+            if let Some(ifindex) = link(&world, *n) {
+                world.links.remove(&ifindex);
+            }
+        }
+        Event::RenameDm(n) => {
+            for dm in world.dms.values_mut().filter(|dm| dm.name == vm(*n).dm_name()) {
+                dm.name = format!("moved{}", dm.minor);
+            }
+        }
+        Event::DeleteDm(n) => world.dms.retain(|_, dm| dm.name != vm(*n).dm_name()),
+        Event::Squat(n) if link(&world, *n).is_none() => drop(world.add_link(&vm(*n).tap_name(), "")),
+        Event::Fuse(steps) => world.fuse = *steps,
+        _ => {}
+    }
+}
+
+/// Everything without our whole mark and name.
+fn foreign(host: &Host) -> BTreeSet<String> {
+    let world = host.world.borrow();
+    let links = world
+        .links
+        .values()
+        .filter(|link| VmId::from_tap_alias(&link.alias).is_none_or(|(vm, _)| vm.tap_name() != link.name));
+    let dms =
+        world.dms.values().filter(|dm| VmId::from_dm_uuid(&dm.uuid).is_none_or(|(vm, _)| vm.dm_name() != dm.name));
+    links.map(|link| format!("{link:?}")).chain(dms.map(|dm| format!("{dm:?}"))).collect()
+}
+
+fn holdings(machine: &Machine<Sim>) -> Vec<Holding> {
+    let page = machine.list(None);
+    assert_eq!(page.next, None);
+    page.holdings
+}
+
+/// Everything that recovery could change.
+fn state(host: &Host, machine: &Machine<Sim>) -> String {
+    let world = host.world.borrow();
+    format!("{:?} {:?} {:?} {:?}", world.links, world.dms, world.table, holdings(machine))
+}
+
+fn check(host: &Host, machine: &Machine<Sim>) {
+    let held = holdings(machine);
+    let world = host.world.borrow();
+    let taps: BTreeSet<_> = held.iter().filter_map(|held| held.tap.as_ref()).map(|tap| &tap.tap_device).collect();
+    assert_eq!(taps.len(), held.iter().filter(|held| held.tap.is_some()).count(), "P6: one name, two VMs");
+    for (at, element) in world.table.iter().enumerate() {
+        assert!(!world.table[at + 1..].contains(element), "P6: one address, two VMs");
+    }
+}
+
+async fn recovered(host: &Host) -> std::rc::Rc<Machine<Sim>> {
+    host.world.borrow_mut().fuse = 0;
+    let machine = host.start();
+    machine.recover().await.unwrap();
+    machine
+}
+
+async fn trace(events: &[Event]) {
+    let host = Host::new();
+    let mut machine = recovered(&host).await;
+    for event in events {
+        let before = foreign(&host);
+        interfere(&host, event);
+        let disturbed = foreign(&host);
+        let answer = if matches!(event, Event::Restart) { None } else { operate(&machine, event, host.daemon).await };
+        if answer.is_none() {
+            drop(machine);
+            machine = recovered(&host).await;
+            let once = state(&host, &machine);
+            drop(machine);
+            machine = recovered(&host).await;
+            assert_eq!(state(&host, &machine), once, "P4: the second recovery changed something");
+        }
+        assert!(foreign(&host).is_superset(&disturbed), "P3: {event:?} touched what is foreign, {before:?}");
+        if let (Event::Acquire(n, _), Some(Ok(()))) = (event, &answer) {
+            let file = std::fs::read_to_string(host.folder.path().join("run").join(vm(*n).to_string())).unwrap();
+            assert!(file.contains("\"tap\":{\"held\""), "P2: {file}");
+        }
+        if let (Event::Release(n), Some(Ok(()))) = (event, &answer) {
+            let world = host.world.borrow();
+            let ours = |mark: Option<(VmId, u64)>| mark.is_some_and(|(id, _)| id == vm(*n));
+            assert!(
+                !world
+                    .links
+                    .values()
+                    .any(|link| ours(VmId::from_tap_alias(&link.alias)) && link.name == vm(*n).tap_name()),
+                "P9"
+            );
+            assert!(!world.dms.keys().any(|uuid| ours(VmId::from_dm_uuid(uuid))), "P9");
+            let name = vm(*n).tap_name();
+            assert!(!world.table.iter().any(|element| element.key.starts_with(name.as_bytes())), "P9");
+        }
+        check(&host, &machine);
+    }
+    drop(elements(None));
+}
+
+fn run(events: &[Event]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(trace(events));
+}
+
+/// The panic hook would print every simulated crash.
+fn quiet() {
+    std::panic::set_hook(Box::new(|info| {
+        if !info.payload().is::<Killed>() {
+            eprintln!("{info}");
+        }
+    }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn no_trace_breaks_a_property(events in proptest::collection::vec(event(), 1..40)) {
+        quiet();
+        run(&events);
+    }
+}
+
+/// Every step of a whole life is survived: killed there, recovered, and released without a rest.
+#[test]
+fn killed_at_each_step_of_a_life() {
+    quiet();
+    let life = [
+        Event::Create(1),
+        Event::Attach(1),
+        Event::Acquire(1, 1),
+        Event::Nat(1, true),
+        Event::Bind(1),
+        Event::Die(1),
+        Event::Nat(1, false),
+        Event::Detach(1),
+        Event::ReleaseTap(1),
+        Event::Release(1),
+        Event::Discard(1),
+    ];
+    let mut points = 0;
+    for fuse in 1.. {
+        let host = Host::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let reached = runtime.block_on(async {
+            let mut machine = recovered(&host).await;
+            host.world.borrow_mut().fuse = fuse;
+            let mut reached = false;
+            for event in &life {
+                interfere(&host, event);
+                if operate(&machine, event, host.daemon).await.is_none() {
+                    reached = true;
+                    drop(machine);
+                    machine = recovered(&host).await;
+                }
+            }
+            interfere(&host, &Event::Die(1));
+            machine.release(vm(1)).await.unwrap();
+            machine.discard_disk(vm(1)).await.unwrap();
+            reached
+        });
+        let world = host.world.borrow();
+        assert!(
+            world.links.is_empty() && world.dms.is_empty() && world.table.is_empty(),
+            "step {fuse} leaks: {world:?}"
+        );
+        assert_eq!(std::fs::read_dir(host.folder.path().join("cow")).unwrap().count(), 0, "step {fuse}");
+        assert_eq!(std::fs::read_dir(host.folder.path().join("run")).unwrap().count(), 1, "step {fuse}");
+        if !reached {
+            break;
+        }
+        points += 1;
+    }
+    assert!(points >= 20, "only {points} steps were reached");
+}
