@@ -38,8 +38,12 @@ enum Command {
         #[arg(long)]
         as_built: bool,
     },
-    /// A root shell in a host VM that has the product installed.
-    Shell,
+    /// A root shell in a host VM that has the package, the VMM and the suites beside it.
+    Shell {
+        /// Take what was built last instead of building.
+        #[arg(long)]
+        as_built: bool,
+    },
     /// Builds the Debian package and says where it is.
     Packages,
     /// Prints the helper's budgets and what is used of them.
@@ -76,8 +80,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench => run_suites(&["bench".to_owned()], None, false),
         Command::Test => checks::run(),
         Command::HostTest { suites, only, as_built } => run_suites(&suites, only.as_deref(), as_built),
-        Command::Shell => {
-            let product = Product::build(Needs::Guests)?;
+        Command::Shell { as_built } => {
+            let product = product(Needs::Guests, as_built)?;
             Session::open(&product)?.shell()
         }
         Command::Packages => {
@@ -95,13 +99,17 @@ fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bo
         names.iter().map(|name| suite::find(name)).collect::<Result<Vec<_>>>()?
     };
     let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
-    let product = if as_built { Product::as_built(needs) } else { Product::build(needs)? };
+    let product = product(needs, as_built)?;
     let mut good = true;
     for suite in &suites {
         let tally = session::run_suite(suite, only, &product)?;
         good &= tally.failed == 0 && tally.passed > 0;
     }
     Ok(good)
+}
+
+fn product(needs: Needs, as_built: bool) -> Result<Product> {
+    if as_built { Ok(Product::as_built(needs)) } else { Product::build(needs) }
 }
 
 /// What has to be built for a suite.

@@ -88,15 +88,19 @@ fn killed_while_starting(scene: &mut Scene) -> Result<Outcome> {
         kill(scene, "bangerd.service")?;
         let finished = run.wait(scene.limit(Duration::from_secs(60)))?;
         ensure!(finished.status.code().is_some(), "the client must end by itself: {finished}");
-        let left = names(scene, "alice")?;
-        if left.is_empty() {
-            continue;
-        }
-        scene.wait_until("the VM is in a state that stays", Duration::from_secs(40), || {
-            let record = scene.banger("alice", &["vm", "show", "halfway", "--json"])?.ok()?.json()?;
+        scene.wait_until("the VM is gone, or in a state that stays", Duration::from_secs(40), || {
+            let shown = scene.banger("alice", &["vm", "show", "halfway", "--json"])?;
+            // Undone altogether is right as well.
+            if !shown.status.success() && shown.stderr.contains("no such VM") {
+                return Ok(None);
+            }
+            let record = shown.ok()?.json()?;
             let state = record.get("state").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
             Ok((!["running", "stopped", "error", "created"].contains(&state.as_str())).then_some(state))
         })?;
+        if names(scene, "alice")?.is_empty() {
+            continue;
+        }
         scene.banger_long("alice", &["vm", "delete", "halfway"])?.ok()?;
     }
     scene.passed()
