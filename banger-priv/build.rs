@@ -1,7 +1,6 @@
 //! How the helper is linked, because it is resident on every host: packed relocations take a thirtieth of
 //! the room, and identical functions are kept once. Only where Rust's own linker is the default one.
 
-#[expect(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     if std::env::var("TARGET").as_deref() == Ok("x86_64-unknown-linux-gnu") {
