@@ -1,6 +1,6 @@
 //! A hostile peer against the server's half of the transport. Any panic aborts the process, as in release
 //! builds, so a surviving test is a surviving server.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and prints its seed")]
 
 use banger_proto::transport::{self, Limits};
 use banger_proto::wire::{Hello, Purpose, ToClient, ToServer, WireError, encode};
