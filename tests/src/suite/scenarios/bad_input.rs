@@ -38,10 +38,10 @@ fn command_line(scene: &mut Scene) -> Result<Outcome> {
     }
     for (words, said) in [
         (run(&["--name", "Big-Name", "--image", "tiny"]), "Big-Name"),
-        (run(&["--name", "-edge", "--image", "tiny"]), "-edge"),
+        (run(&["--name=-edge", "--image", "tiny"]), "-edge"),
         (run(&["--name", "ok", "--image", "tiny", "--memory", "12Q"]), "12Q"),
         (run(&["--name", "ok", "--image", "tiny", "--memory", "0"]), "0"),
-        (run(&["--name", "ok", "--image", "tiny", "--disk-size", "-1G"]), "-1G"),
+        (run(&["--name", "ok", "--image", "tiny", "--disk-size=-1G"]), "-1G"),
         (run(&["--name", "ok", "--image", "tiny", "--overlay-size", "129G"]), "129G"),
         (run(&["--name", "ok", "--image", "nonesuch"]), "nonesuch"),
         (run(&["--name", "ok", "--image", "tiny", "--kernel", "nonesuch"]), "nonesuch"),
@@ -183,19 +183,21 @@ fn fill(scene: &Scene) -> Result<()> {
     scene.root("fallocate -l $(( $(df --output=avail -B1 /var/lib | tail -n 1) - 4194304 )) /var/lib/filler").map(drop)
 }
 
-/// The VMM is stopped as soon as it appears: the agent never reports. Bounded, with the console's last lines, and everything undone.
+/// The VMM is stopped as soon as its console has said something: the agent never reports. Bounded, with the console's last lines, and everything undone.
 fn never_ready(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let words = [&["vm", "run", "--detach", "--name", "silent"], TINY].concat();
     let run = scene.start_banger("alice", &words)?;
-    scene.wait_until("the VMM is there", Duration::from_secs(20), || {
-        let stopped = scene.root_any(
-            "cat /sys/fs/cgroup/system.slice/bangerd.service/vms/*/*/cgroup.procs 2>/dev/null | grep . | xargs kill -STOP",
-        )?;
-        Ok((!stopped.status.success()).then(|| "no process".to_owned()))
+    let stop = "cat /var/lib/banger/vms/*/console.log | grep -q . && \
+        cat /sys/fs/cgroup/system.slice/bangerd.service/vms/*/*/cgroup.procs | grep . | xargs kill -STOP";
+    scene.wait_until("the guest's kernel speaks", Duration::from_secs(20), || {
+        Ok((!scene.root_any(stop)?.status.success()).then(|| "an empty console".to_owned()))
     })?;
-    let finished = run.wait(scene.limit(Duration::from_secs(150)))?.refused(&[])?;
+    let finished = run.wait(scene.limit(Duration::from_secs(150)))?.refused(&["silent"])?;
     scene.measured("seconds until it was given up", format!("{:.0}", finished.took.as_secs_f64()));
-    remove_if_there(scene, "silent")?;
+    let console = scene.root("cat /var/lib/banger/vms/*/console.log")?;
+    let last = console.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    ensure!(finished.stderr.contains(last), "the console's last line {last:?} is not in the error: {finished}");
+    scene.banger_long("alice", &["vm", "delete", "silent"])?.ok()?;
     scene.passed()
 }
