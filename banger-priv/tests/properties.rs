@@ -5,7 +5,6 @@ mod common;
 mod sim;
 
 use banger_policy::VmId;
-use banger_policy::firewall::elements;
 use banger_policy::limits::MIN_OVERLAY_BYTES;
 use banger_priv::ops::Machine;
 use banger_proto::helper::{HelperError, Holding};
@@ -222,7 +221,6 @@ async fn trace(events: &[Event]) {
         }
         check(&host, &machine);
     }
-    drop(elements(None));
 }
 
 fn run(events: &[Event]) {
@@ -299,4 +297,48 @@ fn killed_at_each_step_of_a_life() {
         points += 1;
     }
     assert!(points >= 20, "only {points} steps were reached");
+}
+
+/// Each foreign action on an object that is held, then each way to lose it: refused, and left alone.
+#[test]
+fn what_somebody_else_touched_is_left_whatever_is_asked() {
+    quiet();
+    let ways = [Event::ReleaseTap(1), Event::Detach(1), Event::Release(1), Event::Restart];
+    for spoil in [Event::RenameLink(1), Event::MarkLink(1), Event::RenameDm(1)] {
+        for way in &ways {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let host = Host::new();
+                let mut machine = recovered(&host).await;
+                for event in [Event::Create(1), Event::Attach(1), Event::Acquire(1, 1), Event::Bind(1)] {
+                    assert_eq!(operate(&machine, &event, host.daemon).await, Some(Ok(())), "{event:?}");
+                }
+                interfere(&host, &Event::Die(1));
+                interfere(&host, &spoil);
+                let touched = foreign(&host);
+                assert_eq!(touched.len(), 1, "{spoil:?}");
+                if matches!(way, Event::Restart) {
+                    drop(machine);
+                    machine = recovered(&host).await;
+                }
+                let answer = operate(&machine, way, host.daemon).await.unwrap();
+                let about_disk = matches!(spoil, Event::RenameDm(_));
+                let concerned = match way {
+                    Event::ReleaseTap(_) => !about_disk,
+                    Event::Detach(_) => about_disk,
+                    Event::Release(_) => true,
+                    _ => false,
+                };
+                assert_eq!(answer == Err(HelperError::Quarantined), concerned, "{spoil:?} {way:?}: {answer:?}");
+                assert_eq!(
+                    operate(&machine, &Event::Release(1), host.daemon).await,
+                    Some(Err(HelperError::Quarantined))
+                );
+                assert!(machine.identity(vm(1)).unwrap().quarantined);
+                assert_eq!(foreign(&host), touched, "{spoil:?} {way:?}");
+                assert!(host.world.borrow().table.is_empty(), "and nothing of it passes the firewall");
+            });
+        }
+    }
 }
