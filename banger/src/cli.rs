@@ -106,7 +106,8 @@ pub(crate) enum Vm {
 #[derive(Debug, Args)]
 pub(crate) struct Spec {
     /// Its name [default: generated]
-    #[arg(long)]
+    // A value may begin with a hyphen here and below: then our own sentence says what is wrong with it.
+    #[arg(long, allow_hyphen_values = true)]
     pub(crate) name: Option<String>,
     /// The image [default: the configured one, or the only one]
     #[arg(long)]
@@ -118,13 +119,13 @@ pub(crate) struct Spec {
     #[arg(long, value_name = "N")]
     pub(crate) vcpu: Option<u32>,
     /// Memory [default: configured, or an eighth of the host's, at most 8G]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<String>,
     /// The disk on /root [default: configured, or 8G]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk_size: Option<String>,
     /// How much may be changed on the root disk [default: configured, or 8G]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) overlay_size: Option<String>,
     /// Let the VM reach out through the host's network
     #[arg(long)]
@@ -219,7 +220,7 @@ pub(crate) enum Image {
         #[arg(long)]
         name: String,
         /// Size of the root disk [default: 8G, sparse]
-        #[arg(long)]
+        #[arg(long, allow_hyphen_values = true)]
         size: Option<String>,
     },
     /// List the images
