@@ -15,6 +15,7 @@ pub mod limits;
 pub mod name;
 pub mod net;
 pub mod rate;
+pub mod row;
 pub mod size;
 pub mod snapshot;
 pub mod vm;
