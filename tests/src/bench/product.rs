@@ -114,7 +114,9 @@ fn guest() -> Result<()> {
 }
 
 fn package() -> Result<()> {
-    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd", "-p", "banger-priv"], None)?;
+    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"], None)?;
+    // By itself: built together with the daemon, the helper would carry every feature of a shared dependency that only the daemon wants.
+    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv"], None)?;
     guest()?;
     cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", PACKAGE], None)?;
     ensure!(Path::new(PACKAGE).is_file(), "cargo-deb has not written {PACKAGE}");
