@@ -28,7 +28,7 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
 /// Writes a line to standard error: what is for the person and not for the pipe.
 pub(crate) fn note(text: &str) {
     // Nobody is left to tell when standard error is closed.
-    drop(writeln!(std::io::stderr(), "{}", plain(text)));
+    drop(std::io::stderr().write_all(format!("{}\n", plain(text)).as_bytes()));
 }
 
 /// Writes a value as JSON, with the names of the model.
