@@ -114,6 +114,9 @@ fn budgets(scene: &mut Scene) -> Result<()> {
     let resident = scene.root(&format!("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?;
     let resident: u64 = resident.trim().parse()?;
     scene.measured("helper resident KiB", resident);
+    // The rest is program text, shared and given back under pressure.
+    let anonymous = scene.root(&format!("sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?;
+    scene.measured("helper anonymous KiB", anonymous.trim());
     for unit in ["banger-priv.service", "bangerd.service"] {
         let text = scene.root_any(&format!("systemd-analyze security --no-pager {unit}"))?.stdout;
         let score = text.lines().rev().find_map(|line| {

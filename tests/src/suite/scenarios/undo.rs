@@ -43,6 +43,16 @@ const FAULTS: &[Fault] = &[
         comes: "for i in /var/lib/banger/images/*/rootfs.ext4; do mv $i $i.away; done",
         mended: "for i in /var/lib/banger/images/*/rootfs.ext4.away; do mv $i ${i%.away}; done",
     },
+    Fault {
+        step: "work-disk-gone",
+        comes: "mv /var/lib/banger/vms/$ID/work.ext4 /var/lib/banger/vms/$ID/work.away",
+        mended: "mv /var/lib/banger/vms/$ID/work.away /var/lib/banger/vms/$ID/work.ext4",
+    },
+    Fault {
+        step: "vm-folder-cannot-be-written",
+        comes: "chattr +i /var/lib/banger/vms/$ID",
+        mended: "chattr -i /var/lib/banger/vms/$ID",
+    },
     Fault { step: "tap-name-taken", comes: "ip link add $TAP type dummy", mended: "ip link del $TAP" },
     Fault {
         step: "helper-away",
@@ -54,12 +64,20 @@ const FAULTS: &[Fault] = &[
         comes: "cp -a $VMM $VMM.away; printf '#!/bin/sh\\necho out of luck\\nexit 3\\n' > $VMM.new; chmod 755 $VMM.new; mv $VMM.new $VMM",
         mended: "mv $VMM.away $VMM",
     },
+    Fault { step: "vmm-refuses-every-request", comes: REFUSING, mended: "mv $VMM.away $VMM" },
     Fault {
         step: "vmm-never-opens-its-socket",
         comes: "cp -a $VMM $VMM.away; printf '#!/bin/sh\\nexec sleep 3600\\n' > $VMM.new; chmod 755 $VMM.new; mv $VMM.new $VMM",
         mended: "mv $VMM.away $VMM",
     },
 ];
+
+/// Called as `--api-sock PATH --id ID`.
+const REFUSING: &str = r#"cp -a $VMM $VMM.away; cat > $VMM.new <<'END'
+#!/bin/sh
+exec socat "UNIX-LISTEN:$2,fork" SYSTEM:'printf "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n{\"fault_message\":\"out of luck\"}"'
+END
+chmod 755 $VMM.new; mv $VMM.new $VMM"#;
 
 /// A start that hangs is given up within this, under KVM.
 const GIVEN_UP: Duration = Duration::from_secs(150);
