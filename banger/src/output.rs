@@ -20,7 +20,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Writes a line to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     print(&format!("{text}\n"))
 }
@@ -34,7 +34,7 @@ pub(crate) fn note(text: &str) {
 /// Writes a value as JSON, with the names of the model.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
@@ -108,7 +108,7 @@ fn cell_text(cell: &str) -> String {
 /// Facts about one thing, one a line.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let rows = facts.iter().filter(|(_, value)| !value.is_empty());

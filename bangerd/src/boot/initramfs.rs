@@ -20,7 +20,7 @@ pub struct Initramfs<'a> {
     pub config: &'a GuestConfig,
 }
 
-/// Failure of [`write`].
+/// Failure of [`write()`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitramfsError {

@@ -50,7 +50,10 @@ pub(super) fn run() -> Result<bool> {
         Ok(tally)
     });
     stage("documentation", &mut || {
-        check("cargo doc --workspace --no-deps --locked", &[("RUSTDOCFLAGS", "-D warnings")])
+        check(
+            "cargo doc --workspace --no-deps --locked --document-private-items",
+            &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links")],
+        )
     });
 
     let mut product = None;
