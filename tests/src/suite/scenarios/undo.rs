@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use banger_policy::VmId;
 
 use crate::inventory::{Allow, Inventory, Kind, leaks};
 use crate::suite::guests::Guest;
@@ -88,15 +89,9 @@ fn scenarios() -> Vec<Scenario> {
 
 fn fails(scene: &mut Scene, fault: &Fault) -> Result<Outcome> {
     scene.allow_database_growth();
-    // Started once, so that the names are known which the fault takes.
-    let guest = Guest::run(scene, "alice", "faulty")?;
-    let record = guest.record(scene)?;
-    guest.order(scene, "stop")?.ok()?;
-    let field = |name: &str| -> Result<String> {
-        let value = record.pointer(&format!("/runtime/{name}")).and_then(serde_json::Value::as_str);
-        Ok(value.with_context(|| format!("a running VM has no {name}"))?.to_owned())
-    };
-    let (tap, dm) = (field("tap_device")?, field("dm_name")?);
+    let guest = Guest::create(scene, "alice", "faulty")?;
+    let id: VmId = guest.id.parse().with_context(|| format!("{:?} is no VM id", guest.id))?;
+    let (tap, dm) = (id.tap_name(), id.dm_name());
     let filled = |line: &str| {
         line.replace("$ID", &guest.id)
             .replace("$TAP", &tap)
