@@ -63,7 +63,7 @@ pub(crate) struct BootDevices {
 pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Is there what a start needs: KVM, Firecracker, kernel and guest binary?
     fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
-    /// Makes the work disk, unless it is there.
+    /// Makes the work disk of a new VM, unless it is there.
     fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits for its orders.
     fn launch(&self, seat: &Seat, user_keys: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;

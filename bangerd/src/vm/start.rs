@@ -46,7 +46,8 @@ impl Actor {
         done(Step::Overlay)?;
 
         begin(Step::WorkDisk)?;
-        ctx.machine.work_disk(seat).await?;
+        // Made with the VM, and never again: an empty disk in its place would look as if the user's files were lost.
+        work_disk_is_there(seat)?;
         done(Step::WorkDisk)?;
 
         begin(Step::Tap)?;
@@ -105,6 +106,15 @@ impl Actor {
         }
         error
     }
+}
+
+fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {
+    let path = seat.paths.work_disk();
+    if path.is_file() {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::OperationFailed, format!("the work disk is gone: {}", path.display()))
+        .hint("An administrator may bring the file back from a backup; else delete the VM and make another."))
 }
 
 /// Makes a folder that only the daemon enters. There already is success.

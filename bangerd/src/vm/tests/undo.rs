@@ -39,12 +39,22 @@ fn a_creation_that_fails_at_any_step_leaves_nothing() {
 fn a_start_that_fails_at_any_step_leaves_an_error_with_a_reason_and_the_next_works() {
     let world = World::new();
     let request = CreateRequest { no_start: true, ..named("demo") };
-    assert!(matches!(world.create(request, false), JobState::Done(_)));
+    let JobState::Done(JobResult::Vm(vm)) = world.create(request, false) else { panic!("not made") };
+    let disk = world.paths().vm(&vm.id).work_disk();
+    let away = disk.with_extension("away");
     world.assert_nothing_held();
     for step in Step::ALL.into_iter().filter(|step| *step != Step::Handles) {
         break_step(&world, step);
+        // A start makes no work disk: what can fail is that it is gone.
+        if step == Step::WorkDisk {
+            std::fs::rename(&disk, &away).unwrap();
+        }
         let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("{step:?} did not fail") };
         world.machine.fail(None);
+        if step == Step::WorkDisk {
+            assert!(!disk.exists(), "an empty disk in place of the user's");
+            std::fs::rename(&away, &disk).unwrap();
+        }
         let vm = world.show(ALICE, "demo").unwrap();
         assert_eq!((vm.state, vm.runtime.last_error.as_str()), (State::Error, error.message.as_str()), "{step:?}");
         world.assert_nothing_held();
