@@ -41,8 +41,8 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
 /// Packages of the Debian guest without an init system: `banger-guest` stays PID 1 in it.
 pub(super) const GUEST_PACKAGES: &[&str] = &[];
 
-/// Packages of the Debian guest that boots its own systemd.
-pub(super) const GUEST_SYSTEMD_PACKAGES: &[&str] = &["systemd", "systemd-sysv", "dbus"];
+/// Packages of the Debian guest that boots its own systemd. Without udev its serial getty waits 90 s for a device that is there.
+pub(super) const GUEST_SYSTEMD_PACKAGES: &[&str] = &["systemd", "systemd-sysv", "udev", "dbus"];
 
 /// Users of the host VM: name and uid. None has sudo or group `kvm`; a suite that installs the package puts alice and bob into group `banger`, as an
 /// administrator would, and carol never.
