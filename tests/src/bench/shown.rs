@@ -1,7 +1,6 @@
 //! Programs whose output the user sees while the bench reads along.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -19,12 +18,6 @@ pub(super) struct Shown {
 /// Runs a program within a limit; what it prints appears here too, and in `copy` when there is one.
 pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
     let name = command.get_program().display().to_string();
-    // The bench takes its own end signals in one thread and blocks them in all others; a program that inherited
-    // that would be deaf to the signals that its tests are about.
-    // SAFETY: between fork and exec only pthread_sigmask(3) is called, which is async-signal-safe.
-    unsafe {
-        command.pre_exec(|| nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from));
-    }
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -117,16 +110,6 @@ mod tests {
         assert!(shown.text.contains("one\n") && shown.text.contains("two\n"), "{shown:?}");
         assert_eq!(shown.status.code(), Some(3));
         assert!(must(shell("exit 3"), Duration::from_secs(10)).is_err());
-        Ok(())
-    }
-
-    #[test]
-    fn what_the_bench_blocks_its_programs_do_not() -> Result<()> {
-        let blocked: nix::sys::signal::SigSet = [nix::sys::signal::Signal::SIGINT].into_iter().collect();
-        blocked.thread_block()?;
-        let shown = run(shell("grep SigBlk /proc/self/status"), Duration::from_secs(10), None);
-        blocked.thread_unblock()?;
-        assert!(shown?.text.contains("SigBlk:\t0000000000000000"));
         Ok(())
     }
 
