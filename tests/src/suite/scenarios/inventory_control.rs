@@ -140,6 +140,10 @@ const ROW_GROUND: &str = "mkdir -p /var/lib/banger; sqlite3 /var/lib/banger/bang
 
 fn scenarios() -> Vec<Scenario> {
     let mut all = vec![Scenario::new("quiet-host-has-no-difference", quiet)];
+    // Before the plants: their ground is lost in a reboot.
+    for (name, reboot) in [("same-after-a-clean-reboot", Reboot::Clean), ("same-after-a-power-cut", Reboot::Hard)] {
+        all.push(Scenario::across_reboot(name, move |scene| note_boot(scene, reboot), other_boot));
+    }
     for (index, plant) in PLANTS.iter().enumerate() {
         all.push(Scenario::new(format!("finds-{}-{}", plant.kind, index + 1), move |scene| planted(scene, plant)));
     }
@@ -148,9 +152,6 @@ fn scenarios() -> Vec<Scenario> {
     all.push(Scenario::new("finds-socket-vsock", vsock_socket));
     all.push(Scenario::new("finds-alterations", alterations));
     all.push(Scenario::new("every-sort-has-a-plant", every_sort));
-    for (name, reboot) in [("same-after-a-clean-reboot", Reboot::Clean), ("same-after-a-power-cut", Reboot::Hard)] {
-        all.push(Scenario::across_reboot(name, move |scene| note_boot(scene, reboot), other_boot));
-    }
     all
 }
 
