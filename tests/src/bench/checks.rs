@@ -3,13 +3,14 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::main::needs;
 use super::product::{Needs, Product};
+use super::session::Suites;
 use super::tally::{self, Tally};
 use super::{budgets, session, shown};
-use crate::suite;
+use crate::{hostvm, suite};
 
 /// The longest single check is a cold build for clippy or the tests.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -36,6 +37,8 @@ pub(super) fn run() -> Result<bool> {
         done.push(stage);
     };
 
+    // Beside the builds: most of its time it waits for packages. The first suite waits for it, or makes it again and shows what was wrong.
+    std::thread::spawn(|| hostvm::image::ensure_image(&session::cache()).map(drop));
     stage("format", &mut || check("cargo fmt --all --check", &[]));
     stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
     stage("licences and sources", &mut || check("cargo deny --offline --locked check bans licenses sources", &[]));
@@ -62,14 +65,15 @@ pub(super) fn run() -> Result<bool> {
         Ok(Tally::PASS)
     });
     stage("budgets", &mut || Ok(if budgets::print()? { Tally::PASS } else { Tally::FAIL }));
-    for suite in suite::all() {
-        stage(&format!("suite {}", suite.name), &mut || match &product {
-            Some(product) => session::run_suite(&suite, None, product),
-            // The bench's own control runs even when the product does not build.
-            None if needs(suite.setup) == Needs::Nothing => {
-                session::run_suite(&suite, None, &Product::build(Needs::Nothing)?)
-            }
-            None => anyhow::bail!("not run: the package was not built"),
+    // The bench's own control runs even when the package does not build.
+    let built = product.is_some();
+    let product = product.unwrap_or_else(|| Product::as_built(Needs::Nothing));
+    let suites = suite::all();
+    let mut runs = Suites::new(&product);
+    for (index, suite) in suites.iter().enumerate() {
+        stage(&format!("suite {}", suite.name), &mut || {
+            ensure!(built || needs(suite.setup) == Needs::Nothing, "not run: the package was not built");
+            runs.run(suite, None, suites.get(index + 1))
         });
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
-use super::session::{self, Session};
+use super::session::{self, Session, Suites};
 use super::{budgets, checks, interrupt, product};
 use crate::suite::{self, Setup};
 
@@ -101,8 +101,9 @@ fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bo
     let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
     let product = product(needs, as_built)?;
     let mut good = true;
-    for suite in &suites {
-        let tally = session::run_suite(suite, only, &product)?;
+    let mut runs = Suites::new(&product);
+    for (index, suite) in suites.iter().enumerate() {
+        let tally = runs.run(suite, only, suites.get(index + 1))?;
         good &= tally.failed == 0 && tally.passed > 0;
     }
     Ok(good)

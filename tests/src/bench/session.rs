@@ -32,6 +32,8 @@ pub(super) fn report_folder(suite: &str) -> PathBuf {
 pub(super) struct Session {
     machine: Machine,
     accel: Accel,
+    /// What the suites so far have left standing in it.
+    standing: Setup,
 }
 
 impl Session {
@@ -51,7 +53,7 @@ impl Session {
         machine.wait_until_up()?;
         machine.shell(&format!("tar xf /dev/vdb -C {INSIDE}"))?;
         eprintln!("bench: host VM up in {:.0} s ({accel:?})", started.elapsed().as_secs_f64());
-        Ok(Self { machine, accel })
+        Ok(Self { machine, accel, standing: Setup::Nothing })
     }
 
     /// Hands the terminal over to a root shell inside.
@@ -67,10 +69,11 @@ impl Session {
     fn run(&mut self, suite: &Suite, only: Option<&str>, product: &Product, folder: &Path) -> Result<Report> {
         let only = only.map(|only| format!(" --only '{only}'")).unwrap_or_default();
         let line = format!(
-            "{INSIDE}/banger-suite run {} --vmm {} --slowness {}{only}",
+            "{INSIDE}/banger-suite run {} --vmm {} --slowness {} --standing {}{only}",
             suite.name,
             product.vmm_name,
-            self.accel.slowness()
+            self.accel.slowness(),
+            self.standing.word()
         );
         let started = Instant::now();
         let mut part = 0_u32;
@@ -93,25 +96,48 @@ impl Session {
     }
 }
 
-/// Boots a host VM, runs one suite in it and ends it. After a failure everything that explains it is in the report folder.
-pub(super) fn run_suite(suite: &Suite, only: Option<&str>, product: &Product) -> Result<Tally> {
-    let folder = report_folder(suite.name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let mut session = Session::open(product)?;
-    let result = session.run(suite, only, product, &folder);
-    let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
-    if !good {
-        session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
-        eprintln!("bench: journal, console and transcript are in {}", folder.display());
+/// Runs suites one after the other. One that has passed hands its host VM on to the next when their setups allow it: booting and installing take
+/// longer than most scenarios.
+#[derive(Debug)]
+pub(super) struct Suites<'a> {
+    product: &'a Product,
+    session: Option<Session>,
+}
+
+impl<'a> Suites<'a> {
+    pub(super) fn new(product: &'a Product) -> Self {
+        Self { product, session: None }
     }
-    let ended = session.machine.shut_down();
-    let (passed, failed, skipped) = result?.counts();
-    if suite.setup != Setup::Nothing {
-        // A host that cannot shut down with banger on it is a failure of the suite.
-        ended.context("shut the host VM down")?;
+
+    /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended. After a failure everything that explains it is in the
+    /// report folder.
+    pub(super) fn run(&mut self, suite: &Suite, only: Option<&str>, next: Option<&Suite>) -> Result<Tally> {
+        let folder = report_folder(suite.name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::open(self.product)?,
+        };
+        let result = session.run(suite, only, self.product, &folder);
+        let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
+        if !good {
+            session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
+            eprintln!("bench: journal, console and transcript are in {}", folder.display());
+        }
+        if good && next.is_some_and(|next| suite.setup.leads_to(next.setup)) {
+            session.standing = suite.setup;
+            self.session = Some(session);
+        } else {
+            let ended = session.machine.shut_down();
+            if good && suite.setup != Setup::Nothing {
+                // A host that cannot shut down with banger on it is a failure of the suite.
+                ended.context("shut the host VM down")?;
+            }
+        }
+        let (passed, failed, skipped) = result?.counts();
+        Ok(Tally { passed, failed, skipped })
     }
-    Ok(Tally { passed, failed, skipped })
 }
 
 /// Disks of benches that were killed.

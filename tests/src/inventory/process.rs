@@ -91,7 +91,9 @@ fn look(pid: u32) -> Option<Process> {
 }
 
 fn is_transient(process: &Process) -> bool {
-    TRANSIENT.iter().any(|start| process.command.starts_with(start)) || on_demand(&process.cgroup)
+    // What PID 1 forks to close a descriptor or to empty a folder for it: `(sd-close)`, `(sd-rmrf)`.
+    let of_pid_1 = process.cgroup == "/init.scope" && process.command.starts_with("[(sd-");
+    of_pid_1 || TRANSIENT.iter().any(|start| process.command.starts_with(start)) || on_demand(&process.cgroup)
 }
 
 fn on_demand(cgroup: &str) -> bool {
@@ -150,6 +152,18 @@ mod tests {
         assert!(!process.command.is_empty());
         assert_eq!(process.uid, nix::unistd::getuid().to_string());
         Ok(())
+    }
+
+    #[test]
+    fn only_the_first_process_has_passing_children_of_its_own() {
+        let process = |command: &str, cgroup: &str| Process {
+            command: command.to_owned(),
+            cgroup: cgroup.to_owned(),
+            uid: "0".to_owned(),
+        };
+        assert!(is_transient(&process("[(sd-close)]", "/init.scope")));
+        assert!(!is_transient(&process("[(sd-close)]", "/system.slice/bangerd.service/daemon")));
+        assert!(!is_transient(&process("sleep 60", "/init.scope")));
     }
 
     #[test]

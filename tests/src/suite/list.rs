@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::scenarios;
 use super::scene::Scene;
 
-/// What must stand before a suite's first scenario.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What must stand before a suite's first scenario; each step stands on the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Setup {
     /// The distribution alone; the package is not even built for it.
     Nothing,
@@ -21,6 +21,27 @@ pub enum Setup {
     Vmm,
     /// And guests can boot: the distribution's kernel and the tiny image are imported.
     Guests,
+}
+
+impl Setup {
+    /// Whether a suite may begin in a host VM that suites of this setup have left clean, instead of in one of its own.
+    #[must_use]
+    pub fn leads_to(self, next: Self) -> bool {
+        // Below this, the suites install and remove the package themselves.
+        self >= Self::Vmm && next >= self
+    }
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Package => "package",
+            Self::Installed => "installed",
+            Self::Vmm => "vmm",
+            Self::Guests => "guests",
+        }
+    }
 }
 
 /// How the host VM ends between the two parts of a scenario.
@@ -127,6 +148,8 @@ pub fn find(name: &str) -> Result<Suite> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use clap::ValueEnum;
+
     use super::*;
 
     #[test]
@@ -145,6 +168,15 @@ mod tests {
             }
             assert!(!names.is_empty(), "{} has no scenario", suite.name);
         }
+    }
+
+    #[test]
+    fn a_host_is_handed_on_only_upwards_and_only_with_the_vmm_in_place() {
+        for setup in Setup::value_variants() {
+            assert_eq!(Setup::from_str(setup.word(), false).as_ref(), Ok(setup));
+            assert!(!Setup::Guests.leads_to(*setup) || *setup == Setup::Guests);
+        }
+        assert!(Setup::Vmm.leads_to(Setup::Guests) && !Setup::Installed.leads_to(Setup::Vmm));
     }
 
     #[test]

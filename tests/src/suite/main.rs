@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
-use super::list::{self, Reboot};
+use super::list::{self, Reboot, Setup};
 use super::report::print_line;
 use super::runner::{self, End, Options, REBOOT_STATUS};
 use super::scene::Surroundings;
@@ -30,6 +30,9 @@ enum Command {
         /// Factor for all time limits.
         #[arg(long, default_value_t = 1)]
         slowness: u32,
+        /// What earlier suites have left standing in this host.
+        #[arg(long, value_enum, default_value_t = Setup::Nothing)]
+        standing: Setup,
         /// Only scenarios whose name contains this.
         #[arg(long)]
         only: Option<String>,
@@ -71,9 +74,9 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Inventory { since } => inventory(since),
-        Command::Run { suite, vmm, slowness, only, report } => {
+        Command::Run { suite, vmm, slowness, standing, only, report } => {
             ensure!(nix::unistd::geteuid().is_root(), "the suites run as root, inside the host VM");
-            let options = Options { surroundings: Surroundings { vmm, slowness }, only, report };
+            let options = Options { surroundings: Surroundings { vmm, slowness }, standing, only, report };
             match runner::run(&list::find(&suite)?, &options)? {
                 End::Reboot(Reboot::Clean) => Ok(REBOOT_STATUS.0.into()),
                 End::Reboot(Reboot::Hard) => Ok(REBOOT_STATUS.1.into()),

@@ -25,14 +25,14 @@ const IMPORT: Duration = Duration::from_secs(90);
 
 /// Brings the host to the state that a suite names.
 pub(super) fn prepare(setup: Setup, options: &Options) -> Result<()> {
-    if matches!(setup, Setup::Nothing | Setup::Package) {
-        return Ok(());
+    let wanted = |step: Setup| setup >= step && options.standing < step;
+    if wanted(Setup::Installed) {
+        install(options)?;
     }
-    install(options)?;
-    if matches!(setup, Setup::Vmm | Setup::Guests) {
+    if wanted(Setup::Vmm) {
         install_vmm(options)?;
     }
-    if setup == Setup::Guests {
+    if wanted(Setup::Guests) {
         import(options)?;
     }
     Ok(())

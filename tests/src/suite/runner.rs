@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::list::{Outcome, Reboot, Scenario, Suite};
+use super::list::{Outcome, Reboot, Scenario, Setup, Suite};
 use super::product;
 use super::report::{self, Report, Result as ScenarioResult, Verdict};
 use super::scene::{Scene, Surroundings};
@@ -47,6 +47,8 @@ fn at_rest() -> Result<Inventory> {
 pub(super) struct Options {
     /// Facts from the harness.
     pub surroundings: Surroundings,
+    /// What need not be set up again.
+    pub standing: Setup,
     /// Only scenarios whose name contains this.
     pub only: Option<String>,
     /// Where the JSON report goes; what is kept across a reboot lies beside it.
@@ -128,7 +130,7 @@ fn one(
     report::print_line(&format!("-- {}", scenario.name));
     let mut scene = Scene::new(options.surroundings.clone())?;
     let (before, earlier, part) = match half_done {
-        None => (at_rest()?, 0.0, Some(&scenario.run)),
+        None => (settled(&scene)?, 0.0, Some(&scenario.run)),
         Some(half) => (half.before, half.seconds, scenario.after_reboot.as_ref()),
     };
     let started = Instant::now();
@@ -162,6 +164,19 @@ fn one(
         measured: scene.measured,
     });
     Ok(None)
+}
+
+/// The inventory before a scenario: two in a row that agree, or what is passing would be missed as gone afterwards.
+fn settled(scene: &Scene) -> Result<Inventory> {
+    let started = Instant::now();
+    let mut last = at_rest()?;
+    loop {
+        let next = at_rest()?;
+        if leaks(&last, &next, &[]).leaks.is_empty() || started.elapsed() > scene.limit(SETTLE) {
+            return Ok(next);
+        }
+        last = next;
+    }
 }
 
 fn settle(before: &Inventory, scene: &Scene) -> Result<Difference> {
