@@ -2,6 +2,7 @@
 //! request is read.
 
 use crate::sys::start;
+use banger_policy::process;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::{Gid, getgroups, setgroups};
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -38,7 +39,7 @@ fn step<T, E: Into<Box<dyn Error + Send + Sync>>>(step: &'static str, result: Re
 pub(crate) fn alone() -> Result<(), ConfineError> {
     step("clear the environment", start::clear_environment())?;
     let status = step("read /proc/self/status", std::fs::read_to_string("/proc/self/status"))?;
-    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).and_then(|n| n.trim().parse().ok());
+    let threads = process::field(&status, "Threads").and_then(|threads| threads.parse().ok());
     if threads == Some(1) { Ok(()) } else { Err(ConfineError::Threads(threads)) }
 }
 

@@ -5,6 +5,7 @@ use crate::kernel::{At, Outcome, Seen};
 use crate::record;
 use banger_policy::VmId;
 use banger_policy::holding::Process;
+use banger_policy::process::{self, DAEMON_LEAF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{Mode, OFlags, fstat, openat2};
 use rustix::io::Errno;
@@ -60,8 +61,8 @@ impl Processes {
             // It ended and was reaped between the two steps.
             return if alive(pidfd.as_fd())? { Err(Errno::IO).at("proc-read") } else { Ok(None) };
         };
-        let start_ticks = start_ticks(&stat).ok_or(Errno::IO).at("proc-stat")?;
-        let uids = uids(&status).ok_or(Errno::IO).at("proc-status")?;
+        let start_ticks = process::start_ticks(&stat).ok_or(Errno::IO).at("proc-stat")?;
+        let uids = process::uids(&status).ok_or(Errno::IO).at("proc-status")?;
         let process = Process { pid, pidfd_inode: inode, start_ticks };
         // Last: while this says alive, the number was this process's, and so was all that was read.
         Ok(Some(Seen { process, uids, alive: alive(pidfd.as_fd())? }))
@@ -75,9 +76,7 @@ impl Processes {
     pub fn daemon(&self, pidfd: &OwnedFd) -> Outcome<Option<u32>> {
         let info = format!("{}/fdinfo/{}", std::process::id(), pidfd.as_raw_fd());
         let info = read_under(self.proc.as_fd(), &info).at("pidfd-info")?;
-        // "Pid:\t-1" once it has been reaped.
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
-        let Some(pid) = pid else { return Ok(None) };
+        let Some(pid) = process::pidfd_pid(&info) else { return Ok(None) };
         let inside = self.in_cgroup(DAEMON_LEAF, pid)?;
         Ok(if inside && alive(pidfd.as_fd())? { Some(pid) } else { None })
     }
@@ -87,7 +86,7 @@ impl Processes {
     /// # Errors
     /// The kernel's.
     pub fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {
-        self.in_cgroup(&format!("vms/{owner}/{vm}"), pid)
+        self.in_cgroup(&process::vm_leaf(owner, vm), pid)
     }
 
     fn in_cgroup(&self, leaf: &str, pid: u32) -> Outcome<bool> {
@@ -100,9 +99,6 @@ impl Processes {
         }
     }
 }
-
-/// systemd's `DelegateSubgroup=` of bangerd.service.
-const DAEMON_LEAF: &str = "daemon";
 
 /// Has the process behind a pidfd not ended? A zombie has.
 ///
@@ -126,19 +122,6 @@ fn read_under(directory: BorrowedFd<'_>, path: &str) -> std::io::Result<String> 
     }
 }
 
-/// Field 22. The name in field 2 is the process's own and may hold spaces and parentheses, so fields are
-/// counted from the last parenthesis.
-fn start_ticks(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// The line `Uid:` with its four numbers. The name in the first line has its newlines escaped by the kernel.
-fn uids(status: &str) -> Option<[u32; 4]> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let numbers = line.split_ascii_whitespace().map(|number| number.parse().ok()).collect::<Option<Vec<u32>>>()?;
-    numbers.try_into().ok()
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -146,15 +129,6 @@ mod tests {
 
     fn look(pid: u32) -> Option<Seen> {
         Processes::open(None).unwrap().look(pid).unwrap()
-    }
-
-    #[test]
-    fn a_forged_name_does_not_move_the_fields() {
-        let stat = "12 (x) R 1 (evil) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 777 20";
-        assert_eq!(start_ticks(stat), Some(777));
-        assert_eq!(start_ticks("12 no parenthesis"), None);
-        assert_eq!(uids("Name:\tx\\nUid:\t0 0 0 0\nUid:\t5\t6\t7\t8\n"), Some([5, 6, 7, 8]));
-        assert_eq!(uids("Uid:\t5\t6\t7\n"), None);
     }
 
     #[test]

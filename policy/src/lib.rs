@@ -14,6 +14,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod name;
 pub mod net;
+pub mod process;
 pub mod rate;
 pub mod row;
 pub mod size;

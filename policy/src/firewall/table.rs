@@ -1,7 +1,7 @@
 //! The VMs' firewall as one value: the table `inet banger`, made whole at start-up in one transaction, then
-//! changed by set elements alone, one transaction per VM.
+//! changed by set elements alone, one transaction per VM. As bytes; the helper's socket sends them.
 //!
-//! The table has an owner (this process's netlink socket) and persists: nobody else, not even root's
+//! The table has an owner (the helper's netlink socket) and persists: nobody else, not even root's
 //! `nft flush ruleset`, can open it while the helper lives, and it stays as it is when the helper dies.
 //! It only restricts. Accepting belongs to the host's own chains, where a drop of another table is final;
 //! see `packaging/host-firewall`. What is written here, in nft's words:
@@ -35,14 +35,10 @@
 //!     oifname != "bgr-*" ip saddr @nat masquerade }
 //! ```
 
-mod message;
-mod socket;
-
-use banger_policy::firewall::{Change, Element, LIVE, NAT, OWNERS, elements};
-use banger_policy::holding::Registration;
-use banger_policy::id::DEVICE_PREFIX;
-use message::{Attrs, Batch, Kind};
-pub use socket::Firewall;
+use super::message::{Attrs, Batch, Kind};
+use super::{Change, Element, LIVE, NAT, OWNERS, elements};
+use crate::holding::Registration;
+use crate::id::DEVICE_PREFIX;
 use std::net::Ipv4Addr;
 
 const TABLE: &str = "banger";
@@ -63,7 +59,7 @@ const METADATA: [(Ipv4Addr, usize); 4] = [
 ];
 
 /// A change as messages. Adding first makes removing an element that is not there no error.
-fn encode(change: &Change, batch: &mut Batch) {
+pub fn encode(change: &Change, batch: &mut Batch) {
     put_elements(batch, Kind::NewElement, &change.remove);
     put_elements(batch, Kind::DelElement, &change.remove);
     put_elements(batch, Kind::NewElement, &change.add);
@@ -77,7 +73,7 @@ fn put_elements(batch: &mut Batch, kind: Kind, elements: &[Element]) {
 }
 
 /// The whole table, in place of whatever stands under its name.
-fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
+pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
     let table = Attrs::new().text(1, TABLE).u32(2, OWNED);
     // Made or taken over, emptied, made again.
     batch.add(Kind::NewTable, &table);

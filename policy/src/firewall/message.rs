@@ -1,4 +1,5 @@
-//! nf_tables messages as bytes (linux/netfilter/nf_tables.h): attributes, expressions, one batch.
+//! nf_tables messages as bytes (linux/netfilter/nf_tables.h): attributes, one batch, and what the kernel answers to it.
+//! The helper sends and receives them.
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
@@ -10,10 +11,12 @@ const NLM_F_CREATE: u16 = 0x400;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
+/// The error for an answer that cannot be read.
+const EPROTO: i32 = 71;
 
 /// The messages used (`enum nf_tables_msg_types`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(super) enum Kind {
     NewTable = 0,
     DelTable = 2,
     NewChain = 3,
@@ -28,14 +31,14 @@ const NFPROTO_INET: u8 = 1;
 
 /// Netlink attributes, each padded to four bytes.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Attrs(Vec<u8>);
+pub(super) struct Attrs(Vec<u8>);
 
 impl Attrs {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::default()
     }
 
-    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         // A longer value would be cut by the 16-bit length; none of ours comes near (a whole batch of
         // elements for every VM is under 20 KiB).
         let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
@@ -46,37 +49,38 @@ impl Attrs {
         self
     }
 
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+    pub(super) fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
+    pub(super) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    pub(crate) fn nest(self, kind: u16, inner: &Attrs) -> Self {
+    pub(super) fn nest(self, kind: u16, inner: &Attrs) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
 }
 
 /// A transaction: all of it happens, or nothing.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub struct Batch {
     bytes: Vec<u8>,
     sequence: u32,
 }
 
 impl Batch {
     /// `sequence` numbers its first message.
-    pub(crate) fn new(sequence: u32) -> Self {
+    #[must_use]
+    pub fn new(sequence: u32) -> Self {
         let mut batch = Self { bytes: Vec::new(), sequence };
         batch.message(BATCH_BEGIN, 0, SUBSYSTEM, &Attrs::new());
         batch
     }
 
-    pub(crate) fn add(&mut self, kind: Kind, attrs: &Attrs) {
+    pub(super) fn add(&mut self, kind: Kind, attrs: &Attrs) {
         let create = match kind {
             Kind::DelTable | Kind::DelElement => 0,
             _ => NLM_F_CREATE,
@@ -102,7 +106,8 @@ impl Batch {
     }
 
     /// The bytes to send, how many messages will be acknowledged, and the next free sequence number.
-    pub(crate) fn finish(mut self, first: u32) -> (Vec<u8>, u32, u32) {
+    #[must_use]
+    pub fn finish(mut self, first: u32) -> (Vec<u8>, u32, u32) {
         // BEGIN and END are not acknowledged.
         let acknowledged = self.sequence.wrapping_sub(first).wrapping_sub(1);
         self.message(BATCH_END, 0, SUBSYSTEM, &Attrs::new());
@@ -112,30 +117,30 @@ impl Batch {
 
 /// What the kernel answered to one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Answers {
+pub struct Answers {
     /// Messages acknowledged without an error.
-    pub(crate) acknowledged: u32,
+    pub acknowledged: u32,
     /// The first error.
-    pub(crate) error: Option<i32>,
+    pub error: Option<i32>,
 }
 
 impl Answers {
     /// Reads the acknowledgements (`NLMSG_ERROR`) in one datagram. Anything else counts as nothing.
-    pub(crate) fn read(&mut self, mut datagram: &[u8]) {
+    pub fn read(&mut self, mut datagram: &[u8]) {
         const NLMSG_ERROR: u16 = 2;
         while let Some((header, rest)) = datagram.split_first_chunk::<HEADER>() {
             let [l0, l1, l2, l3, t0, t1, ..] = *header;
             let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
             let body = length.saturating_sub(HEADER);
             if length < HEADER || body > rest.len() {
-                self.error = self.error.or(Some(libc::EPROTO));
+                self.error = self.error.or(Some(EPROTO));
                 return;
             }
             if u16::from_ne_bytes([t0, t1]) == NLMSG_ERROR {
                 match rest.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
                     Some(0) => self.acknowledged = self.acknowledged.saturating_add(1),
                     Some(code) => self.error = self.error.or(Some(code.saturating_neg())),
-                    None => self.error = self.error.or(Some(libc::EPROTO)),
+                    None => self.error = self.error.or(Some(EPROTO)),
                 }
             }
             datagram = rest.get(body.next_multiple_of(4)..).unwrap_or_default();

@@ -1,7 +1,12 @@
-//! What the firewall's sets hold for each VM, and how that changes. The helper's table has fixed rules; all
-//! that is a VM's are elements of these sets.
+//! The VMs' firewall: what its sets hold for each VM and how that changes, the whole table (`table`), and both as
+//! messages for the kernel (`message`). The table has fixed rules; all that is a VM's are elements of these sets.
+
+mod message;
+mod table;
 
 use crate::holding::Registration;
+pub use message::{Answers, Batch};
+pub use table::{encode, whole};
 
 /// A set of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

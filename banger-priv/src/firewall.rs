@@ -1,8 +1,6 @@
-//! The netlink socket that owns the table.
+//! The netlink socket that owns the VMs' firewall table. What stands in the table is `banger_policy::firewall`'s.
 
-use super::message::{Answers, Batch};
-use super::{encode, whole};
-use banger_policy::firewall::Change;
+use banger_policy::firewall::{Answers, Batch, Change, encode, whole};
 use banger_policy::holding::Registration;
 use nix::errno::Errno;
 use nix::sys::socket::{
