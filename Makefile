@@ -3,13 +3,14 @@
 
 SUITE ?=
 ONLY ?=
+SECONDS ?=
 
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
 
 NEED = tests/tools/need.sh
 BENCH = cargo run --quiet --locked --package banger-tests --bin banger-bench --
 
-.PHONY: help demo test host-test host-shell bench packages budgets fmt lint
+.PHONY: help demo test host-test host-shell bench packages fuzz budgets fmt lint
 
 help:
 	@echo 'make demo                 banger at work, from package to guest and back, in a host VM'
@@ -18,6 +19,7 @@ help:
 	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
 	@echo 'make bench                timings in the host VM'
 	@echo 'make packages             the Debian package'
+	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=...)'
 	@echo 'make budgets              the helper against its budgets'
 	@echo 'make fmt, make lint       format; clippy, dependency rules'
 
@@ -44,6 +46,10 @@ bench:
 packages:
 	@$(NEED) build deb
 	@$(BENCH) packages
+
+fuzz:
+	@$(NEED) build
+	@$(BENCH) fuzz $(if $(SECONDS),--seconds '$(SECONDS)')
 
 budgets:
 	@$(NEED) build

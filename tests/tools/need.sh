@@ -48,6 +48,7 @@ for group in "$@"; do
     case "$group" in
     build)
         want cc build-essential
+        want c++ build-essential
         want make build-essential ;;
     vm)
         want qemu-system-x86_64 qemu-system-x86

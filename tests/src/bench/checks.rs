@@ -9,11 +9,14 @@ use super::main::needs;
 use super::product::{Needs, Product};
 use super::session::Suites;
 use super::tally::{self, Tally};
-use super::{budgets, session, shown};
+use super::{budgets, fuzz, session, shown};
 use crate::{hostvm, suite};
 
 /// The longest single check is a cold build for clippy or the tests.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+/// Of fuzzing, per target.
+const FUZZ_SECONDS: u32 = 10;
 
 /// A stage that was run.
 struct Done {
@@ -65,6 +68,7 @@ pub(super) fn run() -> Result<bool> {
         Ok(Tally::PASS)
     });
     stage("budgets", &mut || Ok(if budgets::print()? { Tally::PASS } else { Tally::FAIL }));
+    stage("fuzz", &mut || fuzz::run(FUZZ_SECONDS));
     // The bench's own control runs even when the package does not build.
     let built = product.is_some();
     let product = product.unwrap_or_else(|| Product::as_built(Needs::Nothing));

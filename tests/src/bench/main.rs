@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
 use super::session::{self, Session, Suites};
-use super::{budgets, checks, interrupt, product};
+use super::{budgets, checks, fuzz, interrupt, product};
 use crate::suite::{self, Setup};
 
 /// Builds banger, boots the host VM and runs the suites in it.
@@ -46,6 +46,11 @@ enum Command {
     },
     /// Builds the Debian package and says where it is.
     Packages,
+    /// Fuzzes decoders, ledger parser and policy, each target for so many seconds.
+    Fuzz {
+        #[arg(long, default_value_t = 300)]
+        seconds: u32,
+    },
     /// Prints the helper's budgets and what is used of them.
     Budgets,
 }
@@ -70,6 +75,7 @@ fn workspace() -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
+#[expect(clippy::print_stdout, reason = "the counts are what was asked for")]
 fn run(command: Command) -> Result<bool> {
     let root = workspace()?;
     std::env::set_current_dir(&root).with_context(|| format!("go to {}", root.display()))?;
@@ -88,6 +94,10 @@ fn run(command: Command) -> Result<bool> {
             product::say_packages(&Product::build(Needs::Package)?);
             Ok(true)
         }
+        Command::Fuzz { seconds } => fuzz::run(seconds).map(|tally| {
+            println!("{tally}");
+            tally.failed == 0
+        }),
         Command::Budgets => budgets::print(),
     }
 }

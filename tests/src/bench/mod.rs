@@ -2,6 +2,7 @@
 
 mod budgets;
 mod checks;
+mod fuzz;
 mod interrupt;
 mod main;
 mod product;

@@ -16,7 +16,16 @@ pub(super) struct Shown {
 }
 
 /// Runs a program within a limit; what it prints appears here too, and in `copy` when there is one.
-pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
+pub(super) fn run(command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
+    read_along(command, limit, copy, true)
+}
+
+/// Runs a program within a limit whose output is of interest only when it fails.
+pub(super) fn captured(command: Command, limit: Duration) -> Result<Shown> {
+    read_along(command, limit, None, false)
+}
+
+fn read_along(mut command: Command, limit: Duration, copy: Option<&Path>, echoed: bool) -> Result<Shown> {
     let name = command.get_program().display().to_string();
     let mut child = command
         .stdin(Stdio::null())
@@ -31,10 +40,10 @@ pub(super) fn run(mut command: Command, limit: Duration, copy: Option<&Path>) ->
     let (sender, receiver) = std::sync::mpsc::channel::<String>();
     let mut readers = Vec::new();
     if let Some(stream) = child.stdout.take() {
-        readers.push(echo(stream, sender.clone(), copy.clone()));
+        readers.push(read(stream, sender.clone(), copy.clone(), echoed));
     }
     if let Some(stream) = child.stderr.take() {
-        readers.push(echo(stream, sender.clone(), copy.clone()));
+        readers.push(read(stream, sender.clone(), copy.clone(), echoed));
     }
     drop(sender);
     let ended = wait(&mut child, limit);
@@ -70,19 +79,21 @@ fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
-fn echo(
+fn read(
     stream: impl Read + Send + 'static,
     sender: std::sync::mpsc::Sender<String>,
     copy: Option<Arc<Mutex<std::fs::File>>>,
+    echoed: bool,
 ) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
-            let mut out = std::io::stdout().lock();
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            drop(out);
+            if echoed {
+                let mut out = std::io::stdout().lock();
+                let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            }
             if let Some(mut file) = copy.as_ref().and_then(|file| file.lock().ok()) {
                 let _ = file.write_all(text.as_bytes());
             }
