@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use super::list::{self, Reboot, Setup};
+use super::peer;
 use super::report::print_line;
 use super::runner::{self, End, Options, REBOOT_STATUS};
 use super::scene::Surroundings;
@@ -48,6 +49,9 @@ enum Command {
         #[arg(long)]
         since: Option<PathBuf>,
     },
+    /// Plays a peer of the helper; started by suites.
+    #[command(hide = true)]
+    Peer { role: Vec<String> },
 }
 
 /// What `main` calls.
@@ -74,6 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Inventory { since } => inventory(since),
+        Command::Peer { role } => peer::roles::play(&role).map(|()| ExitCode::SUCCESS),
         Command::Run { suite, vmm, slowness, standing, only, report } => {
             ensure!(nix::unistd::geteuid().is_root(), "the suites run as root, inside the host VM");
             let options = Options { surroundings: Surroundings { vmm, slowness }, standing, only, report };

@@ -7,6 +7,7 @@ mod command;
 mod guests;
 mod list;
 mod main;
+mod peer;
 mod product;
 mod report;
 mod runner;

@@ -1,0 +1,32 @@
+//! The firewall, proved with packets and not with the text of its rules: counted where they arrive, in three network namespaces.
+//!
+//! Every kind of packet that must not get through from a guest is also sent from a tap that the firewall does not know, and gets through there.
+
+mod flush;
+mod foreign;
+mod frames;
+mod guest;
+mod isolation;
+mod network;
+mod users;
+
+pub(in crate::suite) use guest::Guest;
+
+use crate::suite::list::{Scenario, Setup, Suite};
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "packets",
+    about: "what a guest can send and receive, with packets: spoofing, isolation, NAT, users, foreign rules, flushes",
+    setup: Setup::Guests,
+    scenarios,
+};
+
+fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("isolation", isolation::isolation),
+        Scenario::new("local-users", users::local_users),
+        Scenario::new("foreign-rules-nft", foreign::nft),
+        Scenario::new("foreign-rules-legacy", foreign::legacy),
+        Scenario::new("flush", flush::flush),
+    ]
+}
