@@ -3,6 +3,7 @@
 
 use crate::host::Daemon;
 use crate::proc::CGROUPS;
+use crate::sys::call::END;
 use banger_policy::id::DEVICE_PREFIX;
 use banger_policy::net::{Network, NetworkError};
 use nix::unistd::{Uid, User};
@@ -30,6 +31,8 @@ banger-priv: the root helper of banger. Started by systemd; see banger-priv.serv
   --boot-id HEX           the host's boot id, where /proc/sys is hidden from the helper (systemd's %b)
   --socket PATH           make this socket instead of taking systemd's: for a build folder only
   --check-config          check the flags and end
+  --self-check            confine this process like the helper that serves, say what holds, list the system calls
+  --self-check-call N A.. the same, then do that one system call: the tests see what it is answered, or killed
   --version, --help
 ";
 
@@ -54,7 +57,12 @@ pub(crate) enum Asked {
     Say(&'static str),
     /// To serve.
     Serve(Box<Config>),
+    /// To say what holds in a process that is confined like this; or to do one system call there.
+    Check(Box<Config>, Option<Call>),
 }
+
+/// A system call: its number and arguments.
+pub(crate) type Call = (u32, [u64; 6]);
 
 /// A command line or configuration that cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +110,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         boot_id: None,
         socket: None,
     };
-    let mut check = false;
+    let (mut check, mut confined, mut call) = (false, false, None);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let mut value = |flag: &'static str| arguments.next().ok_or(ConfigError::Missing(flag));
@@ -111,6 +119,8 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
             Some("--help") => return Ok(Asked::Say(HELP)),
             Some("--version") => return Ok(Asked::Say(VERSION)),
             Some("--check-config") => check = true,
+            Some("--self-check") => confined = true,
+            Some(CALL) => (confined, call) = (true, Some(system_call(arguments.by_ref())?)),
             Some("--no-cgroup-check") => config.unit = None,
             Some("--images") => config.images = path("--images")?,
             Some("--state") => config.state = path("--state")?,
@@ -126,7 +136,29 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
     config.bridge = bridge(file)?;
     config.bridge.network()?;
     config.daemon = daemon(user)?;
-    Ok(if check { Asked::Say("") } else { Asked::Serve(Box::new(config)) })
+    Ok(match (check, confined) {
+        (true, _) => Asked::Say(""),
+        (_, true) => Asked::Check(Box::new(config), call),
+        _ => Asked::Serve(Box::new(config)),
+    })
+}
+
+const CALL: &str = "--self-check-call";
+
+/// All that is left of the command line: a number, and up to six arguments.
+fn system_call(words: impl Iterator<Item = OsString>) -> Result<Call, ConfigError> {
+    let mut numbers = Vec::new();
+    for word in words {
+        let number = word.to_str().and_then(|word| word.parse().ok()).filter(|number| *number < END);
+        numbers.push(number.ok_or_else(|| bad(CALL, word, "a number below 2^34"))?);
+    }
+    let (number, rest) = numbers.split_first().ok_or(ConfigError::Missing(CALL))?;
+    let mut arguments = [0; 6];
+    for (argument, given) in arguments.iter_mut().zip(rest) {
+        *argument = *given;
+    }
+    let number = u32::try_from(*number).map_err(|_| bad(CALL, number.to_string().into(), "a system call"))?;
+    Ok((number, arguments))
 }
 
 fn bad(name: &'static str, value: OsString, expected: &'static str) -> ConfigError {
@@ -214,6 +246,9 @@ mod tests {
         assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
         assert_eq!(config.state, PathBuf::from("/s"));
         assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Say(""))));
+        assert!(matches!(ask("--daemon-user nobody --self-check"), Ok(Asked::Check(_, None))));
+        let call = ask("--daemon-user nobody --self-check-call 16 4294967295 19586");
+        assert!(matches!(call, Ok(Asked::Check(_, Some((16, [4_294_967_295, 19_586, 0, 0, 0, 0]))))));
         assert!(matches!(ask("--no-cgroup-check --version"), Ok(Asked::Say(VERSION))));
     }
 
@@ -230,6 +265,10 @@ mod tests {
             "--config",
             "--boot-id",
             "--socket x",
+            "--self-check-call",
+            "--self-check-call x",
+            "--self-check-call 1 17179869184",
+            "--self-check-call 4294967296",
             "serve",
         ] {
             assert!(ask(&format!("--daemon-user nobody {line}")).is_err(), "{line}");

@@ -2,14 +2,21 @@
 //! request is read.
 
 use crate::sys::start;
+use crate::{filter, record};
 use banger_policy::process;
 use caps::{CapSet, Capability, CapsHashSet};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
 use nix::unistd::{Gid, getgroups, setgroups};
+use rustix::fs::OFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::error::Error;
+use std::path::PathBuf;
 
 /// Taps, routes and nf_tables want the first, device-mapper's ioctls the second.
-const KEEP: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN];
+pub(crate) const KEEP: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN];
 
 /// A step that did not work.
 #[derive(Debug, thiserror::Error)]
@@ -72,4 +79,29 @@ pub(crate) fn privileges() -> Result<(), ConfineError> {
     step("set no_new_privs", nix::sys::prctl::set_no_new_privs())?;
     step("become undumpable", nix::sys::prctl::set_dumpable(false))?;
     step("forbid core files", setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }))
+}
+
+/// The Landlock of Linux 6.12, the oldest kernel that banger runs on: files, ioctls of devices, TCP, and signals and
+/// abstract sockets of other processes. A kernel that has less of it is refused.
+pub(crate) const LANDLOCK: ABI = ABI::V6;
+
+/// From now on nothing can be opened but what lies below these folders, with these rights. Handles that are open stay
+/// as they are. No TCP, no signal, no abstract socket.
+pub(crate) fn landlock(reach: impl IntoIterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Result<(), ConfineError> {
+    const STEP: &str = "apply Landlock (ABI 6, Linux 6.12)";
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let ruleset = step(STEP, ruleset.handle_access(AccessFs::from_all(LANDLOCK)))?;
+    let ruleset = step(STEP, ruleset.handle_access(AccessNet::from_all(LANDLOCK)))?;
+    let mut created = step(STEP, ruleset.scope(Scope::from_all(LANDLOCK)).and_then(Ruleset::create))?;
+    for (path, rights) in reach {
+        let folder = step("open a folder for Landlock", record::folder(&path, OFlags::PATH))?;
+        created = step(STEP, created.add_rule(PathBeneath::new(folder, rights)))?;
+    }
+    step(STEP, created.restrict_self()).map(drop)
+}
+
+/// The last step: [`filter::ROWS`], on every thread.
+pub(crate) fn seccomp() -> Result<(), ConfineError> {
+    let program = step("build the system call filter", filter::program())?;
+    step("apply the system call filter", seccompiler::apply_filter_all_threads(&program))
 }

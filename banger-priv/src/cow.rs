@@ -15,11 +15,9 @@ use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fallocate, fstat, openat2, statat,
 };
 use rustix::io::Errno;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 
 /// Ending of the records.
 const RECORD: &str = ".json";
@@ -160,17 +158,15 @@ pub fn reserve(file: BorrowedFd<'_>, from: u64, bytes: u64) -> Outcome<()> {
 /// The daemon's image folder.
 #[derive(Debug)]
 pub struct Images {
-    path: PathBuf,
-    folder: RefCell<Option<OwnedFd>>,
+    folder: OwnedFd,
     daemon_uid: u32,
 }
 
 impl Images {
-    /// Keeps a handle on the folder, now or (on a host where the daemon has never run) when it is there.
+    /// `folder`: a handle on it, good for passing through.
     #[must_use]
-    pub fn open(path: PathBuf, daemon_uid: u32) -> Self {
-        let folder = RefCell::new(record::folder(&path, OFlags::PATH).ok());
-        Self { path, folder, daemon_uid }
+    pub fn new(folder: OwnedFd, daemon_uid: u32) -> Self {
+        Self { folder, daemon_uid }
     }
 
     /// Opens a base image: a plain, read-only file of the daemon's, in whole chunks. Answers its size too.
@@ -178,14 +174,10 @@ impl Images {
     /// # Errors
     /// EINVAL when it is anything else.
     pub fn base(&self, image: &Digest) -> Outcome<(OwnedFd, u64)> {
-        let mut folder = self.folder.borrow_mut();
-        if folder.is_none() {
-            *folder = Some(record::folder(&self.path, OFlags::PATH).at("images-open")?);
-        }
-        let folder = folder.as_ref().ok_or(Errno::NOENT).at("images-open")?;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let resolve = record::beneath() | ResolveFlags::NO_XDEV;
-        let file = openat2(folder, format!("{image}/rootfs.ext4"), flags, Mode::empty(), resolve).at("base-open")?;
+        let file =
+            openat2(&self.folder, format!("{image}/rootfs.ext4"), flags, Mode::empty(), resolve).at("base-open")?;
         let stat = fstat(&file).at("base-stat")?;
         let bytes = size(&stat);
         let writable = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WUSR | Mode::WGRP | Mode::WOTH);
@@ -318,7 +310,7 @@ mod tests {
         let me = rustix::process::geteuid().as_raw();
         let directory = images.path().join(image().to_string());
         let path = directory.join("rootfs.ext4");
-        let attempt = |uid| Images::open(images.path().to_owned(), uid).base(&image());
+        let attempt = |uid| Images::new(record::folder(images.path(), OFlags::PATH).unwrap(), uid).base(&image());
         assert_eq!(attempt(me).unwrap_err().errno, libc::ENOENT);
         fs::create_dir(&directory).unwrap();
         let good = |bytes: usize| {

@@ -10,6 +10,7 @@ pub mod config;
 pub mod confine;
 pub mod cow;
 mod fail;
+mod filter;
 pub mod firewall;
 pub mod host;
 pub mod kernel;
@@ -20,6 +21,7 @@ mod notify;
 pub mod ops;
 pub mod proc;
 pub mod record;
+mod self_check;
 pub mod serve;
 mod service;
 pub mod sys;
@@ -28,13 +30,15 @@ use config::{Asked, Config, ConfigError};
 use confine::ConfineError;
 use cow::{Cows, Images};
 use kernel::KernelError;
+use landlock::{AccessFs, BitFlags};
 use ledger::Ledger;
 use log::Level;
 use ops::{Denied, Machine};
+use rustix::fs::OFlags;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -74,10 +78,12 @@ fn step<T>(step: impl Into<String>, result: io::Result<T>) -> Result<T, StartErr
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(panicked));
     // First: what systemd passed is taken, every other descriptor is closed.
     let passed = sys::start::take_descriptors(notify::passed());
     let served = match config::parse(std::env::args_os().skip(1)) {
         Ok(Asked::Say(text)) => step("write", io::stdout().write_all(text.as_bytes())),
+        Ok(Asked::Check(config, call)) => self_check::run(&config, call).map(|never| match never {}),
         Ok(Asked::Serve(config)) => {
             step("close inherited descriptors", passed.map_err(Into::into)).and_then(|passed| run(&config, passed))
         }
@@ -85,6 +91,16 @@ pub fn main() -> ExitCode {
     };
     served.map_or_else(|error| fail_with(&error), |()| ExitCode::SUCCESS)
 }
+
+/// A panic's place is ours to print, its text may not be.
+fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let place = info.location().map(|place| format!(" at={}:{}", place.file(), place.line())).unwrap_or_default();
+    log::record(Level::Critical, &format!("panic{place}"));
+    sys::call::exit(PANICKED)
+}
+
+/// EX_SOFTWARE of sysexits(3).
+const PANICKED: i32 = 70;
 
 fn fail_with(error: &StartError) -> ExitCode {
     let mut text = format!("banger-priv: {error}");
@@ -114,14 +130,14 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     let cows = own_folder(&config.state.join("cow"))?;
     let ledger = step("open the ledger", Ledger::open(runtime, boot_id(config)?))?;
     let cows = step("read the COW records", Cows::open(cows))?;
-    let images = Images::open(config.images.clone(), config.daemon.uid);
+    let images = record::folder(&config.images, OFlags::PATH);
+    let images = Images::new(step(format!("open {}", config.images.display()), images)?, config.daemon.uid);
     let processes = Rc::new(proc::Processes::open(config.unit.as_deref())?);
 
     // 3. Two capabilities, nothing new, no core file.
     confine::privileges()?;
 
-    // 4. One thread, on which everything else happens. (Landlock belongs before this line: all folders are
-    //    open; what is opened later lies below them, /dev, /proc and /sys/fs/cgroup.)
+    // 4. One thread, on which everything else happens.
     let runtime = step("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
@@ -132,7 +148,10 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         step("listen", listener.set_nonblocking(true))?;
         let listener = step("listen", tokio::net::UnixListener::from_std(listener))?;
 
-        // 6. (seccomp belongs here: from now on no socket is made, connected or bound, and nothing is run.)
+        // 6. What was needed up to here and is not needed any more (devices by name, /sys/block, new sockets, most
+        //    system calls) is given up. After the sweep, so that the lists hold nothing for its sake.
+        confine::landlock(reach(config))?;
+        confine::seccomp()?;
 
         // 7. Serve.
         notifier.say("READY=1");
@@ -140,6 +159,31 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         serve::serve(listener, machine, processes, config.daemon.uid).await;
         Ok(())
     })
+}
+
+/// Where something is still opened while serving, and with which rights. Through the handles that are held: this
+/// bounds what could be opened without them.
+fn reach(config: &Config) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
+    // A record is a new file, renamed over the old one.
+    let records = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::RemoveFile;
+    let mut reach = vec![
+        // Rows of the ledger. They are read at start only.
+        (config.runtime.clone(), records),
+        // COW files, for their loops, and their records.
+        (config.state.join("cow"), records | AccessFs::ReadFile),
+        // Base images, for their loops.
+        (config.images.clone(), AccessFs::ReadFile.into()),
+        // net/tun, and loops: the kernel makes new ones as they are asked for, so they cannot be named here. Under
+        // the unit, `DeviceAllow=` tells devices apart.
+        ("/dev".into(), AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev),
+        // Who a process is.
+        ("/proc".into(), AccessFs::ReadFile.into()),
+    ];
+    if config.unit.is_some() {
+        // In whose cgroup it is. The unit's own folder comes and goes with the daemon.
+        reach.push((proc::CGROUPS.into(), AccessFs::ReadFile.into()));
+    }
+    reach
 }
 
 fn listening(config: &Config, passed: Option<OwnedFd>) -> Result<std::os::unix::net::UnixListener, StartError> {
@@ -163,7 +207,7 @@ fn boot_id(config: &Config) -> Result<String, StartError> {
 fn own_folder(path: &Path) -> Result<OwnedFd, StartError> {
     let opened = match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => record::folder(path, rustix::fs::OFlags::RDONLY),
+        _ => record::folder(path, OFlags::RDONLY),
     };
     let private = opened.and_then(|folder| {
         let stat = rustix::fs::fstat(&folder)?;

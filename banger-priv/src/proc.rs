@@ -22,6 +22,8 @@ const ROOM: u64 = 32 * 1024;
 #[derive(Debug)]
 pub struct Processes {
     proc: OwnedFd,
+    /// This process, in `/proc`.
+    own: u32,
     /// `/sys/fs/cgroup`, and the daemon's unit below it. The unit's folder comes and goes with the daemon,
     /// so no handle on it is kept. `None`: no check.
     unit: Option<(OwnedFd, String)>,
@@ -41,7 +43,7 @@ impl Processes {
             Some(unit) => Some((record::folder(Path::new(CGROUPS), OFlags::PATH).at("open-cgroup")?, unit.to_owned())),
             None => None,
         };
-        Ok(Self { proc, unit })
+        Ok(Self { proc, own: std::process::id(), unit })
     }
 
     /// Looks at process `pid`; `None` when there is none.
@@ -68,13 +70,21 @@ impl Processes {
         Ok(Some(Seen { process, uids, alive: alive(pidfd.as_fd())? }))
     }
 
+    /// This process's own status.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn own_status(&self) -> std::io::Result<String> {
+        read_under(self.proc.as_fd(), &format!("{}/status", self.own))
+    }
+
     /// The process at the other end of a connection: its pid, if it is alive and in the daemon's own
     /// cgroup. VMMs share the daemon's uid and its unit; only the leaf tells them apart.
     ///
     /// # Errors
     /// The kernel's.
     pub fn daemon(&self, pidfd: &OwnedFd) -> Outcome<Option<u32>> {
-        let info = format!("{}/fdinfo/{}", std::process::id(), pidfd.as_raw_fd());
+        let info = format!("{}/fdinfo/{}", self.own, pidfd.as_raw_fd());
         let info = read_under(self.proc.as_fd(), &info).at("pidfd-info")?;
         let Some(pid) = process::pidfd_pid(&info) else { return Ok(None) };
         let inside = self.in_cgroup(DAEMON_LEAF, pid)?;

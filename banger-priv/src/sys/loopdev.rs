@@ -38,9 +38,10 @@ pub struct LoopConfig {
 
 const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() == 304);
 
-const LOOP_GET_STATUS64: u32 = 0x4c05;
-const LOOP_CONFIGURE: u32 = 0x4c0a;
-const LOOP_CTL_GET_FREE: u32 = 0x4c82;
+pub(crate) const LOOP_GET_STATUS64: u32 = 0x4c05;
+pub(crate) const LOOP_CONFIGURE: u32 = 0x4c0a;
+pub(crate) const LOOP_CTL_GET_FREE: u32 = 0x4c82;
+pub(crate) const BLKGETDISKSEQ: u32 = 0x8008_1280;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 /// The block major of loop devices (linux/major.h).
@@ -51,7 +52,7 @@ const RACES: u32 = 64;
 nix::ioctl_none_bad!(loop_get_free, LOOP_CTL_GET_FREE);
 nix::ioctl_write_ptr_bad!(loop_configure, LOOP_CONFIGURE, LoopConfig);
 nix::ioctl_read_bad!(loop_status, LOOP_GET_STATUS64, LoopInfo64);
-nix::ioctl_read!(block_disk_sequence, 0x12, 128, u64);
+nix::ioctl_read_bad!(block_disk_sequence, BLKGETDISKSEQ, u64);
 
 /// A configured loop device; freed when this is dropped and nobody else has it open.
 #[derive(Debug)]

@@ -14,9 +14,9 @@ pub struct IfReq {
 
 const _: () = assert!(size_of::<IfReq>() == size_of::<libc::ifreq>());
 
-const TUNSETIFF: u32 = 0x4004_54ca;
-const TUNSETPERSIST: u32 = 0x4004_54cb;
-const TUNSETOWNER: u32 = 0x4004_54cc;
+pub(crate) const TUNSETIFF: u32 = 0x4004_54ca;
+pub(crate) const TUNSETPERSIST: u32 = 0x4004_54cb;
+pub(crate) const TUNSETOWNER: u32 = 0x4004_54cc;
 /// Fail if there is such a link: without it TUNSETIFF would attach to somebody else's.
 const IFF_TUN_EXCL: u16 = 0x8000;
 const IFF_TAP: u16 = 0x0002;

@@ -96,7 +96,7 @@ impl Folders {
         let folder = |name: &str| record::folder(&self.path(name), rustix::fs::OFlags::RDONLY).unwrap();
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
         let cows = Cows::open(folder("cow")).unwrap();
-        let images = Images::open(self.path("images"), DAEMON);
+        let images = Images::new(folder("images"), DAEMON);
         Rc::new(Machine::new(kernel, ledger, cows, images, network, DAEMON))
     }
 }

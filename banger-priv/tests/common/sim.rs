@@ -257,7 +257,7 @@ impl Host {
         let sim = Sim { world: Rc::clone(&self.world), ledger: self.folder.path().join("run") };
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
         let cows = Cows::open(folder("cow")).unwrap();
-        let images = Images::open(self.folder.path().join("images"), self.daemon);
+        let images = Images::new(folder("images"), self.daemon);
         let network = Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap();
         Rc::new(Machine::new(sim, ledger, cows, images, network, self.daemon))
     }

@@ -1,0 +1,73 @@
+//! `--self-check`: this process confines itself as the helper that serves does, then says what holds. It takes no lock,
+//! reads no record and changes nothing on the host, so it can run beside the service.
+
+use crate::config::{Call, Config};
+use crate::confine::{self, KEEP, LANDLOCK};
+use crate::kernel::At;
+use crate::proc::Processes;
+use crate::sys::call;
+use crate::{StartError, filter, reach, record, step};
+use banger_policy::process::field;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use rustix::fs::{Mode, OFlags, openat2};
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+/// The filter's budget.
+const CALLS: usize = 35;
+
+pub(crate) fn run(config: &Config, asked: Option<Call>) -> Result<Infallible, StartError> {
+    confine::alone()?;
+    let processes = Processes::open(None)?;
+    let root = record::folder(Path::new("/"), OFlags::PATH).at("open-root")?;
+    confine::privileges()?;
+    confine::landlock(reach(config))?;
+    // These two ask by calls that the filter refuses. Nothing that it allows could change their answers.
+    let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .and_then(|tcp| connect(tcp.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 1)));
+    let dumpable = nix::sys::prctl::get_dumpable().at("dumpable")?;
+    confine::seccomp()?;
+    if let Some((number, arguments)) = asked {
+        let answer = call::by_number(number, arguments)
+            .unwrap_or_else(|error| error.raw_os_error().map_or(-1, |errno| i64::from(errno).wrapping_neg()));
+        step("write", io::stdout().write_all(format!("answer {answer}\n").as_bytes()))?;
+        call::exit(0);
+    }
+    let outside = openat2(&root, "etc/passwd", OFlags::RDONLY, Mode::empty(), record::beneath());
+    let status = step("read the own status", processes.own_status())?;
+    let is = |name: &str, value: &str| field(&status, name) == Some(value);
+    let kept = format!("{:016x}", KEEP.iter().fold(0, |set, capability| set | capability.bitmask()));
+    let none = "0".repeat(16);
+    let facts = [
+        ("permitted, effective and bounding capabilities are NET_ADMIN and SYS_ADMIN", {
+            ["CapPrm", "CapEff", "CapBnd"].iter().all(|set| is(set, &kept))
+        }),
+        ("no capability can be inherited", is("CapInh", &none) && is("CapAmb", &none)),
+        ("no_new_privs", is("NoNewPrivs", "1")),
+        ("one thread", is("Threads", "1")),
+        ("not dumpable", !dumpable),
+        ("Landlock refuses a file outside", outside.is_err_and(|error| error == rustix::io::Errno::ACCESS)),
+        // Under the unit there is not even such a socket (RestrictAddressFamilies=).
+        ("TCP is refused", matches!(tcp, Err(Errno::EACCES | Errno::EAFNOSUPPORT))),
+        ("seccomp in filter mode", is("Seccomp", "2")),
+        ("system calls within their budget", filter::ROWS.len() <= CALLS),
+    ];
+    let mut text = String::new();
+    for (fact, holds) in &facts {
+        text.push_str(if *holds { "holds: " } else { "DOES NOT HOLD: " });
+        text.push_str(fact);
+        text.push('\n');
+    }
+    let filters = field(&status, "Seccomp_filters").unwrap_or_default();
+    let _ = writeln!(text, "landlock {LANDLOCK:?}\nfilters {filters}\nsyscalls {} of {CALLS}", filter::ROWS.len());
+    for row in filter::ROWS {
+        let _ = writeln!(text, "row {row}");
+    }
+    step("write", io::stdout().write_all(text.as_bytes()))?;
+    // Not by returning: what Rust does after `main` has no row.
+    call::exit(i32::from(facts.iter().any(|(_, holds)| !holds)))
+}
