@@ -116,6 +116,7 @@ pub fn all() -> Vec<Suite> {
     vec![
         scenarios::inventory_control::SUITE,
         scenarios::install::SUITE,
+        scenarios::confinement::SUITE,
         scenarios::demo::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
