@@ -124,7 +124,8 @@ impl Cows {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = openat2(&self.folder, cow.vm.to_string(), flags, Mode::empty(), record::beneath()).at("cow-open")?;
         let stat = fstat(&file).at("cow-stat")?;
-        let own = stat.st_uid == rustix::process::geteuid().as_raw()
+        // The folder's owner is the helper's uid: looked at when it was opened.
+        let own = stat.st_uid == fstat(&self.folder).at("cow-stat")?.st_uid
             && Mode::from_raw_mode(stat.st_mode) == Mode::RUSR | Mode::WUSR;
         if plain(&stat) && own && size(&stat) == cow.file_bytes {
             Ok(file)
