@@ -121,16 +121,20 @@ pub fn all() -> Vec<Suite> {
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::images::SUITE,
+        scenarios::helper_kills::SUITE,
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
+        scenarios::hostile_vmm::SUITE,
+        scenarios::packets::SUITE,
+        scenarios::hostile_client::SUITE,
     ]
 }
 
 /// Suites that run only when they are asked for.
 #[must_use]
 pub(super) fn on_request() -> Vec<Suite> {
-    vec![scenarios::timings::SUITE]
+    vec![scenarios::timings::SUITE, scenarios::hostile_client::LONG]
 }
 
 /// The suite of that name; the error lists what there is.

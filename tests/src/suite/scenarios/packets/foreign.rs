@@ -20,7 +20,7 @@ const RULES: &str = "\
 const UNDO: &str = "\
     $I -P FORWARD ACCEPT; for t in filter nat; do $I -t $t -F; $I -t $t -X; done; nft delete table inet foreign";
 
-/// The packaged timer looks every 30 s; a run of it takes some time of its own.
+/// The packaged timer promises this; under emulation a run of it takes some time of its own.
 const TIMER: Duration = Duration::from_secs(30);
 const RUN: Duration = Duration::from_secs(2);
 /// What is dropped does not come within this.
