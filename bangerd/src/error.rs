@@ -41,6 +41,12 @@ pub(crate) enum StartError {
     /// The key to the guests.
     #[error("cannot make or read the daemon's ssh key")]
     Key(#[from] crate::guest::keys::KeyError),
+    /// The key that names the folders of sockets.
+    #[error("cannot make or read {}", .path.display())]
+    SocketKey { path: PathBuf, source: io::Error },
+    /// Its memory could be read by other processes of its user.
+    #[error("cannot close the daemon's memory to its own user")]
+    Dumpable(#[source] nix::Error),
     /// The runtime.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),

@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
     // Before any thread: it becomes the VMM.
     if words.next_if(|word| word == firecracker::launcher::COMMAND).is_some() {
-        return firecracker::launcher::main(words);
+        return firecracker::launcher::main();
     }
     match args::parse(words, |name| std::env::var_os(name)).and_then(|args| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,6 +66,9 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Serve => {
             let config = config::load(&args.paths.config, args.config_named)?;
             log::init(&config.log_level)?;
+            // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon (prctl(2)). The launcher is
+            // no longer so, for exec sets it back, and is confined instead.
+            nix::sys::prctl::set_dumpable(false).map_err(StartError::Dumpable)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(StartError::Runtime)?;
             let ended = runtime.block_on(serve(args, config));
@@ -82,12 +85,16 @@ fn run(args: &Args) -> Result<(), StartError> {
 async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     args.paths.check()?;
     listen::make_folders(&args.paths)?;
+    let mut args = args.clone();
+    let file = args.paths.socket_key_file();
+    args.paths.socket_key =
+        paths::SocketKey::load_or_create(&file).map_err(|source| StartError::SocketKey { path: file, source })?;
     let db = db::Db::open(&args.paths.database()).await?;
     let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
     let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
     let client_key = guest::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
-    let host = vm::host::Host::new(args, &config, cgroups, client_key);
+    let host = vm::host::Host::new(&args, &config, cgroups, client_key);
     let jobs = jobs::Jobs::load(db.clone()).await?;
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.default_image_name.clone());
     store.remove_leftovers().await?;
@@ -106,6 +113,6 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     listen::announce();
     vms.reconcile_in_background();
     vm::stats::spawn(&vms);
-    rpc::serve(listener, rpc::Daemon::new(vms, store, args)).await;
+    rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;
     Ok(())
 }

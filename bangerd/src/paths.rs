@@ -1,10 +1,18 @@
 //! Every path of the daemon, derived in one place from a handful of folders and from ids.
 //!
-//! Nothing here touches the file system. Paths of a VM are never stored: they follow from its id.
+//! Paths of a VM are never stored: they follow from its id. But for [`SocketKey::load_or_create`], nothing here
+//! touches the file system.
+//!
+//! The folder of a VM's sockets follows from its id and from a key that only the daemon has. Landlock of our floor
+//! cannot keep a VMM from connecting to a socket whose path it knows, and all VMMs are of one uid; ids are no
+//! secret, for a tap carries one. So the folder's name is: no VMM can list, watch or work it out, and no command
+//! line and no table of sockets tells it, because sockets are bound by names without it.
 
 use crate::error::StartError;
 use banger_policy::{Digest, VmId};
+use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 /// What `sun_path` holds with its final zero (unix(7)).
 const SUN_PATH_MAX: usize = 108;
@@ -26,6 +34,8 @@ pub(crate) struct Paths {
     pub(crate) config: PathBuf,
     /// The helper's COW files, only to show where they are.
     pub(crate) cow: PathBuf,
+    /// Names the folders of the VMs' sockets.
+    pub(crate) socket_key: SocketKey,
 }
 
 impl Default for Paths {
@@ -38,6 +48,7 @@ impl Default for Paths {
             guest_binary: "/usr/lib/banger/banger-guest".into(),
             config: "/etc/banger/banger.toml".into(),
             cow: "/var/lib/banger-priv/cow".into(),
+            socket_key: SocketKey::default(),
         }
     }
 }
@@ -87,10 +98,15 @@ impl Paths {
         self.state.join("ssh_key")
     }
 
+    /// Where the key lies that no VMM may read.
+    pub(crate) fn socket_key_file(&self) -> PathBuf {
+        self.state.join("socket_key")
+    }
+
     pub(crate) fn vm(&self, vm: &VmId) -> VmPaths {
         VmPaths {
             dir: self.vms().join(vm.to_string()),
-            runtime: self.runtime.join("vm").join(vm.short()),
+            runtime: self.runtime.join("vm").join(self.socket_key.folder(vm)),
             cow: self.cow.join(vm.to_string()),
         }
     }
@@ -137,6 +153,43 @@ impl VmPaths {
     }
 }
 
+/// A secret of the daemon; see the head of this file.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SocketKey([u8; 32]);
+
+impl fmt::Debug for SocketKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SocketKey")
+    }
+}
+
+impl SocketKey {
+    /// The key in a file, made when there is none. A damaged one is replaced by an administrator, who then starts the
+    /// VMs anew: the sockets of those that run are under its names.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidData` when the file has another length.
+    pub(crate) fn load_or_create(path: &Path) -> io::Result<Self> {
+        match std::fs::read(path) {
+            Ok(bytes) => bytes.try_into().map(Self).map_err(|_| io::ErrorKind::InvalidData.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut key = [0; 32];
+                // Up to 256 bytes come whole or not at all (getrandom(2)).
+                rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
+                crate::guest::keys::write_new(path, &key)?;
+                Ok(Self(key))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// 64 bits of SHA-256: as long as what ids are shortened to, so that socket paths keep their length.
+    fn folder(&self, vm: &VmId) -> String {
+        let hash = Sha256::new().chain_update(self.0).chain_update(vm.to_string()).finalize();
+        hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// A path as it is shown.
 pub(crate) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
@@ -144,7 +197,26 @@ pub(crate) fn text(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn the_folder_of_sockets_takes_the_key_to_know() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("socket_key");
+        let key = SocketKey::load_or_create(&file).unwrap();
+        assert_eq!(SocketKey::load_or_create(&file).unwrap(), key, "sockets are found again by the next daemon");
+        let paths = |socket_key| Paths { socket_key, ..Paths::default() };
+        let (one, two) = (VmId::from_bytes([1; 32]).unwrap(), VmId::from_bytes([2; 32]).unwrap());
+        let ours = paths(key).vm(&one).runtime;
+        assert_eq!(ours, paths(key).vm(&one).runtime);
+        assert_ne!(ours, paths(key).vm(&two).runtime);
+        assert_ne!(ours, paths(SocketKey::default()).vm(&one).runtime);
+        assert!(!ours.to_string_lossy().contains(&one.short()) && !format!("{key:?}").contains('['));
+        assert_eq!(ours.file_name().unwrap().len(), one.short().len());
+        std::fs::write(&file, "short").unwrap();
+        assert!(SocketKey::load_or_create(&file).is_err());
+    }
 
     #[test]
     fn socket_paths_fit_their_address() {

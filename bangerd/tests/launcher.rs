@@ -3,7 +3,7 @@
 
 use banger_policy::VmId;
 use bangerd::cgroup::{Cgroups, Limits};
-use bangerd::firecracker::{Launch, VmmEnd, VmmError, launch};
+use bangerd::firecracker::{Files, Launch, StandIn, VmmEnd, VmmError, launch};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ fn orders(folder: &Path, groups: &Cgroups) -> Launch {
         api_socket: folder.join("api.sock"),
         console: folder.join("console.log"),
         cgroup: groups.vm(1000, &vm),
+        files: Files::default(),
+        // A script needs its interpreter and what that runs.
+        stand_in: Some(StandIn { paths: vec!["/usr/bin".into()] }),
         launcher: env!("CARGO_BIN_EXE_bangerd").into(),
     }
 }
@@ -64,8 +67,8 @@ async fn the_vmm_starts_with_nothing_of_the_daemon() {
     settled(pid).await;
 
     let said = fs::read_to_string(&orders.console).unwrap();
-    let api = orders.api_socket.display();
-    assert_eq!(said, format!("{pid} --api-sock {api} --id {}\n0077\n/\nerror\n", orders.id));
+    let there = folder.path().display();
+    assert_eq!(said, format!("{pid} --api-sock api.sock --id {}\n0077\n{there}\nerror\n", orders.id));
     assert_eq!(fs::metadata(&orders.console).unwrap().permissions().mode() & 0o777, 0o600);
     let mut open: Vec<(String, PathBuf)> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -90,6 +93,35 @@ async fn the_vmm_starts_with_nothing_of_the_daemon() {
     assert!(!vmm.is_alive());
 }
 
+/// Runs as root here, mostly: what is refused is refused by the confinement, not by modes.
+#[tokio::test]
+async fn a_vmm_reaches_its_own_files_and_no_others() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (own, secret) = (folder.path().join("kernel"), elsewhere.path().join("secret"));
+    fs::write(&own, "own").unwrap();
+    fs::write(&secret, "secret").unwrap();
+    let mut orders = orders(folder.path(), &Cgroups::untracked());
+    orders.files.read.push(own.clone());
+    let script = format!(
+        "#!/bin/sh\ncat {own}; echo; cat {secret}; echo > {own}; ls {there}; true > {there}/made; chmod 777 {own}; kill -0 {pid}; \
+         cat /proc/{pid}/comm; ls /; mkfifo api.sock_1; (echo forked)\necho done\nexec sleep 1000\n",
+        own = own.display(),
+        secret = secret.display(),
+        there = elsewhere.path().display(),
+        pid = std::process::id(),
+    );
+    fs::write(&orders.binary, script).unwrap();
+    let (vmm, _listener) = tokio::join!(launch(&orders), listen_later(orders.api_socket.clone()));
+    let vmm = vmm.unwrap();
+    settled(vmm.pid()).await;
+    orders.cgroup.kill().await.unwrap();
+    let said = fs::read_to_string(&orders.console).unwrap();
+    let refusals = said.lines().filter(|line| line.contains("denied") || line.contains("not permitted")).count();
+    assert!(said.starts_with("own\n") && said.ends_with("forked\ndone\n"), "{said}");
+    assert_eq!((refusals, said.lines().filter(|line| !line.is_empty()).count()), (9, 12), "{said}");
+    assert!(!elsewhere.path().join("made").exists() && fs::read(&own).unwrap() == b"own");
+}
+
 #[tokio::test]
 async fn what_cannot_be_started_says_why() {
     let folder = tempfile::tempdir().unwrap();
@@ -97,7 +129,8 @@ async fn what_cannot_be_started_says_why() {
     let missing = Launch { binary: "/nonexistent/firecracker".into(), ..orders(folder.path(), &groups) };
     let error = launch(&missing).await.unwrap_err();
     assert!(matches!(error, VmmError::Launcher(_)));
-    assert!(error.to_string().contains("/nonexistent/firecracker: No such file"), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("/nonexistent/firecracker") && said.contains("No such file"), "{said}");
     let no_console = Launch { console: "/nonexistent/console".into(), ..orders(folder.path(), &groups) };
     let error = launch(&no_console).await.unwrap_err();
     assert!(error.to_string().contains("cannot open the console /nonexistent/console"), "{error}");

@@ -45,7 +45,7 @@ pub struct VmmConfig {
     pub mac: String,
     /// The guest's CID.
     pub vsock_cid: u32,
-    /// The vsock device's socket; what lies there is removed.
+    /// The vsock device's socket, in the VMM's own folder; what lies there is removed.
     pub vsock_path: PathBuf,
     /// Where metrics go; emptied.
     pub metrics_path: Option<PathBuf>,
@@ -111,7 +111,9 @@ fn requests(config: &VmmConfig) -> Result<Vec<Put>, VmmError> {
         "/network-interfaces/eth0".into(),
         json!({ "iface_id": "eth0", "host_dev_name": config.tap, "guest_mac": config.mac }),
     ));
-    let vsock = json!({ "guest_cid": config.vsock_cid, "uds_path": text(&config.vsock_path)? });
+    // From the folder in which the launcher has left it; `<this>_<port>` is found from there too.
+    let vsock_name = config.vsock_path.file_name().map_or(config.vsock_path.as_path(), Path::new);
+    let vsock = json!({ "guest_cid": config.vsock_cid, "uds_path": text(vsock_name)? });
     puts.push(("vsock", "/vsock".into(), vsock));
     puts.push(("the start", "/actions".into(), json!({ "action_type": "InstanceStart" })));
     Ok(puts)

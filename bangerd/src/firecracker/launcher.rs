@@ -1,24 +1,28 @@
-//! The moment between daemon and VMM: `bangerd launch-vmm <orders>` becomes Firecracker.
+//! The moment between daemon and VMM: `bangerd launch-vmm` reads its orders and becomes Firecracker.
 //!
 //! Started by [`super::launch`] only. Every step here is irreversible and made by the process itself, in this
-//! order, so that nothing of the VMM ever runs outside its cgroup or with the daemon's descriptors. One
-//! thread, no runtime. The only way back is one line on the standard error that it was started with.
+//! order, so that nothing of the VMM ever runs outside its cgroup, with the daemon's descriptors or
+//! unconfined. One thread, no runtime. The only way back is one line on the standard error that it was started with.
 
+use super::confine::{self, ConfineError, Files, StandIn};
 use super::{Launch, VmmError};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 /// The word after `bangerd` that selects this.
 pub const COMMAND: &str = "launch-vmm";
 
-/// What is to be done, as JSON in the argument after [`COMMAND`].
+/// The orders are some kilobytes.
+const MAX_ORDERS: u64 = 256 * 1024;
+
+/// What is to be done, as JSON on standard input: every user of the host reads command lines, and where a VM's sockets
+/// lie is not for everybody (see [`crate::paths`]).
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Orders {
@@ -27,6 +31,8 @@ pub(super) struct Orders {
     api_socket: PathBuf,
     console: PathBuf,
     cgroup: Option<PathBuf>,
+    files: Files,
+    stand_in: Option<StandIn>,
 }
 
 impl From<&Launch> for Orders {
@@ -37,6 +43,8 @@ impl From<&Launch> for Orders {
             api_socket: launch.api_socket.clone(),
             console: launch.console.clone(),
             cgroup: launch.cgroup.path().map(Path::to_owned),
+            files: launch.files.clone(),
+            stand_in: launch.stand_in.clone(),
         }
     }
 }
@@ -62,6 +70,10 @@ enum Step {
     Cores(#[source] nix::Error),
     #[error("cannot give up new privileges: {0}")]
     NoNewPrivs(#[source] nix::Error),
+    #[error("cannot enter the folder of its sockets, {}: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("cannot confine the VMM: {0}")]
+    Confine(#[from] ConfineError),
     #[error("cannot open the console {}: {source}", path.display())]
     Console { path: PathBuf, source: io::Error },
     #[error("cannot list open descriptors: {0}")]
@@ -72,8 +84,10 @@ enum Step {
 
 /// Becomes the VMM; returns only when that fails.
 #[must_use]
-pub fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
-    let orders = args.next().and_then(|text| serde_json::from_str::<Orders>(text.to_str()?).ok());
+pub fn main() -> ExitCode {
+    let mut text = String::new();
+    let read = io::stdin().take(MAX_ORDERS).read_to_string(&mut text).ok();
+    let orders = read.and_then(|_| serde_json::from_str::<Orders>(&text).ok());
     // A copy that closes by itself at exec: how the daemon sees that it happened.
     let report = io::stderr().as_fd().try_clone_to_owned();
     let failed = match (orders, report) {
@@ -110,14 +124,22 @@ fn become_vmm(orders: &Orders, report: &OwnedFd) -> Result<std::convert::Infalli
     // 6. Everything else that the daemon had open. Its own descriptors close at exec anyway; this is for those
     //    that somebody forgot to mark.
     close_all_but(&[report.as_raw_fd(), console.as_raw_fd(), stderr.as_raw_fd()]).map_err(Step::Descriptors)?;
-    // 7. Firecracker, in an empty environment.
+    // 7. Its sockets are named from their folder, so that neither its command line nor /proc/net/unix tells where that is.
+    let (folder, api_socket) = match (orders.api_socket.parent(), orders.api_socket.file_name()) {
+        (Some(folder), Some(name)) => (folder, name),
+        _ => return Err(Step::Orders),
+    };
+    std::env::set_current_dir(folder).map_err(|source| Step::Folder { path: folder.to_owned(), source })?;
+    let nothing = File::open("/dev/null").map_err(Step::Descriptors)?;
+    // 8. What it may open and call. From here on only the exec is left.
+    confine::confine(&orders.binary, folder, &orders.files, orders.stand_in.as_ref())?;
+    // 9. Firecracker, in an empty environment.
     let source = Command::new(&orders.binary)
         .arg("--api-sock")
-        .arg(&orders.api_socket)
+        .arg(api_socket)
         .args(["--id", &orders.id])
         .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(nothing)
         .stdout(console)
         .stderr(stderr)
         .exec();
@@ -151,13 +173,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_survive_the_command_line() {
+    fn orders_survive_the_pipe() {
         let orders = Orders {
             binary: "/usr/bin/fire cracker".into(),
             id: "0123456789abcdef".into(),
             api_socket: "/run/\"x\"/api.sock".into(),
             console: "/var/c\\o".into(),
             cgroup: Some("/sys/fs/cgroup/a".into()),
+            files: Files { read: vec!["/k".into()], write: vec!["/dev/dm-0".into()] },
+            stand_in: Some(StandIn { paths: vec!["/usr/bin".into()] }),
         };
         let text = orders.to_json().unwrap();
         assert_eq!(serde_json::from_str::<Orders>(&text).unwrap(), orders);

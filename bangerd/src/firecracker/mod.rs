@@ -2,12 +2,14 @@
 //!
 //! Called by the VM's actor. [`launch`] spawns this program again as [`launcher`], which becomes Firecracker;
 //! [`api`] tells it what to run. Whether a process is a VM's own is decided by the VM's cgroup and the API
-//! socket's peer, never by a number alone. Nothing here acquires or releases what the helper makes.
+//! socket's peer, never by a number alone. What a VMM may reach is in [`confine`]. Nothing here acquires or releases what the helper makes.
 
 pub mod api;
+pub mod confine;
 mod error;
 pub mod launcher;
 
+pub use confine::{Files, StandIn};
 pub use error::VmmError;
 
 use crate::cgroup::VmCgroup;
@@ -19,7 +21,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -41,12 +43,16 @@ pub struct Launch {
     pub binary: PathBuf,
     /// Its `--id`: [`banger_policy::VmId::short`].
     pub id: String,
-    /// Where it will listen; what lies there is removed.
+    /// Where it will listen, in the folder that will be its own; what lies there is removed.
     pub api_socket: PathBuf,
     /// Emptied, then appended to.
     pub console: PathBuf,
     /// Where it will run; the group exists already.
     pub cgroup: VmCgroup,
+    /// What it may open.
+    pub files: Files,
+    /// The bench's.
+    pub stand_in: Option<StandIn>,
     /// Whose `launch-vmm` is run.
     pub launcher: PathBuf,
 }
@@ -113,11 +119,11 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
     {
         return Err(VmmError::File { path: launch.api_socket.clone(), source });
     }
+    let orders = launcher::Orders::from(launch).to_json()?;
     let mut child = Command::new(&launch.launcher)
         .arg(launcher::COMMAND)
-        .arg(launcher::Orders::from(launch).to_json()?)
         .env_clear()
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(false)
@@ -128,6 +134,7 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
     let process = Pidfd::open(pid).map_err(VmmError::Spawn)?;
     let mut undo = Undo(Some(process.clone()));
     launch.cgroup.track(&process);
+    give_orders(&mut child, &orders).await;
     let report = read_report(&mut child).await;
     let vmm = Vmm::of_child(process, launch.cgroup.clone(), child);
     let answers = match report {
@@ -142,6 +149,15 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
     }
     undo.0 = None;
     Ok(vmm)
+}
+
+/// Closes the pipe behind them. A launcher that does not take them says why by itself, or hangs and is seen to.
+async fn give_orders(child: &mut Child, orders: &str) {
+    if let Some(mut stdin) = child.stdin.take()
+        && let Ok(Err(error)) = timeout(START_WAIT, stdin.write_all(orders.as_bytes())).await
+    {
+        tracing::warn!(%error, "the launcher does not read its orders");
+    }
 }
 
 /// The launcher's error, or nothing once it has become Firecracker: the pipe closes at that moment.

@@ -75,6 +75,8 @@ async fn a_vmm_is_told_everything_and_started_last() {
     for part in [r#""cache_type":"Writeback""#, r#""is_root_device":false"#, r#""path_on_host":"/dev/dm-3""#] {
         assert!(drive.contains(part), "{drive}");
     }
+    let vsock = seen.iter().find(|request| request.contains("/vsock")).unwrap();
+    assert!(vsock.contains(r#""uds_path":"vsock.sock""#), "{vsock}");
     assert!(seen.last().unwrap().contains("InstanceStart"));
     assert!(!folder.path().join("vsock.sock").exists(), "a left socket is in Firecracker's way");
     assert_eq!(std::fs::metadata(folder.path().join("metrics")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -128,6 +130,8 @@ fn order(folder: &Path, launcher: PathBuf) -> Launch {
         api_socket: folder.join("api.sock"),
         console: folder.join("console.log"),
         cgroup: Cgroups::untracked().vm(1000, &vm),
+        files: Files::default(),
+        stand_in: None,
         launcher,
     }
 }

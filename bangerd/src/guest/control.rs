@@ -10,6 +10,7 @@ use crate::cgroup::VmCgroup;
 use crate::firecracker::Vmm;
 use banger_proto::guest::{GuestCommand, GuestEvent, MAX_CONTROL_LINE, ShutdownKind};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -88,6 +89,15 @@ pub fn socket_path(vsock_path: &Path, port: u32) -> PathBuf {
     path.into()
 }
 
+/// Binds by a name that says nothing to a reader of /proc/net/unix, where the name of each bound socket stands.
+fn bind_unseen(socket: &Path) -> io::Result<UnixListener> {
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = std::fs::File::open(folder)?;
+    UnixListener::bind(Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name))
+}
+
 fn text(from_guest: &str) -> String {
     from_guest.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
 }
@@ -103,7 +113,7 @@ impl Control {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&socket)?;
+        let listener = bind_unseen(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
         let (told, view) = watch::channel(View::default());
         let agent = Arc::new(Mutex::new(None));

@@ -8,7 +8,7 @@ use crate::cgroup::{Cgroups, Limits};
 use crate::config::Config;
 use crate::error::failed;
 use crate::firecracker::api::{self, Drive, VmmConfig};
-use crate::firecracker::{self, Launch, Vmm};
+use crate::firecracker::{self, Files, Launch, StandIn, Vmm, confine};
 use crate::guest::console;
 use crate::guest::control::Control;
 use crate::guest::keys::KeyPair;
@@ -26,7 +26,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rustix::process::Signal;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +46,7 @@ pub(crate) struct Host {
     network: Network,
     dns: Ipv4Addr,
     firecracker: Option<PathBuf>,
+    stand_in: Option<StandIn>,
     cgroups: Cgroups,
     client_key: KeyPair,
 }
@@ -57,6 +58,7 @@ impl Host {
             network: config.network,
             dns: config.default_dns,
             firecracker: args.firecracker.clone().or_else(|| config.firecracker_bin.clone()),
+            stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
             client_key,
         }
@@ -78,7 +80,7 @@ impl Host {
         Limits { memory_bytes: (mib + mib / 16 + MEMORY_OVERHEAD_MIB) << 20, pids: MAX_TASKS, cpu_weight: CPU_WEIGHT }
     }
 
-    fn write_initramfs(&self, seat: &Seat, user_keys: Vec<String>) -> Result<(), ApiError> {
+    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<(), ApiError> {
         let host_key = self.host_key(seat)?.private_pem().map_err(|error| failed("the VM's host key", &error))?;
         let config = GuestConfig {
             hostname: seat.hostname.clone(),
@@ -95,13 +97,30 @@ impl Host {
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
         let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };
         let written = initramfs::write(&seat.paths.initramfs(), &parts);
-        written.map(drop).map_err(|error| failed("the initramfs", &error))
+        written.map_err(|error| failed("the initramfs", &error))?;
+        // A VMM is allowed what exists when it starts.
+        let metrics =
+            std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
+        metrics.map(drop).map_err(|error| failed("the metrics file", &error))
     }
 
-    async fn start_vmm(&self, seat: Seat, user_keys: Vec<String>) -> Result<Arc<dyn Running>, ApiError> {
+    /// All that the VMM of this VM may open.
+    fn files(&self, seat: &Seat, devices: &BootDevices) -> Files {
+        Files {
+            read: vec![self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE), seat.paths.initramfs()],
+            write: vec![PathBuf::from(&devices.root), seat.paths.work_disk(), seat.paths.metrics()],
+        }
+    }
+
+    async fn start_vmm(
+        &self,
+        seat: Seat,
+        devices: BootDevices,
+        user_keys: Vec<String>,
+    ) -> Result<Arc<dyn Running>, ApiError> {
         let host = self.clone();
         let for_files = seat.clone();
-        blocking(move || host.write_initramfs(&for_files, user_keys)).await?;
+        blocking(move || host.write_files(&for_files, user_keys)).await?;
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
         let control = Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup.clone())
@@ -112,6 +131,8 @@ impl Host {
             api_socket: seat.paths.api_socket(),
             console: seat.paths.console(),
             cgroup,
+            files: self.files(&seat, &devices),
+            stand_in: self.stand_in.clone(),
             launcher: Launch::self_exe(),
         };
         let vmm = firecracker::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
@@ -242,8 +263,13 @@ impl Machine for Host {
         blocking(move || host.make_work_disk(&seat)).boxed()
     }
 
-    fn launch(&self, seat: &Seat, user_keys: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
-        self.start_vmm(seat.clone(), user_keys).boxed()
+    fn launch(
+        &self,
+        seat: &Seat,
+        devices: &BootDevices,
+        user_keys: Vec<String>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+        self.start_vmm(seat.clone(), devices.clone(), user_keys).boxed()
     }
 
     fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {

@@ -66,7 +66,12 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Makes the work disk of a new VM, unless it is there.
     fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits for its orders.
-    fn launch(&self, seat: &Seat, user_keys: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
+    fn launch(
+        &self,
+        seat: &Seat,
+        devices: &BootDevices,
+        user_keys: Vec<String>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
     /// Finds the VM's process again, by cgroup and API socket first and by the saved pid second.
     fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>>;
     /// Ends every process of the VM and takes its cgroup away. Nothing there is success.

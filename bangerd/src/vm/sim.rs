@@ -82,7 +82,12 @@ impl Machine for SimMachine {
         .boxed()
     }
 
-    fn launch(&self, seat: &Seat, _: Vec<String>) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+    fn launch(
+        &self,
+        seat: &Seat,
+        _: &BootDevices,
+        _: Vec<String>,
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
         let vm = seat.id;
         async move {
             self.step("launch")?;

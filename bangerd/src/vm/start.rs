@@ -65,13 +65,13 @@ impl Actor {
 
         begin(Step::Launch)?;
         let keys = ctx.db.keys(seat.owner).await.map_err(|error| crate::error::internal(&error))?;
-        let running = ctx.machine.launch(seat, keys).await?;
+        let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
+        let running = ctx.machine.launch(seat, &devices, keys).await?;
         held.pid = Some(running.pid());
         ctx.handles.seed(seat.id, held.clone());
         done(Step::Launch)?;
 
         begin(Step::Api)?;
-        let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
         running.boot(seat, &devices).await?;
         done(Step::Api)?;
 

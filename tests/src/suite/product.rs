@@ -14,9 +14,14 @@ use crate::hostvm::payload::INSIDE;
 /// Where the bench's VMM is installed.
 pub(super) const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
 
-/// What the packaged unit rightly refuses and the stand-in needs: the host's own vsock, for QEMU's vsock device.
-/// Only this drop-in is the bench's; suites about confinement run without it.
-const STAND_IN_DROP_IN: &str = "# Bench only: the stand-in VMM runs QEMU.\n[Service]\nDeviceAllow=/dev/vhost-vsock rw\nRestrictAddressFamilies=AF_VSOCK\n";
+/// What the packaged unit and the confinement of VMMs rightly refuse and the stand-in needs: QEMU with its firmware, and the host's own vsock for its
+/// vsock device. Only this drop-in is the bench's; suites about confinement run without it.
+const STAND_IN_DROP_IN: &str = "# Bench only: the stand-in VMM runs QEMU.
+[Service]
+DeviceAllow=/dev/vhost-vsock rw
+RestrictAddressFamilies=AF_VSOCK
+Environment=BANGER_STAND_IN_PATHS=/usr/bin:/usr/share/qemu:/usr/share/seabios:/dev/vhost-vsock:/dev/null
+";
 
 /// A package is installed and its units are up well within this, under KVM.
 const INSTALL: Duration = Duration::from_secs(60);
@@ -43,7 +48,9 @@ pub(super) fn install(options: &Options) -> Result<()> {
     let package = format!("{INSIDE}/banger.deb");
     ensure!(Path::new(&package).exists(), "the harness has not brought the package: {package} is missing");
     root(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install {package}"), INSTALL, options)?;
-    root("for user in alice bob; do usermod --append --groups banger $user; done", INSTALL, options)
+    root("for user in alice bob; do usermod --append --groups banger $user; done", INSTALL, options)?;
+    // The first call starts the daemon: what that makes is nobody's leak.
+    root("runuser -u alice -- banger vm list", INSTALL, options)
 }
 
 fn install_vmm(options: &Options) -> Result<()> {
