@@ -18,6 +18,7 @@ const SUITE: &str = "target/debug/banger-suite";
 const PACKAGE: &str = "target/debian/banger.deb";
 /// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
+const HOSTILE: &str = "target/debug/hostile-vmm";
 
 /// How much has to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,7 +72,7 @@ impl Product {
             payload = payload.file(package, "banger.deb");
         }
         if let Some(vmm) = &self.vmm {
-            payload = payload.program(vmm, "firecracker");
+            payload = payload.program(vmm, "firecracker").program(Path::new(HOSTILE), "hostile-vmm");
         }
         payload.write(target)
     }
