@@ -14,7 +14,8 @@ bangerd: the daemon of banger. systemd starts it; by hand, for development:
 
   bangerd [--config FILE] [--state-dir DIR] [--runtime-dir DIR] [--socket FILE]
           [--helper-socket FILE] [--guest-binary FILE] [--firecracker FILE]
-  bangerd --check        reads the configuration and says what is wrong with it
+  bangerd --check        says what is wrong with the configuration, and what a start would do with the
+                         database (nothing, bring it to a newer schema, refuse it); changes nothing
   bangerd --version
 
 Each flag has a variable too: BANGER_CONFIG, BANGER_STATE_DIR, BANGER_RUNTIME_DIR, BANGER_SOCKET,

@@ -62,6 +62,13 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Check => {
             config::load(&args.paths.config, args.config_named)?;
             println!("{}: ok", args.paths.config.display());
+            let path = args.paths.database();
+            let verdict = match db::inspect(&path)? {
+                db::Verdict::Absent => "not there yet, the first start makes it".to_owned(),
+                db::Verdict::Fine { schema } => format!("ok, schema {schema}"),
+                db::Verdict::Migrate { from, to } => format!("sound; the next start brings schema {from} to {to}"),
+            };
+            println!("{}: {verdict}", path.display());
         }
         Mode::Serve => {
             let config = config::load(&args.paths.config, args.config_named)?;
@@ -90,6 +97,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     args.paths.socket_key =
         paths::SocketKey::load_or_create(&file).map_err(|source| StartError::SocketKey { path: file, source })?;
     let db = db::Db::open(&args.paths.database()).await?;
+    db.back_up_daily(args.paths.backups());
     let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
     let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
     let client_key = guest::keys::KeyPair::load_or_create(&key_path, "bangerd")?;

@@ -68,6 +68,11 @@ impl Paths {
         self.state.join("banger.db")
     }
 
+    /// Copies of the database.
+    pub(crate) fn backups(&self) -> PathBuf {
+        self.state.join(crate::db::BACKUPS)
+    }
+
     /// Where imports are assembled; on the file system of what they become.
     pub(crate) fn staging(&self) -> PathBuf {
         self.state.join("tmp")

@@ -2,12 +2,14 @@
 //!
 //! Called by everything that keeps a record. It decides nothing: a function here is one transaction.
 
+mod care;
 mod image;
 mod job;
 mod kernel;
 mod key;
 mod vm;
 
+pub(crate) use care::{Verdict, inspect};
 pub(crate) use vm::{Mirror, NewVm, VmRow};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
@@ -21,6 +23,9 @@ use tokio::sync::oneshot;
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
 const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
 
+/// The folder of copies, beside the database.
+pub(crate) const BACKUPS: &str = "backups";
+
 /// What goes wrong with records.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DbError {
@@ -33,6 +38,13 @@ pub(crate) enum DbError {
         .path.display()
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "{} is damaged ({what}): stop bangerd, move the file away, and put a copy from the folder backups beside it in its place",
+        .path.display()
+    )]
+    Damaged { path: PathBuf, what: String },
+    #[error("cannot copy the database to {}", .path.display())]
+    Backup { path: PathBuf, source: std::io::Error },
     #[error("schema step {step} failed")]
     Migration { step: i64, source: rusqlite::Error },
     #[error("the database refused")]
@@ -125,17 +137,18 @@ fn open(path: &Path) -> Result<Connection, DbError> {
         .mode(0o600)
         .open(path)
         .map_err(|source| DbError::Create { path: path.to_owned(), source })?;
-    let refused = |source| DbError::Open { path: path.to_owned(), source };
+    let refused = |source| care::refused(path, source);
     let mut connection = Connection::open(path).map_err(refused)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(refused)?;
     connection.pragma_update(None, "journal_mode", "wal").map_err(refused)?;
     // A row must be on disk before the kernel object is made that it speaks of.
     connection.pragma_update(None, "synchronous", "full").map_err(refused)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
-    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(refused)?;
+    care::check(&connection, path)?;
+    let found = care::schema(&connection, path)?;
     let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
-    if found > known {
-        return Err(DbError::Newer { path: path.to_owned(), found, known });
+    if 0 < found && found < known {
+        care::copy_before(&connection, path, found)?;
     }
     for (step, sql) in (1..).zip(MIGRATIONS).filter(|(step, _)| *step > found) {
         let migrate = |connection: &mut Connection| {
@@ -239,6 +252,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("banger.db");
         std::fs::write(&path, "hello, this is no database, it is a text of some length".repeat(40)).unwrap();
-        assert!(matches!(Db::open(&path).await.unwrap_err(), DbError::Open { .. }));
+        assert!(matches!(Db::open(&path).await.unwrap_err(), DbError::Damaged { .. }));
     }
 }

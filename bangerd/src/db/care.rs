@@ -1,0 +1,251 @@
+//! Keeping the file well: checked when it is opened, copied once a day and before every change of its schema, and looked at without being changed.
+
+use super::{Db, DbError, MIGRATIONS};
+use banger_proto::time::Timestamp;
+use rusqlite::Connection;
+use rusqlite::backup::Backup;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Daily copies that are kept.
+const KEPT: usize = 7;
+/// How often the calendar is looked at.
+const LOOK: Duration = Duration::from_secs(60 * 60);
+/// Names of daily copies: this, the day (UTC, ISO 8601), this.
+const DAILY: (&str, &str) = ("banger-", ".db");
+/// Pages that are copied without a break.
+const PAGES: i32 = 1000;
+
+/// What a start would do with a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There is none; it will be made.
+    Absent,
+    /// It is used as it is.
+    Fine { schema: i64 },
+    /// It is brought to a newer schema.
+    Migrate { from: i64, to: i64 },
+}
+
+/// Looks at a copy: even a read-only connection could replay a log or make files beside the original.
+///
+/// # Errors
+/// What a start would fail with: [`DbError::Newer`], [`DbError::Damaged`], and what SQLite says.
+pub(crate) fn inspect(path: &Path) -> Result<Verdict, DbError> {
+    if !path.exists() {
+        return Ok(Verdict::Absent);
+    }
+    let create = |source| DbError::Create { path: path.to_owned(), source };
+    let folder = tempfile::tempdir().map_err(create)?;
+    let copy = folder.path().join("banger.db");
+    std::fs::copy(path, &copy).map_err(create)?;
+    let log = beside(path, "-wal");
+    if log.exists() {
+        std::fs::copy(log, beside(&copy, "-wal")).map_err(create)?;
+    }
+    let connection = Connection::open(&copy).map_err(|error| refused(path, error))?;
+    check(&connection, path)?;
+    let found = schema(&connection, path)?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    Ok(if found == known { Verdict::Fine { schema: found } } else { Verdict::Migrate { from: found, to: known } })
+}
+
+/// Is the file sound, as far as SQLite can tell quickly (`PRAGMA quick_check`)?
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DbError> {
+    let said: String =
+        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(|error| refused(path, error))?;
+    if said == "ok" { Ok(()) } else { Err(DbError::Damaged { path: path.to_owned(), what: said }) }
+}
+
+/// The schema's number, if this release knows it.
+pub(super) fn schema(connection: &Connection, path: &Path) -> Result<i64, DbError> {
+    let found = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    let found = found.map_err(|error| refused(path, error))?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known { Err(DbError::Newer { path: path.to_owned(), found, known }) } else { Ok(found) }
+}
+
+/// What SQLite says when it cannot use a file, and what is damaged about it.
+pub(super) fn refused(path: &Path, source: rusqlite::Error) -> DbError {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    if matches!(source.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) {
+        DbError::Damaged { path: path.to_owned(), what: source.to_string() }
+    } else {
+        DbError::Open { path: path.to_owned(), source }
+    }
+}
+
+/// Copies the database into the folder `backups` beside it, before its schema is changed.
+pub(super) fn copy_before(connection: &Connection, path: &Path, from: i64) -> Result<(), DbError> {
+    let folder = path.parent().unwrap_or(Path::new("/")).join(super::BACKUPS);
+    copy(connection, &folder, &format!("before-schema-{}.db", from.saturating_add(1)))
+}
+
+impl Db {
+    /// Copies the database once a day, from now on and as long as the daemon runs.
+    pub(crate) fn back_up_daily(&self, folder: PathBuf) {
+        let db = self.clone();
+        tokio::spawn(async move {
+            loop {
+                match db.back_up(&folder, Timestamp::now()).await {
+                    Ok(None) => {}
+                    Ok(Some(name)) => tracing::info!("database copied to {}", folder.join(name).display()),
+                    // Told each hour until somebody makes room: a daemon without a copy still serves.
+                    Err(error) => tracing::warn!("{}", crate::error::chain(&error)),
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+    }
+
+    /// Makes the copy of that day unless it is there, and removes the oldest beyond [`KEPT`]. Answers the new copy's name.
+    async fn back_up(&self, folder: &Path, now: Timestamp) -> Result<Option<String>, DbError> {
+        let day: String = now.to_string().chars().take("YYYY-MM-DD".len()).collect();
+        let name = format!("{}{day}{}", DAILY.0, DAILY.1);
+        let folder = folder.to_owned();
+        if folder.join(&name).exists() {
+            return Ok(None);
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let made = name.clone();
+        let work: super::Work = Box::new(move |connection| {
+            let done = copy(connection, &folder, &made).and_then(|()| forget_oldest(&folder));
+            drop(reply.send(done));
+        });
+        self.work.send(work).map_err(|_| DbError::Closed)?;
+        answer.await.map_err(|_| DbError::Closed)??;
+        Ok(Some(name))
+    }
+}
+
+/// A whole copy under a name that only ever stands for a whole copy.
+fn copy(connection: &Connection, folder: &Path, name: &str) -> Result<(), DbError> {
+    let target = folder.join(name);
+    let failed = |source| DbError::Backup { path: target.clone(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let unfinished = folder.join(format!("{name}.new"));
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let file = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&unfinished).map_err(failed)?;
+    let copied = || -> rusqlite::Result<()> {
+        let mut copy = Connection::open(&unfinished)?;
+        Backup::new(connection, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)
+    };
+    let whole = copied().map_err(|error| failed(std::io::Error::other(error))).and_then(|()| {
+        file.sync_all().map_err(failed)?;
+        std::fs::rename(&unfinished, &target).map_err(failed)
+    });
+    if whole.is_err() {
+        drop(std::fs::remove_file(&unfinished));
+    }
+    whole
+}
+
+/// Only what has a daily copy's name is looked at: an administrator's own files stay.
+fn forget_oldest(folder: &Path) -> Result<(), DbError> {
+    let failed = |source| DbError::Backup { path: folder.to_owned(), source };
+    let mut days = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let day = name.to_str().and_then(|name| name.strip_prefix(DAILY.0)?.strip_suffix(DAILY.1).map(str::to_owned));
+        days.extend(day.filter(|day| day.len() == "YYYY-MM-DD".len() && !day.contains(|c: char| c.is_alphabetic())));
+    }
+    days.sort();
+    let surplus = days.len().saturating_sub(KEPT);
+    for day in days.into_iter().take(surplus) {
+        std::fs::remove_file(folder.join(format!("{}{day}{}", DAILY.0, DAILY.1))).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn seven_days_are_kept_and_foreign_files_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("banger.db")).await.unwrap();
+        let folder = dir.path().join("backups");
+        let day = |n: u64| Timestamp::from_unix(1_700_000_000 + n * 86_400);
+        for n in 0..9 {
+            assert!(db.back_up(&folder, day(n)).await.unwrap().is_some());
+            assert!(db.back_up(&folder, day(n)).await.unwrap().is_none(), "once a day");
+            std::fs::write(folder.join("banger-by-me.db"), "mine").unwrap();
+        }
+        let names = names(&folder);
+        assert_eq!(names.len(), KEPT + 1, "{names:?}");
+        assert!(names.contains(&"banger-by-me.db".to_owned()), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains("2023-11-14") || name.contains("2023-11-15")), "{names:?}");
+        let newest = folder.join("banger-2023-11-22.db");
+        assert_eq!(inspect(&newest).unwrap(), Verdict::Fine { schema: 1 }, "a copy is a whole database");
+    }
+
+    #[tokio::test]
+    async fn what_a_start_would_do_is_said_and_nothing_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        assert_eq!(inspect(&path).unwrap(), Verdict::Absent);
+        drop(Db::open(&path).await.unwrap());
+        let raw = Connection::open(&path).unwrap();
+        for (version, expected) in
+            [(1, Ok(Verdict::Fine { schema: 1 })), (0, Ok(Verdict::Migrate { from: 0, to: 1 })), (9, Err(()))]
+        {
+            raw.pragma_update(None, "user_version", version).unwrap();
+            let before = (names(dir.path()), std::fs::read(&path).unwrap());
+            assert_eq!(inspect(&path).map_err(drop), expected);
+            assert_eq!((names(dir.path()), std::fs::read(&path).unwrap()), before);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_called_so_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        // Not by its thread, which ends a moment after its last handle.
+        drop(super::super::open(&path).unwrap());
+        let raw = Connection::open(&path).unwrap();
+        raw.pragma_update(None, "journal_mode", "delete").unwrap();
+        drop(raw);
+        let mut bytes = std::fs::read(&path).unwrap();
+        // The second page is a table's or an index's root.
+        bytes[4096..4196].fill(0xff);
+        std::fs::write(&path, &bytes).unwrap();
+        let seen = inspect(&path);
+        assert!(matches!(seen, Err(DbError::Damaged { .. })), "{seen:?}");
+        let opened = Db::open(&path).await.map(drop);
+        assert!(matches!(opened, Err(DbError::Damaged { .. })), "{opened:?}");
+        assert_eq!(std::fs::read(&path).unwrap()[4096..4196], [0xff; 100]);
+        std::fs::write(&path, "no database at all, but a text of some length".repeat(40)).unwrap();
+        assert!(matches!(inspect(&path), Err(DbError::Damaged { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_fails_leaves_none_that_looks_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("banger.db")).await.unwrap();
+        let folder = dir.path().join("backups");
+        std::fs::write(&folder, "not a folder").unwrap();
+        assert!(matches!(db.back_up(&folder, Timestamp::now()).await, Err(DbError::Backup { .. })));
+        std::fs::remove_file(&folder).unwrap();
+        assert!(db.back_up(&folder, Timestamp::now()).await.unwrap().is_some());
+        assert_eq!(names(&folder).len(), 1);
+    }
+}
