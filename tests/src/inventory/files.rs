@@ -27,6 +27,9 @@ const ROOTS: &[&str] = &[
 /// systemd's own private folders, one per service with `PrivateTmp`, made anew with a random name at each of its starts.
 const PRIVATE_TMP: &str = "systemd-private-";
 
+/// The daemon's daily copies of its database: one more after midnight is no leak.
+const BACKUPS: &str = "/var/lib/banger/backups/banger-";
+
 /// `SO_ACCEPTCON` as `/proc/net/unix` shows it.
 const LISTENING: u32 = 0x0001_0000;
 
@@ -99,8 +102,10 @@ fn walk(path: &Path, inventory: &mut Inventory) -> Result<()> {
     }
     for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
         let Ok(entry) = entry else { continue };
-        if !entry.file_name().to_string_lossy().starts_with(PRIVATE_TMP) {
-            walk(&entry.path(), inventory)?;
+        let path = entry.path();
+        let passing = entry.file_name().to_string_lossy().starts_with(PRIVATE_TMP);
+        if !passing && !path.to_string_lossy().starts_with(BACKUPS) {
+            walk(&path, inventory)?;
         }
     }
     Ok(())
