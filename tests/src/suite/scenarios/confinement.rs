@@ -223,12 +223,12 @@ fn each_row(scene: &mut Scene) -> Result<Outcome> {
         scene.measured("allowed calls tried", probes.len());
         probe(scene, &probes)
     })?;
-    scene.step("with any bit of a ruled argument changed, it is death", |scene| {
+    scene.step("with a bit of a ruled argument changed, it is death", |scene| {
         let mut probes = Vec::new();
         for row in &rows {
             for form in &row.forms {
                 for (at, (argument, value)) in form.iter().enumerate() {
-                    for bit in 0..32 {
+                    for bit in [0, 1, 4, 8, 16, 31] {
                         let mut mutated = form.clone();
                         mutated[at] = (*argument, value ^ (1 << bit));
                         if !row.forms.contains(&mutated) {
@@ -261,7 +261,9 @@ fn calls_without_a_row(scene: &mut Scene) -> Result<Outcome> {
         "each number without a row is death, those of new kernels and of the x32 interface included",
         |scene| {
             const X32: u64 = 0x4000_0000;
-            let known = |number: u64| rows.iter().any(|row| row.number == number);
+            // uretprobe and uprobe: trampolines of the kernel's own, which it hides from every filter; SIGILL or an error outside of
+            // a probe that root has set.
+            let known = |number: u64| matches!(number, 335 | 336) || rows.iter().any(|row| row.number == number);
             let numbers = (0..=512).filter(|number| !known(*number)).chain(rows.iter().map(|row| X32 | row.number));
             let probes: Vec<Probe> = numbers.map(|number| Probe { words: vec![number], wanted: KILLED }).collect();
             scene.measured("calls without a row tried", probes.len());
@@ -288,6 +290,8 @@ fn calls_without_a_row(scene: &mut Scene) -> Result<Outcome> {
 }
 
 fn records(scene: &mut Scene) -> Result<Outcome> {
+    // The daemon is restarted, and tidies up.
+    scene.allow_database_growth();
     let said = |scene: &Scene, what: &str| {
         scene
             .wait_until(&format!("the journal has {what:?}"), Duration::from_secs(5), || {
