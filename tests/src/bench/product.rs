@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::shown;
 use crate::hostvm::payload::Payload;
@@ -19,6 +19,8 @@ const PACKAGE: &str = "target/debian/banger.deb";
 /// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
+/// The helper with fail points, for the suite that kills it at each.
+const KILLABLE: &str = "target/release/banger-priv-failpoints";
 
 /// How much has to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,9 @@ impl Product {
     pub(super) fn build(needs: Needs) -> Result<Self> {
         let started = Instant::now();
         cargo(&["build", "--quiet", "--locked", "-p", "banger-tests", "--bins"], None)?;
+        if needs >= Needs::Guests {
+            killable()?;
+        }
         if needs >= Needs::Package {
             package()?;
         }
@@ -72,7 +77,10 @@ impl Product {
             payload = payload.file(package, "banger.deb");
         }
         if let Some(vmm) = &self.vmm {
-            payload = payload.program(vmm, "firecracker").program(Path::new(HOSTILE), "hostile-vmm");
+            payload = payload
+                .program(vmm, "firecracker")
+                .program(Path::new(KILLABLE), "banger-priv-failpoints")
+                .program(Path::new(HOSTILE), "hostile-vmm");
         }
         payload.write(target)
     }
@@ -112,6 +120,13 @@ fn guest() -> Result<()> {
         ],
         Some("-C target-feature=+crt-static"),
     )
+}
+
+/// Before the package: both end as the same file of the target folder.
+fn killable() -> Result<()> {
+    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv", "--features", "failpoints"], None)?;
+    std::fs::copy("target/release/banger-priv", KILLABLE).with_context(|| format!("keep {KILLABLE}"))?;
+    Ok(())
 }
 
 fn package() -> Result<()> {

@@ -121,6 +121,16 @@ impl Inventory {
         Ok(inventory)
     }
 
+    /// Only the sorts that the helper makes: links, routes, loops, dm devices, firewall, ledger. In less than half the time.
+    pub fn take_of_the_helpers() -> Result<Self> {
+        let mut inventory = Self::default();
+        network::collect(&mut inventory).context("inventory of the network")?;
+        block::collect(&mut inventory).context("inventory of block devices")?;
+        firewall::collect(&mut inventory).context("inventory of the firewall")?;
+        database::collect(&mut inventory).context("inventory of the database and ledger")?;
+        Ok(inventory)
+    }
+
     /// Notes one thing. Two things of the same name are both kept, the second as `name #2`.
     pub fn add(&mut self, kind: Kind, name: impl Into<String>, detail: impl Into<String>) {
         let names = self.items.entry(kind).or_default();
