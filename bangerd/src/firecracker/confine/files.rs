@@ -56,8 +56,10 @@ pub(super) fn restrict(
     for path in &files.read {
         rules = allow(rules, path, READ)?;
     }
+    // QEMU asks a block device whether it may be written, Firecracker just writes.
+    let writing = if stand_in.is_some() { DEVICE } else { READ_WRITE };
     for path in &files.write {
-        rules = allow(rules, path, READ_WRITE)?;
+        rules = allow(rules, path, writing)?;
     }
     for path in stand_in.iter().flat_map(|stand_in| &stand_in.paths).filter(|path| path.exists()) {
         rules = allow(rules, path, STAND_IN)?;
