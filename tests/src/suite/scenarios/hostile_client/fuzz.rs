@@ -30,7 +30,7 @@ struct Run {
 
 /// What settles the helper's memory before it is measured; what every test run sends; and what is sent on request.
 const WARM_UP: Run = Run { frames: 800, connections: 50 };
-const SHORT: Run = Run { frames: 12_000, connections: 250 };
+const SHORT: Run = Run { frames: 24_000, connections: 500 };
 const LONG: Run = Run { frames: 200_000, connections: 20_000 };
 /// The helper's memory may differ by this after the run: pages that were touched for the first time.
 const SLACK_KIB: u64 = 512;

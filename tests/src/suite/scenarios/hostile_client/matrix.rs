@@ -32,7 +32,7 @@ const TABLE: &[(&str, &str)] = &[
     ("ctndr.", "=R==RS=+====R"),
     ("ctn.g.", "=+=S=+=+N===+"),
     ("ctndg.", "=+==+S=+N===+"),
-    ("ctnd.q", "QQ=QQQQQQ===Q"),
+    ("ctn..q", "QQ=QQQQQQ===Q"),
 ];
 
 const OPERATIONS: [&str; 13] = [
@@ -65,7 +65,7 @@ struct Subject<'a> {
 }
 
 /// States in which most of the rules have a say.
-const TELLING: &[&str] = &["......", "c..d..", "ctnd..", "ctndr.", "ctndg.", "ctnd.q"];
+const TELLING: &[&str] = &["......", "c..d..", "ctnd..", "ctndr.", "ctndg.", "ctn..q"];
 
 pub(super) fn telling(scene: &mut Scene) -> Result<Outcome> {
     matrix(scene, TABLE.iter().filter(|(state, _)| TELLING.contains(state)).collect())
@@ -211,7 +211,7 @@ impl Subject<'_> {
             self.disk = self.helper.disk(self.vm, OWNER)?;
         }
         // A process that could be bound is there whenever there is a row.
-        if self.process.is_none() && (has('t') || has('d')) && !has('q') {
+        if self.process.is_none() && (has('t') || has('d')) {
             self.process = Some(start(self.scene, self.vm)?);
         }
         if has('r') || has('g') {

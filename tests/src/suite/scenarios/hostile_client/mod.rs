@@ -27,7 +27,7 @@ pub(in crate::suite) const SUITE: Suite = Suite {
 /// The same, whole: what takes too long for every test run.
 pub(in crate::suite) const LONG: Suite = Suite {
     name: "hostile-client-long",
-    about: "on request: every prefix, the whole matrix, many mutated frames",
+    about: "on request: every prefix, the whole matrix, as many VMs as there may be, many mutated frames",
     setup: Setup::Vmm,
     scenarios: long_scenarios,
 };
@@ -36,6 +36,7 @@ fn long_scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("every-prefix", wire::every_prefix),
         Scenario::new("every-operation-in-every-state", matrix::whole),
+        Scenario::new("taps-quota", objects::quota),
         Scenario::new("many-mutated-frames", fuzz::many_mutated),
     ]
 }

@@ -15,16 +15,14 @@ use crate::suite::scene::Scene;
 /// A VM with a COW file, for one case.
 struct Case {
     vm: VmId,
-    create: HelperRequest,
     attach: HelperRequest,
 }
 
 impl Case {
     fn new(helper: &mut Helper, image: &Image, number: u8) -> Result<Self> {
         let vm = vm(number)?;
-        let create = HelperRequest::CreateDisk { vm, owner: OWNER, image: image.digest, cow_bytes: MIN_COW };
-        helper.ok(&create)?;
-        Ok(Self { vm, create, attach: HelperRequest::AttachDisk { vm, owner: OWNER } })
+        helper.ok(&HelperRequest::CreateDisk { vm, owner: OWNER, image: image.digest, cow_bytes: MIN_COW })?;
+        Ok(Self { vm, attach: HelperRequest::AttachDisk { vm, owner: OWNER } })
     }
 
     fn attached(&self, helper: &mut Helper) -> Result<DiskIdentity> {
@@ -41,11 +39,13 @@ impl Case {
         format!("/var/lib/banger-priv/cow/{}", self.vm)
     }
 
-    /// Nothing is wrong any more.
+    /// Nothing is wrong any more: it can be had, if it was not, and given back whole.
     fn whole_again(&self, helper: &mut Helper) -> Result<()> {
-        helper.ok(&HelperRequest::Release { vm: self.vm })?;
-        helper.ok(&self.create)?;
         helper.ok(&self.attach)?;
+        self.given_back(helper)
+    }
+
+    fn given_back(&self, helper: &mut Helper) -> Result<()> {
         helper.ok(&HelperRequest::Release { vm: self.vm })?;
         helper.ok(&HelperRequest::DiscardDisk { vm: self.vm })
     }
@@ -99,6 +99,7 @@ fn foreign_uuid(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result
         helper.expect(&case.attach, &["Busy", "Quarantined"]).map(drop)
     })?;
     scene.root("dmsetup remove foreign0")?;
+    helper.ok(&HelperRequest::Release { vm: case.vm })?;
     case.whole_again(helper)
 }
 
@@ -111,7 +112,7 @@ fn renamed(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> 
         helper.expect(&HelperRequest::DiscardDisk { vm: case.vm }, &["Quarantined"]).map(drop)
     })?;
     scene.root(&format!("dmsetup rename foreign0 {}", disk.dm_name))?;
-    case.whole_again(helper)
+    case.given_back(helper)
 }
 
 fn other_table(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
@@ -124,7 +125,7 @@ fn other_table(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<
         case.refused(helper, &disk, "Quarantined")
     })?;
     scene.root(&format!("dmsetup remove {name}"))?;
-    case.whole_again(helper)
+    case.given_back(helper)
 }
 
 /// Removed behind our back, and its loop numbers used by somebody else: their loops are not ours to detach.
@@ -138,7 +139,7 @@ fn loop_taken(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<(
     ))?;
     untouched(scene, "losetup --list", |_| case.refused(helper, &disk, "Ok"))?;
     scene.root(&format!("losetup -d {} {}; rm /srv/bench/foreign.img", disk.base_loop, disk.cow_loop))?;
-    case.whole_again(helper)
+    case.given_back(helper)
 }
 
 /// Holds a device open until it is dropped.
@@ -160,7 +161,7 @@ fn open(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
         helper.expect(&HelperRequest::DetachDisk { vm: case.vm, disk: disk.clone() }, &["Busy"]).map(drop)
     })?;
     drop(holder);
-    case.whole_again(helper)
+    case.given_back(helper)
 }
 
 fn remove_all(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
@@ -169,7 +170,7 @@ fn remove_all(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<(
     scene.root("dmsetup remove_all; udevadm settle")?;
     ensure!(!scene.root("dmsetup ls")?.contains(&disk.dm_name), "the device is still there");
     untouched(scene, &format!("stat -c '%s %i' {}", case.cow()), |_| case.refused(helper, &disk, "Ok"))?;
-    case.whole_again(helper)
+    case.given_back(helper)
 }
 
 fn cow_changed(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
@@ -199,7 +200,7 @@ fn cow_changed(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<
 fn forged(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
     let case = Case::new(helper, image, 78)?;
     let mut answers = Vec::new();
-    for chunk in [0_u32, 3, 7, 1 << 24, 1 << 31, u32::MAX] {
+    for chunk in [0_u32, 7, 1 << 31] {
         let escaped: String = chunk.to_le_bytes().iter().map(|byte| format!("\\{byte:03o}")).collect();
         scene.root(&format!(
             "printf 'SnAp\\001\\000\\000\\000\\001\\000\\000\\000{escaped}' | dd of={} conv=notrunc status=none",

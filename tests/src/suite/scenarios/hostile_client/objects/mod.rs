@@ -4,6 +4,8 @@ mod bases;
 mod disks;
 mod taps;
 
+pub(super) use taps::quota;
+
 use anyhow::{Context, Result, ensure};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::HelperRequest;
@@ -22,7 +24,6 @@ const IMAGES: &str = "/var/lib/banger/images";
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("taps-changed", taps::changed),
-        Scenario::new("taps-quota", taps::quota),
         Scenario::new("bases", bases::bases),
         Scenario::new("disks-changed", disks::changed),
     ]
@@ -83,6 +84,8 @@ fn release_all(helper: &mut Helper) -> Result<()> {
 
 /// A shell line that must print the same before and after `work`: the object of somebody else.
 fn untouched(scene: &mut Scene, look: &str, work: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+    // udev gives a new link another address, in its own time.
+    scene.root("udevadm settle")?;
     let before = scene.root(look)?;
     work(scene)?;
     let after = scene.root(look)?;

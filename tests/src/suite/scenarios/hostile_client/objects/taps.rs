@@ -182,7 +182,7 @@ fn in_use(scene: &mut Scene, helper: &mut Helper) -> Result<()> {
 }
 
 /// In a network large enough for it, the helper holds as many VMs as its limit says and not one more.
-pub(super) fn quota(scene: &mut Scene) -> Result<Outcome> {
+pub(in super::super) fn quota(scene: &mut Scene) -> Result<Outcome> {
     scene.allow(Allow::altered(Kind::Link, "br-fc", "made again for another network and back, so with another number"));
     instead_of_the_daemon(scene, true, |scene| {
         scene.root("cp -a /etc/banger/banger.toml /srv/bench/kept.toml; sed -i '/^cidr/d; 1i cidr = 16' /etc/banger/banger.toml")?;
