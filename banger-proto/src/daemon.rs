@@ -4,7 +4,7 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage, VmRecord,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -88,4 +88,6 @@ pub trait Daemon {
     async fn watch_job(job: JobId, after_seq: u64) -> Result<JobView, ApiError>;
     /// Undoes a job, as far as it got. Answers at once; the job's end is seen by `watch_job`.
     async fn cancel_job(job: JobId) -> Result<(), ApiError>;
+    /// What belongs to no VM, for administrators; with `fix` it is released.
+    async fn leaks(fix: bool) -> Result<Vec<Leak>, ApiError>;
 }

@@ -289,6 +289,41 @@ pub struct Check {
     pub detail: String,
 }
 
+/// What a leak is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeakKind {
+    /// A VM's cgroup, with what runs in it.
+    Cgroup,
+    /// What the helper holds: tap, disk, COW file, NAT.
+    Holding,
+    /// A VM's folder, or that of its sockets.
+    Folder,
+}
+
+impl std::fmt::Display for LeakKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cgroup => "cgroup",
+            Self::Holding => "holding",
+            Self::Folder => "folder",
+        })
+    }
+}
+
+/// Something of banger's that belongs to no VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leak {
+    /// What it is.
+    pub kind: LeakKind,
+    /// The id of the VM that it was made for, or its path.
+    pub name: String,
+    /// What is known of it.
+    pub detail: String,
+    /// Was it released? `None` when that was not asked for.
+    pub fixed: Option<bool>,
+}
+
 /// What the daemon says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonInfo {

@@ -36,7 +36,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Job(Job),
     /// Check that this host and this user can run VMs
-    Doctor(Json),
+    Doctor(Doctor),
     /// Show the versions of this program, of bangerd and of Firecracker
     Version(Json),
     /// Print a completion script
@@ -44,6 +44,18 @@ pub(crate) enum Command {
         /// The shell to complete for
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// List what belongs to no VM: processes, devices, files (for administrators)
+    #[arg(long)]
+    pub(crate) leaks: bool,
+    /// And release it
+    #[arg(long, requires = "leaks")]
+    pub(crate) fix: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -271,6 +271,21 @@ fn an_older_daemon_gets_a_sentence() {
 }
 
 #[test]
+fn leaks_are_shown_and_what_is_left_is_a_failure() {
+    let found = demo().banger(&["doctor", "--leaks"]).output().unwrap();
+    assert_eq!(found.status.code(), Some(1));
+    let (out, err) = (String::from_utf8_lossy(&found.stdout), String::from_utf8_lossy(&found.stderr));
+    assert!(out.contains("found") && out.contains("tap bgr-") && err.contains("--leaks --fix"), "{out}{err}");
+    let fixed = demo().banger(&["doctor", "--leaks", "--fix"]).output().unwrap();
+    assert_eq!(fixed.status.code(), Some(1), "one of them is left");
+    let (out, err) = (String::from_utf8_lossy(&fixed.stdout), String::from_utf8_lossy(&fixed.stderr));
+    assert!(out.contains("released") && out.contains("FAILED") && err.contains("journalctl"), "{out}{err}");
+    let json = demo().banger(&["doctor", "--leaks", "--json"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&json.stdout).contains("\"kind\": \"folder\""), "{json:?}");
+    assert_eq!(demo().banger(&["doctor", "--fix"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
 fn doctor_fails_with_what_the_daemon_found() {
     let output = demo().banger(&["doctor"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -160,6 +160,20 @@ impl Cgroups {
         matches!(self.kind, Kind::Tree(_))
     }
 
+    /// Owner and VM of every group that is there; none without groups. What does not have such names is not ours.
+    #[must_use]
+    pub fn all(&self) -> Vec<(u32, VmId)> {
+        let Kind::Tree(tree) = &self.kind else { return Vec::new() };
+        let mut all = Vec::new();
+        for owner in fs::read_dir(&tree.vms).into_iter().flatten().flatten() {
+            let Some(uid) = owner.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            for vm in fs::read_dir(owner.path()).into_iter().flatten().flatten() {
+                all.extend(vm.file_name().to_str().and_then(|name| name.parse().ok()).map(|vm| (uid, vm)));
+            }
+        }
+        all
+    }
+
     /// The group of a VM.
     #[must_use]
     pub fn vm(&self, owner: u32, vm: &VmId) -> VmCgroup {

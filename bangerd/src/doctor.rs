@@ -20,6 +20,7 @@ pub(crate) async fn checks(ctx: &Context, firecracker: Option<&Path>) -> Vec<Che
         kernel(&rustix::system::uname().release().to_string_lossy()),
         cgroup(ctx),
         free_space(&ctx.paths.state),
+        leaks(ctx).await,
     ]
 }
 
@@ -98,6 +99,17 @@ fn free_space(folder: &Path) -> Check {
         return check("disk space", CheckStatus::Warn, format!("{detail}. {more}"));
     }
     check("disk space", CheckStatus::Pass, detail)
+}
+
+async fn leaks(ctx: &Context) -> Check {
+    match crate::vm::orphans::count(ctx).await {
+        Ok(0) => check("leaks", CheckStatus::Pass, "nothing is left behind"),
+        Ok(count) => {
+            let detail = format!("{count} things belong to no VM. As an administrator: banger doctor --leaks --fix");
+            check("leaks", CheckStatus::Warn, detail)
+        }
+        Err(error) => check("leaks", CheckStatus::Warn, format!("cannot look: {}", error.message)),
+    }
 }
 
 #[cfg(test)]

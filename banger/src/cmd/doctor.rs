@@ -1,10 +1,10 @@
 //! `doctor`: what this user and this host need. What only the daemon can see, the daemon checks.
 
-use crate::cli::Json;
-use crate::client::{Client, answer, soon};
+use crate::cli::{Doctor, Json};
+use crate::client::{Client, answer, soon, watching};
 use crate::error::FAILED;
 use crate::{output, programs};
-use banger_proto::model::{Check, CheckStatus};
+use banger_proto::model::{Check, CheckStatus, Leak};
 use nix::sys::utsname::uname;
 use std::path::Path;
 
@@ -13,7 +13,11 @@ const LINUX_FLOOR: (u32, u32) = (6, 12);
 const SYSTEMD_FLOOR: u32 = 254;
 const FLOOR: &str = "banger needs Linux 6.12 and systemd 254 or newer (Debian 13, Ubuntu 26.04, RHEL 10, Fedora)";
 
-pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
+pub(super) async fn run(asked: Doctor) -> anyhow::Result<u8> {
+    if asked.leaks {
+        return leaks(asked.fix, asked.json).await;
+    }
+    let json = asked.json;
     let mut checks = vec![systemd(), ssh()];
     let daemon = async { answer(Client::connect().await?.rpc.doctor(soon())).await };
     match daemon.await {
@@ -43,6 +47,39 @@ pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
         })?;
     }
     Ok(if failed { FAILED } else { 0 })
+}
+
+/// What belongs to no VM. Fails while something of it is left.
+async fn leaks(fix: bool, json: Json) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let leaks: Vec<Leak> = answer(client.rpc.leaks(watching(), fix)).await?;
+    let left = leaks.iter().any(|leak| leak.fixed != Some(true));
+    if json.json {
+        output::json(&leaks)?;
+    } else if leaks.is_empty() {
+        output::line("nothing is left behind")?;
+    } else {
+        let state = |leak: &Leak| match leak.fixed {
+            None => "found",
+            Some(true) => "released",
+            Some(false) => "FAILED",
+        };
+        let rows: Vec<Vec<String>> = leaks
+            .iter()
+            .map(|leak| vec![state(leak).into(), leak.kind.to_string(), leak.name.clone(), leak.detail.clone()])
+            .collect();
+        output::table(&["", "KIND", "NAME", "WHAT"], &rows, |column, cell| match (column, cell) {
+            (0, "released") => Some(32),
+            (0, "FAILED") => Some(31),
+            _ => None,
+        })?;
+        if leaks.iter().any(|leak| leak.fixed == Some(false)) {
+            output::note("`journalctl -u bangerd -u banger-priv` says why something could not be released");
+        } else if left {
+            output::note("bangerd releases this by itself within two minutes, `banger doctor --leaks --fix` at once");
+        }
+    }
+    Ok(if left { FAILED } else { 0 })
 }
 
 fn word(status: CheckStatus) -> &'static str {

@@ -26,7 +26,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Image(command) => image::run(command).await,
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
-        Command::Doctor(json) => doctor::run(json).await,
+        Command::Doctor(asked) => doctor::run(asked).await,
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),
     }

@@ -6,7 +6,7 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobResult, JobState,
-    JobView, KernelRecord, VmPage, VmRecord,
+    JobView, KernelRecord, Leak, LeakKind, VmPage, VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -52,6 +52,15 @@ impl Daemon for Fake {
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
         let detail = "there is no /dev/kvm: enable virtualisation in the firmware".into();
         Ok(vec![Check { name: "kvm".into(), status: CheckStatus::Fail, detail }])
+    }
+
+    async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
+        let leak =
+            |kind, name: &str, detail: &str, fixed| Leak { kind, name: name.into(), detail: detail.into(), fixed };
+        Ok(vec![
+            leak(LeakKind::Holding, &"5a".repeat(32), "tap bgr-5a5a5a5a5a5, disk /dev/dm-0", fix.then_some(true)),
+            leak(LeakKind::Folder, "/run/bangerd/vm/5a5a", "sockets of a VM", fix.then_some(false)),
+        ])
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {

@@ -8,7 +8,7 @@ use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage, VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -44,6 +44,10 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
         Ok(crate::doctor::checks(&self.daemon.vms.ctx, self.daemon.firecracker.as_deref()).await)
+    }
+
+    async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
+        self.daemon.vms.leaks(self.peer, fix).await
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {

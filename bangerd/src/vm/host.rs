@@ -284,6 +284,19 @@ impl Machine for Host {
         self.cgroups.vm(owner, vm).populated().unwrap_or(true)
     }
 
+    fn groups(&self) -> Vec<(u32, VmId)> {
+        self.cgroups.all()
+    }
+
+    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>> {
+        let group = self.cgroups.vm(owner, vm);
+        async move {
+            let ended = group.kill().await.and_then(|()| group.remove());
+            ended.map_err(|error| failed("the VM's cgroup", &error))
+        }
+        .boxed()
+    }
+
     fn delegated(&self) -> bool {
         self.cgroups.delegated()
     }

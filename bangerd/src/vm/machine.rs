@@ -78,6 +78,10 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
     fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Is any process left in the VM's cgroup?
     fn populated(&self, owner: u32, vm: &VmId) -> bool;
+    /// Owner and VM of every cgroup that there is, known VMs and others.
+    fn groups(&self) -> Vec<(u32, VmId)>;
+    /// Ends what runs in a cgroup and removes it; for VMs of which nothing else is known.
+    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>>;
     /// Have VMs cgroups of their own?
     fn delegated(&self) -> bool;
     /// Memory in bytes and CPU time in microseconds that the VM has taken.

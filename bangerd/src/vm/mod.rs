@@ -8,6 +8,7 @@ mod create;
 pub(crate) mod host;
 pub(crate) mod machine;
 mod names;
+pub(crate) mod orphans;
 mod reconcile;
 mod record;
 mod shared;
@@ -35,7 +36,7 @@ use actor::Order;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, VmPage, VmRecord, VmStats};
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, VmPage, VmRecord, VmStats};
 use machine::{Machine, Seat};
 use shared::{Shared, Wait};
 use std::collections::HashMap;
@@ -168,6 +169,17 @@ impl Vms {
         let row = rows.pop().ok_or_else(no_such)?;
         access::vm(peer, row.owner).granted().map_err(|_| no_such())?;
         Ok(row)
+    }
+
+    /// What belongs to no VM; with `fix` it is released.
+    pub(crate) async fn leaks(&self, peer: Peer, fix: bool) -> Result<Vec<Leak>, ApiError> {
+        if !peer.admin {
+            return Err(ApiError::new(
+                ErrorCode::Denied,
+                "only root and the group banger-admin see what belongs to no VM",
+            ));
+        }
+        orphans::leaks(&self.ctx, fix).await
     }
 
     /// Leaves an order with the VM's actor. The answer is the job to watch.

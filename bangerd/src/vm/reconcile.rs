@@ -1,19 +1,14 @@
-//! After a start of the daemon: which VMs still run, what a crash left half done, and what the helper holds for
-//! VMs that no longer exist. Each VM's own part runs in its actor before any order; calls are answered meanwhile.
+//! After a start of the daemon: which VMs still run, and what a crash left half done. Each VM's own part runs in its
+//! actor before any order; calls are answered meanwhile. What belongs to no VM is [`super::orphans`]' business.
 
+use super::Vms;
 use super::actor::Actor;
 use super::machine::Seat;
-use super::{Context, Vms};
 use crate::error::chain;
-use banger_policy::VmId;
 use banger_policy::lifecycle::{Event, State};
-use banger_proto::helper::{HelperError, ProcessState};
+use banger_proto::helper::ProcessState;
 use banger_proto::model::ApiError;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How often the helper is asked again for what it holds, while it does not answer.
-const PAUSE: Duration = Duration::from_secs(5);
 
 impl Actor {
     /// Finds out what became of this VM. True when nothing is left of it.
@@ -90,64 +85,7 @@ impl Vms {
                 Ok(rows) => rows.into_iter().for_each(|row| drop(vms.actor(row))),
                 Err(error) => tracing::error!("cannot read the VMs: {}", chain(&error)),
             }
-            remove_strays(&vms.ctx).await;
+            super::orphans::spawn(&vms.ctx);
         });
-    }
-}
-
-/// Kernel objects, overlays and folders of VMs without a row: a crash came between the last effect of a deletion
-/// and its record, or the database is an older copy.
-async fn remove_strays(ctx: &Context) {
-    let mut after = None;
-    loop {
-        // The helper first, the rows second: a row is written before anything is made, so what is seen here
-        // without a row afterwards belongs to nobody.
-        let page = match ctx.privileged.list(after).await {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!("cannot compare with the helper yet: {}", chain(&error));
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        for holding in &page.holdings {
-            if has_no_row(ctx, holding.vm).await {
-                remove_stray(ctx, holding.vm, holding.quarantined).await;
-            }
-        }
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    for entry in std::fs::read_dir(ctx.paths.vms()).into_iter().flatten().flatten() {
-        let id = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok());
-        if let Some(id) = id
-            && has_no_row(ctx, id).await
-        {
-            tracing::warn!(banger_vm = %id, "a folder without a VM; removed");
-            if let Err(error) = super::teardown::remove_folder(&entry.path()) {
-                tracing::warn!("{}", error.message);
-            }
-        }
-    }
-}
-
-async fn has_no_row(ctx: &Context, vm: VmId) -> bool {
-    matches!(ctx.db.vm(vm).await, Ok(None))
-}
-
-async fn remove_stray(ctx: &Context, vm: VmId, quarantined: bool) {
-    if quarantined {
-        tracing::error!(banger_vm = %vm, "the helper holds a quarantined VM without a row; an administrator must look");
-        return;
-    }
-    tracing::warn!(banger_vm = %vm, "the helper holds a VM without a row; released");
-    let released = ctx.privileged.release(vm).await;
-    let discarded = ctx.privileged.discard_disk(vm).await;
-    for error in [released.err(), discarded.err()].into_iter().flatten() {
-        if error.refusal() != Some(HelperError::NotYours) {
-            tracing::warn!(banger_vm = %vm, "{}", chain(&error));
-        }
     }
 }

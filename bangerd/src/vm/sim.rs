@@ -127,6 +127,19 @@ impl Machine for SimMachine {
         self.lock().processes.contains_key(vm)
     }
 
+    fn groups(&self) -> Vec<(u32, VmId)> {
+        self.lock().processes.keys().map(|vm| (1001, *vm)).collect()
+    }
+
+    fn end_group(&self, _: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>> {
+        let vm = *vm;
+        async move {
+            self.end(&vm, "killed");
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn delegated(&self) -> bool {
         true
     }

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::db::Mirror;
+use banger_proto::model::{ErrorCode, LeakKind};
 
 #[test]
 fn a_running_vm_is_taken_back_and_can_be_deleted() {
@@ -145,4 +146,29 @@ fn what_belongs_to_no_row_is_released() {
     world.boot();
     world.until_true("released", || world.helper.held().is_empty() && world.helper.cows() == 0);
     world.until_true("folder removed", || !world.paths().vm(&stray).dir.exists());
+}
+
+#[test]
+fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_releases() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    world.kill_daemon();
+    Runtime::new().unwrap().block_on(async {
+        let db = Db::open(&world.paths().database()).await.unwrap();
+        db.delete_vm(vm.id).await.unwrap();
+    });
+    world.boot();
+    let leaks = |world: &World, peer, fix| world.life().runtime.block_on(world.life().vms.leaks(peer, fix));
+    assert_eq!(leaks(&world, ALICE, true).unwrap_err().code, ErrorCode::Denied);
+    // It runs: whoever brought back the wrong database has a minute.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(world.machine.processes(), 1);
+    let found = leaks(&world, ROOT, false).unwrap();
+    let kinds: Vec<_> = found.iter().map(|leak| leak.kind).collect();
+    assert_eq!(kinds[..2], [LeakKind::Cgroup, LeakKind::Holding], "{found:?}");
+    assert!(found[1].detail.contains("tap ") && found[1].detail.contains("COW file"), "{found:?}");
+    let fixed = leaks(&world, ROOT, true).unwrap();
+    assert!(fixed.iter().all(|leak| leak.fixed == Some(true)), "{fixed:?}");
+    assert_eq!(leaks(&world, ROOT, false).unwrap(), []);
+    world.assert_nothing_at_all();
 }
