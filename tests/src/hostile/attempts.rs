@@ -38,7 +38,8 @@ const fn attempt(name: &'static str, alone: Alone, make: fn(&Targets) -> io::Res
 
 use Alone::{Either, Refused, Succeeds};
 
-/// All of them, in this order; namespaces last, because they change the process that gets one.
+/// All of them, in this order; namespaces last, because they change the process that gets one. Not here: a call of the x32 table, for which the unit's
+/// own filter kills.
 pub const ATTEMPTS: &[Attempt] = &[
     // The daemon's state.
     attempt("read-database", Succeeds, |_| read("/var/lib/banger/banger.db")),
@@ -124,12 +125,14 @@ pub const ATTEMPTS: &[Attempt] = &[
         call(libc::SYS_keyctl, [0, usize::MAX - 3, 1]).map(drop)
     }),
     attempt("file-handle", Either, |_| call(libc::SYS_open_by_handle_at, [0, 0, 0]).map(drop)),
-    attempt("call-of-the-x32-table", Refused, |_| call(libc::SYS_getpid | 0x4000_0000, []).map(drop)),
     attempt("user-namespace-by-clone", Either, |_| {
         call(libc::SYS_clone, [number(libc::CLONE_NEWUSER | libc::CLONE_THREAD)]).map(drop)
     }),
     attempt("user-namespace", Either, |_| call(libc::SYS_unshare, [number(libc::CLONE_NEWUSER)]).map(drop)),
 ];
+
+/// Other processes, which the unit hides from what it starts (`ProtectProc=`): they are not there.
+pub const HIDDEN: &[&str] = &["read-daemons-memory", "list-daemons-descriptors", "read-neighbours-memory-map"];
 
 /// How a peer says no that tells strangers nothing.
 pub(super) const HUNG_UP: &str = "hung up";
@@ -217,12 +220,13 @@ fn say_hello(path: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let hello = banger_proto::wire::Hello::ours(banger_proto::wire::Purpose::Calls).encode();
     let mut answer = [0];
-    stream.write_all(&hello)?;
-    match stream.read(&mut answer) {
+    match stream.write_all(&hello).and_then(|()| stream.read(&mut answer)) {
         Ok(1..) => Ok(()),
         Ok(0) => Err(io::Error::other(HUNG_UP)),
-        // With our hello still unread.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(io::Error::other(HUNG_UP)),
+        // Before our hello, or with it unread.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Err(io::Error::other(HUNG_UP))
+        }
         Err(error) => Err(error),
     }
 }

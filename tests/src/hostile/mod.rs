@@ -10,7 +10,7 @@
 mod attempts;
 mod calls;
 
-pub use attempts::{ATTEMPTS, Alone, Attempt};
+pub use attempts::{ATTEMPTS, Alone, Attempt, HIDDEN};
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::hostile::{self, ATTEMPTS, Alone, OVER, TARGETS, Targets, is_refusal};
+use crate::hostile::{self, ATTEMPTS, Alone, HIDDEN, OVER, TARGETS, Targets, is_refusal};
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::product::VMM;
@@ -161,7 +161,8 @@ fn judge(confined: &Results, alone: &Results) -> Vec<String> {
     for attempt in ATTEMPTS {
         let line = |results: &Results| results.get(attempt.name).cloned().unwrap_or_default();
         let (inside, outside) = (line(confined), line(alone));
-        if !is_refusal(&inside) {
+        let hidden = HIDDEN.contains(&attempt.name) && inside.contains("No such file");
+        if !is_refusal(&inside) && !hidden {
             wrong.push(format!("{} by a VMM: {inside}", attempt.name));
         }
         let as_expected = match attempt.alone {
