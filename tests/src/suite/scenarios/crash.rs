@@ -31,6 +31,8 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("daemon-killed-while-a-vm-starts", killed_while_starting),
         Scenario::new("vmm-dies-while-the-daemon-is-down", dies_unseen),
         Scenario::new("corrupt-handles-file", corrupt_handles),
+        Scenario::new("row-removed-by-hand", orphaned),
+        Scenario::new("damaged-database", damaged_database),
     ]
 }
 
@@ -134,5 +136,50 @@ fn corrupt_handles(scene: &mut Scene) -> Result<Outcome> {
         guest.becomes(scene, "stopped", &[], Duration::from_secs(5))?;
         guest.delete(scene)?;
     }
+    scene.passed()
+}
+
+/// Nobody knows the VM any more, and it runs: an administrator sees all of it, and releases it.
+fn orphaned(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "orphan")?;
+    scene.root("systemctl stop bangerd.socket bangerd.service")?;
+    let line = format!("PRAGMA foreign_keys = on; DELETE FROM vms WHERE id = '{}'", guest.id);
+    scene.root(&format!("runuser -u bangerd -- sqlite3 /var/lib/banger/banger.db \"{line}\""))?;
+    scene.root("systemctl start bangerd.socket bangerd.service")?;
+    scene.banger("alice", &["doctor", "--leaks"])?.refused(&["administrator", "banger-admin"])?;
+    let seen = scene.root_any("banger doctor --leaks")?.exits(1)?;
+    for kind in ["cgroup", "holding", "folder", "tap bgr-", "COW file", "processes run"] {
+        ensure!(seen.stdout.contains(kind), "no {kind} is shown: {seen}");
+    }
+    ensure!(seen.stdout.contains(&guest.id), "{seen}");
+    scene.root("banger doctor --leaks --fix")?;
+    scene.root_any("banger doctor --leaks")?.ok()?.says("nothing is left behind")?;
+    scene.passed()
+}
+
+/// The daemon does not start on it, says so, changes nothing of it, and works again with a sound one in its place.
+fn damaged_database(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let db = "/var/lib/banger/banger.db";
+    scene.root("systemctl stop bangerd.socket bangerd.service")?;
+    // The last connection that closes moves the log into the file: no page is left to be read from there.
+    scene.root(&format!("runuser -u bangerd -- sqlite3 {db} 'PRAGMA wal_checkpoint(TRUNCATE)'; test ! -s {db}-wal"))?;
+    scene.root(&format!("cp --archive {db} /run/sound.db"))?;
+    scene.root(&format!("printf 'this was a database' | dd of={db} conv=notrunc bs=1 seek=4096 status=none"))?;
+    scene.root(&format!(
+        "printf 'this was a database' | dd of={db} conv=notrunc status=none; cp {db} /run/damaged.db"
+    ))?;
+    let checked = scene.root_any("runuser -u bangerd -- /usr/lib/banger/bangerd --check")?.exits(1)?;
+    ensure!(checked.stderr.contains("is damaged") && checked.stderr.contains("backups"), "{checked}");
+    scene.root_any("systemctl start bangerd.socket bangerd.service")?;
+    scene.banger("alice", &["vm", "list"])?.refused(&["bangerd"])?;
+    scene.root("systemctl stop bangerd.socket bangerd.service")?;
+    scene.root(&format!("cmp {db} /run/damaged.db"))?;
+    ensure!(scene.journal("bangerd")?.contains("is damaged"), "the journal does not say that the database is damaged");
+    scene.root(&format!("cp --archive /run/sound.db {db}; rm /run/sound.db /run/damaged.db"))?;
+    scene.root("runuser -u bangerd -- /usr/lib/banger/bangerd --check")?;
+    scene.root("systemctl start bangerd.socket bangerd.service")?;
+    scene.banger("alice", &["vm", "list"])?.ok()?;
     scene.passed()
 }
