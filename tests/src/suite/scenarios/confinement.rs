@@ -135,6 +135,14 @@ fn self_check(scene: &mut Scene) -> Result<Outcome> {
         scene.step("by hand: everything holds", |scene| checked(&scene.root(&format!("{HELPER} --self-check"))?))?;
     scene.measured("helper syscalls", by_hand.rows);
     ensure!(by_hand.rows <= CALLS, "the filter has {} rows, above {CALLS}", by_hand.rows);
+    scene.step("without the helper's rights it does nothing for anybody", |scene| {
+        for words in ["--self-check", "--self-check-call 39"] {
+            let finished = scene.user("alice", &format!("{HELPER} {words}"))?;
+            ensure!(!finished.status.success() && finished.stdout.is_empty(), "{finished}");
+            ensure!(finished.stderr.contains("is missing: banger-priv is started by systemd as root"), "{finished}");
+        }
+        Ok(())
+    })?;
     scene.step(
         "in a unit like the helper's: everything holds, by as many filters as the serving helper has",
         |scene| {
