@@ -17,7 +17,7 @@ use crate::suite::list::{Scenario, Setup, Suite};
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "packets",
     about: "what a guest can send and receive, with packets: spoofing, isolation, NAT, users, foreign rules, flushes",
-    setup: Setup::Vmm,
+    setup: Setup::Guests,
     scenarios,
 };
 
