@@ -48,7 +48,7 @@ pub async fn serve<K: Kernel>(listener: UnixListener, machine: Rc<Machine<K>>, p
         let admitted = admit(&stream, &processes, uid).and_then(|peer| make_way(&mut live, &peer).map(|()| peer));
         match admitted {
             Ok(peer) => {
-                log::record(Level::Info, &format!("op=connect peer={} verdict=ok", peer.pid));
+                service.note(Level::Info, &format!("op=connect peer={} verdict=ok", peer.pid));
                 live = Some((peer, spawn_local(connection(stream, service.clone()))));
             }
             Err(rule) if refusals.take() => {
@@ -90,10 +90,10 @@ fn make_way(live: &mut Option<(Peer, JoinHandle<()>)>, peer: &Peer) -> Result<()
 async fn connection<K: Kernel>(mut stream: UnixStream, service: Service<K>) {
     match transport::accept(&mut stream).await {
         Ok(hello) if hello.purpose == Purpose::Calls => {}
-        Ok(_) => return log::record(Level::Warning, "op=hello verdict=denied rule=purpose"),
+        Ok(_) => return service.note(Level::Warning, "op=hello verdict=denied rule=purpose"),
         Err(error) => {
             let rule = if error.kind() == io::ErrorKind::InvalidData { "protocol" } else { "no-hello" };
-            return log::record(Level::Warning, &format!("op=hello verdict=denied rule={rule}"));
+            return service.note(Level::Warning, &format!("op=hello verdict=denied rule={rule}"));
         }
     }
     // Requests beyond the limit are answered at once with "not taken up".
