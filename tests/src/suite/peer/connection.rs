@@ -14,7 +14,7 @@ pub(in crate::suite) const SOCKET: &str = "/run/banger/priv.sock";
 /// An answer or the end of a connection comes within this, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A connection; without [`Connection::hello`] it has not said anything.
+/// A connection, that has said hello or nothing yet.
 #[derive(Debug)]
 pub(in crate::suite) struct Connection(UnixStream);
 

@@ -19,6 +19,8 @@ use crate::suite::peer::{Json, vm};
 use crate::suite::scene::Scene;
 
 const CONNECTS: u32 = 1_500;
+/// More records than this would be a flood.
+const RECORDS: usize = 300;
 const OWNER: u32 = 1001;
 
 pub(super) fn malformed(scene: &mut Scene) -> Result<Outcome> {
@@ -29,8 +31,13 @@ pub(super) fn every_prefix(scene: &mut Scene) -> Result<Outcome> {
     in_the_daemons_place(scene, "malformed 1")
 }
 
+/// Also in the journal a crowd takes little room: it has a limit, behind which decisions would be lost.
 pub(super) fn crowds(scene: &mut Scene) -> Result<Outcome> {
-    in_the_daemons_place(scene, "crowds")
+    let outcome = in_the_daemons_place(scene, "crowds")?;
+    let records = scene.journal("banger-priv.service")?.matches("op=").count();
+    scene.measured("records of the crowd", records);
+    ensure!((1..RECORDS).contains(&records), "{records} records of {CONNECTS} connections");
+    Ok(outcome)
 }
 
 /// The daemon that went away asks again and gets the same.

@@ -136,7 +136,7 @@ pub(super) struct Net {
 }
 
 impl Net {
-    /// Sets everything up. [`tear_down`] must follow, even after a failure.
+    /// Sets everything up; [`with_net`] takes it down again, even after a failure.
     pub(super) fn new(scene: &Scene) -> Result<Self> {
         let outside = Outside::new()?;
         scene.root(HOST_SETUP)?;
