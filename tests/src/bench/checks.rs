@@ -3,13 +3,11 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::main::needs;
 use super::product::{Needs, Product};
-use super::session::Suites;
 use super::tally::{self, Tally};
-use super::{budgets, fuzz, session, shown};
+use super::{budgets, fuzz, lanes, session, shown};
 use crate::{hostvm, suite};
 
 /// The longest single check is a cold build for clippy or the tests.
@@ -27,6 +25,7 @@ struct Done {
 
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
 pub(super) fn run() -> Result<bool> {
+    let begun = Instant::now();
     let mut done = Vec::new();
     let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<Tally>| {
         println!("\n=== {name}");
@@ -72,14 +71,15 @@ pub(super) fn run() -> Result<bool> {
     // The bench's own control runs even when the package does not build.
     let built = product.is_some();
     let product = product.unwrap_or_else(|| Product::as_built(Needs::Nothing));
-    let suites = suite::all();
-    let mut runs = Suites::new(&product);
-    for (index, suite) in suites.iter().enumerate() {
-        stage(&format!("suite {}", suite.name), &mut || {
-            ensure!(built || needs(suite.setup) == Needs::Nothing, "not run: the package was not built");
-            runs.run(suite, None, suites.get(index + 1))
+    lanes::run(suite::all(), &product, built, |ended| {
+        println!("\n{}", ended.text.trim_end());
+        let tally = ended.tally.unwrap_or_else(|error| {
+            println!("{}: {error:#}", ended.name);
+            Tally::FAIL
         });
-    }
+        println!("=== suite {}: {tally} in {:.0} s", ended.name, ended.took.as_secs_f64());
+        done.push(Done { name: format!("suite {}", ended.name), tally, took: ended.took });
+    });
 
     let mut total = Tally::default();
     println!("\n=== summary");
@@ -87,7 +87,7 @@ pub(super) fn run() -> Result<bool> {
         println!("{:<28} {:>6.0} s  {}", stage.name, stage.took.as_secs_f64(), stage.tally);
         total += stage.tally;
     }
-    println!("{:<28} {:>6.0} s", "all", done.iter().map(|stage| stage.took.as_secs_f64()).sum::<f64>());
+    println!("{:<28} {:>6.0} s, suites side by side", "all", begun.elapsed().as_secs_f64());
     println!("{total}");
     Ok(total.failed == 0)
 }

@@ -111,7 +111,7 @@ fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bo
     let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
     let product = product(needs, as_built)?;
     let mut good = true;
-    let mut runs = Suites::new(&product);
+    let mut runs = Suites::new(&product, false);
     for (index, suite) in suites.iter().enumerate() {
         let tally = runs.run(suite, only, suites.get(index + 1))?;
         good &= tally.failed == 0 && tally.passed > 0;

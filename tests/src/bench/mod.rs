@@ -4,6 +4,7 @@ mod budgets;
 mod checks;
 mod fuzz;
 mod interrupt;
+mod lanes;
 mod main;
 mod product;
 mod session;

@@ -1,6 +1,7 @@
 //! A booted host VM with the product beside it, and the running of one suite in it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,16 @@ pub(super) fn report_folder(suite: &str) -> PathBuf {
     cache().join("report").join(suite)
 }
 
+/// Host VMs that this process has booted.
+static BOOTED: AtomicU32 = AtomicU32::new(0);
+
+/// What a suite's last run printed, all parts of it.
+pub(super) fn transcript(suite: &str) -> String {
+    let folder = report_folder(suite);
+    let part = |number: u32| if number == 1 { "transcript.txt".to_owned() } else { format!("transcript-{number}.txt") };
+    (1..).map_while(|number| std::fs::read_to_string(folder.join(part(number))).ok()).collect()
+}
+
 /// The host VM, up and with the payload unpacked.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -43,7 +54,8 @@ impl Session {
         forget_dead_runs(&cache);
         let image = ensure_image(&cache)?;
         let accel = accel::choose(&cache, &image)?;
-        let folder = cache.join(format!("run-{}", std::process::id()));
+        let number = BOOTED.fetch_add(1, Ordering::Relaxed);
+        let folder = cache.join(format!("run-{}-{number}", std::process::id()));
         interrupt::doom(&folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         product.payload(&folder.join("payload.tar"))?;
@@ -66,7 +78,14 @@ impl Session {
         Ok(status.success())
     }
 
-    fn run(&mut self, suite: &Suite, only: Option<&str>, product: &Product, folder: &Path) -> Result<Report> {
+    fn run(
+        &mut self,
+        suite: &Suite,
+        only: Option<&str>,
+        product: &Product,
+        folder: &Path,
+        quiet: bool,
+    ) -> Result<Report> {
         let only = only.map(|only| format!(" --only '{only}'")).unwrap_or_default();
         let line = format!(
             "{INSIDE}/banger-suite run {} --vmm {} --slowness {} --standing {}{only}",
@@ -81,7 +100,8 @@ impl Session {
             part += 1;
             let name = if part == 1 { "transcript.txt".to_owned() } else { format!("transcript-{part}.txt") };
             let left = SUITE_LIMIT.saturating_sub(started.elapsed());
-            let status = shown::run(self.machine.ssh(&[&line]), left, Some(&folder.join(name)))?.status;
+            let run = if quiet { shown::captured } else { shown::run };
+            let status = run(self.machine.ssh(&[&line]), left, Some(&folder.join(name)))?.status;
             match status.code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code) if code == REBOOT_STATUS.0 => self.machine.reboot()?,
                 Some(code) if code == REBOOT_STATUS.1 => self.machine.reset()?,
@@ -101,12 +121,14 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Suites<'a> {
     product: &'a Product,
+    /// Another suite runs at the same time: what this one prints goes to its transcript only.
+    quiet: bool,
     session: Option<Session>,
 }
 
 impl<'a> Suites<'a> {
-    pub(super) fn new(product: &'a Product) -> Self {
-        Self { product, session: None }
+    pub(super) fn new(product: &'a Product, quiet: bool) -> Self {
+        Self { product, quiet, session: None }
     }
 
     /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended. After a failure everything that explains it is in the
@@ -119,7 +141,7 @@ impl<'a> Suites<'a> {
             Some(session) => session,
             None => Session::open(self.product)?,
         };
-        let result = session.run(suite, only, self.product, &folder);
+        let result = session.run(suite, only, self.product, &folder, self.quiet);
         let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
         if !good {
             session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
@@ -144,7 +166,8 @@ impl<'a> Suites<'a> {
 fn forget_dead_runs(cache: &Path) {
     for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("run-")) else { continue };
+        let Some(run) = name.to_str().and_then(|name| name.strip_prefix("run-")) else { continue };
+        let pid = run.split('-').next().unwrap_or(run);
         if !Path::new("/proc").join(pid).exists() {
             let _ = std::fs::remove_dir_all(entry.path());
         }

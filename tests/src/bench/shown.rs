@@ -21,8 +21,8 @@ pub(super) fn run(command: Command, limit: Duration, copy: Option<&Path>) -> Res
 }
 
 /// Runs a program within a limit whose output is of interest only when it fails.
-pub(super) fn captured(command: Command, limit: Duration) -> Result<Shown> {
-    read_along(command, limit, None, false)
+pub(super) fn captured(command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
+    read_along(command, limit, copy, false)
 }
 
 fn read_along(mut command: Command, limit: Duration, copy: Option<&Path>, echoed: bool) -> Result<Shown> {

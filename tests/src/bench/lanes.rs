@@ -1,0 +1,99 @@
+//! The suites of `make test`, in two host VMs at a time: a scenario is one thing after the other, and leaves most of a second core idle.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::main::needs;
+use super::product::{Needs, Product};
+use super::session::{Suites, transcript};
+use super::tally::Tally;
+use crate::suite::Suite;
+
+/// Host VMs at a time, if there are so many cores.
+const LANES: usize = 2;
+
+/// A suite that has ended.
+pub(super) struct Ended {
+    pub(super) name: &'static str,
+    pub(super) tally: Result<Tally>,
+    pub(super) took: Duration,
+    /// What it printed.
+    pub(super) text: String,
+}
+
+/// Runs all suites; `tell` hears of each when it has ended. Without `built` only those run that need no package.
+pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, mut tell: impl FnMut(Ended)) {
+    let lanes = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(LANES));
+    let chains = Mutex::new(VecDeque::from(chains(suites, lanes)));
+    let next = || chains.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let (sender, ended) = channel();
+    std::thread::scope(|scope| {
+        for _ in 0..lanes {
+            let sender = sender.clone();
+            // The thread lives as long as its host VM: QEMU ends with the thread that has started it.
+            scope.spawn(move || {
+                while let Some(chain) = next() {
+                    one_after_the_other(&chain, product, built, &sender);
+                }
+            });
+        }
+        drop(sender);
+        ended.iter().for_each(&mut tell);
+    });
+}
+
+fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, sender: &Sender<Ended>) {
+    let mut runs = Suites::new(product, true);
+    for (index, suite) in chain.iter().enumerate() {
+        eprintln!("bench: suite {} begins", suite.name);
+        let started = Instant::now();
+        let run = || -> Result<Tally> {
+            ensure!(built || needs(suite.setup) == Needs::Nothing, "not run: the package was not built");
+            runs.run(suite, None, chain.get(index + 1))
+        };
+        let tally = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the bench panicked")));
+        let ended = Ended { name: suite.name, tally, took: started.elapsed(), text: transcript(suite.name) };
+        if sender.send(ended).is_err() {
+            return;
+        }
+    }
+}
+
+/// Suites that hand their host VM on stay together, but for chains so long that the other lanes would wait for them.
+fn chains(suites: Vec<Suite>, lanes: usize) -> Vec<Vec<Suite>> {
+    let longest = suites.len().div_ceil(lanes.max(1));
+    let mut chains: Vec<Vec<Suite>> = Vec::new();
+    for suite in suites {
+        match chains.last_mut() {
+            Some(chain)
+                if chain.len() < longest && chain.last().is_some_and(|last| last.setup.leads_to(suite.setup)) =>
+            {
+                chain.push(suite);
+            }
+            _ => chains.push(vec![suite]),
+        }
+    }
+    chains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    #[test]
+    fn every_suite_is_in_one_chain_and_the_lanes_are_even() {
+        for lanes in 1..4 {
+            let chains = chains(suite::all(), lanes);
+            let names: Vec<&str> = chains.iter().flatten().map(|suite| suite.name).collect();
+            assert_eq!(names, suite::all().iter().map(|suite| suite.name).collect::<Vec<_>>());
+            let longest = chains.iter().map(Vec::len).max();
+            assert!(longest.is_some_and(|longest| longest <= names.len().div_ceil(lanes)), "{lanes} lanes");
+        }
+    }
+}
