@@ -74,7 +74,7 @@ fn one(target: &str, seconds: u32) -> Result<bool> {
         .arg(format!("-artifact_prefix={artifacts}"))
         .args(["-max_len=4096", "-verbosity=1", "-print_final_stats=1", &found, &corpus]);
     eprintln!("bench: fuzz {target} for {seconds} s");
-    let shown = shown::captured(command, Duration::from_secs(u64::from(seconds) + 120), None)?;
+    let shown = shown::captured(command, Duration::from_secs(u64::from(seconds) + 120))?;
     let last: Vec<&str> =
         shown.text.lines().filter(|line| line.contains("cov: ") || line.starts_with("stat::")).collect();
     let stat = |name: &str| {

@@ -100,8 +100,8 @@ impl Session {
             part += 1;
             let name = if part == 1 { "transcript.txt".to_owned() } else { format!("transcript-{part}.txt") };
             let left = SUITE_LIMIT.saturating_sub(started.elapsed());
-            let run = if quiet { shown::captured } else { shown::run };
-            let status = run(self.machine.ssh(&[&line]), left, Some(&folder.join(name)))?.status;
+            let lost = || self.machine.has_stalled();
+            let status = shown::run_on(self.machine.ssh(&[&line]), left, &folder.join(name), !quiet, &lost)?.status;
             match status.code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code) if code == REBOOT_STATUS.0 => self.machine.reboot()?,
                 Some(code) if code == REBOOT_STATUS.1 => self.machine.reset()?,
@@ -141,7 +141,18 @@ impl<'a> Suites<'a> {
             Some(session) => session,
             None => Session::open(self.product)?,
         };
-        let result = session.run(suite, only, self.product, &folder, self.quiet);
+        let mut result = session.run(suite, only, self.product, &folder, self.quiet);
+        if result.as_ref().is_err_and(|error| error.is::<shown::Lost>()) {
+            // Said aloud, and once: a second time would be no accident.
+            eprintln!(
+                "bench: a CPU of the emulated host VM no longer wakes up; suite {} begins again in another",
+                suite.name
+            );
+            session.machine.keep_logs(&folder);
+            drop(session);
+            session = Session::open(self.product)?;
+            result = session.run(suite, only, self.product, &folder, self.quiet);
+        }
         let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
         if !good {
             session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));

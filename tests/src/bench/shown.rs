@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// How often it is looked at what a program depends on.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// How it ended and all that it printed, both streams in the order of reading.
 #[derive(Debug)]
 pub(super) struct Shown {
@@ -17,15 +20,37 @@ pub(super) struct Shown {
 
 /// Runs a program within a limit; what it prints appears here too, and in `copy` when there is one.
 pub(super) fn run(command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
-    read_along(command, limit, copy, true)
+    read_along(command, limit, copy, true, &|| false)
 }
 
 /// Runs a program within a limit whose output is of interest only when it fails.
-pub(super) fn captured(command: Command, limit: Duration, copy: Option<&Path>) -> Result<Shown> {
-    read_along(command, limit, copy, false)
+pub(super) fn captured(command: Command, limit: Duration) -> Result<Shown> {
+    read_along(command, limit, None, false, &|| false)
 }
 
-fn read_along(mut command: Command, limit: Duration, copy: Option<&Path>, echoed: bool) -> Result<Shown> {
+/// Runs a program within a limit, with or without its output appearing here, as long as what it depends on is not lost.
+pub(super) fn run_on(
+    command: Command,
+    limit: Duration,
+    copy: &Path,
+    echoed: bool,
+    lost: &dyn Fn() -> bool,
+) -> Result<Shown> {
+    read_along(command, limit, Some(copy), echoed, lost)
+}
+
+/// What a program depended on has ended before it.
+#[derive(Debug, thiserror::Error)]
+#[error("what it runs on is lost")]
+pub(super) struct Lost;
+
+fn read_along(
+    mut command: Command,
+    limit: Duration,
+    copy: Option<&Path>,
+    echoed: bool,
+    lost: &dyn Fn() -> bool,
+) -> Result<Shown> {
     let name = command.get_program().display().to_string();
     let mut child = command
         .stdin(Stdio::null())
@@ -46,7 +71,7 @@ fn read_along(mut command: Command, limit: Duration, copy: Option<&Path>, echoed
         readers.push(read(stream, sender.clone(), copy.clone(), echoed));
     }
     drop(sender);
-    let ended = wait(&mut child, limit);
+    let ended = wait(&mut child, limit, lost);
     if ended.is_err() {
         let _ = child.kill();
         let _ = child.wait();
@@ -66,9 +91,16 @@ pub(super) fn must(command: Command, limit: Duration) -> Result<String> {
     Ok(shown.text)
 }
 
-fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+fn wait(child: &mut Child, limit: Duration, lost: &dyn Fn() -> bool) -> Result<ExitStatus> {
     let started = Instant::now();
+    let mut looked = started;
     loop {
+        if looked.elapsed() > LOOK {
+            looked = Instant::now();
+            if lost() {
+                return Err(Lost.into());
+            }
+        }
         if let Some(status) = child.try_wait().context("watch it")? {
             return Ok(status);
         }
@@ -122,6 +154,14 @@ mod tests {
         assert_eq!(shown.status.code(), Some(3));
         assert!(must(shell("exit 3"), Duration::from_secs(10)).is_err());
         Ok(())
+    }
+
+    #[test]
+    fn a_program_whose_ground_is_lost_is_ended_and_says_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ended =
+            run_on(shell("exec sleep 60"), Duration::from_secs(50), &folder.path().join("copy"), false, &|| true);
+        assert!(ended.is_err_and(|error| error.is::<Lost>()));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::image::Image;
 
 /// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it is touched.
 const MEMORY_MIB: u32 = 6144;
+/// A minute of the host VM's kernel (HZ=250): shorter stalls pass on a machine that has much else to do.
+const STALLED: u32 = 60 * 250;
 /// From power on to an answering sshd, under KVM. Emulation gets the multiple of [`Accel::slowness`].
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// From `poweroff` to QEMU's end, likewise.
@@ -52,8 +54,9 @@ impl Machine {
         self.port = free_port()?;
         let key = fs::read_to_string(self.key().with_extension("pub")).context("read the run's public key")?;
         let append = format!(
-            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet \
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {} \
              \"systemd.set_credential=ssh.authorized_keys.root:{}\"",
+            self.accel.kernel_arguments(),
             key.trim()
         );
         let log = fs::File::create(self.folder.join("qemu.log")).context("create QEMU's log")?;
@@ -202,6 +205,16 @@ impl Machine {
         }
     }
 
+    /// Does the host VM's kernel say that one of its CPUs no longer wakes up? QEMU's emulation loses an interrupt now and then, and nothing in the VM
+    /// can be to blame for it: the CPU is idle and gets no ticks.
+    #[must_use]
+    pub fn has_stalled(&self) -> bool {
+        let text = fs::read(self.serial()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let jiffies = |line: &str| line.split("kthread starved for ").nth(1)?.split(' ').next()?.parse::<u32>().ok();
+        text.lines().filter_map(jiffies).any(|jiffies| jiffies > STALLED)
+    }
+
     /// The end of the serial console, for error messages.
     #[must_use]
     pub fn last_words(&self) -> String {
@@ -219,13 +232,18 @@ impl Machine {
     /// Copies what explains a failure into `target`: serial log, QEMU's log, the journal.
     pub fn collect(&self, target: &Path) -> Result<()> {
         fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
-        for name in ["serial.log", "qemu.log"] {
-            let _ = fs::copy(self.folder.join(name), target.join(name));
-        }
+        self.keep_logs(target);
         let journal = fs::File::create(target.join("journal.txt")).context("create the journal's copy")?;
         let line = "timeout 60 journalctl --no-pager -o short-precise -n 20000";
         self.ssh(&[line]).stdin(Stdio::null()).stdout(journal).status().context("fetch the journal")?;
         Ok(())
+    }
+
+    /// The serial log and QEMU's own, which can be had of a host VM that no longer answers.
+    pub fn keep_logs(&self, target: &Path) {
+        for name in ["serial.log", "qemu.log"] {
+            let _ = fs::copy(self.folder.join(name), target.join(name));
+        }
     }
 
     fn limit(&self, under_kvm: Duration) -> Duration {
