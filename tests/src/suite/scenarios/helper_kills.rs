@@ -174,9 +174,8 @@ fn one_point(
         running.must_have_died_at(number, point)?;
         ensure!(format!("{during:?}") == point.during, "it was killed during {during:?}, not {}", point.during);
     }
-    let kills = killed_recoveries(scene)?;
     // What the first whole recovery has made of it, and the second: the same.
-    let first = Running::start(scene, 0)?.context("no recovery")?;
+    let (kills, first) = killed_recoveries(scene)?;
     let once = Inventory::take_of_the_helpers()?;
     first.kill()?;
     let second = Running::start(scene, 0)?.context("no second recovery")?;
@@ -196,12 +195,11 @@ fn one_point(
     }
 }
 
-/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes up.
-fn killed_recoveries(scene: &Scene) -> Result<usize> {
+/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes up. Answers how often, and the one that is up.
+fn killed_recoveries(scene: &Scene) -> Result<(usize, Running)> {
     for number in 1..50 {
         if let Some(running) = Running::start(scene, number)? {
-            running.kill()?;
-            return usize::try_from(number - 1).context("a small number");
+            return Ok((usize::try_from(number - 1).context("a small number")?, running));
         }
     }
     bail!("the recovery has no end")
