@@ -205,12 +205,15 @@ impl Machine {
         }
     }
 
-    /// Does the host VM's kernel say that one of its CPUs no longer wakes up? QEMU's emulation loses an interrupt now and then, and nothing in the VM
-    /// can be to blame for it: the CPU is idle and gets no ticks.
+    /// Does the host VM's kernel say that it has panicked, or that one of its CPUs no longer wakes up? QEMU's emulation of two CPUs with nested guests
+    /// loses an interrupt now and then, or lets one run what the other has just replaced (seen as a trap in KVM's patched code).
     #[must_use]
-    pub fn has_stalled(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         let text = fs::read(self.serial()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
+        if text.contains("Kernel panic - not syncing") {
+            return true;
+        }
         let jiffies = |line: &str| line.split("kthread starved for ").nth(1)?.split(' ').next()?.parse::<u32>().ok();
         text.lines().filter_map(jiffies).any(|jiffies| jiffies > STALLED)
     }
