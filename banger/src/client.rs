@@ -23,6 +23,8 @@ pub(crate) const SOCKET_VARIABLE: &str = "BANGER_SOCKET";
 /// Who may use the daemon.
 pub(crate) const GROUP: &str = "banger";
 
+/// How long the daemon may take to say hello: it may just be starting.
+const HELLO: Duration = Duration::from_secs(20);
 /// How long an ordinary call may take; what takes longer is a job.
 const CALL: Duration = Duration::from_secs(30);
 /// The daemon answers a watch after 30 s at the latest.
@@ -111,11 +113,16 @@ async fn open(socket: &Path, purpose: Purpose) -> anyhow::Result<UnixStream> {
         Ok(stream) => stream,
         Err(error) => return Err(unreachable_daemon(socket, &error)),
     };
-    transport::connect(&mut stream, purpose)
-        .await
+    let said = tokio::time::timeout(HELLO, transport::connect(&mut stream, purpose)).await;
+    // systemd keeps the socket open for a daemon that cannot start.
+    said.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| match error.kind() {
             // The version sentence says itself what to do.
             io::ErrorKind::InvalidData => anyhow::Error::new(error),
+            io::ErrorKind::TimedOut => explained(
+                format!("it does not answer within {} s: it may be failing to start", HELLO.as_secs()),
+                "see: systemctl status bangerd, journalctl -u bangerd",
+            ),
             _ => explained(
                 format!("bangerd closed the connection before it said hello ({error})"),
                 "see: journalctl -u bangerd",

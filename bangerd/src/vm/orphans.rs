@@ -6,6 +6,7 @@
 use super::Context;
 use super::teardown::remove_folder;
 use crate::error::{chain, internal};
+use crate::paths::VmPaths;
 use crate::privileged::PrivilegedError;
 use banger_policy::VmId;
 use banger_proto::helper::{HelperError, Holding};
@@ -46,10 +47,10 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
             }
             tokio::time::sleep(PAUSE).await;
         };
-        // After a crash the rest of a deletion waits for nobody. Processes do: an administrator who has brought back the wrong copy of the database has
-        // a minute to notice.
-        let dead = |orphan: &Orphan| !met.iter().any(|other| same_vm(orphan, other) && other.runs());
-        for orphan in met.iter().filter(|orphan| dead(orphan)) {
+        // After a crash the rest of a deletion waits for nobody. A VM that runs does, with all that is its: an administrator who has brought back the wrong
+        // copy of the database has a minute to notice.
+        let alive: Vec<VmId> = met.iter().filter_map(Orphan::running).collect();
+        for orphan in met.iter().filter(|orphan| !alive.iter().any(|vm| orphan.is_of(vm, &ctx.paths.vm(vm)))) {
             let _ = release(&ctx, orphan).await;
         }
         let mut tick = interval(SWEEP);
@@ -162,20 +163,21 @@ fn gone(result: Result<(), PrivilegedError>) -> Result<(), ApiError> {
     }
 }
 
-fn same_vm(one: &Orphan, other: &Orphan) -> bool {
-    one.vm().is_some() && one.vm() == other.vm()
-}
-
 impl Orphan {
-    fn vm(&self) -> Option<&VmId> {
+    /// The VM of a cgroup in which something runs.
+    fn running(&self) -> Option<VmId> {
         match self {
-            Self::Group { vm, .. } | Self::Held { vm, .. } => Some(vm),
-            Self::Folder { .. } => None,
+            Self::Group { vm, populated: true, .. } => Some(*vm),
+            _ => None,
         }
     }
 
-    fn runs(&self) -> bool {
-        matches!(self, Self::Group { populated: true, .. })
+    fn is_of(&self, vm: &VmId, paths: &VmPaths) -> bool {
+        match self {
+            Self::Group { vm: mine, .. } | Self::Held { vm: mine, .. } => mine == vm,
+            // The name of a socket folder cannot be turned back into an id.
+            Self::Folder { path, .. } => *path == paths.dir || *path == paths.runtime,
+        }
     }
 
     fn leak(&self) -> Leak {

@@ -165,7 +165,8 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
     assert_eq!(world.machine.processes(), 1);
     let found = leaks(&world, ROOT, false).unwrap();
     let kinds: Vec<_> = found.iter().map(|leak| leak.kind).collect();
-    assert_eq!(kinds[..2], [LeakKind::Cgroup, LeakKind::Holding], "{found:?}");
+    assert_eq!(kinds, [LeakKind::Cgroup, LeakKind::Holding, LeakKind::Folder, LeakKind::Folder], "{found:?}");
+    assert!(world.paths().vm(&vm.id).work_disk().exists(), "the disk of a VM that runs");
     assert!(found[1].detail.contains("tap ") && found[1].detail.contains("COW file"), "{found:?}");
     let fixed = leaks(&world, ROOT, true).unwrap();
     assert!(fixed.iter().all(|leak| leak.fixed == Some(true)), "{fixed:?}");
