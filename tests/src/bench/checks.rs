@@ -14,7 +14,7 @@ use crate::{hostvm, suite};
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Of fuzzing, per target.
-const FUZZ_SECONDS: u32 = 10;
+const FUZZ_SECONDS: u32 = 6;
 
 /// A stage that was run.
 struct Done {

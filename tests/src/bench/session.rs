@@ -28,6 +28,9 @@ pub(super) fn report_folder(suite: &str) -> PathBuf {
     cache().join("report").join(suite)
 }
 
+/// Exit status of ssh(1) when its connection ends.
+const SSH_LOST: u8 = 255;
+
 /// Host VMs that this process has booted.
 static BOOTED: AtomicU32 = AtomicU32::new(0);
 
@@ -106,6 +109,8 @@ impl Session {
                 Some(code) if code == REBOOT_STATUS.0 => self.machine.reboot()?,
                 Some(code) if code == REBOOT_STATUS.1 => self.machine.reset()?,
                 Some(0 | 1) => break,
+                // ssh's own: the host VM no longer answers.
+                Some(SSH_LOST) => return Err(shown::Lost.into()),
                 _ => bail!("the suite runner ended with {status}\n{}", self.machine.last_words()),
             }
             self.machine.wait_until_up()?;
@@ -147,7 +152,7 @@ impl<'a> Suites<'a> {
         if lost && session.accel == Accel::Tcg {
             // Said aloud, and once: a second time would be no accident.
             eprintln!(
-                "bench: the host VM's own kernel has stalled or panicked (serial.log in the report); suite {} begins again in another",
+                "bench: the host VM itself has stalled or panicked (serial.log in the report); suite {} begins again in another",
                 suite.name
             );
             session.machine.keep_logs(&folder);

@@ -35,15 +35,6 @@ impl Accel {
         }
     }
 
-    /// For the host VM's kernel. Emulation now and then loses the one interrupt that a sleeping CPU waits for; a tick that never stops wakes it again.
-    #[must_use]
-    pub fn kernel_arguments(self) -> &'static str {
-        match self {
-            Self::Kvm => "",
-            Self::Tcg => "nohz=off highres=off",
-        }
-    }
-
     /// Emulation is slower by about this factor: time limits of the bench are multiplied by it.
     #[must_use]
     pub fn slowness(self) -> u32 {

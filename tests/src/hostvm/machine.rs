@@ -54,9 +54,8 @@ impl Machine {
         self.port = free_port()?;
         let key = fs::read_to_string(self.key().with_extension("pub")).context("read the run's public key")?;
         let append = format!(
-            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {} \
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet \
              \"systemd.set_credential=ssh.authorized_keys.root:{}\"",
-            self.accel.kernel_arguments(),
             key.trim()
         );
         let log = fs::File::create(self.folder.join("qemu.log")).context("create QEMU's log")?;
@@ -142,6 +141,8 @@ impl Machine {
             // The host key is the image's and new per image; the port is loopback's and QEMU's.
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .args(["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ConnectTimeout=10"])
+            // Two minutes without a sign of life: longer than any pause of a live one.
+            .args(["-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=4"])
             .args(["-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "root@127.0.0.1"])
             .args(words);
         command

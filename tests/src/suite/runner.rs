@@ -93,13 +93,15 @@ pub(super) fn run(suite: &Suite, options: &Options) -> Result<End> {
             return finish(suite, options, progress);
         }
     }
+    // What one scenario has left is what the next finds: nothing can slip between two inventories.
+    let mut left = None;
     let chosen = |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     for scenario in (suite.scenarios)().into_iter().filter(|scenario| chosen(&scenario.name)) {
         if progress.results.iter().any(|result| result.scenario == scenario.name) {
             continue;
         }
         let half_done = progress.half_done.take_if(|half| half.scenario == scenario.name);
-        if let Some((half_done, reboot)) = one(&scenario, half_done, options, &mut progress)? {
+        if let Some((half_done, reboot)) = one(&scenario, half_done, &mut left, options, &mut progress)? {
             progress.half_done = Some(half_done);
             fs::write(&kept, serde_json::to_vec(&progress)?).with_context(|| format!("write {}", kept.display()))?;
             nix::unistd::sync();
@@ -124,13 +126,17 @@ fn write_report(path: &Path, report: &Report) -> Result<()> {
 fn one(
     scenario: &Scenario,
     half_done: Option<HalfDone>,
+    left: &mut Option<Inventory>,
     options: &Options,
     progress: &mut Progress,
 ) -> Result<Option<(HalfDone, Reboot)>> {
     report::print_line(&format!("-- {}", scenario.name));
     let mut scene = Scene::new(options.surroundings.clone())?;
     let (before, earlier, part) = match half_done {
-        None => (settled(&scene)?, 0.0, Some(&scenario.run)),
+        None => {
+            let before = left.take().map_or_else(|| settled(&scene), Ok)?;
+            (before, 0.0, Some(&scenario.run))
+        }
         Some(half) => (half.before, half.seconds, scenario.after_reboot.as_ref()),
     };
     let started = Instant::now();
@@ -143,7 +149,7 @@ fn one(
     if let Ok(Outcome::Reboot(reboot)) = outcome {
         return Ok(Some((HalfDone { scenario: scenario.name.clone(), before, seconds }, reboot)));
     }
-    let difference = settle(&before, &scene)?;
+    let (difference, after) = settle(&before, &scene)?;
     report::print_line(&format!("  {}", difference.to_string().replace('\n', "\n  ")));
     let verdict = match outcome {
         Err(error) => Verdict::Failed(format!("{error:#}")),
@@ -154,6 +160,8 @@ fn one(
     if let Verdict::Failed(why) = &verdict {
         report::print_line(&format!("  FAILED: {why}"));
         product::clean_up();
+    } else {
+        *left = Some(after);
     }
     progress.results.push(ScenarioResult {
         scenario: scenario.name.clone(),
@@ -166,7 +174,7 @@ fn one(
     Ok(None)
 }
 
-/// The inventory before a scenario: two in a row that agree, or what is passing would be missed as gone afterwards.
+/// The inventory before the first scenario, or after one that failed: two in a row that agree, or what is passing would be missed as gone afterwards.
 fn settled(scene: &Scene) -> Result<Inventory> {
     let started = Instant::now();
     let mut last = at_rest()?;
@@ -179,12 +187,13 @@ fn settled(scene: &Scene) -> Result<Inventory> {
     }
 }
 
-fn settle(before: &Inventory, scene: &Scene) -> Result<Difference> {
+fn settle(before: &Inventory, scene: &Scene) -> Result<(Difference, Inventory)> {
     let started = Instant::now();
     loop {
-        let difference = leaks(before, &at_rest()?, &scene.allowed);
+        let after = at_rest()?;
+        let difference = leaks(before, &after, &scene.allowed);
         if difference.leaks.is_empty() || started.elapsed() > scene.limit(SETTLE) {
-            return Ok(difference);
+            return Ok((difference, after));
         }
         std::thread::sleep(Duration::from_millis(200));
     }
