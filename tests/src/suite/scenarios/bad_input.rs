@@ -188,7 +188,8 @@ fn never_ready(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let words = [&["vm", "run", "--detach", "--name", "silent"], TINY].concat();
     let run = scene.start_banger("alice", &words)?;
-    let stop = "cat /var/lib/banger/vms/*/console.log | grep -q . && \
+    // Its handles are written when all but the guest is done: stopped before that, another step of the start would fail.
+    let stop = "test -s /var/lib/banger/vms/*/handles.json && cat /var/lib/banger/vms/*/console.log | grep -q . && \
         cat /sys/fs/cgroup/system.slice/bangerd.service/vms/*/*/cgroup.procs | grep . | xargs kill -STOP";
     scene.wait_until("the guest's kernel speaks", Duration::from_secs(20), || {
         Ok((!scene.root_any(stop)?.status.success()).then(|| "an empty console".to_owned()))
