@@ -186,7 +186,7 @@ fn fill(scene: &Scene) -> Result<()> {
 /// The VMM is stopped as soon as its console has said something: the agent never reports. Bounded, with the console's last lines, and everything undone.
 fn never_ready(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    let words = [&["vm", "run", "--detach", "--name", "silent"], TINY].concat();
+    let words = [&["vm", "run", "--detach", "--keep-on-error", "--name", "silent"], TINY].concat();
     let run = scene.start_banger("alice", &words)?;
     // Its handles are written when all but the guest is done: stopped before that, another step of the start would fail.
     let stop = "test -s /var/lib/banger/vms/*/handles.json && cat /var/lib/banger/vms/*/console.log | grep -q . && \
