@@ -14,6 +14,8 @@ const KEPT: usize = 7;
 const LOOK: Duration = Duration::from_secs(60 * 60);
 /// Names of daily copies: this, the day (UTC, ISO 8601), this.
 const DAILY: (&str, &str) = ("banger-", ".db");
+/// How often damage must be seen before it is believed.
+const LOOKS: u32 = 3;
 /// Pages that are copied without a break.
 const PAGES: i32 = 1000;
 
@@ -28,7 +30,8 @@ pub(crate) enum Verdict {
     Migrate { from: i64, to: i64 },
 }
 
-/// Looks at a copy: even a read-only connection could replay a log or make files beside the original.
+/// Looks at a copy: even a read-only connection could replay a log or make files beside the original. A daemon that writes meanwhile may tear the copy, so
+/// damage must be seen each time.
 ///
 /// # Errors
 /// What a start would fail with: [`DbError::Newer`], [`DbError::Damaged`], and what SQLite says.
@@ -36,6 +39,17 @@ pub(crate) fn inspect(path: &Path) -> Result<Verdict, DbError> {
     if !path.exists() {
         return Ok(Verdict::Absent);
     }
+    let mut seen = inspect_copy(path);
+    for _ in 1..LOOKS {
+        if !matches!(seen, Err(DbError::Damaged { .. })) {
+            break;
+        }
+        seen = inspect_copy(path);
+    }
+    seen
+}
+
+fn inspect_copy(path: &Path) -> Result<Verdict, DbError> {
     let create = |source| DbError::Create { path: path.to_owned(), source };
     let folder = tempfile::tempdir().map_err(create)?;
     let copy = folder.path().join("banger.db");
