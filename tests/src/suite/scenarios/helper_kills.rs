@@ -128,6 +128,7 @@ fn all_points(scene: &mut Scene, life: &'static [Event], first: Event, image: Di
         recoveries += scene.step(&title, |scene| one_point(scene, life, image, number, point, &before))?;
         kills += 1;
     }
+    ensure!(recoveries > 0, "no recovery was killed: the steps of recovering are not reached");
     ensure!(kills > 0, "no step of {first:?} or after it can be killed");
     print_line(&format!("  {kills} kill points, and {recoveries} in the recovery from them"));
     scene.measured("helper kill points", kills);
