@@ -1,5 +1,6 @@
 //! The checks that only the daemon can make. Each says what was found and, when it is not well, what to do.
 
+use crate::firecracker::confine;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
 use crate::vm::host::{check_kvm, find_vmm};
@@ -18,6 +19,7 @@ pub(crate) async fn checks(ctx: &Context, firecracker: Option<&Path>) -> Vec<Che
         of("firecracker", vmm_version(firecracker).await),
         guest_binary(&ctx.paths.guest_binary),
         kernel(&rustix::system::uname().release().to_string_lossy()),
+        landlock(confine::supported()),
         cgroup(ctx),
         free_space(&ctx.paths.state),
         leaks(ctx).await,
@@ -79,6 +81,21 @@ fn kernel(release: &str) -> Check {
     check("kernel", status, detail)
 }
 
+/// Without it neither the helper nor a VMM starts: that it is compiled in does not mean that it is switched on.
+fn landlock<E: std::fmt::Display>(supported: Result<(), E>) -> Check {
+    match supported {
+        Ok(()) => check("landlock", CheckStatus::Pass, "Landlock confines VMMs and the helper (ABI 6)"),
+        Err(error) => check(
+            "landlock",
+            CheckStatus::Fail,
+            format!(
+                "this kernel does not confine VMMs ({error}). banger needs Landlock of ABI 6 or newer: Linux 6.12 with \
+                 landlock in its list of security modules (lsm= on the kernel's command line, /sys/kernel/security/lsm)."
+            ),
+        ),
+    }
+}
+
 fn cgroup(ctx: &Context) -> Check {
     if ctx.machine.delegated() {
         check("cgroup", CheckStatus::Pass, "delegated; VMs have limits of their own")
@@ -115,6 +132,14 @@ async fn leaks(ctx: &Context) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_without_landlock_is_told_what_to_do() {
+        let failed = landlock(Err("not supported"));
+        assert_eq!(failed.status, CheckStatus::Fail);
+        assert!(failed.detail.contains("(not supported)") && failed.detail.contains("lsm="), "{}", failed.detail);
+        assert_eq!(landlock(Ok::<(), String>(())).status, CheckStatus::Pass);
+    }
 
     #[test]
     fn the_kernel_floor() {

@@ -8,7 +8,7 @@
 use super::{ConfineError, Files, StandIn};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope, make_bitflags,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use std::path::Path;
 
@@ -40,13 +40,7 @@ pub(super) fn restrict(
     files: &Files,
     stand_in: Option<&StandIn>,
 ) -> Result<(), ConfineError> {
-    let mut rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(FLOOR))?
-        // No rule follows for these two: TCP in both directions, signals and abstract sockets are all refused.
-        .handle_access(AccessNet::from_all(FLOOR))?
-        .scope(Scope::from_all(FLOOR))?
-        .create()?;
+    let mut rules = rules()?;
     for (path, rights, _) in COMMON.iter().filter(|(path, ..)| Path::new(path).exists()) {
         rules = allow(rules, Path::new(path), *rights)?;
     }
@@ -66,6 +60,20 @@ pub(super) fn restrict(
     }
     let status = rules.restrict_self()?;
     if status.ruleset == RulesetStatus::FullyEnforced { Ok(()) } else { Err(ConfineError::Partial) }
+}
+
+/// Everything is handled, and nothing allowed yet.
+///
+/// # Errors
+/// When the kernel does not know all of it, or has Landlock switched off.
+pub(super) fn rules() -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(FLOOR))?
+        // No rule follows for these two: TCP in both directions, signals and abstract sockets are all refused.
+        .handle_access(AccessNet::from_all(FLOOR))?
+        .scope(Scope::from_all(FLOOR))?
+        .create()
 }
 
 fn allow(rules: RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, ConfineError> {

@@ -57,6 +57,14 @@ pub(super) enum ConfineError {
     Rule(#[from] seccompiler::BackendError),
 }
 
+/// Could a VMM be confined on this host? Restricts nothing.
+///
+/// # Errors
+/// What the kernel does not know.
+pub(crate) fn supported() -> Result<(), landlock::RulesetError> {
+    files::rules().map(drop)
+}
+
 /// Confines this process and what it becomes. `binary` is what it may become, `folder` where its sockets lie.
 pub(super) fn confine(
     binary: &Path,
