@@ -256,7 +256,9 @@ impl VmCgroup {
             // The removal of the owner's last other VM took the owner's group away meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => tree.create(path, limits),
             done => done,
-        }
+        }?;
+        crate::fail::point("cgroup", "made");
+        Ok(())
     }
 
     /// The folder; `None` without groups.
@@ -333,6 +335,7 @@ impl VmCgroup {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
         }
+        crate::fail::point("cgroup", "emptied");
         Ok(())
     }
 
@@ -344,6 +347,7 @@ impl VmCgroup {
         match &self.place {
             Place::Group { path, .. } => {
                 remove_tree(path, 0)?;
+                crate::fail::point("cgroup", "removed");
                 if let Some(owner) = path.parent() {
                     // Not empty: another VM of that owner.
                     let _ = fs::remove_dir(owner);

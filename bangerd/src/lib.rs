@@ -7,6 +7,7 @@ mod config;
 mod db;
 mod doctor;
 mod error;
+mod fail;
 mod handles;
 mod jobs;
 mod listen;
@@ -99,6 +100,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let db = db::Db::open(&args.paths.database()).await?;
     db.back_up_daily(args.paths.backups());
     let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
+    fail::arm(&args.paths.state, &cgroups);
     let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
     let client_key = guest::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);

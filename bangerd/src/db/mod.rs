@@ -101,13 +101,18 @@ impl Db {
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, DbError> {
         let (reply, answer) = oneshot::channel();
+        let name = crate::fail::function_around(&work);
         let work: Work = Box::new(move |connection| {
+            let rows = connection.total_changes();
             let result = (|| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let value = work(&transaction)?;
                 transaction.commit()?;
                 Ok(value)
             })();
+            if connection.total_changes() != rows {
+                crate::fail::point("row", name);
+            }
             // Nobody waits any more: the work is done nevertheless.
             drop(reply.send(result));
         });
@@ -121,6 +126,7 @@ impl Db {
             if let Err(error) = work(connection) {
                 tracing::warn!("cannot record {what}: {error}");
             }
+            crate::fail::point("row", what);
         });
         if self.work.send(work).is_err() {
             tracing::warn!("cannot record {what}: the database thread has ended");

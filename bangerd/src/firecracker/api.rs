@@ -145,6 +145,7 @@ pub async fn configure_and_start(api_socket: &Path, config: &VmmConfig) -> Resul
         if done.is_err() {
             break;
         }
+        crate::fail::point("vmm's api", step);
     }
     connection.abort();
     done

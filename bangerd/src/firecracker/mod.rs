@@ -134,7 +134,9 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
     let process = Pidfd::open(pid).map_err(VmmError::Spawn)?;
     let mut undo = Undo(Some(process.clone()));
     launch.cgroup.track(&process);
+    crate::fail::point("vmm", "launcher started");
     give_orders(&mut child, &orders).await;
+    crate::fail::point("vmm", "orders given");
     let report = read_report(&mut child).await;
     let vmm = Vmm::of_child(process, launch.cgroup.clone(), child);
     let answers = match report {
@@ -148,6 +150,7 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
         return Err(error);
     }
     undo.0 = None;
+    crate::fail::point("vmm", "answers");
     Ok(vmm)
 }
 

@@ -115,6 +115,7 @@ impl Control {
         }
         let listener = bind_unseen(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        crate::fail::point("control channel", "open");
         let (told, view) = watch::channel(View::default());
         let agent = Arc::new(Mutex::new(None));
         let task = tokio::spawn(accept(listener, cgroup, told, agent.clone()));

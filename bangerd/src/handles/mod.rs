@@ -132,6 +132,7 @@ impl Store {
         if let Err(error) = file::write(&paths.handles(), handles) {
             tracing::warn!("{}: cannot write the handles: {error}", paths.handles().display());
         }
+        crate::fail::point("handles", "file written");
         self.seed(vm, handles.clone());
         self.db.set_vm_mirror(vm, handles.mirror()).await
     }
@@ -160,6 +161,7 @@ impl Store {
         if let Err(error) = file::remove(&paths.handles()) {
             tracing::warn!("{}: cannot remove the handles: {error}", paths.handles().display());
         }
+        crate::fail::point("handles", "file removed");
         self.cache().remove(&vm);
         mirror
     }

@@ -93,8 +93,9 @@ pub(crate) struct Privileged {
 }
 
 /// One typed call per operation: the request's variant goes out, and only its own reply's variant is an answer.
+/// `point` marks what changes something, see [`crate::fail`].
 macro_rules! operations {
-    ($($(#[$doc:meta])* $name:ident $variant:ident $words:literal ($($arg:ident: $type:ty),*) -> $reply:ty;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident $variant:ident $words:literal ($($arg:ident: $type:ty),*) -> $reply:ty $(, $after:ident)?;)*) => {$(
         $(#[$doc])*
         pub(crate) async fn $name(&self, $($arg: $type),*) -> Result<$reply, PrivilegedError> {
             let began = Instant::now();
@@ -105,7 +106,10 @@ macro_rules! operations {
                     return Err(PrivilegedError::Confused);
                 };
                 match reply {
-                    Ok(value) => return Ok(value),
+                    Ok(value) => {
+                        $(crate::fail::$after("helper", stringify!($name));)?
+                        return Ok(value);
+                    }
                     Err(refusal) if passes(refusal) && began.elapsed() < BUSY_LIMIT => tokio::time::sleep(pause).await,
                     Err(refusal) => return Err(PrivilegedError::Refused { operation: $words, refusal }),
                 }
@@ -132,18 +136,18 @@ impl Privileged {
     }
 
     operations! {
-        acquire_tap AcquireTap "make the tap" (vm: VmId, owner: u32, address_index: u16) -> TapIdentity;
-        release_tap ReleaseTap "remove the tap" (vm: VmId, tap: TapIdentity) -> ();
-        create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> CowRecord;
-        attach_disk AttachDisk "attach the disk" (vm: VmId, owner: u32) -> DiskIdentity;
-        detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> ();
-        discard_disk DiscardDisk "discard the disk" (vm: VmId) -> ();
-        enable_nat EnableNat "enable NAT" (vm: VmId) -> ();
-        disable_nat DisableNat "disable NAT" (vm: VmId) -> ();
-        bind_process BindProcess "bind the process" (vm: VmId, pid: u32) -> ();
+        acquire_tap AcquireTap "make the tap" (vm: VmId, owner: u32, address_index: u16) -> TapIdentity, point;
+        release_tap ReleaseTap "remove the tap" (vm: VmId, tap: TapIdentity) -> (), point;
+        create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> CowRecord, point;
+        attach_disk AttachDisk "attach the disk" (vm: VmId, owner: u32) -> DiskIdentity, point;
+        detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> (), point;
+        discard_disk DiscardDisk "discard the disk" (vm: VmId) -> (), point;
+        enable_nat EnableNat "enable NAT" (vm: VmId) -> (), point;
+        disable_nat DisableNat "disable NAT" (vm: VmId) -> (), point;
+        bind_process BindProcess "bind the process" (vm: VmId, pid: u32) -> (), point;
         process_running ProcessRunning "look at the process" (vm: VmId, pid: u32) -> ProcessState;
         list List "list what it holds" (after: Option<VmId>) -> HoldingPage;
-        release Release "release the VM" (vm: VmId) -> ();
+        release Release "release the VM" (vm: VmId) -> (), point;
         identity Identity "say what it holds" (vm: VmId) -> Holding;
     }
 }

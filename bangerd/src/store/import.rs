@@ -109,6 +109,7 @@ impl Staging {
         remove(&path);
         let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
         made.map_err(|error| failed("the staging folder", &error))?;
+        crate::fail::point("import", "staging folder made");
         Ok(Self(path))
     }
 
@@ -116,6 +117,7 @@ impl Staging {
         // Without a row it is a leftover.
         remove(to);
         std::fs::rename(&self.0, to).map_err(|error| failed("the store", &error))?;
+        crate::fail::point("import", "published");
         let folder = to.parent().unwrap_or(Path::new("/"));
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed("the store", &error))
     }
@@ -168,6 +170,7 @@ impl Store {
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
             uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => uploaded.map_err(|e| upload_failed(&e))?,
         };
+        crate::fail::point("import", "uploaded");
         match wanted {
             Wanted::Image { name, source, build_size } => self.image(spool, peer, name, source, build_size, job).await,
             Wanted::Kernel { name } => self.kernel(spool, peer, name, job).await,
@@ -190,6 +193,7 @@ impl Store {
             image::import(spool, &dir, build_size, limits, &progress).map_err(|error| image_refused(&error))
         })
         .await?;
+        crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
         has_room(self.images().await?.len())?;
         if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name)
@@ -241,6 +245,7 @@ impl Store {
                 ApiError::new(ErrorCode::BadRequest, error.to_string()).hint("Give the kernel a name with --name.")
             })?,
         };
+        crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
         has_room(self.kernels().await?.len())?;
         if let Some(same) =

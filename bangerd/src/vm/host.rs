@@ -98,10 +98,13 @@ impl Host {
         let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };
         let written = initramfs::write(&seat.paths.initramfs(), &parts);
         written.map_err(|error| failed("the initramfs", &error))?;
+        crate::fail::point("boot files", "initramfs");
         // A VMM is allowed what exists when it starts.
         let metrics =
             std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
-        metrics.map(drop).map_err(|error| failed("the metrics file", &error))
+        metrics.map(drop).map_err(|error| failed("the metrics file", &error))?;
+        crate::fail::point("boot files", "metrics");
+        Ok(())
     }
 
     /// All that the VMM of this VM may open.
@@ -184,7 +187,10 @@ impl Host {
         let unfinished = path.with_extension("new");
         drop(std::fs::remove_file(&unfinished));
         work_disk::create(&disk, &unfinished, &()).map_err(|error| failed("the work disk", &error))?;
-        std::fs::rename(&unfinished, &path).map_err(|error| failed("the work disk", &error))
+        crate::fail::point("work disk", "written");
+        std::fs::rename(&unfinished, &path).map_err(|error| failed("the work disk", &error))?;
+        crate::fail::point("work disk", "named");
+        Ok(())
     }
 
     fn check(&self, seat: &Seat) -> Result<(), ApiError> {
@@ -346,6 +352,7 @@ impl Guest {
         let ready = self.parts.control.ready(limit, &self.parts.vmm).await;
         let info = ready.map_err(|why| ApiError::new(ErrorCode::GuestNotReady, why.to_string()))?;
         tracing::info!(boot_id = info.boot_id, "guest ready");
+        crate::fail::point("guest", "ready");
         Ok(())
     }
 }
@@ -367,7 +374,9 @@ impl Running for Guest {
         async move {
             // The same eyes that see a guest end by itself see it end because it was asked to.
             let ended = monitor::watch(self.parts.clone());
-            self.parts.control.shutdown().await && tokio::time::timeout(limit, ended).await.is_ok()
+            let told = self.parts.control.shutdown().await;
+            crate::fail::point("guest", "told to shut down");
+            told && tokio::time::timeout(limit, ended).await.is_ok()
         }
         .boxed()
     }

@@ -3,7 +3,7 @@
 
 use super::actor::Actor;
 use super::machine::{BootDevices, Running, Seat};
-use super::steps::{Step, fail_point};
+use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::Job;
 use banger_proto::model::{ApiError, ErrorCode};
@@ -22,7 +22,6 @@ impl Actor {
     /// From nothing held to a guest that is ready.
     pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, ApiError> {
         let ctx = Arc::clone(&self.ctx);
-        let done = |step| fail_point(step, &ctx.paths);
         let begin = |step: Step| {
             job.go_on()?;
             job.stage(step.name());
@@ -34,7 +33,6 @@ impl Actor {
         ctx.machine.preflight(seat).await?;
         make_folder(&seat.paths.dir)?;
         make_folder(&seat.paths.runtime)?;
-        done(Step::Preflight)?;
 
         begin(Step::Overlay)?;
         // Reserved when the VM was made; the same request again is success, and repairs what an administrator removed.
@@ -43,25 +41,21 @@ impl Actor {
         let disk = ctx.privileged.attach_disk(seat.id, seat.owner).await.map_err(|e| e.api("the overlay"))?;
         held.hold_disk(&disk);
         ctx.handles.seed(seat.id, held.clone());
-        done(Step::Overlay)?;
 
         begin(Step::WorkDisk)?;
         // Made with the VM, and never again: an empty disk in its place would look as if the user's files were lost.
         work_disk_is_there(seat)?;
-        done(Step::WorkDisk)?;
 
         begin(Step::Tap)?;
         let tap =
             ctx.privileged.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
         held.hold_tap(&tap);
         ctx.handles.seed(seat.id, held.clone());
-        done(Step::Tap)?;
 
         if seat.spec.nat_enabled {
             begin(Step::Nat)?;
             ctx.privileged.enable_nat(seat.id).await.map_err(|e| e.api("NAT"))?;
         }
-        done(Step::Nat)?;
 
         begin(Step::Launch)?;
         let keys = ctx.db.keys(seat.owner).await.map_err(|error| crate::error::internal(&error))?;
@@ -69,20 +63,16 @@ impl Actor {
         let running = ctx.machine.launch(seat, &devices, keys).await?;
         held.pid = Some(running.pid());
         ctx.handles.seed(seat.id, held.clone());
-        done(Step::Launch)?;
 
         begin(Step::Api)?;
         running.boot(seat, &devices).await?;
-        done(Step::Api)?;
 
         begin(Step::Bind)?;
         ctx.privileged.bind_process(seat.id, running.pid()).await.map_err(|e| e.api("the VM's process"))?;
-        done(Step::Bind)?;
 
         begin(Step::Handles)?;
         self.row.mirror = held.mirror();
         ctx.handles.record(seat.id, &seat.paths, &held).await.map_err(|error| crate::error::internal(&error))?;
-        done(Step::Handles)?;
 
         begin(Step::GuestReady)?;
         tokio::select! {
@@ -90,7 +80,6 @@ impl Actor {
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
             ready = running.ready(READY_LIMIT) => ready.map_err(|error| self.with_console(seat, error))?,
         }
-        done(Step::GuestReady)?;
         Ok(running)
     }
 
@@ -121,5 +110,7 @@ fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {
 pub(super) fn make_folder(path: &std::path::Path) -> Result<(), ApiError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| crate::error::failed(&format!("cannot make {}", path.display()), &error))
+    made.map_err(|error| crate::error::failed(&format!("cannot make {}", path.display()), &error))?;
+    crate::fail::point("folder", "made");
+    Ok(())
 }

@@ -73,7 +73,10 @@ pub(super) fn remove_folder(path: &Path) -> Result<(), ApiError> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(crate::error::failed(&format!("cannot remove {}", path.display()), &error))
         }
-        _ => Ok(()),
+        _ => {
+            crate::fail::point("folder", "removed");
+            Ok(())
+        }
     }
 }
 
