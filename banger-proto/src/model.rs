@@ -3,6 +3,7 @@
 
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;
+use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, ImageName, KernelName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -108,6 +109,8 @@ pub struct VmRecord {
     pub updated_at: Timestamp,
     /// When somebody last used it.
     pub last_touched_at: Timestamp,
+    /// Is it started again after a reboot of the host?
+    pub restart: RestartPolicy,
     /// What it is made of.
     pub spec: VmSpec,
     /// What it holds.
@@ -185,6 +188,8 @@ pub struct CreateRequest {
     pub work_disk_size_bytes: Option<u64>,
     /// Reach out through the uplink.
     pub nat: bool,
+    /// Start it again after a reboot of the host?
+    pub restart: RestartPolicy,
     /// Only make it.
     pub no_start: bool,
 }

@@ -1,5 +1,6 @@
 //! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
 
+use banger_policy::vm::RestartPolicy;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -142,6 +143,9 @@ pub(crate) struct Spec {
     /// Let the VM reach out through the host's network
     #[arg(long)]
     pub(crate) nat: bool,
+    /// After a reboot of the host, start the VM again if it ran: no or always
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) restart: RestartPolicy,
 }
 
 #[derive(Debug, Args)]
@@ -195,6 +199,9 @@ pub(crate) struct Stop {
     /// Every running VM of every user, for root and members of group banger-admin
     #[arg(long)]
     pub(crate) everyone: bool,
+    /// The host goes down: what is stopped now and has --restart always is started with the host again
+    #[arg(long, requires = "everyone", hide = true)]
+    pub(crate) host_down: bool,
 }
 
 #[derive(Debug, Args)]

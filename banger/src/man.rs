@@ -39,7 +39,9 @@ fn leaves(command: &Command, page: &mut String) {
         let usage = usage.trim_start_matches("Usage: ").to_owned();
         *page += &format!(".SS {}\n", escape(&usage));
         *page += &format!("{}\n", escape(&sub.get_about().map(ToString::to_string).unwrap_or_default()));
-        for arg in sub.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+        for arg in
+            sub.get_arguments().filter(|arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version"))
+        {
             *page += &format!(".TP\n.B {}\n{}\n", escape(&name(arg)), escape(&meaning(arg)));
         }
     }

@@ -44,6 +44,9 @@ pub(crate) enum StartError {
     /// The key that names the folders of sockets.
     #[error("cannot make or read {}", .path.display())]
     SocketKey { path: PathBuf, source: io::Error },
+    /// Which boot of the host this is.
+    #[error("cannot read the host's boot id")]
+    BootId(#[source] io::Error),
     /// Its memory could be read by other processes of its user.
     #[error("cannot close the daemon's memory to its own user")]
     Dumpable(#[source] nix::Error),

@@ -34,6 +34,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// A random number of the host's kernel, new at each boot (proc(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long the end of the daemon waits for tasks to notice it.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -97,6 +99,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let file = args.paths.socket_key_file();
     args.paths.socket_key =
         paths::SocketKey::load_or_create(&file).map_err(|source| StartError::SocketKey { path: file, source })?;
+    let boot_id = std::fs::read_to_string(BOOT_ID).map_err(StartError::BootId)?.trim().to_owned();
     let db = db::Db::open(&args.paths.database()).await?;
     db.back_up_daily(args.paths.backups());
     let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
@@ -116,6 +119,8 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
         privileged,
         machine: Arc::new(host),
         jobs,
+        boot_id,
+        turns: vm::resume::Turns::default(),
         actors: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));

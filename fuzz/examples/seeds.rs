@@ -2,6 +2,7 @@
 //! `cargo run --example seeds` in this folder. What fuzzing has found beyond these lies beside them.
 
 use banger_policy::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
+use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
 use banger_proto::daemon::{DaemonRequest, KillSignal};
 use banger_proto::helper::{DiskIdentity, HelperRequest, TapIdentity};
@@ -76,6 +77,7 @@ fn daemon() -> Result<()> {
         system_overlay_size_bytes: Some(1 << 30),
         work_disk_size_bytes: None,
         nat: true,
+        restart: RestartPolicy::Always,
         no_start: false,
     };
     let exec = StreamRequest::Exec {

@@ -52,6 +52,8 @@ pub enum Event {
     StartFailed,
     /// Somebody asks for a clean stop.
     Stop,
+    /// The host goes down: a clean stop, and the VM counts as one that ran.
+    HostDown,
     /// Somebody asks for an end without the guest's cooperation.
     Kill,
     /// The guest or its VMM ended by itself.
@@ -60,6 +62,8 @@ pub enum Event {
     FoundAlive,
     /// The daemon starts and finds no process.
     FoundDead,
+    /// The daemon starts in another boot of the host than the one that the VM ran in.
+    FoundRebooted,
     /// A teardown could not finish.
     TeardownFailed,
     /// Somebody asks for removal.
@@ -68,15 +72,17 @@ pub enum Event {
 
 impl Event {
     /// All of them, for tables.
-    pub const ALL: [Event; 10] = [
+    pub const ALL: [Event; 12] = [
         Event::Start,
         Event::Started,
         Event::StartFailed,
         Event::Stop,
+        Event::HostDown,
         Event::Kill,
         Event::Ended,
         Event::FoundAlive,
         Event::FoundDead,
+        Event::FoundRebooted,
         Event::TeardownFailed,
         Event::Delete,
     ];
@@ -150,18 +156,25 @@ pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
             to(State::Error, &[KillProcesses, TearDown, ClearHandles])
         }
 
-        (State::Running, Event::Stop) => to(State::Stopped, &[ShutDownGuest, KillProcesses, TearDown, ClearHandles]),
+        (State::Running, Event::Stop | Event::HostDown) => {
+            to(State::Stopped, &[ShutDownGuest, KillProcesses, TearDown, ClearHandles])
+        }
         (State::Running, Event::Kill | Event::Ended) => to(State::Stopped, &[KillProcesses, TearDown, ClearHandles]),
         // Stopping what does not run is what the user wants already.
-        (State::Created | State::Stopped, Event::Stop | Event::Kill) => to(state, &[]),
-        (State::Error, Event::Stop | Event::Kill) => to(State::Stopped, &[KillProcesses, TearDown, ClearHandles]),
+        (State::Created | State::Stopped, Event::Stop | Event::HostDown | Event::Kill) => to(state, &[]),
+        (State::Error, Event::Stop | Event::HostDown | Event::Kill) => {
+            to(State::Stopped, &[KillProcesses, TearDown, ClearHandles])
+        }
 
         (State::Running, Event::FoundAlive) => to(State::Running, &[SeedCache]),
-        (State::Running, Event::FoundDead) => to(State::Stopped, &[KillProcesses, TearDown, ClearHandles]),
-        // A crash in the middle of a start: the row does not say running, so it never was.
-        (State::Created | State::Stopped | State::Error, Event::FoundAlive | Event::FoundDead) => {
-            to(state, &[KillProcesses, TearDown, ClearHandles])
+        (State::Running, Event::FoundDead | Event::FoundRebooted) => {
+            to(State::Stopped, &[KillProcesses, TearDown, ClearHandles])
         }
+        // A crash in the middle of a start: the row does not say running, so it never was.
+        (
+            State::Created | State::Stopped | State::Error,
+            Event::FoundAlive | Event::FoundDead | Event::FoundRebooted,
+        ) => to(state, &[KillProcesses, TearDown, ClearHandles]),
 
         (_, Event::TeardownFailed) => to(State::Error, &[]),
 
@@ -222,12 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_asked_only_by_stop_and_delete_of_what_runs() {
+    fn the_guest_is_asked_only_by_a_clean_end_of_what_runs() {
         for_all(|state, event, outcome| {
             let asks = outcome.is_ok_and(|outcome| outcome.effects.contains(&Effect::ShutDownGuest));
             assert_eq!(
                 asks,
-                state == State::Running && matches!(event, Event::Stop | Event::Delete),
+                state == State::Running && matches!(event, Event::Stop | Event::HostDown | Event::Delete),
                 "{state} {event:?}"
             );
         });

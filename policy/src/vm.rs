@@ -4,6 +4,9 @@ use crate::limits::{
     MAX_DISK_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_OVERLAY_BYTES, MIN_WORK_DISK_BYTES,
 };
 use crate::size::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// A number outside its bounds; the message says both.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +27,51 @@ pub enum SpecError {
         /// The least, formatted.
         min: String,
     },
+}
+
+/// Whether a VM that ran when the host went down is started again when the host is back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestartPolicy {
+    /// It stays stopped.
+    #[default]
+    No,
+    /// It is started.
+    Always,
+}
+
+impl RestartPolicy {
+    /// All of them.
+    pub const ALL: [RestartPolicy; 2] = [RestartPolicy::No, RestartPolicy::Always];
+
+    /// As on the command line, in JSON and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RestartPolicy::No => "no",
+            RestartPolicy::Always => "always",
+        }
+    }
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A word that names no restart policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no restart policy: it is `no` or `always`")]
+pub struct UnknownPolicy(String);
+
+impl FromStr for RestartPolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        let known = Self::ALL.into_iter().find(|policy| policy.as_str() == text);
+        known.ok_or_else(|| UnknownPolicy(text.to_owned()))
+    }
 }
 
 /// A specification within all limits.
@@ -92,6 +140,14 @@ fn disk(what: &'static str, bytes: u64, min: u64) -> Result<u64, SpecError> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn a_policy_is_what_it_is_called() {
+        for policy in RestartPolicy::ALL {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+        }
+        assert!("on-failure".parse::<RestartPolicy>().is_err_and(|error| error.to_string().contains("on-failure")));
+    }
 
     #[test]
     fn bounds() {

@@ -27,6 +27,8 @@ const RECONNECT: Duration = Duration::from_millis(300);
 pub(super) enum Verb {
     Start,
     Stop,
+    /// Because the host goes down.
+    HostDown,
     Restart,
     Kill(KillSignal),
     Delete,
@@ -36,7 +38,7 @@ impl Verb {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Verb::Start => ("start", "started"),
-            Verb::Stop => ("stop", "stopped"),
+            Verb::Stop | Verb::HostDown => ("stop", "stopped"),
             Verb::Restart => ("restart", "restarted"),
             Verb::Kill(_) => ("kill", "killed"),
             Verb::Delete => ("delete", "deleted"),
@@ -65,11 +67,11 @@ pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
 }
 
 /// `vm stop --everyone`: what the host's shutdown and the package's removal ask for.
-pub(super) async fn stop_everyone() -> anyhow::Result<u8> {
+pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let mut vms = super::list::records(&client, true).await?;
     vms.retain(|vm| vm.state == State::Running);
-    on_all(&client, Verb::Stop, &vms, 0).await
+    on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, 0).await
 }
 
 async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
@@ -129,7 +131,8 @@ async fn one(
     let rpc = &client.rpc;
     let job = match verb {
         Verb::Start => answer(rpc.start_vm(soon(), id)).await,
-        Verb::Stop => answer(rpc.stop_vm(soon(), id)).await,
+        Verb::Stop => answer(rpc.stop_vm(soon(), id, false)).await,
+        Verb::HostDown => answer(rpc.stop_vm(soon(), id, true)).await,
         Verb::Restart => answer(rpc.restart_vm(soon(), id)).await,
         Verb::Kill(signal) => answer(rpc.kill_vm(soon(), id, signal)).await,
         Verb::Delete => answer(rpc.delete_vm(soon(), id)).await,

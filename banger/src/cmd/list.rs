@@ -88,6 +88,7 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("memory", size(u64::from(vm.spec.memory_mib) << 20)),
         ("system overlay", size(vm.spec.system_overlay_size_bytes)),
         ("work disk", size(vm.spec.work_disk_size_bytes)),
+        ("restart", vm.restart.to_string()),
         ("nat", if vm.spec.nat_enabled { "on" } else { "off" }.to_owned()),
         ("address", vm.runtime.guest_ip.to_string()),
         ("dns name", vm.runtime.dns_name.clone()),

@@ -38,7 +38,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Run(options) => run::run(options).await,
         Vm::Create(options) => run::create(&options).await,
         Vm::Start(names) => lifecycle::run(Verb::Start, names.vms).await,
-        Vm::Stop(stop) if stop.everyone => lifecycle::stop_everyone().await,
+        Vm::Stop(stop) if stop.everyone => lifecycle::stop_everyone(stop.host_down).await,
         Vm::Stop(stop) => lifecycle::run(Verb::Stop, stop.vms).await,
         Vm::Restart(names) => lifecycle::run(Verb::Restart, names.vms).await,
         Vm::Kill(kill) => lifecycle::run(Verb::Kill(lifecycle::signal(&kill.signal)?), kill.names.vms).await,

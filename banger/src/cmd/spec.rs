@@ -32,6 +32,7 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
         system_overlay_size_bytes: overlay,
         work_disk_size_bytes: work_disk,
         nat: spec.nat,
+        restart: spec.restart,
         no_start,
     })
 }

@@ -1,6 +1,7 @@
 //! Records that look like real ones.
 
 use banger_policy::lifecycle::State;
+use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
 use banger_proto::model::{ImageRecord, JobId, JobState, JobView, KernelRecord, Stage, VmRecord, VmRuntime, VmSpec};
 use banger_proto::time::Timestamp;
@@ -28,6 +29,7 @@ pub fn vm(name: &str, state: State) -> VmRecord {
         created_at: hours_ago(3),
         updated_at: hours_ago(2),
         last_touched_at: hours_ago(1),
+        restart: RestartPolicy::No,
         spec: VmSpec {
             vcpu_count: 2,
             memory_mib: 2048,

@@ -95,7 +95,7 @@ impl Daemon for Fake {
         self.state().simple("start", &vm, VmState::Running)
     }
 
-    async fn stop_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+    async fn stop_vm(self, _: Context, vm: String, _: bool) -> Result<JobId, ApiError> {
         self.state().simple("stop", &vm, VmState::Stopped)
     }
 

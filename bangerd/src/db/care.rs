@@ -185,6 +185,9 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use banger_policy::vm::RestartPolicy;
+
+    const KNOWN: i64 = MIGRATIONS.len() as i64;
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -209,7 +212,7 @@ mod tests {
         assert!(names.contains(&"banger-by-me.db".to_owned()), "{names:?}");
         assert!(!names.iter().any(|name| name.contains("2023-11-14") || name.contains("2023-11-15")), "{names:?}");
         let newest = folder.join("banger-2023-11-22.db");
-        assert_eq!(inspect(&newest).unwrap(), Verdict::Fine { schema: 1 }, "a copy is a whole database");
+        assert_eq!(inspect(&newest).unwrap(), Verdict::Fine { schema: KNOWN }, "a copy is a whole database");
     }
 
     #[tokio::test]
@@ -219,14 +222,43 @@ mod tests {
         assert_eq!(inspect(&path).unwrap(), Verdict::Absent);
         drop(Db::open(&path).await.unwrap());
         let raw = Connection::open(&path).unwrap();
-        for (version, expected) in
-            [(1, Ok(Verdict::Fine { schema: 1 })), (0, Ok(Verdict::Migrate { from: 0, to: 1 })), (9, Err(()))]
-        {
+        for (version, expected) in [
+            (KNOWN, Ok(Verdict::Fine { schema: KNOWN })),
+            (KNOWN - 1, Ok(Verdict::Migrate { from: KNOWN - 1, to: KNOWN })),
+            (KNOWN + 1, Err(())),
+        ] {
             raw.pragma_update(None, "user_version", version).unwrap();
             let before = (names(dir.path()), std::fs::read(&path).unwrap());
             assert_eq!(inspect(&path).map_err(drop), expected);
             assert_eq!((names(dir.path()), std::fs::read(&path).unwrap()), before);
         }
+    }
+
+    #[tokio::test]
+    async fn an_older_schema_is_brought_up_with_its_rows_and_a_copy_of_before_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch(MIGRATIONS[0]).unwrap();
+        let (id, digest) = ("ab".repeat(32), "cd".repeat(32));
+        raw.execute_batch(&format!(
+            "INSERT INTO images VALUES ('{digest}', 'debian', 0, 1, 1, 1, 0, '', 0, 0);
+             INSERT INTO kernels VALUES ('{digest}', '6.12', 0, '6.12', '[]', 1, 0);
+             INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at, last_touched_at,
+             vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled)
+             VALUES ('{id}', 1001, 'alice', 'demo', '{digest}', 'debian', '{digest}', 'stopped', 0, 0, 0, 0, 1, 256, 1, 1, 0);
+             INSERT INTO leases VALUES (1, '{id}');
+             PRAGMA user_version = 1;"
+        ))
+        .unwrap();
+        drop(raw);
+        let db = Db::open(&path).await.unwrap();
+        let vm = db.vm(id.parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((vm.name.as_str(), vm.restart, vm.boot_id), ("demo", RestartPolicy::No, None));
+        let copies = names(&dir.path().join(super::super::BACKUPS));
+        assert_eq!(copies, ["before-schema-2.db"]);
+        let copy = dir.path().join(super::super::BACKUPS).join(&copies[0]);
+        assert_eq!(inspect(&copy).unwrap(), Verdict::Migrate { from: 1, to: KNOWN });
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
 use crate::net::lease;
 use banger_policy::lifecycle::State;
 use banger_policy::net::{AddressIndex, Network};
-use banger_policy::vm::CheckedSpec;
+use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageName, VmId, VmName};
 use banger_proto::model::VmSpec;
 use banger_proto::time::Timestamp;
@@ -27,6 +27,9 @@ pub(crate) struct VmRow {
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
     pub(crate) last_touched_at: Timestamp,
+    pub(crate) restart: RestartPolicy,
+    /// The boot of the host in which it runs, or ran until the host went down.
+    pub(crate) boot_id: Option<String>,
     pub(crate) spec: VmSpec,
     pub(crate) mirror: Mirror,
     /// The raw address index; [`Network::index`] checks it.
@@ -56,6 +59,7 @@ pub(crate) struct NewVm {
     pub(crate) kernel_id: Digest,
     pub(crate) spec: CheckedSpec,
     pub(crate) nat: bool,
+    pub(crate) restart: RestartPolicy,
 }
 
 const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
@@ -71,14 +75,15 @@ impl Db {
             let now = signed(Timestamp::now().unix());
             sql.execute(
                 "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at,
-                 last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled)
+                 last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled, restart)
                  VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :now, :now, :now,
-                 :vcpus, :memory, :overlay, :work, :nat)",
+                 :vcpus, :memory, :overlay, :work, :nat, :restart)",
                 named_params! {
                     ":id": Text(vm.id), ":owner": vm.owner, ":owner_name": vm.owner_name, ":name": vm.name.as_str(),
                     ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
                     ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
                     ":overlay": signed(vm.spec.overlay_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
+                    ":restart": vm.restart.as_str(),
                 },
             )
             .map_err(|error| if is_unique(&error) { DbError::Taken(vm.name.to_string()) } else { error.into() })?;
@@ -128,20 +133,21 @@ impl Db {
         .await
     }
 
-    /// The state, its reason, and the mirror, in one step.
+    /// The state, its reason, the host's boot that it belongs to, and the mirror, in one step.
     pub(crate) async fn set_vm_state(
         &self,
         vm: VmId,
         state: State,
         last_error: String,
+        boot_id: Option<String>,
         mirror: Mirror,
     ) -> Result<(), DbError> {
         self.transaction(move |sql| {
             set_mirror(sql, vm, &mirror)?;
             // A VM that runs has been made, whatever else its creation had to do.
             sql.execute(
-                "UPDATE vms SET state = ?2, last_error = ?3, making = making AND ?2 != 'running' WHERE id = ?1",
-                params![Text(vm), state.as_str(), last_error],
+                "UPDATE vms SET state = ?2, last_error = ?3, boot_id = ?4, making = making AND ?2 != 'running' WHERE id = ?1",
+                params![Text(vm), state.as_str(), last_error, boot_id],
             )?;
             Ok(())
         })
@@ -220,6 +226,8 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
         created_at: time(row, "created_at")?,
         updated_at: time(row, "updated_at")?,
         last_touched_at: time(row, "last_touched_at")?,
+        restart: row.get::<_, Text<_>>("restart")?.0,
+        boot_id: row.get("boot_id")?,
         spec: VmSpec {
             vcpu_count: row.get("vcpu_count")?,
             memory_mib: row.get("memory_mib")?,

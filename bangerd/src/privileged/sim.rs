@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::watch;
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,6 +22,8 @@ struct State {
     /// Operation that is refused, how, and how often.
     refuse: Option<(&'static str, HelperError, usize)>,
     unreachable: bool,
+    /// Nothing is answered for the time being.
+    busy: watch::Sender<bool>,
     log: Vec<&'static str>,
 }
 
@@ -40,6 +43,11 @@ impl SimHelper {
 
     pub(crate) fn set_unreachable(&self, unreachable: bool) {
         self.lock().unreachable = unreachable;
+    }
+
+    /// From now on nothing is answered; what was asked waits.
+    pub(crate) fn set_busy(&self, busy: bool) {
+        self.lock().busy.send_replace(busy);
     }
 
     pub(crate) fn set_alive(&self, pid: u32, alive: bool) {
@@ -64,6 +72,15 @@ impl SimHelper {
         state.ledger.values().flat_map(names).collect()
     }
 
+    /// The ledger is in memory, as kernel objects are; COW files and their records outlive the host.
+    pub(crate) fn reboot(&self) {
+        let mut state = self.lock();
+        state.ledger.retain(|_, holding| holding.cow.is_some());
+        for holding in state.ledger.values_mut() {
+            *holding = Holding { tap: None, disk: None, nat: false, pid: None, quarantined: false, ..holding.clone() };
+        }
+    }
+
     /// How many COW files there are.
     pub(crate) fn cows(&self) -> usize {
         self.lock().ledger.values().filter(|holding| holding.cow.is_some()).count()
@@ -81,8 +98,13 @@ impl Link for SimHelper {
         request: &'a (dyn Fn() -> HelperRequest + Send + Sync),
         operation: &'static str,
     ) -> BoxFuture<'a, Result<HelperResponse, PrivilegedError>> {
-        let answer = self.lock().answer(request(), operation);
-        async move { answer }.boxed()
+        let mut busy = self.lock().busy.subscribe();
+        async move {
+            // It ends only with the helper.
+            drop(busy.wait_for(|busy| !busy).await);
+            self.lock().answer(request(), operation)
+        }
+        .boxed()
     }
 }
 

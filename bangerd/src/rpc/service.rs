@@ -8,7 +8,8 @@ use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage,
+    VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -69,8 +70,12 @@ impl banger_proto::daemon::Daemon for Service {
         self.order(&vm, Verb::Start).await
     }
 
-    async fn stop_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
-        self.order(&vm, Verb::Stop).await
+    async fn stop_vm(self, _: Context, vm: String, host_down: bool) -> Result<JobId, ApiError> {
+        if host_down && !self.peer.admin {
+            let message = "only root and the group banger-admin say that the host goes down";
+            return Err(ApiError::new(ErrorCode::Denied, message));
+        }
+        self.order(&vm, if host_down { Verb::HostDown } else { Verb::Stop }).await
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {

@@ -4,6 +4,7 @@
 
 use super::Context;
 use super::machine::{Running, Seat};
+use super::order::Order;
 use super::shared::{Shared, Wait};
 use super::teardown::{also, joined};
 use crate::db::{Mirror, VmRow};
@@ -11,6 +12,7 @@ use crate::error::internal;
 use crate::jobs::Job;
 use banger_policy::VmId;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
+use banger_policy::vm::RestartPolicy;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode, JobResult};
 use std::sync::Arc;
@@ -25,43 +27,6 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a VMM may take to end on a signal other than KILL.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
-/// What an actor is told.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it, unless `keep`.
-    Create {
-        job: Job,
-        start: bool,
-        keep: bool,
-    },
-    Start(Job),
-    Stop(Job),
-    Restart(Job),
-    Kill(Job, KillSignal),
-    Delete(Job),
-    /// The monitor of boot number `boot` saw its end.
-    Ended {
-        boot: u64,
-        reason: String,
-    },
-    /// Nobody used it for long.
-    Stale,
-}
-
-impl Order {
-    fn into_job(self) -> Option<Job> {
-        match self {
-            Order::Create { job, .. }
-            | Order::Start(job)
-            | Order::Stop(job)
-            | Order::Restart(job)
-            | Order::Kill(job, _)
-            | Order::Delete(job) => Some(job),
-            Order::Ended { .. } | Order::Stale => None,
-        }
-    }
-}
-
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Actor {
@@ -70,7 +35,7 @@ pub(super) struct Actor {
     pub(super) shared: Arc<Shared>,
     orders: mpsc::UnboundedReceiver<Order>,
     /// For the monitor, which reports here; weak, so that the queue ends with its last outside holder.
-    own_orders: mpsc::WeakUnboundedSender<Order>,
+    pub(super) own_orders: mpsc::WeakUnboundedSender<Order>,
     /// Counts boots within this run of the daemon, so that a late report of an earlier boot is known as such.
     boot: u64,
     monitor: Option<AbortHandle>,
@@ -122,6 +87,17 @@ impl Actor {
             }
             Order::Start(job) => self.answer(job, Event::Start).await,
             Order::Stop(job) => self.answer(job, Event::Stop).await,
+            Order::HostDown(job) => self.answer(job, Event::HostDown).await,
+            Order::Resume { job, turn } => {
+                let gone = if self.row.state == State::Running {
+                    job.finish(self.record().await);
+                    false
+                } else {
+                    self.answer(job, Event::Start).await
+                };
+                drop(turn);
+                gone
+            }
             Order::Delete(job) => self.answer(job, Event::Delete).await,
             Order::Kill(job, signal) => {
                 if signal != KillSignal::Kill
@@ -162,7 +138,8 @@ impl Actor {
     async fn answer(&mut self, job: Job, event: Event) -> bool {
         let span = job_span(&job);
         async {
-            let result = self.apply(event, Some(&job), "").await;
+            let reason = if event == Event::HostDown { "the host went down" } else { "" };
+            let result = self.apply(event, Some(&job), reason).await;
             let gone = matches!(result, Ok(None));
             let result = match result {
                 Err(error) => Err(error),
@@ -229,7 +206,8 @@ impl Actor {
             }
             Some(next) => {
                 if next != self.row.state || !outcome.effects.is_empty() {
-                    self.set_state(next, reason).await?;
+                    let boot_id = self.boot_after(next, event);
+                    self.set_state(next, reason, boot_id).await?;
                 }
                 Ok(Some(next))
             }
@@ -242,7 +220,7 @@ impl Actor {
         if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
             && let Some(next) = outcome.next
         {
-            self.set_state(next, &error.message).await?;
+            self.set_state(next, &error.message, None).await?;
         }
         Err(error)
     }
@@ -342,13 +320,31 @@ impl Actor {
         self.shared.set_running(None);
     }
 
-    pub(super) async fn set_state(&mut self, state: State, reason: &str) -> Result<(), ApiError> {
+    /// The boot of the host that the VM belongs to after an event. What ran when the host went down is remembered until it is known again: to say
+    /// why it does not run, and to start it again when that is wanted.
+    fn boot_after(&self, next: State, event: Event) -> Option<String> {
+        let kept = || self.row.boot_id.clone();
+        match (next, event) {
+            (State::Running, _) => Some(self.ctx.boot_id.clone()),
+            (_, Event::HostDown) => kept(),
+            (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
+            _ => None,
+        }
+    }
+
+    pub(super) async fn set_state(
+        &mut self,
+        state: State,
+        reason: &str,
+        boot_id: Option<String>,
+    ) -> Result<(), ApiError> {
         let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
         self.row.state = state;
         self.row.last_error = reason.to_owned();
+        self.row.boot_id.clone_from(&boot_id);
         self.row.mirror = mirror.clone();
         tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
-        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), mirror).await;
+        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), boot_id, mirror).await;
         set.map_err(|error| internal(&error))
     }
 

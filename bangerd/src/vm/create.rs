@@ -85,7 +85,7 @@ impl Actor {
     async fn keep(&mut self, error: &ApiError) -> Result<(), ApiError> {
         self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
         if self.row.state != State::Error {
-            self.set_state(State::Error, &error.message).await?;
+            self.set_state(State::Error, &error.message, None).await?;
         }
         Ok(())
     }

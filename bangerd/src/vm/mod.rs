@@ -8,9 +8,11 @@ mod create;
 pub(crate) mod host;
 pub(crate) mod machine;
 mod names;
+mod order;
 pub(crate) mod orphans;
 mod reconcile;
 mod record;
+pub(crate) mod resume;
 mod shared;
 mod size;
 mod start;
@@ -32,12 +34,12 @@ use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
-use actor::Order;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
 use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, VmPage, VmRecord, VmStats};
 use machine::{Machine, Seat};
+use order::Order;
 use shared::{Shared, Wait};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -59,6 +61,9 @@ pub(crate) struct Context {
     pub(crate) privileged: Privileged,
     pub(crate) machine: Arc<dyn Machine>,
     pub(crate) jobs: Arc<Jobs>,
+    /// This boot of the host, as `/proc/sys/kernel/random/boot_id` says (proc(5)).
+    pub(crate) boot_id: String,
+    pub(crate) turns: resume::Turns,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -99,6 +104,8 @@ pub(crate) struct Vms {
 pub(crate) enum Verb {
     Start,
     Stop,
+    /// A stop because the host goes down.
+    HostDown,
     Restart,
     Kill(KillSignal),
     Delete,
@@ -187,7 +194,7 @@ impl Vms {
         let row = self.find(peer, word).await?;
         let title = match verb {
             Verb::Start => format!("start {}", row.name),
-            Verb::Stop => format!("stop {}", row.name),
+            Verb::Stop | Verb::HostDown => format!("stop {}", row.name),
             Verb::Restart => format!("restart {}", row.name),
             Verb::Kill(_) => format!("kill {}", row.name),
             Verb::Delete => format!("delete {}", row.name),
@@ -200,6 +207,7 @@ impl Vms {
         let order = match verb {
             Verb::Start => Order::Start(job),
             Verb::Stop => Order::Stop(job),
+            Verb::HostDown => Order::HostDown(job),
             Verb::Restart => Order::Restart(job),
             Verb::Kill(signal) => Order::Kill(job, signal),
             Verb::Delete => Order::Delete(job),
@@ -207,7 +215,7 @@ impl Vms {
         // A wait for a guest that shall end anyway ends now. A stop does not cut a clean shutdown short.
         match verb {
             Verb::Kill(_) => entry.shared.interrupt(&[Wait::Start, Wait::Shutdown]),
-            Verb::Stop | Verb::Delete => entry.shared.interrupt(&[Wait::Start]),
+            Verb::Stop | Verb::HostDown | Verb::Delete => entry.shared.interrupt(&[Wait::Start]),
             Verb::Start | Verb::Restart => {}
         }
         // Only an actor whose VM was just deleted takes no more orders.
@@ -258,6 +266,7 @@ impl Vms {
             kernel_id: kernel.id,
             spec,
             nat: request.nat,
+            restart: request.restart,
         };
         let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name))?;
         let job_id = job.id();

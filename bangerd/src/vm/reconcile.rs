@@ -6,6 +6,7 @@ use super::actor::Actor;
 use super::machine::Seat;
 use crate::error::chain;
 use banger_policy::lifecycle::{Event, State};
+use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::ProcessState;
 use banger_proto::model::ApiError;
 use std::sync::Arc;
@@ -23,6 +24,14 @@ impl Actor {
         if self.row.making {
             tracing::info!("its creation was cut short; removed");
             return matches!(self.apply(Event::Delete, None, "").await, Ok(None));
+        }
+        if self.row.boot_id.as_ref().is_some_and(|boot| *boot != self.ctx.boot_id) {
+            tracing::info!("it ran when the host went down");
+            self.quietly(Event::FoundRebooted, "the host rebooted").await;
+            if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
+                self.resume_in_turn();
+            }
+            return false;
         }
         if self.row.state == State::Running {
             match self.find(&seat).await {

@@ -24,6 +24,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
         created_at: row.created_at,
         updated_at: row.updated_at,
         last_touched_at: row.last_touched_at,
+        restart: row.restart,
         spec: row.spec,
         runtime: VmRuntime {
             state: row.state,

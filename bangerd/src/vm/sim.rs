@@ -22,6 +22,8 @@ struct State {
     fail: Option<&'static str>,
     /// Guests never say that they are ready.
     deaf: bool,
+    /// Of processes whose end nobody was told.
+    unseen: Vec<watch::Sender<Option<String>>>,
 }
 
 /// The simulated machine. Clones are the same machine.
@@ -57,6 +59,22 @@ impl SimMachine {
         if let Some((pid, ended)) = self.lock().processes.remove(vm) {
             self.helper.set_alive(pid, false);
             ended.send_replace(Some(reason.to_owned()));
+        }
+    }
+
+    /// No process outlives the host, and nobody is told.
+    pub(super) fn reboot(&self) {
+        for (_, (pid, _)) in self.lock().processes.drain() {
+            self.helper.set_alive(pid, false);
+        }
+    }
+
+    /// The process ends, and the daemon does not notice.
+    pub(super) fn vanish(&self, vm: &VmId) {
+        let mut state = self.lock();
+        if let Some((pid, ended)) = state.processes.remove(vm) {
+            self.helper.set_alive(pid, false);
+            state.unseen.push(ended);
         }
     }
 

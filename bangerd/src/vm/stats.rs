@@ -1,6 +1,6 @@
 //! Measures running VMs, and stops those that nobody used for long.
 
-use super::actor::Order;
+use super::order::Order;
 use super::{Entry, Vms};
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;

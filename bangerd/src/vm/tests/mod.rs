@@ -2,9 +2,13 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod crash;
+mod handles_lost;
 mod life;
+mod many;
+mod reboot;
 mod undo;
 
+use super::resume::Turns;
 use super::sim::SimMachine;
 use super::{Context, Verb, Vms};
 use crate::config::Config;
@@ -32,6 +36,9 @@ pub(crate) struct World {
     dir: tempfile::TempDir,
     helper: SimHelper,
     machine: SimMachine,
+    config: Config,
+    /// How often the host has rebooted.
+    boots: u32,
     daemon: Option<Life>,
 }
 
@@ -44,9 +51,13 @@ pub(crate) struct Life {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(Config::built_in())
+    }
+
+    fn with(config: Config) -> Self {
         let helper = SimHelper::default();
         let machine = SimMachine::new(helper.clone());
-        let mut world = Self { dir: tempfile::tempdir().unwrap(), helper, machine, daemon: None };
+        let mut world = Self { dir: tempfile::tempdir().unwrap(), helper, machine, config, boots: 0, daemon: None };
         world.boot();
         let db = world.life().vms.ctx.db.clone();
         world.life().runtime.block_on(async {
@@ -90,19 +101,22 @@ impl World {
         let paths = self.paths();
         crate::listen::make_folders(&paths).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (helper, machine) = (self.helper.clone(), self.machine.clone());
+        let (helper, machine, config) = (self.helper.clone(), self.machine.clone(), self.config.clone());
+        let boot_id = format!("boot {}", self.boots);
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None);
             let context = Context {
                 paths,
-                config: Config::built_in(),
+                config,
                 handles: handles::Store::new(db.clone()),
                 db,
                 privileged: Privileged::over(Arc::new(helper)),
                 machine: Arc::new(machine),
                 jobs,
+                boot_id,
+                turns: Turns::default(),
                 actors: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
@@ -119,6 +133,17 @@ impl World {
     fn kill_daemon(&mut self) {
         let life = self.daemon.take().unwrap();
         life.runtime.shutdown_timeout(Duration::from_secs(5));
+    }
+
+    /// The host goes down with all that it runs and is back.
+    fn reboot(&mut self) {
+        if self.daemon.is_some() {
+            self.kill_daemon();
+        }
+        self.machine.reboot();
+        self.helper.reboot();
+        self.boots += 1;
+        self.boot();
     }
 
     fn restart(&mut self) {

@@ -1,0 +1,52 @@
+//! What an actor is told.
+
+use crate::jobs::Job;
+use banger_proto::daemon::KillSignal;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// One thing to do about the VM; they are done one after the other.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it, unless `keep`.
+    Create {
+        job: Job,
+        start: bool,
+        keep: bool,
+    },
+    Start(Job),
+    Stop(Job),
+    /// A stop because the host goes down.
+    HostDown(Job),
+    /// The host is back: start what ran, unless somebody has done it meanwhile. The turn ends with the order.
+    Resume {
+        job: Job,
+        turn: OwnedSemaphorePermit,
+    },
+    Restart(Job),
+    Kill(Job, KillSignal),
+    Delete(Job),
+    /// The monitor of boot number `boot` saw its end.
+    Ended {
+        boot: u64,
+        reason: String,
+    },
+    /// Nobody used it for long.
+    Stale,
+}
+
+impl Order {
+    /// The job that somebody waits for.
+    pub(super) fn into_job(self) -> Option<Job> {
+        match self {
+            Order::Create { job, .. }
+            | Order::Start(job)
+            | Order::Stop(job)
+            | Order::HostDown(job)
+            | Order::Resume { job, .. }
+            | Order::Restart(job)
+            | Order::Kill(job, _)
+            | Order::Delete(job) => Some(job),
+            Order::Ended { .. } | Order::Stale => None,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! VMs that ran when the host went down and are to run again: started by the daemon after a boot, a few at a time, so that neither the host nor the
+//! users who ask for something meanwhile are overrun.
+
+use super::actor::Actor;
+use super::order::Order;
+use crate::error::chain;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Starts at a time.
+const AT_ONCE: usize = 4;
+
+/// Whose turn it is.
+#[derive(Debug)]
+pub(crate) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
+
+impl Actor {
+    /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled like any other.
+    pub(super) fn resume_in_turn(&self) {
+        let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.0));
+        let (owner, title) = (self.row.owner, format!("start {} after a reboot of the host", self.row.name));
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let Ok(turn) = turns.acquire_owned().await else { return };
+            // Deleted meanwhile: then there is nobody to start.
+            let Some(orders) = orders.upgrade() else { return };
+            match ctx.jobs.begin(owner, title) {
+                Ok(job) => drop(orders.send(Order::Resume { job, turn })),
+                Err(error) => tracing::error!("not started again: {}", chain(&error)),
+            }
+        });
+    }
+}

@@ -1,0 +1,93 @@
+//! A daemon that starts after a crash with many rows of VMs that ran: whoever asks is answered at once, and the dead are reclaimed behind that.
+//!
+//! Only order and result are looked at here; how long it takes is measured by the suite `bench`.
+
+use super::*;
+use banger_policy::net::Network;
+use rusqlite::{Connection, params};
+
+/// Rows of VMs that ran.
+const ROWS: u16 = 1000;
+/// Far more than it takes.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Rows, and in the helper's ledger all that a running VM holds; no process is left of any of them.
+fn plant(world: &World) {
+    let mut sql = Connection::open(world.paths().database()).unwrap();
+    let transaction = sql.transaction().unwrap();
+    let helper = Privileged::over(Arc::new(world.helper.clone()));
+    // The world's image, and its kernel.
+    let image = Digest::from_bytes([7; 32]).unwrap();
+    let runtime = Runtime::new().unwrap();
+    for number in 1..=ROWS {
+        let mut bytes = [0x5a; 32];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        let vm = VmId::from_bytes(bytes).unwrap();
+        let mut held = handles::Handles { pid: Some(u32::from(number) + 10_000), ..handles::Handles::default() };
+        runtime.block_on(async {
+            helper.create_disk(vm, ALICE.uid, image, 1).await.unwrap();
+            held.hold_disk(&helper.attach_disk(vm, ALICE.uid).await.unwrap());
+            held.hold_tap(&helper.acquire_tap(vm, ALICE.uid, number).await.unwrap());
+            helper.bind_process(vm, u32::from(number) + 10_000).await.unwrap();
+        });
+        let (mirror, paths) = (held.mirror(), world.paths().vm(&vm));
+        std::fs::create_dir(&paths.dir).unwrap();
+        std::fs::write(paths.handles(), serde_json::to_vec(&held).unwrap()).unwrap();
+        transaction
+            .execute(
+                "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at,
+                 last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled,
+                 tap_device, base_loop, cow_loop, dm_name, dm_dev, generation)
+                 VALUES (?1, ?2, 'alice', ?3, ?4, 'debian', ?4, 'running', 0, 1, 1, 1, 1, 256, 67108864, 67108864, 1, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    vm.to_string(), ALICE.uid, format!("vm-{number}"), image.to_string(), mirror.tap_device, mirror.base_loop,
+                    mirror.cow_loop, mirror.dm_name, mirror.dm_dev, mirror.generation.map(u64::cast_signed)
+                ],
+            )
+            .unwrap();
+        let lease = "INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)";
+        transaction.execute(lease, params![number, vm.to_string()]).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+/// Every page of alice's list: how many in which state.
+fn listed(world: &World) -> std::collections::BTreeMap<&'static str, usize> {
+    let (mut states, mut after) = (std::collections::BTreeMap::new(), None);
+    loop {
+        let page = world.life().runtime.block_on(world.life().vms.list(ALICE, false, after)).unwrap();
+        for vm in &page.vms {
+            *states.entry(vm.state.as_str()).or_default() += 1;
+        }
+        after = page.next;
+        if after.is_none() {
+            return states;
+        }
+    }
+}
+
+#[test]
+fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
+    let network = Network::new("172.16.0.1".parse().unwrap(), 20).unwrap();
+    let mut world = World::with(Config { network, ..Config::built_in() });
+    world.kill_daemon();
+    plant(&world);
+    let held = world.helper.held().len();
+    assert_eq!(held, 3 * usize::from(ROWS));
+
+    // The helper does not answer for now: whoever waits for it waits for ever.
+    world.helper.set_busy(true);
+    world.boot();
+    assert_eq!(listed(&world), [("running", usize::from(ROWS))].into());
+    assert_eq!(world.helper.held().len(), held);
+
+    world.helper.set_busy(false);
+    let deadline = Instant::now() + LIMIT;
+    while listed(&world) != [("stopped", usize::from(ROWS))].into() {
+        assert!(Instant::now() < deadline, "{:?}", listed(&world));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    world.assert_nothing_held();
+    let first = world.show(ALICE, "vm-1").unwrap();
+    assert!(first.runtime.last_error.contains("while the daemon was not running"), "{}", first.runtime.last_error);
+}

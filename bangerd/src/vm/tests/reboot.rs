@@ -1,0 +1,114 @@
+//! The host reboots: what ran says so, keeps what is its, and runs again when that was wanted.
+
+use super::*;
+use banger_policy::vm::RestartPolicy;
+
+const REBOOTED: &str = "the host rebooted";
+
+fn always(name: &str) -> CreateRequest {
+    CreateRequest { restart: RestartPolicy::Always, ..named(name) }
+}
+
+fn reason(world: &World, vm: &str) -> (State, String) {
+    let record = world.show(ALICE, vm).unwrap();
+    (record.state, record.runtime.last_error)
+}
+
+/// A host that goes down cleanly, or whose power is cut.
+fn go_down(world: &mut World, cleanly: bool, vms: &[&str]) {
+    if cleanly {
+        for vm in vms {
+            assert!(matches!(world.order(Verb::HostDown, vm), JobState::Done(_)));
+            assert_eq!(reason(world, vm), (State::Stopped, "the host went down".to_owned()));
+        }
+    }
+    world.reboot();
+}
+
+#[test]
+fn what_ran_says_that_the_host_rebooted_and_starts_again_with_the_same_disk_and_address() {
+    for cleanly in [true, false] {
+        let mut world = World::new();
+        let before = world.running("demo");
+        go_down(&mut world, cleanly, &["demo"]);
+        world.until_true("it is known", || reason(&world, "demo") == (State::Stopped, REBOOTED.to_owned()));
+        world.assert_nothing_held();
+        assert_eq!(world.helper.cows(), 1);
+        assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+        let after = world.show(ALICE, "demo").unwrap();
+        assert_eq!((after.id, after.runtime.guest_ip), (before.id, before.runtime.guest_ip));
+        // The reason is of one reboot only.
+        world.order(Verb::Stop, "demo");
+        world.restart();
+        world.until_true("settled", || reason(&world, "demo") == (State::Stopped, String::new()));
+        world.order(Verb::Delete, "demo");
+        world.assert_nothing_at_all();
+    }
+}
+
+#[test]
+fn always_is_started_with_the_host_and_no_is_not() {
+    for cleanly in [true, false] {
+        let mut world = World::new();
+        world.running("stays");
+        assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+        go_down(&mut world, cleanly, &["stays", "again"]);
+        let again = world.until("again", State::Running);
+        assert_eq!((again.runtime.last_error.as_str(), again.restart), ("", RestartPolicy::Always));
+        world.until_true("it is known", || reason(&world, "stays") == (State::Stopped, REBOOTED.to_owned()));
+        // Two reboots in a row are no different from one.
+        world.reboot();
+        world.until("again", State::Running);
+        world.order(Verb::Delete, "again");
+        world.order(Verb::Delete, "stays");
+        world.assert_nothing_at_all();
+    }
+}
+
+#[test]
+fn what_did_not_run_when_the_host_went_down_is_not_started() {
+    let mut world = World::new();
+    for name in ["stopped", "ended", "never"] {
+        let request = CreateRequest { no_start: name == "never", ..always(name) };
+        assert!(matches!(world.create(request, false), JobState::Done(_)));
+    }
+    world.order(Verb::Stop, "stopped");
+    let ended = world.show(ALICE, "ended").unwrap();
+    world.machine.end(&ended.id, "guest powered off");
+    world.until("ended", State::Stopped);
+    world.reboot();
+    world.restart();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(reason(&world, "stopped"), (State::Stopped, String::new()));
+    assert_eq!(reason(&world, "ended"), (State::Stopped, "guest powered off".to_owned()));
+    assert_eq!(reason(&world, "never"), (State::Created, String::new()));
+}
+
+#[test]
+fn a_daemon_that_dies_before_it_has_started_them_again_starts_them_the_next_time() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.machine.set_deaf(true);
+    world.reboot();
+    world.until_true("it is at it", || world.machine.processes() == 1);
+    world.restart();
+    world.until_true("and again", || world.machine.processes() == 1);
+    world.machine.set_deaf(false);
+    world.restart();
+    world.until("again", State::Running);
+}
+
+#[test]
+fn one_that_cannot_be_started_again_says_why_and_is_not_tried_for_ever() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.machine.fail(Some("launch"));
+    world.reboot();
+    let vm = world.until("again", State::Error);
+    assert!(vm.runtime.last_error.contains("launch failed"), "{}", vm.runtime.last_error);
+    world.machine.fail(None);
+    world.restart();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(world.show(ALICE, "again").unwrap().state, State::Error);
+    assert!(matches!(world.order(Verb::Start, "again"), JobState::Done(_)));
+}
