@@ -4,7 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest, VmPage,
+    VmRecord,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -64,6 +65,8 @@ pub trait Daemon {
     async fn stop_vm(vm: String, host_down: bool) -> Result<JobId, ApiError>;
     /// Stop and start in one.
     async fn restart_vm(vm: String) -> Result<JobId, ApiError>;
+    /// Changes a VM.
+    async fn set_vm(vm: String, request: SetRequest) -> Result<JobId, ApiError>;
     /// Sends the VMM a signal, ends it, and releases what the VM holds.
     async fn kill_vm(vm: String, signal: KillSignal) -> Result<JobId, ApiError>;
     /// Stops a VM and removes it with its disks.

@@ -194,6 +194,21 @@ pub struct CreateRequest {
     pub no_start: bool,
 }
 
+/// What is to be another about a VM. What is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetRequest {
+    /// vCPUs; of a VM that does not run.
+    pub vcpu_count: Option<u32>,
+    /// Memory, MiB; of a VM that does not run.
+    pub memory_mib: Option<u32>,
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    pub work_disk_size_bytes: Option<u64>,
+    /// Reach out through the uplink; takes effect at once.
+    pub nat: Option<bool>,
+    /// Start it again after a reboot of the host?
+    pub restart: Option<RestartPolicy>,
+}
+
 /// A unit of work that outlives the call that began it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JobId(pub u64);

@@ -1,7 +1,7 @@
 //! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
 
 use banger_policy::vm::RestartPolicy;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
@@ -71,6 +71,8 @@ pub(crate) enum Vm {
     Stop(Stop),
     /// Stop VMs and start them again
     Restart(Names),
+    /// Change VMs: size while they are stopped, NAT and restart policy at any time
+    Set(Set),
     /// End VMs without asking their guests
     Kill(Kill),
     /// Stop VMs and remove them with their disks
@@ -202,6 +204,34 @@ pub(crate) struct Stop {
     /// The host goes down: what is stopped now and has --restart always is started with the host again
     #[arg(long, requires = "everyone", hide = true)]
     pub(crate) host_down: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "disk_size", "nat", "restart"]).required(true).multiple(true)))]
+pub(crate) struct Set {
+    #[command(flatten)]
+    pub(crate) names: Names,
+    /// vCPUs, from the next start on
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory, from the next start on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// The disk on /root, which only grows, from the next start on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) disk_size: Option<String>,
+    /// Let the VM reach out through the host's network, or not: on or off
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) nat: Option<Switch>,
+    /// After a reboot of the host, start the VM again if it ran: no or always
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<RestartPolicy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
 use banger_proto::daemon::{DaemonRequest, KillSignal};
 use banger_proto::helper::{DiskIdentity, HelperRequest, TapIdentity};
-use banger_proto::model::{CreateRequest, JobId};
+use banger_proto::model::{CreateRequest, JobId, SetRequest};
 use banger_proto::stream::StreamRequest;
 use banger_proto::transport::{DAEMON_LIMITS, HELPER_LIMITS};
 use banger_proto::wire::{Hello, Purpose, ToServer, encode};
@@ -92,6 +92,7 @@ fn daemon() -> Result<()> {
         ("list-vms", DaemonRequest::ListVms { all: true, after: Some(VmId::from_bytes([1; 32])?) }),
         ("show-vm", DaemonRequest::ShowVm { vm: vm() }),
         ("create-vm", DaemonRequest::CreateVm { request, keep_on_error: false }),
+        ("set-vm", DaemonRequest::SetVm { vm: vm(), request: SetRequest { nat: Some(true), ..SetRequest::default() } }),
         ("kill-vm", DaemonRequest::KillVm { vm: vm(), signal: KillSignal::Term }),
         ("ssh-access", DaemonRequest::SshAccess { vm: vm(), public_key: "ssh-ed25519 AAAA".to_owned() }),
         ("exec", DaemonRequest::OpenStream { request: exec }),

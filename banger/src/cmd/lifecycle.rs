@@ -11,7 +11,7 @@ use crate::ssh::Store;
 use anyhow::Context as _;
 use banger_policy::lifecycle::State;
 use banger_proto::daemon::KillSignal;
-use banger_proto::model::VmRecord;
+use banger_proto::model::{SetRequest, VmRecord};
 use futures::StreamExt as _;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -31,6 +31,7 @@ pub(super) enum Verb {
     HostDown,
     Restart,
     Kill(KillSignal),
+    Set(SetRequest),
     Delete,
 }
 
@@ -41,6 +42,7 @@ impl Verb {
             Verb::Stop | Verb::HostDown => ("stop", "stopped"),
             Verb::Restart => ("restart", "restarted"),
             Verb::Kill(_) => ("kill", "killed"),
+            Verb::Set(_) => ("change", "changed"),
             Verb::Delete => ("delete", "deleted"),
         }
     }
@@ -135,6 +137,7 @@ async fn one(
         Verb::HostDown => answer(rpc.stop_vm(soon(), id, true)).await,
         Verb::Restart => answer(rpc.restart_vm(soon(), id)).await,
         Verb::Kill(signal) => answer(rpc.kill_vm(soon(), id, signal)).await,
+        Verb::Set(request) => answer(rpc.set_vm(soon(), id, request)).await,
         Verb::Delete => answer(rpc.delete_vm(soon(), id)).await,
     };
     let job = job.with_context(what)?;

@@ -14,6 +14,7 @@ mod spec;
 mod version;
 
 use crate::cli::{Command, Vm};
+use anyhow::Context as _;
 
 /// Runs a command; gives the exit status.
 ///
@@ -41,6 +42,10 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Stop(stop) if stop.everyone => lifecycle::stop_everyone(stop.host_down).await,
         Vm::Stop(stop) => lifecycle::run(Verb::Stop, stop.vms).await,
         Vm::Restart(names) => lifecycle::run(Verb::Restart, names.vms).await,
+        Vm::Set(set) => {
+            let request = spec::change(&set).context("cannot change a VM")?;
+            lifecycle::run(Verb::Set(request), set.names.vms).await
+        }
         Vm::Kill(kill) => lifecycle::run(Verb::Kill(lifecycle::signal(&kill.signal)?), kill.names.vms).await,
         Vm::Delete(names) => lifecycle::run(Verb::Delete, names.vms).await,
         Vm::List(options) => list::list(options).await,

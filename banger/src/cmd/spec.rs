@@ -1,12 +1,12 @@
 //! From flags to a request: checked before anybody is asked, with the sentences that the daemon would use.
 
-use crate::cli::Spec;
+use crate::cli::{Set, Spec, Switch};
 use crate::error::explained;
 use anyhow::Context as _;
 use banger_policy::limits::{DEFAULT_MEMORY_MIB, DEFAULT_OVERLAY_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES};
 use banger_policy::vm::CheckedSpec;
 use banger_policy::{ByteSize, ImageName, KernelName, VmName};
-use banger_proto::model::CreateRequest;
+use banger_proto::model::{CreateRequest, SetRequest};
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -34,6 +34,26 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
         nat: spec.nat,
         restart: spec.restart,
         no_start,
+    })
+}
+
+/// # Errors
+/// The first flag that is not possible for any VM; what this one has is the daemon's to compare.
+pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
+    let memory_mib = set.memory.as_deref().map(memory).transpose()?;
+    let work_disk = size("--disk-size", set.disk_size.as_deref())?;
+    CheckedSpec::new(
+        set.vcpu.unwrap_or(DEFAULT_VCPUS),
+        memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+        DEFAULT_OVERLAY_BYTES,
+        work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
+    )?;
+    Ok(SetRequest {
+        vcpu_count: set.vcpu,
+        memory_mib,
+        work_disk_size_bytes: work_disk,
+        nat: set.nat.map(|switch| switch == Switch::On),
+        restart: set.restart,
     })
 }
 

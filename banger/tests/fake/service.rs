@@ -6,7 +6,7 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, VmPage, VmRecord,
+    JobView, KernelRecord, Leak, LeakKind, SetRequest, VmPage, VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -101,6 +101,11 @@ impl Daemon for Fake {
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.state().simple("restart", &vm, VmState::Running)
+    }
+
+    async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
+        let state = self.state().find(&vm)?.state;
+        self.state().simple(&format!("set {request:?}"), &vm, state)
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {

@@ -158,6 +158,23 @@ impl Db {
         self.transaction(move |sql| set_mirror(sql, vm, &mirror)).await
     }
 
+    /// Sizes, NAT and restart policy.
+    pub(crate) async fn set_vm_spec(&self, vm: VmId, spec: VmSpec, restart: RestartPolicy) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            sql.execute(
+                "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, work_disk_size_bytes = :work, nat_enabled = :nat,
+                 restart = :restart, updated_at = :now WHERE id = :id",
+                named_params! {
+                    ":id": Text(vm), ":vcpus": spec.vcpu_count, ":memory": spec.memory_mib, ":nat": spec.nat_enabled,
+                    ":work": signed(spec.work_disk_size_bytes), ":restart": restart.as_str(),
+                    ":now": signed(Timestamp::now().unix()),
+                },
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The creation came to its end.
     pub(crate) async fn set_vm_made(&self, vm: VmId) -> Result<(), DbError> {
         self.transaction(move |sql| {

@@ -8,8 +8,8 @@ use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobView, KernelRecord, Leak, VmPage,
-    VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest,
+    VmPage, VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -80,6 +80,10 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.order(&vm, Verb::Restart).await
+    }
+
+    async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
+        self.order(&vm, Verb::Set(request)).await
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {

@@ -117,6 +117,11 @@ impl Actor {
                 }
                 self.answer(job, Event::Start).await
             }
+            Order::Set(job, request) => {
+                let span = job_span(&job);
+                self.set(job, request).instrument(span).await;
+                false
+            }
             Order::Ended { boot, reason } => {
                 if boot == self.boot && self.row.state == State::Running {
                     tracing::info!(reason, "the guest ended by itself");

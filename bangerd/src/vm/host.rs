@@ -4,7 +4,7 @@ use super::machine::{BootDevices, Machine, Running, Seat};
 use crate::args::Args;
 use crate::boot::initramfs::{self, Initramfs};
 use crate::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
-use crate::cgroup::{Cgroups, Limits};
+use crate::cgroup::{Cgroups, Limits, VmCgroup};
 use crate::config::Config;
 use crate::error::failed;
 use crate::firecracker::api::{self, Drive, VmmConfig};
@@ -126,8 +126,7 @@ impl Host {
         blocking(move || host.write_files(&for_files, user_keys)).await?;
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
-        let control = Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup.clone())
-            .map_err(|error| failed("the control channel", &error))?;
+        let control = control_of(&seat, cgroup.clone())?;
         let launch = Launch {
             binary: find_vmm(self.firecracker.as_deref())?,
             id: seat.id.short(),
@@ -150,8 +149,7 @@ impl Host {
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         let found = Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await;
         let Some(vmm) = found.map_err(|error| failed("the VM's processes", &error))? else { return Ok(None) };
-        let control = Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup)
-            .map_err(|error| failed("the control channel", &error))?;
+        let control = control_of(&seat, cgroup)?;
         Ok(Some(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             session: self.session(&seat)?,
@@ -248,6 +246,13 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), ApiError> {
     let filled = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
     // Up to 256 bytes come whole or not at all (getrandom(2)).
     filled.map(drop).map_err(|errno| failed("random numbers", &std::io::Error::from(errno)))
+}
+
+/// The channel logs as the VM for as long as that runs, and not as the job that has started it.
+fn control_of(seat: &Seat, cgroup: VmCgroup) -> Result<Control, ApiError> {
+    let span = tracing::info_span!(parent: None, "guest", banger_vm = %seat.id, banger_uid = seat.owner);
+    let listening = span.in_scope(|| Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup));
+    listening.map_err(|error| failed("the control channel", &error))
 }
 
 /// Runs work that blocks on a thread of its own.

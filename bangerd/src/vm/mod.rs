@@ -13,6 +13,7 @@ pub(crate) mod orphans;
 mod reconcile;
 mod record;
 pub(crate) mod resume;
+mod set;
 mod shared;
 mod size;
 mod start;
@@ -37,7 +38,7 @@ use crate::store::Store;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, VmPage, VmRecord, VmStats};
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, SetRequest, VmPage, VmRecord, VmStats};
 use machine::{Machine, Seat};
 use order::Order;
 use shared::{Shared, Wait};
@@ -108,6 +109,7 @@ pub(crate) enum Verb {
     HostDown,
     Restart,
     Kill(KillSignal),
+    Set(SetRequest),
     Delete,
 }
 
@@ -197,6 +199,7 @@ impl Vms {
             Verb::Stop | Verb::HostDown => format!("stop {}", row.name),
             Verb::Restart => format!("restart {}", row.name),
             Verb::Kill(_) => format!("kill {}", row.name),
+            Verb::Set(_) => format!("set {}", row.name),
             Verb::Delete => format!("delete {}", row.name),
         };
         let vm = row.id;
@@ -210,13 +213,14 @@ impl Vms {
             Verb::HostDown => Order::HostDown(job),
             Verb::Restart => Order::Restart(job),
             Verb::Kill(signal) => Order::Kill(job, signal),
+            Verb::Set(request) => Order::Set(job, request),
             Verb::Delete => Order::Delete(job),
         };
         // A wait for a guest that shall end anyway ends now. A stop does not cut a clean shutdown short.
         match verb {
             Verb::Kill(_) => entry.shared.interrupt(&[Wait::Start, Wait::Shutdown]),
             Verb::Stop | Verb::HostDown | Verb::Delete => entry.shared.interrupt(&[Wait::Start]),
-            Verb::Start | Verb::Restart => {}
+            Verb::Start | Verb::Restart | Verb::Set(_) => {}
         }
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));

@@ -2,6 +2,7 @@
 
 use crate::jobs::Job;
 use banger_proto::daemon::KillSignal;
+use banger_proto::model::SetRequest;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// One thing to do about the VM; they are done one after the other.
@@ -24,6 +25,7 @@ pub(super) enum Order {
     },
     Restart(Job),
     Kill(Job, KillSignal),
+    Set(Job, SetRequest),
     Delete(Job),
     /// The monitor of boot number `boot` saw its end.
     Ended {
@@ -45,6 +47,7 @@ impl Order {
             | Order::Resume { job, .. }
             | Order::Restart(job)
             | Order::Kill(job, _)
+            | Order::Set(job, _)
             | Order::Delete(job) => Some(job),
             Order::Ended { .. } | Order::Stale => None,
         }

@@ -38,6 +38,10 @@ impl Actor {
                 Ok(true) => {
                     tracing::info!("found running");
                     self.quietly(Event::FoundAlive, "").await;
+                    // A change that the crash cut short.
+                    if let Err(error) = self.align_nat().await {
+                        tracing::warn!("{}", error.message);
+                    }
                 }
                 Ok(false) => self.quietly(Event::FoundDead, "it ended while the daemon was not running").await,
                 // Not known is not dead: nothing is torn down under a guest that may live.

@@ -99,8 +99,14 @@ impl Actor {
 
 fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {
     let path = seat.paths.work_disk();
-    if path.is_file() {
-        return Ok(());
+    if let Ok(meta) = path.metadata()
+        && meta.is_file()
+    {
+        // `vm set` has made it larger since; the guest grows its file system.
+        let larger = seat.spec.work_disk_size_bytes > meta.len();
+        let grow = || std::fs::File::options().write(true).open(&path)?.set_len(seat.spec.work_disk_size_bytes);
+        let grown = if larger { grow() } else { Ok(()) };
+        return grown.map_err(|error| crate::error::failed("the work disk", &error));
     }
     Err(ApiError::new(ErrorCode::OperationFailed, format!("the work disk is gone: {}", path.display()))
         .hint("An administrator may bring the file back from a backup; else delete the VM and make another."))

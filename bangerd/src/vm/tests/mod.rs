@@ -6,6 +6,7 @@ mod handles_lost;
 mod life;
 mod many;
 mod reboot;
+mod set;
 mod undo;
 
 use super::resume::Turns;

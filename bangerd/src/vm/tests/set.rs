@@ -1,0 +1,98 @@
+//! Changes to a VM that exists.
+
+use super::*;
+use banger_policy::vm::RestartPolicy;
+use banger_proto::helper::HelperError;
+use banger_proto::model::{ErrorCode, SetRequest};
+
+fn set(world: &World, request: SetRequest) -> Result<VmRecord, ApiError> {
+    match world.order(Verb::Set(request), "demo") {
+        JobState::Done(JobResult::Vm(vm)) => Ok(*vm),
+        JobState::Failed(error) => Err(error),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn has_nat(world: &World) -> bool {
+    world.helper.held().iter().any(|held| held.starts_with("nat "))
+}
+
+#[test]
+fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    let larger = SetRequest {
+        vcpu_count: Some(3),
+        memory_mib: Some(512),
+        work_disk_size_bytes: Some(16 << 30),
+        ..SetRequest::default()
+    };
+    let refused = set(&world, larger).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::AlreadyRunning);
+    assert!(refused.hint.contains("banger vm stop demo"), "{refused:?}");
+    assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
+
+    world.order(Verb::Stop, "demo");
+    set(&world, larger).unwrap();
+    world.restart();
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    let spec = world.show(ALICE, "demo").unwrap().spec;
+    assert_eq!((spec.vcpu_count, spec.memory_mib, spec.work_disk_size_bytes), (3, 512, 16 << 30));
+    assert_eq!(world.paths().vm(&vm.id).work_disk().metadata().unwrap().len(), 16 << 30, "grown by the start");
+}
+
+#[test]
+fn what_is_not_possible_is_refused_and_changes_nothing() {
+    let world = World::new();
+    world.create(CreateRequest { no_start: true, ..named("demo") }, false);
+    let before = world.show(ALICE, "demo").unwrap();
+    let none = SetRequest::default();
+    for (request, word) in [
+        (SetRequest { work_disk_size_bytes: Some(1 << 30), ..none }, "only grows"),
+        (SetRequest { work_disk_size_bytes: Some(u64::MAX), ..none }, "128G"),
+        (SetRequest { vcpu_count: Some(0), nat: Some(false), ..none }, "vCPUs"),
+        (SetRequest { memory_mib: Some(1), restart: Some(RestartPolicy::Always), ..none }, "memory"),
+    ] {
+        let error = set(&world, request).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        assert!(error.message.contains(word), "{error:?}");
+        let now = world.show(ALICE, "demo").unwrap();
+        assert_eq!((now.spec, now.restart), (before.spec, before.restart));
+    }
+}
+
+#[test]
+fn nat_and_restart_policy_change_while_it_runs() {
+    let world = World::new();
+    world.running("demo");
+    for on in [false, false, true] {
+        let vm = set(&world, SetRequest { nat: Some(on), ..SetRequest::default() }).unwrap();
+        assert_eq!((vm.spec.nat_enabled, has_nat(&world)), (on, on));
+    }
+    let vm = set(&world, SetRequest { restart: Some(RestartPolicy::Always), ..SetRequest::default() }).unwrap();
+    assert_eq!((vm.restart, vm.spec.nat_enabled), (RestartPolicy::Always, true));
+}
+
+#[test]
+fn nat_that_the_helper_refuses_stays_as_it_was() {
+    let world = World::new();
+    world.running("demo");
+    world.helper.refuse("disable NAT", HelperError::Kernel(16), 1);
+    set(&world, SetRequest { nat: Some(false), ..SetRequest::default() }).unwrap_err();
+    assert!(world.show(ALICE, "demo").unwrap().spec.nat_enabled && has_nat(&world));
+}
+
+#[test]
+fn a_crash_between_row_and_kernel_is_made_good_when_it_is_found_running() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    world.kill_daemon();
+    Runtime::new().unwrap().block_on(async {
+        let db = Db::open(&world.paths().database()).await.unwrap();
+        let spec = banger_proto::model::VmSpec { nat_enabled: false, ..vm.spec };
+        db.set_vm_spec(vm.id, spec, RestartPolicy::No).await.unwrap();
+    });
+    assert!(has_nat(&world));
+    world.boot();
+    world.until_true("as the row says", || !has_nat(&world));
+}
