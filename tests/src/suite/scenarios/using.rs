@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::inventory::{Allow, Kind};
 use crate::suite::Run;
@@ -23,6 +23,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("a-terminal-is-one-and-ctrl-c-reaches-the-guest", terminal),
         Scenario::new("ssh-refuses-a-key-that-is-not-the-pinned-one", pinned),
         Scenario::new("several-names-in-one-command", several),
+        Scenario::new("a-vm-is-made-another", made_another),
         Scenario::new("what-a-vm-uses-is-not-deleted", in_use),
         Scenario::new("flags-that-contradict-make-nothing", contradictions),
         Scenario::new("outside-the-group", outside),
@@ -101,6 +102,38 @@ fn several(scene: &mut Scene) -> Result<Outcome> {
     }
     scene.banger_long("alice", &["vm", "delete", "one", "two", "one"])?.ok()?;
     ensure!(names(scene, "alice")?.is_empty());
+    scene.passed()
+}
+
+/// Sizes while it is stopped, NAT while it runs; the file on the disk that grew is still there.
+fn made_another(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "another")?;
+    guest.shell(scene, "echo kept > /root/file")?.ok()?;
+    let set = |scene: &Scene, flags: &[&str]| scene.banger("alice", &[&["vm", "set", "another"], flags].concat());
+    set(scene, &["--memory", "300M"])?.refused(&["another", "running", "vm stop another"])?;
+    set(scene, &["--nat", "on"])?.ok()?.says("changed another")?;
+    let address =
+        guest.record(scene)?.pointer("/runtime/guest_ip").and_then(serde_json::Value::as_str).map(str::to_owned);
+    let address = address.context("no address")?;
+    let leaves = |scene: &Scene| Ok::<_, anyhow::Error>(scene.root("nft list set inet banger nat")?.contains(&address));
+    ensure!(leaves(scene)?, "{address} is not let out");
+    set(scene, &["--nat", "off"])?.ok()?;
+    ensure!(!leaves(scene)?, "{address} is still let out");
+    guest.order(scene, "stop")?.ok()?;
+    set(scene, &["--disk-size", "32M"])?.refused(&["only grows", "64M"])?;
+    set(scene, &["--memory", "320M", "--vcpu", "2", "--disk-size", "256M"])?.ok()?;
+    guest.order(scene, "start")?.ok()?;
+    let seen =
+        guest.shell(scene, "nproc; cat /root/file; df -k /root | tail -n 1; grep MemTotal /proc/meminfo")?.ok()?;
+    let number = |line: usize, word: usize| -> Result<u64> {
+        let found = seen.stdout.lines().nth(line).and_then(|line| line.split_whitespace().nth(word));
+        found.with_context(|| seen.to_string())?.parse().with_context(|| seen.to_string())
+    };
+    ensure!(seen.stdout.lines().next() == Some("2") && seen.stdout.lines().nth(1) == Some("kept"), "{seen}");
+    ensure!(number(2, 1)? > 200 << 10, "the file system has not grown: {seen}");
+    ensure!(number(3, 1)? > 256 << 10, "it has the memory that it had: {seen}");
+    guest.delete(scene)?;
     scene.passed()
 }
 
