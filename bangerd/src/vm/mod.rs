@@ -42,7 +42,7 @@ use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, SetRe
 use machine::{Machine, Seat};
 use order::Order;
 use shared::{Shared, Wait};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -138,20 +138,38 @@ impl Vms {
             return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
         }
         let owner = if all { None } else { Some(peer.uid) };
+        let settled = self.settled();
         let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
         let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row))).collect();
+        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row, &settled))).collect();
         let next = vms.last().map(|vm| vm.id).filter(|_| more);
         Ok(VmPage { vms, next })
     }
 
     pub(crate) async fn show(&self, peer: Peer, word: &str) -> Result<VmRecord, ApiError> {
-        Ok(self.record(&self.find(peer, word).await?))
+        let settled = self.settled();
+        Ok(self.record(&self.find(peer, word).await?, &settled))
     }
 
-    fn record(&self, row: &VmRow) -> VmRecord {
-        record::of(row, &self.ctx, self.stats_of(&row.id))
+    /// Before its actor knows what became of a VM's earlier run, a glance tells one that cannot be running: a list that is asked for right after
+    /// a crash does not lie.
+    fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
+        let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
+        if !settled.contains(&row.id)
+            && let Some(reason) = reconcile::glance(row, &self.ctx)
+        {
+            (record.state, record.runtime.state) = (State::Stopped, State::Stopped);
+            reason.clone_into(&mut record.runtime.last_error);
+        }
+        record
+    }
+
+    /// VMs of which it is known what became of their earlier run. To be asked before their rows are read, so that a row is never older than the
+    /// answer.
+    fn settled(&self) -> HashSet<VmId> {
+        let actors = self.ctx.actors.lock();
+        actors.iter().filter(|(_, entry)| entry.shared.is_settled()).map(|(vm, _)| *vm).collect()
     }
 
     fn stats_of(&self, vm: &VmId) -> Option<VmStats> {

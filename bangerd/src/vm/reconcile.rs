@@ -1,15 +1,37 @@
 //! After a start of the daemon: which VMs still run, and what a crash left half done. Each VM's own part runs in its
 //! actor before any order; calls are answered meanwhile. What belongs to no VM is [`super::orphans`]' business.
 
-use super::Vms;
 use super::actor::Actor;
 use super::machine::Seat;
+use super::{Context, Vms};
+use crate::db::VmRow;
 use crate::error::chain;
 use banger_policy::lifecycle::{Event, State};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::ProcessState;
 use banger_proto::model::ApiError;
 use std::sync::Arc;
+
+/// Why a VM that is recorded as running ended with the host.
+const REBOOTED: &str = "the host rebooted";
+/// Why it ended otherwise.
+const ENDED: &str = "it ended while the daemon was not running";
+
+/// It ran in another boot of the host, or until the host went down.
+fn rebooted(row: &VmRow, ctx: &Context) -> bool {
+    row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
+}
+
+/// Why a VM whose row says that it runs certainly does not; a look at one file.
+pub(super) fn glance(row: &VmRow, ctx: &Context) -> Option<&'static str> {
+    if row.state != State::Running {
+        None
+    } else if rebooted(row, ctx) {
+        Some(REBOOTED)
+    } else {
+        (!ctx.machine.populated(row.owner, &row.id)).then_some(ENDED)
+    }
+}
 
 impl Actor {
     /// Finds out what became of this VM. True when nothing is left of it.
@@ -25,9 +47,9 @@ impl Actor {
             tracing::info!("its creation was cut short; removed");
             return matches!(self.apply(Event::Delete, None, "").await, Ok(None));
         }
-        if self.row.boot_id.as_ref().is_some_and(|boot| *boot != self.ctx.boot_id) {
+        if rebooted(&self.row, &self.ctx) {
             tracing::info!("it ran when the host went down");
-            self.quietly(Event::FoundRebooted, "the host rebooted").await;
+            self.quietly(Event::FoundRebooted, REBOOTED).await;
             if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
                 self.resume_in_turn();
             }
@@ -43,7 +65,7 @@ impl Actor {
                         tracing::warn!("{}", error.message);
                     }
                 }
-                Ok(false) => self.quietly(Event::FoundDead, "it ended while the daemon was not running").await,
+                Ok(false) => self.quietly(Event::FoundDead, ENDED).await,
                 // Not known is not dead: nothing is torn down under a guest that may live.
                 Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
             }

@@ -47,6 +47,10 @@ impl Shared {
         self.running()
     }
 
+    pub(super) fn is_settled(&self) -> bool {
+        *self.settled.borrow()
+    }
+
     /// From now on it is known.
     pub(super) fn settle(&self) {
         self.settled.send_replace(true);

@@ -205,7 +205,8 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let record = self.show(ALICE, vm).unwrap();
-            if record.state == state {
+            let settled = self.life().vms.ctx.actors.lock().get(&record.id).is_some_and(|vm| vm.shared.is_settled());
+            if record.state == state && settled {
                 return record;
             }
             assert!(Instant::now() < deadline, "still {}: {}", record.state, record.runtime.last_error);

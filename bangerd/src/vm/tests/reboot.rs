@@ -31,7 +31,7 @@ fn what_ran_says_that_the_host_rebooted_and_starts_again_with_the_same_disk_and_
         let mut world = World::new();
         let before = world.running("demo");
         go_down(&mut world, cleanly, &["demo"]);
-        world.until_true("it is known", || reason(&world, "demo") == (State::Stopped, REBOOTED.to_owned()));
+        assert_eq!(world.until("demo", State::Stopped).runtime.last_error, REBOOTED);
         world.assert_nothing_held();
         assert_eq!(world.helper.cows(), 1);
         assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
@@ -55,7 +55,7 @@ fn always_is_started_with_the_host_and_no_is_not() {
         go_down(&mut world, cleanly, &["stays", "again"]);
         let again = world.until("again", State::Running);
         assert_eq!((again.runtime.last_error.as_str(), again.restart), ("", RestartPolicy::Always));
-        world.until_true("it is known", || reason(&world, "stays") == (State::Stopped, REBOOTED.to_owned()));
+        assert_eq!(world.until("stays", State::Stopped).runtime.last_error, REBOOTED);
         // Two reboots in a row are no different from one.
         world.reboot();
         world.until("again", State::Running);
