@@ -40,10 +40,12 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 15] = [
+    let refused: [&[&str]; 17] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "run", "-d", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
+        &["vm", "run", "--rm", "--restart", "always"],
+        &["vm", "set", "demo"],
         &["vm", "run", "--name", "Bad_Name"],
         &["vm", "create", "--image", "../etc/passwd"],
         &["vm", "create", "--memory", "lots"],

@@ -11,6 +11,7 @@ use crate::output::{line, note, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
 use anyhow::Context as _;
+use banger_policy::vm::RestartPolicy;
 use banger_proto::model::{CreateRequest, VmRecord};
 use std::time::Instant;
 
@@ -69,6 +70,9 @@ fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
     }
     if options.rm && options.keep_on_error {
         return Err(explained("--keep-on-error keeps the VM and --rm removes it", "leave one of them out"));
+    }
+    if options.rm && options.spec.restart != RestartPolicy::No {
+        return Err(explained("--restart brings the VM back and --rm removes it", "leave one of them out"));
     }
     if options.detach && !options.command.is_empty() {
         return Err(explained(
