@@ -54,7 +54,7 @@ pub(super) fn spawn(ctx: Arc<Context>, row: VmRow, existing: bool) -> (mpsc::Unb
 
 impl Actor {
     async fn run(mut self, existing: bool) {
-        let mut gone = existing && (self.was_deleted().await || self.reconcile().await);
+        let mut gone = existing && self.look().await;
         self.shared.settle();
         while !gone && let Some(order) = self.orders.recv().await {
             gone = self.handle(order).await;
@@ -67,6 +67,14 @@ impl Actor {
                 job.finish(Err(ApiError::new(ErrorCode::NotFound, format!("{} was deleted meanwhile", self.row.name))));
             }
         }
+    }
+
+    /// What became of the VM's earlier run. True when it is gone.
+    async fn look(&mut self) -> bool {
+        let ctx = Arc::clone(&self.ctx);
+        // The semaphore is never closed.
+        let _turn = ctx.turns.looks.acquire().await;
+        self.was_deleted().await || self.reconcile().await
     }
 
     /// The order came with a row that was read before the VM's deletion: nothing may be made for it any more.

@@ -8,22 +8,28 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// Starts at a time.
-const AT_ONCE: usize = 4;
+const STARTS: usize = 4;
+/// VMs of an earlier run of the daemon that are looked at, and torn down, at a time. Database and helper each do one thing after the other: what a
+/// user asks waits behind no more than these, however many VMs there are.
+const LOOKS: usize = 16;
 
-/// Whose turn it is.
+/// Whose turn it is, when the daemon has much to do by itself.
 #[derive(Debug)]
-pub(crate) struct Turns(Arc<Semaphore>);
+pub(crate) struct Turns {
+    starts: Arc<Semaphore>,
+    pub(super) looks: Semaphore,
+}
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self { starts: Arc::new(Semaphore::new(STARTS)), looks: Semaphore::new(LOOKS) }
     }
 }
 
 impl Actor {
     /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled like any other.
     pub(super) fn resume_in_turn(&self) {
-        let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.0));
+        let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
         let (owner, title) = (self.row.owner, format!("start {} after a reboot of the host", self.row.name));
         tokio::spawn(async move {
             // The semaphore is never closed.
