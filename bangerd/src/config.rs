@@ -11,6 +11,9 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What `guest_ready_timeout` may be.
+const READY_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(3600);
+
 /// The checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -24,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) auto_stop_stale_after: Duration,
     /// How often running VMs are measured.
     pub(crate) stats_poll_interval: Duration,
+    /// How long a guest may take to say that it is ready.
+    pub(crate) guest_ready_timeout: Duration,
     /// The dummy link that carries the gateway's address; made by the helper.
     pub(crate) bridge_name: String,
     /// Gateway and prefix of the VMs' network.
@@ -68,6 +73,7 @@ struct Raw {
     ssh_key_path: Option<PathBuf>,
     auto_stop_stale_after: String,
     stats_poll_interval: String,
+    guest_ready_timeout: String,
     bridge_name: String,
     bridge_ip: Ipv4Addr,
     cidr: u8,
@@ -96,6 +102,7 @@ impl Default for Raw {
             ssh_key_path: None,
             auto_stop_stale_after: "0s".to_owned(),
             stats_poll_interval: format!("{DEFAULT_STATS_POLL_SECONDS}s"),
+            guest_ready_timeout: "3m".to_owned(),
             bridge_name: "br-fc".to_owned(),
             bridge_ip: Ipv4Addr::new(172, 16, 0, 1),
             cidr: 24,
@@ -153,6 +160,10 @@ fn check(raw: Raw) -> Result<Config, Refused> {
     if stats_poll_interval < Duration::from_secs(1) {
         return Err(("stats_poll_interval", "the shortest interval is 1s".to_owned()));
     }
+    let guest_ready_timeout = duration("guest_ready_timeout", &raw.guest_ready_timeout)?;
+    if !READY_TIMES.contains(&guest_ready_timeout) {
+        return Err(("guest_ready_timeout", "a guest gets 5s to 1h".to_owned()));
+    }
     // linux/if.h, IFNAMSIZ; `/` and spaces are refused by the kernel.
     let link_name = |name: &str| {
         (1..16).contains(&name.len()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
@@ -170,6 +181,7 @@ fn check(raw: Raw) -> Result<Config, Refused> {
         network: Network::new(raw.bridge_ip, raw.cidr).map_err(|error| ("bridge_ip", error.to_string()))?,
         auto_stop_stale_after: duration("auto_stop_stale_after", &raw.auto_stop_stale_after)?,
         stats_poll_interval,
+        guest_ready_timeout,
         log_level: raw.log_level,
         firecracker_bin: raw.firecracker_bin,
         ssh_key_path: raw.ssh_key_path,
@@ -262,6 +274,7 @@ mod tests {
             ("cidr = 31", "bridge_ip"),
             ("stats_poll_interval = \"soon\"", "line 1: stats_poll_interval"),
             ("stats_poll_interval = \"1ms\"", "line 1: stats_poll_interval"),
+            ("guest_ready_timeout = \"0\"", "line 1: guest_ready_timeout"),
             ("bridge_name = \"a/b\"", "line 1: bridge_name"),
             ("firecracker_bin = \"bin/fc\"", "line 1: firecracker_bin"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),

@@ -8,11 +8,7 @@ use crate::handles::Handles;
 use crate::jobs::Job;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::sync::Arc;
-use std::time::Duration;
 
-/// How long a guest may take to say that it is ready. A distribution's systemd without hardware virtualisation
-/// takes up to about a minute.
-const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Lines of the console that an error shows.
 const CONSOLE_LINES: usize = 15;
 /// How much of each; it is kept in the row and must fit a reply.
@@ -78,7 +74,7 @@ impl Actor {
         tokio::select! {
             // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown ends it.
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
-            ready = running.ready(READY_LIMIT) => ready.map_err(|error| self.with_console(seat, error))?,
+            ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|error| self.with_console(seat, error))?,
         }
         Ok(running)
     }
