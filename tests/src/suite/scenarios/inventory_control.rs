@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use anyhow::{Result, ensure};
 
-use crate::inventory::{DATABASE, Difference, Inventory, Kind, leaks};
+use crate::inventory::{Allow, DATABASE, Difference, Inventory, Kind, leaks};
 use crate::suite::list::{Outcome, Reboot, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
 
@@ -139,20 +139,16 @@ const ROW_GROUND: &str = "mkdir -p /var/lib/banger; sqlite3 /var/lib/banger/bang
     CREATE TABLE IF NOT EXISTS bench_vm (id TEXT PRIMARY KEY) STRICT; INSERT OR IGNORE INTO bench_vm VALUES (1)'";
 
 fn scenarios() -> Vec<Scenario> {
-    let mut all = vec![Scenario::new("quiet-host-has-no-difference", quiet)];
-    // Before the plants: their ground is lost in a reboot.
-    for (name, reboot) in [("same-after-a-clean-reboot", Reboot::Clean), ("same-after-a-power-cut", Reboot::Hard)] {
-        all.push(Scenario::across_reboot(name, move |scene| note_boot(scene, reboot), other_boot));
-    }
-    for (index, plant) in PLANTS.iter().enumerate() {
-        all.push(Scenario::new(format!("finds-{}-{}", plant.kind, index + 1), move |scene| planted(scene, plant)));
-    }
-    all.push(Scenario::new("finds-socket-unix", unix_socket));
-    all.push(Scenario::new("finds-socket-tcp", tcp_socket));
-    all.push(Scenario::new("finds-socket-vsock", vsock_socket));
-    all.push(Scenario::new("finds-alterations", alterations));
-    all.push(Scenario::new("every-sort-has-a-plant", every_sort));
-    all
+    vec![
+        Scenario::new("quiet-host-has-no-difference", quiet),
+        // Before the plants: their ground is lost in a reboot.
+        Scenario::across_reboot("same-after-a-clean-reboot", |scene| note_boot(scene, Reboot::Clean), other_boot),
+        Scenario::across_reboot("same-after-a-power-cut", |scene| note_boot(scene, Reboot::Hard), other_boot),
+        Scenario::new("finds-and-names-a-leak-of-each-sort", planted),
+        Scenario::new("finds-sockets", sockets),
+        Scenario::new("finds-alterations", alterations),
+        Scenario::new("every-sort-has-a-plant", every_sort),
+    ]
 }
 
 /// Without a plant there is no difference, also some seconds later: otherwise the others prove nothing.
@@ -164,45 +160,46 @@ fn quiet(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-fn planted(scene: &mut Scene, plant: &Plant) -> Result<Outcome> {
-    allow_ground(scene, plant.kind);
-    scene.root(plant.ground)?;
+/// All at once: an inventory takes seconds under emulation, and each leak has a name of its own.
+fn planted(scene: &mut Scene) -> Result<Outcome> {
+    for (kind, pattern) in GROUND {
+        scene.allow(Allow::anything(*kind, *pattern, "ground for the planted leaks"));
+    }
+    let all = |scene: &Scene, line: fn(&Plant) -> &str| -> Result<()> {
+        PLANTS.iter().try_for_each(|plant| scene.root(line(plant)).map(drop))
+    };
+    all(scene, |plant| plant.ground)?;
     let clean = Inventory::take()?;
-    scene.root(plant.plant)?;
+    all(scene, |plant| plant.plant)?;
     let dirty = Inventory::take();
-    scene.root(plant.remove)?;
+    all(scene, |plant| plant.remove)?;
     let dirty = dirty?;
-    must_name(&leaks(&clean, &dirty, &[]), plant.kind, plant.named, "+")?;
-    // Seen from the other side it is a loss: something that was there before a scenario and is gone after it.
-    must_name(&leaks(&dirty, &clean, &[]), plant.kind, plant.named, "-")?;
+    let (come, gone) = (leaks(&clean, &dirty, &[]), leaks(&dirty, &clean, &[]));
+    for plant in PLANTS {
+        scene.step(&format!("{}: {}", plant.kind, plant.named), |_| {
+            must_name(&come, plant.kind, plant.named, "+")?;
+            // Seen from the other side it is a loss: something that was there before a scenario and is gone after it.
+            must_name(&gone, plant.kind, plant.named, "-")
+        })?;
+    }
     let again = leaks(&clean, &Inventory::take()?, &[]);
     // SQLite's files differ from before the row: that is the one alteration that stays.
     let left: Vec<_> = again.leaks.iter().filter(|change| !change.name.starts_with(DATABASE)).collect();
-    ensure!(left.is_empty(), "after the leak was removed there is still a difference:\n{again}");
+    ensure!(left.is_empty(), "after the leaks were removed there is still a difference:\n{again}");
     scene.passed()
 }
 
-/// What the ground leaves behind on purpose; the plants themselves are not covered.
-fn allow_ground(scene: &mut Scene, kind: Kind) {
-    use crate::inventory::Allow;
-    let reason = "ground for the planted leak";
-    let ground: &[(Kind, &str)] = match kind {
-        Kind::Nft => &[(Kind::Nft, "table inet bench"), (Kind::Nft, "set inet bench/leaks")],
-        Kind::Iptables => &[
-            (Kind::Iptables, "iptables-* chain *"),
-            (Kind::Iptables, "iptables-* -A FORWARD -i bench-stays -j ACCEPT"),
-            (Kind::Nft, "* ip filter*"),
-        ],
-        Kind::File => &[(Kind::File, "/var/lib/banger")],
-        Kind::Row => {
-            &[(Kind::File, "/var/lib/banger"), (Kind::File, "/var/lib/banger/banger.db*"), (Kind::Row, "bench_vm '1'")]
-        }
-        _ => &[],
-    };
-    for (kind, pattern) in ground {
-        scene.allow(Allow::anything(*kind, *pattern, reason));
-    }
-}
+/// What the grounds leave behind on purpose; the plants themselves are not covered.
+const GROUND: &[(Kind, &str)] = &[
+    (Kind::Nft, "table inet bench"),
+    (Kind::Nft, "set inet bench/leaks"),
+    (Kind::Nft, "* ip filter*"),
+    (Kind::Iptables, "iptables-* chain *"),
+    (Kind::Iptables, "iptables-* -A FORWARD -i bench-stays -j ACCEPT"),
+    (Kind::File, "/var/lib/banger"),
+    (Kind::File, "/var/lib/banger/banger.db*"),
+    (Kind::Row, "bench_vm '1'"),
+];
 
 fn must_name(difference: &Difference, kind: Kind, name: &str, sign: &str) -> Result<()> {
     let found = difference
@@ -213,35 +210,22 @@ fn must_name(difference: &Difference, kind: Kind, name: &str, sign: &str) -> Res
     Ok(())
 }
 
-fn unix_socket(scene: &mut Scene) -> Result<Outcome> {
+fn sockets(scene: &mut Scene) -> Result<Outcome> {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
     let path = "/run/bench-leak.sock";
     let clean = Inventory::take()?;
-    let listener = UnixListener::bind(path)?;
+    let unix = UnixListener::bind(path)?;
+    let tcp = std::net::TcpListener::bind("127.0.0.1:7777")?;
+    let vsock = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&vsock), &VsockAddr::new(libc::VMADDR_CID_ANY, 7778))?;
+    listen(&vsock, Backlog::new(1)?)?;
     let dirty = Inventory::take();
-    drop(listener);
+    drop((unix, tcp, vsock));
     std::fs::remove_file(path)?;
-    must_name(&leaks(&clean, &dirty?, &[]), Kind::Socket, path, "+")?;
-    scene.passed()
-}
-
-fn tcp_socket(scene: &mut Scene) -> Result<Outcome> {
-    let clean = Inventory::take()?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:7777")?;
-    let dirty = Inventory::take();
-    drop(listener);
-    must_name(&leaks(&clean, &dirty?, &[]), Kind::Socket, "tcp 127.0.0.1:7777", "+")?;
-    scene.passed()
-}
-
-fn vsock_socket(scene: &mut Scene) -> Result<Outcome> {
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
-    let clean = Inventory::take()?;
-    let listener = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &VsockAddr::new(libc::VMADDR_CID_ANY, 7777))?;
-    listen(&listener, Backlog::new(1)?)?;
-    let dirty = Inventory::take();
-    drop(listener);
-    must_name(&leaks(&clean, &dirty?, &[]), Kind::Socket, ":7777", "+")?;
+    let come = leaks(&clean, &dirty?, &[]);
+    for name in [path, "tcp 127.0.0.1:7777", ":7778"] {
+        scene.step(name, |_| must_name(&come, Kind::Socket, name, "+"))?;
+    }
     scene.passed()
 }
 
