@@ -21,6 +21,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument as _;
 
 /// The agent says about one line a second; a guest that says more is read slowly.
 const LINE_PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +29,8 @@ const LINE_PAUSE: Duration = Duration::from_millis(20);
 const SEND_WAIT: Duration = Duration::from_secs(2);
 /// How long [`Control::shutdown`] waits for an agent that is just reconnecting.
 const AGENT_WAIT: Duration = Duration::from_secs(2);
+/// An agent speaks each second: one that was not heard for longer is worth a line when it is heard again.
+const LATE: Duration = Duration::from_secs(5);
 /// The longest sentence taken from a guest, characters.
 const MAX_TEXT: usize = 200;
 
@@ -118,7 +121,8 @@ impl Control {
         crate::fail::point("control channel", "open");
         let (told, view) = watch::channel(View::default());
         let agent = Arc::new(Mutex::new(None));
-        let task = tokio::spawn(accept(listener, cgroup, told, agent.clone()));
+        // In the caller's span, so that what it logs says whose it is.
+        let task = tokio::spawn(accept(listener, cgroup, told, agent.clone()).in_current_span());
         Ok(Self { socket, view, agent, task })
     }
 
@@ -193,7 +197,7 @@ async fn accept(listener: UnixListener, cgroup: VmCgroup, told: watch::Sender<Vi
         reader.shutdown().await;
         let (from, to) = stream.into_split();
         *agent.lock().await = Some(to);
-        reader.spawn(listen_to(from, told.clone(), agent.clone()));
+        reader.spawn(listen_to(from, told.clone(), agent.clone()).in_current_span());
         // A guest that does nothing but connect is accepted slowly.
         sleep(LINE_PAUSE).await;
     }
@@ -231,7 +235,12 @@ async fn listen_to(from: OwnedReadHalf, told: Arc<watch::Sender<View>>, agent: A
 }
 
 fn note(view: &mut View, event: GuestEvent) {
-    view.heard = Some(Instant::now());
+    let now = Instant::now();
+    let since = view.heard.replace(now).map(|heard| now.saturating_duration_since(heard));
+    if let Some(silent) = since.filter(|since| *since > LATE) {
+        tracing::warn!("the guest's agent is heard again, after {:.1} s", silent.as_secs_f64());
+    }
+    tracing::trace!(?event, "heard the guest's agent");
     match event {
         GuestEvent::Ready { boot_id } => {
             view.ready = Some(ReadyInfo { boot_id: text(&boot_id) });

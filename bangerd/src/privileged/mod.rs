@@ -36,6 +36,9 @@ pub(crate) enum PrivilegedError {
     /// It is not there.
     #[error("banger-priv does not answer at {}", .socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
+    /// It speaks another version of the protocol: one of the two was replaced and the other not restarted.
+    #[error("banger-priv and bangerd are of different releases")]
+    OtherRelease { source: io::Error },
     /// It did not answer in time.
     #[error("banger-priv did not answer in time when asked to {operation}")]
     TimedOut { operation: &'static str },
@@ -68,6 +71,10 @@ impl PrivilegedError {
             }
             Self::Refused { .. } => ApiError::new(ErrorCode::OperationFailed, message)
                 .hint("The helper's log says more: `journalctl -u banger-priv`."),
+            Self::OtherRelease { .. } => ApiError::new(ErrorCode::HostNotReady, message).hint(
+                "VMs that run go on. An administrator repairs this: `systemctl restart banger-priv bangerd`, and if \
+                 that does not help, install the package again.",
+            ),
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Confused => {
                 ApiError::new(ErrorCode::HostNotReady, message)
                     .hint("The helper is not running as it should: look at `systemctl status banger-priv`.")
