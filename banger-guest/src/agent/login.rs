@@ -88,6 +88,15 @@ mod tests {
     }
 
     #[test]
+    fn a_command_starts_in_the_root_folder_when_there_is_no_home() {
+        assert_eq!(login("/bin/sh", "/").folder(), Path::new("/"));
+        assert_eq!(login("/bin/sh", "/proc").folder(), Path::new("/proc"));
+        for missing in ["/no/such/folder", "/proc/version", "/proc/version/below"] {
+            assert_eq!(login("/bin/sh", missing).folder(), Path::new("/"), "{missing}");
+        }
+    }
+
+    #[test]
     fn a_login_shell_is_named_with_a_dash() {
         assert_eq!(login("/usr/bin/fish", "/root").shell_name(), "-fish");
     }

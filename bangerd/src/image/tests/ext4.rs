@@ -83,6 +83,23 @@ fn everything_arrives() {
     has("stat /longlink", &["Size: 150"]);
 }
 
+/// Archives say modes with and without the bits of the type, and root's own folder may be missing.
+#[test]
+fn the_root_folder_is_a_folder_however_its_mode_is_written() {
+    let roots = [Some(0o755), Some(0o40_755), None];
+    for mode in roots {
+        let tar = mode.map_or_else(Tar::default, |mode| Tar::default().add(&Item { mode, ..item(b'5', "./") }));
+        let (_dir, result) = imported(&tar.file("etc/x", b"x").end());
+        fsck(&result.rootfs_path);
+        for folder in ["/", "/etc"] {
+            if let Some(text) = debugfs(&result.rootfs_path, &format!("stat {folder}")) {
+                let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+                assert!(flat.contains("Type: directory Mode: 0755"), "{mode:?} {folder}: {flat}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_source_gives_the_same_image_however_it_is_packed() {
     let (dir, plain) = imported(&zoo().end());

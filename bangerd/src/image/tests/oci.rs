@@ -96,6 +96,22 @@ fn every_blob_is_verified() {
     assert!(matches!(import_error(&lying.tar()), ImageError::Blob { what: "diff id", .. }));
 }
 
+/// A download that was cut to nothing: a cache would go on serving it.
+#[test]
+fn a_blob_of_no_bytes_is_refused_and_nothing_of_it_is_kept() {
+    let oci = Oci::new(&[Tar::default().file("a", b"1").end()]);
+    let (blobs, _) = oci.blobs();
+    let dir = tempfile::tempdir().unwrap();
+    for (number, (name, _)) in blobs.iter().enumerate().filter(|(_, (name, _))| name.starts_with("blobs/")) {
+        let mut empty = blobs.clone();
+        empty[number].1.clear();
+        let error = import_bytes(&pack(&empty), dir.path()).unwrap_err();
+        assert!(matches!(error, ImageError::Blob { what: "size", .. }), "{name}: {error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{name}");
+    }
+    import_bytes(&oci.tar(), dir.path()).unwrap();
+}
+
 #[test]
 fn the_wrong_platform_is_named() {
     let mut oci = Oci::new(&[Tar::default().file("a", b"1").end()]);
