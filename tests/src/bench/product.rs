@@ -19,8 +19,10 @@ const PACKAGE: &str = "target/debian/banger.deb";
 /// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
-/// The helper with fail points, for the suite that kills it at each.
-const KILLABLE: &str = "target/release/banger-priv-failpoints";
+const STILL: &str = "target/debug/still-vmm";
+/// Helper and daemon with fail points, for the suites that kill them at each.
+const KILLABLE_HELPER: &str = "target/release/banger-priv-failpoints";
+const KILLABLE_DAEMON: &str = "target/release/bangerd-failpoints";
 
 /// How much has to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +81,9 @@ impl Product {
         if let Some(vmm) = &self.vmm {
             payload = payload
                 .program(vmm, "firecracker")
-                .program(Path::new(KILLABLE), "banger-priv-failpoints")
+                .program(Path::new(KILLABLE_HELPER), "banger-priv-failpoints")
+                .program(Path::new(KILLABLE_DAEMON), "bangerd-failpoints")
+                .program(Path::new(STILL), "still-vmm")
                 .program(Path::new(HOSTILE), "hostile-vmm");
         }
         payload.write(target)
@@ -125,8 +129,15 @@ fn guest() -> Result<()> {
 /// Before the package: both end as the same file of the target folder.
 fn killable() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv", "--features", "failpoints"], None)?;
-    std::fs::copy("target/release/banger-priv", KILLABLE).with_context(|| format!("keep {KILLABLE}"))?;
-    Ok(())
+    keep("target/release/banger-priv", KILLABLE_HELPER)?;
+    // Together with the command line, as in the package: by itself it would want its dependencies built once more.
+    let words = ["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"];
+    cargo(&[&words[..], &["--features", "bangerd/failpoints"]].concat(), None)?;
+    keep("target/release/bangerd", KILLABLE_DAEMON)
+}
+
+fn keep(built: &str, name: &str) -> Result<()> {
+    std::fs::copy(built, name).map(drop).with_context(|| format!("keep {name}"))
 }
 
 fn package() -> Result<()> {

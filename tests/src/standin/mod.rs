@@ -13,6 +13,7 @@ mod machine;
 mod model;
 mod qmp;
 mod server;
+pub mod still;
 mod tap;
 mod vmm;
 mod vsock;
