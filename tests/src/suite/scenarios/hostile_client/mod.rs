@@ -4,6 +4,7 @@ mod fuzz;
 mod identity;
 mod matrix;
 mod objects;
+mod records;
 mod wire;
 
 use anyhow::Result;
@@ -49,6 +50,8 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("gone-mid-reply", wire::gone_mid_reply),
         Scenario::new("vm-ids", matrix::vm_ids),
         Scenario::new("every-operation-in-telling-states", matrix::telling),
+        Scenario::new("one-record-per-operation", records::one_each),
+        Scenario::new("observed-system-calls", records::observed),
         Scenario::new("mutated-frames", fuzz::mutated),
     ];
     all.extend(objects::scenarios());

@@ -64,7 +64,10 @@ impl Image {
 }
 
 /// Runs with a client in the daemon's place; afterwards nothing may be held.
-fn with_helper(scene: &mut Scene, work: impl FnOnce(&mut Scene, &mut Helper) -> Result<()>) -> Result<Outcome> {
+pub(super) fn with_helper(
+    scene: &mut Scene,
+    work: impl FnOnce(&mut Scene, &mut Helper) -> Result<()>,
+) -> Result<Outcome> {
     instead_of_the_daemon(scene, false, |scene| {
         let mut helper = Helper::open()?;
         let result = work(scene, &mut helper);
