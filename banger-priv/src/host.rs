@@ -12,7 +12,7 @@ use crate::sys::tun::Tap;
 use crate::{fail, record};
 use banger_policy::VmId;
 use banger_policy::firewall::Change;
-use banger_policy::holding::Registration;
+use banger_policy::holding::{Process, Registration};
 use banger_policy::net::Network;
 use banger_policy::snapshot::CHUNK_SECTORS;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, chmodat, chownat, minor, openat2, statat};
@@ -225,6 +225,10 @@ impl Kernel for Host {
 
     fn process(&self, pid: u32) -> Outcome<Option<Seen>> {
         self.processes.look(pid)
+    }
+
+    async fn ended(&self, process: Process) -> Outcome<()> {
+        self.processes.ended(process).await
     }
 
     fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {

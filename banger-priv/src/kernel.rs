@@ -160,6 +160,11 @@ pub trait Kernel: 'static {
     /// # Errors
     /// The kernel's, which must never be taken for "gone".
     fn process(&self, pid: u32) -> Outcome<Option<Seen>>;
+    /// Waits for the end of this very process; one that is not there has ended.
+    ///
+    /// # Errors
+    /// The kernel's, which must never be taken for "ended".
+    async fn ended(&self, process: Process) -> Outcome<()>;
     /// Is the process in the cgroup of this owner's VM?
     ///
     /// # Errors

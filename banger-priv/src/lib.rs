@@ -145,6 +145,7 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         host.make_bridge(&config.bridge.name).await?;
         let machine = Rc::new(Machine::new(host, ledger, cows, images, network, config.daemon.uid));
         machine.recover().await?;
+        machine.watch_all();
         step("listen", listener.set_nonblocking(true))?;
         let listener = step("listen", tokio::net::UnixListener::from_std(listener))?;
 

@@ -14,6 +14,8 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Enough for `/proc/PID/status`, `/proc/PID/stat` and a cgroup.procs of 3,000 processes, bytes.
 const ROOM: u64 = 32 * 1024;
@@ -51,12 +53,7 @@ impl Processes {
     /// # Errors
     /// The kernel's, which must never be taken for "gone".
     pub fn look(&self, pid: u32) -> Outcome<Option<Seen>> {
-        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
-            // EINVAL and ENOENT: it is a thread, not a process.
-            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
-            other => other.at("pidfd-open")?,
-        };
+        let Some(pidfd) = open(pid)? else { return Ok(None) };
         let inode = fstat(&pidfd).at("pidfd-stat")?.st_ino;
         let read = |file: &str| read_under(self.proc.as_fd(), &format!("{pid}/{file}"));
         let (Ok(status), Ok(stat)) = (read("status"), read("stat")) else {
@@ -68,6 +65,20 @@ impl Processes {
         let process = Process { pid, pidfd_inode: inode, start_ticks };
         // Last: while this says alive, the number was this process's, and so was all that was read.
         Ok(Some(Seen { process, uids, alive: alive(pidfd.as_fd())? }))
+    }
+
+    /// Waits for the end of this very process; its number may be another's by now.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn ended(&self, process: Process) -> Outcome<()> {
+        let Some(pidfd) = open(process.pid)? else { return Ok(()) };
+        if fstat(&pidfd).at("pidfd-stat")?.st_ino != process.pidfd_inode {
+            return Ok(());
+        }
+        #[expect(deprecated, reason = "an OwnedFd keeps its descriptor; the replacement is an unsafe fn")]
+        let watched = AsyncFd::with_interest(pidfd, Interest::READABLE).at("pidfd-watch")?;
+        watched.readable().await.map(drop).at("pidfd-watch")
     }
 
     /// This process's own status.
@@ -107,6 +118,16 @@ impl Processes {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(false),
             Err(error) => Err(error).at("cgroup-read"),
         }
+    }
+}
+
+/// `None` when there is no such process.
+fn open(pid: u32) -> Outcome<Option<OwnedFd>> {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        // EINVAL and ENOENT: it is a thread, not a process.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Ok(None),
+        other => other.map(Some).at("pidfd-open"),
     }
 }
 

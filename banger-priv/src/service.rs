@@ -71,7 +71,7 @@ impl<K: Kernel> Service<K> {
     /// Runs one operation to its end, whether or not somebody waits for it.
     async fn run<T: 'static, F>(self, op: &'static str, vm: Option<VmId>, call: F) -> Result<T, HelperError>
     where
-        F: AsyncFnOnce(&Machine<K>) -> Answer<T> + 'static,
+        F: AsyncFnOnce(&Rc<Machine<K>>) -> Answer<T> + 'static,
     {
         if !self.limiter.take() {
             if self.notes.take() {
@@ -114,7 +114,7 @@ macro_rules! operations {
     ($($name:ident $vm:expr, ($($argument:ident: $kind:ty),*) -> $answer:ty, |$machine:ident| $call:expr;)*) => {
         impl<K: Kernel> Helper for Service<K> {$(
             async fn $name(self, _: Context, $($argument: $kind),*) -> Result<$answer, HelperError> {
-                self.run(stringify!($name), $vm, async move |$machine: &Machine<K>| $call).await
+                self.run(stringify!($name), $vm, async move |$machine: &Rc<Machine<K>>| $call).await
             }
         )*}
     };
@@ -130,7 +130,11 @@ operations! {
     discard_disk Some(vm), (vm: VmId) -> (), |m| m.discard_disk(vm).await;
     enable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, true).await;
     disable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, false).await;
-    bind_process Some(vm), (vm: VmId, pid: u32) -> (), |m| m.bind_process(vm, pid).await;
+    bind_process Some(vm), (vm: VmId, pid: u32) -> (), |m| {
+        m.bind_process(vm, pid).await?;
+        m.watch(vm);
+        Ok(())
+    };
     process_running Some(vm), (vm: VmId, pid: u32) -> ProcessState, |m| m.process_running(vm, pid);
     identity Some(vm), (vm: VmId) -> Holding, |m| m.identity(vm);
     list None, (after: Option<VmId>) -> HoldingPage, |m| Ok(m.list(after));

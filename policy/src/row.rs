@@ -160,8 +160,8 @@ impl Row {
             }
     }
 
-    /// What the firewall should let pass: nothing before a process is bound, so that an idle tap carries
-    /// nothing, whoever holds it.
+    /// What the firewall should let pass: nothing before a process is bound and after it has ended, so that an idle
+    /// tap carries nothing, whoever holds it.
     #[must_use]
     pub fn registration(&self) -> Option<Registration> {
         match (self.tap, self.process, self.quarantined) {
@@ -192,6 +192,12 @@ impl Row {
     #[must_use]
     pub fn with_disk(self, disk: Disk) -> Self {
         Self { disk, ..self }
+    }
+
+    /// Nothing passes a tap any more whose process has ended: from then on anybody of the daemon's user could open it.
+    #[must_use]
+    pub fn without_process(self) -> Self {
+        Self { process: None, ..self }
     }
 
     /// See [`Row::with_tap`].

@@ -3,10 +3,13 @@
 use super::{Answer, Denied, Machine};
 use crate::fail;
 use crate::kernel::Kernel;
+use crate::log::{self, Level};
 use banger_policy::VmId;
 use banger_policy::firewall::Change;
 use banger_policy::holding::{self, Refusal, Row, Step};
 use banger_proto::helper::{HelperError, ProcessState};
+use std::rc::Rc;
+use tokio::task::spawn_local;
 
 impl<K: Kernel> Machine<K> {
     /// Records the VM's process, then registers its address.
@@ -26,6 +29,30 @@ impl<K: Kernel> Machine<K> {
             Step::Stored => Ok(()),
             Step::Do(grant) => self.register(row, grant.into_row()),
         }
+    }
+
+    /// [`Machine::watch`] for all whose process lives; once, before anything is served.
+    pub fn watch_all(self: &Rc<Self>) {
+        self.ledger.borrow().rows().keys().for_each(|vm| self.watch(*vm));
+    }
+
+    /// From now on the end of the VM's process takes its address out of the firewall. Without fail points: a helper that dies
+    /// in between finds the dead process when it recovers.
+    pub fn watch(self: &Rc<Self>, vm: VmId) {
+        let machine = Rc::clone(self);
+        spawn_local(async move {
+            let Some(bound) = machine.row(&vm).and_then(|row| row.process) else { return };
+            if let Err(error) = machine.kernel.ended(bound).await {
+                return log::record(Level::Error, &format!("watch vm={vm} verdict=failed rule={}", error.step));
+            }
+            let Ok(_turn) = machine.turn(vm).await else { return };
+            let Some(row) = machine.row(&vm).filter(|row| row.process == Some(bound)) else { return };
+            let change = Change::between(row.registration().as_ref(), None);
+            let withdrawn = machine.kernel.firewall_change(&change).is_ok();
+            let noted = withdrawn && machine.ledger.borrow_mut().put(row.without_process()).is_ok();
+            let (level, verdict) = if noted { (Level::Info, "ok") } else { (Level::Critical, "failed") };
+            log::record(level, &format!("watch vm={vm} verdict={verdict} rule=process-ended"));
+        });
     }
 
     /// Switches NAT.

@@ -17,7 +17,7 @@ impl<K: Kernel> Machine<K> {
     pub async fn recover(&self) -> Answer<()> {
         let rows: Vec<Row> = self.ledger.borrow().rows().values().cloned().collect();
         for row in rows {
-            let checked = self.check_disk(self.check_tap(row.clone()).await?)?;
+            let checked = self.check_process(self.check_disk(self.check_tap(row.clone()).await?)?)?;
             if checked != row {
                 self.put(checked)?;
             }
@@ -26,6 +26,10 @@ impl<K: Kernel> Machine<K> {
         self.kernel.firewall_rebuild(&registrations)?;
         self.sweep_links().await?;
         self.sweep_disks()
+    }
+
+    fn check_process(&self, row: Row) -> Answer<Row> {
+        Ok(if row.process.is_none() || self.running(Some(&row))? { row } else { row.without_process() })
     }
 
     async fn check_tap(&self, row: Row) -> Answer<Row> {

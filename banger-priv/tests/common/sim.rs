@@ -224,6 +224,11 @@ impl Kernel for Sim {
         Ok(self.world.borrow().processes.get(&pid).copied())
     }
 
+    async fn ended(&self, _: Process) -> Outcome<()> {
+        // Nobody watches here: the recovery after a crash is what the model looks at.
+        std::future::pending().await
+    }
+
     fn in_vm_cgroup(&self, _: u32, _: &VmId, _: u32) -> Outcome<bool> {
         Ok(true)
     }

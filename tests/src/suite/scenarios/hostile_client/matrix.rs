@@ -30,7 +30,7 @@ const TABLE: &[(&str, &str)] = &[
     ("ctn.r.", "=R=SR+=+====R"),
     ("ct.dr.", "=R==RS+=====R"),
     ("ctndr.", "=R==RS=+====R"),
-    ("ctn.g.", "=+=S=+=+N===+"),
+    ("ctn.g.", "=+=+=+=+N===+"),
     ("ctndg.", "=+==+S=+N===+"),
     ("ctn..q", "QQ=QQQQQQ===Q"),
 ];
@@ -229,7 +229,11 @@ impl Subject<'_> {
             self.is(ProcessState::Running)?;
         }
         if has('g') {
-            self.is(ProcessState::Gone)?;
+            // The helper sees the end by itself, and forgets the process.
+            let scene = self.scene;
+            scene.wait_until("the helper has seen the process end", Duration::from_secs(5), || {
+                Ok(self.is(ProcessState::NotYours).err().map(|error| error.to_string()))
+            })?;
         }
         Ok(())
     }

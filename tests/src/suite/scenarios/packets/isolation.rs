@@ -93,7 +93,10 @@ pub(super) fn isolation(scene: &mut Scene) -> Result<Outcome> {
                 stays(scene, net, |net| &net.inward)?;
                 stays(scene, net, |net| &net.unbound)
             })?;
-            scene.step("the world outside reaches no guest that has not asked", |scene| unasked(scene, net))
+            scene.step("the world outside reaches no guest that has not asked", |scene| unasked(scene, net))?;
+            scene.step("nor does anything leave a tap whose VMM has ended, whoever has opened it", |scene| {
+                left_behind(scene, net)
+            })
         })
     })
 }
@@ -184,6 +187,20 @@ fn stays(scene: &Scene, net: &mut Net, guest: fn(&Net) -> &Guest) -> Result<()> 
     let arrived = net.arrived(guest(net), "stays");
     ensure!(arrived.total() == 0, "{}: {arrived:?}", guest(net).tap);
     net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))
+}
+
+/// All VMMs are of one uid, so each can open any tap that is idle: also one that was another's a moment ago, with an address and NAT.
+fn left_behind(scene: &Scene, net: &mut Net) -> Result<()> {
+    net.must_reach_out(|net| &net.bob, scene.limit(ARRIVES))?;
+    net.end_bobs_process()?;
+    let mut count = 0;
+    let open = scene.wait_until("nothing leaves it any more", ARRIVES, || {
+        count += 1;
+        Ok(net.reaches_out(|net| &net.bob, scene.limit(LATE))?.ok().map(|from| format!("exchange {count}, as {from}")))
+    })?;
+    stays(scene, net, |net| &net.bob)?;
+    ensure!(open < scene.limit(Duration::from_millis(500)), "it was open for {open:?}");
+    Ok(())
 }
 
 /// The world knows the way and sends; with the host's own packets as the proof that the tap receives.

@@ -246,6 +246,13 @@ impl Net {
 }
 
 impl Net {
+    /// The process that is bound for bob's guest ends. His tap stays, and whoever has opened it.
+    pub(super) fn end_bobs_process(&mut self) -> Result<()> {
+        let process = self.processes.get_mut(1).context("no process of bob's guest")?;
+        process.kill().context("end the process of bob's guest")?;
+        process.wait().map(drop).context("wait for the process of bob's guest")
+    }
+
     /// Ends processes and releases what the helper holds.
     fn close(mut self) -> Result<()> {
         for process in &mut self.processes {
