@@ -27,6 +27,9 @@ const ON_DEMAND: &[&str] = &[
 
 pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
     let ourselves = ancestry(std::process::id())?;
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the host's boot id")?;
+    // As systemd writes it.
+    let boot = boot.trim().replace('-', "");
     for entry in fs::read_dir("/proc").context("read /proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -37,11 +40,10 @@ pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
         if let Some(process) = look(pid)
             && !is_transient(&process)
         {
-            inventory.add(
-                Kind::Process,
-                format!("{} in {}", process.command, process.cgroup),
-                format!("uid {}", process.uid),
-            );
+            // The helper is told the boot of the host that it runs in: after a reboot it is the same process. One that
+            // was told another boot's id keeps it in its name.
+            let command = process.command.replace(&boot, "(this boot)");
+            inventory.add(Kind::Process, format!("{command} in {}", process.cgroup), format!("uid {}", process.uid));
         }
     }
     cgroups(Path::new("/sys/fs/cgroup"), "", inventory)

@@ -129,13 +129,14 @@ pub fn all() -> Vec<Suite> {
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
+        scenarios::services::SUITE,
     ]
 }
 
 /// Suites that run only when they are asked for.
 #[must_use]
 pub(super) fn on_request() -> Vec<Suite> {
-    vec![scenarios::timings::SUITE, scenarios::hostile_client::LONG]
+    vec![scenarios::timings::SUITE, scenarios::hostile_client::LONG, scenarios::services::LONG]
 }
 
 /// The suite of that name; the error lists what there is.

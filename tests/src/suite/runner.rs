@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::list::{Outcome, Reboot, Scenario, Setup, Suite};
 use super::product;
-use super::report::{self, Report, Result as ScenarioResult, Verdict};
+use super::report::{self, Report, Result as ScenarioResult, Step, Verdict};
 use super::scene::{Scene, Surroundings};
 use crate::inventory::{Difference, Inventory, leaks};
 
@@ -76,6 +76,8 @@ struct HalfDone {
     scenario: String,
     before: Inventory,
     seconds: f64,
+    steps: Vec<Step>,
+    measured: BTreeMap<String, String>,
 }
 
 /// Runs, or goes on after a reboot.
@@ -137,7 +139,10 @@ fn one(
             let before = left.take().map_or_else(|| settled(&scene), Ok)?;
             (before, 0.0, Some(&scenario.run))
         }
-        Some(half) => (half.before, half.seconds, scenario.after_reboot.as_ref()),
+        Some(half) => {
+            (scene.steps, scene.measured) = (half.steps, half.measured);
+            (half.before, half.seconds, scenario.after_reboot.as_ref())
+        }
     };
     let started = Instant::now();
     let outcome = match part {
@@ -147,7 +152,8 @@ fn one(
     };
     let seconds = earlier + started.elapsed().as_secs_f64();
     if let Ok(Outcome::Reboot(reboot)) = outcome {
-        return Ok(Some((HalfDone { scenario: scenario.name.clone(), before, seconds }, reboot)));
+        let (steps, measured) = (scene.steps, scene.measured);
+        return Ok(Some((HalfDone { scenario: scenario.name.clone(), before, seconds, steps, measured }, reboot)));
     }
     let (difference, after) = settle(&before, &scene)?;
     report::print_line(&format!("  {}", difference.to_string().replace('\n', "\n  ")));

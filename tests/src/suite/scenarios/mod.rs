@@ -12,6 +12,7 @@ pub(super) mod install;
 pub(super) mod inventory_control;
 pub(super) mod lifecycle;
 pub(super) mod packets;
+pub(super) mod services;
 pub(super) mod timings;
 pub(super) mod undo;
 pub(super) mod using;
