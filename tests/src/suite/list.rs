@@ -129,6 +129,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
+        scenarios::crowd::SUITE,
         scenarios::services::SUITE,
     ]
 }
@@ -136,7 +137,12 @@ pub fn all() -> Vec<Suite> {
 /// Suites that run only when they are asked for.
 #[must_use]
 pub(super) fn on_request() -> Vec<Suite> {
-    vec![scenarios::timings::SUITE, scenarios::hostile_client::LONG, scenarios::services::LONG]
+    vec![
+        scenarios::timings::SUITE,
+        scenarios::hostile_client::LONG,
+        scenarios::crowd::LONG,
+        scenarios::services::LONG,
+    ]
 }
 
 /// The suite of that name; the error lists what there is.

@@ -3,6 +3,7 @@
 pub(super) mod bad_input;
 pub(super) mod confinement;
 pub(super) mod crash;
+pub(super) mod crowd;
 pub(super) mod demo;
 pub(super) mod helper_kills;
 pub(super) mod hostile_client;
