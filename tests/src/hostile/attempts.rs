@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr as InetAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,8 +39,7 @@ const fn attempt(name: &'static str, alone: Alone, make: fn(&Targets) -> io::Res
 
 use Alone::{Either, Refused, Succeeds};
 
-/// All of them, in this order; namespaces last, because they change the process that gets one. Not here: a call of the x32 table, for which the unit's
-/// own filter kills.
+/// All of them, in this order; namespaces last, because they change the process that gets one. Not here: [`x32`], for which the unit's own filter kills.
 pub const ATTEMPTS: &[Attempt] = &[
     // The daemon's state.
     attempt("read-database", Succeeds, |_| read("/var/lib/banger/banger.db")),
@@ -110,6 +110,9 @@ pub const ATTEMPTS: &[Attempt] = &[
     // Sockets.
     attempt("call-daemon", Refused, |_| say_hello("/run/banger/bangerd.sock")),
     attempt("call-helper", Refused, |_| say_hello("/run/banger/priv.sock")),
+    attempt("connect-to-abstract-socket", Succeeds, |_| {
+        UnixStream::connect_addr(&SocketAddr::from_abstract_name(super::ABSTRACT)?).map(drop)
+    }),
     attempt("connect-to-loopback", Succeeds, |_| connect([127, 0, 0, 1], 22)),
     attempt("connect-outside", Either, |_| connect([192, 0, 2, 1], 80)),
     attempt("listen-on-tcp", Succeeds, |_| TcpListener::bind("127.0.0.1:0").map(drop)),
@@ -133,6 +136,11 @@ pub const ATTEMPTS: &[Attempt] = &[
 
 /// Other processes, which the unit hides from what it starts (`ProtectProc=`): they are not there.
 pub const HIDDEN: &[&str] = &["read-daemons-memory", "list-daemons-descriptors", "read-neighbours-memory-map"];
+
+/// `getpid` of the x32 table (`__X32_SYSCALL_BIT`): whoever filters by the numbers of the native one alone lets all of that table pass.
+pub(super) fn x32() -> io::Result<usize> {
+    call(0x4000_0000 | libc::SYS_getpid, [])
+}
 
 /// How a peer says no that tells strangers nothing.
 pub(super) const HUNG_UP: &str = "hung up";
@@ -207,7 +215,7 @@ fn limit(pid: i32) -> io::Result<()> {
 }
 
 fn connect(address: [u8; 4], port: u16) -> io::Result<()> {
-    TcpStream::connect_timeout(&SocketAddr::from((address, port)), PATIENCE).map(drop)
+    TcpStream::connect_timeout(&InetAddr::from((address, port)), PATIENCE).map(drop)
 }
 
 fn open_socket(family: i32, kind: i32) -> io::Result<()> {

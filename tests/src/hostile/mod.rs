@@ -21,8 +21,14 @@ use serde::{Deserialize, Serialize};
 /// Where the suite leaves the targets: below a folder of libraries, which every VMM may read.
 pub const TARGETS: &str = "/usr/lib/banger-bench/targets.json";
 
-/// The last line.
+/// After all attempts but the one that is deadly.
 pub const OVER: &str = "attempts are over";
+
+/// How the line begins that says what came of a call of the x32 table. A VMM does not live to write it.
+pub const X32: &str = "x32 call: ";
+
+/// A socket of the neighbour's, with an abstract name (unix(7)).
+pub const ABSTRACT: &str = "banger-bench-neighbour";
 
 /// Names that a VMM cannot find out by itself, and which it is told so that an attempt fails by being refused and not by missing.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -87,6 +93,11 @@ pub fn main() -> ExitCode {
         }
     }
     let over = writeln!(output, "{OVER}").and_then(|()| output.flush());
+    let told = match attempts::x32() {
+        Ok(_) => "succeeded".to_owned(),
+        Err(error) => format!("refused ({error})"),
+    };
+    let over = over.and_then(|()| writeln!(output, "{X32}{told}"));
     if words.iter().any(|word| word == "--api-sock") {
         // The daemon gives up on it, and ends it.
         std::thread::sleep(Duration::from_secs(600));

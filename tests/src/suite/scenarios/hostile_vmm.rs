@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::hostile::{self, ATTEMPTS, Alone, HIDDEN, OVER, TARGETS, Targets, is_refusal};
+use crate::hostile::{self, ABSTRACT, ATTEMPTS, Alone, HIDDEN, OVER, TARGETS, Targets, X32, is_refusal};
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::product::VMM;
@@ -42,8 +42,9 @@ fn attack(scene: &mut Scene) -> Result<Outcome> {
     let before = other.counter(scene)?;
 
     let attacker = Guest::create(scene, "alice", "attacker")?;
-    let neighbour =
-        scene.root("runuser -u bangerd -- sleep 3600 >/dev/null 2>&1 & sleep 1; pgrep -u bangerd -x sleep")?;
+    let neighbour = scene.root(&format!(
+        "runuser -u bangerd -- socat ABSTRACT-LISTEN:{ABSTRACT},fork /dev/null >/dev/null 2>&1 & sleep 1; pgrep -u bangerd -x socat"
+    ))?;
     let neighbour: i32 = neighbour.trim().parse().with_context(|| format!("the neighbour: {neighbour:?}"))?;
     scene.step("the daemon starts hostile VMMs, under its packaged unit", install)?;
     let attacked = attacked(scene, &other, &attacker, neighbour);
@@ -108,14 +109,18 @@ fn attacked(scene: &mut Scene, other: &Guest, attacker: &Guest, neighbour: i32) 
 
     let confined = scene.step("the hostile VMM makes its attempts", |scene| {
         tell(&targets)?;
-        attacker.order(scene, "start")?.refused(&["does not answer"])?;
+        // Its last attempt, a call of the x32 table, ends it.
+        attacker.order(scene, "start")?.refused(&["attacker"])?;
         let console = scene.root(&format!("cat /var/lib/banger/vms/{}/console.log", attacker.id))?;
+        ensure!(!console.contains(X32), "it has lived through a call of the x32 table: {console}");
         results(&console)
     })?;
     let alone = scene.step("the control: the same program, unconfined", |scene| {
         // The attacker's group is gone with its process.
         tell(&Targets { own_cgroup: targets.other_cgroup.clone(), ..targets.clone() })?;
-        results(&scene.root(&format!("runuser -u bangerd -- {PROGRAM}"))?)
+        let said = scene.root(&format!("runuser -u bangerd -- {PROGRAM}"))?;
+        ensure!(said.contains(X32), "unconfined, the call of the x32 table has ended it: {said}");
+        results(&said)
     })?;
     scene.step("daemon and helper are alive, and the helper has said why", |scene| {
         ensure!(scene.main_pid("banger-priv.service")? == helper, "the helper was started again");
