@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 
 use super::main::needs;
 use super::product::{Needs, Product};
-use super::session::{Suites, transcript};
+use super::session::{How, Suites, transcript};
 use super::tally::Tally;
 use crate::suite::Suite;
 
@@ -47,7 +47,7 @@ pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, mut tell: 
 }
 
 fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, sender: &Sender<Ended>) {
-    let mut runs = Suites::new(product, true);
+    let mut runs = Suites::new(product, How { quiet: true, sample: Some(How::draw()) });
     for (index, suite) in chain.iter().enumerate() {
         eprintln!("bench: suite {} begins", suite.name);
         let started = Instant::now();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
-use super::session::{self, Session, Suites};
+use super::session::{self, How, Session, Suites};
 use super::{budgets, checks, fuzz, interrupt, product};
 use crate::suite::{self, Setup};
 
@@ -28,12 +28,15 @@ enum Command {
     Bench,
     /// Every check and every suite.
     Test,
-    /// Suites in the host VM; without a name all of them.
+    /// Suites in the host VM; without a name all of them. A suite that `make test` takes a sample of is run whole when it is named.
     HostTest {
         suites: Vec<String>,
         /// Only scenarios whose name contains this.
         #[arg(long)]
         only: Option<String>,
+        /// A sample with this seed, as printed by an earlier run.
+        #[arg(long)]
+        seed: Option<u64>,
         /// Take what was built last instead of building.
         #[arg(long)]
         as_built: bool,
@@ -82,10 +85,10 @@ fn run(command: Command) -> Result<bool> {
     interrupt::watch()?;
     match command {
         Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
-        Command::Demo => run_suites(&["demo".to_owned()], None, false),
-        Command::Bench => run_suites(&["bench".to_owned()], None, false),
+        Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
+        Command::Bench => run_suites(&["bench".to_owned()], None, None, false),
         Command::Test => checks::run(),
-        Command::HostTest { suites, only, as_built } => run_suites(&suites, only.as_deref(), as_built),
+        Command::HostTest { suites, only, seed, as_built } => run_suites(&suites, only.as_deref(), seed, as_built),
         Command::Shell { as_built } => {
             let product = product(Needs::Guests, as_built)?;
             Session::open(&product)?.shell()
@@ -102,7 +105,7 @@ fn run(command: Command) -> Result<bool> {
     }
 }
 
-fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bool> {
+fn run_suites(names: &[String], only: Option<&str>, seed: Option<u64>, as_built: bool) -> Result<bool> {
     let suites = if names.is_empty() {
         suite::all()
     } else {
@@ -111,7 +114,8 @@ fn run_suites(names: &[String], only: Option<&str>, as_built: bool) -> Result<bo
     let needs = suites.iter().map(|suite| needs(suite.setup)).max().unwrap_or(Needs::Nothing);
     let product = product(needs, as_built)?;
     let mut good = true;
-    let mut runs = Suites::new(&product, false);
+    let sample = seed.or_else(|| names.is_empty().then(How::draw));
+    let mut runs = Suites::new(&product, How { quiet: false, sample });
     for (index, suite) in suites.iter().enumerate() {
         let tally = runs.run(suite, only, suites.get(index + 1))?;
         good &= tally.failed == 0 && tally.passed > 0;

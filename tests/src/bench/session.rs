@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,6 +17,8 @@ use crate::suite::{REBOOT_STATUS, Report, Setup, Suite};
 
 /// A suite that takes longer than this hangs.
 const SUITE_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// The same when nothing is left to a sample.
+const WHOLE_LIMIT: Duration = Duration::from_secs(5 * 60 * 60);
 
 /// Images, runs and reports.
 pub(super) fn cache() -> PathBuf {
@@ -81,17 +83,12 @@ impl Session {
         Ok(status.success())
     }
 
-    fn run(
-        &mut self,
-        suite: &Suite,
-        only: Option<&str>,
-        product: &Product,
-        folder: &Path,
-        quiet: bool,
-    ) -> Result<Report> {
+    fn run(&mut self, suite: &Suite, only: Option<&str>, product: &Product, folder: &Path, how: How) -> Result<Report> {
         let only = only.map(|only| format!(" --only '{only}'")).unwrap_or_default();
+        let sample = how.sample.map(|seed| format!(" --sample {seed}")).unwrap_or_default();
+        let limit = if how.sample.is_some() { SUITE_LIMIT } else { WHOLE_LIMIT };
         let line = format!(
-            "{INSIDE}/banger-suite run {} --vmm {} --slowness {} --standing {}{only}",
+            "{INSIDE}/banger-suite run {} --vmm {} --slowness {} --standing {}{only}{sample}",
             suite.name,
             product.vmm_name,
             self.accel.slowness(),
@@ -102,9 +99,9 @@ impl Session {
         loop {
             part += 1;
             let name = if part == 1 { "transcript.txt".to_owned() } else { format!("transcript-{part}.txt") };
-            let left = SUITE_LIMIT.saturating_sub(started.elapsed());
+            let left = limit.saturating_sub(started.elapsed());
             let lost = || self.machine.is_lost();
-            let status = shown::run_on(self.machine.ssh(&[&line]), left, &folder.join(name), !quiet, &lost)?.status;
+            let status = shown::run_on(self.machine.ssh(&[&line]), left, &folder.join(name), !how.quiet, &lost)?.status;
             match status.code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code) if code == REBOOT_STATUS.0 => self.machine.reboot()?,
                 Some(code) if code == REBOOT_STATUS.1 => self.machine.reset()?,
@@ -121,19 +118,35 @@ impl Session {
     }
 }
 
+/// How suites are run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    /// Another suite runs at the same time: what this one prints goes to its transcript only.
+    pub(super) quiet: bool,
+    /// The seed of the sample that a suite takes of what is too much for every run; without one it takes all.
+    pub(super) sample: Option<u64>,
+}
+
+impl How {
+    /// A seed that no other run has.
+    pub(super) fn draw() -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::from(now.subsec_nanos()) ^ now.as_secs()
+    }
+}
+
 /// Runs suites one after the other. One that has passed hands its host VM on to the next when their setups allow it: booting and installing take
 /// longer than most scenarios.
 #[derive(Debug)]
 pub(super) struct Suites<'a> {
     product: &'a Product,
-    /// Another suite runs at the same time: what this one prints goes to its transcript only.
-    quiet: bool,
+    how: How,
     session: Option<Session>,
 }
 
 impl<'a> Suites<'a> {
-    pub(super) fn new(product: &'a Product, quiet: bool) -> Self {
-        Self { product, quiet, session: None }
+    pub(super) fn new(product: &'a Product, how: How) -> Self {
+        Self { product, how, session: None }
     }
 
     /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended. After a failure everything that explains it is in the
@@ -146,7 +159,7 @@ impl<'a> Suites<'a> {
             Some(session) => session,
             None => Session::open(self.product)?,
         };
-        let mut result = session.run(suite, only, self.product, &folder, self.quiet);
+        let mut result = session.run(suite, only, self.product, &folder, self.how);
         let lost = result.as_ref().is_err_and(|error| error.is::<shown::Lost>());
         // Only under emulation: on real CPUs a kernel that panics is a finding.
         if lost && session.accel == Accel::Tcg {
@@ -158,7 +171,7 @@ impl<'a> Suites<'a> {
             session.machine.keep_logs(&folder);
             drop(session);
             session = Session::open(self.product)?;
-            result = session.run(suite, only, self.product, &folder, self.quiet);
+            result = session.run(suite, only, self.product, &folder, self.how);
         }
         let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
         if !good {

@@ -11,7 +11,19 @@ pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
     loops(Path::new("/sys/block"), inventory)?;
     // Without the control node there is no device-mapper, and asking dmsetup would load the module.
     if fs::read_to_string("/proc/misc").context("read /proc/misc")?.contains("device-mapper") {
-        tables(&output("dmsetup", &["table", "--showkeys"])?, &names()?, inventory);
+        tables(&output("dmsetup", &["table", "--showkeys"])?, &named()?, inventory);
+    }
+    Ok(())
+}
+
+/// Loop devices, and device-mapper devices by name alone.
+pub(super) fn names(inventory: &mut Inventory) -> Result<()> {
+    let sysfs = Path::new("/sys/block");
+    loops(sysfs, inventory)?;
+    for entry in fs::read_dir(sysfs).with_context(|| format!("read {}", sysfs.display()))? {
+        if let Ok(name) = fs::read_to_string(entry?.path().join("dm/name")) {
+            inventory.add(Kind::Dm, name.trim(), "");
+        }
     }
     Ok(())
 }
@@ -38,7 +50,7 @@ fn loops(sysfs: &Path, inventory: &mut Inventory) -> Result<()> {
 }
 
 /// `name uuid` pairs.
-fn names() -> Result<Vec<(String, String)>> {
+fn named() -> Result<Vec<(String, String)>> {
     let text = output("dmsetup", &["info", "--columns", "--noheadings", "--separator", "\t", "-o", "name,uuid"])?;
     Ok(name_pairs(&text))
 }

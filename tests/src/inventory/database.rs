@@ -13,7 +13,7 @@ use super::{Inventory, Kind, output};
 /// The daemon's database.
 pub const DATABASE: &str = "/var/lib/banger/banger.db";
 /// One file per VM.
-const LEDGER: &str = "/run/banger-priv";
+pub(super) const LEDGER: &str = "/run/banger-priv";
 
 /// Tables that are history on purpose: a job stays listed after its VM is gone. Everything else must be empty when nothing is left.
 const HISTORY: &[&str] = &["job", "jobs", "job_event", "job_events"];
@@ -67,7 +67,7 @@ fn ask(database: &Path, query: &str) -> Result<String> {
     output("sqlite3", &["-batch", "-noheader", "-list", path, query])
 }
 
-fn ledger(folder: &Path, inventory: &mut Inventory) -> Result<()> {
+pub(super) fn ledger(folder: &Path, inventory: &mut Inventory) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

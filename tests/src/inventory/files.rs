@@ -34,10 +34,16 @@ const BACKUPS: &str = "/var/lib/banger/backups/banger-";
 const LISTENING: u32 = 0x0001_0000;
 
 pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
-    mounts(&fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?, inventory);
-    unix_sockets(&fs::read_to_string("/proc/net/unix").context("read the unix sockets")?, inventory);
+    collect_quickly(inventory)?;
     ports(&output("ss", &["--no-header", "--listening", "--numeric", "--tcp", "--udp"])?, inventory);
     ports(&output("ss", &["--no-header", "--listening", "--numeric", "--vsock"])?, inventory);
+    Ok(())
+}
+
+/// All but the ports.
+pub(super) fn collect_quickly(inventory: &mut Inventory) -> Result<()> {
+    mounts(&fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?, inventory);
+    unix_sockets(&fs::read_to_string("/proc/net/unix").context("read the unix sockets")?, inventory);
     for root in ROOTS {
         walk(Path::new(root), inventory)?;
     }

@@ -142,6 +142,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,
         scenarios::services::LONG,
+        scenarios::crash::BY_OPERATION,
     ]
 }
 

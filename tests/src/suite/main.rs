@@ -37,6 +37,9 @@ enum Command {
         /// Only scenarios whose name contains this.
         #[arg(long)]
         only: Option<String>,
+        /// Only a sample of what is long, drawn with this seed.
+        #[arg(long)]
+        sample: Option<u64>,
         /// Where the JSON report goes.
         #[arg(long, default_value = "/srv/bench/report.json")]
         report: PathBuf,
@@ -79,9 +82,9 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Inventory { since } => inventory(since),
         Command::Peer { role } => peer::roles::play(&role).map(|()| ExitCode::SUCCESS),
-        Command::Run { suite, vmm, slowness, standing, only, report } => {
+        Command::Run { suite, vmm, slowness, standing, only, sample, report } => {
             ensure!(nix::unistd::geteuid().is_root(), "the suites run as root, inside the host VM");
-            let options = Options { surroundings: Surroundings { vmm, slowness }, standing, only, report };
+            let options = Options { surroundings: Surroundings { vmm, slowness, sample }, standing, only, report };
             match runner::run(&list::find(&suite)?, &options)? {
                 End::Reboot(Reboot::Clean) => Ok(REBOOT_STATUS.0.into()),
                 End::Reboot(Reboot::Hard) => Ok(REBOOT_STATUS.1.into()),

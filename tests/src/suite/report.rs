@@ -122,7 +122,7 @@ mod tests {
     fn the_last_line_counts_and_the_json_comes_back() -> anyhow::Result<()> {
         let report = Report {
             suite: "x".to_owned(),
-            surroundings: Surroundings { vmm: "stand-in".to_owned(), slowness: 4 },
+            surroundings: Surroundings { vmm: "stand-in".to_owned(), slowness: 4, sample: None },
             results: vec![
                 result("a", Verdict::Passed),
                 result("b", Verdict::Failed("it broke".to_owned())),

@@ -24,6 +24,8 @@ pub struct Surroundings {
     pub vmm: String,
     /// Time limits are multiplied by this: emulation is slow.
     pub slowness: u32,
+    /// The seed of a sample; `None`: everything.
+    pub sample: Option<u64>,
 }
 
 /// Handed to each scenario.
@@ -60,6 +62,12 @@ impl Scene {
     #[must_use]
     pub fn vmm(&self) -> &str {
         &self.surroundings.vmm
+    }
+
+    /// The seed with which a long scenario draws a sample of itself; `None`: it is to be run whole.
+    #[must_use]
+    pub fn sample(&self) -> Option<u64> {
+        self.surroundings.sample
     }
 
     /// A limit that is right under KVM, stretched for this machine.

@@ -1,5 +1,13 @@
 //! Daemon and helper die and are restarted while VMs run: the VMs go on, unbroken, and everything works afterwards.
 
+mod aftermath;
+mod matrix;
+mod operation;
+mod place;
+mod strike;
+
+pub(in crate::suite) use matrix::BY_OPERATION;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -33,6 +41,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("corrupt-handles-file", corrupt_handles),
         Scenario::new("row-removed-by-hand", orphaned),
         Scenario::new("damaged-database", damaged_database),
+        Scenario::new("kill-matrix", matrix::kill_matrix),
     ]
 }
 
