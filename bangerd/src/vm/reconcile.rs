@@ -51,7 +51,7 @@ impl Actor {
             tracing::info!("it ran when the host went down");
             self.quietly(Event::FoundRebooted, REBOOTED).await;
             if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
-                self.resume_in_turn();
+                self.resume_in_turn(&seat);
             }
             return false;
         }

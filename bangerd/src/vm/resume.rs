@@ -2,13 +2,19 @@
 //! users who ask for something meanwhile are overrun.
 
 use super::actor::Actor;
+use super::machine::Seat;
 use super::order::Order;
 use crate::error::chain;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
 
 /// Starts at a time.
 const STARTS: usize = 4;
+/// KVM may come a while after the daemon when the host boots. What is still missing then, the start says.
+const HOST_WAIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// VMs of an earlier run of the daemon that are looked at, and torn down, at a time. Database and helper each do one thing after the other: what a
 /// user asks waits behind no more than these, however many VMs there are.
 const LOOKS: usize = 16;
@@ -28,12 +34,17 @@ impl Default for Turns {
 
 impl Actor {
     /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled like any other.
-    pub(super) fn resume_in_turn(&self) {
+    pub(super) fn resume_in_turn(&self, seat: &Seat) {
+        let seat = seat.clone();
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
         let (owner, title) = (self.row.owner, format!("start {} after a reboot of the host", self.row.name));
         tokio::spawn(async move {
             // The semaphore is never closed.
             let Ok(turn) = turns.acquire_owned().await else { return };
+            let deadline = Instant::now() + HOST_WAIT;
+            while ctx.machine.preflight(&seat).await.is_err() && Instant::now() < deadline {
+                sleep(LOOK_AGAIN).await;
+            }
             // Deleted meanwhile: then there is nobody to start.
             let Some(orders) = orders.upgrade() else { return };
             match ctx.jobs.begin(owner, title) {
