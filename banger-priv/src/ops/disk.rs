@@ -118,7 +118,11 @@ impl<K: Kernel> Machine<K> {
         if base_bytes != cow.base_bytes {
             return Err(Denied::new(HelperError::BadImage, "base-changed"));
         }
-        let file = self.cows.borrow().file(cow).map_err(|error| Denied::new(HelperError::Quarantined, error.step))?;
+        let file = self.cows.borrow().file(cow).map_err(|error| match error.errno {
+            // Nobody has changed it: the host's disk went read-only.
+            libc::EROFS => error.into(),
+            _ => Denied::new(HelperError::Quarantined, error.step),
+        })?;
         // An attempt of this very boot that was neither finished nor undone.
         self.drop_disk(row).await?;
         let (name, uuid) = (row.vm.dm_name(), row.vm.dm_uuid(row.generation));

@@ -47,8 +47,7 @@ impl<K: Kernel> Machine<K> {
             }
             let Ok(_turn) = machine.turn(vm).await else { return };
             let Some(row) = machine.row(&vm).filter(|row| row.process == Some(bound)) else { return };
-            let change = Change::between(row.registration().as_ref(), None);
-            let withdrawn = machine.kernel.firewall_change(&change).is_ok();
+            let withdrawn = machine.kernel.firewall_change(&Change::between(row.registration().as_ref(), None)).is_ok();
             let noted = withdrawn && machine.ledger.borrow_mut().put(row.without_process()).is_ok();
             let (level, verdict) = if noted { (Level::Info, "ok") } else { (Level::Critical, "failed") };
             log::record(level, &format!("watch vm={vm} verdict={verdict} rule=process-ended"));

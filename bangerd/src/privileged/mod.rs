@@ -63,6 +63,10 @@ impl PrivilegedError {
             Self::Refused { refusal: HelperError::NoSpace, .. } => {
                 crate::error::no_space(format!("{what}: no space left on the host's disk"))
             }
+            Self::Refused { refusal: HelperError::Kernel(nix::libc::EROFS), .. } => {
+                ApiError::new(ErrorCode::OperationFailed, format!("{what}: the host's disk is read-only"))
+                    .hint("`dmesg` says why; when it is writable again, start the VM again.")
+            }
             Self::Refused { refusal: HelperError::Quota, .. } => ApiError::new(ErrorCode::Limit, message)
                 .hint("Stop or delete VMs that are not needed: this host holds no more of them."),
             Self::Refused { refusal: HelperError::Quarantined, .. } => {

@@ -130,6 +130,17 @@ fn a_teardown_that_cannot_finish_is_an_error_that_keeps_its_handles() {
 }
 
 #[test]
+fn a_read_only_disk_is_called_so_and_nothing_is_lost() {
+    let world = World::new();
+    world.create(CreateRequest { no_start: true, ..named("demo") }, false);
+    world.helper.refuse("attach the disk", HelperError::Kernel(nix::libc::EROFS), 1);
+    let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("it went well") };
+    assert!(error.message.contains("the host's disk is read-only"), "{error}");
+    world.assert_nothing_held();
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+}
+
+#[test]
 fn without_the_helper_nothing_is_begun() {
     let world = World::new();
     world.helper.set_unreachable(true);
