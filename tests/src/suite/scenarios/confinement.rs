@@ -105,14 +105,14 @@ fn as_they_run(scene: &mut Scene) -> Result<Outcome> {
 
 /// A row of the table as the program prints it.
 #[derive(Debug)]
-struct Row {
-    name: String,
+pub(super) struct Row {
+    pub(super) name: String,
     number: u64,
     /// In which forms it is allowed; a form is what arguments must be. None listed: any.
-    forms: Vec<Vec<(usize, u64)>>,
+    pub(super) forms: Vec<Vec<(usize, u64)>>,
 }
 
-fn rows(text: &str) -> Result<Vec<Row>> {
+pub(super) fn rows(text: &str) -> Result<Vec<Row>> {
     text.lines().filter_map(|line| line.strip_prefix("row ")).map(row).collect()
 }
 
@@ -135,6 +135,12 @@ fn self_check(scene: &mut Scene) -> Result<Outcome> {
         scene.step("by hand: everything holds", |scene| checked(&scene.root(&format!("{HELPER} --self-check"))?))?;
     scene.measured("helper syscalls", by_hand.rows);
     ensure!(by_hand.rows <= CALLS, "the filter has {} rows, above {CALLS}", by_hand.rows);
+    scene.step("the daemon finds Landlock as well", |scene| {
+        let checks = scene.banger("alice", &["doctor", "--json"])?.json()?;
+        let landlock = checks.as_array().into_iter().flatten().find(|check| check["name"] == "landlock");
+        ensure!(landlock.is_some_and(|check| check["status"] == "pass"), "{checks}");
+        Ok(())
+    })?;
     scene.step("without the helper's rights it does nothing for anybody", |scene| {
         for words in ["--self-check", "--self-check-call 39"] {
             let finished = scene.user("alice", &format!("{HELPER} {words}"))?;
