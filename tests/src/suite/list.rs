@@ -130,6 +130,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
         scenarios::crowd::SUITE,
+        scenarios::faults::SUITE,
         scenarios::services::SUITE,
     ]
 }

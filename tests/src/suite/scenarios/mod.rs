@@ -5,6 +5,7 @@ pub(super) mod confinement;
 pub(super) mod crash;
 pub(super) mod crowd;
 pub(super) mod demo;
+pub(super) mod faults;
 pub(super) mod helper_kills;
 pub(super) mod hostile_client;
 pub(super) mod hostile_vmm;
