@@ -1,6 +1,7 @@
-//! Services are restarted, upgraded and removed: what that means for VMs that run.
+//! Services are restarted, upgraded, removed and shut down with the host: what that means for VMs that run.
 
 mod package;
+mod reboot;
 mod restarts;
 mod versions;
 mod writer;
@@ -8,14 +9,14 @@ mod writer;
 use anyhow::{Result, ensure};
 
 use crate::suite::guests::Guest;
-use crate::suite::list::{Scenario, Setup, Suite};
+use crate::suite::list::{Reboot, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
 
 pub(in crate::suite) use versions::role;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "services",
-    about: "restart, upgrade and removal under running VMs",
+    about: "restart, upgrade and removal under running VMs; shutdown and power cut of the host",
     setup: Setup::Guests,
     scenarios,
 };
@@ -34,13 +35,21 @@ const DAEMON: &str = "bangerd.service";
 const HELPER: &str = "banger-priv.service";
 
 fn scenarios() -> Vec<Scenario> {
-    vec![
+    let mut all = vec![
         Scenario::new("restarts-under-a-writing-guest", |scene| restarts::under_load(scene, 5)),
         Scenario::new("package-upgrade-under-a-running-vm", package::upgrade),
         Scenario::new("package-removal-with-a-running-vm", package::removal),
         Scenario::new("helper-of-another-version", versions::helper),
         Scenario::new("daemon-of-another-version", versions::daemon),
-    ]
+    ];
+    for (name, how) in [("host-shutdown-stops-guests-cleanly", Reboot::Clean), ("host-power-cut", Reboot::Hard)] {
+        all.push(Scenario::across_reboot(
+            name,
+            move |scene| reboot::before(scene, how),
+            move |scene| reboot::after(scene, how),
+        ));
+    }
+    all
 }
 
 /// What must never change while a guest runs on.
