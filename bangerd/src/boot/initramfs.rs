@@ -20,6 +20,9 @@ pub struct Initramfs<'a> {
     pub config: &'a GuestConfig,
 }
 
+/// Beside the result, until it is whole.
+const UNFINISHED: &str = ".initramfs";
+
 /// Failure of [`write()`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -60,7 +63,9 @@ pub enum InitramfsError {
 pub fn write(path: &Path, initramfs: &Initramfs<'_>) -> Result<u64, InitramfsError> {
     let write_error = |source| InitramfsError::Write { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".initramfs-").tempfile_in(dir).map_err(write_error)?;
+    // Always of the same name, and one VM has one writer: what a crash has left is replaced, and does not pile up.
+    drop(fs::remove_file(dir.join(UNFINISHED)));
+    let file = tempfile::Builder::new().prefix(UNFINISHED).rand_bytes(0).tempfile_in(dir).map_err(write_error)?;
     let mut cpio = Cpio { out: BufWriter::new(file.as_file()), ino: 0, written: 0, path };
     // An init needs /dev/console before it can mount anything: the kernel opens it as its standard streams.
     for dir in ["dev", "proc", "sys", "newroot", MODULES_DIR.trim_start_matches('/')] {
@@ -203,6 +208,7 @@ mod tests {
     #[test]
     fn a_private_archive_in_load_order() {
         let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(UNFINISHED), "of a crash").unwrap();
         let path = build(dir.path());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let bytes = fs::read(&path).unwrap();

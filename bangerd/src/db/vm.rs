@@ -21,7 +21,7 @@ pub(crate) struct VmRow {
     pub(crate) image_name: ImageName,
     pub(crate) kernel_id: Digest,
     pub(crate) state: State,
-    /// The creation has not come to its end.
+    /// The creation has not come to its end, or the removal has begun.
     pub(crate) making: bool,
     pub(crate) last_error: String,
     pub(crate) created_at: Timestamp,
@@ -177,8 +177,17 @@ impl Db {
 
     /// The creation came to its end.
     pub(crate) async fn set_vm_made(&self, vm: VmId) -> Result<(), DbError> {
+        self.set_vm_making(vm, false).await
+    }
+
+    /// Its files are about to be removed: from now on it is no whole VM any more.
+    pub(crate) async fn set_vm_unmade(&self, vm: VmId) -> Result<(), DbError> {
+        self.set_vm_making(vm, true).await
+    }
+
+    async fn set_vm_making(&self, vm: VmId, making: bool) -> Result<(), DbError> {
         self.transaction(move |sql| {
-            sql.execute("UPDATE vms SET making = 0 WHERE id = ?1", [Text(vm)])?;
+            sql.execute("UPDATE vms SET making = ?2 WHERE id = ?1", params![Text(vm), making])?;
             Ok(())
         })
         .await

@@ -280,7 +280,10 @@ impl Actor {
             Effect::KillProcesses => self.kill_processes(seat).await,
             Effect::TearDown => self.tear_down(seat).await,
             Effect::ClearHandles => self.clear_handles(seat).await,
-            Effect::RemoveFiles => self.remove_files(seat).await,
+            Effect::RemoveFiles => {
+                self.ctx.db.set_vm_unmade(seat.id).await.map_err(|error| internal(&error))?;
+                self.remove_files(seat).await
+            }
             Effect::RemoveRow => self.ctx.db.delete_vm(seat.id).await.map_err(|error| internal(&error)),
         }
     }

@@ -44,7 +44,7 @@ impl Actor {
             }
         };
         if self.row.making {
-            tracing::info!("its creation was cut short; removed");
+            tracing::info!("its creation or removal was cut short; removed");
             return matches!(self.apply(Event::Delete, None, "").await, Ok(None));
         }
         if rebooted(&self.row, &self.ctx) {

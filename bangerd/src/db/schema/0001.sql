@@ -33,7 +33,7 @@ CREATE TABLE vms (
     image_name                TEXT NOT NULL,
     kernel_id                 TEXT NOT NULL REFERENCES kernels (id),
     state                     TEXT NOT NULL CHECK (state IN ('created', 'running', 'stopped', 'error')),
-    -- The creation has not come to its end: after a crash, such a VM is removed.
+    -- The creation has not come to its end, or the removal has begun: after a crash, such a VM is removed.
     making                    INTEGER NOT NULL,
     last_error                TEXT NOT NULL DEFAULT '',
     created_at                INTEGER NOT NULL,

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::db::Mirror;
+use banger_proto::helper::HelperError;
 use banger_proto::model::{ErrorCode, LeakKind};
 
 #[test]
@@ -99,6 +100,18 @@ fn a_creation_that_the_crash_cut_short_is_gone() {
     world.assert_nothing_at_all();
     let end = world.wait(job);
     assert!(matches!(end, JobState::Failed(_)), "a client that comes back learns the end: {end:?}");
+}
+
+#[test]
+fn a_removal_that_was_cut_short_is_brought_to_its_end() {
+    let mut world = World::new();
+    world.running("demo");
+    world.helper.refuse("discard the disk", HelperError::Kernel(5), 1);
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Failed(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Error);
+    world.restart();
+    world.until_true("the row is gone", || world.show(ALICE, "demo").is_err());
+    world.assert_nothing_at_all();
 }
 
 #[test]
