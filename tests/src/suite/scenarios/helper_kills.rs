@@ -87,6 +87,9 @@ const STEP_BY_STEP: &[Event] = &[
 ];
 const BY_RELEASE: &[Event] = &[CreateDisk, AttachDisk, AcquireTap, EnableNat, BindProcess, Death, Release, DiscardDisk];
 
+/// A recovery has three steps at most times.
+const SAMPLED_STEPS: u64 = 3;
+
 /// A point of the matrix, as the helper itself has named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Point {
@@ -127,6 +130,9 @@ fn all_points(scene: &mut Scene, life: &'static [Event], first: Event, image: Di
         let title = format!("killed at {number} of {}: {} {}", points.len(), point.during, point.name);
         recoveries += scene.step(&title, |scene| one_point(scene, life, image, number, point, &before))?;
         kills += 1;
+    }
+    if let Some(seed) = scene.sample() {
+        print_line(&format!("  one step of each recovery is killed, drawn with seed {seed}"));
     }
     ensure!(recoveries > 0, "no recovery was killed: the steps of recovering are not reached");
     ensure!(kills > 0, "no step of {first:?} or after it can be killed");
@@ -176,7 +182,7 @@ fn one_point(
         ensure!(format!("{during:?}") == point.during, "it was killed during {during:?}, not {}", point.during);
     }
     // What the first whole recovery has made of it, and the second: the same.
-    let (kills, first) = killed_recoveries(scene)?;
+    let (kills, first) = killed_recoveries(scene, number)?;
     let once = Inventory::take_of_the_helpers()?;
     first.kill()?;
     let second = Running::start(scene, 0)?.context("no second recovery")?;
@@ -196,8 +202,17 @@ fn one_point(
     }
 }
 
-/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes up. Answers how often, and the one that is up.
-fn killed_recoveries(scene: &Scene) -> Result<(usize, Running)> {
+/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes up; in a sample, at one of its first steps. Answers how
+/// often, and the one that is up.
+fn killed_recoveries(scene: &Scene, point: u32) -> Result<(usize, Running)> {
+    if let Some(seed) = scene.sample() {
+        let step = 1 + seed.wrapping_add(point.into()) % SAMPLED_STEPS;
+        return match Running::start(scene, u32::try_from(step)?)? {
+            // A shorter recovery.
+            Some(running) => Ok((0, running)),
+            None => Ok((1, Running::start(scene, 0)?.context("the recovery after a killed one does not end")?)),
+        };
+    }
     for number in 1..50 {
         if let Some(running) = Running::start(scene, number)? {
             return Ok((usize::try_from(number - 1).context("a small number")?, running));
