@@ -1,4 +1,5 @@
-//! The database: one SQLite file, one thread that owns it, and typed functions that send it work.
+//! The database: one SQLite file, a thread that writes and one that reads, and typed functions that send them work. Readers of a write-ahead log see
+//! what is committed and wait for no writer (sqlite.org/wal.html): a list is quick while a thousand VMs are being reclaimed.
 //!
 //! Called by everything that keeps a record. It decides nothing: a function here is one transaction.
 
@@ -60,10 +61,11 @@ pub(crate) enum DbError {
 
 type Work = Box<dyn FnOnce(&mut Connection) + Send>;
 
-/// A handle on the database's thread. The thread ends with the last handle.
+/// A handle on the database's threads, which end with the last handle.
 #[derive(Clone, Debug)]
 pub(crate) struct Db {
     work: mpsc::Sender<Work>,
+    reads: mpsc::Sender<Work>,
 }
 
 impl Db {
@@ -72,6 +74,14 @@ impl Db {
     /// # Errors
     /// [`DbError::Newer`] when a newer release wrote it, and what SQLite says.
     pub(crate) async fn open(path: &Path) -> Result<Self, DbError> {
+        let work = Self::thread(path, open).await?;
+        Ok(Self { work, reads: Self::thread(path, open_to_read).await? })
+    }
+
+    async fn thread(
+        path: &Path,
+        open: fn(&Path) -> Result<Connection, DbError>,
+    ) -> Result<mpsc::Sender<Work>, DbError> {
         let path = path.to_owned();
         let (work, todo) = mpsc::channel::<Work>();
         let (opened, answer) = oneshot::channel();
@@ -92,7 +102,21 @@ impl Db {
             }
         });
         answer.await.map_err(|_| DbError::Closed)??;
-        Ok(Self { work })
+        Ok(work)
+    }
+
+    /// Runs `look` on one state of the database, which has all that was written before.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let (reply, answer) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            let seen = connection.transaction().map_err(DbError::from).and_then(|transaction| look(&transaction));
+            drop(reply.send(seen));
+        });
+        self.reads.send(work).map_err(|_| DbError::Closed)?;
+        answer.await.map_err(|_| DbError::Closed)?
     }
 
     /// Runs `work` as one transaction on the database's thread. It runs to its end even if the caller goes away.
@@ -165,6 +189,15 @@ fn open(path: &Path) -> Result<Connection, DbError> {
         };
         migrate(&mut connection).map_err(|source| DbError::Migration { step, source })?;
     }
+    Ok(connection)
+}
+
+/// A second connection to what [`open`] has opened.
+fn open_to_read(path: &Path) -> Result<Connection, DbError> {
+    let refused = |source| care::refused(path, source);
+    let connection = Connection::open(path).map_err(refused)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(refused)?;
+    connection.pragma_update(None, "query_only", true).map_err(refused)?;
     Ok(connection)
 }
 

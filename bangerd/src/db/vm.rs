@@ -95,15 +95,13 @@ impl Db {
     }
 
     pub(crate) async fn vm(&self, vm: VmId) -> Result<Option<VmRow>, DbError> {
-        self.transaction(move |sql| {
-            Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm)], row).optional()?)
-        })
-        .await
+        self.read(move |sql| Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm)], row).optional()?))
+            .await
     }
 
     /// VMs of one owner, or of all, ordered by id, after the one given.
     pub(crate) async fn vms(&self, owner: Option<u32>, after: Option<VmId>, limit: u32) -> Result<Vec<VmRow>, DbError> {
-        self.transaction(move |sql| {
+        self.read(move |sql| {
             let after = after.map_or_else(String::new, |id| id.to_string());
             let mut query = sql.prepare_cached(&format!(
                 "{SELECT} WHERE vms.id > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY vms.id LIMIT ?3"
@@ -117,7 +115,7 @@ impl Db {
     /// What a word may mean to somebody: their VM of that exact name, else by id or prefix of an id. At most two,
     /// which is enough to know that it is ambiguous. `owner` is `None` for an administrator, who also sees others'.
     pub(crate) async fn find_vms(&self, caller: u32, everyone: bool, word: String) -> Result<Vec<VmRow>, DbError> {
-        self.transaction(move |sql| {
+        self.read(move |sql| {
             let own = sql.query_row(&format!("{SELECT} WHERE name = ?1 AND owner = ?2"), params![word, caller], row);
             if let Some(own) = own.optional()? {
                 return Ok(vec![own]);
