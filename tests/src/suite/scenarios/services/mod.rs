@@ -16,7 +16,7 @@ pub(in crate::suite) use versions::role;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "services",
-    about: "restart, upgrade and removal under running VMs; shutdown and power cut of the host",
+    about: "restarts and other versions under running VMs; shutdown and power cut of the host",
     setup: Setup::Guests,
     scenarios,
 };
@@ -24,10 +24,15 @@ pub(in crate::suite) const SUITE: Suite = Suite {
 /// What takes too long for every run.
 pub(in crate::suite) const LONG: Suite = Suite {
     name: "services-long",
-    about: "a hundred restarts of each service under a guest that writes",
+    about: "upgrade and removal of the package under a running VM; a hundred restarts of each service under a guest that writes",
     setup: Setup::Guests,
     scenarios: || {
-        vec![Scenario::new("a-hundred-restarts-under-a-writing-guest", |scene| restarts::under_load(scene, 100))]
+        vec![
+            // Installing a package takes longer under emulation than most scenarios.
+            Scenario::new("package-upgrade-under-a-running-vm", package::upgrade),
+            Scenario::new("package-removal-with-a-running-vm", package::removal),
+            Scenario::new("a-hundred-restarts-under-a-writing-guest", |scene| restarts::under_load(scene, 100)),
+        ]
     },
 };
 
@@ -37,8 +42,6 @@ const HELPER: &str = "banger-priv.service";
 fn scenarios() -> Vec<Scenario> {
     let mut all = vec![
         Scenario::new("restarts-under-a-writing-guest", |scene| restarts::under_load(scene, 5)),
-        Scenario::new("package-upgrade-under-a-running-vm", package::upgrade),
-        Scenario::new("package-removal-with-a-running-vm", package::removal),
         Scenario::new("helper-of-another-version", versions::helper),
         Scenario::new("daemon-of-another-version", versions::daemon),
     ];
