@@ -10,7 +10,7 @@ use super::product::Product;
 use super::tally::Tally;
 use super::{interrupt, shown};
 use crate::hostvm::accel::{self, Accel};
-use crate::hostvm::image::ensure_image;
+use crate::hostvm::image::{Image, ensure_image};
 use crate::hostvm::machine::Machine;
 use crate::hostvm::payload::INSIDE;
 use crate::suite::{REBOOT_STATUS, Report, Setup, Suite};
@@ -53,19 +53,29 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Boots.
+    /// Boots. Under emulation once more when that fails: QEMU itself has been seen to crash while two CPUs come up in it.
     pub(super) fn open(product: &Product) -> Result<Self> {
         let cache = cache();
         forget_dead_runs(&cache);
         let image = ensure_image(&cache)?;
         let accel = accel::choose(&cache, &image)?;
+        match Self::boot(product, &cache, &image, accel) {
+            Err(error) if accel == Accel::Tcg => {
+                eprintln!("bench: the host VM did not come up, and is started once more: {error:#}");
+                Self::boot(product, &cache, &image, accel)
+            }
+            other => other,
+        }
+    }
+
+    fn boot(product: &Product, cache: &Path, image: &Image, accel: Accel) -> Result<Self> {
         let number = BOOTED.fetch_add(1, Ordering::Relaxed);
         let folder = cache.join(format!("run-{}-{number}", std::process::id()));
         interrupt::doom(&folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         product.payload(&folder.join("payload.tar"))?;
         let started = Instant::now();
-        let mut machine = Machine::boot(&image, accel, &folder)?;
+        let mut machine = Machine::boot(image, accel, &folder)?;
         interrupt::doom(machine.secrets());
         machine.wait_until_up()?;
         machine.shell(&format!("tar xf /dev/vdb -C {INSIDE}"))?;

@@ -1,6 +1,6 @@
 //! Many at once: VMs of two users, orders that meet at one VM, names and images that two want, clients that die in the middle.
 //!
-//! What runs in these VMs matters little, so their VMM boots nothing ([`crate::still`]). Whatever meets whatever, each client gets an answer, what the
+//! What runs in these VMs matters little, so their VMM boots nothing (`still-vmm`). Whatever meets whatever, each client gets an answer, what the
 //! list says is what the host shows ([`truth`]), and at the end nothing is left.
 
 mod clients;
