@@ -142,7 +142,7 @@ pub(super) fn after(scene: &mut Scene, how: Reboot) -> Result<Outcome> {
     scene.passed()
 }
 
-fn data(scene: &Scene, guest: &Guest, how: Reboot) -> Result<()> {
+fn data(scene: &mut Scene, guest: &Guest, how: Reboot) -> Result<()> {
     let read =
         |files: &str| Ok::<_, anyhow::Error>(guest.shell(scene, &format!("cat {files} 2>/dev/null; :"))?.ok()?.stdout);
     let synced = read("/root/synced /var/synced")?;
@@ -150,8 +150,11 @@ fn data(scene: &Scene, guest: &Guest, how: Reboot) -> Result<()> {
     let unsynced = read("/root/unsynced /var/unsynced")?;
     match how {
         Reboot::Clean => ensure!(unsynced == "kept\nkept\n", "the guest was not shut down cleanly: {unsynced:?}"),
-        // The control of the check above: without a clean end it is lost.
-        Reboot::Hard => ensure!(!unsynced.contains("kept"), "unsynced data outlived a power cut: {unsynced:?}"),
+        // The control of the check above: without a clean end it is lost, unless the guest's journal was committed for somebody else's sake meanwhile.
+        Reboot::Hard => {
+            let outlived = format!("{} of 2", unsynced.matches("kept").count());
+            scene.measured("unsynced files that outlived the power cut", outlived);
+        }
     }
     Ok(())
 }
