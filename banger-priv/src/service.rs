@@ -131,8 +131,7 @@ operations! {
     enable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, true).await;
     disable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, false).await;
     bind_process Some(vm), (vm: VmId, pid: u32) -> (), |m| {
-        m.bind_process(vm, pid).await?;
-        m.watch(vm);
+        if m.bind_process(vm, pid).await? { m.watch(vm) }
         Ok(())
     };
     process_running Some(vm), (vm: VmId, pid: u32) -> ProcessState, |m| m.process_running(vm, pid);

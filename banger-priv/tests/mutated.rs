@@ -88,7 +88,7 @@ async fn run(machine: &Machine<Sim>, request: HelperRequest) -> Result<(), Helpe
         R::DiscardDisk { vm } => machine.discard_disk(vm).await,
         R::EnableNat { vm } => machine.set_nat(vm, true).await,
         R::DisableNat { vm } => machine.set_nat(vm, false).await,
-        R::BindProcess { vm, pid } => machine.bind_process(vm, pid).await,
+        R::BindProcess { vm, pid } => machine.bind_process(vm, pid).await.map(drop),
         R::ProcessRunning { vm, pid } => machine.process_running(vm, pid).map(drop),
         R::Identity { vm } => machine.identity(vm).map(drop),
         R::List { after } => {

@@ -87,7 +87,7 @@ async fn operate(machine: &Machine<Sim>, event: &Event, uid: u32) -> Option<Resu
             Event::Nat(n, on) => machine.set_nat(vm(*n), *on).await,
             Event::Bind(n) => {
                 let pid = machine.kernel().world.borrow_mut().add_process(uid);
-                machine.bind_process(vm(*n), pid).await
+                machine.bind_process(vm(*n), pid).await.map(drop)
             }
             Event::Release(n) => machine.release(vm(*n)).await,
             _ => Ok(()),

@@ -75,8 +75,8 @@ fn an_open_tap_is_waited_for_and_a_running_process_is_not_torn_down() {
         let mut vmm = Vmm::start();
         assert_eq!(code(machine.bind_process(vm(1), 1).await), HelperError::NotYours, "root's process");
         assert_eq!(code(machine.bind_process(vm(2), vmm.pid()).await), HelperError::NotYours, "another VM");
-        machine.bind_process(vm(1), vmm.pid()).await.unwrap();
-        machine.bind_process(vm(1), vmm.pid()).await.unwrap();
+        assert!(machine.bind_process(vm(1), vmm.pid()).await.unwrap(), "to be watched");
+        assert!(!machine.bind_process(vm(1), vmm.pid()).await.unwrap(), "watched already");
         let second = Vmm::start();
         assert_eq!(code(machine.bind_process(vm(1), second.pid()).await), HelperError::BadState, "once per boot");
         assert_eq!(machine.process_running(vm(1), vmm.pid()).unwrap(), banger_proto::helper::ProcessState::Running);

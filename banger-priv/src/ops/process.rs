@@ -12,11 +12,11 @@ use std::rc::Rc;
 use tokio::task::spawn_local;
 
 impl<K: Kernel> Machine<K> {
-    /// Records the VM's process, then registers its address.
+    /// Records the VM's process, then registers its address. True when it was not known before: each is watched once, however often it is bound.
     ///
     /// # Errors
     /// [`HelperError::NotYours`] for a process that is not the daemon's user's, in this VM's cgroup, alive.
-    pub async fn bind_process(&self, vm: VmId, pid: u32) -> Answer<()> {
+    pub async fn bind_process(&self, vm: VmId, pid: u32) -> Answer<bool> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let owner = row.as_ref().ok_or(Refusal::NotYours)?.owner;
@@ -26,8 +26,8 @@ impl<K: Kernel> Machine<K> {
         let its = seen.filter(|seen| inside && seen.uids == [self.daemon_uid; 4] && seen.alive);
         let seen = its.ok_or(Denied::new(HelperError::NotYours, "not-the-vms-process"))?;
         match holding::bind_process(row.as_ref(), seen.process).granted()? {
-            Step::Stored => Ok(()),
-            Step::Do(grant) => self.register(row, grant.into_row()),
+            Step::Stored => Ok(false),
+            Step::Do(grant) => self.register(row, grant.into_row()).map(|()| true),
         }
     }
 
