@@ -22,14 +22,14 @@ fn rebooted(row: &VmRow, ctx: &Context) -> bool {
     row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
 }
 
-/// Why a VM whose row says that it runs certainly does not; a look at one file.
+/// Why a VM whose row says that it runs certainly does not; a look at one file. Without delegated groups nothing is certain before it was looked for.
 pub(super) fn glance(row: &VmRow, ctx: &Context) -> Option<&'static str> {
     if row.state != State::Running {
         None
     } else if rebooted(row, ctx) {
         Some(REBOOTED)
     } else {
-        (!ctx.machine.populated(row.owner, &row.id)).then_some(ENDED)
+        (ctx.machine.delegated() && !ctx.machine.populated(row.owner, &row.id)).then_some(ENDED)
     }
 }
 
