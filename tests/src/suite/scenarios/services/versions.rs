@@ -156,7 +156,7 @@ pub(super) fn daemon(scene: &mut Scene) -> Result<Outcome> {
             let said = told.get("version").and_then(Json::as_u64);
             ensure!(said == Some(PROTOCOL_VERSION.into()) && told.get("rest") == Some(&0.into()), "{version}: {told}");
         }
-        // The control: of our own version, the connection stays.
+        // A daemon of our own version is let in: the order below.
         let refused = scene.journal(HELPER)?.matches("rule=protocol").count();
         ensure!(refused == 2, "{refused} refusals in the helper's journal, expected 2");
         Ok(())
