@@ -16,13 +16,7 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
     let memory_mib = spec.memory.as_deref().map(memory).transpose()?;
     let work_disk = size("--disk-size", spec.disk_size.as_deref())?;
     let overlay = size("--overlay-size", spec.overlay_size.as_deref())?;
-    // What was not given is possible in any case; the daemon decides on it.
-    CheckedSpec::new(
-        spec.vcpu.unwrap_or(DEFAULT_VCPUS),
-        memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
-        overlay.unwrap_or(DEFAULT_OVERLAY_BYTES),
-        work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
-    )?;
+    possible(spec.vcpu, memory_mib, overlay, work_disk)?;
     Ok(CreateRequest {
         name: checked::<VmName>(spec.name.as_deref())?,
         image_name: checked::<ImageName>(spec.image.as_deref())?,
@@ -42,12 +36,7 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
 pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
     let memory_mib = set.memory.as_deref().map(memory).transpose()?;
     let work_disk = size("--disk-size", set.disk_size.as_deref())?;
-    CheckedSpec::new(
-        set.vcpu.unwrap_or(DEFAULT_VCPUS),
-        memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
-        DEFAULT_OVERLAY_BYTES,
-        work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
-    )?;
+    possible(set.vcpu, memory_mib, None, work_disk)?;
     Ok(SetRequest {
         vcpu_count: set.vcpu,
         memory_mib,
@@ -55,6 +44,17 @@ pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
         nat: set.nat.map(|switch| switch == Switch::On),
         restart: set.restart,
     })
+}
+
+/// Numbers that a VM may have. What was not given is possible in any case; the daemon decides on it.
+fn possible(vcpu: Option<u32>, mib: Option<u32>, overlay: Option<u64>, work_disk: Option<u64>) -> anyhow::Result<()> {
+    CheckedSpec::new(
+        vcpu.unwrap_or(DEFAULT_VCPUS),
+        mib.unwrap_or(DEFAULT_MEMORY_MIB),
+        overlay.unwrap_or(DEFAULT_OVERLAY_BYTES),
+        work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
+    )?;
+    Ok(())
 }
 
 /// The text, when it is one of these.
