@@ -15,6 +15,8 @@ use crate::suite::peer::vm;
 use crate::suite::scene::Scene;
 
 const HELPER: &str = "/usr/lib/banger/banger-priv";
+/// How often a process is bound that is bound already.
+const AGAIN: usize = 20;
 
 /// Asks one thing after the other and keeps what each came to: operation as the journal names it, and `ok` or `denied`.
 struct Asked<'a> {
@@ -55,6 +57,16 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
         Ok((name.trim() != "sleep").then_some(name))
     })?;
     asked.ask("bind_process", &HelperRequest::BindProcess { vm, pid }, "Ok")?;
+    // Each process is watched by one descriptor, however often it is bound.
+    let descriptors = |scene: &Scene| -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", scene.main_pid("banger-priv.service")?))?.count())
+    };
+    let open = descriptors(scene)?;
+    for _ in 0..AGAIN {
+        asked.ask("bind_process", &HelperRequest::BindProcess { vm, pid }, "Ok")?;
+    }
+    let now = descriptors(scene)?;
+    ensure!(now < open + AGAIN, "{open} descriptors of the helper's were open, and {AGAIN} bindings later {now}");
     asked.ask("process_running", &HelperRequest::ProcessRunning { vm, pid }, "Ok")?;
     asked.ask("release", &HelperRequest::Release { vm }, "StillRunning")?;
     process.kill().context("end the VM's process")?;
