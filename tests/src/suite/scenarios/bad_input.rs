@@ -199,7 +199,7 @@ fn never_ready(scene: &mut Scene) -> Result<Outcome> {
 const CONFIG: &str = "/etc/banger/banger.toml";
 const KEPT: &str = "/srv/bench/kept.toml";
 /// The wait for a guest that does not come, under KVM.
-const READY: Duration = Duration::from_secs(10);
+const READY: Duration = Duration::from_secs(5);
 
 fn given_up(scene: &mut Scene) -> Result<()> {
     let words = [&["vm", "run", "--detach", "--keep-on-error", "--name", "silent"], TINY].concat();
@@ -210,7 +210,7 @@ fn given_up(scene: &mut Scene) -> Result<()> {
     scene.wait_until("the guest's kernel speaks", Duration::from_secs(20), || {
         Ok((!scene.root_any(stop)?.status.success()).then(|| "an empty console".to_owned()))
     })?;
-    let finished = run.wait(scene.limit(READY * 4))?.refused(&["silent"])?;
+    let finished = run.wait(scene.limit(READY * 6))?.refused(&["silent"])?;
     scene.measured("seconds until it was given up", format!("{:.0}", finished.took.as_secs_f64()));
     let console = scene.root("cat /var/lib/banger/vms/*/console.log")?;
     let last = console.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();

@@ -56,11 +56,6 @@ const FAULTS: &[Fault] = &[
     },
     Fault { step: "tap-name-taken", comes: "ip link add $TAP type dummy", mended: "ip link del $TAP" },
     Fault {
-        step: "helper-away",
-        comes: "systemctl stop banger-priv.socket banger-priv.service",
-        mended: "systemctl start banger-priv.socket banger-priv.service",
-    },
-    Fault {
         step: "vmm-ends-at-once",
         comes: "cp -a $VMM $VMM.away; printf '#!/bin/sh\\necho out of luck\\nexit 3\\n' > $VMM.new; chmod 755 $VMM.new; mv $VMM.new $VMM",
         mended: "mv $VMM.away $VMM",

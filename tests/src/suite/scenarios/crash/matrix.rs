@@ -42,7 +42,7 @@ const WHOLE_EVERY: usize = 10;
 /// So many rows that could not be carried out say nothing about the rest.
 const GIVE_UP: usize = 12;
 /// Rows of a sample beside those that bring every step of the daemon's once.
-const FURTHER: usize = 6;
+const FURTHER: usize = 2;
 
 fn run(scene: &mut Scene, operations: &'static [Operation]) -> Result<Outcome> {
     scene.allow_database_growth();
