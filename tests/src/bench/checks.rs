@@ -21,6 +21,7 @@ struct Done {
     name: String,
     tally: Tally,
     took: Duration,
+    again: Option<&'static str>,
 }
 
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
@@ -34,7 +35,7 @@ pub(super) fn run() -> Result<bool> {
             println!("{name}: {error:#}");
             Tally::FAIL
         });
-        let stage = Done { name: name.to_owned(), tally, took: started.elapsed() };
+        let stage = Done { name: name.to_owned(), tally, took: started.elapsed(), again: None };
         println!("=== {name}: {} in {:.0} s", stage.tally, stage.took.as_secs_f64());
         done.push(stage);
     };
@@ -77,17 +78,18 @@ pub(super) fn run() -> Result<bool> {
             Tally::FAIL
         });
         println!("=== suite {}: {tally} in {:.0} s", ended.name, ended.took.as_secs_f64());
-        done.push(Done { name: format!("suite {}", ended.name), tally, took: ended.took });
+        done.push(Done { name: format!("suite {}", ended.name), tally, took: ended.took, again: ended.again });
     });
 
     // Last: resident memory and exposure are what the suite `install` has measured.
     let tally = budgets::print().map_or(Tally::FAIL, |kept| if kept { Tally::PASS } else { Tally::FAIL });
-    done.push(Done { name: "budgets".to_owned(), tally, took: Duration::ZERO });
+    done.push(Done { name: "budgets".to_owned(), tally, took: Duration::ZERO, again: None });
 
     let mut total = Tally::default();
     println!("\n=== summary");
     for stage in &done {
-        println!("{:<28} {:>6.0} s  {}", stage.name, stage.took.as_secs_f64(), stage.tally);
+        let again = stage.again.map(|why| format!(" (run twice: {why})")).unwrap_or_default();
+        println!("{:<28} {:>6.0} s  {}{again}", stage.name, stage.took.as_secs_f64(), stage.tally);
         total += stage.tally;
     }
     println!("{:<28} {:>6.0} s, suites side by side", "all", begun.elapsed().as_secs_f64());

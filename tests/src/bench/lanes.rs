@@ -21,6 +21,8 @@ pub(super) struct Ended {
     pub(super) name: &'static str,
     pub(super) tally: Result<Tally>,
     pub(super) took: Duration,
+    /// Why it was begun again, if it was.
+    pub(super) again: Option<&'static str>,
     /// What it printed.
     pub(super) text: String,
 }
@@ -57,7 +59,13 @@ fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, sender: 
         };
         let tally = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the bench panicked")));
-        let ended = Ended { name: suite.name, tally, took: started.elapsed(), text: transcript(suite.name) };
+        let ended = Ended {
+            name: suite.name,
+            tally,
+            took: started.elapsed(),
+            again: runs.again(),
+            text: transcript(suite.name),
+        };
         if sender.send(ended).is_err() {
             return;
         }

@@ -152,11 +152,17 @@ pub(super) struct Suites<'a> {
     product: &'a Product,
     how: How,
     session: Option<Session>,
+    again: Option<&'static str>,
 }
 
 impl<'a> Suites<'a> {
     pub(super) fn new(product: &'a Product, how: How) -> Self {
-        Self { product, how, session: None }
+        Self { product, how, session: None, again: None }
+    }
+
+    /// Why the last suite was begun again, if it was.
+    pub(super) const fn again(&self) -> Option<&'static str> {
+        self.again
     }
 
     /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended. After a failure everything that explains it is in the
@@ -170,15 +176,31 @@ impl<'a> Suites<'a> {
             None => Session::open(self.product)?,
         };
         let mut result = session.run(suite, only, self.product, &folder, self.how);
-        let lost = result.as_ref().is_err_and(|error| error.is::<shown::Lost>());
-        // Only under emulation: on real CPUs a kernel that panics is a finding.
-        if lost && session.accel == Accel::Tcg {
-            // Said aloud, and once: a second time would be no accident.
+        self.again = match &result {
+            // Only under emulation: on real CPUs a kernel that panics or stands still is a finding.
+            _ if session.accel != Accel::Tcg => None,
+            Err(error) if error.is::<shown::Lost>() => Some("the host VM itself had stalled or panicked"),
+            Ok(report) if self.how.sample.is_some() && report.only_silent_guests() => {
+                Some("an emulated guest stood still")
+            }
+            _ => None,
+        };
+        if let Some(why) = self.again {
+            // Said aloud, and once: a second time would be no accident. What the first run printed stays.
             eprintln!(
-                "bench: the host VM itself has stalled or panicked (serial.log in the report); suite {} begins again in another",
+                "bench: {why} (logs in {}/first); suite {} begins again in another host VM",
+                folder.display(),
                 suite.name
             );
-            session.machine.keep_logs(&folder);
+            let first = folder.join("first");
+            std::fs::create_dir_all(&first).with_context(|| format!("create {}", first.display()))?;
+            if result.is_ok() {
+                session.machine.collect(&first).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
+            }
+            session.machine.keep_logs(&first);
+            for name in ["transcript.txt", "report.json"] {
+                let _ = std::fs::rename(folder.join(name), first.join(name));
+            }
             drop(session);
             session = Session::open(self.product)?;
             result = session.run(suite, only, self.product, &folder, self.how);

@@ -54,8 +54,9 @@ impl Machine {
         self.port = free_port()?;
         let key = fs::read_to_string(self.key().with_extension("pub")).context("read the run's public key")?;
         let append = format!(
-            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet \
+            "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {} \
              \"systemd.set_credential=ssh.authorized_keys.root:{}\"",
+            self.accel.kernel_words(),
             key.trim()
         );
         let log = fs::File::create(self.folder.join("qemu.log")).context("create QEMU's log")?;

@@ -48,6 +48,9 @@ pub struct Result {
     pub measured: BTreeMap<String, String>,
 }
 
+/// The daemon's words for a guest that has never become ready.
+const SILENT_GUEST: &str = "the guest was not ready within";
+
 /// A suite's result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -69,6 +72,16 @@ impl Report {
             count(|verdict| matches!(verdict, Verdict::Failed(_))),
             count(|verdict| matches!(verdict, Verdict::Skipped(_))),
         )
+    }
+
+    /// Whether the only failures are guests that have never become ready.
+    #[must_use]
+    pub fn only_silent_guests(&self) -> bool {
+        let mut failures = self.results.iter().filter_map(|result| match &result.verdict {
+            Verdict::Failed(why) => Some(why),
+            _ => None,
+        });
+        self.counts().1 > 0 && failures.all(|why| why.contains(SILENT_GUEST))
     }
 }
 
@@ -135,5 +148,17 @@ mod tests {
         let back: Report = serde_json::from_str(&serde_json::to_string(&report)?)?;
         assert_eq!(back.counts(), (1, 1, 1));
         Ok(())
+    }
+
+    #[test]
+    fn a_guest_that_stood_still_excuses_nothing_else() {
+        let of = |failures: &[&str]| Report {
+            suite: "x".to_owned(),
+            surroundings: Surroundings { vmm: "stand-in".to_owned(), slowness: 4, sample: None },
+            results: failures.iter().map(|why| result("a", Verdict::Failed((*why).to_owned()))).collect(),
+        };
+        let silent = "one is error (the guest was not ready within 180 s";
+        assert!(of(&[silent, silent]).only_silent_guests());
+        assert!(!of(&[silent, "2 leaks"]).only_silent_guests() && !of(&[]).only_silent_guests());
     }
 }
