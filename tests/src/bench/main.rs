@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
 use super::session::{self, How, Session, Suites};
-use super::{budgets, checks, fuzz, interrupt, product};
+use super::{budgets, checks, fuzz, here, interrupt, product};
 use crate::suite::{self, Setup};
 
 /// Builds banger, boots the host VM and runs the suites in it.
@@ -24,7 +24,7 @@ enum Command {
     Image,
     /// The demonstration, with a readable transcript.
     Demo,
-    /// Timings of the main path.
+    /// Timings of the main path and of reconciling, in the host VM and on this machine.
     Bench,
     /// Every check and every suite.
     Test,
@@ -86,7 +86,10 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
         Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
-        Command::Bench => run_suites(&["bench".to_owned()], None, None, false),
+        Command::Bench => {
+            here::reconcile()?;
+            run_suites(&["bench".to_owned()], None, None, false)
+        }
         Command::Test => checks::run(),
         Command::HostTest { suites, only, seed, as_built } => run_suites(&suites, only.as_deref(), seed, as_built),
         Command::Shell { as_built } => {

@@ -3,6 +3,7 @@
 mod budgets;
 mod checks;
 mod fuzz;
+mod here;
 mod interrupt;
 mod lanes;
 mod main;

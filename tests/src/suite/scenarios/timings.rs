@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use crate::inventory::{Allow, Kind};
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scenarios::crowd;
 use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite =
@@ -20,6 +21,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("main-path", main_path),
         Scenario::new("reconcile-of-a-thousand-rows", |scene| reconcile(scene, 1000)),
         Scenario::new("reconcile-of-one-row", |scene| reconcile(scene, 1)),
+        Scenario::new("reconcile-of-twenty-vms", |scene| crowd::dead::reclaimed(scene, 20)),
     ]
 }
 

@@ -4,6 +4,7 @@
 //! list says is what the host shows ([`truth`]), and at the end nothing is left.
 
 mod clients;
+pub(super) mod dead;
 mod meet;
 mod truth;
 mod vmm;

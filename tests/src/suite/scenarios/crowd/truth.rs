@@ -42,6 +42,17 @@ pub(super) fn state(scene: &Scene, user: &str, name: &str) -> Result<Option<Stri
     Ok(listed(scene, user)?.into_iter().find(|vm| vm.name == name).map(|vm| vm.state))
 }
 
+/// Those of which the host still has something.
+pub(super) fn holding(vms: &[Listed]) -> Result<Vec<&Listed>> {
+    let mut holding = Vec::new();
+    for vm in vms {
+        if !held(vm)?.is_empty() {
+            holding.push(vm);
+        }
+    }
+    Ok(holding)
+}
+
 /// Process, tap and dm device of a VM, as far as they are there.
 fn held(vm: &Listed) -> Result<Vec<&'static str>> {
     let in_cgroup = |owner: &Path| {
