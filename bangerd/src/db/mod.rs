@@ -40,7 +40,7 @@ pub(crate) enum DbError {
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error(
-        "{} is damaged ({what}): stop bangerd, move it and the files -wal and -shm of its name away, and put a copy from the folder backups beside it in its place",
+        "{} is damaged ({what}): run `systemctl stop bangerd.socket bangerd.service`, move it and the files -wal and -shm of its name away, and put a copy from the folder backups beside it in its place",
         .path.display()
     )]
     Damaged { path: PathBuf, what: String },

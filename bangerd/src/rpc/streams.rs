@@ -38,11 +38,11 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     let Promise { peer, request, job } = promise;
     let served = match request {
         StreamRequest::Exec { vm, command, env, terminal } => match daemon.vms.session(peer, &vm).await {
-            Ok(session) => stream::exec(io, &session, &command, &env, terminal.as_ref()).await,
+            Ok((session, _visit)) => stream::exec(io, &session, &command, &env, terminal.as_ref()).await,
             Err(error) => return refuse(io, &error.message).await,
         },
         StreamRequest::Ssh { vm } => match daemon.vms.session(peer, &vm).await {
-            Ok(session) => stream::ssh_proxy(io, &session).await,
+            Ok((session, _visit)) => stream::ssh_proxy(io, &session).await,
             Err(error) => return refuse(io, &error.message).await,
         },
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(peer, &vm).await {

@@ -1,7 +1,7 @@
 //! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
 //! thread in a staging folder, published by one rename and a row.
 
-use super::{Store, remove};
+use super::{Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
 use crate::error::{failed, internal, is_full, no_space};
@@ -109,12 +109,13 @@ impl Staging {
         remove(&path);
         let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
         made.map_err(|error| failed("the staging folder", &error))?;
+        mark(&path);
         crate::fail::point("import", "staging folder made");
         Ok(Self(path))
     }
 
     fn publish(&self, to: &Path) -> Result<(), ApiError> {
-        // Without a row it is a leftover.
+        // The same content without a row: this one gets it.
         remove(to);
         std::fs::rename(&self.0, to).map_err(|error| failed("the store", &error))?;
         crate::fail::point("import", "published");
@@ -225,6 +226,7 @@ impl Store {
             updated_at: now,
         };
         self.db.insert_image(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        unmark(&dir);
         Ok(JobResult::Image(Box::new(record)))
     }
 
@@ -271,6 +273,7 @@ impl Store {
             created_at: Timestamp::now(),
         };
         self.db.insert_kernel(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        unmark(&dir);
         Ok(JobResult::Kernel(Box::new(record)))
     }
 

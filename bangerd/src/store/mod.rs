@@ -1,7 +1,8 @@
 //! Images and kernels of this host: what there is, which one a VM gets, and their removal.
 //!
-//! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row is written;
-//! folders without a row are removed at the next start, so half results are never seen.
+//! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row is written, and removed after its row was. Between
+//! the two it is marked: a marked folder without a row is what a crash has left, and is removed at the next start. One that has neither lost
+//! its row otherwise, by an older database say, and disks of VMs may stand on it: it is kept for an administrator to decide.
 
 pub(crate) mod import;
 
@@ -14,6 +15,29 @@ use banger_proto::model::{ApiError, ErrorCode, ImageRecord, KernelRecord};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::Mutex;
+
+/// Lies in the folder of what is being published or removed.
+const MARK: &str = "unfinished";
+
+/// Whether a folder of the store is neither being made nor being removed.
+pub(crate) fn is_finished(folder: &Path) -> bool {
+    digest_of(folder).is_some() && !folder.join(MARK).exists()
+}
+
+fn digest_of(folder: &Path) -> Option<Digest> {
+    folder.file_name()?.to_str()?.parse().ok()
+}
+
+fn mark(folder: &Path) {
+    // On a full disk a removal must go on; then what a crash leaves of it is not removed by itself.
+    if let Err(error) = std::fs::File::create(folder.join(MARK)) {
+        tracing::warn!("{}: cannot mark: {error}", folder.display());
+    }
+}
+
+fn unmark(folder: &Path) {
+    remove(&folder.join(MARK));
+}
 
 /// The store.
 #[derive(Debug)]
@@ -32,17 +56,20 @@ impl Store {
         Arc::new(Self { paths, db, jobs, default_image, publishing: Mutex::new(()) })
     }
 
-    /// Removes what imports left that a crash cut short: staging folders, and folders without a row.
+    /// Removes what imports and removals left that a crash cut short: staging folders, and marked folders without a row.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
         let images: Vec<Digest> = self.db.images(&self.paths).await?.iter().map(|image| image.id).collect();
         let kernels: Vec<Digest> = self.db.kernels().await?.iter().map(|kernel| kernel.id).collect();
         for (folder, known) in [(self.paths.images(), images), (self.paths.kernels(), kernels)] {
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let id = name.to_str().and_then(|name| name.parse::<Digest>().ok());
-                if !id.is_some_and(|id| known.contains(&id)) {
-                    tracing::warn!(path = %entry.path().display(), "an import was cut short; removed");
-                    remove(&entry.path());
+                let path = entry.path();
+                if digest_of(&path).is_some_and(|id| known.contains(&id)) {
+                    unmark(&path);
+                } else if is_finished(&path) {
+                    tracing::warn!(path = %path.display(), "the database does not know it; kept, `banger doctor --leaks` shows it");
+                } else {
+                    tracing::warn!(path = %path.display(), "an import or a removal was cut short; removed");
+                    remove(&path);
                 }
             }
         }
@@ -87,10 +114,12 @@ impl Store {
         let _publishing = self.publishing.lock().await;
         let image = named(self.images().await?, word, "image", |image| (image.name.as_str(), image.id))?;
         let _grant = access::store_entry(peer, image.owner).granted().map_err(|why| denied(word, &why))?;
+        let folder = self.paths.image_dir(&image.id);
+        mark(&folder);
         let deleted = self.db.delete_image(image.id).await.map_err(|error| internal(&error))?;
-        deleted.map_err(|user| in_use("image", word, &user))?;
+        deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("image", word, &user))?;
         tracing::info!(banger_uid = peer.uid, image = %image.name, "image deleted");
-        remove(&self.paths.image_dir(&image.id));
+        remove(&folder);
         Ok(())
     }
 
@@ -98,10 +127,12 @@ impl Store {
         let _publishing = self.publishing.lock().await;
         let kernel = named(self.kernels().await?, word, "kernel", |kernel| (kernel.name.as_str(), kernel.id))?;
         let _grant = access::store_entry(peer, kernel.owner).granted().map_err(|why| denied(word, &why))?;
+        let folder = self.paths.kernel_dir(&kernel.id);
+        mark(&folder);
         let deleted = self.db.delete_kernel(kernel.id).await.map_err(|error| internal(&error))?;
-        deleted.map_err(|user| in_use("kernel", word, &user))?;
+        deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("kernel", word, &user))?;
         tracing::info!(banger_uid = peer.uid, kernel = %kernel.name, "kernel deleted");
-        remove(&self.paths.kernel_dir(&kernel.id));
+        remove(&folder);
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode, JobResult};
+use banger_proto::time::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -97,14 +98,10 @@ impl Actor {
             Order::Stop(job) => self.answer(job, Event::Stop).await,
             Order::HostDown(job) => self.answer(job, Event::HostDown).await,
             Order::Resume { job, turn } => {
-                let gone = if self.row.state == State::Running {
-                    job.finish(self.record().await);
-                    false
-                } else {
-                    self.answer(job, Event::Start).await
-                };
+                let span = job_span(&job);
+                self.resume(job).instrument(span).await;
                 drop(turn);
-                gone
+                false
             }
             Order::Delete(job) => self.answer(job, Event::Delete).await,
             Order::Kill(job, signal) => {
@@ -137,18 +134,30 @@ impl Actor {
                 }
                 false
             }
-            Order::Stale => {
-                if self.row.state == State::Running {
+            Order::Stale(limit) => {
+                if self.row.state == State::Running && self.shared.sessions() == 0 && self.idle().await >= limit {
                     tracing::info!("stopped: nobody used it for long");
                     self.quietly(Event::Stop, "stopped because nobody used it for long").await;
                 }
                 false
             }
+            Order::Look => {
+                self.look_again().await;
+                false
+            }
+        }
+    }
+
+    /// For how many seconds nobody has used it. Asked for in its turn: somebody may have come while the order waited.
+    async fn idle(&self) -> u64 {
+        match self.ctx.db.vm(self.row.id).await {
+            Ok(Some(row)) => Timestamp::now().unix().saturating_sub(row.last_touched_at.unix()),
+            _ => 0,
         }
     }
 
     /// Does what the event means and ends the job with what came of it.
-    async fn answer(&mut self, job: Job, event: Event) -> bool {
+    pub(super) async fn answer(&mut self, job: Job, event: Event) -> bool {
         let span = job_span(&job);
         async {
             let reason = if event == Event::HostDown { "the host went down" } else { "" };
@@ -190,6 +199,9 @@ impl Actor {
         reason: &str,
     ) -> Result<Option<State>, ApiError> {
         let outcome = lifecycle::next(self.row.state, event).map_err(|illegal| self.illegal(&illegal))?;
+        if self.row.state == State::Running && outcome.next == Some(State::Stopped) {
+            self.shared.set_ended(reason);
+        }
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         let mut failed = Ok(());
         for effect in outcome.effects {
@@ -218,8 +230,9 @@ impl Actor {
                 Ok(None)
             }
             Some(next) => {
-                if next != self.row.state || !outcome.effects.is_empty() {
-                    let boot_id = self.boot_after(next, event);
+                let boot_id = self.boot_after(next, event);
+                // To stop what waits for its turn after a reboot is to change it: it no longer waits.
+                if next != self.row.state || !outcome.effects.is_empty() || boot_id != self.row.boot_id {
                     self.set_state(next, reason, boot_id).await?;
                 }
                 Ok(Some(next))
@@ -242,11 +255,16 @@ impl Actor {
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
         let result = self.bring_up(seat, job).await;
         self.shared.set_waiting(None);
-        match result {
+        let result = match result {
             Ok(running) => {
                 self.watch(running);
                 Box::pin(self.apply(Event::Started, None, "")).await
             }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(state) => Ok(state),
+            // One that runs and cannot be recorded is undone like any other.
             Err(error) => {
                 job.stage("undo");
                 tracing::warn!("start failed: {}", error.message);
@@ -291,7 +309,12 @@ impl Actor {
     /// Asks the guest, bounded; a `kill` that comes in meanwhile ends the wait.
     async fn shut_down(&mut self, job: Option<&Job>) {
         self.stop_watching();
-        let Some(running) = self.shared.running() else { return };
+        let Some(running) = self.shared.running() else {
+            if let Some(job) = job {
+                job.warn("the guest could not be asked to shut down; its processes were ended".to_owned());
+            }
+            return;
+        };
         let interrupt = CancellationToken::new();
         self.shared.set_waiting(Some((Wait::Shutdown, interrupt.clone())));
         let clean = tokio::select! {
@@ -343,6 +366,8 @@ impl Actor {
         match (next, event) {
             (State::Running, _) => Some(self.ctx.boot_id.clone()),
             (_, Event::HostDown) => kept(),
+            // What was left of an earlier attempt is gone; whether it is to run again is another question.
+            (_, Event::FoundDead) if self.row.state != State::Running => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
             _ => None,
         }
@@ -355,13 +380,14 @@ impl Actor {
         boot_id: Option<String>,
     ) -> Result<(), ApiError> {
         let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
-        self.row.state = state;
+        let set =
+            self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), boot_id.clone(), mirror.clone()).await;
+        set.map_err(|error| internal(&error))?;
+        // Only what is recorded is so: otherwise the next look would have nothing to mend.
+        (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);
         self.row.last_error = reason.to_owned();
-        self.row.boot_id.clone_from(&boot_id);
-        self.row.mirror = mirror.clone();
         tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
-        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), boot_id, mirror).await;
-        set.map_err(|error| internal(&error))
+        Ok(())
     }
 
     fn illegal(&self, illegal: &Illegal) -> ApiError {

@@ -152,15 +152,18 @@ impl Vms {
         Ok(self.record(&self.find(peer, word).await?, &settled))
     }
 
-    /// Before its actor knows what became of a VM's earlier run, a glance tells one that cannot be running: a list that is asked for right after
-    /// a crash does not lie.
+    /// A glance tells one that cannot be running, whatever its row still says: a list that is asked for right after a crash does not lie, nor one
+    /// while it takes long to release what a dead VM held. Of one whose end is watched for, its monitor knows more than a glance.
     fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
         let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
-        if !settled.contains(&row.id)
-            && let Some(reason) = reconcile::glance(row, &self.ctx)
-        {
+        let shared = self.ctx.actors.lock().get(&row.id).map(|entry| Arc::clone(&entry.shared));
+        let shared = shared.filter(|_| settled.contains(&row.id));
+        if shared.as_ref().is_some_and(|shared| shared.running().is_some()) {
+            return record;
+        }
+        if let Some(reason) = reconcile::glance(row, &self.ctx) {
             (record.state, record.runtime.state) = (State::Stopped, State::Stopped);
-            reason.clone_into(&mut record.runtime.last_error);
+            record.runtime.last_error = shared.map_or_else(|| reason.to_owned(), |shared| shared.ended());
         }
         record
     }
@@ -345,8 +348,8 @@ impl Vms {
         Err(ApiError::new(ErrorCode::Internal, "no name is free"))
     }
 
-    /// The way into a running VM of the peer's; the use is noted.
-    pub(crate) async fn session(&self, peer: Peer, word: &str) -> Result<Arc<Session>, ApiError> {
+    /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
+    pub(crate) async fn session(&self, peer: Peer, word: &str) -> Result<(Arc<Session>, shared::Visit), ApiError> {
         let row = self.find(peer, word).await?;
         let name = row.name.clone();
         let id = row.id;
@@ -361,7 +364,7 @@ impl Vms {
         let session =
             entry.shared.found_running().await.and_then(|running| running.session()).ok_or_else(not_running)?;
         self.touch(id).await;
-        Ok(session)
+        Ok((session, entry.shared.enter()))
     }
 
     /// The console's file of a VM of the peer's.
@@ -377,7 +380,7 @@ impl Vms {
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
-        let session = self.session(peer, word).await?;
+        let (session, _visit) = self.session(peer, word).await?;
         self.ctx.db.add_key(peer.uid, key).await.map_err(|error| internal(&error))?;
         let mut keys = self.ctx.db.keys(row.owner).await.map_err(|error| internal(&error))?;
         if peer.uid != row.owner {

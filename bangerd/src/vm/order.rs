@@ -32,8 +32,10 @@ pub(super) enum Order {
         boot: u64,
         reason: String,
     },
-    /// Nobody used it for long.
-    Stale,
+    /// Nobody used it for so many seconds.
+    Stale(u64),
+    /// The host shows something else than the row says.
+    Look,
 }
 
 impl Order {
@@ -49,7 +51,7 @@ impl Order {
             | Order::Kill(job, _)
             | Order::Set(job, _)
             | Order::Delete(job) => Some(job),
-            Order::Ended { .. } | Order::Stale => None,
+            Order::Ended { .. } | Order::Stale(_) | Order::Look => None,
         }
     }
 }

@@ -1,14 +1,23 @@
 //! What belongs to no VM that the daemon knows: a crash came between the last effect of a deletion and its record, the database is an older copy or
 //! was deleted, a row was removed by hand. Found from what is there (the helper's ledger, the VMs' cgroups, folders), never from memory.
 //!
-//! A sweep each minute releases by itself what it has met twice; an administrator sees and releases it at once by `banger doctor --leaks --fix`.
+//! A sweep each minute releases by itself what it has met twice, but for what has data in it: no crash leaves a disk without a row (the row is written
+//! first and removed last), so a disk without one means another database, and the right one may come back. An administrator sees and removes it
+//! all by `banger doctor --leaks --fix`.
+//!
+//! The same sweep has the actor of a VM look again whose row says something else than the host shows: what an earlier attempt could not release while
+//! the helper was away, or could not record on a full disk.
 
 use super::Context;
+use super::order::Order;
 use super::teardown::remove_folder;
+use crate::db::VmRow;
 use crate::error::{chain, internal};
 use crate::paths::VmPaths;
 use crate::privileged::PrivilegedError;
+use crate::store;
 use banger_policy::VmId;
+use banger_policy::lifecycle::State;
 use banger_proto::helper::{HelperError, Holding};
 use banger_proto::model::{ApiError, Leak, LeakKind};
 use std::collections::HashSet;
@@ -29,11 +38,32 @@ const SHOWN: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Orphan {
     /// A cgroup, with or without processes in it.
-    Group { owner: u32, vm: VmId, populated: bool },
+    Group {
+        owner: u32,
+        vm: VmId,
+        populated: bool,
+    },
     /// A row of the helper's ledger, or a COW file of its own.
-    Held { vm: VmId, quarantined: bool, what: String },
-    /// A VM's folder, or the folder of its sockets.
-    Folder { path: PathBuf, sockets: bool },
+    Held {
+        vm: VmId,
+        quarantined: bool,
+        only_cow: bool,
+        what: String,
+    },
+    Folder {
+        path: PathBuf,
+        of: Folder,
+    },
+}
+
+/// What a folder is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Folder {
+    /// A VM's work disk, console and handles.
+    Disk,
+    Sockets,
+    /// An image or a kernel.
+    Store,
 }
 
 /// Looks at the start and then each minute, as long as the daemon runs.
@@ -51,7 +81,7 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
         // copy of the database has a minute to notice.
         let alive: Vec<VmId> = met.iter().filter_map(Orphan::running).collect();
         for orphan in met.iter().filter(|orphan| !alive.iter().any(|vm| orphan.is_of(vm, &ctx.paths.vm(vm)))) {
-            let _ = release(&ctx, orphan).await;
+            let _ = release(&ctx, orphan, Data::Kept).await;
         }
         let mut tick = interval(SWEEP);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,8 +90,8 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
             tick.tick().await;
             let Ok(found) = look(&ctx).await else { continue };
             let known: HashSet<Orphan> = met.into_iter().collect();
-            for orphan in found.iter().filter(|orphan| known.contains(orphan)) {
-                let _ = release(&ctx, orphan).await;
+            for orphan in found.iter().filter(|orphan| known.contains(orphan) && !orphan.is_data()) {
+                let _ = release(&ctx, orphan, Data::Kept).await;
             }
             met = found;
         }
@@ -74,7 +104,7 @@ pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Vec<Leak>, ApiErro
     for orphan in look(ctx).await?.into_iter().take(SHOWN) {
         let mut leak = orphan.leak();
         if fix {
-            leak.fixed = Some(release(ctx, &orphan).await);
+            leak.fixed = Some(release(ctx, &orphan, Data::Removed).await);
         }
         leaks.push(leak);
     }
@@ -84,6 +114,13 @@ pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Vec<Leak>, ApiErro
 /// How much there is.
 pub(crate) async fn count(ctx: &Context) -> Result<usize, ApiError> {
     Ok(look(ctx).await?.len())
+}
+
+/// What becomes of disks, images and kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Data {
+    Kept,
+    Removed,
 }
 
 /// Processes first, then what they held, then files: the order in which they can be released.
@@ -102,9 +139,20 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     }
     let folders = entries(&ctx.paths.vms());
     let sockets = entries(&ctx.paths.runtime.join("vm"));
+    let mut stored = [entries(&ctx.paths.images()), entries(&ctx.paths.kernels())].concat();
+    stored.retain(|path| store::is_finished(path));
     let rows = ctx.db.vms(None, None, u32::MAX).await.map_err(|error| internal(&error))?;
     let ids: HashSet<VmId> = rows.iter().map(|row| row.id).collect();
-    let homes: HashSet<PathBuf> = ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
+    let mut homes: HashSet<PathBuf> =
+        ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
+    let images = ctx.db.images(&ctx.paths).await.map_err(|error| internal(&error))?;
+    homes.extend(images.iter().map(|image| ctx.paths.image_dir(&image.id)));
+    let kernels = ctx.db.kernels().await.map_err(|error| internal(&error))?;
+    homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(&kernel.id)));
+    for row in &rows {
+        let holding = held.iter().find(|holding| holding.vm == row.id);
+        look_again_if_untrue(ctx, row, holding.is_some_and(|holding| holds(holding) || holding.pid.is_some()));
+    }
 
     let mut orphans = Vec::new();
     let unknown = groups.into_iter().filter(|(_, vm)| !ids.contains(vm));
@@ -117,18 +165,46 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     orphans.extend(unknown.map(|holding| Orphan::Held {
         vm: holding.vm,
         quarantined: holding.quarantined,
+        only_cow: holding.cow.is_some() && !holds(holding),
         what: what(holding),
     }));
-    for (paths, sockets) in [(folders, false), (sockets, true)] {
+    for (paths, of) in [(folders, Folder::Disk), (sockets, Folder::Sockets), (stored, Folder::Store)] {
         let unknown = paths.into_iter().filter(|path| !homes.contains(path));
-        orphans.extend(unknown.map(|path| Orphan::Folder { path, sockets }));
+        orphans.extend(unknown.map(|path| Orphan::Folder { path, of }));
     }
     Ok(orphans)
 }
 
-/// True when it is gone. What could not be done is in the journal.
-async fn release(ctx: &Context, orphan: &Orphan) -> bool {
+/// What of it is a kernel object.
+fn holds(holding: &Holding) -> bool {
+    holding.tap.is_some() || holding.disk.is_some() || holding.nat
+}
+
+/// In its turn: an order that is at work now explains what is seen.
+fn look_again_if_untrue(ctx: &Context, row: &VmRow, held: bool) {
+    let running = row.state == State::Running;
+    let lives = ctx.machine.populated(row.owner, &row.id);
+    let Some(entry) = ctx.actors.lock().get(&row.id).cloned() else { return };
+    let watched = entry.shared.running().is_some();
+    let untrue = if running { !watched || (ctx.machine.delegated() && !lives) } else { held || lives };
+    if untrue && entry.shared.is_settled() {
+        // An actor that is gone has no VM to look at.
+        drop(entry.orders.send(Order::Look));
+    }
+}
+
+/// True when nothing of it is left. What could not be done is in the journal.
+async fn release(ctx: &Context, orphan: &Orphan, data: Data) -> bool {
     let leak = orphan.leak();
+    if data == Data::Kept && orphan.is_data() {
+        tracing::warn!(
+            "{} {} belongs to no VM ({}): kept, `banger doctor --leaks --fix` removes it",
+            leak.kind,
+            leak.name,
+            leak.detail
+        );
+        return false;
+    }
     let released = match orphan {
         Orphan::Group { owner, vm, .. } => {
             // An actor of a row that somebody removed by hand would go on with it.
@@ -141,7 +217,10 @@ async fn release(ctx: &Context, orphan: &Orphan) -> bool {
         }
         Orphan::Held { vm, .. } => {
             let released = gone(ctx.privileged.release(*vm).await);
-            released.and(gone(ctx.privileged.discard_disk(*vm).await))
+            match data {
+                Data::Kept => released,
+                Data::Removed => released.and(gone(ctx.privileged.discard_disk(*vm).await)),
+            }
         }
         Orphan::Folder { path, .. } => remove_folder(path),
     };
@@ -164,6 +243,15 @@ fn gone(result: Result<(), PrivilegedError>) -> Result<(), ApiError> {
 }
 
 impl Orphan {
+    /// Whether it is nothing but what somebody may want back.
+    fn is_data(&self) -> bool {
+        match self {
+            Self::Group { .. } => false,
+            Self::Held { only_cow, .. } => *only_cow,
+            Self::Folder { of, .. } => *of != Folder::Sockets,
+        }
+    }
+
     /// The VM of a cgroup in which something runs.
     fn running(&self) -> Option<VmId> {
         match self {
@@ -186,12 +274,16 @@ impl Orphan {
                 let detail = if *populated { "processes run in it" } else { "empty" };
                 (LeakKind::Cgroup, vm.to_string(), format!("of uid {owner}, {detail}"))
             }
-            Self::Held { vm, quarantined, what } => {
+            Self::Held { vm, quarantined, what, .. } => {
                 let detail = if *quarantined { format!("{what}; quarantined") } else { what.clone() };
                 (LeakKind::Holding, vm.to_string(), detail)
             }
-            Self::Folder { path, sockets } => {
-                let detail = if *sockets { "sockets of a VM" } else { "work disk, console and handles of a VM" };
+            Self::Folder { path, of } => {
+                let detail = match of {
+                    Folder::Disk => "work disk, console and handles of a VM",
+                    Folder::Sockets => "sockets of a VM",
+                    Folder::Store => "an image or a kernel without a record",
+                };
                 (LeakKind::Folder, path.display().to_string(), detail.to_owned())
             }
         };

@@ -17,8 +17,11 @@ const REBOOTED: &str = "the host rebooted";
 /// Why it ended otherwise.
 const ENDED: &str = "it ended while the daemon was not running";
 
+/// Why it does not run though the row still says so.
+const ENDED_UNSEEN: &str = "its VMM has ended";
+
 /// It ran in another boot of the host, or until the host went down.
-fn rebooted(row: &VmRow, ctx: &Context) -> bool {
+pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
     row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
 }
 
@@ -88,15 +91,34 @@ impl Actor {
                 tracing::warn!(?other, pid = running.pid(), "the helper does not know this process as the VM's");
                 return Ok(false);
             }
-            Err(error) if error.refusal().is_some() => {
-                tracing::warn!("the helper does not know this VM: {}", chain(&error));
-                return Ok(false);
-            }
-            // Without the helper the cgroup, whose path comes from the VM's id, is proof enough to keep it alive.
-            Err(error) => tracing::warn!("the helper cannot be asked: {}", chain(&error)),
+            // Without the helper's word the cgroup, whose path comes from the VM's id, is proof enough to keep it alive.
+            Err(error) => tracing::warn!("the helper cannot say: {}", chain(&error)),
         }
         self.watch(running);
         Ok(true)
+    }
+
+    /// The host shows something else than the row says, for longer than an order takes: what was missed before is made good.
+    pub(super) async fn look_again(&mut self) {
+        let Ok(seat) = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) else { return };
+        let lives = self.ctx.machine.populated(self.row.owner, &self.row.id);
+        if self.row.state != State::Running {
+            if self.holds_something(&seat).await {
+                tracing::info!("something of it was left; cleaned up");
+                let reason = self.row.last_error.clone();
+                self.quietly(Event::FoundDead, &reason).await;
+            }
+        } else if self.shared.running().is_some() {
+            if self.ctx.machine.delegated() && !lives {
+                self.quietly(Event::FoundDead, ENDED_UNSEEN).await;
+            }
+        } else {
+            match self.find(&seat).await {
+                Ok(true) => self.quietly(Event::FoundAlive, "").await,
+                Ok(false) => self.quietly(Event::FoundDead, ENDED_UNSEEN).await,
+                Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
+            }
+        }
     }
 
     /// Is there anything of a VM that does not run: a process, a handle, or a row in the helper's ledger?

@@ -4,7 +4,11 @@
 use super::actor::Actor;
 use super::machine::Seat;
 use super::order::Order;
+use super::reconcile::rebooted;
 use crate::error::chain;
+use crate::jobs::Job;
+use banger_policy::lifecycle::Event;
+use banger_policy::vm::RestartPolicy;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -33,6 +37,19 @@ impl Default for Turns {
 }
 
 impl Actor {
+    /// Its turn has come. Whoever has started or stopped it meanwhile, or has taken the wish back, has had the last word.
+    pub(super) async fn resume(&mut self, job: Job) {
+        if !rebooted(&self.row, &self.ctx) || self.row.restart != RestartPolicy::Always {
+            job.finish(self.record().await);
+            return;
+        }
+        self.answer(job, Event::Start).await;
+        // Or it would be idle since before the reboot.
+        if let Err(error) = self.ctx.db.touch_vm(self.row.id).await {
+            tracing::warn!("cannot note the use: {}", chain(&error));
+        }
+    }
+
     /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled like any other.
     pub(super) fn resume_in_turn(&self, seat: &Seat) {
         let seat = seat.clone();

@@ -27,7 +27,15 @@ pub(super) struct Shared {
     waiting: Mutex<Option<(Wait, CancellationToken)>>,
     /// Whether it is known what became of the VM's earlier run.
     settled: watch::Sender<bool>,
+    /// Why it no longer runs, until that is recorded.
+    ended: Mutex<String>,
+    /// Sessions that are open.
+    sessions: Arc<()>,
 }
+
+/// Somebody is in the VM, as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Visit(#[expect(dead_code, reason = "held, and counted")] Arc<()>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change is one assignment.
@@ -56,6 +64,15 @@ impl Shared {
         self.settled.send_replace(true);
     }
 
+    pub(super) fn enter(&self) -> Visit {
+        Visit(Arc::clone(&self.sessions))
+    }
+
+    /// How many are in it.
+    pub(super) fn sessions(&self) -> usize {
+        Arc::strong_count(&self.sessions).saturating_sub(1)
+    }
+
     pub(super) fn stats(&self) -> Option<VmStats> {
         lock(&self.stats).clone()
     }
@@ -67,8 +84,18 @@ impl Shared {
     pub(super) fn set_running(&self, running: Option<Arc<dyn Running>>) {
         if running.is_none() {
             *lock(&self.stats) = None;
+        } else {
+            lock(&self.ended).clear();
         }
         *lock(&self.running) = running;
+    }
+
+    pub(super) fn set_ended(&self, reason: &str) {
+        reason.clone_into(&mut lock(&self.ended));
+    }
+
+    pub(super) fn ended(&self) -> String {
+        lock(&self.ended).clone()
     }
 
     pub(super) fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {

@@ -104,12 +104,12 @@ async fn sweep(vms: &Arc<Vms>, limit: Duration) {
     let now = Timestamp::now().unix();
     for row in vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default() {
         let idle = now.saturating_sub(row.last_touched_at.unix());
-        if row.state == State::Running
-            && idle > limit.as_secs()
-            && let Some(entry) = entry_of(vms, &row.id)
-        {
+        let Some(entry) = entry_of(vms, &row.id).filter(|_| row.state == State::Running) else { continue };
+        if entry.shared.sessions() > 0 {
+            vms.touch(row.id).await;
+        } else if idle > limit.as_secs() {
             // An actor that is gone has no VM to stop.
-            drop(entry.orders.send(Order::Stale));
+            drop(entry.orders.send(Order::Stale(limit.as_secs())));
         }
     }
 }

@@ -55,7 +55,7 @@ const PATHS: &[(&str, Path)] = &[
     }),
     ("auto-stop", |world, vm| {
         let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
-        entry.orders.send(Order::Stale).unwrap();
+        entry.orders.send(Order::Stale(0)).unwrap();
         world.until("demo", State::Stopped);
     }),
     ("delete", |world, _| ordered(world, Verb::Delete)),

@@ -200,13 +200,15 @@ impl World {
         self.life().runtime.block_on(self.life().vms.show(peer, vm))
     }
 
-    /// Waits until the VM is in a state, which it gets into by itself.
+    /// Waits until the VM is in a state, which it gets into by itself, and all is done that belongs to it.
     fn until(&self, vm: &str, state: State) -> VmRecord {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let record = self.show(ALICE, vm).unwrap();
             let settled = self.life().vms.ctx.actors.lock().get(&record.id).is_some_and(|vm| vm.shared.is_settled());
-            if record.state == state && settled {
+            // A list says that a VM has ended before all is released that it held.
+            let row = self.life().runtime.block_on(self.life().vms.ctx.db.vm(record.id)).unwrap();
+            if record.state == state && settled && row.is_some_and(|row| row.state == state) {
                 return record;
             }
             assert!(Instant::now() < deadline, "still {}: {}", record.state, record.runtime.last_error);

@@ -2,6 +2,8 @@
 
 use super::*;
 use banger_policy::vm::RestartPolicy;
+use banger_proto::daemon::KillSignal;
+use banger_proto::model::SetRequest;
 
 const REBOOTED: &str = "the host rebooted";
 
@@ -111,4 +113,32 @@ fn one_that_cannot_be_started_again_says_why_and_is_not_tried_for_ever() {
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(world.show(ALICE, "again").unwrap().state, State::Error);
     assert!(matches!(world.order(Verb::Start, "again"), JobState::Done(_)));
+}
+
+#[test]
+fn who_stops_it_before_its_turn_or_takes_the_wish_back_has_the_last_word() {
+    for change in ["stop", "kill", "set"] {
+        let mut world = World::new();
+        assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+        // Its turn is long in coming.
+        world.machine.fail(Some("preflight"));
+        world.reboot();
+        world.until("again", State::Stopped);
+        let done = match change {
+            "stop" => world.order(Verb::Stop, "again"),
+            "kill" => world.order(Verb::Kill(KillSignal::Kill), "again"),
+            _ => {
+                let request = SetRequest { restart: Some(RestartPolicy::No), ..SetRequest::default() };
+                world.order(Verb::Set(request), "again")
+            }
+        };
+        assert!(matches!(done, JobState::Done(_)), "{change}: {done:?}");
+        world.machine.fail(None);
+        std::thread::sleep(Duration::from_millis(800));
+        assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}");
+        world.restart();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}, and the daemon restarted");
+        assert_eq!(world.machine.processes(), 0);
+    }
 }

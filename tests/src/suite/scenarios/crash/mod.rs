@@ -40,6 +40,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("vmm-dies-while-the-daemon-is-down", dies_unseen),
         Scenario::new("corrupt-handles-file", corrupt_handles),
         Scenario::new("row-removed-by-hand", orphaned),
+        Scenario::new("another-database", another_database),
         Scenario::new("damaged-database", damaged_database),
         Scenario::new("kill-matrix", matrix::kill_matrix),
     ]
@@ -163,6 +164,41 @@ fn orphaned(scene: &mut Scene) -> Result<Outcome> {
     }
     ensure!(seen.stdout.contains(&guest.id), "{seen}");
     scene.root("banger doctor --leaks --fix")?;
+    scene.root_any("banger doctor --leaks")?.ok()?.says("nothing is left behind")?;
+    scene.passed()
+}
+
+/// An empty database, in which a daemon has worked, and then the right one again: nobody has lost a disk, an image or a kernel.
+fn another_database(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "kept")?;
+    guest.shell(scene, "echo on the root disk > /kept; echo on the work disk > /root/kept; sync")?.ok()?;
+    guest.order(scene, "stop")?.ok()?;
+    scene.root(&format!(
+        "systemctl stop bangerd.socket bangerd.service; for f in {DB}*; do mv $f /run/right-${{f##*/}}; done"
+    ))?;
+    let told = scene.step("with an empty database nothing is known, and nothing is removed", |scene| {
+        scene.root("systemctl start bangerd.socket bangerd.service")?;
+        ensure!(
+            !scene.banger("alice", &["vm", "list"])?.ok()?.stdout.contains("kept"),
+            "the empty database knows a VM"
+        );
+        let seen = scene.root_any("banger doctor --leaks")?.exits(1)?;
+        for what in ["work disk", "COW file", "an image or a kernel without a record"] {
+            ensure!(seen.stdout.contains(what), "no {what} is shown: {seen}");
+        }
+        Ok(())
+    });
+    scene.root(&format!("systemctl stop bangerd.socket bangerd.service; rm -f {DB}*; for f in /run/right-*; do mv $f /var/lib/banger/${{f##*/right-}}; done"))?;
+    scene.root("systemctl start bangerd.socket bangerd.service")?;
+    told?;
+    scene.step("with the right one all is as it was", |scene| {
+        guest.order(scene, "start")?.ok()?;
+        let said = guest.shell(scene, "cat /kept /root/kept")?.ok()?.stdout;
+        ensure!(said == "on the root disk\non the work disk\n", "{said:?}");
+        Ok(())
+    })?;
+    guest.delete(scene)?;
     scene.root_any("banger doctor --leaks")?.ok()?.says("nothing is left behind")?;
     scene.passed()
 }
