@@ -1,5 +1,6 @@
 //! The connection to `banger-priv`: made when needed, made again when lost. Its operations are repeatable, so a
-//! call whose connection broke is sent once more over the next one.
+//! call whose connection broke is sent once more over the next one. What comes of an attempt to connect holds for
+//! all who waited for it.
 
 use super::{Link, PrivilegedError};
 use banger_proto::helper::{HelperRequest, HelperResponse};
@@ -9,15 +10,19 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tarpc::client::{Channel, Config, RpcError};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 
-/// How long a helper that is being restarted is waited for.
+/// How long a helper that is being restarted is waited for, from the first failure on.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A socket that is not there at all is not coming back by a restart: systemd holds it in between.
 const ABSENT_LIMIT: Duration = Duration::from_millis(500);
+/// systemd kills a helper that hangs after 30 s (`WatchdogSec=`), and the next one recovers before it takes up who waits
+/// at the socket: both have room in this. Less than the transport's own limit, which would count otherwise.
+const HELLO_LIMIT: Duration = Duration::from_secs(55);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one operation may take; the slowest reserves a COW file.
 const CALL_LIMIT: Duration = Duration::from_secs(55);
@@ -27,42 +32,111 @@ type Calls = Channel<HelperRequest, HelperResponse>;
 #[derive(Debug)]
 pub(super) struct Client {
     socket: PathBuf,
-    channel: Mutex<Option<Calls>>,
+    hello_limit: Duration,
+    reconnect_limit: Duration,
+    /// Held by the caller that connects; the others wait here for what comes of it.
+    turn: Mutex<()>,
+    /// Apart from the turn: a call that failed gives up its channel without waiting for somebody's hello.
+    state: std::sync::Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// With its number: one that broke is given up by each call that used it, and the next one may be there by then.
+    open: Option<(u64, Calls)>,
+    /// The number of the last channel.
+    made: u64,
+    /// When and why there was no connection the last time.
+    failed: Option<(Instant, io::Error)>,
     /// Since when the helper has been of another release. An upgrade restarts one after the other: that is waited
     /// for once, and not by each call.
-    differs: std::sync::Mutex<Option<Instant>>,
+    differs: Option<Instant>,
+}
+
+impl State {
+    /// What a caller that has waited since then need not find out itself.
+    fn outcome(&self, since: Instant) -> Option<io::Result<(u64, Calls)>> {
+        let failed = self.failed.as_ref().filter(|(at, _)| *at >= since);
+        self.open.clone().map(Ok).or_else(|| failed.map(|(_, error)| Err(copied(error))))
+    }
+}
+
+fn hello_error(error: &io::Error) -> Option<&WireError> {
+    error.get_ref().and_then(|source| source.downcast_ref())
 }
 
 /// Is it the helper's hello that does not fit?
 fn is_other_release(error: &io::Error) -> bool {
-    let hello = error.get_ref().and_then(|source| source.downcast_ref::<WireError>());
-    matches!(hello, Some(WireError::Version { .. }))
+    matches!(hello_error(error), Some(WireError::Version { .. }))
+}
+
+/// For each of those who waited: an [`io::Error`] cannot be cloned.
+fn copied(error: &io::Error) -> io::Error {
+    match (hello_error(error), error.raw_os_error()) {
+        (Some(hello), _) => hello.clone().into(),
+        (None, Some(errno)) => io::Error::from_raw_os_error(errno),
+        (None, None) => io::Error::new(error.kind(), error.to_string()),
+    }
 }
 
 impl Client {
     pub(super) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), channel: Mutex::new(None), differs: std::sync::Mutex::default() }
+        Self {
+            socket: socket.to_owned(),
+            hello_limit: HELLO_LIMIT,
+            reconnect_limit: RECONNECT_LIMIT,
+            turn: Mutex::default(),
+            state: std::sync::Mutex::default(),
+        }
     }
 
-    async fn channel(&self) -> io::Result<Calls> {
-        let mut channel = self.channel.lock().await;
-        if let Some(open) = channel.as_ref() {
-            return Ok(open.clone());
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn channel(&self) -> io::Result<(u64, Calls)> {
+        let since = Instant::now();
+        let _turn = self.turn.lock().await;
+        if let Some(outcome) = self.state().outcome(since) {
+            return outcome;
         }
+        let connected = self.connect().await;
+        let mut state = self.state();
+        match connected {
+            Ok(calls) => {
+                state.made += 1;
+                let open = (state.made, calls);
+                Ok(state.open.insert(open).clone())
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), copied(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Calls> {
         let mut stream = UnixStream::connect(&self.socket).await?;
-        let hello = transport::connect(&mut stream, Purpose::Calls).await;
+        let hello = tokio::time::timeout(self.hello_limit, transport::connect(&mut stream, Purpose::Calls)).await;
+        let hello = hello.unwrap_or_else(|_| {
+            let silent = format!("it did not say hello within {} s", self.hello_limit.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, silent))
+        });
         let other = hello.as_ref().is_err_and(is_other_release);
-        let mut differs = self.differs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *differs = other.then(|| differs.unwrap_or_else(Instant::now));
-        drop(differs);
+        let mut state = self.state();
+        state.differs = other.then(|| state.differs.unwrap_or_else(Instant::now));
+        drop(state);
         hello?;
-        let open = tarpc::client::new(Config::default(), transport::client(stream, HELPER_LIMITS)).spawn();
-        Ok(channel.insert(open).clone())
+        Ok(tarpc::client::new(Config::default(), transport::client(stream, HELPER_LIMITS)).spawn())
+    }
+
+    /// Gives up a channel that broke, if it is still the one in use.
+    fn give_up(&self, number: u64) {
+        self.state().open.take_if(|(open, _)| *open == number);
     }
 
     fn differs_for(&self) -> Duration {
-        let differs = self.differs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        differs.map_or(Duration::ZERO, |since| since.elapsed())
+        self.state().differs.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     async fn call(
@@ -70,11 +144,12 @@ impl Client {
         request: &(dyn Fn() -> HelperRequest + Send + Sync),
         operation: &'static str,
     ) -> Result<HelperResponse, PrivilegedError> {
-        let began = Instant::now();
+        // Not from the beginning on: a call may have been in flight for longer when its connection breaks.
+        let mut first_failure = None;
         loop {
             let source = match self.channel().await {
                 Err(error) => error,
-                Ok(channel) => {
+                Ok((number, channel)) => {
                     let mut context = tarpc::context::current();
                     context.deadline = Instant::now() + CALL_LIMIT;
                     match channel.call(context, request()).await {
@@ -83,18 +158,24 @@ impl Client {
                         // Too many calls in flight on this connection: it is alive, and soon there is room.
                         Err(RpcError::Server(error)) => io::Error::new(error.kind, error.detail),
                         Err(error) => {
-                            *self.channel.lock().await = None;
+                            self.give_up(number);
                             io::Error::other(error)
                         }
                     }
                 }
             };
-            let limit = if source.kind() == io::ErrorKind::NotFound { ABSENT_LIMIT } else { RECONNECT_LIMIT };
+            let failing = first_failure.get_or_insert_with(Instant::now).elapsed();
+            let limit = match source.kind() {
+                io::ErrorKind::NotFound => ABSENT_LIMIT,
+                // No hello: that wait was long enough for any restart.
+                io::ErrorKind::TimedOut => Duration::ZERO,
+                _ => self.reconnect_limit,
+            };
             if is_other_release(&source) {
-                if self.differs_for().max(began.elapsed()) > limit {
+                if self.differs_for().max(failing) >= limit {
                     return Err(PrivilegedError::OtherRelease { source });
                 }
-            } else if began.elapsed() > limit {
+            } else if failing >= limit {
                 return Err(PrivilegedError::Unreachable { socket: self.socket.clone(), source });
             }
             tokio::time::sleep(PAUSE).await;
@@ -116,14 +197,35 @@ impl Link for Client {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use banger_proto::helper::HelperError;
     use banger_proto::wire::{HELLO_BYTES, Hello, PROTOCOL_VERSION};
+    use futures::{SinkExt as _, StreamExt as _};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tarpc::{ClientMessage, Response};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    fn listening() -> (tempfile::TempDir, UnixListener, Client) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("priv.sock");
+        (folder, UnixListener::bind(&socket).unwrap(), Client::new(&socket))
+    }
+
+    /// The next connection, greeted.
+    async fn greeted(listener: &UnixListener) -> UnixStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        transport::accept(&mut stream).await.unwrap();
+        stream
+    }
+
+    fn list() -> HelperRequest {
+        HelperRequest::List { after: None }
+    }
 
     #[tokio::test]
     async fn another_version_is_told_apart_and_forgotten_when_it_is_ours_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("priv.sock");
-        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let (_folder, listener, client) = listening();
         let helper = tokio::spawn(async move {
             let mut kept = Vec::new();
             for version in [PROTOCOL_VERSION + 1, PROTOCOL_VERSION + 1, PROTOCOL_VERSION] {
@@ -135,15 +237,92 @@ mod tests {
             }
             kept
         });
-        let client = Client::new(&socket);
         assert!(client.channel().await.is_err_and(|error| is_other_release(&error)));
-        let since = *client.differs.lock().unwrap();
+        let since = client.state().differs;
         assert!(since.is_some());
         assert!(client.channel().await.is_err());
-        assert_eq!(*client.differs.lock().unwrap(), since, "counted from the first time");
+        assert_eq!(client.state().differs, since, "counted from the first time");
         client.channel().await.unwrap();
-        assert_eq!(*client.differs.lock().unwrap(), None);
+        assert_eq!(client.state().differs, None);
         drop(helper.await.unwrap());
         assert!(!is_other_release(&io::ErrorKind::InvalidData.into()));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_silent_helper_at_once_waits_once() {
+        let (_folder, listener, mut client) = listening();
+        client.hello_limit = Duration::from_millis(300);
+        let met = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&met);
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(listener.accept().await.unwrap());
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let silent = |answer| match answer {
+            Err(PrivilegedError::Unreachable { source, .. }) => source.kind() == io::ErrorKind::TimedOut,
+            _ => false,
+        };
+        let answers = tokio::join!(client.call(&list, "1"), client.call(&list, "2"), client.call(&list, "3"));
+        assert!(silent(answers.0) && silent(answers.1) && silent(answers.2));
+        assert_eq!(met.load(Ordering::Relaxed), 1, "one attempt for all three, and none after it");
+        assert!(silent(client.call(&list, "4").await));
+        assert_eq!(met.load(Ordering::Relaxed), 2, "who comes later asks anew");
+    }
+
+    #[test]
+    fn who_waited_hears_the_same() {
+        let version = WireError::Version { theirs: 7, build: "0.7".to_owned() };
+        let errors = [
+            version.into(),
+            io::Error::from_raw_os_error(nix::libc::ENOENT),
+            io::Error::new(io::ErrorKind::TimedOut, "late"),
+            io::ErrorKind::UnexpectedEof.into(),
+        ];
+        for error in errors {
+            let copy = copied(&error);
+            assert_eq!((copy.kind(), copy.to_string()), (error.kind(), error.to_string()));
+            assert_eq!(is_other_release(&copy), is_other_release(&error));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_fails_late_gives_up_its_own_channel_only() {
+        let (_folder, listener, client) = listening();
+        let helper = tokio::spawn(async move { (greeted(&listener).await, greeted(&listener).await) });
+        let (first, _) = client.channel().await.unwrap();
+        client.give_up(first);
+        let (second, _) = client.channel().await.unwrap();
+        assert_ne!(first, second);
+        client.give_up(first);
+        assert_eq!(client.state().open.as_ref().map(|(number, _)| *number), Some(second));
+        client.give_up(second);
+        assert!(client.state().open.is_none());
+        drop(helper.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_connection_breaks_late_is_sent_again() {
+        let (_folder, listener, mut client) = listening();
+        client.reconnect_limit = Duration::from_millis(50);
+        let helper = tokio::spawn(async move {
+            let serve = transport::server::<UnixStream, HelperRequest, HelperResponse>;
+            let mut first = serve(greeted(&listener).await, HELPER_LIMITS);
+            first.next().await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            drop(first);
+            let mut second = serve(greeted(&listener).await, HELPER_LIMITS);
+            let Some(Ok(ClientMessage::Request(request))) = second.next().await else { return false };
+            let message = Ok(HelperResponse::List(Err(HelperError::Busy)));
+            second.send(Response { request_id: request.id, message }).await.unwrap();
+            // Stays open until the client has read it.
+            matches!(request.message, HelperRequest::List { after: None }) && second.next().await.is_none()
+        });
+        let answer = client.call(&list, "list").await;
+        assert!(matches!(answer, Ok(HelperResponse::List(Err(HelperError::Busy)))));
+        drop(client);
+        assert!(helper.await.unwrap());
     }
 }
