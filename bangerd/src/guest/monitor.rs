@@ -5,6 +5,11 @@
 //! the console and the agent is silent since, or when the agent is silent for [`SILENCE`]. An announced
 //! shutdown alone ends nothing: between it and the power off the guest still writes its disks, and killing
 //! the VMM then would lose what it writes. Also keeps the console under its cap.
+//!
+//! The console is the guest's to write: a nested VM's log or a replayed kernel log has the same words, and a monitor that
+//! hears the agent afterwards drops them. A new watch over the same file has not heard that: to it words that
+//! stood there before it began prove nothing, not even together with an announcement, before the full [`SILENCE`].
+//! Then they are right: a guest may have ended while no daemon ran, and its VMM run on.
 
 use super::console::{LastWord, Scanner};
 use super::control::Control;
@@ -48,43 +53,91 @@ pub struct Ended {
 
 /// Returns when the guest has ended. Stopped by dropping it.
 pub async fn watch(parts: Parts) -> Ended {
-    let mut scanner = Scanner::default();
-    let mut agent = Agent::default();
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let end = tokio::select! {
-            end = parts.vmm.ended() => Some(end),
-            _ = look.tick() => None,
-        };
-        if end.is_some() {
-            tokio::time::sleep(LAST_WORDS).await;
+    Watch::begin(parts).await.end().await
+}
+
+/// A watch that has begun: what the console said until then is known as older.
+#[derive(Debug)]
+pub struct Watch {
+    parts: Parts,
+    console: Console,
+    agent: Agent,
+}
+
+impl Watch {
+    /// Reads what stands on the console. Before the guest is told to shut down, so that only what it says
+    /// afterwards is about this shutdown.
+    pub async fn begin(parts: Parts) -> Self {
+        let mut watch = Self { parts, console: Console::default(), agent: Agent::default() };
+        watch.look().await;
+        watch
+    }
+
+    /// Returns when the guest has ended.
+    pub async fn end(mut self) -> Ended {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let end = tokio::select! {
+                end = self.parts.vmm.ended() => Some(end),
+                _ = look.tick() => None,
+            };
+            if end.is_some() {
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+            let ending = self.look().await;
+            let reason = match end {
+                Some(end) => Some(reason_of_end(end, self.agent.said(), ending)),
+                None => reason_of_silence(self.agent.silent, self.agent.said(), ending),
+            };
+            if let Some(reason) = reason {
+                return Ended { reason };
+            }
         }
-        let (word, back) = scan(scanner, parts.console.clone()).await;
-        scanner = back;
-        let view = parts.control.view();
-        let ending = view.ending;
-        agent.look(view.heard, word, Instant::now());
-        let reason = match end {
-            Some(end) => Some(reason_of_end(end, agent.word(), ending)),
-            None => reason_of_silence(agent.silent, agent.word(), ending),
-        };
-        if let Some(reason) = reason {
-            return Ended { reason };
-        }
+    }
+
+    /// Looks at console and agent, and says which end is announced.
+    async fn look(&mut self) -> Option<ShutdownKind> {
+        let (said, console) = scan(std::mem::take(&mut self.console), self.parts.console.clone()).await;
+        self.console = console;
+        let view = self.parts.control.view();
+        self.agent.look(view.heard, said, Instant::now());
+        view.ending
     }
 }
 
+/// The console as far as it was read.
+#[derive(Debug, Default)]
+struct Console {
+    scanner: Scanner,
+    /// It was read once, with success: what comes is new.
+    read: bool,
+}
+
+/// A kernel's last word, or something that looks like one.
+#[derive(Debug)]
+struct Said {
+    word: LastWord,
+    /// It came after the watch had begun.
+    fresh: bool,
+}
+
 /// Reads the console on a thread for blocking work.
-async fn scan(mut scanner: Scanner, path: PathBuf) -> (Option<LastWord>, Scanner) {
+async fn scan(mut console: Console, path: PathBuf) -> (Option<Said>, Console) {
     let work = tokio::task::spawn_blocking(move || {
-        let word = scanner.scan(&path).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read a console");
-            None
-        });
-        (word, scanner)
+        let said = match console.scanner.scan(&path) {
+            Ok(word) => {
+                let fresh = std::mem::replace(&mut console.read, true);
+                word.map(|word| Said { word, fresh })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read a console");
+                None
+            }
+        };
+        (said, console)
     });
-    work.await.unwrap_or_else(|_| (None, Scanner::default()))
+    work.await.unwrap_or_else(|_| (None, Console::default()))
 }
 
 /// What kernel and agent said last. Silence is counted by this process' own looks: time in which the daemon
@@ -94,11 +147,11 @@ struct Agent {
     heard: Option<Instant>,
     looked: Option<Instant>,
     silent: Duration,
-    word: Option<(LastWord, Instant)>,
+    said: Option<(Said, Instant)>,
 }
 
 impl Agent {
-    fn look(&mut self, heard: Option<Instant>, word: Option<LastWord>, now: Instant) {
+    fn look(&mut self, heard: Option<Instant>, said: Option<Said>, now: Instant) {
         let passed = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         self.looked = Some(now);
         if heard == self.heard {
@@ -107,19 +160,19 @@ impl Agent {
             self.heard = heard;
             self.silent = Duration::ZERO;
         }
-        if let Some(word) = word {
-            self.word = Some((word, now));
+        if let Some(said) = said {
+            self.said = Some((said, now));
         }
         // An agent that is heard afterwards: these were not the kernel's words.
-        if let (Some((_, said)), Some(heard)) = (&self.word, heard)
-            && heard > *said + IN_FLIGHT
+        if let (Some((_, at)), Some(heard)) = (&self.said, heard)
+            && heard > *at + IN_FLIGHT
         {
-            self.word = None;
+            self.said = None;
         }
     }
 
-    fn word(&self) -> Option<&LastWord> {
-        self.word.as_ref().map(|(word, _)| word)
+    fn said(&self) -> Option<&Said> {
+        self.said.as_ref().map(|(said, _)| said)
     }
 }
 
@@ -141,9 +194,9 @@ fn by_kind(kind: ShutdownKind) -> String {
     .to_owned()
 }
 
-fn reason_of_end(end: VmmEnd, word: Option<&LastWord>, ending: Option<ShutdownKind>) -> String {
-    match (word, end, ending) {
-        (Some(word), ..) => by_word(word),
+fn reason_of_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> String {
+    match (said, end, ending) {
+        (Some(said), ..) => by_word(&said.word),
         // A guest has no way to have its VMM killed: what it announced does not explain that.
         (None, VmmEnd::Killed(signal), _) => format!("firecracker was killed (signal {signal})"),
         (None, _, Some(kind)) => by_kind(kind),
@@ -152,14 +205,17 @@ fn reason_of_end(end: VmmEnd, word: Option<&LastWord>, ending: Option<ShutdownKi
     }
 }
 
-fn reason_of_silence(silent: Duration, word: Option<&LastWord>, ending: Option<ShutdownKind>) -> Option<String> {
-    match word {
+fn reason_of_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>) -> Option<String> {
+    match said {
         // Kernel and agent agree, or the agent says nothing against it.
-        Some(word) if ending.is_some() || silent >= CONFIRM => Some(by_word(word)),
+        Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word)),
         _ if silent < SILENCE => None,
-        _ => {
-            Some(ending.map_or_else(|| format!("no sign of life from the guest for {} s", SILENCE.as_secs()), by_kind))
-        }
+        // An announcement to this daemon is newer than a word that it found.
+        _ => Some(match (ending, said) {
+            (Some(kind), _) => by_kind(kind),
+            (None, Some(said)) => by_word(&said.word),
+            (None, None) => format!("no sign of life from the guest for {} s", SILENCE.as_secs()),
+        }),
     }
 }
 

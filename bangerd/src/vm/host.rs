@@ -376,14 +376,18 @@ impl Running for Guest {
     }
 
     fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool> {
-        async move {
-            // The same eyes that see a guest end by itself see it end because it was asked to.
-            let ended = monitor::watch(self.parts.clone());
+        let asked = async move {
+            // The same eyes that see a guest end by itself see it end because it was asked to. They open before it is
+            // told: an older word on its console is not about this end.
+            let watch = monitor::Watch::begin(self.parts.clone()).await;
             let told = self.parts.control.shutdown().await;
             crate::fail::point("guest", "told to shut down");
-            told && tokio::time::timeout(limit, ended).await.is_ok()
-        }
-        .boxed()
+            if told {
+                watch.end().await;
+            }
+            told
+        };
+        async move { tokio::time::timeout(limit, asked).await.unwrap_or(false) }.boxed()
     }
 
     fn ended(&self) -> BoxFuture<'static, String> {

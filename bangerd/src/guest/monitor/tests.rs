@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+const POWER_DOWN: &str = "[ 1.0] reboot: Power down\r\n";
 /// What `vm list` has.
 const TRUTH: Duration = Duration::from_secs(5);
 
@@ -36,7 +37,15 @@ impl Guest {
     }
 
     async fn reason(&self) -> String {
-        timeout(TRUTH, watch(self.parts.clone())).await.unwrap().reason
+        self.reason_of(self.begin().await).await
+    }
+
+    async fn begin(&self) -> Watch {
+        Watch::begin(self.parts.clone()).await
+    }
+
+    async fn reason_of(&self, watch: Watch) -> String {
+        timeout(TRUTH, watch.end()).await.unwrap().reason
     }
 
     fn kill(&self) {
@@ -63,9 +72,10 @@ async fn the_kernels_last_word_is_the_reason() {
     ] {
         let guest = Guest::new();
         let agent = guest.agent().await;
+        let watch = guest.begin().await;
         guest.print(words);
         drop(agent);
-        assert_eq!(guest.reason().await, reason);
+        assert_eq!(guest.reason_of(watch).await, reason);
         guest.kill();
     }
 }
@@ -82,7 +92,8 @@ async fn a_restart_is_told_by_the_console_when_the_vmm_ends() {
 async fn an_agent_that_goes_on_proves_the_words_wrong() {
     let guest = Guest::new();
     let mut agent = guest.agent().await;
-    guest.print("[ 1.0] reboot: Power down\r\n");
+    let watch = guest.begin().await;
+    guest.print(POWER_DOWN);
     let alive = async {
         for _ in 0..16 {
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -91,8 +102,55 @@ async fn an_agent_that_goes_on_proves_the_words_wrong() {
     };
     tokio::select! {
         () = alive => {}
-        ended = watch(guest.parts.clone()) => assert_eq!(ended.reason, "nothing"),
+        ended = watch.end() => assert_eq!(ended.reason, "nothing"),
     }
+    guest.kill();
+}
+
+#[tokio::test]
+async fn a_word_from_before_a_shutdown_is_not_about_it() {
+    let guest = Guest::new();
+    let mut agent = guest.agent().await;
+    guest.print(POWER_DOWN);
+    let mut end = std::pin::pin!(guest.begin().await.end());
+    agent.write_all(b"{\"event\":\"shutdown\",\"kind\":\"poweroff\"}\n").await.unwrap();
+    drop(agent);
+    // The guest still writes its disks.
+    let early = timeout(CONFIRM + 2 * LOOK, &mut end).await;
+    assert!(early.is_err(), "{early:?}");
+    assert!(guest.parts.control.view().ending.is_some());
+    guest.print(POWER_DOWN);
+    assert_eq!(timeout(TRUTH, end).await.unwrap().reason, "guest powered off");
+    guest.kill();
+}
+
+#[tokio::test]
+async fn an_adopted_guest_is_not_dead_by_what_its_console_said_before() {
+    let guest = Guest::new();
+    guest.print(POWER_DOWN);
+    // Its agent has not come back yet.
+    let early = timeout(CONFIRM + 2 * LOOK, watch(guest.parts.clone())).await;
+    assert!(early.is_err(), "{early:?}");
+    guest.kill();
+}
+
+#[tokio::test]
+async fn a_console_that_cannot_be_read_at_first_is_older_when_it_can() {
+    let guest = Guest::new();
+    let away = guest.folder.path().join("away");
+    std::fs::rename(&guest.parts.console, &away).unwrap();
+    // Not even root reads a folder.
+    std::fs::create_dir(&guest.parts.console).unwrap();
+    let (said, console) = scan(Console::default(), guest.parts.console.clone()).await;
+    assert!(said.is_none());
+    std::fs::remove_dir(&guest.parts.console).unwrap();
+    std::fs::rename(&away, &guest.parts.console).unwrap();
+    guest.print(POWER_DOWN);
+    let (said, console) = scan(console, guest.parts.console.clone()).await;
+    assert!(said.is_some_and(|said| !said.fresh));
+    guest.print(POWER_DOWN);
+    let (said, _) = scan(console, guest.parts.console.clone()).await;
+    assert!(said.is_some_and(|said| said.fresh));
     guest.kill();
 }
 
@@ -106,13 +164,13 @@ fn silence_is_counted_in_looks() {
     assert!(agent.silent <= 4 * LOOK);
     let mut now = start + Duration::from_secs(3600);
     while agent.silent < SILENCE {
-        assert_eq!(reason_of_silence(agent.silent, agent.word(), None), None);
+        assert_eq!(reason_of_silence(agent.silent, agent.said(), None), None);
         now += LOOK;
         agent.look(Some(start), None, now);
     }
-    let reason = reason_of_silence(agent.silent, agent.word(), None).unwrap();
+    let reason = reason_of_silence(agent.silent, agent.said(), None).unwrap();
     assert_eq!(reason, "no sign of life from the guest for 30 s");
-    let announced = reason_of_silence(agent.silent, agent.word(), Some(ShutdownKind::Poweroff)).unwrap();
+    let announced = reason_of_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff)).unwrap();
     assert_eq!(announced, "guest powered off");
     agent.look(Some(now), None, now + LOOK);
     assert_eq!(agent.silent, Duration::ZERO);
@@ -126,16 +184,53 @@ fn an_announcement_alone_ends_nothing() {
 
 #[test]
 fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
-    let word = LastWord::PowerDown;
-    let said = |silent, ending| reason_of_silence(silent, Some(&word), ending);
+    let fresh = Said { word: LastWord::PowerDown, fresh: true };
+    let said = |silent, ending| reason_of_silence(silent, Some(&fresh), ending);
     assert_eq!(said(Duration::ZERO, None), None);
     assert_eq!(said(CONFIRM, None).as_deref(), Some("guest powered off"));
     assert_eq!(said(Duration::ZERO, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
 }
 
 #[test]
+fn a_word_that_the_watch_found_waits_for_the_whole_silence() {
+    let start = Instant::now();
+    let mut agent = Agent::default();
+    // As after a restart of the daemon: the guest has ended, its agent is never heard.
+    agent.look(None, Some(Said { word: LastWord::Halted, fresh: false }), start);
+    let mut now = start;
+    while agent.silent < SILENCE {
+        for ending in [None, Some(ShutdownKind::Halt)] {
+            assert_eq!(reason_of_silence(agent.silent, agent.said(), ending), None);
+        }
+        now += LOOK;
+        agent.look(None, None, now);
+    }
+    assert_eq!(now - start, SILENCE);
+    assert_eq!(reason_of_silence(agent.silent, agent.said(), None).as_deref(), Some("guest halted"));
+    let announced = reason_of_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff));
+    assert_eq!(announced.as_deref(), Some("guest powered off"));
+}
+
+#[test]
+fn an_agent_that_is_heard_or_a_new_word_takes_the_place_of_a_found_one() {
+    let start = Instant::now();
+    let found = || Some(Said { word: LastWord::Halted, fresh: false });
+    let mut agent = Agent::default();
+    agent.look(None, found(), start);
+    let later = start + IN_FLIGHT + LOOK;
+    agent.look(Some(later), None, later);
+    assert!(agent.said().is_none());
+
+    let mut agent = Agent::default();
+    agent.look(None, found(), start);
+    agent.look(None, Some(Said { word: LastWord::PowerDown, fresh: true }), start + LOOK);
+    let reason = reason_of_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff));
+    assert_eq!(reason.as_deref(), Some("guest powered off"));
+}
+
+#[test]
 fn every_end_of_a_vmm_has_a_reason() {
-    let panic = LastWord::Panic("x".into());
+    let panic = Said { word: LastWord::Panic("x".into()), fresh: true };
     assert_eq!(reason_of_end(VmmEnd::Exited(0), Some(&panic), None), "guest kernel panicked: x");
     assert_eq!(reason_of_end(VmmEnd::Exited(0), None, Some(ShutdownKind::Poweroff)), "guest powered off");
     assert_eq!(reason_of_end(VmmEnd::Exited(148), None, None), "firecracker exited (status 148)");
