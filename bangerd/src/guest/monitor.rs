@@ -8,8 +8,8 @@
 //!
 //! The console is the guest's to write: a nested VM's log or a replayed kernel log has the same words, and a monitor that
 //! hears the agent afterwards drops them. A new watch over the same file has not heard that: to it words that
-//! stood there before it began prove nothing, not even together with an announcement, before the full [`SILENCE`].
-//! Then they are right: a guest may have ended while no daemon ran, and its VMM run on.
+//! stood there before it began prove nothing about an end that is announced now, before the full [`SILENCE`]. Where nothing is
+//! announced, an agent that is not heard for [`CONFIRM_FOUND`] proves them: a guest may have ended while no daemon ran, and its VMM run on.
 
 use super::console::{LastWord, Scanner};
 use super::control::Control;
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// After a last word on the console an agent that announced nothing must be silent this long: longer than its heartbeat, so that
 /// the same words written by a program in the guest end nothing.
 const CONFIRM: Duration = Duration::from_millis(2500);
+/// The same for words that were there before the watch began. An agent that lives comes back to a new daemon every half second.
+const CONFIRM_FOUND: Duration = Duration::from_secs(4);
 /// What the agent said before the kernel's last word may be read after it.
 const IN_FLIGHT: Duration = Duration::from_millis(500);
 /// An agent that is silent this long is gone: a host under load may starve a guest for seconds, not for this.
@@ -209,13 +211,12 @@ fn reason_of_silence(silent: Duration, said: Option<&Said>, ending: Option<Shutd
     match said {
         // Kernel and agent agree, or the agent says nothing against it.
         Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word)),
+        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
         _ if silent < SILENCE => None,
         // An announcement to this daemon is newer than a word that it found.
-        _ => Some(match (ending, said) {
-            (Some(kind), _) => by_kind(kind),
-            (None, Some(said)) => by_word(&said.word),
-            (None, None) => format!("no sign of life from the guest for {} s", SILENCE.as_secs()),
-        }),
+        _ => {
+            Some(ending.map_or_else(|| format!("no sign of life from the guest for {} s", SILENCE.as_secs()), by_kind))
+        }
     }
 }
 
