@@ -48,8 +48,12 @@ pub struct Result {
     pub measured: BTreeMap<String, String>,
 }
 
-/// The daemon's words for a guest that has never become ready.
-const SILENT_GUEST: &str = "the guest was not ready within";
+/// The daemon's words for a guest that stands still: in its boot, while it runs, while a command runs in it.
+const SILENT_GUEST: [&str; 3] = [
+    "the guest was not ready within",
+    "no sign of life from the guest",
+    "the connection to the guest was lost before the command ended",
+];
 
 /// A suite's result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,14 +78,14 @@ impl Report {
         )
     }
 
-    /// Whether the only failures are guests that have never become ready.
+    /// Whether the only failures are guests that stood still.
     #[must_use]
     pub fn only_silent_guests(&self) -> bool {
         let mut failures = self.results.iter().filter_map(|result| match &result.verdict {
             Verdict::Failed(why) => Some(why),
             _ => None,
         });
-        self.counts().1 > 0 && failures.all(|why| why.contains(SILENT_GUEST))
+        self.counts().1 > 0 && failures.all(|why| SILENT_GUEST.iter().any(|words| why.contains(words)))
     }
 }
 
