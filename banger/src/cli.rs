@@ -52,7 +52,7 @@ pub(crate) struct Doctor {
     /// List what belongs to no VM: processes, devices, files (for administrators)
     #[arg(long)]
     pub(crate) leaks: bool,
-    /// And release it
+    /// And remove it for good, disks and images included
     #[arg(long, requires = "leaks")]
     pub(crate) fix: bool,
     #[command(flatten)]

@@ -76,7 +76,10 @@ async fn leaks(fix: bool, json: Json) -> anyhow::Result<u8> {
         if leaks.iter().any(|leak| leak.fixed == Some(false)) {
             output::note("`journalctl -u bangerd -u banger-priv` says why something could not be released");
         } else if left {
-            output::note("bangerd releases this by itself within two minutes, `banger doctor --leaks --fix` at once");
+            output::note("bangerd releases by itself, within two minutes, what has no data in it");
+            output::note(
+                "`banger doctor --leaks --fix` removes all of it at once, disks and images too: if the database is an older copy, bring the right one back first",
+            );
         }
     }
     Ok(if left { FAILED } else { 0 })
