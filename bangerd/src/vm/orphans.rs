@@ -151,7 +151,7 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(&kernel.id)));
     for row in &rows {
         let holding = held.iter().find(|holding| holding.vm == row.id);
-        look_again_if_untrue(ctx, row, holding.is_some_and(|holding| holds(holding) || holding.pid.is_some()));
+        look_again_if_untrue(ctx, row, holding.is_some_and(holds));
     }
 
     let mut orphans = Vec::new();
@@ -165,7 +165,7 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     orphans.extend(unknown.map(|holding| Orphan::Held {
         vm: holding.vm,
         quarantined: holding.quarantined,
-        only_cow: holding.cow.is_some() && !holds(holding),
+        only_cow: holding.cow.is_some() && !holding.quarantined && !holds(holding),
         what: what(holding),
     }));
     for (paths, of) in [(folders, Folder::Disk), (sockets, Folder::Sockets), (stored, Folder::Store)] {
@@ -175,9 +175,9 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     Ok(orphans)
 }
 
-/// What of it is a kernel object.
-fn holds(holding: &Holding) -> bool {
-    holding.tap.is_some() || holding.disk.is_some() || holding.nat
+/// Whether there is more than a COW file: what belongs to one boot.
+pub(super) fn holds(holding: &Holding) -> bool {
+    holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some()
 }
 
 /// In its turn: an order that is at work now explains what is seen.

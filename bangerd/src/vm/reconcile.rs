@@ -3,6 +3,7 @@
 
 use super::actor::Actor;
 use super::machine::Seat;
+use super::orphans::holds;
 use super::{Context, Vms};
 use crate::db::VmRow;
 use crate::error::chain;
@@ -127,7 +128,7 @@ impl Actor {
             return true;
         }
         match self.ctx.privileged.identity(seat.id).await {
-            Ok(holding) => holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some(),
+            Ok(holding) => holds(&holding),
             Err(_) => false,
         }
     }
