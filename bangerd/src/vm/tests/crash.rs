@@ -289,3 +289,14 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
     assert_eq!(leaks(&world, ROOT, false).unwrap(), []);
     world.assert_nothing_at_all();
 }
+
+#[test]
+fn a_live_vm_is_not_torn_down_because_the_helper_cannot_look() {
+    let mut world = World::new();
+    world.running("demo");
+    world.kill_daemon();
+    world.helper.refuse("look at the process", HelperError::Kernel(nix::libc::ENFILE), 1);
+    world.boot();
+    world.until("demo", State::Running);
+    assert_eq!(world.machine.processes(), 1);
+}

@@ -3,7 +3,7 @@
 use super::*;
 use banger_proto::daemon::KillSignal;
 use banger_proto::helper::HelperError;
-use banger_proto::model::ErrorCode;
+use banger_proto::model::{ErrorCode, SetRequest};
 
 #[test]
 fn a_start_records_file_cache_and_mirror_and_a_stop_clears_all_three() {
@@ -160,4 +160,19 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
         assert!(matches!(world.wait(id), JobState::Failed(_)));
     }
     world.assert_nothing_at_all();
+}
+
+#[test]
+fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
+    let world = World::new();
+    let vm = world.running("demo");
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    let visit = entry.shared.enter();
+    entry.orders.send(super::super::Order::Stale(0)).unwrap();
+    // Behind it in the queue.
+    world.order(Verb::Set(SetRequest::default()), "demo");
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
+    drop(visit);
+    entry.orders.send(super::super::Order::Stale(0)).unwrap();
+    world.until("demo", State::Stopped);
 }

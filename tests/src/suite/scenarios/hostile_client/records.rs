@@ -66,7 +66,7 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
         asked.ask("bind_process", &HelperRequest::BindProcess { vm, pid }, "Ok")?;
     }
     let now = descriptors(scene)?;
-    ensure!(now < open + AGAIN, "{open} descriptors of the helper's were open, and {AGAIN} bindings later {now}");
+    ensure!(now < open + AGAIN / 2, "{open} descriptors of the helper's were open, and {AGAIN} bindings later {now}");
     asked.ask("process_running", &HelperRequest::ProcessRunning { vm, pid }, "Ok")?;
     asked.ask("release", &HelperRequest::Release { vm }, "StillRunning")?;
     process.kill().context("end the VM's process")?;
