@@ -1,5 +1,6 @@
 //! Puts the product into the host VM, as an administrator would, and cleans up after a scenario that failed.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -65,8 +66,8 @@ fn install_vmm(options: &Options) -> Result<()> {
     )?;
     if options.surroundings.vmm == "stand-in" {
         let folder = "/etc/systemd/system/bangerd.service.d";
-        std::fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
-        std::fs::write(format!("{folder}/bench.conf"), STAND_IN_DROP_IN).context("write the bench's drop-in")?;
+        fs::create_dir_all(folder).with_context(|| format!("create {folder}"))?;
+        fs::write(format!("{folder}/bench.conf"), STAND_IN_DROP_IN).context("write the bench's drop-in")?;
     }
     root("systemctl daemon-reload && systemctl restart bangerd.service", INSTALL, options)
 }
@@ -80,6 +81,7 @@ fn import(options: &Options) -> Result<()> {
 /// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from a known state. Errors are printed only: the
 /// failure itself is already on record.
 pub(super) fn clean_up() {
+    show_consoles();
     if !Path::new("/usr/bin/banger").exists() {
         return;
     }
@@ -90,6 +92,19 @@ pub(super) fn clean_up() {
             Ok(finished) if finished.status.success() => {}
             Ok(finished) => report::print_line(&format!("  clean-up: {finished}")),
             Err(error) => report::print_line(&format!("  clean-up: {error:#}")),
+        }
+    }
+}
+
+/// What the VMs that are there said last, and their VMM on its end: the rest of their traces goes with the clean-up.
+fn show_consoles() {
+    const LINES: usize = 30;
+    for folder in fs::read_dir("/var/lib/banger/vms").into_iter().flatten().flatten() {
+        let Ok(console) = fs::read(folder.path().join("console.log")) else { continue };
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<&str> = console.lines().collect();
+        for line in lines.iter().skip(lines.len().saturating_sub(LINES)) {
+            report::print_line(&format!("  console {:.12}: {}", folder.file_name().display(), line.escape_debug()));
         }
     }
 }
