@@ -196,6 +196,9 @@ fn by_kind(kind: ShutdownKind) -> String {
     .to_owned()
 }
 
+/// Of a VMM that an earlier run of the daemon started, only the end is seen: its status goes to its parent (wait(2)).
+const NOT_OUR_CHILD: &str = "firecracker ended (how is not known: bangerd was restarted meanwhile)";
+
 fn reason_of_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> String {
     match (said, end, ending) {
         (Some(said), ..) => by_word(&said.word),
@@ -203,7 +206,7 @@ fn reason_of_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>)
         (None, VmmEnd::Killed(signal), _) => format!("firecracker was killed (signal {signal})"),
         (None, _, Some(kind)) => by_kind(kind),
         (None, VmmEnd::Exited(status), None) => format!("firecracker exited (status {status})"),
-        (None, VmmEnd::Unknown, None) => "firecracker was killed (signal unknown)".to_owned(),
+        (None, VmmEnd::Unknown, None) => NOT_OUR_CHILD.to_owned(),
     }
 }
 

@@ -226,5 +226,5 @@ fn every_end_of_a_vmm_has_a_reason() {
     assert_eq!(reason_of_end(VmmEnd::Exited(148), None, None), "firecracker exited (status 148)");
     let killed = reason_of_end(VmmEnd::Killed(9), None, Some(ShutdownKind::Reboot));
     assert_eq!(killed, "firecracker was killed (signal 9)");
-    assert_eq!(reason_of_end(VmmEnd::Unknown, None, None), "firecracker was killed (signal unknown)");
+    assert_eq!(reason_of_end(VmmEnd::Unknown, None, None), NOT_OUR_CHILD);
 }
