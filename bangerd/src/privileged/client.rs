@@ -23,6 +23,8 @@ const ABSENT_LIMIT: Duration = Duration::from_millis(500);
 /// systemd kills a helper that hangs after 30 s (`WatchdogSec=`), and the next one recovers before it takes up who waits
 /// at the socket: both have room in this. Less than the transport's own limit, which would count otherwise.
 const HELLO_LIMIT: Duration = Duration::from_secs(55);
+/// The same for one that was silent the last time: it had its chance to be killed and to come back, and a job asks it several times.
+const HELLO_AGAIN_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one operation may take; the slowest reserves a COW file.
 const CALL_LIMIT: Duration = Duration::from_secs(55);
@@ -33,6 +35,7 @@ type Calls = Channel<HelperRequest, HelperResponse>;
 pub(super) struct Client {
     socket: PathBuf,
     hello_limit: Duration,
+    hello_again_limit: Duration,
     reconnect_limit: Duration,
     /// Held by the caller that connects; the others wait here for what comes of it.
     turn: Mutex<()>,
@@ -48,6 +51,8 @@ struct State {
     made: u64,
     /// When and why there was no connection the last time.
     failed: Option<(Instant, io::Error)>,
+    /// It hung the last time that it was asked something.
+    silent: bool,
     /// Since when the helper has been of another release. An upgrade restarts one after the other: that is waited
     /// for once, and not by each call.
     differs: Option<Instant>,
@@ -84,6 +89,7 @@ impl Client {
         Self {
             socket: socket.to_owned(),
             hello_limit: HELLO_LIMIT,
+            hello_again_limit: HELLO_AGAIN_LIMIT,
             reconnect_limit: RECONNECT_LIMIT,
             turn: Mutex::default(),
             state: std::sync::Mutex::default(),
@@ -117,13 +123,16 @@ impl Client {
 
     async fn connect(&self) -> io::Result<Calls> {
         let mut stream = UnixStream::connect(&self.socket).await?;
-        let hello = tokio::time::timeout(self.hello_limit, transport::connect(&mut stream, Purpose::Calls)).await;
+        let limit = if self.state().silent { self.hello_again_limit } else { self.hello_limit };
+        let hello = tokio::time::timeout(limit, transport::connect(&mut stream, Purpose::Calls)).await;
+        let silent = hello.is_err();
         let hello = hello.unwrap_or_else(|_| {
-            let silent = format!("it did not say hello within {} s", self.hello_limit.as_secs());
+            let silent = format!("it did not say hello within {limit:?}");
             Err(io::Error::new(io::ErrorKind::TimedOut, silent))
         });
         let other = hello.as_ref().is_err_and(is_other_release);
         let mut state = self.state();
+        state.silent = silent;
         state.differs = other.then(|| state.differs.unwrap_or_else(Instant::now));
         drop(state);
         hello?;
@@ -154,7 +163,12 @@ impl Client {
                     context.deadline = Instant::now() + CALL_LIMIT;
                     match channel.call(context, request()).await {
                         Ok(response) => return Ok(response),
-                        Err(RpcError::DeadlineExceeded) => return Err(PrivilegedError::TimedOut { operation }),
+                        Err(RpcError::DeadlineExceeded) => {
+                            // Whoever asks next finds out by a hello, which takes less long.
+                            self.give_up(number);
+                            self.state().silent = true;
+                            return Err(PrivilegedError::TimedOut { operation });
+                        }
                         // Too many calls in flight on this connection: it is alive, and soon there is room.
                         Err(RpcError::Server(error)) => io::Error::new(error.kind, error.detail),
                         Err(error) => {
@@ -252,6 +266,7 @@ mod tests {
     async fn who_waits_for_a_silent_helper_at_once_waits_once() {
         let (_folder, listener, mut client) = listening();
         client.hello_limit = Duration::from_millis(300);
+        client.hello_again_limit = Duration::from_millis(20);
         let met = Arc::new(AtomicUsize::new(0));
         let seen = Arc::clone(&met);
         tokio::spawn(async move {
@@ -261,15 +276,33 @@ mod tests {
                 seen.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let silent = |answer| match answer {
-            Err(PrivilegedError::Unreachable { source, .. }) => source.kind() == io::ErrorKind::TimedOut,
+        let silent_for = |answer, limit: &str| match answer {
+            Err(PrivilegedError::Unreachable { source, .. }) => {
+                source.kind() == io::ErrorKind::TimedOut && source.to_string().ends_with(limit)
+            }
             _ => false,
         };
+        let silent = |answer| silent_for(answer, " 300ms");
         let answers = tokio::join!(client.call(&list, "1"), client.call(&list, "2"), client.call(&list, "3"));
         assert!(silent(answers.0) && silent(answers.1) && silent(answers.2));
         assert_eq!(met.load(Ordering::Relaxed), 1, "one attempt for all three, and none after it");
-        assert!(silent(client.call(&list, "4").await));
-        assert_eq!(met.load(Ordering::Relaxed), 2, "who comes later asks anew");
+        assert!(silent_for(client.call(&list, "4").await, " 20ms"), "who comes later asks anew, and not for as long");
+        assert_eq!(met.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn one_that_says_hello_again_has_all_the_time_again() {
+        let (_folder, listener, mut client) = listening();
+        client.hello_limit = Duration::from_millis(100);
+        let helper = tokio::spawn(async move {
+            let silent = listener.accept().await.unwrap();
+            (silent, greeted(&listener).await)
+        });
+        assert!(client.channel().await.is_err());
+        assert!(client.state().silent);
+        client.channel().await.unwrap();
+        assert!(!client.state().silent);
+        drop(helper.await.unwrap());
     }
 
     #[test]
