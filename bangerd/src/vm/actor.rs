@@ -42,21 +42,42 @@ pub(super) struct Actor {
     monitor: Option<AbortHandle>,
 }
 
-/// Starts the task of one VM. `existing`: the row is of an earlier run, so what became of it is found out first.
-pub(super) fn spawn(ctx: Arc<Context>, row: VmRow, existing: bool) -> (mpsc::UnboundedSender<Order>, Arc<Shared>) {
-    let (sender, orders) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared::default());
-    let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
-    let own_orders = sender.downgrade();
-    let actor = Actor { ctx, row, shared: Arc::clone(&shared), orders, own_orders, boot: 0, monitor: None };
-    tokio::spawn(actor.run(existing).instrument(span));
-    (sender, shared)
+/// The place of an actor: orders can be left already, and are done when it works.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    pub(super) shared: Arc<Shared>,
+    queue: mpsc::UnboundedReceiver<Order>,
+}
+
+impl Place {
+    pub(super) fn new() -> Self {
+        let (orders, queue) = mpsc::unbounded_channel();
+        Self { orders, shared: Arc::default(), queue }
+    }
+
+    /// Starts the task of one VM. Without a `first` order the row is of an earlier run, and what became of it is found out first.
+    pub(super) fn work(self, ctx: Arc<Context>, row: VmRow, first: Option<Order>) {
+        let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
+        let own_orders = self.orders.downgrade();
+        let actor = Actor { ctx, row, shared: self.shared, orders: self.queue, own_orders, boot: 0, monitor: None };
+        tokio::spawn(actor.run(first).instrument(span));
+    }
 }
 
 impl Actor {
-    async fn run(mut self, existing: bool) {
-        let mut gone = existing && self.look().await;
-        self.shared.settle();
+    async fn run(mut self, first: Option<Order>) {
+        let mut gone = match first {
+            None => {
+                let gone = self.look().await;
+                self.shared.settle();
+                gone
+            }
+            Some(order) => {
+                self.shared.settle();
+                self.handle(order).await
+            }
+        };
         while !gone && let Some(order) = self.orders.recv().await {
             gone = self.handle(order).await;
         }

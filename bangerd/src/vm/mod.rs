@@ -79,6 +79,12 @@ struct Entry {
     shared: Arc<Shared>,
 }
 
+impl Entry {
+    fn of(place: &actor::Place) -> Self {
+        Self { orders: place.orders.clone(), shared: Arc::clone(&place.shared) }
+    }
+}
+
 impl Actors {
     fn lock(&self) -> MutexGuard<'_, HashMap<VmId, Entry>> {
         // Every change is one insert or remove.
@@ -118,18 +124,17 @@ impl Vms {
         Arc::new(Self { ctx: Arc::new(ctx), store })
     }
 
+    /// The actor of a VM whose row was found.
     fn actor(&self, row: VmRow) -> Entry {
-        self.actor_of(row, true)
-    }
-
-    fn actor_of(&self, row: VmRow, existing: bool) -> Entry {
         let mut actors = self.ctx.actors.lock();
-        let id = row.id;
-        let spawn = || {
-            let (orders, shared) = actor::spawn(Arc::clone(&self.ctx), row, existing);
-            Entry { orders, shared }
-        };
-        actors.entry(id).or_insert_with(spawn).clone()
+        if let Some(entry) = actors.get(&row.id) {
+            return entry.clone();
+        }
+        let place = actor::Place::new();
+        let entry = Entry::of(&place);
+        actors.insert(row.id, entry.clone());
+        place.work(Arc::clone(&self.ctx), row, None);
+        entry
     }
 
     /// A page of the peer's VMs; of everyone's for an administrator with `all`.
@@ -299,17 +304,21 @@ impl Vms {
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
         let vms = Arc::clone(self);
         tokio::spawn(async move {
+            // Before the row: who finds that shall not take the VM for one that an earlier run left half made.
+            let place = actor::Place::new();
+            vms.ctx.actors.lock().insert(id, Entry::of(&place));
             let inserted = match vms.helper_answers(id).await {
                 Ok(()) => vms.insert(new, name.is_some()).await,
                 Err(error) => Err(error),
             };
             match inserted {
-                Err(error) => job.finish(Err(error)),
+                Err(error) => {
+                    vms.ctx.forget(&id);
+                    job.finish(Err(error));
+                }
                 Ok(row) => {
-                    let entry = vms.actor_of(row, false);
                     let create = Order::Create { job, start: !request.no_start, keep };
-                    // The actor was made just now, and only its own deletion ends it.
-                    drop(entry.orders.send(create));
+                    place.work(Arc::clone(&vms.ctx), row, Some(create));
                 }
             }
         });

@@ -163,6 +163,31 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
 }
 
 #[test]
+fn an_order_that_meets_a_creation_waits_for_it() {
+    let world = World::new();
+    world.helper.set_busy(true);
+    let create = world.begin_create(ALICE, named("demo"), false).unwrap();
+    let entry = || world.life().vms.ctx.actors.lock().values().next().cloned();
+    world.until_true("a place for its orders", || entry().is_some());
+    let delete = world.life().vms.ctx.jobs.begin(ALICE.uid, "delete demo".into()).unwrap();
+    let id = delete.id();
+    entry().unwrap().orders.send(super::super::Order::Delete(delete)).unwrap();
+    world.helper.set_busy(false);
+    assert!(matches!(world.wait(create), JobState::Done(_)));
+    assert!(matches!(world.wait(id), JobState::Done(_)));
+    world.assert_nothing_at_all();
+    assert!(entry().is_none());
+}
+
+#[test]
+fn a_creation_without_a_row_leaves_no_place() {
+    let world = World::new();
+    world.running("demo");
+    assert!(matches!(world.create(named("demo"), false), JobState::Failed(_)));
+    assert_eq!(world.life().vms.ctx.actors.lock().len(), 1);
+}
+
+#[test]
 fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
     let world = World::new();
     let vm = world.running("demo");
