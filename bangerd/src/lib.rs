@@ -38,6 +38,11 @@ use std::time::Duration;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How long the end of the daemon waits for tasks to notice it.
 const END_LIMIT: Duration = Duration::from_secs(2);
+/// Set by systemd for a unit with `Type=notify`, see sd_notify(3).
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// How long a daemon that cannot start waits before its end. systemd starts the next one at once, which is right after a crash, and
+/// fills the log for as long as nobody repairs the cause of this.
+const FAILED_PAUSE: Duration = Duration::from_secs(2);
 
 /// The whole program.
 #[must_use]
@@ -52,6 +57,9 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("bangerd: {}", error::chain(&error));
             tracing::error!("{}", error::chain(&error));
+            if std::env::var_os(NOTIFY_SOCKET).is_some() {
+                std::thread::sleep(FAILED_PAUSE);
+            }
             ExitCode::FAILURE
         }
     }

@@ -223,6 +223,8 @@ fn damaged_database(scene: &mut Scene) -> Result<Outcome> {
 }
 
 const DB: &str = "/var/lib/banger/banger.db";
+/// How often a daemon that cannot start is started again while a client waits for it, at most.
+const RETRIES: u32 = 20;
 
 fn on_a_damaged_database(scene: &mut Scene) -> Result<()> {
     scene.root(&format!(
@@ -240,6 +242,12 @@ fn on_a_damaged_database(scene: &mut Scene) -> Result<()> {
             scene.journal("bangerd")?.contains("is damaged"),
             "its journal does not say that the database is damaged"
         );
+        Ok(())
+    })?;
+    scene.step("nor is it tried so often that its journal is full of it", |scene| {
+        // The client has waited for 20 s.
+        let times: u32 = scene.root("systemctl show -P NRestarts bangerd.service")?.trim().parse()?;
+        ensure!((1..=RETRIES).contains(&times), "systemd has started it again {times} times");
         Ok(())
     })
 }
