@@ -81,6 +81,11 @@ impl SimHelper {
         }
     }
 
+    /// The VM's COW file and its record are gone.
+    pub(crate) fn lose_cow(&self, vm: VmId) {
+        self.lock().ledger.remove(&vm);
+    }
+
     /// How many COW files there are.
     pub(crate) fn cows(&self) -> usize {
         self.lock().ledger.values().filter(|holding| holding.cow.is_some()).count()
@@ -205,11 +210,11 @@ impl State {
     }
 
     fn attach(&mut self, vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError> {
+        if self.ledger.get(&vm).is_none_or(|row| row.cow.is_none()) {
+            return Err(HelperError::NotYours);
+        }
         let generation = self.generation_of(vm);
         let row = row(self, vm, owner);
-        if row.cow.is_none() {
-            return Err(HelperError::BadState);
-        }
         let disk = DiskIdentity {
             dm_name: vm.dm_name(),
             dm_dev: "/dev/dm-0".into(),

@@ -6,6 +6,7 @@ use super::machine::{BootDevices, Running, Seat};
 use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::Job;
+use banger_proto::helper::HelperError;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::sync::Arc;
 
@@ -31,10 +32,11 @@ impl Actor {
         make_folder(&seat.paths.runtime)?;
 
         begin(Step::Overlay)?;
-        // Reserved when the VM was made; the same request again is success, and repairs what an administrator removed.
-        let cow = seat.spec.system_overlay_size_bytes;
-        ctx.privileged.create_disk(seat.id, seat.owner, seat.image, cow).await.map_err(|e| e.api("the overlay"))?;
-        let disk = ctx.privileged.attach_disk(seat.id, seat.owner).await.map_err(|e| e.api("the overlay"))?;
+        // Made with the VM, and never again, like the work disk: a fresh one would look as if what was installed in it were lost.
+        let disk = ctx.privileged.attach_disk(seat.id, seat.owner).await.map_err(|error| match error.refusal() {
+            Some(HelperError::NotYours) => no_root_disk(seat),
+            _ => error.api("the overlay"),
+        })?;
         held.hold_disk(&disk);
         ctx.handles.seed(seat.id, held.clone());
 
@@ -91,6 +93,11 @@ impl Actor {
         }
         error
     }
+}
+
+fn no_root_disk(seat: &Seat) -> ApiError {
+    ApiError::new(ErrorCode::OperationFailed, format!("the root disk is gone: banger-priv has none of {}", seat.id))
+        .hint("An administrator may bring its file and record back from a backup; else delete the VM and make another.")
 }
 
 fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {

@@ -77,6 +77,20 @@ fn handles_that_cannot_be_written_do_not_stop_a_start_and_leak_nothing() {
 }
 
 #[test]
+fn a_root_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.order(Verb::Stop, "demo");
+    world.helper.lose_cow(vm.id);
+    let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("it went well") };
+    assert!(error.message.contains("the root disk is gone") && error.hint.contains("backup"), "{error}");
+    assert_eq!(world.helper.cows(), 0);
+    world.assert_nothing_held();
+    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    world.assert_nothing_at_all();
+}
+
+#[test]
 fn a_guest_that_is_not_ready_is_shown_with_its_console() {
     let world = World::new();
     world.machine.fail(Some("guest ready"));

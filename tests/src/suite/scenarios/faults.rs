@@ -1,6 +1,6 @@
 //! Faults of the earlier system that need a whole host to be seen; the others have tests elsewhere. The table of all is in `tests/README.md`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::inventory::{Allow, Kind};
 use crate::suite::guests::Guest;
@@ -9,7 +9,7 @@ use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "faults",
-    about: "an address used again, a disk that is full at a start, what `active` means",
+    about: "an address used again, a disk that is full or gone at a start, what `active` means",
     setup: Setup::Guests,
     scenarios,
 };
@@ -19,6 +19,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("a-new-vm-at-an-old-address", old_address),
         Scenario::new("active-means-that-calls-are-answered", active),
         Scenario::new("a-full-disk-at-start", full_disk),
+        Scenario::new("disks-that-are-gone", disks_gone),
     ]
 }
 
@@ -87,4 +88,53 @@ fn full_disk(scene: &mut Scene) -> Result<Outcome> {
     })?;
     guest.delete(scene)?;
     scene.passed()
+}
+
+/// A start without one of the VM's disks says which, and puts no empty one in its place; with the disk brought back the VM is as it was.
+fn disks_gone(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "bereft")?;
+    guest.shell(scene, "echo kept > /root/kept; echo kept > /etc/kept; sync")?.ok()?;
+    guest.order(scene, "stop")?.ok()?;
+    let id = &guest.id;
+    let work = format!("/var/lib/banger/vms/{id}/{}", file_name(&guest.record(scene)?, "/runtime/work_disk_path")?);
+    let cow = format!("/var/lib/banger-priv/cow/{id}");
+    for (files, says) in [
+        (vec![work], "the work disk is gone"),
+        (vec![cow.clone()], "banger-priv refused to attach the disk"),
+        (vec![cow.clone(), format!("{cow}.json")], "the root disk is gone"),
+    ] {
+        scene.step(&format!("without {}", files.join(" and ")), |scene| {
+            // The helper knows its records from its start on.
+            scene.root("systemctl stop banger-priv.socket banger-priv.service")?;
+            for file in &files {
+                scene.root(&format!("mv {file} /var/lib/bench-$(basename {file})"))?;
+            }
+            scene.root("systemctl start banger-priv.socket banger-priv.service")?;
+            let refused = guest.order(scene, "start").and_then(|ended| ended.refused(&["bereft", says]));
+            let made = files.iter().filter(|file| std::path::Path::new(file).exists()).count();
+            scene.root("systemctl stop banger-priv.socket banger-priv.service")?;
+            for file in &files {
+                scene.root(&format!("mv /var/lib/bench-$(basename {file}) {file}"))?;
+            }
+            scene.root("systemctl start banger-priv.socket banger-priv.service")?;
+            refused?;
+            ensure!(made == 0, "{made} were made anew");
+            Ok(())
+        })?;
+    }
+    scene.step("with all of them", |scene| {
+        guest.order(scene, "start")?.ok()?;
+        let kept = guest.shell(scene, "cat /root/kept /etc/kept")?.ok()?.stdout;
+        ensure!(kept == "kept\nkept\n", "{kept:?}");
+        Ok(())
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn file_name(record: &serde_json::Value, at: &str) -> Result<String> {
+    let path =
+        record.pointer(at).and_then(serde_json::Value::as_str).with_context(|| format!("no {at} in {record}"))?;
+    Ok(path.rsplit('/').next().unwrap_or(path).to_owned())
 }
