@@ -249,6 +249,15 @@ impl Vmm {
         !self.process.has_ended().unwrap_or(false)
     }
 
+    /// Does one of its threads wait for a disk of the host or the like, uninterruptibly (state D of proc_pid_stat(5))? Not known is no.
+    #[must_use]
+    pub fn waits_for_the_host(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let states = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        // The name before it is in parentheses, and may have some of its own.
+        states.into_iter().any(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('D')))
+    }
+
     /// Sends it a signal and does not wait. Ended already is fine.
     ///
     /// # Errors

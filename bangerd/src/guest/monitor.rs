@@ -3,12 +3,12 @@
 //! One per running VM, started by its actor when the guest is ready or the VM was adopted, dropped when the
 //! actor itself ends the VM. A guest has ended when its VMM has, when its kernel has said its last word on
 //! the console and the agent is silent since, or when the agent is silent for [`SILENCE`]. An announced
-//! shutdown alone ends nothing: between it and the power off the guest still writes its disks, and killing
-//! the VMM then would lose what it writes. Also keeps the console under its cap.
+//! shutdown alone ends nothing: between it and the power off the guest still ends its services and writes its disks, and
+//! killing the VMM then would lose what it writes; its agent is gone by then, so it has [`GOODBYE`]. Also keeps the console under its cap.
 //!
 //! The console is the guest's to write: a nested VM's log or a replayed kernel log has the same words, and a monitor that
 //! hears the agent afterwards drops them. A new watch over the same file has not heard that: to it words that
-//! stood there before it began prove nothing about an end that is announced now, before the full [`SILENCE`]. Where nothing is
+//! stood there before it began prove nothing about an end that is announced now. Where nothing is
 //! announced, an agent that is not heard for [`CONFIRM_FOUND`] proves them: a guest may have ended while no daemon ran, and its VMM run on.
 
 use super::console::{LastWord, Scanner};
@@ -32,6 +32,11 @@ const CONFIRM_FOUND: Duration = Duration::from_secs(4);
 const IN_FLIGHT: Duration = Duration::from_millis(500);
 /// An agent that is silent this long is gone: a host under load may starve a guest for seconds, not for this.
 const SILENCE: Duration = Duration::from_secs(30);
+/// A guest that goes down, and says nothing more, has this long: its init gives services 90 s to end (`DefaultTimeoutStopSec=` in
+/// systemd-system.conf(5)), and writes its disks afterwards. Longer than a stop waits, which kills it then and says so.
+const GOODBYE: Duration = Duration::from_secs(180);
+/// An agent that is silent this long has its VMM looked at.
+const DOUBT: Duration = Duration::from_secs(1);
 /// The VMM that ends after a restart or panic wrote its last words just before.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -51,6 +56,14 @@ pub struct Parts {
 pub struct Ended {
     /// Why, one sentence for the user.
     pub reason: String,
+    /// Its kernel or its VMM came to an end of its own: whatever it wrote is on its disks.
+    pub clean: bool,
+}
+
+impl Ended {
+    fn new(reason: impl Into<String>, clean: bool) -> Self {
+        Self { reason: reason.into(), clean }
+    }
 }
 
 /// Returns when the guest has ended. Stopped by dropping it.
@@ -64,15 +77,22 @@ pub struct Watch {
     parts: Parts,
     console: Console,
     agent: Agent,
+    asked: bool,
 }
 
 impl Watch {
     /// Reads what stands on the console. Before the guest is told to shut down, so that only what it says
     /// afterwards is about this shutdown.
     pub async fn begin(parts: Parts) -> Self {
-        let mut watch = Self { parts, console: Console::default(), agent: Agent::default() };
+        let mut watch = Self { parts, console: Console::default(), agent: Agent::default(), asked: false };
         watch.look().await;
         watch
+    }
+
+    /// The guest was told to shut down: that its agent says no more is to be expected, announced or not.
+    #[must_use]
+    pub fn asked(self) -> Self {
+        Self { asked: true, ..self }
     }
 
     /// Returns when the guest has ended.
@@ -88,12 +108,12 @@ impl Watch {
                 tokio::time::sleep(LAST_WORDS).await;
             }
             let ending = self.look().await;
-            let reason = match end {
-                Some(end) => Some(reason_of_end(end, self.agent.said(), ending)),
-                None => reason_of_silence(self.agent.silent, self.agent.said(), ending),
+            let ended = match end {
+                Some(end) => Some(by_end(end, self.agent.said(), ending)),
+                None => by_silence(self.agent.silent, self.agent.said(), ending, self.asked),
             };
-            if let Some(reason) = reason {
-                return Ended { reason };
+            if let Some(ended) = ended {
+                return ended;
             }
         }
     }
@@ -103,7 +123,9 @@ impl Watch {
         let (said, console) = scan(std::mem::take(&mut self.console), self.parts.console.clone()).await;
         self.console = console;
         let view = self.parts.control.view();
-        self.agent.look(view.heard, said, Instant::now());
+        // One thread of Firecracker is disks and vsock: while the host's disk makes it wait, no word of the agent comes through.
+        let stuck = self.agent.silent >= DOUBT && self.parts.vmm.waits_for_the_host();
+        self.agent.look(view.heard, said, Instant::now(), stuck);
         view.ending
     }
 }
@@ -143,7 +165,7 @@ async fn scan(mut console: Console, path: PathBuf) -> (Option<Said>, Console) {
 }
 
 /// What kernel and agent said last. Silence is counted by this process' own looks: time in which the daemon
-/// itself was stopped or starved is not the guest's.
+/// itself was stopped or starved, or the VMM stuck, is not the guest's.
 #[derive(Debug, Default)]
 struct Agent {
     heard: Option<Instant>,
@@ -153,14 +175,14 @@ struct Agent {
 }
 
 impl Agent {
-    fn look(&mut self, heard: Option<Instant>, said: Option<Said>, now: Instant) {
+    fn look(&mut self, heard: Option<Instant>, said: Option<Said>, now: Instant, stuck: bool) {
         let passed = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked));
         self.looked = Some(now);
-        if heard == self.heard {
-            self.silent += passed.min(4 * LOOK);
-        } else {
+        if heard != self.heard {
             self.heard = heard;
             self.silent = Duration::ZERO;
+        } else if !stuck {
+            self.silent += passed.min(4 * LOOK);
         }
         if let Some(said) = said {
             self.said = Some((said, now));
@@ -178,48 +200,51 @@ impl Agent {
     }
 }
 
-fn by_word(word: &LastWord) -> String {
+fn by_word(word: &LastWord) -> Ended {
     match word {
         LastWord::PowerDown => by_kind(ShutdownKind::Poweroff),
         LastWord::Halted => by_kind(ShutdownKind::Halt),
         LastWord::Restarting => by_kind(ShutdownKind::Reboot),
-        LastWord::Panic(why) => format!("guest kernel panicked: {why}"),
+        LastWord::Panic(why) => Ended::new(format!("guest kernel panicked: {why}"), false),
     }
 }
 
-fn by_kind(kind: ShutdownKind) -> String {
-    match kind {
+fn by_kind(kind: ShutdownKind) -> Ended {
+    let reason = match kind {
         ShutdownKind::Poweroff => "guest powered off",
         ShutdownKind::Halt => "guest halted",
         ShutdownKind::Reboot => "guest rebooted (banger VMs do not reboot by themselves: start it again)",
-    }
-    .to_owned()
+    };
+    Ended::new(reason, true)
 }
 
-/// Of a VMM that an earlier run of the daemon started, only the end is seen: its status goes to its parent (wait(2)).
-const NOT_OUR_CHILD: &str = "firecracker ended (how is not known: bangerd was restarted meanwhile)";
+/// Its status goes to its parent (wait(2)), which an earlier run of the daemon may have been.
+const UNKNOWN: &str = "firecracker ended (how is not known)";
 
-fn reason_of_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> String {
+fn by_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> Ended {
     match (said, end, ending) {
         (Some(said), ..) => by_word(&said.word),
         // A guest has no way to have its VMM killed: what it announced does not explain that.
-        (None, VmmEnd::Killed(signal), _) => format!("firecracker was killed (signal {signal})"),
+        (None, VmmEnd::Killed(signal), _) => Ended::new(format!("firecracker was killed (signal {signal})"), false),
         (None, _, Some(kind)) => by_kind(kind),
-        (None, VmmEnd::Exited(status), None) => format!("firecracker exited (status {status})"),
-        (None, VmmEnd::Unknown, None) => NOT_OUR_CHILD.to_owned(),
+        (None, VmmEnd::Exited(status), None) => Ended::new(format!("firecracker exited (status {status})"), false),
+        (None, VmmEnd::Unknown, None) => Ended::new(UNKNOWN, false),
     }
 }
 
-fn reason_of_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>) -> Option<String> {
+fn by_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>, asked: bool) -> Option<Ended> {
+    let goes_down = asked || ending.is_some();
     match said {
         // Kernel and agent agree, or the agent says nothing against it.
         Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word)),
-        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
-        _ if silent < SILENCE => None,
+        Some(said) if !goes_down && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
         // An announcement to this daemon is newer than a word that it found.
-        _ => {
-            Some(ending.map_or_else(|| format!("no sign of life from the guest for {} s", SILENCE.as_secs()), by_kind))
-        }
+        _ if goes_down => (silent >= GOODBYE).then(|| {
+            let why = format!("guest began to shut down, and gave no sign of life for {} s", GOODBYE.as_secs());
+            Ended::new(why, false)
+        }),
+        _ => (silent >= SILENCE)
+            .then(|| Ended::new(format!("no sign of life from the guest for {} s", SILENCE.as_secs()), false)),
     }
 }
 

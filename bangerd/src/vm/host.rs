@@ -382,10 +382,7 @@ impl Running for Guest {
             let watch = monitor::Watch::begin(self.parts.clone()).await;
             let told = self.parts.control.shutdown().await;
             crate::fail::point("guest", "told to shut down");
-            if told {
-                watch.end().await;
-            }
-            told
+            told && watch.asked().end().await.clean
         };
         async move { tokio::time::timeout(limit, asked).await.unwrap_or(false) }.boxed()
     }

@@ -158,34 +158,40 @@ async fn a_console_that_cannot_be_read_at_first_is_older_when_it_can() {
 fn silence_is_counted_in_looks() {
     let start = Instant::now();
     let mut agent = Agent::default();
-    agent.look(Some(start), None, start);
+    agent.look(Some(start), None, start, false);
     // The daemon was stopped for an hour: that is not the guest's silence.
-    agent.look(Some(start), None, start + Duration::from_secs(3600));
+    agent.look(Some(start), None, start + Duration::from_secs(3600), false);
     assert!(agent.silent <= 4 * LOOK);
     let mut now = start + Duration::from_secs(3600);
     while agent.silent < SILENCE {
-        assert_eq!(reason_of_silence(agent.silent, agent.said(), None), None);
+        assert_eq!(by_silence(agent.silent, agent.said(), None, false), None);
         now += LOOK;
-        agent.look(Some(start), None, now);
+        let before = agent.silent;
+        agent.look(Some(start), None, now, true);
+        assert_eq!(agent.silent, before, "a VMM that waits for the host's disk passes nothing on");
+        now += LOOK;
+        agent.look(Some(start), None, now, false);
     }
-    let reason = reason_of_silence(agent.silent, agent.said(), None).unwrap();
-    assert_eq!(reason, "no sign of life from the guest for 30 s");
-    let announced = reason_of_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff)).unwrap();
-    assert_eq!(announced, "guest powered off");
-    agent.look(Some(now), None, now + LOOK);
+    let ended = by_silence(agent.silent, agent.said(), None, false).unwrap();
+    assert_eq!(ended, Ended::new("no sign of life from the guest for 30 s", false));
+    agent.look(Some(now), None, now + LOOK, false);
     assert_eq!(agent.silent, Duration::ZERO);
 }
 
 #[test]
 fn an_announcement_alone_ends_nothing() {
-    // The guest still unmounts its disks.
-    assert_eq!(reason_of_silence(Duration::from_secs(20), None, Some(ShutdownKind::Poweroff)), None);
+    // The guest still ends its services and unmounts its disks, whether its agent had time to say so or not.
+    for (ending, asked) in [(Some(ShutdownKind::Poweroff), false), (None, true), (Some(ShutdownKind::Reboot), true)] {
+        assert_eq!(by_silence(GOODBYE - LOOK, None, ending, asked), None);
+        let ended = by_silence(GOODBYE, None, ending, asked).unwrap();
+        assert!(!ended.clean && ended.reason.contains("180 s"), "{ended:?}");
+    }
 }
 
 #[test]
 fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
     let fresh = Said { word: LastWord::PowerDown, fresh: true };
-    let said = |silent, ending| reason_of_silence(silent, Some(&fresh), ending);
+    let said = |silent, ending| by_silence(silent, Some(&fresh), ending, false).map(|ended| ended.reason);
     assert_eq!(said(Duration::ZERO, None), None);
     assert_eq!(said(CONFIRM, None).as_deref(), Some("guest powered off"));
     assert_eq!(said(Duration::ZERO, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
@@ -194,11 +200,10 @@ fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
 #[test]
 fn a_word_that_the_watch_found_waits_for_an_agent_that_may_come_back_and_says_nothing_of_an_end_announced_now() {
     let found = Said { word: LastWord::Halted, fresh: false };
-    let said = |silent, ending| reason_of_silence(silent, Some(&found), ending);
+    let said = |silent, ending| by_silence(silent, Some(&found), ending, false).map(|ended| ended.reason);
     assert_eq!(said(CONFIRM_FOUND - LOOK, None), None);
     assert_eq!(said(CONFIRM_FOUND, None).as_deref(), Some("guest halted"));
-    assert_eq!(said(SILENCE - LOOK, Some(ShutdownKind::Poweroff)), None);
-    assert_eq!(said(SILENCE, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
+    assert_eq!(said(GOODBYE - LOOK, Some(ShutdownKind::Poweroff)), None);
 }
 
 #[test]
@@ -206,25 +211,30 @@ fn an_agent_that_is_heard_or_a_new_word_takes_the_place_of_a_found_one() {
     let start = Instant::now();
     let found = || Some(Said { word: LastWord::Halted, fresh: false });
     let mut agent = Agent::default();
-    agent.look(None, found(), start);
+    agent.look(None, found(), start, false);
     let later = start + IN_FLIGHT + LOOK;
-    agent.look(Some(later), None, later);
+    agent.look(Some(later), None, later, false);
     assert!(agent.said().is_none());
 
     let mut agent = Agent::default();
-    agent.look(None, found(), start);
-    agent.look(None, Some(Said { word: LastWord::PowerDown, fresh: true }), start + LOOK);
-    let reason = reason_of_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff));
-    assert_eq!(reason.as_deref(), Some("guest powered off"));
+    agent.look(None, found(), start, false);
+    agent.look(None, Some(Said { word: LastWord::PowerDown, fresh: true }), start + LOOK, false);
+    let ended = by_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff), false);
+    assert_eq!(ended, Some(Ended::new("guest powered off", true)));
 }
 
 #[test]
 fn every_end_of_a_vmm_has_a_reason() {
     let panic = Said { word: LastWord::Panic("x".into()), fresh: true };
-    assert_eq!(reason_of_end(VmmEnd::Exited(0), Some(&panic), None), "guest kernel panicked: x");
-    assert_eq!(reason_of_end(VmmEnd::Exited(0), None, Some(ShutdownKind::Poweroff)), "guest powered off");
-    assert_eq!(reason_of_end(VmmEnd::Exited(148), None, None), "firecracker exited (status 148)");
-    let killed = reason_of_end(VmmEnd::Killed(9), None, Some(ShutdownKind::Reboot));
-    assert_eq!(killed, "firecracker was killed (signal 9)");
-    assert_eq!(reason_of_end(VmmEnd::Unknown, None, None), NOT_OUR_CHILD);
+    let poweroff = Some(ShutdownKind::Poweroff);
+    for (end, said, ending, reason, clean) in [
+        (VmmEnd::Exited(0), Some(&panic), None, "guest kernel panicked: x", false),
+        (VmmEnd::Exited(0), None, poweroff, "guest powered off", true),
+        (VmmEnd::Unknown, None, poweroff, "guest powered off", true),
+        (VmmEnd::Exited(148), None, None, "firecracker exited (status 148)", false),
+        (VmmEnd::Killed(9), None, poweroff, "firecracker was killed (signal 9)", false),
+        (VmmEnd::Unknown, None, None, UNKNOWN, false),
+    ] {
+        assert_eq!(by_end(end, said, ending), Ended::new(reason, clean));
+    }
 }
