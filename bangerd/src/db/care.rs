@@ -144,11 +144,16 @@ fn copy(connection: &Connection, folder: &Path, name: &str) -> Result<(), DbErro
         _ => {}
     }
     let file = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&unfinished).map_err(failed)?;
-    let copied = || -> rusqlite::Result<()> {
+    let copied = || -> rusqlite::Result<Connection> {
         let mut copy = Connection::open(&unfinished)?;
-        Backup::new(connection, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)
+        Backup::new(connection, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
+        // What was being made at that moment is a VM like any other when this copy is brought back, and not to be removed as cut short.
+        copy.execute("UPDATE vms SET making = 0 WHERE making", []).or_else(no_such_column)?;
+        Ok(copy)
     };
-    let whole = copied().map_err(|error| failed(std::io::Error::other(error))).and_then(|()| {
+    let copied = copied().map_err(|error| failed(std::io::Error::other(error)));
+    // A copy of a damaged database must not push out a sound one.
+    let whole = copied.and_then(|copy| check(&copy, Path::new(connection.path().unwrap_or_default()))).and_then(|()| {
         file.sync_all().map_err(failed)?;
         std::fs::rename(&unfinished, &target).map_err(failed)
     });
@@ -156,6 +161,11 @@ fn copy(connection: &Connection, folder: &Path, name: &str) -> Result<(), DbErro
         drop(std::fs::remove_file(&unfinished));
     }
     whole
+}
+
+/// A schema of long ago has no such VMs.
+fn no_such_column(error: rusqlite::Error) -> rusqlite::Result<usize> {
+    if matches!(error, rusqlite::Error::SqlInputError { .. }) { Ok(0) } else { Err(error) }
 }
 
 /// Only what has a daily copy's name is looked at: an administrator's own files stay.
@@ -293,5 +303,40 @@ mod tests {
         std::fs::remove_file(&folder).unwrap();
         assert!(db.back_up(&folder, Timestamp::now()).await.unwrap().is_some());
         assert_eq!(names(&folder).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_copy_of_a_damaged_database_does_not_push_out_a_sound_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, folder) = (dir.path().join("banger.db"), dir.path().join("backups"));
+        drop(super::super::open(&path).unwrap());
+        let raw = Connection::open(&path).unwrap();
+        raw.pragma_update(None, "journal_mode", "delete").unwrap();
+        copy(&raw, &folder, "sound.db").unwrap();
+        drop(raw);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes[end - 4096..].fill(0xff);
+        std::fs::write(&path, &bytes).unwrap();
+        let damaged = copy(&Connection::open(&path).unwrap(), &folder, "damaged.db");
+        assert!(matches!(&damaged, Err(DbError::Damaged { path: named, .. }) if *named == path), "{damaged:?}");
+        assert_eq!(names(&folder), ["sound.db"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_being_made_is_made_in_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, folder) = (dir.path().join("banger.db"), dir.path().join("backups"));
+        let raw = super::super::open(&path).unwrap();
+        let insert = "PRAGMA foreign_keys = off; INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, \
+             making, created_at, updated_at, last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, \
+             nat_enabled) VALUES ('aa', 1, 'alice', 'a', 'ii', 'i', 'kk', 'created', 1, 1, 1, 1, 1, 1, 1, 1, 0)";
+        raw.execute_batch(insert).unwrap();
+        copy(&raw, &folder, "copy.db").unwrap();
+        let making = |connection: &Connection| {
+            connection.query_row("SELECT making FROM vms", [], |row| row.get::<_, bool>(0)).unwrap()
+        };
+        assert!(making(&raw) && !making(&Connection::open(folder.join("copy.db")).unwrap()));
+        assert_eq!(names(&folder), ["copy.db"]);
     }
 }
