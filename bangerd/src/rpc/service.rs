@@ -113,7 +113,7 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
-        self.daemon.store.delete_image(self.peer, &image).await
+        self.daemon.store.delete_image(self.peer, image).await
     }
 
     async fn list_kernels(self, _: Context) -> Result<Vec<KernelRecord>, ApiError> {
@@ -121,7 +121,7 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
-        self.daemon.store.delete_kernel(self.peer, &kernel).await
+        self.daemon.store.delete_kernel(self.peer, kernel).await
     }
 
     async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {

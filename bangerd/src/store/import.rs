@@ -1,7 +1,7 @@
 //! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
 //! thread in a staging folder, published by one rename and a row.
 
-use super::{Store, mark, remove, unmark};
+use super::{STAGING, Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
 use crate::error::{failed, internal, is_full, no_space};
@@ -105,7 +105,7 @@ impl Staging {
     /// Inside the folder of what it becomes: the rename must not cross file systems, and files must get the group
     /// that the folder hands down, by which the helper reads images.
     fn new(folder: &Path, job: &Job) -> Result<Self, ApiError> {
-        let path = folder.join(format!(".{}", job.id()));
+        let path = folder.join(format!("{STAGING}{}", job.id()));
         remove(&path);
         let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
         made.map_err(|error| failed("the staging folder", &error))?;

@@ -10,18 +10,27 @@ use crate::db::{Db, DbError};
 use crate::error::internal;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
+use crate::vm::host::blocking;
 use banger_policy::{Digest, ImageName, Peer, access};
 use banger_proto::model::{ApiError, ErrorCode, ImageRecord, KernelRecord};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
+/// How the names of staging folders begin; the number of the job follows.
+const STAGING: &str = ".import-";
 /// Lies in the folder of what is being published or removed.
 const MARK: &str = "unfinished";
 
 /// Whether a folder of the store is neither being made nor being removed.
 pub(crate) fn is_finished(folder: &Path) -> bool {
     digest_of(folder).is_some() && !folder.join(MARK).exists()
+}
+
+/// Whether it was left by an import or a removal of ours; an administrator's own files are nobody's to remove.
+fn is_unfinished(path: &Path) -> bool {
+    let staging = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(STAGING));
+    staging || (digest_of(path).is_some() && path.join(MARK).exists())
 }
 
 fn digest_of(folder: &Path) -> Option<Digest> {
@@ -65,11 +74,11 @@ impl Store {
                 let path = entry.path();
                 if digest_of(&path).is_some_and(|id| known.contains(&id)) {
                     unmark(&path);
-                } else if is_finished(&path) {
-                    tracing::warn!(path = %path.display(), "the database does not know it; kept, `banger doctor --leaks` shows it");
-                } else {
+                } else if is_unfinished(&path) {
                     tracing::warn!(path = %path.display(), "an import or a removal was cut short; removed");
                     remove(&path);
+                } else {
+                    tracing::warn!(path = %path.display(), "the database does not know it; kept, see `banger doctor --leaks`");
                 }
             }
         }
@@ -110,7 +119,17 @@ impl Store {
         }
     }
 
-    pub(crate) async fn delete_image(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
+    pub(crate) async fn delete_image(self: &Arc<Self>, peer: Peer, word: String) -> Result<(), ApiError> {
+        let store = Arc::clone(self);
+        to_its_end(async move { store.remove_image(peer, &word).await }).await
+    }
+
+    pub(crate) async fn delete_kernel(self: &Arc<Self>, peer: Peer, word: String) -> Result<(), ApiError> {
+        let store = Arc::clone(self);
+        to_its_end(async move { store.remove_kernel(peer, &word).await }).await
+    }
+
+    async fn remove_image(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
         let _publishing = self.publishing.lock().await;
         let image = named(self.images().await?, word, "image", |image| (image.name.as_str(), image.id))?;
         let _grant = access::store_entry(peer, image.owner).granted().map_err(|why| denied(word, &why))?;
@@ -119,11 +138,10 @@ impl Store {
         let deleted = self.db.delete_image(image.id).await.map_err(|error| internal(&error))?;
         deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("image", word, &user))?;
         tracing::info!(banger_uid = peer.uid, image = %image.name, "image deleted");
-        remove(&folder);
-        Ok(())
+        remove_later(folder).await
     }
 
-    pub(crate) async fn delete_kernel(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
+    async fn remove_kernel(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
         let _publishing = self.publishing.lock().await;
         let kernel = named(self.kernels().await?, word, "kernel", |kernel| (kernel.name.as_str(), kernel.id))?;
         let _grant = access::store_entry(peer, kernel.owner).granted().map_err(|why| denied(word, &why))?;
@@ -132,9 +150,23 @@ impl Store {
         let deleted = self.db.delete_kernel(kernel.id).await.map_err(|error| internal(&error))?;
         deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("kernel", word, &user))?;
         tracing::info!(banger_uid = peer.uid, kernel = %kernel.name, "kernel deleted");
+        remove_later(folder).await
+    }
+}
+
+/// Not part of the call: a client that goes away between row and folder must not leave the folder.
+async fn to_its_end(work: impl Future<Output = Result<(), ApiError>> + Send + 'static) -> Result<(), ApiError> {
+    let done = tokio::spawn(work).await;
+    done.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a task ended: {error}")))?
+}
+
+/// Gigabytes take a while.
+async fn remove_later(folder: PathBuf) -> Result<(), ApiError> {
+    blocking(move || {
         remove(&folder);
         Ok(())
-    }
+    })
+    .await
 }
 
 /// By exact name first, then id or unique prefix of one.
