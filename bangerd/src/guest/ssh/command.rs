@@ -6,7 +6,7 @@ use crate::guest::quote;
 use banger_proto::stream::Terminal;
 use bytes::Bytes;
 use russh::client::Msg;
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -61,8 +61,12 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) async fn start(connection: Connection, command: &Command<'_>) -> Result<Self, (SshError, Connection)> {
-        match request(&connection, command).await {
+    pub(super) async fn start(
+        connection: Connection,
+        channel: Channel<Msg>,
+        command: &Command<'_>,
+    ) -> Result<Self, (SshError, Connection)> {
+        match request(channel, command).await {
             Ok((output, input)) => Ok(Self { output, input, connection }),
             Err(error) => Err((error, connection)),
         }
@@ -75,11 +79,10 @@ impl Running {
     }
 }
 
-async fn request(connection: &Connection, command: &Command<'_>) -> Result<(Output, Input), SshError> {
+async fn request(mut channel: Channel<Msg>, command: &Command<'_>) -> Result<(Output, Input), SshError> {
     if command.words.iter().any(|word| word.contains('\0')) {
         return Err(SshError::Nul);
     }
-    let mut channel = connection.channel().await?;
     for (name, value) in command.env {
         channel.set_env(false, name.as_str(), value.as_str()).await?;
     }

@@ -15,7 +15,9 @@ pub use error::SshError;
 use super::keys::{self, KeyError, KeyPair};
 use banger_proto::guest::KEYS_SUBSYSTEM;
 use connect::{Connection, accepted, within};
+use russh::Channel;
 use russh::ChannelMsg;
+use russh::client::Msg;
 use russh::keys::PrivateKey;
 use russh::keys::ssh_key::PublicKey;
 use std::path::PathBuf;
@@ -56,24 +58,35 @@ impl Session {
     /// [`Running::hang_up`].
     ///
     /// # Errors
-    /// [`SshError`]; nothing runs then.
+    /// [`SshError`]. After [`SshError::Lost`] and [`SshError::TimedOut`] the command may have begun.
     pub async fn start(&self, command: &Command<'_>) -> Result<Running, SshError> {
+        let (connection, channel) = self.channel().await?;
+        match Running::start(connection, channel, command).await {
+            Ok(running) => Ok(running),
+            // The guest's answer is an answer.
+            Err((error @ (SshError::Refused(_) | SshError::Nul), kept)) => {
+                self.keep(kept);
+                Err(error)
+            }
+            // Not tried once more over another connection: it would run twice.
+            Err((error, lost)) => {
+                lost.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A channel of the kept connection, or of a new one when that is no more.
+    async fn channel(&self) -> Result<(Connection, Channel<Msg>), SshError> {
         if let Some(kept) = self.take() {
-            match Running::start(kept, command).await {
-                Ok(running) => return Ok(running),
-                // The guest's answer is an answer; anything else says that the kept connection is no more.
-                Err((error @ (SshError::Refused(_) | SshError::Nul), kept)) => {
-                    self.keep(kept);
-                    return Err(error);
-                }
-                Err((_, kept)) => kept.close().await,
+            match kept.channel().await {
+                Ok(channel) => return Ok((kept, channel)),
+                Err(_) => kept.close().await,
             }
         }
         let fresh = self.open().await?;
-        Running::start(fresh, command).await.map_err(|(error, fresh)| {
-            self.keep(fresh);
-            error
-        })
+        let channel = fresh.channel().await?;
+        Ok((fresh, channel))
     }
 
     /// A command has ended; its connection may serve the next one.
