@@ -222,14 +222,18 @@ impl Vmm {
     /// # Errors
     /// [`VmmError::Processes`] when the cgroup cannot be read.
     pub async fn adopt(cgroup: VmCgroup, api_socket: &Path, saved_pid: Option<u32>) -> Result<Option<Self>, VmmError> {
-        let peer = peer_pid(api_socket).await;
+        let peer = peer_pid(api_socket).await.map_err(VmmError::Processes)?;
         let grouped = cgroup.path().is_some();
         let candidates = [peer, saved_pid.filter(|_| grouped)];
         for pid in candidates.into_iter().flatten() {
             // Held first, looked at second: a number that is reused in between is another pidfd.
-            let Ok(process) = Pidfd::open(pid) else { continue };
+            let process = match Pidfd::open(pid) {
+                Ok(process) => process,
+                Err(error) if gone(&error) => continue,
+                Err(error) => return Err(VmmError::Processes(error)),
+            };
             let belongs = !grouped || cgroup.procs().map_err(VmmError::Processes)?.contains(&pid);
-            if belongs && !process.has_ended().unwrap_or(true) {
+            if belongs && !process.has_ended().map_err(VmmError::Processes)? {
                 cgroup.track(&process);
                 return Ok(Some(Self { process, cgroup, status: None }));
             }
@@ -286,11 +290,27 @@ impl Vmm {
     }
 }
 
+/// There is no such process. Anything else (no descriptor, no memory) says nothing about it.
+fn gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), None | Some(nix::libc::ESRCH | nix::libc::EINVAL))
+}
+
 /// The process that made a listening socket (`SO_PEERCRED`, unix(7)), when it answers and is of our uid.
-async fn peer_pid(socket: &Path) -> Option<u32> {
-    let stream = timeout(Duration::from_secs(2), UnixStream::connect(socket)).await.ok()?.ok()?;
-    let peer = stream.peer_cred().ok()?;
-    (peer.uid() == rustix::process::geteuid().as_raw()).then_some(peer.pid())?.and_then(|pid| u32::try_from(pid).ok())
+///
+/// # Errors
+/// When it cannot be asked, which says nothing about it.
+async fn peer_pid(socket: &Path) -> std::io::Result<Option<u32>> {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+    let stream = match timeout(Duration::from_secs(2), UnixStream::connect(socket)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if !matches!(error.kind(), ConnectionRefused | NotFound | PermissionDenied) => {
+            return Err(error);
+        }
+        Ok(Err(_)) | Err(_) => return Ok(None),
+    };
+    let peer = stream.peer_cred()?;
+    let ours = peer.uid() == rustix::process::geteuid().as_raw();
+    Ok(peer.pid().filter(|_| ours).and_then(|pid| u32::try_from(pid).ok()))
 }
 
 #[cfg(test)]
