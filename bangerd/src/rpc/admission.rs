@@ -67,12 +67,13 @@ pub(super) async fn admit(admission: &Arc<Admission>, stream: &UnixStream) -> Op
         tracing::warn!(banger_uid = uid, "refused a connection of the daemon's own user");
         return None;
     }
-    let admin = tokio::task::spawn_blocking(move || is_admin(uid)).await.unwrap_or(false);
-    let place = admission.enter(Peer { uid, admin });
-    if place.is_none() {
+    // A place first: the user database may be slow, and whoever asks it is counted.
+    let Some(mut place) = admission.enter(Peer { uid, admin: false }) else {
         tracing::warn!(banger_uid = uid, "too many connections");
-    }
-    place
+        return None;
+    };
+    place.peer.admin = tokio::task::spawn_blocking(move || is_admin(uid)).await.unwrap_or(false);
+    Some(place)
 }
 
 /// Root, or a member of the group by the host's user database. Whatever cannot be found out is "no".
