@@ -8,13 +8,17 @@ use banger_policy::Peer;
 use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, JobView, Stage};
 use banger_proto::time::Timestamp;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Finished jobs that are kept for those who ask late.
 const KEPT: usize = 128;
+/// However many they are, for so long: a client may be between two looks at its job.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+/// But never more than these.
+const KEPT_AT_MOST: usize = 8 * KEPT;
 /// Jobs of one user at a time: a shell loop must not fill the daemon's memory.
 const RUNNING_PER_USER: usize = 128;
 /// Stages and warnings of one job; a view fits a frame.
@@ -39,6 +43,7 @@ struct Inner {
 struct Entry {
     view: watch::Receiver<JobView>,
     cancel: CancellationToken,
+    ended: Arc<OnceLock<Instant>>,
 }
 
 /// The side of a job that does the work. Dropped without an end, the job has failed.
@@ -49,6 +54,7 @@ pub(crate) struct Job {
     view: watch::Sender<JobView>,
     cancel: CancellationToken,
     stage_began: Mutex<Instant>,
+    ended: Arc<OnceLock<Instant>>,
 }
 
 impl Jobs {
@@ -79,7 +85,8 @@ impl Jobs {
                 warnings: Vec::new(),
                 state,
             };
-            jobs.insert(view.id, Entry { view: watch::channel(view).1, cancel: CancellationToken::new() });
+            let (id, view, cancel) = (view.id, watch::channel(view).1, CancellationToken::new());
+            jobs.insert(id, Entry { view, cancel, ended: Arc::new(Instant::now().into()) });
         }
         Ok(Arc::new(Self { db, inner: Mutex::new(Inner { next, jobs }) }))
     }
@@ -112,10 +119,11 @@ impl Jobs {
             state: JobState::Running,
         };
         let (sender, receiver) = watch::channel(view);
-        inner.jobs.insert(id, Entry { view: receiver, cancel: cancel.clone() });
-        forget_oldest(&mut inner.jobs);
+        let ended = Arc::new(OnceLock::new());
+        inner.jobs.insert(id, Entry { view: receiver, cancel: cancel.clone(), ended: Arc::clone(&ended) });
+        forget_oldest(&mut inner.jobs, Instant::now());
         drop(inner);
-        let job = Job { id, db: self.db.clone(), view: sender, cancel, stage_began: Mutex::new(Instant::now()) };
+        let job = Job { id, db: self.db.clone(), view: sender, cancel, stage_began: Mutex::new(Instant::now()), ended };
         self.db.record_job(id.0, owner, title);
         Ok(job)
     }
@@ -172,11 +180,17 @@ fn may_see(peer: Peer, view: &JobView) -> bool {
     banger_policy::access::vm(peer, view.owner).granted().is_ok()
 }
 
-fn forget_oldest(jobs: &mut BTreeMap<JobId, Entry>) {
-    let finished = |entry: &Entry| entry.view.borrow().state != JobState::Running;
-    let ended: Vec<JobId> = jobs.iter().filter(|(_, entry)| finished(entry)).map(|(id, _)| *id).collect();
-    for id in ended.iter().take(ended.len().saturating_sub(KEPT)) {
-        jobs.remove(id);
+/// Those whose end is longest ago, whenever they began.
+fn forget_oldest(jobs: &mut BTreeMap<JobId, Entry>, now: Instant) {
+    let mut ended: Vec<(Instant, JobId)> =
+        jobs.iter().filter_map(|(id, entry)| Some((*entry.ended.get()?, *id))).collect();
+    ended.sort();
+    let surplus = ended.len().saturating_sub(KEPT);
+    let far = ended.len().saturating_sub(KEPT_AT_MOST);
+    for (at, (when, id)) in ended.into_iter().take(surplus).enumerate() {
+        if at < far || now.saturating_duration_since(when) >= KEPT_FOR {
+            jobs.remove(&id);
+        }
     }
 }
 
@@ -256,6 +270,8 @@ impl Job {
             JobState::Running => return,
         };
         tracing::info!(banger_job = %self.id, "{outcome}{}{message}", if message.is_empty() { "" } else { ": " });
+        // Once: a job that has ended is not dropped without an end.
+        let _ = self.ended.set(Instant::now());
         self.view.send_modify(|view| {
             close_stage(view, took);
             view.state = state;

@@ -70,13 +70,22 @@ async fn after_a_restart_unfinished_jobs_have_failed_and_numbers_go_on() {
 async fn finished_jobs_are_bounded_and_running_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (jobs, _db) = jobs(&dir).await;
-    let running = jobs.begin(1, "long".into()).unwrap();
-    for _ in 0..KEPT + 20 {
+    let goes_on = jobs.begin(1, "goes on".into()).unwrap();
+    let long = jobs.begin(1, "ends last".into()).unwrap();
+    let (running, last) = (goes_on.id(), long.id());
+    for _ in 0..KEPT_AT_MOST + 20 {
         jobs.begin(1, "short".into()).unwrap().finish(Ok(JobResult::Text(String::new())));
     }
+    long.finish(Ok(JobResult::Text(String::new())));
     let peer = Peer { uid: 1, admin: false };
-    assert!(jobs.list(peer, usize::MAX).len() <= KEPT + 2);
-    assert!(jobs.watch(peer, running.id(), 0, Duration::ZERO).await.is_ok());
+    assert!(jobs.list(peer, usize::MAX).len() <= KEPT_AT_MOST + 4);
+    forget_oldest(&mut jobs.lock().jobs, Instant::now());
+    assert!(jobs.list(peer, usize::MAX).len() > KEPT, "who looks now and then finds his own");
+    forget_oldest(&mut jobs.lock().jobs, Instant::now() + KEPT_FOR);
+    assert_eq!(jobs.list(peer, usize::MAX).len(), KEPT + 1);
+    for id in [running, last] {
+        assert!(jobs.watch(peer, id, 0, Duration::ZERO).await.is_ok());
+    }
 }
 
 #[tokio::test]
