@@ -182,7 +182,7 @@ impl Scanner {
                 }
             }
         }
-        trim(&file, CAP)?;
+        free(&file, CAP)?;
         Ok(word)
     }
 
@@ -197,16 +197,54 @@ impl Scanner {
     }
 }
 
-/// Frees the beginning of the file when it takes more than `cap`.
-fn trim(file: &File, cap: u64) -> io::Result<()> {
+/// Frees the beginning of a file that the VMM appends to, when it takes more than [`CAP`]. A missing one takes nothing.
+///
+/// # Errors
+/// What the file system says.
+pub fn trim(path: &Path) -> io::Result<()> {
+    match File::options().write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => free(&opened?, CAP),
+    }
+}
+
+/// The last line that has an end, without it; empty when it is longer than `at_most` bytes, or there is none.
+///
+/// # Errors
+/// What the file system says.
+pub fn last_line(path: &Path, at_most: usize) -> io::Result<String> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        opened => opened?,
+    };
+    // Its own end, and that of the line before it.
+    let window = u64::try_from(at_most).unwrap_or(u64::MAX).saturating_add(2);
+    let start = file.metadata()?.len().saturating_sub(window);
+    file.seek(io::SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(window).read_to_end(&mut bytes)?;
+    let Some((last, before)) = bytes.split_last() else { return Ok(String::new()) };
+    if *last != b'\n' {
+        return Ok(String::new());
+    }
+    let begin = before.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+    let line = match begin {
+        Some(begin) => before.get(begin..).unwrap_or_default(),
+        None if start == 0 => before,
+        None => return Ok(String::new()),
+    };
+    Ok(if line.len() <= at_most { String::from_utf8_lossy(line).into_owned() } else { String::new() })
+}
+
+fn free(file: &File, cap: u64) -> io::Result<()> {
     let metadata = file.metadata()?;
     // 512: the unit of st_blocks whatever the file system's blocks are (stat(3type)).
     if metadata.blocks().saturating_mul(512) <= cap.saturating_add(BLOCK) {
         return Ok(());
     }
-    let free = metadata.len().saturating_sub(KEEP) / BLOCK * BLOCK;
+    let freed = metadata.len().saturating_sub(KEEP) / BLOCK * BLOCK;
     let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(file, how, 0, free) {
+    match rustix::fs::fallocate(file, how, 0, freed) {
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(0),
         done => Ok(done?),
     }
@@ -303,6 +341,26 @@ mod tests {
         let opened = File::open(file.path()).unwrap();
         assert!(data_start(&opened).unwrap() >= 3 * 1024 * 1024);
         assert_eq!(tail(file.path(), 2).unwrap(), ["last", "[ 1.0] reboot: Power down"]);
+    }
+
+    #[test]
+    fn the_last_line_is_whole_or_none() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, wanted) in [
+            ("", ""),
+            ("{1}", ""),
+            ("{1}\n", "{1}"),
+            ("{1}\n{22}\n", "{22}"),
+            ("{1}\n{2", ""),
+            ("{1234567}\n", "{1234567}"),
+            ("{12345678}\n", ""),
+            ("{1}\n{1234567}\n", "{1234567}"),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(last_line(file.path(), 9).unwrap(), wanted, "{text:?}");
+        }
+        assert_eq!(last_line(Path::new("/nonexistent/metrics"), 9).unwrap(), "");
+        trim(Path::new("/nonexistent/metrics")).unwrap();
     }
 
     #[test]

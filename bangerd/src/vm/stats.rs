@@ -2,6 +2,7 @@
 
 use super::order::Order;
 use super::{Entry, Vms};
+use crate::guest::console;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
 use banger_proto::time::Timestamp;
@@ -61,7 +62,7 @@ async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
             vsz_bytes: pid.and_then(vsz_of).unwrap_or(0),
             system_overlay_bytes: overlay.map_or(0, |cow| cow.allocated_bytes),
             work_disk_bytes: allocated(&paths.work_disk()),
-            metrics_raw: last_line(&paths.metrics()),
+            metrics_raw: last_metrics(&paths.metrics()),
         });
         now.insert(row.id, (looked, cpu_usec));
     }
@@ -89,15 +90,15 @@ pub(crate) fn allocated(path: &Path) -> u64 {
     path.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// Firecracker appends an object a line. Long lines would not fit a reply.
-fn last_line(path: &Path) -> String {
-    const MAX: u64 = 2048;
-    let text = std::fs::metadata(path)
-        .ok()
-        .filter(|meta| meta.len() <= 1 << 20)
-        .and_then(|_| std::fs::read_to_string(path).ok());
-    let line = text.as_deref().and_then(|text| text.lines().next_back()).unwrap_or_default();
-    if line.len() as u64 <= MAX { line.to_owned() } else { String::new() }
+/// Firecracker appends an object a line, as long as the VM runs: what is long ago is freed.
+fn last_metrics(path: &Path) -> String {
+    /// A longer one would not fit a reply, bytes.
+    const MAX: usize = 16 << 10;
+    let line = console::trim(path).and_then(|()| console::last_line(path, MAX));
+    line.unwrap_or_else(|error| {
+        tracing::debug!("{}: {error}", path.display());
+        String::new()
+    })
 }
 
 async fn sweep(vms: &Arc<Vms>, limit: Duration) {
