@@ -70,10 +70,19 @@ pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
 
 /// `vm stop --everyone`: what the host's shutdown and the package's removal ask for.
 pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
+    /// A VM whose start was at work is met the next time; one that cannot be stopped is not tried for ever.
+    const ROUNDS: usize = 3;
     let client = Client::connect().await?;
-    let mut vms = super::list::records(&client, true).await?;
-    vms.retain(|vm| vm.state == State::Running);
-    on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, 0).await
+    let mut status = 0;
+    for _ in 0..ROUNDS {
+        let mut vms = super::list::records(&client, true).await?;
+        vms.retain(|vm| vm.state == State::Running);
+        if vms.is_empty() {
+            break;
+        }
+        status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, status).await?;
+    }
+    Ok(status)
 }
 
 async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
