@@ -58,7 +58,7 @@ pub enum Event {
     Kill,
     /// The guest or its VMM ended by itself.
     Ended,
-    /// The daemon starts and finds the VM's process alive.
+    /// The daemon starts and finds the VM's process alive, and its guest ready.
     FoundAlive,
     /// The daemon starts and finds no process.
     FoundDead,
@@ -170,11 +170,17 @@ pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
         (State::Running, Event::FoundDead | Event::FoundRebooted) => {
             to(State::Stopped, &[KillProcesses, TearDown, ClearHandles])
         }
+        // An older copy of the database knows nothing of the start.
+        (State::Created | State::Stopped | State::Error, Event::FoundAlive) => {
+            to(State::Running, &[SeedCache, RecordHandles])
+        }
         // A crash in the middle of a start: the row does not say running, so it never was.
-        (
-            State::Created | State::Stopped | State::Error,
-            Event::FoundAlive | Event::FoundDead | Event::FoundRebooted,
-        ) => to(state, &[KillProcesses, TearDown, ClearHandles]),
+        (State::Created | State::Stopped | State::Error, Event::FoundDead)
+        | (State::Created | State::Stopped, Event::FoundRebooted) => {
+            to(state, &[KillProcesses, TearDown, ClearHandles])
+        }
+        // What its error held is gone with the host.
+        (State::Error, Event::FoundRebooted) => to(State::Stopped, &[KillProcesses, TearDown, ClearHandles]),
 
         (_, Event::TeardownFailed) => to(State::Error, &[]),
 

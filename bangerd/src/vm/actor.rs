@@ -228,7 +228,7 @@ impl Actor {
         for effect in outcome.effects {
             if *effect == Effect::BringUp {
                 // Nothing new is acquired while something old may be held.
-                self.settle(failed).await?;
+                self.settle(failed, event, reason).await?;
                 let Some(job) = job else { return Err(ApiError::new(ErrorCode::Internal, "a start without a job")) };
                 return self.start(&seat, job).await;
             }
@@ -242,9 +242,15 @@ impl Actor {
                 job.stage(stage);
             }
             let result = self.effect(*effect, &seat, job).await;
-            failed = joined([failed, result]);
+            match result {
+                // What is remembered goes with row and folder; and with a full disk, deletion is what makes room.
+                Err(error) if event == Event::Delete && *effect == Effect::ClearHandles => {
+                    tracing::warn!("{}", error.message);
+                }
+                result => failed = joined([failed, result]),
+            }
         }
-        self.settle(failed).await?;
+        self.settle(failed, event, reason).await?;
         match outcome.next {
             None => {
                 self.ctx.forget(&self.row.id);
@@ -262,12 +268,13 @@ impl Actor {
     }
 
     /// A teardown that could not finish is a state of its own.
-    async fn settle(&mut self, failed: Result<(), ApiError>) -> Result<(), ApiError> {
+    async fn settle(&mut self, failed: Result<(), ApiError>, event: Event, reason: &str) -> Result<(), ApiError> {
         let Err(error) = failed else { return Ok(()) };
         if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
             && let Some(next) = outcome.next
         {
-            self.set_state(next, &error.message, None).await?;
+            let told = if reason.is_empty() { error.message.clone() } else { format!("{reason}; {}", error.message) };
+            self.set_state(next, &told, self.boot_after(next, event)).await?;
         }
         Err(error)
     }
@@ -320,7 +327,10 @@ impl Actor {
             Effect::TearDown => self.tear_down(seat).await,
             Effect::ClearHandles => self.clear_handles(seat).await,
             Effect::RemoveFiles => {
-                self.ctx.db.set_vm_unmade(seat.id).await.map_err(|error| internal(&error))?;
+                if let Err(error) = self.ctx.db.set_vm_unmade(seat.id).await {
+                    // A crash before the row is removed then leaves a VM that says which disk is gone.
+                    tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
+                }
                 self.remove_files(seat).await
             }
             Effect::RemoveRow => self.ctx.db.delete_vm(seat.id).await.map_err(|error| internal(&error)),

@@ -166,9 +166,13 @@ impl Vms {
         if shared.as_ref().is_some_and(|shared| shared.running().is_some()) {
             return record;
         }
-        if let Some(reason) = reconcile::glance(row, &self.ctx) {
+        let glance = reconcile::glance(row, &self.ctx);
+        // Why it ended, while its end is at work.
+        let known = shared.map(|shared| shared.ended());
+        let ends = row.state == State::Running && known.as_ref().is_some_and(|known| !known.is_empty());
+        if glance.is_some() || ends {
             (record.state, record.runtime.state) = (State::Stopped, State::Stopped);
-            record.runtime.last_error = shared.map_or_else(|| reason.to_owned(), |shared| shared.ended());
+            record.runtime.last_error = known.or_else(|| glance.map(str::to_owned)).unwrap_or_default();
         }
         record
     }

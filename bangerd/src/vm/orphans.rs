@@ -10,6 +10,7 @@
 
 use super::Context;
 use super::order::Order;
+use super::reconcile::rebooted;
 use super::teardown::remove_folder;
 use crate::db::VmRow;
 use crate::error::{chain, internal};
@@ -186,7 +187,8 @@ fn look_again_if_untrue(ctx: &Context, row: &VmRow, held: bool) {
     let lives = ctx.machine.populated(row.owner, &row.id);
     let Some(entry) = ctx.actors.lock().get(&row.id).cloned() else { return };
     let watched = entry.shared.running().is_some();
-    let untrue = if running { !watched || (ctx.machine.delegated() && !lives) } else { held || lives };
+    let unfinished = row.state == State::Error && rebooted(row, ctx);
+    let untrue = if running { !watched || (ctx.machine.delegated() && !lives) } else { held || lives || unfinished };
     if untrue && entry.shared.is_settled() {
         // An actor that is gone has no VM to look at.
         drop(entry.orders.send(Order::Look));

@@ -5,13 +5,15 @@ use super::actor::Actor;
 use super::machine::Seat;
 use super::orphans::holds;
 use super::{Context, Vms};
-use crate::db::VmRow;
+use crate::db::{Mirror, VmRow};
 use crate::error::chain;
 use banger_policy::lifecycle::{Event, State};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::ProcessState;
 use banger_proto::model::ApiError;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// Why a VM that is recorded as running ended with the host.
 const REBOOTED: &str = "the host rebooted";
@@ -21,6 +23,13 @@ const ENDED: &str = "it ended while the daemon was not running";
 /// Why it does not run though the row still says so.
 const ENDED_UNSEEN: &str = "its VMM has ended";
 
+/// How long an agent may take to find a daemon that has just begun; it tries each half second.
+const AGENT: Duration = Duration::from_secs(5);
+/// How long the monitor may take to say why a VMM has ended.
+const REASON: Duration = Duration::from_secs(2);
+/// Between two attempts to read the rows.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// It ran in another boot of the host, or until the host went down.
 pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
     row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
@@ -28,12 +37,12 @@ pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
 
 /// Why a VM whose row says that it runs certainly does not; a look at one file. Without delegated groups nothing is certain before it was looked for.
 pub(super) fn glance(row: &VmRow, ctx: &Context) -> Option<&'static str> {
-    if row.state != State::Running {
+    if row.state != State::Running || ctx.machine.populated(row.owner, &row.id) {
         None
     } else if rebooted(row, ctx) {
         Some(REBOOTED)
     } else {
-        (ctx.machine.delegated() && !ctx.machine.populated(row.owner, &row.id)).then_some(ENDED)
+        ctx.machine.delegated().then_some(ENDED)
     }
 }
 
@@ -51,15 +60,9 @@ impl Actor {
             tracing::info!("its creation or removal was cut short; removed");
             return matches!(self.apply(Event::Delete, None, "").await, Ok(None));
         }
-        if rebooted(&self.row, &self.ctx) {
-            tracing::info!("it ran when the host went down");
-            self.quietly(Event::FoundRebooted, REBOOTED).await;
-            if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
-                self.resume_in_turn(&seat);
-            }
-            return false;
-        }
-        if self.row.state == State::Running {
+        let lives = self.ctx.machine.populated(self.row.owner, &self.row.id);
+        // No process outlives the host: one that lives though the row is of another boot is of a time after an older copy of the database.
+        if self.row.state == State::Running && (lives || !rebooted(&self.row, &self.ctx)) {
             match self.find(&seat).await {
                 Ok(true) => {
                     tracing::info!("found running");
@@ -73,12 +76,37 @@ impl Actor {
                 // Not known is not dead: nothing is torn down under a guest that may live.
                 Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
             }
+        } else if lives && self.runs_unrecorded(&seat).await {
+            tracing::warn!("found running, and the database does not say so: is it an older copy?");
+            self.quietly(Event::FoundAlive, "").await;
+        } else if rebooted(&self.row, &self.ctx) {
+            tracing::info!("it ran when the host went down");
+            self.found_rebooted(&seat).await;
         } else if self.holds_something(&seat).await {
             tracing::info!("a start or a teardown was cut short; cleaned up");
             let reason = self.row.last_error.clone();
             self.quietly(Event::FoundDead, &reason).await;
         }
         false
+    }
+
+    async fn found_rebooted(&mut self, seat: &Seat) {
+        self.quietly(Event::FoundRebooted, REBOOTED).await;
+        if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
+            self.resume_in_turn(seat);
+        }
+    }
+
+    /// Of a VM whose row says that it does not run, but not what a start has left: does it run as well as one can? A start that a crash cut
+    /// short has left its mirror, or no agent that speaks.
+    async fn runs_unrecorded(&mut self, seat: &Seat) -> bool {
+        if self.row.mirror != Mirror::default() || !matches!(self.find(seat).await, Ok(true)) {
+            return false;
+        }
+        match self.shared.running() {
+            Some(running) => matches!(timeout(AGENT, running.ready(AGENT)).await, Ok(Ok(()))),
+            None => false,
+        }
     }
 
     /// Alive: the row says running, the process is found in the VM's own cgroup, and the helper knows that process
@@ -103,20 +131,29 @@ impl Actor {
     pub(super) async fn look_again(&mut self) {
         let Ok(seat) = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) else { return };
         let lives = self.ctx.machine.populated(self.row.owner, &self.row.id);
-        if self.row.state != State::Running {
+        if rebooted(&self.row, &self.ctx) && !lives && matches!(self.row.state, State::Running | State::Error) {
+            // What could not be recorded, or released, when it was looked at first.
+            self.found_rebooted(&seat).await;
+        } else if self.row.state != State::Running {
             if self.holds_something(&seat).await {
                 tracing::info!("something of it was left; cleaned up");
                 let reason = self.row.last_error.clone();
                 self.quietly(Event::FoundDead, &reason).await;
             }
-        } else if self.shared.running().is_some() {
+        } else if let Some(running) = self.shared.running() {
             if self.ctx.machine.delegated() && !lives {
-                self.quietly(Event::FoundDead, ENDED_UNSEEN).await;
+                // Its monitor is about to say so, and knows why.
+                let reason = timeout(REASON, running.ended()).await.unwrap_or_else(|_| ENDED_UNSEEN.to_owned());
+                self.quietly(Event::FoundDead, &reason).await;
             }
         } else {
             match self.find(&seat).await {
                 Ok(true) => self.quietly(Event::FoundAlive, "").await,
-                Ok(false) => self.quietly(Event::FoundDead, ENDED_UNSEEN).await,
+                Ok(false) => {
+                    let known = self.shared.ended();
+                    let reason = if known.is_empty() { ENDED_UNSEEN } else { &known };
+                    self.quietly(Event::FoundDead, reason).await;
+                }
                 Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
             }
         }
@@ -139,10 +176,14 @@ impl Vms {
     pub(crate) fn reconcile_in_background(self: &Arc<Self>) {
         let vms = Arc::clone(self);
         tokio::spawn(async move {
-            match vms.ctx.db.vms(None, None, u32::MAX).await {
-                Ok(rows) => rows.into_iter().for_each(|row| drop(vms.actor(row))),
-                Err(error) => tracing::error!("cannot read the VMs: {}", chain(&error)),
-            }
+            let rows = loop {
+                match vms.ctx.db.vms(None, None, u32::MAX).await {
+                    Ok(rows) => break rows,
+                    Err(error) => tracing::error!("cannot read the VMs: {}", chain(&error)),
+                }
+                tokio::time::sleep(PAUSE).await;
+            };
+            rows.into_iter().for_each(|row| drop(vms.actor(row)));
             super::orphans::spawn(&vms.ctx);
         });
     }

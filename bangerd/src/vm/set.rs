@@ -32,7 +32,8 @@ impl Actor {
         }
         let spec = changed(was, &request)?;
         self.record_spec(spec, request.restart.unwrap_or(policy_was)).await?;
-        if self.row.state != State::Running || spec.nat_enabled == was.nat_enabled {
+        // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
+        if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
         }
         job.stage("nat");

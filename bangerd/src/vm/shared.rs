@@ -77,17 +77,22 @@ impl Shared {
         lock(&self.stats).clone()
     }
 
+    /// Of a VM that has ended meanwhile they are forgotten.
     pub(super) fn set_stats(&self, stats: VmStats) {
-        *lock(&self.stats) = Some(stats);
+        let running = lock(&self.running);
+        if running.is_some() {
+            *lock(&self.stats) = Some(stats);
+        }
     }
 
     pub(super) fn set_running(&self, running: Option<Arc<dyn Running>>) {
-        if running.is_none() {
-            *lock(&self.stats) = None;
-        } else {
-            lock(&self.ended).clear();
-        }
+        let runs = running.is_some();
         *lock(&self.running) = running;
+        if runs {
+            lock(&self.ended).clear();
+        } else {
+            *lock(&self.stats) = None;
+        }
     }
 
     pub(super) fn set_ended(&self, reason: &str) {

@@ -78,6 +78,13 @@ impl SimMachine {
         }
     }
 
+    /// Now whoever watches what has vanished learns why.
+    pub(super) fn tell_unseen(&self, reason: &str) {
+        for ended in &self.lock().unseen {
+            ended.send_replace(Some(reason.to_owned()));
+        }
+    }
+
     fn step(&self, step: &str) -> Result<(), ApiError> {
         if self.lock().fail == Some(step) {
             return Err(ApiError::new(ErrorCode::OperationFailed, format!("{step} failed")));

@@ -2,6 +2,7 @@
 //! helper's own view of it. Every step runs whatever failed before it.
 
 use super::actor::Actor;
+use super::host::blocking;
 use super::machine::Seat;
 use crate::handles::Handles;
 use crate::privileged::PrivilegedError;
@@ -63,7 +64,9 @@ impl Actor {
             Err(error) if error.refusal() == Some(HelperError::NotYours) => Ok(()),
             other => other.map_err(|error| error.api("the overlay")),
         };
-        joined([discarded, remove_folder(&seat.paths.dir)])
+        // The work disk may have gigabytes to give back.
+        let dir = seat.paths.dir.clone();
+        joined([discarded, blocking(move || remove_folder(&dir)).await])
     }
 }
 

@@ -300,3 +300,68 @@ fn a_live_vm_is_not_torn_down_because_the_helper_cannot_look() {
     world.until("demo", State::Running);
     assert_eq!(world.machine.processes(), 1);
 }
+
+/// Brings the row back to what an older copy of the database has.
+fn older(world: &World, change: &str) {
+    rusqlite::Connection::open(world.paths().database()).unwrap().execute_batch(change).unwrap();
+}
+
+#[test]
+fn a_vm_that_runs_is_not_killed_by_an_older_copy_of_the_database() {
+    for older_row in [
+        "state = 'stopped', boot_id = NULL, tap_device = NULL, base_loop = NULL, cow_loop = NULL, dm_name = NULL, dm_dev = NULL, generation = NULL",
+        "boot_id = 'an earlier one'",
+    ] {
+        let mut world = World::new();
+        let vm = world.running("demo");
+        world.kill_daemon();
+        older(&world, &format!("UPDATE vms SET {older_row}"));
+        world.boot();
+        world.until("demo", State::Running);
+        assert_eq!(world.machine.processes(), 1, "{older_row}");
+        assert!(world.cached(&vm.id).is_some_and(|held| held.pid.is_some()));
+        // It is a VM like any other again.
+        world.restart();
+        world.until("demo", State::Running);
+        assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+        world.assert_nothing_held();
+    }
+}
+
+#[test]
+fn with_a_full_disk_a_vm_can_be_deleted() {
+    let world = World::new();
+    world.running("demo");
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON vms BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    older(&world, full);
+    let deleted = world.order(Verb::Delete, "demo");
+    assert!(matches!(deleted, JobState::Done(_)), "{deleted:?}");
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn the_sweep_does_not_take_the_reason_of_an_end() {
+    let world = World::new();
+    let vm = world.running("demo");
+    // Its process is gone, and the monitor is about to say why.
+    world.machine.vanish(&vm.id);
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    entry.orders.send(super::super::Order::Look).unwrap();
+    world.machine.tell_unseen("guest powered off");
+    assert_eq!(world.until("demo", State::Stopped).runtime.last_error, "guest powered off");
+}
+
+#[test]
+fn an_end_that_was_recorded_late_has_its_reason() {
+    let world = World::new();
+    let vm = world.running("demo");
+    refuse_states(&world, true);
+    world.machine.end(&vm.id, "guest powered off");
+    world.until_true("told", || world.show(ALICE, "demo").unwrap().state == State::Stopped);
+    refuse_states(&world, false);
+    world.until_true("recorded", || {
+        world.life().runtime.block_on(world.life().vms.leaks(ROOT, false)).unwrap();
+        let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
+        row.state == State::Stopped && row.last_error == "guest powered off"
+    });
+}

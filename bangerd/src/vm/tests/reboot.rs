@@ -142,3 +142,18 @@ fn who_stops_it_before_its_turn_or_takes_the_wish_back_has_the_last_word() {
         assert_eq!(world.machine.processes(), 0);
     }
 }
+
+#[test]
+fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.helper.set_unreachable(true);
+    world.reboot();
+    let vm = world.until("again", State::Error);
+    assert!(vm.runtime.last_error.starts_with(REBOOTED), "{}", vm.runtime.last_error);
+    world.helper.set_unreachable(false);
+    world.until_true("started again", || {
+        world.life().runtime.block_on(world.life().vms.leaks(ROOT, false)).unwrap();
+        world.show(ALICE, "again").unwrap().state == State::Running
+    });
+}
