@@ -106,10 +106,9 @@ fn cgroup(ctx: &Context) -> Check {
 }
 
 fn free_space(folder: &Path) -> Check {
-    let Ok(stat) = rustix::fs::statvfs(folder) else {
+    let Ok(free) = crate::store::room::free(folder) else {
         return check("disk space", CheckStatus::Warn, format!("cannot look at {}", folder.display()));
     };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let detail = format!("{} GiB free at {}", free >> 30, folder.display());
     if free < FREE_FLOOR {
         let more = "A VM with the default sizes reserves 8 GiB at once and may use 8 GiB more.";

@@ -1,6 +1,7 @@
 //! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
 //! thread in a staging folder, published by one rename and a row.
 
+use super::room::Room;
 use super::{STAGING, Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
@@ -80,21 +81,33 @@ fn bad(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(ErrorCode::BadRequest, error.to_string())
 }
 
-/// The job as the converters see it.
-struct Watched(Arc<Job>);
+/// The job as the converters see it. A disk that becomes full ends it like somebody who has changed his mind.
+#[derive(Clone)]
+struct Watched {
+    job: Arc<Job>,
+    room: Arc<Room>,
+}
+
+impl Watched {
+    /// Cancelled by nobody: then it was for want of room.
+    fn or_short(&self, error: ApiError, what: &str) -> ApiError {
+        let by_nobody = error.code == ErrorCode::Cancelled && !self.job.cancelled().is_cancelled();
+        if by_nobody { self.room.check(what).err().unwrap_or_else(|| no_space(what.to_owned())) } else { error }
+    }
+}
 
 impl Progress for Watched {
     fn stage(&self, name: &'static str) {
-        self.0.stage(name);
+        self.job.stage(name);
     }
 
     fn bytes(&self, done: u64, total: u64) {
         let (done, total) = (done >> 20, total >> 20);
-        self.0.detail(if total > 0 { format!("{done} of {total} MiB") } else { format!("{done} MiB") });
+        self.job.detail(if total > 0 { format!("{done} of {total} MiB") } else { format!("{done} MiB") });
     }
 
     fn cancelled(&self) -> bool {
-        self.0.cancelled().is_cancelled()
+        self.job.cancelled().is_cancelled() || self.room.is_short()
     }
 }
 
@@ -166,15 +179,25 @@ impl Store {
         job.stage("upload");
         let spool = tempfile::tempfile_in(self.paths.staging()).map_err(|error| failed("the spool file", &error))?;
         let for_upload = spool.try_clone().map_err(|error| failed("the spool file", &error))?;
-        let progress = |bytes: u64| job.detail(format!("{} MiB", bytes >> 20));
+        let watched = Watched { job: Arc::clone(job), room: Arc::new(Room::of(&self.paths.state)) };
+        let room = &watched.room;
+        room.check("the upload")?;
+        let progress = |bytes: u64| {
+            job.detail(format!("{} MiB", bytes >> 20));
+            if room.is_short() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        };
         tokio::select! {
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
-            uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => uploaded.map_err(|e| upload_failed(&e))?,
+            uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => {
+                uploaded.map_err(|error| room.check("the upload").err().unwrap_or_else(|| upload_failed(&error)))?
+            }
         };
         crate::fail::point("import", "uploaded");
         match wanted {
-            Wanted::Image { name, source, build_size } => self.image(spool, peer, name, source, build_size, job).await,
-            Wanted::Kernel { name } => self.kernel(spool, peer, name, job).await,
+            Wanted::Image { name, source, build_size } => {
+                self.image(spool, peer, name, source, build_size, &watched).await
+            }
+            Wanted::Kernel { name } => self.kernel(spool, peer, name, &watched).await,
         }
     }
 
@@ -185,15 +208,15 @@ impl Store {
         name: ImageName,
         source: String,
         build_size: u64,
-        job: &Arc<Job>,
+        watched: &Watched,
     ) -> Result<JobResult, ApiError> {
-        let staging = Staging::new(&self.paths.images(), job)?;
-        let (dir, progress) = (staging.0.clone(), Watched(Arc::clone(job)));
-        let made: ImportedRootfs = blocking(move || {
+        let staging = Staging::new(&self.paths.images(), &watched.job)?;
+        let (dir, progress) = (staging.0.clone(), watched.clone());
+        let made = blocking(move || {
             let limits = Limits::for_build_size(build_size);
             image::import(spool, &dir, build_size, limits, &progress).map_err(|error| image_refused(&error))
-        })
-        .await?;
+        });
+        let made: ImportedRootfs = made.await.map_err(|error| watched.or_short(error, "the image"))?;
         crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
         has_room(self.images().await?.len())?;
@@ -205,8 +228,8 @@ impl Store {
                 is_there("image", same.name.as_str(), &same.id)
             });
         }
-        job.go_on()?;
-        job.stage("publish");
+        watched.job.go_on()?;
+        watched.job.stage("publish");
         let dir = self.paths.image_dir(&made.digest);
         staging.publish(&dir)?;
         let now = Timestamp::now();
@@ -235,12 +258,12 @@ impl Store {
         spool: File,
         peer: Peer,
         name: Option<KernelName>,
-        job: &Arc<Job>,
+        watched: &Watched,
     ) -> Result<JobResult, ApiError> {
-        let staging = Staging::new(&self.paths.kernels(), job)?;
-        let (dir, progress) = (staging.0.clone(), Watched(Arc::clone(job)));
-        let made =
-            blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error))).await?;
+        let staging = Staging::new(&self.paths.kernels(), &watched.job)?;
+        let (dir, progress) = (staging.0.clone(), watched.clone());
+        let made = blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error)));
+        let made = made.await.map_err(|error| watched.or_short(error, "the kernel"))?;
         let name = match name {
             Some(name) => name,
             None => made.version.parse().map_err(|error: banger_policy::name::NameError| {
@@ -259,8 +282,8 @@ impl Store {
                 is_there("kernel", same.name.as_str(), &same.id)
             });
         }
-        job.go_on()?;
-        job.stage("publish");
+        watched.job.go_on()?;
+        watched.job.stage("publish");
         let dir = self.paths.kernel_dir(&made.digest);
         staging.publish(&dir)?;
         let record = KernelRecord {

@@ -199,7 +199,13 @@ async fn an_upload_is_spooled_and_capped() {
             drop(client);
             last
         };
-        let (done, last) = tokio::join!(upload(server, spool, cap, |total| seen = total), sending);
+        let (done, last) = tokio::join!(
+            upload(server, spool, cap, |total| {
+                seen = total;
+                Ok(())
+            }),
+            sending
+        );
         let mut content = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut content).unwrap();
@@ -228,7 +234,7 @@ async fn a_full_disk_ends_an_upload() {
         drop(client);
         last
     };
-    let (done, last) = tokio::join!(upload(server, full, 1 << 20, |_| {}), sending);
+    let (done, last) = tokio::join!(upload(server, full, 1 << 20, |_| Ok(())), sending);
     assert!(matches!(done, Err(UploadError::File(error)) if error.kind() == std::io::ErrorKind::StorageFull));
     assert!(matches!(last, Some(Frame::Failed(_))));
 }

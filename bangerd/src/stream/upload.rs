@@ -9,6 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+/// A client that sends nothing for so long is gone, or keeps room for nothing. What it sends may be made meanwhile, by `docker save` say.
+const IDLE: Duration = Duration::from_secs(600);
 /// A client that is told to stop may still be writing.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -21,13 +23,16 @@ pub enum UploadError {
     /// More than is allowed.
     #[error("the upload is larger than {0} bytes")]
     TooLarge(u64),
+    /// The client has forgotten about it.
+    #[error("nothing came for {} s", IDLE.as_secs())]
+    Idle,
     /// The host's disk; `StorageFull` when it has no room.
     #[error("cannot keep the upload: {0}")]
     File(#[source] io::Error),
 }
 
 /// Writes `Input` frames to `file` until `InputEnd` and answers `Exit` or `Failed`. `progress` hears the
-/// bytes so far. Dropping it closes the connection. What is in the file after an error is for the caller to remove.
+/// bytes so far, and may refuse more. Dropping it closes the connection. What is in the file after an error is for the caller to remove.
 ///
 /// # Errors
 /// [`UploadError`].
@@ -35,21 +40,22 @@ pub async fn upload(
     stream: UnixStream,
     file: File,
     cap: u64,
-    mut progress: impl FnMut(u64) + Send,
+    mut progress: impl FnMut(u64) -> io::Result<()> + Send,
 ) -> Result<u64, UploadError> {
     let Client { mut from, mut to, .. } = Client::new(stream).map_err(UploadError::Client)?;
     let mut file = tokio::fs::File::from_std(file);
     let spooled = async {
         let mut total = 0_u64;
         loop {
-            match read(&mut from).await.map_err(UploadError::Client)? {
+            let frame = timeout(IDLE, read(&mut from)).await.map_err(|_| UploadError::Idle)?;
+            match frame.map_err(UploadError::Client)? {
                 Some(Frame::Input(bytes)) => {
                     total = total.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
                     if total > cap {
                         return Err(UploadError::TooLarge(cap));
                     }
                     file.write_all(&bytes).await.map_err(UploadError::File)?;
-                    progress(total);
+                    progress(total).map_err(UploadError::File)?;
                 }
                 Some(Frame::InputEnd) => {
                     // A full disk may show only now.

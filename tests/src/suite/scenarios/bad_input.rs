@@ -155,8 +155,11 @@ fn full_disk_at_create(scene: &mut Scene) -> Result<Outcome> {
     let words =
         ["vm", "run", "--detach", "--name", "nospace", "--image", "tiny", "--memory", "256M", "--overlay-size", "4G"];
     let refused = scene.banger_long("alice", &words).and_then(|finished| finished.refused(&["space"]));
+    let import = ["image", "import", "--name", "nospace", "--size", "512M", "/srv/bench/tiny.tar"];
+    let not_imported = scene.banger_long("alice", &import).and_then(|finished| finished.refused(&["MiB left"]));
     scene.root("rm /var/lib/filler")?;
     refused?;
+    not_imported?;
     remove_if_there(scene, "nospace")?;
     scene.passed()
 }
