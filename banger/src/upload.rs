@@ -1,6 +1,6 @@
 //! Imports: the user's files, read as the user, go to the daemon over a stream; the daemon's job does the rest.
 
-use crate::client::{Client, answer, lost, soon};
+use crate::client::{Client, answer, soon};
 use crate::error::explained;
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
@@ -104,10 +104,9 @@ async fn send(stream: UnixStream, source: Source, sent: Arc<AtomicU64>) -> anyho
     let reading = async {
         match stream::read(&mut from).await {
             Ok(Some(Frame::Exit(_))) => Ok(Sent::All),
-            Ok(Some(Frame::Failed(_))) => Ok(Sent::Refused),
+            // Closed without a word: the job has ended, or the daemon; either is heard of by asking for the job.
+            Ok(Some(Frame::Failed(_)) | None) | Err(_) => Ok(Sent::Refused),
             Ok(Some(_)) => Err(anyhow::anyhow!("bangerd answered an upload with another frame")),
-            Ok(None) => Err(lost(io::ErrorKind::UnexpectedEof.into())),
-            Err(error) => Err(lost(error)),
         }
     };
     let (mut writing, mut reading) = (pin!(writing), pin!(reading));

@@ -142,7 +142,7 @@ fn everyone_is_stopped_for_the_hosts_shutdown() {
     let fake = demo();
     let output = fake.banger(&["vm", "stop", "--everyone"]).output().unwrap();
     assert!(output.status.success());
-    assert_eq!(fake.state().calls, ["list true", "stop demo"]);
+    assert_eq!(fake.state().calls, ["list true", "stop demo", "list true"]);
 }
 
 #[test]

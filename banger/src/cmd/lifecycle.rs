@@ -72,15 +72,27 @@ pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
 pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
     /// A VM whose start was at work is met the next time; one that cannot be stopped is not tried for ever.
     const ROUNDS: usize = 3;
+    const AGAIN: Duration = Duration::from_secs(3);
     let client = Client::connect().await?;
     let mut status = 0;
+    let mut stopped = 0;
     for _ in 0..ROUNDS {
         let mut vms = super::list::records(&client, true).await?;
         vms.retain(|vm| vm.state == State::Running);
         if vms.is_empty() {
+            if !host_down || stopped > 0 {
+                break;
+            }
+            // systemd asks because there are processes of VMs: one is being started.
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
+        stopped += vms.len();
+        status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, status).await?;
+        if status > FAILED {
+            // Interrupted.
             break;
         }
-        status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, status).await?;
     }
     Ok(status)
 }

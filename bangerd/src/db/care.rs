@@ -153,7 +153,11 @@ fn copy(connection: &Connection, folder: &Path, name: &str) -> Result<(), DbErro
     };
     let copied = copied().map_err(|error| failed(std::io::Error::other(error)));
     // A copy of a damaged database must not push out a sound one.
-    let whole = copied.and_then(|copy| check(&copy, Path::new(connection.path().unwrap_or_default()))).and_then(|()| {
+    let whole = copied.and_then(|copy| {
+        check(&copy, Path::new(connection.path().unwrap_or_default()))?;
+        copy.close().map_err(|(_, error)| failed(std::io::Error::other(error)))
+    });
+    let whole = whole.and_then(|()| {
         file.sync_all().map_err(failed)?;
         std::fs::rename(&unfinished, &target).map_err(failed)
     });

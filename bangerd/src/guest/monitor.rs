@@ -110,7 +110,11 @@ impl Watch {
             let ending = self.look().await;
             let ended = match end {
                 Some(end) => Some(by_end(end, self.agent.said(), ending)),
-                None => by_silence(self.agent.silent, self.agent.said(), ending, self.asked),
+                None => {
+                    // One that was not heard since the daemon began may be on its way down since before.
+                    let goes_down = self.asked || ending.is_some() || self.agent.heard.is_none();
+                    by_silence(self.agent.silent, self.agent.said(), ending, goes_down)
+                }
             };
             if let Some(ended) = ended {
                 return ended;
@@ -226,22 +230,21 @@ fn by_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> End
         (Some(said), ..) => by_word(&said.word),
         // A guest has no way to have its VMM killed: what it announced does not explain that.
         (None, VmmEnd::Killed(signal), _) => Ended::new(format!("firecracker was killed (signal {signal})"), false),
-        (None, _, Some(kind)) => by_kind(kind),
-        (None, VmmEnd::Exited(status), None) => Ended::new(format!("firecracker exited (status {status})"), false),
+        (None, VmmEnd::Exited(0) | VmmEnd::Unknown, Some(kind)) => by_kind(kind),
+        (None, VmmEnd::Exited(status), _) => Ended::new(format!("firecracker exited (status {status})"), status == 0),
         (None, VmmEnd::Unknown, None) => Ended::new(UNKNOWN, false),
     }
 }
 
-fn by_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>, asked: bool) -> Option<Ended> {
-    let goes_down = asked || ending.is_some();
+fn by_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>, goes_down: bool) -> Option<Ended> {
     match said {
         // Kernel and agent agree, or the agent says nothing against it.
         Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word)),
-        Some(said) if !goes_down && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
         // An announcement to this daemon is newer than a word that it found.
+        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
         _ if goes_down => (silent >= GOODBYE).then(|| {
-            let why = format!("guest began to shut down, and gave no sign of life for {} s", GOODBYE.as_secs());
-            Ended::new(why, false)
+            let how = if ending.is_some() { "guest began to shut down, and gave" } else { "guest gave" };
+            Ended::new(format!("{how} no sign of life for {} s", GOODBYE.as_secs()), false)
         }),
         _ => (silent >= SILENCE)
             .then(|| Ended::new(format!("no sign of life from the guest for {} s", SILENCE.as_secs()), false)),

@@ -144,7 +144,7 @@ impl Drop for Staging {
 }
 
 impl Store {
-    /// Is the name free? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
+    /// Is the name free, and is there room? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
     pub(crate) async fn check_free(&self, wanted: &Wanted) -> Result<(), ApiError> {
         let (taken, count) = match wanted {
             Wanted::Image { name, .. } => {
@@ -156,7 +156,11 @@ impl Store {
                 (kernels.iter().any(|kernel| Some(&kernel.name) == name.as_ref()), kernels.len())
             }
         };
-        if taken { Err(name_taken(wanted)) } else { has_room(count) }
+        if taken {
+            return Err(name_taken(wanted));
+        }
+        has_room(count)?;
+        Room::of(&self.paths.staging()).check("the import")
     }
 
     /// Begins the job of an upload; its stream comes later.
@@ -179,9 +183,7 @@ impl Store {
         job.stage("upload");
         let spool = tempfile::tempfile_in(self.paths.staging()).map_err(|error| failed("the spool file", &error))?;
         let for_upload = spool.try_clone().map_err(|error| failed("the spool file", &error))?;
-        let watched = Watched { job: Arc::clone(job), room: Arc::new(Room::of(&self.paths.state)) };
-        let room = &watched.room;
-        room.check("the upload")?;
+        let room = Room::of(&self.paths.staging());
         let progress = |bytes: u64| {
             job.detail(format!("{} MiB", bytes >> 20));
             if room.is_short() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
@@ -193,11 +195,13 @@ impl Store {
             }
         };
         crate::fail::point("import", "uploaded");
+        let watched = |folder: &Path| Watched { job: Arc::clone(job), room: Arc::new(Room::of(folder)) };
         match wanted {
             Wanted::Image { name, source, build_size } => {
+                let watched = watched(&self.paths.images());
                 self.image(spool, peer, name, source, build_size, &watched).await
             }
-            Wanted::Kernel { name } => self.kernel(spool, peer, name, &watched).await,
+            Wanted::Kernel { name } => self.kernel(spool, peer, name, &watched(&self.paths.kernels())).await,
         }
     }
 

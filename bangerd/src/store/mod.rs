@@ -30,8 +30,10 @@ pub(crate) fn is_finished(folder: &Path) -> bool {
 
 /// Whether it was left by an import or a removal of ours; an administrator's own files are nobody's to remove.
 fn is_unfinished(path: &Path) -> bool {
-    let staging = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(STAGING));
-    staging || (digest_of(path).is_some() && path.join(MARK).exists())
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    // Earlier releases called a staging folder by a dot and the number alone.
+    let number = name.strip_prefix('.').is_some_and(|number| number.parse::<u64>().is_ok());
+    name.starts_with(STAGING) || ((number || digest_of(path).is_some()) && path.join(MARK).exists())
 }
 
 fn digest_of(folder: &Path) -> Option<Digest> {
@@ -79,7 +81,7 @@ impl Store {
                     tracing::warn!(path = %path.display(), "an import or a removal was cut short; removed");
                     remove(&path);
                 } else {
-                    tracing::warn!(path = %path.display(), "the database does not know it; kept, see `banger doctor --leaks`");
+                    tracing::warn!(path = %path.display(), "not known, and not of an import that was cut short: kept");
                 }
             }
         }

@@ -28,6 +28,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a VMM may take to end on a signal other than KILL.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
+/// A reason is in every answer about the VM, characters.
+const REASON: usize = 8 << 10;
+
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Actor {
@@ -273,7 +276,14 @@ impl Actor {
         if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
             && let Some(next) = outcome.next
         {
-            let told = if reason.is_empty() { error.message.clone() } else { format!("{reason}; {}", error.message) };
+            // Tried again by the sweep each minute: said once.
+            let told = if self.row.state == State::Error && reason == self.row.last_error && !reason.is_empty() {
+                reason.to_owned()
+            } else if reason.is_empty() {
+                error.message.clone()
+            } else {
+                format!("{reason}; {}", error.message)
+            };
             self.set_state(next, &told, self.boot_after(next, event)).await?;
         }
         Err(error)
@@ -410,14 +420,14 @@ impl Actor {
         reason: &str,
         boot_id: Option<String>,
     ) -> Result<(), ApiError> {
+        let reason: String = reason.chars().take(REASON).collect();
         let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
-        let set =
-            self.ctx.db.set_vm_state(self.row.id, state, reason.to_owned(), boot_id.clone(), mirror.clone()).await;
+        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.clone(), boot_id.clone(), mirror.clone()).await;
         set.map_err(|error| internal(&error))?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.
         (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);
-        self.row.last_error = reason.to_owned();
         tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
+        self.row.last_error = reason;
         Ok(())
     }
 

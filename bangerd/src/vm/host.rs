@@ -382,7 +382,9 @@ impl Running for Guest {
             let watch = monitor::Watch::begin(self.parts.clone()).await;
             let told = self.parts.control.shutdown().await;
             crate::fail::point("guest", "told to shut down");
-            told && watch.asked().end().await.clean
+            // An agent that has announced the guest's end is not there to be told.
+            let ends = told || self.parts.control.view().ending.is_some();
+            ends && watch.asked().end().await.clean
         };
         async move { tokio::time::timeout(limit, asked).await.unwrap_or(false) }.boxed()
     }

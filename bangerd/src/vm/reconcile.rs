@@ -24,7 +24,7 @@ const ENDED: &str = "it ended while the daemon was not running";
 const ENDED_UNSEEN: &str = "its VMM has ended";
 
 /// How long an agent may take to find a daemon that has just begun; it tries each half second.
-const AGENT: Duration = Duration::from_secs(5);
+const AGENT: Duration = Duration::from_secs(10);
 /// How long the monitor may take to say why a VMM has ended.
 const REASON: Duration = Duration::from_secs(2);
 /// Between two attempts to read the rows.
@@ -66,19 +66,13 @@ impl Actor {
             match self.find(&seat).await {
                 Ok(true) => {
                     tracing::info!("found running");
-                    self.quietly(Event::FoundAlive, "").await;
-                    // A change that the crash cut short.
-                    if let Err(error) = self.align_nat().await {
-                        tracing::warn!("{}", error.message);
-                    }
+                    self.found_alive().await;
                 }
                 Ok(false) => self.quietly(Event::FoundDead, ENDED).await,
                 // Not known is not dead: nothing is torn down under a guest that may live.
                 Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
             }
-        } else if lives && self.runs_unrecorded(&seat).await {
-            tracing::warn!("found running, and the database does not say so: is it an older copy?");
-            self.quietly(Event::FoundAlive, "").await;
+        } else if self.take_back_unrecorded(&seat).await {
         } else if rebooted(&self.row, &self.ctx) {
             tracing::info!("it ran when the host went down");
             self.found_rebooted(&seat).await;
@@ -97,15 +91,42 @@ impl Actor {
         }
     }
 
-    /// Of a VM whose row says that it does not run, but not what a start has left: does it run as well as one can? A start that a crash cut
-    /// short has left its mirror, or no agent that speaks.
-    async fn runs_unrecorded(&mut self, seat: &Seat) -> bool {
-        if self.row.mirror != Mirror::default() || !matches!(self.find(seat).await, Ok(true)) {
+    /// Of a VM whose row says that it does not run, and has nothing of a start that a crash cut short: does it run as well as one can? Then it is
+    /// taken back. True when there is nothing else to be done about it: it runs, or cannot be looked at.
+    async fn take_back_unrecorded(&mut self, seat: &Seat) -> bool {
+        if self.row.mirror != Mirror::default() || !self.ctx.machine.populated(self.row.owner, &self.row.id) {
             return false;
         }
-        match self.shared.running() {
-            Some(running) => matches!(timeout(AGENT, running.ready(AGENT)).await, Ok(Ok(()))),
-            None => false,
+        if self.shared.running().is_none() {
+            match self.find(seat).await {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    tracing::error!("cannot tell whether it runs: {}", error.message);
+                    return true;
+                }
+            }
+        }
+        let Some(running) = self.shared.running() else { return false };
+        if !matches!(timeout(AGENT, running.ready(AGENT)).await, Ok(Ok(()))) {
+            return false;
+        }
+        tracing::warn!("found running, and the database does not say so: is it an older copy?");
+        self.found_alive().await;
+        if self.row.state != State::Running {
+            // It could not be recorded: the next look tries again.
+            self.row.mirror = Mirror::default();
+        }
+        true
+    }
+
+    async fn found_alive(&mut self) {
+        self.quietly(Event::FoundAlive, "").await;
+        // A change that a crash cut short, or that an older row does not know.
+        if self.row.state == State::Running
+            && let Err(error) = self.align_nat().await
+        {
+            tracing::warn!("{}", error.message);
         }
     }
 
@@ -135,7 +156,7 @@ impl Actor {
             // What could not be recorded, or released, when it was looked at first.
             self.found_rebooted(&seat).await;
         } else if self.row.state != State::Running {
-            if self.holds_something(&seat).await {
+            if !self.take_back_unrecorded(&seat).await && self.holds_something(&seat).await {
                 tracing::info!("something of it was left; cleaned up");
                 let reason = self.row.last_error.clone();
                 self.quietly(Event::FoundDead, &reason).await;
@@ -148,7 +169,7 @@ impl Actor {
             }
         } else {
             match self.find(&seat).await {
-                Ok(true) => self.quietly(Event::FoundAlive, "").await,
+                Ok(true) => self.found_alive().await,
                 Ok(false) => {
                     let known = self.shared.ended();
                     let reason = if known.is_empty() { ENDED_UNSEEN } else { &known };

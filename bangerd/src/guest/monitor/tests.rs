@@ -181,9 +181,9 @@ fn silence_is_counted_in_looks() {
 #[test]
 fn an_announcement_alone_ends_nothing() {
     // The guest still ends its services and unmounts its disks, whether its agent had time to say so or not.
-    for (ending, asked) in [(Some(ShutdownKind::Poweroff), false), (None, true), (Some(ShutdownKind::Reboot), true)] {
-        assert_eq!(by_silence(GOODBYE - LOOK, None, ending, asked), None);
-        let ended = by_silence(GOODBYE, None, ending, asked).unwrap();
+    for ending in [None, Some(ShutdownKind::Poweroff), Some(ShutdownKind::Reboot)] {
+        assert_eq!(by_silence(GOODBYE - LOOK, None, ending, true), None);
+        let ended = by_silence(GOODBYE, None, ending, true).unwrap();
         assert!(!ended.clean && ended.reason.contains("180 s"), "{ended:?}");
     }
 }
@@ -191,7 +191,7 @@ fn an_announcement_alone_ends_nothing() {
 #[test]
 fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
     let fresh = Said { word: LastWord::PowerDown, fresh: true };
-    let said = |silent, ending| by_silence(silent, Some(&fresh), ending, false).map(|ended| ended.reason);
+    let said = |silent, ending| by_silence(silent, Some(&fresh), ending, ending.is_some()).map(|ended| ended.reason);
     assert_eq!(said(Duration::ZERO, None), None);
     assert_eq!(said(CONFIRM, None).as_deref(), Some("guest powered off"));
     assert_eq!(said(Duration::ZERO, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
@@ -200,7 +200,7 @@ fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
 #[test]
 fn a_word_that_the_watch_found_waits_for_an_agent_that_may_come_back_and_says_nothing_of_an_end_announced_now() {
     let found = Said { word: LastWord::Halted, fresh: false };
-    let said = |silent, ending| by_silence(silent, Some(&found), ending, false).map(|ended| ended.reason);
+    let said = |silent, ending| by_silence(silent, Some(&found), ending, ending.is_some()).map(|ended| ended.reason);
     assert_eq!(said(CONFIRM_FOUND - LOOK, None), None);
     assert_eq!(said(CONFIRM_FOUND, None).as_deref(), Some("guest halted"));
     assert_eq!(said(GOODBYE - LOOK, Some(ShutdownKind::Poweroff)), None);
@@ -219,7 +219,7 @@ fn an_agent_that_is_heard_or_a_new_word_takes_the_place_of_a_found_one() {
     let mut agent = Agent::default();
     agent.look(None, found(), start, false);
     agent.look(None, Some(Said { word: LastWord::PowerDown, fresh: true }), start + LOOK, false);
-    let ended = by_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff), false);
+    let ended = by_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff), true);
     assert_eq!(ended, Some(Ended::new("guest powered off", true)));
 }
 
@@ -232,6 +232,8 @@ fn every_end_of_a_vmm_has_a_reason() {
         (VmmEnd::Exited(0), None, poweroff, "guest powered off", true),
         (VmmEnd::Unknown, None, poweroff, "guest powered off", true),
         (VmmEnd::Exited(148), None, None, "firecracker exited (status 148)", false),
+        (VmmEnd::Exited(148), None, poweroff, "firecracker exited (status 148)", false),
+        (VmmEnd::Exited(0), None, None, "firecracker exited (status 0)", true),
         (VmmEnd::Killed(9), None, poweroff, "firecracker was killed (signal 9)", false),
         (VmmEnd::Unknown, None, None, UNKNOWN, false),
     ] {

@@ -60,11 +60,14 @@ impl Session {
     /// # Errors
     /// [`SshError`]. After [`SshError::Lost`] and [`SshError::TimedOut`] the command may have begun.
     pub async fn start(&self, command: &Command<'_>) -> Result<Running, SshError> {
+        if command.words.iter().any(|word| word.contains('\0')) {
+            return Err(SshError::Nul);
+        }
         let (connection, channel) = self.channel().await?;
         match Running::start(connection, channel, command).await {
             Ok(running) => Ok(running),
             // The guest's answer is an answer.
-            Err((error @ (SshError::Refused(_) | SshError::Nul), kept)) => {
+            Err((error @ SshError::Refused(_), kept)) => {
                 self.keep(kept);
                 Err(error)
             }

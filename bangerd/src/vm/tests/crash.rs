@@ -365,3 +365,43 @@ fn an_end_that_was_recorded_late_has_its_reason() {
         row.state == State::Stopped && row.last_error == "guest powered off"
     });
 }
+
+#[test]
+fn a_teardown_that_fails_again_and_again_says_so_once() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.helper.refuse("release the VM", HelperError::Quarantined, 20);
+    world.machine.end(&vm.id, "guest powered off");
+    let first = world.until("demo", State::Error).runtime.last_error;
+    assert!(first.starts_with("guest powered off; "), "{first}");
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    for _ in 0..5 {
+        entry.orders.send(super::super::Order::Look).unwrap();
+    }
+    // Behind them in the queue.
+    world.order(Verb::Set(Default::default()), "demo");
+    assert_eq!(world.show(ALICE, "demo").unwrap().runtime.last_error, first);
+}
+
+#[test]
+fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_down() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    world.kill_daemon();
+    older(
+        &world,
+        "UPDATE vms SET state = 'stopped', boot_id = NULL, tap_device = NULL, base_loop = NULL, cow_loop = NULL, dm_name = NULL, \
+         dm_dev = NULL, generation = NULL",
+    );
+    refuse_states(&world, true);
+    world.boot();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(world.machine.processes(), 1);
+    refuse_states(&world, false);
+    world.until_true("recorded", || {
+        world.life().runtime.block_on(world.life().vms.leaks(ROOT, false)).unwrap();
+        let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
+        row.state == State::Running
+    });
+    assert_eq!(world.machine.processes(), 1);
+}

@@ -41,6 +41,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("corrupt-handles-file", corrupt_handles),
         Scenario::new("row-removed-by-hand", orphaned),
         Scenario::new("another-database", another_database),
+        Scenario::new("older-database-under-a-running-vm", older_database),
         Scenario::new("damaged-database", damaged_database),
         Scenario::new("kill-matrix", matrix::kill_matrix),
     ]
@@ -198,6 +199,29 @@ fn another_database(scene: &mut Scene) -> Result<Outcome> {
         ensure!(said == "on the root disk\non the work disk\n", "{said:?}");
         Ok(())
     })?;
+    guest.delete(scene)?;
+    scene.root_any("banger doctor --leaks")?.ok()?.says("nothing is left behind")?;
+    scene.passed()
+}
+
+/// A copy from before the VM's start is put back while it runs: it goes on, and the list says so.
+fn older_database(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "older")?;
+    guest.order(scene, "stop")?.ok()?;
+    let (stop, start) =
+        ("systemctl stop bangerd.socket bangerd.service", "systemctl start bangerd.socket bangerd.service");
+    scene.root(&format!("{stop}; cp --archive {DB} /run/older.db; {start}"))?;
+    guest.order(scene, "start")?.ok()?;
+    guest.shell(scene, "echo unsynced > /kept")?.ok()?;
+    let vmm = guest.vmm(scene)?;
+    scene.root(&format!("{stop}; rm -f {DB}-wal {DB}-shm; mv /run/older.db {DB}; {start}"))?;
+    guest.becomes(scene, "running", &[], Duration::from_secs(10))?;
+    ensure!(guest.vmm(scene)? == vmm, "it is another VMM");
+    let said = guest.shell(scene, "cat /kept")?.ok()?.stdout;
+    ensure!(said == "unsynced\n", "{said:?}");
+    guest.order(scene, "restart")?.ok()?;
+    guest.shell(scene, "cat /kept")?.ok()?;
     guest.delete(scene)?;
     scene.root_any("banger doctor --leaks")?.ok()?.says("nothing is left behind")?;
     scene.passed()
