@@ -1,6 +1,7 @@
 //! The life of VMs against a simulated helper and machine: no root, no KVM, no guest.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod another_database;
 mod crash;
 mod handles_lost;
 mod life;
@@ -251,4 +252,17 @@ impl World {
 
 pub(crate) fn named(name: &str) -> CreateRequest {
     CreateRequest { name: Some(name.into()), nat: true, ..CreateRequest::default() }
+}
+
+/// A change that no daemon has made.
+fn sql(world: &World, change: &str) {
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    sql.busy_timeout(Duration::from_secs(5)).unwrap();
+    sql.execute_batch(change).unwrap();
+}
+
+/// As if the disk were full: the state of a VM cannot be written.
+fn refuse_states(world: &World, refused: bool) {
+    let make = "CREATE TRIGGER full BEFORE UPDATE OF state ON vms BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    sql(world, if refused { make } else { "DROP TRIGGER full" });
 }
