@@ -36,8 +36,13 @@ pub(in crate::suite::scenarios) fn reclaimed(scene: &mut Scene, many: usize) -> 
         })?;
         let reclaimed = ready.elapsed();
         ensure!(truth::is_told(scene)? == 0, "one of them runs");
+        // What a list takes here by itself, the client's start included.
+        let asked = Instant::now();
+        truth::listed(scene, "alice")?;
+        let settled = asked.elapsed();
         let seconds = |time: Duration| format!("{:.2}", time.as_secs_f64());
         scene.measured(&format!("{many} dead VMs: list answered after READY=1, s"), seconds(answered));
+        scene.measured(&format!("{many} dead VMs: the same list with nothing to reclaim, s"), seconds(settled));
         scene.measured(&format!("{many} dead VMs: not yet reclaimed then"), still);
         scene.measured(&format!("{many} dead VMs: all reclaimed after READY=1, s"), seconds(reclaimed));
         order_all(scene, "alice", "delete", &names)?.wait(scene.limit(CROWD))?.ok().map(drop)
