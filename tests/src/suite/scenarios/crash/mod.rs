@@ -211,11 +211,14 @@ fn older_database(scene: &mut Scene) -> Result<Outcome> {
     guest.order(scene, "stop")?.ok()?;
     let (stop, start) =
         ("systemctl stop bangerd.socket bangerd.service", "systemctl start bangerd.socket bangerd.service");
-    scene.root(&format!("{stop}; cp --archive {DB} /run/older.db; {start}"))?;
+    let older = "/var/lib/banger/older.db";
+    scene.root(&format!(
+        "runuser -u bangerd -- sqlite3 {DB} \"VACUUM INTO '{older}'\"; chmod --reference={DB} {older}"
+    ))?;
     guest.order(scene, "start")?.ok()?;
     guest.shell(scene, "echo unsynced > /kept")?.ok()?;
     let vmm = guest.vmm(scene)?;
-    scene.root(&format!("{stop}; rm -f {DB}-wal {DB}-shm; mv /run/older.db {DB}; {start}"))?;
+    scene.root(&format!("{stop}; rm -f {DB}-wal {DB}-shm; mv {older} {DB}; {start}"))?;
     guest.becomes(scene, "running", &[], Duration::from_secs(10))?;
     ensure!(guest.vmm(scene)? == vmm, "it is another VMM");
     let said = guest.shell(scene, "cat /kept")?.ok()?.stdout;
