@@ -320,7 +320,8 @@ impl VmCgroup {
     pub async fn kill(&self) -> io::Result<()> {
         match &self.place {
             Place::Group { path, .. } => match write(&path.join("cgroup.kill"), "1") {
-                Err(error) if gone(&error) => return Ok(()),
+                // Emptied, and removed: by systemd, which trims the unit's empty groups when a daemon has died.
+                Err(error) if gone(&error) => {}
                 done => done?,
             },
             Place::Process { .. } => self.tracked().map_or(Ok(()), |held| held.signal(Signal::KILL))?,
