@@ -99,7 +99,8 @@ pub enum ConfigError {
 
 /// Reads the command line.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked, ConfigError> {
-    let (mut user, mut file) = (OsString::from("bangerd"), PathBuf::from("/etc/banger/banger.toml"));
+    let mut user = OsString::from("bangerd");
+    let mut file = PathBuf::from("/etc/banger/banger.toml");
     let mut config = Config {
         daemon: Daemon { uid: 0, gid: 0 },
         unit: Some("system.slice/bangerd.service".to_owned()),
@@ -110,43 +111,49 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         boot_id: None,
         socket: None,
     };
-    let (mut check, mut confined, mut call) = (false, false, None);
+    let mut check = false;
+    let mut confined = false;
+    let mut call = None;
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
-        let mut value = |flag: &'static str| arguments.next().ok_or(ConfigError::Missing(flag));
-        let mut path = |flag: &'static str| absolute(flag, value(flag)?);
+        let rest = &mut arguments;
         match argument.to_str() {
             Some("--help") => return Ok(Asked::Say(HELP)),
             Some("--version") => return Ok(Asked::Say(VERSION)),
             Some("--check-config") => check = true,
             Some("--self-check") => confined = true,
-            Some(CALL) => (confined, call) = (true, Some(system_call(arguments.by_ref())?)),
+            Some(CALL) => {
+                confined = true;
+                call = Some(system_call(rest)?);
+            }
             Some("--no-cgroup-check") => config.unit = None,
-            Some("--images") => config.images = path("--images")?,
-            Some("--state") => config.state = path("--state")?,
-            Some("--runtime") => config.runtime = path("--runtime")?,
-            Some("--socket") => config.socket = Some(path("--socket")?),
-            Some("--config") => file = path("--config")?,
-            Some("--daemon-user") => user = value("--daemon-user")?,
-            Some("--daemon-cgroup") => config.unit = Some(cgroup(value("--daemon-cgroup")?)?),
-            Some("--boot-id") => config.boot_id = Some(value("--boot-id")?),
+            Some("--images") => config.images = path("--images", rest)?,
+            Some("--state") => config.state = path("--state", rest)?,
+            Some("--runtime") => config.runtime = path("--runtime", rest)?,
+            Some("--socket") => config.socket = Some(path("--socket", rest)?),
+            Some("--config") => file = path("--config", rest)?,
+            Some("--daemon-user") => user = value("--daemon-user", rest)?,
+            Some("--daemon-cgroup") => config.unit = Some(cgroup(value("--daemon-cgroup", rest)?)?),
+            Some("--boot-id") => config.boot_id = Some(value("--boot-id", rest)?),
             _ => return Err(ConfigError::Unknown(argument)),
         }
     }
     config.bridge = bridge(file)?;
     config.bridge.network()?;
     config.daemon = daemon(user)?;
-    Ok(match (check, confined) {
-        (true, _) => Asked::Say(""),
-        (_, true) => Asked::Check(Box::new(config), call),
-        _ => Asked::Serve(Box::new(config)),
-    })
+    if check {
+        Ok(Asked::Say(""))
+    } else if confined {
+        Ok(Asked::Check(Box::new(config), call))
+    } else {
+        Ok(Asked::Serve(Box::new(config)))
+    }
 }
 
 const CALL: &str = "--self-check-call";
 
 /// All that is left of the command line: a number, and up to six arguments.
-fn system_call(words: impl Iterator<Item = OsString>) -> Result<Call, ConfigError> {
+fn system_call(words: &mut impl Iterator<Item = OsString>) -> Result<Call, ConfigError> {
     let mut numbers = Vec::new();
     for word in words {
         let number = word.to_str().and_then(|word| word.parse().ok()).filter(|number| *number < END);
@@ -165,7 +172,14 @@ fn bad(name: &'static str, value: OsString, expected: &'static str) -> ConfigErr
     ConfigError::Value { name, value, expected }
 }
 
-fn absolute(flag: &'static str, value: OsString) -> Result<PathBuf, ConfigError> {
+/// The word behind a flag.
+fn value(flag: &'static str, rest: &mut impl Iterator<Item = OsString>) -> Result<OsString, ConfigError> {
+    rest.next().ok_or(ConfigError::Missing(flag))
+}
+
+/// The word behind a flag, as an absolute path.
+fn path(flag: &'static str, rest: &mut impl Iterator<Item = OsString>) -> Result<PathBuf, ConfigError> {
+    let value = value(flag, rest)?;
     if Path::new(&value).is_absolute() { Ok(value.into()) } else { Err(bad(flag, value, "an absolute path")) }
 }
 

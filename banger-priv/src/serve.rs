@@ -35,18 +35,20 @@ struct Peer {
     inode: u64,
 }
 
+/// The live connection, and who has it.
+type Live = Option<(Peer, JoinHandle<()>)>;
+
 /// Serves until the process ends.
 pub async fn serve<K: Kernel>(listener: UnixListener, machine: Rc<Machine<K>>, processes: Rc<Processes>, uid: u32) {
     let service = Service::new(machine);
     let refusals = Limiter::new(REFUSALS);
-    let mut live: Option<(Peer, JoinHandle<()>)> = None;
+    let mut live: Live = None;
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let admitted = admit(&stream, &processes, uid).and_then(|peer| make_way(&mut live, &peer).map(|()| peer));
-        match admitted {
+        match admit(&stream, &processes, uid, &mut live) {
             Ok(peer) => {
                 service.note(Level::Info, &format!("op=connect peer={} verdict=ok", peer.pid));
                 live = Some((peer, spawn_local(connection(stream, service.clone()))));
@@ -59,8 +61,15 @@ pub async fn serve<K: Kernel>(listener: UnixListener, machine: Rc<Machine<K>>, p
     }
 }
 
+/// Is this the daemon, and may it have a connection? Then the one that it had is ended.
+fn admit(stream: &UnixStream, processes: &Processes, uid: u32, live: &mut Live) -> Result<Peer, &'static str> {
+    let peer = identify(stream, processes, uid)?;
+    make_way(live, &peer)?;
+    Ok(peer)
+}
+
 /// Is this the daemon?
-fn admit(stream: &UnixStream, processes: &Processes, uid: u32) -> Result<Peer, &'static str> {
+fn identify(stream: &UnixStream, processes: &Processes, uid: u32) -> Result<Peer, &'static str> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials).map_err(|_| "no-credentials")?;
     if credentials.uid() != uid {
         return Err("other-uid");
@@ -77,7 +86,7 @@ fn admit(stream: &UnixStream, processes: &Processes, uid: u32) -> Result<Peer, &
 /// One live connection. The end of a daemon that died is noticed at once, by its descriptor being closed. A
 /// daemon that connects again has given up its first connection. Another process gets in only when the
 /// first has ended, so that a restarted daemon is never kept out by what is left of the old one.
-fn make_way(live: &mut Option<(Peer, JoinHandle<()>)>, peer: &Peer) -> Result<(), &'static str> {
+fn make_way(live: &mut Live, peer: &Peer) -> Result<(), &'static str> {
     let Some((first, task)) = live else { return Ok(()) };
     let gone = task.is_finished() || !alive(first.pidfd.as_fd()).map_err(|error| error.step)?;
     if gone || first.inode == peer.inode {

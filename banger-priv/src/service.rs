@@ -11,10 +11,13 @@ use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, Helper, HelperError, Holding, HoldingPage, ProcessState, TapIdentity,
 };
+use banger_proto::transport::HELPER_LIMITS;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 use tarpc::context::Context;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
 /// Calls per second, and at once: a daemon that finds 256 VMs at its start asks three things about each.
@@ -41,24 +44,35 @@ impl Limiter {
     }
 }
 
-/// One per connection; all share one machine and one limiter.
+/// One per connection; all share one machine, one limiter and the operations under way.
 #[derive(Debug)]
 pub(crate) struct Service<K> {
     machine: Rc<Machine<K>>,
     limiter: Rc<Limiter>,
     notes: Rc<Limiter>,
+    /// A permit for each operation until it has ended, whatever has become of the connection that asked for it.
+    under_way: Arc<Semaphore>,
 }
 
 impl<K> Clone for Service<K> {
     fn clone(&self) -> Self {
-        let (machine, limiter, notes) = (Rc::clone(&self.machine), Rc::clone(&self.limiter), Rc::clone(&self.notes));
-        Self { machine, limiter, notes }
+        Self {
+            machine: Rc::clone(&self.machine),
+            limiter: Rc::clone(&self.limiter),
+            notes: Rc::clone(&self.notes),
+            under_way: Arc::clone(&self.under_way),
+        }
     }
 }
 
 impl<K: Kernel> Service<K> {
     pub(crate) fn new(machine: Rc<Machine<K>>) -> Self {
-        Self { machine, limiter: Rc::new(Limiter::new(CALLS)), notes: Rc::new(Limiter::new(NOTES)) }
+        Self {
+            machine,
+            limiter: Rc::new(Limiter::new(CALLS)),
+            notes: Rc::new(Limiter::new(NOTES)),
+            under_way: Arc::new(Semaphore::new(HELPER_LIMITS.max_in_flight)),
+        }
     }
 
     /// Records what a peer can cause without end.
@@ -74,12 +88,13 @@ impl<K: Kernel> Service<K> {
         F: AsyncFnOnce(&Rc<Machine<K>>) -> Answer<T> + 'static,
     {
         if !self.limiter.take() {
-            if self.notes.take() {
-                audit(op, vm, &Err::<(), _>((HelperError::Rate, "rate")), Instant::now());
-            }
-            return Err(HelperError::Rate);
+            return Err(self.refuse(op, vm, "rate"));
         }
+        let Ok(permit) = Arc::clone(&self.under_way).try_acquire_owned() else {
+            return Err(self.refuse(op, vm, "operations-under-way"));
+        };
         let task = spawn_local(async move {
+            let _permit = permit;
             let start = Instant::now();
             let answer = call(&self.machine).await.map_err(|denied| (denied.code, denied.rule));
             audit(op, vm, &answer, start);
@@ -87,6 +102,13 @@ impl<K: Kernel> Service<K> {
         });
         // A task that panicked has ended the process (`panic = "abort"`).
         task.await.unwrap_or(Err(HelperError::Ledger))
+    }
+
+    fn refuse(&self, op: &'static str, vm: Option<VmId>, rule: &'static str) -> HelperError {
+        if self.notes.take() {
+            audit(op, vm, &Err::<(), _>((HelperError::Rate, rule)), Instant::now());
+        }
+        HelperError::Rate
     }
 }
 
@@ -109,33 +131,69 @@ fn audit<T>(op: &str, vm: Option<VmId>, answer: &Result<T, (HelperError, &'stati
     log::record(level, &format!("op={op}{vm} verdict={verdict} rule={rule}{errno} us={us}"));
 }
 
-/// The service: each operation by its name, its arguments and what it answers.
-macro_rules! operations {
-    ($($name:ident $vm:expr, ($($argument:ident: $kind:ty),*) -> $answer:ty, |$machine:ident| $call:expr;)*) => {
-        impl<K: Kernel> Helper for Service<K> {$(
-            async fn $name(self, _: Context, $($argument: $kind),*) -> Result<$answer, HelperError> {
-                self.run(stringify!($name), $vm, async move |$machine: &Rc<Machine<K>>| $call).await
-            }
-        )*}
-    };
-}
+impl<K: Kernel> Helper for Service<K> {
+    async fn acquire_tap(self, _: Context, vm: VmId, owner: u32, index: u16) -> Result<TapIdentity, HelperError> {
+        self.run("acquire_tap", Some(vm), async move |m| m.acquire_tap(vm, owner, index).await).await
+    }
 
-operations! {
-    acquire_tap Some(vm), (vm: VmId, owner: u32, index: u16) -> TapIdentity, |m| m.acquire_tap(vm, owner, index).await;
-    release_tap Some(vm), (vm: VmId, tap: TapIdentity) -> (), |m| m.release_tap(vm, &tap).await;
-    create_disk Some(vm), (vm: VmId, owner: u32, image: Digest, bytes: u64) -> CowRecord,
-        |m| m.create_disk(vm, owner, image, bytes).await;
-    attach_disk Some(vm), (vm: VmId, owner: u32) -> DiskIdentity, |m| m.attach_disk(vm, owner).await;
-    detach_disk Some(vm), (vm: VmId, disk: DiskIdentity) -> (), |m| m.detach_disk(vm, &disk).await;
-    discard_disk Some(vm), (vm: VmId) -> (), |m| m.discard_disk(vm).await;
-    enable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, true).await;
-    disable_nat Some(vm), (vm: VmId) -> (), |m| m.set_nat(vm, false).await;
-    bind_process Some(vm), (vm: VmId, pid: u32) -> (), |m| {
-        if m.bind_process(vm, pid).await? { m.watch(vm) }
-        Ok(())
-    };
-    process_running Some(vm), (vm: VmId, pid: u32) -> ProcessState, |m| m.process_running(vm, pid);
-    identity Some(vm), (vm: VmId) -> Holding, |m| m.identity(vm);
-    list None, (after: Option<VmId>) -> HoldingPage, |m| Ok(m.list(after));
-    release Some(vm), (vm: VmId) -> (), |m| m.release(vm).await;
+    async fn release_tap(self, _: Context, vm: VmId, tap: TapIdentity) -> Result<(), HelperError> {
+        self.run("release_tap", Some(vm), async move |m| m.release_tap(vm, &tap).await).await
+    }
+
+    async fn create_disk(
+        self,
+        _: Context,
+        vm: VmId,
+        owner: u32,
+        image: Digest,
+        bytes: u64,
+    ) -> Result<CowRecord, HelperError> {
+        self.run("create_disk", Some(vm), async move |m| m.create_disk(vm, owner, image, bytes).await).await
+    }
+
+    async fn attach_disk(self, _: Context, vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError> {
+        self.run("attach_disk", Some(vm), async move |m| m.attach_disk(vm, owner).await).await
+    }
+
+    async fn detach_disk(self, _: Context, vm: VmId, disk: DiskIdentity) -> Result<(), HelperError> {
+        self.run("detach_disk", Some(vm), async move |m| m.detach_disk(vm, &disk).await).await
+    }
+
+    async fn discard_disk(self, _: Context, vm: VmId) -> Result<(), HelperError> {
+        self.run("discard_disk", Some(vm), async move |m| m.discard_disk(vm).await).await
+    }
+
+    async fn enable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
+        self.run("enable_nat", Some(vm), async move |m| m.set_nat(vm, true).await).await
+    }
+
+    async fn disable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
+        self.run("disable_nat", Some(vm), async move |m| m.set_nat(vm, false).await).await
+    }
+
+    async fn bind_process(self, _: Context, vm: VmId, pid: u32) -> Result<(), HelperError> {
+        self.run("bind_process", Some(vm), async move |m: &Rc<Machine<K>>| {
+            if m.bind_process(vm, pid).await? {
+                m.watch(vm);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn process_running(self, _: Context, vm: VmId, pid: u32) -> Result<ProcessState, HelperError> {
+        self.run("process_running", Some(vm), async move |m| m.process_running(vm, pid)).await
+    }
+
+    async fn identity(self, _: Context, vm: VmId) -> Result<Holding, HelperError> {
+        self.run("identity", Some(vm), async move |m| m.identity(vm)).await
+    }
+
+    async fn list(self, _: Context, after: Option<VmId>) -> Result<HoldingPage, HelperError> {
+        self.run("list", None, async move |m| Ok(m.list(after))).await
+    }
+
+    async fn release(self, _: Context, vm: VmId) -> Result<(), HelperError> {
+        self.run("release", Some(vm), async move |m| m.release(vm).await).await
+    }
 }

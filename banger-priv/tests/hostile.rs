@@ -227,6 +227,38 @@ fn an_operation_outlives_the_peer_that_asked_for_it() {
     });
 }
 
+/// The bound is the process's: a daemon that connects again and again has no more of its calls under way.
+#[test]
+fn calls_of_connections_that_are_gone_count_until_they_end() {
+    with_helper(async |helper| {
+        let client = helper.client().await;
+        let now = tarpc::context::current;
+        client.acquire_tap(now(), vm(1), OWNER, 1).await.unwrap().unwrap();
+        let carrier = |on: bool| {
+            for link in helper.host.world.borrow_mut().links.values_mut() {
+                link.carrier = on;
+            }
+        };
+        // Held open by somebody: a release waits, and those behind it.
+        carrier(true);
+        for round in 0..4 {
+            let mut stream = helper.raw().await;
+            for id in 0..HELPER_LIMITS.max_in_flight as u64 / 2 {
+                stream.write_all(&frame(&call(id, 60_000, HelperRequest::Release { vm: vm(1) }))).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(stream);
+            let answer = helper.client().await.list(now(), None).await.unwrap();
+            let expected = if round == 0 { Ok(()) } else { Err(HelperError::Rate) };
+            assert_eq!(answer.map(drop), expected, "round {round}");
+        }
+        carrier(false);
+        helper.alive().await;
+        let client = helper.client().await;
+        assert_eq!(client.release(now(), vm(1)).await.unwrap(), Ok(()));
+    });
+}
+
 /// Resident memory, KiB.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
