@@ -1,6 +1,7 @@
-//! The netlink socket that owns the VMs' firewall table. What stands in the table is `banger_policy::firewall`'s.
+//! The netlink socket that owns the VMs' firewall table, and over which guests' flows are ended. What stands in the
+//! table, and what is asked, is `banger_policy::firewall`'s.
 
-use banger_policy::firewall::{Answers, Batch, Change, encode, whole};
+use banger_policy::firewall::{Answers, Batch, Change, encode, end_flows, whole};
 use banger_policy::holding::Registration;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -8,6 +9,7 @@ use nix::sys::socket::{
     sockopt,
 };
 use std::cell::Cell;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The largest batch is the whole table with every VM in it, about 60 KiB, and one acknowledgement of
@@ -52,10 +54,21 @@ impl Firewall {
     /// # Errors
     /// The kernel's; nothing has changed then.
     pub fn change(&self, change: &Change) -> nix::Result<()> {
-        if change.add.is_empty() && change.remove.is_empty() {
+        if change.is_empty() {
             return Ok(());
         }
         self.send(|batch| encode(change, batch))
+    }
+
+    /// Makes connection tracking forget every flow that has this address on either side. The kernel looks through its
+    /// table once for each of the four places and is done when this returns; the table's size is the bound.
+    ///
+    /// # Errors
+    /// EINVAL when nf_conntrack_netlink is not there, EOPNOTSUPP before Linux 6.11; else the kernel's.
+    pub fn end_flows(&self, address: Ipv4Addr) -> nix::Result<()> {
+        let (bytes, expected, next) = end_flows(address, self.sequence.get());
+        self.sequence.set(next);
+        self.exchange(&bytes, expected)
     }
 
     fn send(&self, fill: impl FnOnce(&mut Batch)) -> nix::Result<()> {
@@ -64,11 +77,15 @@ impl Firewall {
         fill(&mut batch);
         let (bytes, expected, next) = batch.finish(first);
         self.sequence.set(next);
-        let sent = send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        self.exchange(&bytes, expected)
+    }
+
+    fn exchange(&self, bytes: &[u8], expected: u32) -> nix::Result<()> {
+        let sent = send(self.socket.as_raw_fd(), bytes, MsgFlags::empty())?;
         if sent != bytes.len() {
             return Err(Errno::EMSGSIZE);
         }
-        // The kernel works a batch off inside send(2), so every answer is already there.
+        // The kernel works off what it is sent inside send(2), so every answer is already there.
         let mut answers = Answers::default();
         let mut datagram = vec![0; DATAGRAM];
         loop {

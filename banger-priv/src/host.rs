@@ -14,6 +14,7 @@ use banger_policy::VmId;
 use banger_policy::firewall::Change;
 use banger_policy::holding::{Process, Registration};
 use banger_policy::net::Network;
+use banger_policy::process;
 use banger_policy::snapshot::CHUNK_SECTORS;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, chmodat, chownat, minor, openat2, statat};
 use rustix::io::Errno;
@@ -45,6 +46,8 @@ pub struct Daemon {
     pub gid: u32,
 }
 
+/// The mode of a disk that is given: root and the daemon's group may read and write.
+const GIVEN: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::WGRP);
 /// The mark on the link that carries the bridge address.
 const BRIDGE_ALIAS: &str = "banger:1:bridge";
 
@@ -90,6 +93,28 @@ impl Host {
 
     fn dm(&self) -> Outcome<BorrowedFd<'_>> {
         Ok(self.dm_control.as_ref().ok_or(Errno::NODEV).at("dm-control")?.as_fd())
+    }
+
+    /// Is the node of this dm device root's and the daemon's group's? `None` while there is no node.
+    fn dm_is_given(&self, number: u32) -> Outcome<Option<bool>> {
+        let stat = match statat(&self.dev, format!("dm-{number}"), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            other => other.at("dm-node")?,
+        };
+        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        if !block || minor(stat.st_rdev) != number {
+            return Err(KernelError { step: "dm-node", errno: libc::ENODEV });
+        }
+        let ours = stat.st_uid == 0 && stat.st_gid == self.daemon.gid;
+        Ok(Some(ours && Mode::from_raw_mode(stat.st_mode) == GIVEN))
+    }
+
+    /// Can flows be ended on this host? Asked at the start, of an address that no guest can have.
+    ///
+    /// # Errors
+    /// See [`Firewall::end_flows`].
+    pub fn probe_flows(&self) -> Outcome<()> {
+        self.end_flows(Ipv4Addr::UNSPECIFIED)
     }
 }
 
@@ -190,20 +215,13 @@ impl Kernel for Host {
     }
 
     fn dm_give(&self, number: u32) -> Outcome<bool> {
-        let name = format!("dm-{number}");
-        let stat = match statat(&self.dev, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        match self.dm_is_given(number)? {
             // The kernel makes the node in its own time.
-            Err(Errno::NOENT) => return Ok(false),
-            other => other.at("dm-node")?,
-        };
-        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-        if !block || minor(stat.st_rdev) != number {
-            return Err(KernelError { step: "dm-node", errno: libc::ENODEV });
+            None => return Ok(false),
+            Some(true) => return Ok(true),
+            Some(false) => {}
         }
-        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP;
-        if stat.st_uid == 0 && stat.st_gid == self.daemon.gid && Mode::from_raw_mode(stat.st_mode) == mode {
-            return Ok(true);
-        }
+        let name = format!("dm-{number}");
         // The packaged udev rule does this too, and keeps it so. Under the unit it is alone: the filter there
         // has no chown(2), which answers EPERM. Without the rule (a build folder) root may give a file of its
         // own to a group that it is in, without any capability.
@@ -211,8 +229,8 @@ impl Kernel for Host {
             Err(Errno::PERM) => return Ok(false),
             other => other.at("dm-chgrp")?,
         }
-        chmodat(&self.dev, &name, mode, AtFlags::empty()).at("dm-chmod")?;
-        Ok(false)
+        chmodat(&self.dev, &name, GIVEN, AtFlags::empty()).at("dm-chmod")?;
+        Ok(self.dm_is_given(number)? == Some(true))
     }
 
     fn firewall_rebuild(&self, registrations: &[Registration]) -> Outcome<()> {
@@ -223,15 +241,19 @@ impl Kernel for Host {
         self.firewall.change(change).at("firewall-change")
     }
 
+    fn end_flows(&self, address: Ipv4Addr) -> Outcome<()> {
+        self.firewall.end_flows(address).at("flows-end")
+    }
+
     fn process(&self, pid: u32) -> Outcome<Option<Seen>> {
         self.processes.look(pid)
     }
 
-    async fn ended(&self, process: Process) -> Outcome<()> {
-        self.processes.ended(process).await
+    fn vm_process(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<Option<Seen>> {
+        self.processes.look_in(&process::vm_leaf(owner, vm), pid)
     }
 
-    fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {
-        self.processes.in_vm_cgroup(owner, vm, pid)
+    async fn ended(&self, process: Process) -> Outcome<()> {
+        self.processes.ended(process).await
     }
 }

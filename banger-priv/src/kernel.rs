@@ -154,20 +154,25 @@ pub trait Kernel: 'static {
     /// # Errors
     /// The kernel's; nothing has changed then.
     fn firewall_change(&self, change: &Change) -> Outcome<()>;
+    /// Ends every flow that has this address on either side.
+    ///
+    /// # Errors
+    /// The kernel's; some may still be there then.
+    fn end_flows(&self, address: Ipv4Addr) -> Outcome<()>;
 
     /// Looks at a process; `None` when there is none of that number.
     ///
     /// # Errors
     /// The kernel's, which must never be taken for "gone".
     fn process(&self, pid: u32) -> Outcome<Option<Seen>>;
+    /// The same, of a process in the cgroup of this owner's VM; `None` for any other.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn vm_process(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<Option<Seen>>;
     /// Waits for the end of this very process; one that is not there has ended.
     ///
     /// # Errors
     /// The kernel's, which must never be taken for "ended".
     async fn ended(&self, process: Process) -> Outcome<()>;
-    /// Is the process in the cgroup of this owner's VM?
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool>;
 }

@@ -57,6 +57,12 @@ pub enum StartError {
     /// The kernel.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Guests' flows would outlive them.
+    #[error(
+        "cannot end flows by their address: that takes Linux 6.11 or later with nf_conntrack_netlink; \
+         try `modprobe nf_conntrack_netlink`"
+    )]
+    Flows(#[source] KernelError),
     /// Ledger and kernel could not be made to agree.
     #[error("recovery failed")]
     Recover(#[from] Denied),
@@ -143,6 +149,7 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
         let host = host::Host::open(Rc::clone(&processes), network, config.daemon)?;
         host.make_bridge(&config.bridge.name).await?;
+        host.probe_flows().map_err(StartError::Flows)?;
         let machine = Rc::new(Machine::new(host, ledger, cows, images, network, config.daemon.uid));
         machine.recover().await?;
         machine.watch_all();

@@ -3,7 +3,6 @@
 
 use crate::kernel::{At, Outcome, Seen};
 use crate::record;
-use banger_policy::VmId;
 use banger_policy::holding::Process;
 use banger_policy::process::{self, DAEMON_LEAF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -53,18 +52,32 @@ impl Processes {
     /// # Errors
     /// The kernel's, which must never be taken for "gone".
     pub fn look(&self, pid: u32) -> Outcome<Option<Seen>> {
+        self.look_where(pid, || Ok(true))
+    }
+
+    /// The same, of a process in the cgroup of this leaf below the daemon's unit; `None` for any other.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn look_in(&self, leaf: &str, pid: u32) -> Outcome<Option<Seen>> {
+        self.look_where(pid, || self.in_cgroup(leaf, pid))
+    }
+
+    fn look_where(&self, pid: u32, condition: impl FnOnce() -> Outcome<bool>) -> Outcome<Option<Seen>> {
         let Some(pidfd) = open(pid)? else { return Ok(None) };
         let inode = fstat(&pidfd).at("pidfd-stat")?.st_ino;
-        let read = |file: &str| read_under(self.proc.as_fd(), &format!("{pid}/{file}"));
-        let (Ok(status), Ok(stat)) = (read("status"), read("stat")) else {
-            // It ended and was reaped between the two steps.
-            return if alive(pidfd.as_fd())? { Err(Errno::IO).at("proc-read") } else { Ok(None) };
+        let file = |name: &str| read_under(self.proc.as_fd(), &format!("{pid}/{name}"));
+        let (read, alive) = while_held(pidfd.as_fd(), || Ok((condition()?, file("status"), file("stat"))))?;
+        let (status, stat) = match read {
+            (false, ..) => return Ok(None),
+            (true, Ok(status), Ok(stat)) => (status, stat),
+            // It ended and was reaped meanwhile.
+            _ if !alive => return Ok(None),
+            _ => return Err(Errno::IO).at("proc-read"),
         };
         let start_ticks = process::start_ticks(&stat).ok_or(Errno::IO).at("proc-stat")?;
         let uids = process::uids(&status).ok_or(Errno::IO).at("proc-status")?;
-        let process = Process { pid, pidfd_inode: inode, start_ticks };
-        // Last: while this says alive, the number was this process's, and so was all that was read.
-        Ok(Some(Seen { process, uids, alive: alive(pidfd.as_fd())? }))
+        Ok(Some(Seen { process: Process { pid, pidfd_inode: inode, start_ticks }, uids, alive }))
     }
 
     /// Waits for the end of this very process; its number may be another's by now.
@@ -98,16 +111,8 @@ impl Processes {
         let info = format!("{}/fdinfo/{}", self.own, pidfd.as_raw_fd());
         let info = read_under(self.proc.as_fd(), &info).at("pidfd-info")?;
         let Some(pid) = process::pidfd_pid(&info) else { return Ok(None) };
-        let inside = self.in_cgroup(DAEMON_LEAF, pid)?;
-        Ok(if inside && alive(pidfd.as_fd())? { Some(pid) } else { None })
-    }
-
-    /// Is the process in the cgroup of this owner's VM?
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn in_vm_cgroup(&self, owner: u32, vm: &VmId, pid: u32) -> Outcome<bool> {
-        self.in_cgroup(&process::vm_leaf(owner, vm), pid)
+        let (inside, alive) = while_held(pidfd.as_fd(), || self.in_cgroup(DAEMON_LEAF, pid))?;
+        Ok(if inside && alive { Some(pid) } else { None })
     }
 
     fn in_cgroup(&self, leaf: &str, pid: u32) -> Outcome<bool> {
@@ -119,6 +124,13 @@ impl Processes {
             Err(error) => Err(error).at("cgroup-read"),
         }
     }
+}
+
+/// Reads something about a process by its number, then asks whether it lives. When it does, the number was its own all
+/// the time that the pidfd was held, and so was what was read. There is no other way here to read by a number.
+fn while_held<T>(pidfd: BorrowedFd<'_>, read: impl FnOnce() -> Outcome<T>) -> Outcome<(T, bool)> {
+    let value = read()?;
+    Ok((value, alive(pidfd)?))
 }
 
 /// `None` when there is no such process.
@@ -179,6 +191,29 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(look(pid), None);
         assert_eq!(Processes::open(None).unwrap().daemon(&pidfd).unwrap(), None, "-1 is no pid");
+    }
+
+    /// A number that becomes another process's between any two steps of a look is not taken for the first one's.
+    #[test]
+    fn who_ends_while_it_is_looked_at_is_not_alive() {
+        let processes = Processes::open(None).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        let seen = processes.look_where(pid, || {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            Ok(true)
+        });
+        assert_eq!(seen, Ok(None));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let end = || {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            Ok(7)
+        };
+        assert_eq!(while_held(pidfd.as_fd(), end), Ok((7, false)));
+        assert_eq!(processes.look_where(std::process::id(), || Ok(false)), Ok(None), "in another cgroup");
     }
 
     #[test]

@@ -13,7 +13,9 @@ use futures::FutureExt;
 use proptest::prelude::*;
 use sim::{Host, Killed, Sim};
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 /// What happens to one of three VMs.
 #[derive(Clone, Debug)]
@@ -29,6 +31,11 @@ enum Event {
     Release(u8),
     /// The VMM dies.
     Die(u8),
+    /// A packet of the guest, or to it.
+    Packet(u8),
+    /// The next so many orders to end flows, or to change the firewall, are refused.
+    RefuseEnds(u32),
+    RefuseChanges(u32),
     /// The helper is killed at the n-th of its next steps.
     Fuse(u32),
     /// The helper is killed at rest.
@@ -56,6 +63,9 @@ fn event() -> impl Strategy<Value = Event> {
         3 => vm.clone().prop_map(Event::Bind),
         3 => vm.clone().prop_map(Event::Release),
         2 => vm.clone().prop_map(Event::Die),
+        4 => vm.clone().prop_map(Event::Packet),
+        1 => (1..3_u32).prop_map(Event::RefuseEnds),
+        1 => (1..3_u32).prop_map(Event::RefuseChanges),
         3 => (1..12_u32).prop_map(Event::Fuse),
         1 => Just(Event::Restart),
         1 => vm.clone().prop_map(Event::RenameLink),
@@ -116,6 +126,13 @@ fn interfere(host: &Host, event: &Event) {
                 seen.alive = false;
             }
         }
+        Event::Packet(n) => {
+            for index in 1..4 {
+                world.packet(&vm(*n), Ipv4Addr::new(172, 16, 0, 1 + index));
+            }
+        }
+        Event::RefuseEnds(times) => drop(world.refuse.insert("end_flows", *times)),
+        Event::RefuseChanges(times) => drop(world.refuse.insert("firewall_change", *times)),
         Event::RenameLink(n) => {
             if let Some(ifindex) = link(&world, *n) {
                 world.links.get_mut(&ifindex).unwrap().name = format!("moved{ifindex}");
@@ -164,7 +181,7 @@ fn holdings(machine: &Machine<Sim>) -> Vec<Holding> {
 /// Everything that recovery could change.
 fn state(host: &Host, machine: &Machine<Sim>) -> String {
     let world = host.world.borrow();
-    format!("{:?} {:?} {:?} {:?}", world.links, world.dms, world.table, holdings(machine))
+    format!("{:?} {:?} {:?} {:?} {:?}", world.links, world.dms, world.table, world.flows, holdings(machine))
 }
 
 fn check(host: &Host, machine: &Machine<Sim>) {
@@ -175,10 +192,20 @@ fn check(host: &Host, machine: &Machine<Sim>) {
     for (at, element) in world.table.iter().enumerate() {
         assert!(!world.table[at + 1..].contains(element), "P6: one address, two VMs");
     }
+    // Where no operation is under way, whoever has a flow is in the ledger: release, or the next start, ends it.
+    for address in &world.flows {
+        let file = |held: &Holding| std::fs::read_to_string(host.folder.path().join("run").join(held.vm.to_string()));
+        let known = held.iter().any(|held| file(held).is_ok_and(|text| text.contains(&format!("\"{address}\""))));
+        assert!(known, "P9: a flow of {address}, which no row speaks of");
+    }
 }
 
 async fn recovered(host: &Host) -> std::rc::Rc<Machine<Sim>> {
-    host.world.borrow_mut().fuse = 0;
+    {
+        let mut world = host.world.borrow_mut();
+        world.fuse = 0;
+        world.refuse.clear();
+    }
     let machine = host.start();
     machine.recover().await.unwrap();
     machine
@@ -256,8 +283,11 @@ fn killed_at_each_step_of_a_life() {
         Event::Acquire(1, 1),
         Event::Nat(1, true),
         Event::Bind(1),
-        Event::Die(1),
+        Event::Packet(1),
         Event::Nat(1, false),
+        Event::Packet(1),
+        Event::Die(1),
+        Event::Packet(1),
         Event::Detach(1),
         Event::ReleaseTap(1),
         Event::Release(1),
@@ -286,7 +316,7 @@ fn killed_at_each_step_of_a_life() {
         });
         let world = host.world.borrow();
         assert!(
-            world.links.is_empty() && world.dms.is_empty() && world.table.is_empty(),
+            world.links.is_empty() && world.dms.is_empty() && world.table.is_empty() && world.flows.is_empty(),
             "step {fuse} leaks: {world:?}"
         );
         assert_eq!(std::fs::read_dir(host.folder.path().join("cow")).unwrap().count(), 0, "step {fuse}");
@@ -341,4 +371,64 @@ fn what_somebody_else_touched_is_left_whatever_is_asked() {
             });
         }
     }
+}
+
+/// An address whose process has ended is withdrawn whatever fails on the way, and its flows with it.
+#[test]
+fn what_cannot_be_withdrawn_at_once_is_tried_until_it_is() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        for refused in ["ended", "firewall_change", "end_flows"] {
+            let host = Host::new();
+            host.world.borrow_mut().watched = true;
+            let machine = recovered(&host).await;
+            for event in [Event::Acquire(1, 1), Event::Nat(1, true), Event::Bind(1)] {
+                assert_eq!(operate(&machine, &event, host.daemon).await, Some(Ok(())), "{event:?}");
+            }
+            machine.watch(vm(1));
+            interfere(&host, &Event::Packet(1));
+            assert_eq!(host.world.borrow().flows.len(), 1, "control: there is a flow");
+            host.world.borrow_mut().refuse.insert(refused, 200);
+            interfere(&host, &Event::Die(1));
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            let open = |world: &sim::World| !world.table.is_empty() || !world.flows.is_empty();
+            assert!(open(&host.world.borrow()), "control: {refused} keeps it open");
+            tokio::time::sleep(Duration::from_secs(110)).await;
+            assert!(!open(&host.world.borrow()), "{refused}: {:?}", host.world.borrow());
+            assert_eq!(host.world.borrow().refuse[refused], 0, "no more often than once a second");
+            assert_eq!(operate(&machine, &Event::Release(1), host.daemon).await, Some(Ok(())));
+        }
+    });
+}
+
+/// What fails leaves less open than the row says, and is done when it is asked again.
+#[test]
+fn a_switch_that_fails_is_never_said_to_be_done() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let host = Host::new();
+        let machine = recovered(&host).await;
+        let ask = async |event: Event| operate(&machine, &event, host.daemon).await.unwrap();
+        ask(Event::Acquire(1, 1)).await.unwrap();
+        ask(Event::Nat(1, true)).await.unwrap();
+        interfere(&host, &Event::RefuseEnds(1));
+        assert!(ask(Event::Bind(1)).await.is_err(), "flows of the last holder may be left");
+        assert!(host.world.borrow().table.is_empty(), "so the address is not registered");
+        ask(Event::Bind(1)).await.unwrap();
+        for step in [Event::RefuseEnds(1), Event::RefuseChanges(1)] {
+            interfere(&host, &Event::Packet(1));
+            interfere(&host, &step);
+            assert!(ask(Event::Nat(1, false)).await.is_err(), "{step:?}");
+            assert!(machine.identity(vm(1)).unwrap().tap.is_some());
+            ask(Event::Nat(1, false)).await.unwrap();
+            assert!(host.world.borrow().flows.is_empty(), "{step:?}: a flow through NAT lives on");
+            ask(Event::Nat(1, true)).await.unwrap();
+        }
+        interfere(&host, &Event::Packet(1));
+        interfere(&host, &Event::Die(1));
+        interfere(&host, &Event::RefuseEnds(1));
+        assert!(ask(Event::Release(1)).await.is_err());
+        ask(Event::Release(1)).await.unwrap();
+        assert!(host.world.borrow().flows.is_empty());
+    });
 }

@@ -172,6 +172,14 @@ impl Row {
         }
     }
 
+    /// The most that the firewall could let pass because of this row's tap, whatever the rest of the row says: what a
+    /// withdrawal takes out, so that nothing stays behind that was registered when the row said otherwise.
+    #[must_use]
+    pub fn registrable(&self) -> Option<Registration> {
+        let address = self.address()?;
+        Some(Registration { tap_name: self.vm.tap_name(), address, owner: self.owner, nat: true })
+    }
+
     pub(crate) fn opened(vm: VmId, owner: u32, generation: u64) -> Self {
         Self { vm, owner, generation, tap: Tap::None, disk: Disk::None, nat: false, process: None, quarantined: false }
     }

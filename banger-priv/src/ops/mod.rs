@@ -11,7 +11,7 @@ mod tap;
 
 use crate::cow::{Cows, Images};
 use crate::fail;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Outcome};
 use crate::ledger::Ledger;
 use banger_policy::VmId;
 use banger_policy::firewall::Change;
@@ -129,11 +129,32 @@ impl<K: Kernel> Machine<K> {
         Ok(seen.is_some_and(|seen| seen.process == bound && seen.alive))
     }
 
-    /// Takes the VM's address out of the firewall: first in every teardown.
+    /// Changes what the firewall lets pass for a VM. No flow is older than its guest's address, and none lives on that
+    /// would not be let begin any more.
+    ///
+    /// After an error less may pass than the row says, never more.
+    fn let_pass(&self, row: &Row, change: &Change) -> Outcome<()> {
+        let Some(address) = row.address().filter(|_| !change.is_empty()) else { return Ok(()) };
+        if change.opens() {
+            self.kernel.end_flows(address)?;
+        }
+        self.kernel.firewall_change(change)?;
+        if change.narrows() {
+            // After the elements: from here on no packet begins a flow.
+            self.kernel.end_flows(address)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the VM's address out of the firewall and ends its flows: first in every teardown.
     fn withdraw(&self, row: &Row) -> Answer<()> {
-        self.kernel.firewall_change(&Change::between(row.registration().as_ref(), None))?;
+        self.let_nothing_pass(row)?;
         fail::point("withdrawn");
         Ok(())
+    }
+
+    fn let_nothing_pass(&self, row: &Row) -> Outcome<()> {
+        self.let_pass(row, &Change::between(row.registrable().as_ref(), None))
     }
 
     /// Commits what an undo came to: the row without the object, or that somebody else had a hand in it.

@@ -6,10 +6,16 @@ use crate::kernel::Kernel;
 use crate::log::{self, Level};
 use banger_policy::VmId;
 use banger_policy::firewall::Change;
-use banger_policy::holding::{self, Refusal, Row, Step};
+use banger_policy::holding::{self, Process, Refusal, Row, Step};
 use banger_proto::helper::{HelperError, ProcessState};
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::task::spawn_local;
+
+/// Between two tries to withdraw the address of a process that has ended.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// Of that many failures in a row, one is written to the journal.
+const WATCH_LOGGED: u32 = 60;
 
 impl<K: Kernel> Machine<K> {
     /// Records the VM's process, then registers its address. True when it was not known before: each is watched once, however often it is bound.
@@ -20,10 +26,8 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let owner = row.as_ref().ok_or(Refusal::NotYours)?.owner;
-        let inside = self.kernel.in_vm_cgroup(owner, &vm, pid)?;
-        // After the cgroup: alive here means that the number was this process's there, too.
-        let seen = self.kernel.process(pid)?;
-        let its = seen.filter(|seen| inside && seen.uids == [self.daemon_uid; 4] && seen.alive);
+        let seen = self.kernel.vm_process(owner, &vm, pid)?;
+        let its = seen.filter(|seen| seen.uids == [self.daemon_uid; 4] && seen.alive);
         let seen = its.ok_or(Denied::new(HelperError::NotYours, "not-the-vms-process"))?;
         match holding::bind_process(row.as_ref(), seen.process).granted()? {
             Step::Stored => Ok(false),
@@ -38,20 +42,32 @@ impl<K: Kernel> Machine<K> {
 
     /// From now on the end of the VM's process takes its address out of the firewall. Without fail points: a helper that dies
     /// in between finds the dead process when it recovers.
+    ///
+    /// While that does not work the address is live without its process, so it is tried until it does.
     pub fn watch(self: &Rc<Self>, vm: VmId) {
         let machine = Rc::clone(self);
         spawn_local(async move {
             let Some(bound) = machine.row(&vm).and_then(|row| row.process) else { return };
-            if let Err(error) = machine.kernel.ended(bound).await {
-                return log::record(Level::Error, &format!("watch vm={vm} verdict=failed rule={}", error.step));
+            for failures in 0_u32.. {
+                let Err(denied) = machine.withdraw_at_end(vm, bound).await else { return };
+                if failures.is_multiple_of(WATCH_LOGGED) {
+                    log::record(Level::Critical, &format!("watch vm={vm} verdict=failed rule={}", denied.rule));
+                }
+                tokio::time::sleep(WATCH_PAUSE).await;
             }
-            let Ok(_turn) = machine.turn(vm).await else { return };
-            let Some(row) = machine.row(&vm).filter(|row| row.process == Some(bound)) else { return };
-            let withdrawn = machine.kernel.firewall_change(&Change::between(row.registration().as_ref(), None)).is_ok();
-            let noted = withdrawn && machine.ledger.borrow_mut().put(row.without_process()).is_ok();
-            let (level, verdict) = if noted { (Level::Info, "ok") } else { (Level::Critical, "failed") };
-            log::record(level, &format!("watch vm={vm} verdict={verdict} rule=process-ended"));
         });
+    }
+
+    async fn withdraw_at_end(&self, vm: VmId, bound: Process) -> Answer<()> {
+        self.kernel.ended(bound).await?;
+        let _turn = self.turn(vm).await?;
+        // A teardown that came first has withdrawn it.
+        let Some(row) = self.row(&vm).filter(|row| row.process == Some(bound)) else { return Ok(()) };
+        self.let_nothing_pass(&row)?;
+        let written = self.ledger.borrow_mut().put(row.without_process());
+        written.map_err(|_| Denied::new(HelperError::Ledger, "ledger-write"))?;
+        log::record(Level::Info, &format!("watch vm={vm} verdict=ok rule=process-ended"));
+        Ok(())
     }
 
     /// Switches NAT.
@@ -67,18 +83,25 @@ impl<K: Kernel> Machine<K> {
         }
     }
 
-    /// The row first: what is registered after a crash is what the rows say, for the whole table is made
-    /// from them at start.
+    /// What passes after a crash is what the rows say, for the whole table is made from them at start. So a row that
+    /// says more is written before anything more passes, and one that says less when nothing more than that passes:
+    /// a caller who asks again after a failure is never told that it has been done.
     fn register(&self, old: Option<Row>, new: Row) -> Answer<()> {
         let before = old.as_ref().and_then(Row::registration);
         let change = Change::between(before.as_ref(), new.registration().as_ref());
-        self.put(new)?;
-        let changed = self.kernel.firewall_change(&change);
-        if let (Err(_), Some(old)) = (&changed, old) {
-            self.put(old)?;
+        if change.narrows() {
+            self.let_pass(&new, &change)?;
+            self.put(new)?;
+        } else {
+            self.put(new.clone())?;
+            let changed = self.let_pass(&new, &change);
+            if let (Err(_), Some(old)) = (&changed, old) {
+                self.put(old)?;
+            }
+            changed?;
         }
         fail::point("registered");
-        Ok(changed?)
+        Ok(())
     }
 
     /// What became of the process that was bound.

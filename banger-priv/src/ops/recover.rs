@@ -16,20 +16,30 @@ impl<K: Kernel> Machine<K> {
     /// When the kernel cannot be asked, or the firewall cannot be made: the helper must not serve then.
     pub async fn recover(&self) -> Answer<()> {
         let rows: Vec<Row> = self.ledger.borrow().rows().values().cloned().collect();
-        for row in rows {
-            let checked = self.check_process(self.check_disk(self.check_tap(row.clone()).await?)?)?;
+        let mut checked = Vec::new();
+        for row in &rows {
+            let tap = self.check_tap(row.clone()).await?;
+            let disk = self.check_disk(tap)?;
+            checked.push(self.check_process(disk)?);
+        }
+        let registrations: Vec<_> = checked.iter().filter_map(Row::registration).collect();
+        self.kernel.firewall_rebuild(&registrations)?;
+        // The rows last: what an earlier helper withdrew without ending its flows is known by its old row alone.
+        for (row, checked) in rows.into_iter().zip(checked) {
+            if let (Some(address), None) = (row.address(), checked.registration()) {
+                self.kernel.end_flows(address)?;
+            }
             if checked != row {
                 self.put(checked)?;
             }
         }
-        let registrations: Vec<_> = self.ledger.borrow().rows().values().filter_map(Row::registration).collect();
-        self.kernel.firewall_rebuild(&registrations)?;
         self.sweep_links().await?;
         self.sweep_disks()
     }
 
     fn check_process(&self, row: Row) -> Answer<Row> {
-        Ok(if row.process.is_none() || self.running(Some(&row))? { row } else { row.without_process() })
+        let ended = row.process.is_some() && !self.running(Some(&row))?;
+        Ok(if ended { row.without_process() } else { row })
     }
 
     async fn check_tap(&self, row: Row) -> Answer<Row> {
@@ -53,9 +63,11 @@ impl<K: Kernel> Machine<K> {
     }
 
     fn check_disk(&self, row: Row) -> Answer<Row> {
+        if row.disk == Disk::None {
+            return Ok(row);
+        }
         let uuid = row.vm.dm_uuid(row.generation);
-        let device = if row.disk == Disk::None { return Ok(row) } else { self.kernel.dm_find(&uuid)? };
-        match device {
+        match self.kernel.dm_find(&uuid)? {
             None => Ok(gone(row, "dm-gone").with_disk(Disk::None)),
             Some(device) if !disk::is_ours(&device, &row) => Ok(quarantine(row, "dm-changed")),
             Some(_) if row.disk == Disk::Intent => match self.kernel.dm_remove(&uuid) {

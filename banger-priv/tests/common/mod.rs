@@ -201,6 +201,44 @@ pub(crate) fn udp(to_mac: [u8; 6], source: Ipv4Addr, destination: Ipv4Addr, port
     [&to_mac[..], &[6, 0, 0, 0, 0, 1], &[8, 0], &ip].concat()
 }
 
+/// An Ethernet frame with an IPv4 TCP segment.
+pub(crate) fn tcp(
+    to_mac: [u8; 6],
+    source: (Ipv4Addr, u16),
+    destination: (Ipv4Addr, u16),
+    flags: u8,
+    number: u32,
+    acknowledged: u32,
+    bytes: &[u8],
+) -> Vec<u8> {
+    let mut segment = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+    segment.extend(number.to_be_bytes());
+    segment.extend(acknowledged.to_be_bytes());
+    segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(bytes);
+    let length = u16::try_from(segment.len()).unwrap();
+    let pseudo = [&source.0.octets()[..], &destination.0.octets(), &[0, 6], &length.to_be_bytes(), &segment].concat();
+    segment[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    let mut ip = vec![0x45, 0];
+    ip.extend((length + 20).to_be_bytes());
+    ip.extend([0, 1, 0x40, 0, 64, 6, 0, 0]);
+    ip.extend(source.0.octets());
+    ip.extend(destination.0.octets());
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    [&to_mac[..], &[6, 0, 0, 0, 0, 1], &[8, 0], &ip, &segment].concat()
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap()
+}
+
 /// The MAC address of a link.
 pub(crate) fn mac(link: &str) -> [u8; 6] {
     let text = run(&format!("ip -o link show dev {link} | sed 's/.*ether \\([0-9a-f:]*\\).*/\\1/'"));

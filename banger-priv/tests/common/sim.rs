@@ -9,7 +9,7 @@
 )]
 
 use banger_policy::VmId;
-use banger_policy::firewall::{Change, Element, elements};
+use banger_policy::firewall::{Change, Element, LIVE, elements};
 use banger_policy::holding::{Process, Registration};
 use banger_policy::net::Network;
 use banger_priv::cow::{Cows, Images};
@@ -19,7 +19,7 @@ use banger_priv::ops::Machine;
 use banger_priv::record;
 use banger_priv::sys::dm::Device;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -35,6 +35,12 @@ pub(crate) struct World {
     pub(crate) dms: BTreeMap<String, Device>,
     pub(crate) table: Vec<Element>,
     pub(crate) processes: BTreeMap<u32, Seen>,
+    /// Guests' addresses of which connection tracking remembers a flow.
+    pub(crate) flows: BTreeSet<Ipv4Addr>,
+    /// How often more a step is refused, by its name.
+    pub(crate) refuse: BTreeMap<&'static str, u32>,
+    /// The ends of processes are seen. Off where the recovery after a crash is what a test looks at.
+    pub(crate) watched: bool,
     next: u32,
     /// Steps until the helper is killed; 0 is never.
     pub(crate) fuse: u32,
@@ -55,6 +61,23 @@ impl World {
         ifindex
     }
 
+    /// A packet of a guest, or to it: where it passes, it begins a flow.
+    pub(crate) fn packet(&mut self, vm: &VmId, address: Ipv4Addr) -> bool {
+        let key = [&padded(vm)[..], &address.octets()].concat();
+        let live = self.table.iter().any(|element| element.set == LIVE && element.key == key);
+        live && self.flows.insert(address)
+    }
+
+    fn refused(&mut self, step: &'static str) -> Outcome<()> {
+        match self.refuse.get_mut(step) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                refuse(libc::ENOBUFS)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn add_process(&mut self, uid: u32) -> u32 {
         let pid = self.number();
         let process = Process { pid, pidfd_inode: u64::from(pid) + 1_000, start_ticks: u64::from(pid) };
@@ -68,6 +91,12 @@ impl World {
 pub(crate) struct Sim {
     pub(crate) world: Rc<RefCell<World>>,
     ledger: PathBuf,
+}
+
+fn padded(vm: &VmId) -> Vec<u8> {
+    let mut name = vm.tap_name().into_bytes();
+    name.resize(16, 0);
+    name
 }
 
 fn refuse<T>(errno: i32) -> Outcome<T> {
@@ -214,8 +243,21 @@ impl Kernel for Sim {
 
     fn firewall_change(&self, change: &Change) -> Outcome<()> {
         self.change(|world| {
+            world.refused("firewall_change")?;
+            for live in change.add.iter().filter(|element| element.set == LIVE) {
+                let address: [u8; 4] = live.key[16..].try_into().unwrap();
+                assert!(!world.flows.contains(&address.into()), "P9: the next holder inherits a flow");
+            }
             world.table.retain(|element| !change.remove.contains(element));
             world.table.extend(change.add.clone());
+            Ok(())
+        })
+    }
+
+    fn end_flows(&self, address: Ipv4Addr) -> Outcome<()> {
+        self.change(|world| {
+            world.refused("end_flows")?;
+            world.flows.remove(&address);
             Ok(())
         })
     }
@@ -224,13 +266,22 @@ impl Kernel for Sim {
         Ok(self.world.borrow().processes.get(&pid).copied())
     }
 
-    async fn ended(&self, _: Process) -> Outcome<()> {
-        // Nobody watches here: the recovery after a crash is what the model looks at.
-        std::future::pending().await
+    async fn ended(&self, process: Process) -> Outcome<()> {
+        loop {
+            {
+                let mut world = self.world.borrow_mut();
+                world.refused("ended")?;
+                let lives = world.processes.get(&process.pid).is_some_and(|seen| seen.alive);
+                if world.watched && !lives {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
     }
 
-    fn in_vm_cgroup(&self, _: u32, _: &VmId, _: u32) -> Outcome<bool> {
-        Ok(true)
+    fn vm_process(&self, _: u32, _: &VmId, pid: u32) -> Outcome<Option<Seen>> {
+        self.process(pid)
     }
 }
 

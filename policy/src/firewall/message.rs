@@ -1,12 +1,12 @@
-//! nf_tables messages as bytes (linux/netfilter/nf_tables.h): attributes, one batch, and what the kernel answers to it.
-//! The helper sends and receives them.
+//! Netfilter's messages as bytes (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, one batch, and what the kernel
+//! answers. The helper sends and receives them.
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
+pub(super) const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
@@ -64,6 +64,21 @@ impl Attrs {
     }
 }
 
+/// One message: netlink's header, netfilter's, the attributes.
+pub(super) fn message(number: u16, flags: u16, sequence: u32, family: u8, resource: u16, attrs: &Attrs) -> Vec<u8> {
+    let length = HEADER.saturating_add(4).saturating_add(attrs.0.len());
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
+    bytes.extend(number.to_ne_bytes());
+    bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([family, 0]);
+    bytes.extend(resource.to_be_bytes());
+    bytes.extend(&attrs.0);
+    bytes
+}
+
 /// A transaction: all of it happens, or nothing.
 #[derive(Debug)]
 pub struct Batch {
@@ -93,15 +108,7 @@ impl Batch {
 
     fn message(&mut self, number: u16, flags: u16, resource: u16, attrs: &Attrs) {
         let family = if resource == 0 { NFPROTO_INET } else { 0 };
-        let length = HEADER.saturating_add(4).saturating_add(attrs.0.len());
-        self.bytes.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-        self.bytes.extend(number.to_ne_bytes());
-        self.bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        self.bytes.extend(self.sequence.to_ne_bytes());
-        self.bytes.extend([0; 4]);
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
-        self.bytes.extend(&attrs.0);
+        self.bytes.extend(message(number, flags, self.sequence, family, resource, attrs));
         self.sequence = self.sequence.wrapping_add(1);
     }
 
@@ -115,7 +122,7 @@ impl Batch {
     }
 }
 
-/// What the kernel answered to one batch.
+/// What the kernel answered to what was sent at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     /// Messages acknowledged without an error.

@@ -1,10 +1,13 @@
-//! The VMs' firewall: what its sets hold for each VM and how that changes, the whole table (`table`), and both as
-//! messages for the kernel (`message`). The table has fixed rules; all that is a VM's are elements of these sets.
+//! The VMs' firewall: what its sets hold for each VM and how that changes, the whole table (`table`), the end of a
+//! guest's flows (`flows`), and all of it as messages for the kernel (`message`). The table has fixed rules; all that
+//! is a VM's are elements of these sets.
 
+mod flows;
 mod message;
 mod table;
 
 use crate::holding::Registration;
+pub use flows::end_flows;
 pub use message::{Answers, Batch};
 pub use table::{encode, whole};
 
@@ -55,6 +58,24 @@ impl Change {
             add: new.iter().filter(|element| !old.contains(element)).cloned().collect(),
         }
     }
+
+    /// It changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// An address becomes live: flows of whoever had it before must have ended first.
+    #[must_use]
+    pub fn opens(&self) -> bool {
+        self.add.iter().any(|element| element.set == LIVE)
+    }
+
+    /// Something is let pass no more: what passes because it began in time must end after it.
+    #[must_use]
+    pub fn narrows(&self) -> bool {
+        !self.remove.is_empty()
+    }
 }
 
 /// The elements of a registration.
@@ -95,6 +116,22 @@ mod tests {
         assert_eq!(Change::between(Some(&on), Some(&off)).remove, nat.add);
         assert_eq!(Change::between(None, Some(&on)).add.len(), 3);
         assert_eq!(Change::between(Some(&on), None).remove.len(), 3);
+    }
+
+    #[test]
+    fn flows_end_before_an_address_lives_and_after_anything_is_withdrawn() {
+        let (off, on) = (registration(false), registration(true));
+        let ends = |old, new| {
+            let change = Change::between(old, new);
+            (change.opens(), change.narrows())
+        };
+        assert_eq!(ends(None, Some(&off)), (true, false));
+        assert_eq!(ends(None, Some(&on)), (true, false));
+        assert_eq!(ends(Some(&off), Some(&on)), (false, false), "NAT on takes nothing away");
+        assert_eq!(ends(Some(&on), Some(&off)), (false, true), "NAT off");
+        assert_eq!(ends(Some(&off), None), (false, true));
+        assert_eq!(ends(Some(&on), None), (false, true));
+        assert_eq!(ends(None, None), (false, false));
     }
 
     #[test]

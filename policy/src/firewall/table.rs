@@ -14,25 +14,41 @@
 //!     type filter hook prerouting priority raw
 //!     iifname "bgr-*" meta nfproto != ipv4 drop
 //!     iifname "bgr-*" iifname . ip saddr != @live drop }
+//! chain aim {                              # where a guest wanted to go, before the host's DNAT rewrites it
+//!     type filter hook prerouting priority mangle
+//!     iifname "bgr-*" <answers> accept
+//!     iifname "bgr-*" fib daddr type != unicast drop
+//!     iifname "bgr-*" ip daddr <metadata services> drop }
 //! chain input {                            # guest to host: answers only
 //!     type filter hook input priority filter
-//!     iifname "bgr-*" ct state established,related accept
+//!     iifname "bgr-*" <answers> accept
 //!     iifname "bgr-*" drop }
 //! chain forward {
 //!     type filter hook forward priority filter
 //!     iifname "bgr-*" oifname "bgr-*" drop
-//!     iifname "bgr-*" ip daddr <metadata services> drop
+//!     iifname "bgr-*" ct status dnat drop
 //!     iifname "bgr-*" ip saddr != @nat drop
-//!     oifname "bgr-*" ct state established,related accept
+//!     oifname "bgr-*" <answers> accept
 //!     oifname "bgr-*" drop }
 //! chain output {                           # host to guest: its owner, the daemon and root
 //!     type filter hook output priority filter
-//!     oifname "bgr-*" ct state established,related accept
 //!     oifname "bgr-*" meta skuid { root, bangerd } accept
-//!     oifname "bgr-*" oifname . meta skuid != @owners drop }
+//!     oifname "bgr-*" oifname . meta skuid @owners accept
+//!     oifname "bgr-*" meta skuid >= 0 drop
+//!     oifname "bgr-*" ct state established,related accept
+//!     oifname "bgr-*" drop }
 //! chain masquerade {
 //!     type nat hook postrouting priority srcnat
 //!     oifname != "bgr-*" ip saddr @nat masquerade }
+//! ```
+//!
+//! `<answers>` is `ct direction reply ct state established,related`: packets of a flow that the other side began, and
+//! ICMP errors about them. A new connection that a helper module of the kernel expects goes in the original direction,
+//! so it is none.
+//!
+//! A flow of a guest ends with its registration (`flows`), so every established one was begun by somebody who still
+//! may. Even so each packet of a socket is asked whose it is. Only what the kernel itself sends has no socket with a
+//! user: the rest of a connection whose program has closed it, resets, ICMP errors. That passes within a flow.
 //! ```
 
 use super::message::{Attrs, Batch, Kind};
@@ -47,6 +63,21 @@ const OWNED: u32 = 2 | 4;
 /// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
 const REG_1: u32 = 1;
 const REG_2: u32 = 2;
+/// How `cmp` compares (`enum nft_cmp_ops`).
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_LEAST: u32 = 5;
+/// What `ct` loads (`enum nft_ct_keys`).
+const CT_STATE: u32 = 0;
+const CT_DIRECTION: u32 = 1;
+const CT_STATUS: u32 = 2;
+/// Bits of a state, and of a status (`IPS_DST_NAT`).
+const ESTABLISHED_RELATED: u32 = 2 | 4;
+const DST_NAT: u32 = 1 << 5;
+/// What `fib` loads, of which address, and the one type that may pass (linux/rtnetlink.h).
+const FIB_ADDRTYPE: u32 = 3;
+const FIB_DADDR: u32 = 2;
+const RTN_UNICAST: u32 = 1;
 /// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
@@ -87,27 +118,34 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     chain(batch, "guard", "filter", 0, -300);
     rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![verdict(DROP)]]);
     rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup("live", REG_1, true)], vec![verdict(DROP)]]);
+    // Connection tracking is at -200, DNAT at -100.
+    chain(batch, "aim", "filter", 0, -150);
+    rule(batch, "aim", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
+    rule(batch, "aim", &[from_vm(), not_unicast(), vec![verdict(DROP)]]);
+    for (address, length) in METADATA {
+        let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
+        rule(batch, "aim", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![verdict(DROP)]]);
+    }
     chain(batch, "input", "filter", 1, 0);
     rule(batch, "input", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "input", &[from_vm(), vec![verdict(DROP)]]);
     chain(batch, "forward", "filter", 2, 0);
     rule(batch, "forward", &[from_vm(), to_vm(true), vec![verdict(DROP)]]);
-    for (address, length) in METADATA {
-        let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
-        rule(batch, "forward", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![verdict(DROP)]]);
-    }
+    rule(batch, "forward", &[from_vm(), ct_has(CT_STATUS, DST_NAT), vec![verdict(DROP)]]);
     rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup("nat", REG_1, true)], vec![verdict(DROP)]]);
     rule(batch, "forward", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "output", "filter", 3, 0);
-    rule(batch, "output", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     for uid in [0, daemon_uid] {
-        let peer = vec![meta(10, REG_2), compare(REG_2, true, &uid.to_ne_bytes()), verdict(ACCEPT)];
+        let peer = vec![meta(10, REG_2), compare(REG_2, EQUAL, &uid.to_ne_bytes()), verdict(ACCEPT)];
         rule(batch, "output", &[to_vm(true), peer]);
     }
     let owner = vec![meta(10, REG_2), lookup("owners", REG_1, false), verdict(ACCEPT)];
     rule(batch, "output", &[to_vm(true), owner]);
-    // Not `!= @owners drop`: a packet without a socket has no uid, would not match, and would pass.
+    // True of every number; a packet that has none does not match.
+    let anybody = vec![meta(10, REG_2), compare(REG_2, AT_LEAST, &[0; 4]), verdict(DROP)];
+    rule(batch, "output", &[to_vm(true), anybody]);
+    rule(batch, "output", &[to_vm(true), ct_has(CT_STATE, ESTABLISHED_RELATED), vec![verdict(ACCEPT)]]);
     rule(batch, "output", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "masquerade", "nat", 4, 100);
     let leaving = vec![source(REG_1), lookup("nat", REG_1, false), expression("masq", &Attrs::new())];
@@ -136,22 +174,26 @@ fn meta(key: u32, register: u32) -> Attrs {
     expression("meta", &Attrs::new().u32(1, register).u32(2, key))
 }
 
-fn compare(register: u32, equal: bool, value: &[u8]) -> Attrs {
+fn compare(register: u32, how: u32, value: &[u8]) -> Attrs {
     let data = Attrs::new().bytes(1, value);
-    expression("cmp", &Attrs::new().u32(1, register).u32(2, u32::from(!equal)).nest(3, &data))
+    expression("cmp", &Attrs::new().u32(1, register).u32(2, how).nest(3, &data))
 }
 
 /// `iifname "bgr-*"`: the name's first bytes; the register keeps the whole name for a lookup.
 fn from_vm() -> Vec<Attrs> {
-    vec![meta(6, REG_1), compare(REG_1, true, DEVICE_PREFIX.as_bytes())]
+    vec![meta(6, REG_1), compare(REG_1, EQUAL, DEVICE_PREFIX.as_bytes())]
 }
 
 fn to_vm(is: bool) -> Vec<Attrs> {
-    vec![meta(7, REG_1), compare(REG_1, is, DEVICE_PREFIX.as_bytes())]
+    vec![meta(7, REG_1), compare(REG_1, equal(is), DEVICE_PREFIX.as_bytes())]
+}
+
+fn equal(is: bool) -> u32 {
+    if is { EQUAL } else { NOT_EQUAL }
 }
 
 fn nfproto_ipv4(is: bool) -> Vec<Attrs> {
-    vec![meta(15, REG_2), compare(REG_2, is, &[2])]
+    vec![meta(15, REG_2), compare(REG_2, equal(is), &[2])]
 }
 
 /// The IPv4 source address; only after the packet is known to be IPv4.
@@ -161,7 +203,7 @@ fn source(register: u32) -> Attrs {
 
 fn destination(prefix: &[u8]) -> Vec<Attrs> {
     let length = u32::try_from(prefix.len()).unwrap_or(4);
-    vec![payload(REG_2, 16, length), compare(REG_2, true, prefix)]
+    vec![payload(REG_2, 16, length), compare(REG_2, EQUAL, prefix)]
 }
 
 /// From the network header (base 1).
@@ -169,13 +211,28 @@ fn payload(register: u32, offset: u32, length: u32) -> Attrs {
     expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
 }
 
-/// `ct state established,related`.
+/// `fib daddr type != unicast`: the host's own addresses, broadcast, multicast.
+fn not_unicast() -> Vec<Attrs> {
+    let kind = expression("fib", &Attrs::new().u32(1, REG_2).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR));
+    vec![kind, compare(REG_2, NOT_EQUAL, &RTN_UNICAST.to_ne_bytes())]
+}
+
+/// `ct direction reply ct state established,related`.
 fn answers() -> Vec<Attrs> {
-    let state = expression("ct", &Attrs::new().u32(1, REG_2).u32(2, 0));
-    let wanted = Attrs::new().bytes(1, &6_u32.to_ne_bytes());
+    let reply = vec![ct(CT_DIRECTION), compare(REG_2, EQUAL, &[1])];
+    [reply, ct_has(CT_STATE, ESTABLISHED_RELATED)].concat()
+}
+
+fn ct(key: u32) -> Attrs {
+    expression("ct", &Attrs::new().u32(1, REG_2).u32(2, key))
+}
+
+/// One of these bits is set.
+fn ct_has(key: u32, bits: u32) -> Vec<Attrs> {
+    let wanted = Attrs::new().bytes(1, &bits.to_ne_bytes());
     let none = Attrs::new().bytes(1, &[0; 4]);
     let masked = Attrs::new().u32(1, REG_2).u32(2, REG_2).u32(3, 4).nest(4, &wanted).nest(5, &none);
-    vec![state, expression("bitwise", &masked), compare(REG_2, false, &[0; 4])]
+    vec![ct(key), expression("bitwise", &masked), compare(REG_2, NOT_EQUAL, &[0; 4])]
 }
 
 fn lookup(set: &str, register: u32, inverted: bool) -> Attrs {
