@@ -1,4 +1,5 @@
-//! The host's own rules: a DROP in its FORWARD chain does not keep guests in, and nothing of it is touched but for three marked rules.
+//! The host's own rules: a DROP in its FORWARD chain does not keep guests in, nothing of it is touched but for three marked rules, and what
+//! it forbids holds for guests too.
 
 use std::time::Duration;
 
@@ -72,6 +73,7 @@ fn through_foreign_rules(scene: &mut Scene, net: &mut Net, iptables: &str, timer
         ensure!(arrived.guest == 0 && net.alice.heard("sideways") == 0, "{arrived:?}");
         Ok(())
     })?;
+    scene.step("what the administrator forbids holds for guests", |scene| forbidden(scene, net, iptables))?;
     scene.step("a second run changes nothing", |scene| {
         let rules = scene.root(&format!("{iptables} -S"))?;
         scene.root("systemctl start banger-host-firewall.service")?;
@@ -106,6 +108,27 @@ fn through_foreign_rules(scene: &mut Scene, net: &mut Net, iptables: &str, timer
         same(&before, &foreign(scene, iptables)?)?;
         is_kept_in(scene, net)
     })
+}
+
+/// In the chain that Docker leaves to administrators, or behind our rules: both hold. A rule that ends the chain for everybody stays the last.
+fn forbidden(scene: &Scene, net: &mut Net, iptables: &str) -> Result<()> {
+    net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))?;
+    scene.root(&format!("{iptables} -I DOCKER-USER -d 198.51.100.2 -j DROP"))?;
+    is_kept_in(scene, net)?;
+    scene.root("systemctl start banger-host-firewall.service")?;
+    is_kept_in(scene, net)?;
+    scene.root(&format!("{iptables} -D DOCKER-USER -d 198.51.100.2 -j DROP"))?;
+    net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))?;
+    scene.root(&format!("{iptables} -A FORWARD -s 172.16.0.0/24 -d 198.51.100.2 -j DROP"))?;
+    scene.root("systemctl start banger-host-firewall.service")?;
+    is_kept_in(scene, net)?;
+    scene.root(&format!("{iptables} -D FORWARD -s 172.16.0.0/24 -d 198.51.100.2 -j DROP"))?;
+    scene.root(&format!("{iptables} -A FORWARD -j REJECT"))?;
+    scene.root("systemctl start banger-host-firewall.service")?;
+    net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))?;
+    let rules = scene.root(&format!("{iptables} -S FORWARD"))?;
+    ensure!(rules.lines().last().is_some_and(|rule| rule.contains("REJECT")), "the last is not the last:\n{rules}");
+    scene.root(&format!("{iptables} -D FORWARD -j REJECT; systemctl start banger-host-firewall.service")).map(drop)
 }
 
 /// Once the timer's own turn is waited for.

@@ -2,6 +2,8 @@
 //!
 //! Every kind of packet that must not get through from a guest is also sent from a tap that the firewall does not know, and gets through there.
 
+mod dnat;
+mod flows;
 mod flush;
 mod foreign;
 mod frames;
@@ -16,7 +18,7 @@ use crate::suite::list::{Scenario, Setup, Suite};
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "packets",
-    about: "what a guest can send and receive, with packets: spoofing, isolation, NAT, users, foreign rules, flushes",
+    about: "what a guest can send and receive, with packets: spoofing, isolation, NAT, users, old flows, the host's DNAT, foreign rules, flushes",
     setup: Setup::Guests,
     scenarios,
 };
@@ -25,6 +27,8 @@ fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("isolation", isolation::isolation),
         Scenario::new("local-users", users::local_users),
+        Scenario::new("old-flows", flows::old_flows),
+        Scenario::new("dnat", dnat::dnat),
         Scenario::new("foreign-rules-nft", foreign::nft),
         Scenario::new("foreign-rules-legacy", foreign::legacy),
         Scenario::new("flush", flush::flush),

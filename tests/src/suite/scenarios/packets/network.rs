@@ -27,10 +27,12 @@ pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Where clouds hand out credentials; here the world outside has it.
 pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The VM that gets the address of one that was deleted.
+const NEXT: u8 = 5;
 /// The guest behind the tap that the firewall does not know.
 const CONTROL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-const ALICE: u32 = 1001;
+pub(super) const ALICE: u32 = 1001;
 const BOB: u32 = 1002;
 
 /// What the world looks like from inside it, and its wire.
@@ -42,9 +44,10 @@ const OUTSIDE_SETUP: &str = "ip link add out0 type veth peer name up0 netns 1 &&
 /// it would have been lost for another reason.
 const HOST_SETUP: &str = "ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad && ip link set up0 up && \
     ip route add 169.254.169.254/32 dev up0 && ip tuntap add ctl0 mode tap && ip addr add 192.0.2.1/32 dev ctl0 && \
-    ip addr add fe80::1/64 dev ctl0 nodad && ip link set ctl0 up && ip route add 192.0.2.2/32 dev ctl0 && \
+    ip addr add fe80::1/64 dev ctl0 nodad && ip link set ctl0 up && ip route add 192.0.2.2/32 dev ctl0 && ip tuntap add ctl1 mode tap && \
     sysctl -q -w net.ipv4.conf.ctl0.rp_filter=0 net.ipv4.conf.all.rp_filter=0 net.ipv6.conf.all.forwarding=1";
-const HOST_UNDO: &str = "ip link del ctl0; ip link del up0; sysctl -q -w net.ipv6.conf.all.forwarding=0";
+const HOST_UNDO: &str =
+    "ip link del ctl0; ip link del ctl1; ip link del up0; sysctl -q -w net.ipv6.conf.all.forwarding=0";
 
 /// A network namespace that lives as long as its sockets: one that sees everything on its wire, one that answers.
 #[derive(Debug)]
@@ -154,20 +157,12 @@ impl Net {
             // Packets of a tap that nobody has opened are not even counted; and an address of its own makes IPv6 as good as it gets.
             scene.root(&format!("ip -6 addr add fe80::1/64 dev {tap} nodad"))?;
             if bound {
-                let process = Who::of_vm(owner, vm).start("sleep infinity")?;
-                let pid = process.id();
-                processes.push(process);
-                scene.wait_until("the VM's process is there", Duration::from_secs(5), || {
-                    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                    Ok((name.trim() != "sleep").then_some(name))
-                })?;
-                helper.ok(&HelperRequest::BindProcess { vm, pid })?;
+                processes.push(bind(scene, &mut helper, vm, owner)?);
             }
             if nat {
                 helper.ok(&HelperRequest::EnableNat { vm })?;
             }
-            let address = Ipv4Addr::from_bits(GATEWAY.to_bits() + u32::from(number));
-            Guest::open(daemon_uid()?, &tap, address, [6, 0, 0, 0, 0, number])
+            open_guest(&tap, number)
         };
         let alice = guest(1, ALICE, true, true)?;
         let bob = guest(2, BOB, true, true)?;
@@ -253,6 +248,31 @@ impl Net {
         process.wait().map(drop).context("wait for the process of bob's guest")
     }
 
+    /// Alice's first VM is deleted, and bob's next one has its address: the guest that `alice` is from now on.
+    pub(super) fn hand_alices_address_to_bob(&mut self, scene: &Scene) -> Result<()> {
+        let first = self.processes.first_mut().context("no process of alice's guest")?;
+        first.kill().context("end the process of alice's guest")?;
+        first.wait().context("wait for the process of alice's guest")?;
+        // Nobody has the tap open any more when the control's stands in its place.
+        let idle = Guest::open(Uid::from_raw(0), "ctl1", CONTROL, [6, 0, 0, 0, 0, 0xc1])?;
+        drop(std::mem::replace(&mut self.alice, idle));
+        let old = *self.vms.first().context("no VM of alice")?;
+        self.helper.ok(&HelperRequest::Release { vm: old })?;
+        let next = vm(NEXT)?;
+        self.vms.push(next);
+        let tap = self.helper.tap(next, BOB, 1)?.tap_device;
+        self.processes.push(bind(scene, &mut self.helper, next, BOB)?);
+        self.helper.ok(&HelperRequest::EnableNat { vm: next })?;
+        self.alice = open_guest(&tap, 1)?;
+        Ok(())
+    }
+
+    /// Switches NAT of bob's guest.
+    pub(super) fn bobs_nat(&mut self, on: bool) -> Result<()> {
+        let vm = *self.vms.get(1).context("no VM of bob")?;
+        self.helper.ok(&if on { HelperRequest::EnableNat { vm } } else { HelperRequest::DisableNat { vm } })
+    }
+
     /// Ends processes and releases what the helper holds.
     fn close(mut self) -> Result<()> {
         for process in &mut self.processes {
@@ -265,6 +285,24 @@ impl Net {
         }
         Ok(())
     }
+}
+
+/// Starts a process in the VM's cgroup, as its VMM would be, and binds it.
+fn bind(scene: &Scene, helper: &mut Helper, vm: VmId, owner: u32) -> Result<Child> {
+    let process = Who::of_vm(owner, vm).start("sleep infinity")?;
+    let pid = process.id();
+    scene.wait_until("the VM's process is there", Duration::from_secs(5), || {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Ok((name.trim() != "sleep").then_some(name))
+    })?;
+    helper.ok(&HelperRequest::BindProcess { vm, pid })?;
+    Ok(process)
+}
+
+/// The guest of an address index.
+fn open_guest(tap: &str, index: u8) -> Result<Guest> {
+    let address = Ipv4Addr::from_bits(GATEWAY.to_bits() + u32::from(index));
+    Guest::open(daemon_uid()?, tap, address, [6, 0, 0, 0, 0, index])
 }
 
 /// Runs `work` in the network and takes it down again, whatever comes of it.
