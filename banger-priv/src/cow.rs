@@ -98,6 +98,16 @@ impl Cows {
         Ok(())
     }
 
+    /// Replaces a record; the file stays as it is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn change(&mut self, cow: &Cow) -> Outcome<()> {
+        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), cow, true).at("cow-record")?;
+        self.records.insert(cow.vm, cow.clone());
+        Ok(())
+    }
+
     /// Removes file and record; gone already is success.
     ///
     /// # Errors

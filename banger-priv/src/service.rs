@@ -155,6 +155,10 @@ impl<K: Kernel> Helper for Service<K> {
         self.run("attach_disk", Some(vm), async move |m| m.attach_disk(vm, owner).await).await
     }
 
+    async fn give_disk(self, _: Context, vm: VmId, owner: u32) -> Result<(), HelperError> {
+        self.run("give_disk", Some(vm), async move |m| m.give_disk(vm, owner).await).await
+    }
+
     async fn detach_disk(self, _: Context, vm: VmId, disk: DiskIdentity) -> Result<(), HelperError> {
         self.run("detach_disk", Some(vm), async move |m| m.detach_disk(vm, &disk).await).await
     }

@@ -106,6 +106,7 @@ fn requests() -> Vec<HelperRequest> {
         HelperRequest::ReleaseTap { vm: vm(1), tap },
         HelperRequest::CreateDisk { vm: vm(1), owner: OWNER, image: image(), cow_bytes: MIN_OVERLAY_BYTES },
         HelperRequest::AttachDisk { vm: vm(1), owner: OWNER },
+        HelperRequest::GiveDisk { vm: vm(1), owner: OWNER },
         HelperRequest::DetachDisk { vm: vm(1), disk },
         HelperRequest::DiscardDisk { vm: vm(1) },
         HelperRequest::EnableNat { vm: vm(1) },

@@ -63,6 +63,7 @@ fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
         HelperRequest::ReleaseTap { vm, tap: tap.clone() },
         HelperRequest::CreateDisk { vm, owner: OWNER, image, cow_bytes: MIN_OVERLAY_BYTES },
         HelperRequest::AttachDisk { vm, owner: OWNER },
+        HelperRequest::GiveDisk { vm, owner: OWNER },
         HelperRequest::DetachDisk { vm, disk: disk.clone() },
         HelperRequest::EnableNat { vm },
         HelperRequest::DisableNat { vm },
@@ -84,6 +85,7 @@ async fn run(machine: &Machine<Sim>, request: HelperRequest) -> Result<(), Helpe
             machine.create_disk(vm, owner, image, cow_bytes).await.map(drop)
         }
         R::AttachDisk { vm, owner } => machine.attach_disk(vm, owner).await.map(drop),
+        R::GiveDisk { vm, owner } => machine.give_disk(vm, owner).await,
         R::DetachDisk { vm, disk } => machine.detach_disk(vm, &disk).await,
         R::DiscardDisk { vm } => machine.discard_disk(vm).await,
         R::EnableNat { vm } => machine.set_nat(vm, true).await,

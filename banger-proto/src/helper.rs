@@ -135,6 +135,8 @@ pub trait Helper {
     async fn create_disk(vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> Result<CowRecord, HelperError>;
     /// Attaches both loops and the dm snapshot.
     async fn attach_disk(vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError>;
+    /// Lets the COW file be another owner's from now on; refused while anything of the VM is held. Repeatable.
+    async fn give_disk(vm: VmId, owner: u32) -> Result<(), HelperError>;
     /// Detaches them. Gone already is success.
     async fn detach_disk(vm: VmId, disk: DiskIdentity) -> Result<(), HelperError>;
     /// Removes the COW file and its record; refused while attached.

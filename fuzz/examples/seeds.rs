@@ -49,6 +49,7 @@ fn helper(vm: VmId) -> Result<()> {
         ("release-tap", HelperRequest::ReleaseTap { vm, tap }),
         ("create-disk", HelperRequest::CreateDisk { vm, owner: 1001, image, cow_bytes: 1 << 30 }),
         ("attach-disk", HelperRequest::AttachDisk { vm, owner: 1001 }),
+        ("give-disk", HelperRequest::GiveDisk { vm, owner: 1001 }),
         ("detach-disk", HelperRequest::DetachDisk { vm, disk }),
         ("discard-disk", HelperRequest::DiscardDisk { vm }),
         ("enable-nat", HelperRequest::EnableNat { vm }),

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | acquire tap | no tap, no process of this boot yet; the same tap again is answered from the row |
 //! | attach disk | as above, and there is a COW record of this owner |
+//! | give disk | there is a COW record, and nothing is held |
 //! | release tap, detach disk | the claim equals the row in every field, no process runs |
 //! | enable NAT, bind process | a tap is held; one process per boot |
 //! | disable NAT | always, on an existing row |
@@ -204,6 +205,17 @@ pub fn attach_disk(rows: &Rows, vm: VmId, cow: Option<&Cow>, owner: u32, fresh: 
             Disk::None | Disk::Intent if row.process.is_some() => Decision::Deny(Refusal::BadState),
             Disk::None | Disk::Intent => grant(row.with_disk(Disk::Intent)),
         },
+    }
+}
+
+/// May the COW file become another owner's? Only while nothing of the VM is held: what is held was bound to the owner that it has.
+pub fn give_disk(row: Option<&Row>, cow: Option<&Cow>, owner: u32) -> Decision<Option<Cow>, Refusal> {
+    match cow {
+        Some(cow) if cow.ready && row.is_none() => {
+            Decision::Allow((cow.owner != owner).then(|| Cow { owner, ..cow.clone() }))
+        }
+        Some(cow) if cow.ready => Decision::Deny(Refusal::BadState),
+        _ => Decision::Deny(Refusal::NotYours),
     }
 }
 

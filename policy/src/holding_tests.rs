@@ -268,3 +268,16 @@ fn an_object_is_the_rows_only_in_every_field() {
     let (intent, _) = row("-i-");
     assert!(intent.owns_disk(&dm, 99, &[]) && !intent.owns_disk("renamed", 99, &[]));
 }
+
+#[test]
+fn a_disk_is_given_away_only_while_nothing_of_the_vm_is_held() {
+    let (mine, other) = (cow(), Cow { owner: OWNER + 1, ..cow() });
+    assert_eq!(give_disk(None, Some(&mine), OWNER), Decision::Allow(None), "it is the owner's");
+    assert_eq!(give_disk(None, Some(&mine), OWNER + 1), Decision::Allow(Some(other)));
+    let row = Row::opened(vm(1), OWNER, GENERATION);
+    assert_eq!(give_disk(Some(&row), Some(&mine), OWNER + 1), Decision::Deny(Refusal::BadState));
+    let attempt = Cow { ready: false, ..cow() };
+    for none in [None, Some(&attempt)] {
+        assert_eq!(give_disk(None, none, OWNER), Decision::Deny(Refusal::NotYours));
+    }
+}

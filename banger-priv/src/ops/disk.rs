@@ -88,6 +88,19 @@ impl<K: Kernel> Machine<K> {
             .map_err(|error| Denied::new(HelperError::Kernel(error.raw_os_error().unwrap_or(libc::EIO)), "cow-remove"))
     }
 
+    /// Records another owner of the COW file.
+    ///
+    /// # Errors
+    /// [`HelperError::BadState`] while anything of the VM is held.
+    pub async fn give_disk(&self, vm: VmId, owner: u32) -> Answer<()> {
+        let _turn = self.turn(vm).await?;
+        let given = holding::give_disk(self.row(&vm).as_ref(), self.cow(&vm)?.as_ref(), owner).granted()?;
+        match given {
+            Some(cow) => Ok(self.cows.borrow_mut().change(&cow)?),
+            None => Ok(()),
+        }
+    }
+
     /// Attaches base and COW file, and the dm snapshot over them.
     ///
     /// # Errors

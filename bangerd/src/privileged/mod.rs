@@ -151,6 +151,7 @@ impl Privileged {
         release_tap ReleaseTap "remove the tap" (vm: VmId, tap: TapIdentity) -> (), point;
         create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> CowRecord, point;
         attach_disk AttachDisk "attach the disk" (vm: VmId, owner: u32) -> DiskIdentity, point;
+        give_disk GiveDisk "give the disk away" (vm: VmId, owner: u32) -> (), point;
         detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> (), point;
         discard_disk DiscardDisk "discard the disk" (vm: VmId) -> (), point;
         enable_nat EnableNat "enable NAT" (vm: VmId) -> (), point;

@@ -160,6 +160,14 @@ impl State {
                 A::CreateDisk(Ok(cow))
             }
             Q::AttachDisk { vm, owner } => A::AttachDisk(self.attach(vm, owner)),
+            Q::GiveDisk { vm, owner } => A::GiveDisk(match self.ledger.get_mut(&vm) {
+                Some(row) if row.cow.is_some() && row.disk.is_none() && row.tap.is_none() => {
+                    row.owner = owner;
+                    Ok(())
+                }
+                Some(row) if row.cow.is_some() => Err(HelperError::BadState),
+                _ => Err(HelperError::NotYours),
+            }),
             Q::DetachDisk { vm, disk } => {
                 A::DetachDisk(self.release_claim(vm, |row| row.disk == Some(disk), |row| row.disk = None))
             }
@@ -210,7 +218,7 @@ impl State {
     }
 
     fn attach(&mut self, vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError> {
-        if self.ledger.get(&vm).is_none_or(|row| row.cow.is_none()) {
+        if self.ledger.get(&vm).is_none_or(|row| row.cow.is_none() || row.owner != owner) {
             return Err(HelperError::NotYours);
         }
         let generation = self.generation_of(vm);
