@@ -53,7 +53,7 @@ pub trait Daemon {
 
     /// The caller's VMs after the one given; everyone's for an administrator with `all`.
     async fn list_vms(all: bool, after: Option<VmId>) -> Result<VmPage, ApiError>;
-    /// One VM, by exact name, id, or unique prefix of an id.
+    /// One VM, by exact name, id, or unique prefix of an id. Another user's, for an administrator, by `user/name` or id.
     async fn show_vm(vm: String) -> Result<VmRecord, ApiError>;
     /// Makes a VM and, unless `no_start`, starts it. Cancelled or failed before it was ready: no VM is left when
     /// `keep_on_error` is false.
@@ -69,6 +69,8 @@ pub trait Daemon {
     async fn set_vm(vm: String, request: SetRequest) -> Result<JobId, ApiError>;
     /// Sends the VMM a signal, ends it, and releases what the VM holds.
     async fn kill_vm(vm: String, signal: KillSignal) -> Result<JobId, ApiError>;
+    /// Gives a VM that does not run to another user, by login name; for administrators.
+    async fn give_vm(vm: String, user: String) -> Result<JobId, ApiError>;
     /// Stops a VM and removes it with its disks.
     async fn delete_vm(vm: String) -> Result<JobId, ApiError>;
 
@@ -77,12 +79,16 @@ pub trait Daemon {
     /// Prepares a stream.
     async fn open_stream(request: StreamRequest) -> Result<OpenStream, ApiError>;
 
-    /// All images.
-    async fn list_images() -> Result<Vec<ImageRecord>, ApiError>;
+    /// The caller's images and those that are shared; everyone's for an administrator with `all`.
+    async fn list_images(all: bool) -> Result<Vec<ImageRecord>, ApiError>;
+    /// Lets everybody use an image, or only its owner again; for administrators.
+    async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;
     /// Removes an image; refused while a VM uses it.
     async fn delete_image(image: String) -> Result<(), ApiError>;
-    /// All kernels.
-    async fn list_kernels() -> Result<Vec<KernelRecord>, ApiError>;
+    /// The caller's kernels and those that are shared; everyone's for an administrator with `all`.
+    async fn list_kernels(all: bool) -> Result<Vec<KernelRecord>, ApiError>;
+    /// Lets everybody use a kernel, or only its owner again; for administrators.
+    async fn share_kernel(kernel: String, shared: bool) -> Result<(), ApiError>;
     /// Removes a kernel; refused while a VM uses it.
     async fn delete_kernel(kernel: String) -> Result<(), ApiError>;
 

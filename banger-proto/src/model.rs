@@ -99,7 +99,7 @@ pub struct VmRecord {
     pub kernel_id: Digest,
     /// The owner's uid.
     pub owner: u32,
-    /// The owner's login name, or `u<uid>`.
+    /// The login name that the owner's uid had when the VM was made or given.
     pub owner_name: String,
     /// What it is.
     pub state: State,
@@ -124,10 +124,14 @@ pub struct VmRecord {
 pub struct ImageRecord {
     /// Its id: the digest of its content.
     pub id: Digest,
-    /// Its name, unique on the host.
+    /// Its name, unique per owner.
     pub name: ImageName,
-    /// Who imported it.
+    /// Whose the name is.
     pub owner: u32,
+    /// The owner's login name when it was imported.
+    pub owner_name: String,
+    /// An administrator lets everybody use it.
+    pub shared: bool,
     /// Owned by the store, as all imported images are.
     pub managed: bool,
     /// Its folder.
@@ -155,10 +159,14 @@ pub struct ImageRecord {
 pub struct KernelRecord {
     /// Its id: the digest of its content.
     pub id: Digest,
-    /// Its name, unique on the host.
+    /// Its name, unique per owner.
     pub name: KernelName,
-    /// Who imported it.
+    /// Whose the name is.
     pub owner: u32,
+    /// The owner's login name when it was imported.
+    pub owner_name: String,
+    /// An administrator lets everybody use it.
+    pub shared: bool,
     /// What the kernel says of itself, such as `6.12.41+deb13-cloud-amd64`.
     pub version: String,
     /// Modules that go into the initramfs, in load order.
@@ -174,9 +182,9 @@ pub struct KernelRecord {
 pub struct CreateRequest {
     /// `None`: a name is generated.
     pub name: Option<String>,
-    /// `None`: the configured default, or the only image there is.
+    /// `None`: the configured default, or the caller's own only image.
     pub image_name: Option<String>,
-    /// `None`: the newest kernel.
+    /// `None`: the newest shared kernel, or the caller's own newest.
     pub kernel_name: Option<String>,
     /// vCPUs.
     pub vcpu_count: Option<u32>,

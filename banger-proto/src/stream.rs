@@ -73,11 +73,15 @@ pub enum StreamRequest {
         source: String,
         /// Size of the root file system, bytes; the default when `None`.
         build_size: Option<u64>,
+        /// Everybody may use it; for administrators.
+        shared: bool,
     },
     /// As [`StreamRequest::ImportImage`]; a tar with `vmlinuz` and `modules/...`.
     ImportKernel {
         /// Name of the new kernel; its version when `None`.
         name: Option<String>,
+        /// Everybody may use it; for administrators.
+        shared: bool,
     },
 }
 

@@ -5,7 +5,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
-A VM is named by its name, its id, or the beginning of its id.
+A VM is named by its name, its id, or the beginning of its id. Administrators name another user's as USER/NAME.
 Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
 
 Environment:
@@ -75,6 +75,13 @@ pub(crate) enum Vm {
     Set(Set),
     /// End VMs without asking their guests
     Kill(Kill),
+    /// Give VMs that do not run to another user (for administrators)
+    Chown {
+        /// The new owner's login name
+        user: String,
+        #[command(flatten)]
+        names: Names,
+    },
     /// Stop VMs and remove them with their disks
     #[command(visible_alias = "rm")]
     Delete(Names),
@@ -124,10 +131,10 @@ pub(crate) struct Spec {
     // A value may begin with a hyphen here and below: then our own sentence says what is wrong with it.
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) name: Option<String>,
-    /// The image [default: the configured one, or the only one]
+    /// The image [default: the configured one, or your only one]
     #[arg(long)]
     pub(crate) image: Option<String>,
-    /// The kernel [default: the newest]
+    /// The kernel [default: the newest that is shared, or your newest]
     #[arg(long)]
     pub(crate) kernel: Option<String>,
     /// vCPUs [default: configured, or a quarter of the host's, at most 4]
@@ -271,10 +278,26 @@ pub(crate) enum Image {
         /// Size of the root disk [default: 8G, sparse]
         #[arg(long, allow_hyphen_values = true)]
         size: Option<String>,
+        /// For everybody (for administrators)
+        #[arg(long)]
+        shared: bool,
     },
-    /// List the images
+    /// Let everybody use images, or only their owners again (for administrators)
+    #[command(group(ArgGroup::new("whom").args(["shared", "private"]).required(true)))]
+    Promote {
+        /// Everybody may use them
+        #[arg(long)]
+        shared: bool,
+        /// Only their owners may
+        #[arg(long)]
+        private: bool,
+        /// The images
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+    /// List your images and those that are shared
     #[command(visible_alias = "ls")]
-    List(Json),
+    List(List),
     /// Remove images that no VM uses
     #[command(visible_alias = "rm")]
     Delete {
@@ -296,10 +319,22 @@ pub(crate) enum Kernel {
         /// The kernel's name [default: its release]
         #[arg(long)]
         name: Option<String>,
+        /// For everybody (for administrators)
+        #[arg(long)]
+        shared: bool,
     },
-    /// List the kernels
+    /// Let everybody use kernels (for administrators)
+    Share {
+        /// Only their owners again
+        #[arg(long)]
+        off: bool,
+        /// The kernels
+        #[arg(required = true, value_name = "KERNEL")]
+        kernels: Vec<String>,
+    },
+    /// List your kernels and those that are shared
     #[command(visible_alias = "ls")]
-    List(Json),
+    List(List),
     /// Remove kernels that no VM uses
     #[command(visible_alias = "rm")]
     Delete {

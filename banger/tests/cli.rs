@@ -25,7 +25,7 @@ fn shown(arguments: &[&str]) -> String {
 
 #[test]
 fn help() {
-    let pages: [&[&str]; 8] = [
+    let pages: [&[&str]; 11] = [
         &["--help"],
         &["vm", "--help"],
         &["vm", "run", "--help"],
@@ -34,6 +34,9 @@ fn help() {
         &["image", "import", "--help"],
         &["kernel", "import", "--help"],
         &["vm", "stop", "--help"],
+        &["vm", "chown", "--help"],
+        &["image", "promote", "--help"],
+        &["kernel", "share", "--help"],
     ];
     insta::assert_snapshot!(pages.map(shown).join("\n"));
 }

@@ -42,11 +42,15 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 12] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["image", "list"],
         &["kernel", "list"],
+        &["image", "promote", "--shared", "debian:13"],
+        &["image", "promote", "--private", "debian:13"],
+        &["kernel", "share", "6.12"],
+        &["vm", "chown", "bob", "other", "nobody"],
         &["job", "list"],
         &["version"],
         &["vm", "show", "nobody"],

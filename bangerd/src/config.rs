@@ -3,6 +3,7 @@
 //! Used by the start-up and, through [`Config`], by whoever needs a default. It holds no state.
 
 use crate::error::StartError;
+use crate::limits::{self, Limits, RawLimits};
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::Network;
 use banger_policy::{ByteSize, ImageName};
@@ -41,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) file_sync: Vec<FileSync>,
     /// Sizes when no flag says otherwise.
     pub(crate) vm_defaults: VmDefaults,
+    /// How much a user may have.
+    pub(crate) limits: Limits,
 }
 
 /// A file or folder of the calling user that new VMs get.
@@ -83,6 +86,7 @@ struct Raw {
     default_image_name: Option<String>,
     file_sync: Vec<FileSync>,
     vm_defaults: RawDefaults,
+    limits: RawLimits,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,6 +115,7 @@ impl Default for Raw {
             default_image_name: None,
             file_sync: Vec::new(),
             vm_defaults: RawDefaults::default(),
+            limits: RawLimits::default(),
         }
     }
 }
@@ -153,7 +158,8 @@ fn place_of(text: &str, key: &str) -> String {
     line.map_or_else(|| key.to_owned(), |line| format!("line {}: {key}", line + 1))
 }
 
-type Refused = (&'static str, String);
+/// A key, and why its value is refused.
+pub(crate) type Refused = (&'static str, String);
 
 fn check(raw: Raw) -> Result<Config, Refused> {
     let stats_poll_interval = duration("stats_poll_interval", &raw.stats_poll_interval)?;
@@ -194,6 +200,7 @@ fn check(raw: Raw) -> Result<Config, Refused> {
             .map_err(|error: banger_policy::name::NameError| ("default_image_name", error.to_string()))?,
         file_sync: raw.file_sync,
         vm_defaults: defaults(&raw.vm_defaults)?,
+        limits: limits::check(raw.limits)?,
     })
 }
 
@@ -280,6 +287,7 @@ mod tests {
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
             ("default_image_name = \"../x\"", "line 1: default_image_name"),
+            ("[limits.users.alice]\ndisk = \"much\"", "line 2: limits.disk"),
         ] {
             let why = refusal(text);
             assert!(why.contains(key), "{text}: {why}");

@@ -1,5 +1,7 @@
 //! Why the daemon does not start, and how errors of its parts become what a user reads.
 
+use banger_policy::Peer;
+use banger_policy::quota::Exceeded;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::error::Error;
 use std::io;
@@ -95,6 +97,17 @@ pub(crate) fn no_space(message: String) -> ApiError {
     ApiError::new(ErrorCode::NoSpace, message).hint(
         "Free space on the file system of /var/lib, or ask for smaller disks with --disk-size and --overlay-size.",
     )
+}
+
+/// A user would have too much.
+pub(crate) fn over_limit(peer: &Peer, why: &Exceeded) -> ApiError {
+    let hint = format!(
+        "Remove what you no longer need, or ask an administrator (root, or a member of group banger-admin) to set `{}` under \
+         [limits.users.{}] in /etc/banger/banger.toml.",
+        why.what().key(),
+        peer.name
+    );
+    ApiError::new(ErrorCode::Limit, why.to_string()).hint(hint)
 }
 
 /// The daemon's own records failed.

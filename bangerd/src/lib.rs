@@ -10,6 +10,7 @@ mod error;
 mod fail;
 mod handles;
 mod jobs;
+mod limits;
 mod listen;
 mod log;
 mod net;
@@ -18,6 +19,7 @@ mod privileged;
 mod rpc;
 mod store;
 mod ticket;
+mod users;
 mod vm;
 
 pub mod boot;
@@ -119,6 +121,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let jobs = jobs::Jobs::load(db.clone()).await?;
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.default_image_name.clone());
     store.remove_leftovers().await?;
+    store.collect_in_background();
     let context = vm::Context {
         paths: args.paths.clone(),
         config,
@@ -129,6 +132,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
         jobs,
         boot_id,
         turns: vm::resume::Turns::default(),
+        users: Arc::new(users::Nss),
         actors: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
@@ -136,6 +140,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     listen::announce();
     vms.reconcile_in_background();
     vm::stats::spawn(&vms);
+    vms.watch_owners();
     rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;
     Ok(())
 }

@@ -83,7 +83,7 @@ mod tests {
 
     fn promise(uid: u32) -> Promise {
         let request = StreamRequest::Ssh { vm: "demo".into() };
-        Promise { peer: Peer { uid, admin: false }, request, job: None }
+        Promise { peer: Peer::new(uid, "somebody", false), request, job: None }
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub mod limits;
 pub mod name;
 pub mod net;
 pub mod process;
+pub mod quota;
 pub mod rate;
 pub mod row;
 pub mod size;
 pub mod snapshot;
+pub mod store;
 pub mod vm;
 
 pub use access::{Decision, Peer};

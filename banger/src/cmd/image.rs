@@ -1,6 +1,6 @@
 //! `image import`, `list`, `delete`.
 
-use crate::cli::{Image, Json};
+use crate::cli::{Image, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::{checked, size};
 use crate::error::{FAILED, say};
@@ -16,13 +16,14 @@ use std::time::Instant;
 
 pub(super) async fn run(command: Image) -> anyhow::Result<u8> {
     match command {
-        Image::Import { path, name, size } => import(&path, &name, size.as_deref()).await,
-        Image::List(json) => list(json).await,
+        Image::Import { path, name, size, shared } => import(&path, &name, size.as_deref(), shared).await,
+        Image::Promote { shared, images, .. } => promote(images, shared).await,
+        Image::List(options) => list(options).await,
         Image::Delete { images } => delete(images).await,
     }
 }
 
-async fn import(path: &Path, name: &str, build_size: Option<&str>) -> anyhow::Result<u8> {
+async fn import(path: &Path, name: &str, build_size: Option<&str>, shared: bool) -> anyhow::Result<u8> {
     let what = || format!("cannot import {}", path.display());
     let began = Instant::now();
     checked::<ImageName>(Some(name)).with_context(what)?;
@@ -34,7 +35,7 @@ async fn import(path: &Path, name: &str, build_size: Option<&str>) -> anyhow::Re
     } else {
         std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
     };
-    let request = StreamRequest::ImportImage { name: name.to_owned(), source: shown, build_size };
+    let request = StreamRequest::ImportImage { name: name.to_owned(), source: shown, build_size, shared };
     match upload::run(&client, request, source).await.with_context(what)? {
         Ended::Done(result) => {
             let image = job::image(result)?;
@@ -57,11 +58,27 @@ async fn import(path: &Path, name: &str, build_size: Option<&str>) -> anyhow::Re
     }
 }
 
-async fn list(json: Json) -> anyhow::Result<u8> {
+async fn promote(images: Vec<String>, shared: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut images = answer(client.rpc.list_images(soon())).await.context("cannot list the images")?;
-    images.sort_by(|a, b| a.name.cmp(&b.name));
-    if json.json {
+    let mut status = 0;
+    for image in images {
+        match answer(client.rpc.share_image(soon(), image.clone(), shared)).await {
+            Ok(()) if shared => line(&format!("{image} is for everybody"))?,
+            Ok(()) => line(&format!("{image} is for its owner only"))?,
+            Err(error) => {
+                say(&error.context(format!("cannot promote the image {image}")));
+                status = FAILED;
+            }
+        }
+    }
+    Ok(status)
+}
+
+async fn list(options: List) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let mut images = answer(client.rpc.list_images(soon(), options.all)).await.context("cannot list the images")?;
+    images.sort_by(|a, b| (&a.name, &a.owner_name).cmp(&(&b.name, &b.owner_name)));
+    if options.json.json {
         output::json(&images)?;
         return Ok(0);
     }
@@ -75,6 +92,7 @@ async fn list(json: Json) -> anyhow::Result<u8> {
         .map(|image| {
             vec![
                 image.name.to_string(),
+                owner(&image.owner_name, image.shared),
                 short(&image.id),
                 output::size(image.build_size),
                 amount(image.allocated_bytes),
@@ -83,8 +101,13 @@ async fn list(json: Json) -> anyhow::Result<u8> {
             ]
         })
         .collect();
-    table(&["NAME", "ID", "SIZE", "USED", "AGE", "SOURCE"], &rows, |_, _| None)?;
+    table(&["NAME", "OWNER", "ID", "SIZE", "USED", "AGE", "SOURCE"], &rows, |_, _| None)?;
     Ok(0)
+}
+
+/// Whose it is, and whether everybody may use it.
+pub(super) fn owner(name: &str, shared: bool) -> String {
+    if shared { format!("{name} (shared)") } else { name.to_owned() }
 }
 
 async fn delete(images: Vec<String>) -> anyhow::Result<u8> {

@@ -1,6 +1,6 @@
 //! `kernel import`, `list`, `delete`.
 
-use crate::cli::{Json, Kernel};
+use crate::cli::{Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
 use crate::error::{FAILED, say};
@@ -17,18 +17,19 @@ use std::time::Instant;
 
 /// Ubuntu and others keep kernels from users; the bytes are public all the same.
 const DENIED: &str = "this system keeps its kernels readable for root only. Either ask an administrator to run the\n\
-    same import once, for everybody: sudo banger kernel import PATH\n\
+    same import once, for everybody: sudo banger kernel import --shared PATH\n\
     or unpack the public package: apt-get download linux-image-VERSION && dpkg -x linux-image-*.deb kernel";
 
 pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
     match command {
-        Kernel::Import { path, modules, name } => import(&path, modules, name.as_deref()).await,
-        Kernel::List(json) => list(json).await,
+        Kernel::Import { path, modules, name, shared } => import(&path, modules, name.as_deref(), shared).await,
+        Kernel::Share { off, kernels } => share(kernels, !off).await,
+        Kernel::List(options) => list(options).await,
         Kernel::Delete { kernels } => delete(kernels).await,
     }
 }
 
-async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>) -> anyhow::Result<u8> {
+async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>, shared: bool) -> anyhow::Result<u8> {
     let what = || format!("cannot import {}", path.display());
     let began = Instant::now();
     let name = checked::<KernelName>(name).with_context(what)?;
@@ -36,7 +37,7 @@ async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>) -> an
     let modules = modules.map_or_else(|| modules_folder(path, &file), |given| Ok(Some(given))).with_context(what)?;
     let source = pack::kernel(file, modules.as_deref()).with_context(what)?;
     let client = Client::connect().await?;
-    match upload::run(&client, StreamRequest::ImportKernel { name }, source).await.with_context(what)? {
+    match upload::run(&client, StreamRequest::ImportKernel { name, shared }, source).await.with_context(what)? {
         Ended::Done(result) => {
             let kernel = job::kernel(result)?;
             line(&format!(
@@ -61,11 +62,27 @@ async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>) -> an
     }
 }
 
-async fn list(json: Json) -> anyhow::Result<u8> {
+async fn share(kernels: Vec<String>, shared: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut kernels = answer(client.rpc.list_kernels(soon())).await.context("cannot list the kernels")?;
+    let mut status = 0;
+    for kernel in kernels {
+        match answer(client.rpc.share_kernel(soon(), kernel.clone(), shared)).await {
+            Ok(()) if shared => line(&format!("{kernel} is for everybody"))?,
+            Ok(()) => line(&format!("{kernel} is for its owner only"))?,
+            Err(error) => {
+                say(&error.context(format!("cannot share the kernel {kernel}")));
+                status = FAILED;
+            }
+        }
+    }
+    Ok(status)
+}
+
+async fn list(options: List) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let mut kernels = answer(client.rpc.list_kernels(soon(), options.all)).await.context("cannot list the kernels")?;
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
-    if json.json {
+    if options.json.json {
         output::json(&kernels)?;
         return Ok(0);
     }
@@ -79,6 +96,7 @@ async fn list(json: Json) -> anyhow::Result<u8> {
         .map(|kernel| {
             vec![
                 kernel.name.to_string(),
+                super::image::owner(&kernel.owner_name, kernel.shared),
                 short(&kernel.id),
                 kernel.version.clone(),
                 amount(kernel.size_bytes),
@@ -87,7 +105,7 @@ async fn list(json: Json) -> anyhow::Result<u8> {
             ]
         })
         .collect();
-    table(&["NAME", "ID", "VERSION", "SIZE", "MODULES", "AGE"], &rows, |_, _| None)?;
+    table(&["NAME", "OWNER", "ID", "VERSION", "SIZE", "MODULES", "AGE"], &rows, |_, _| None)?;
     Ok(0)
 }
 

@@ -1,5 +1,6 @@
 //! One file per command, or per group of commands that differ in a word. Each gives the exit status.
 
+mod chown;
 mod completion;
 mod doctor;
 mod exec;
@@ -47,6 +48,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
             lifecycle::run(Verb::Set(request), set.names.vms).await
         }
         Vm::Kill(kill) => lifecycle::run(Verb::Kill(lifecycle::signal(&kill.signal)?), kill.names.vms).await,
+        Vm::Chown { user, names } => chown::run(&user, names.vms).await,
         Vm::Delete(names) => lifecycle::run(Verb::Delete, names.vms).await,
         Vm::List(options) => list::list(options).await,
         Vm::Show { vm, json } => list::show(vm, json).await,

@@ -23,7 +23,7 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
             let result = |bytes| JobResult::Image(Box::new(records::image(&name, bytes)));
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), refused, result).await;
         }
-        StreamRequest::ImportKernel { name } => {
+        StreamRequest::ImportKernel { name, .. } => {
             let name = name.unwrap_or_else(|| "6.12.41".into());
             let result = |bytes| JobResult::Kernel(Box::new(records::kernel(&name, bytes)));
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), false, result).await;

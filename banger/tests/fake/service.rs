@@ -147,7 +147,25 @@ impl Daemon for Fake {
         Ok(OpenStream { ticket, job: upload.map(JobId) })
     }
 
-    async fn list_images(self, _: Context) -> Result<Vec<ImageRecord>, ApiError> {
+    async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
+        self.state().calls.push(format!("share image {image} {shared}"));
+        Ok(())
+    }
+
+    async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
+        self.state().calls.push(format!("share kernel {kernel} {shared}"));
+        Ok(())
+    }
+
+    async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        let known = state.vms.iter_mut().find(|known| known.id == found.id);
+        known.into_iter().for_each(|vm| vm.owner_name.clone_from(&user));
+        state.simple(&format!("give to {user}"), &vm, found.state)
+    }
+
+    async fn list_images(self, _: Context, _: bool) -> Result<Vec<ImageRecord>, ApiError> {
         Ok(vec![records::image("debian:13", 300 << 20)])
     }
 
@@ -158,7 +176,7 @@ impl Daemon for Fake {
         Ok(())
     }
 
-    async fn list_kernels(self, _: Context) -> Result<Vec<KernelRecord>, ApiError> {
+    async fn list_kernels(self, _: Context, _: bool) -> Result<Vec<KernelRecord>, ApiError> {
         Ok(vec![records::kernel("6.12", 40 << 20)])
     }
 

@@ -1,6 +1,6 @@
 //! Keeping the file well: checked when it is opened, copied once a day and before every change of its schema, and looked at without being changed.
 
-use super::{Db, DbError, MIGRATIONS};
+use super::{Db, DbError};
 use banger_proto::time::Timestamp;
 use rusqlite::Connection;
 use rusqlite::backup::Backup;
@@ -60,8 +60,8 @@ fn inspect_copy(path: &Path) -> Result<Verdict, DbError> {
     }
     let connection = Connection::open(&copy).map_err(|error| refused(path, error))?;
     check(&connection, path)?;
-    let found = schema(&connection, path)?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let known = super::known();
+    let found = schema(&connection, path, known)?;
     Ok(if found == known { Verdict::Fine { schema: found } } else { Verdict::Migrate { from: found, to: known } })
 }
 
@@ -72,11 +72,19 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), DbError>
     if said == "ok" { Ok(()) } else { Err(DbError::Damaged { path: path.to_owned(), what: said }) }
 }
 
-/// The schema's number, if this release knows it.
-pub(super) fn schema(connection: &Connection, path: &Path) -> Result<i64, DbError> {
-    let found = connection.pragma_query_value(None, "user_version", |row| row.get(0));
-    let found = found.map_err(|error| refused(path, error))?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+/// The schema's number, if this release, which knows `known` of them, can use it.
+pub(super) fn schema(connection: &Connection, path: &Path, known: i64) -> Result<i64, DbError> {
+    let number =
+        |name| connection.pragma_query_value(None, name, |row| row.get(0)).map_err(|error| refused(path, error));
+    let found: i64 = number("user_version")?;
+    let application = number("application_id")?;
+    if found > 0 && application == 0 {
+        return Err(DbError::PreRelease { path: path.to_owned() });
+    }
+    if application != 0 && application != i64::from(super::APPLICATION_ID) {
+        let what = format!("it is another program's, application_id {application}");
+        return Err(DbError::Damaged { path: path.to_owned(), what });
+    }
     if found > known { Err(DbError::Newer { path: path.to_owned(), found, known }) } else { Ok(found) }
 }
 
@@ -199,7 +207,8 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use banger_policy::vm::RestartPolicy;
+
+    use super::super::MIGRATIONS;
 
     const KNOWN: i64 = MIGRATIONS.len() as i64;
 
@@ -248,31 +257,67 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn an_older_schema_is_brought_up_with_its_rows_and_a_copy_of_before_is_kept() {
+    #[test]
+    fn an_older_schema_is_brought_up_with_its_rows_and_a_copy_of_before_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("banger.db");
-        let raw = Connection::open(&path).unwrap();
-        raw.execute_batch(MIGRATIONS[0]).unwrap();
+        let mut raw = super::super::open(&path).unwrap();
         let (id, digest) = ("ab".repeat(32), "cd".repeat(32));
         raw.execute_batch(&format!(
-            "INSERT INTO images VALUES ('{digest}', 'debian', 0, 1, 1, 1, 0, '', 0, 0);
-             INSERT INTO kernels VALUES ('{digest}', '6.12', 0, '6.12', '[]', 1, 0);
+            "INSERT INTO images VALUES ('{digest}', 1, 1, 0);
+             INSERT INTO kernels VALUES ('{digest}', '6.12', '[]', 1);
              INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at, last_touched_at,
              vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled)
              VALUES ('{id}', 1001, 'alice', 'demo', '{digest}', 'debian', '{digest}', 'stopped', 0, 0, 0, 0, 1, 256, 1, 1, 0);
-             INSERT INTO leases VALUES (1, '{id}');
-             PRAGMA user_version = 1;"
+             INSERT INTO leases VALUES (1, '{id}');"
         ))
         .unwrap();
-        drop(raw);
-        let db = Db::open(&path).await.unwrap();
-        let vm = db.vm(id.parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!((vm.name.as_str(), vm.restart, vm.boot_id), ("demo", RestartPolicy::No, None));
+        // As a later release would have it.
+        let steps: Vec<&str> =
+            MIGRATIONS.into_iter().chain(["ALTER TABLE vms ADD COLUMN later TEXT NOT NULL DEFAULT 'new'"]).collect();
+        super::super::bring_up(&mut raw, &path, &steps).unwrap();
+        let row = raw.query_row("SELECT name || later FROM vms", [], |row| row.get::<_, String>(0)).unwrap();
+        assert_eq!((row.as_str(), schema(&raw, &path, KNOWN + 1).unwrap()), ("demonew", KNOWN + 1));
         let copies = names(&dir.path().join(super::super::BACKUPS));
-        assert_eq!(copies, ["before-schema-2.db"]);
+        assert_eq!(copies, [format!("before-schema-{}.db", KNOWN + 1)]);
         let copy = dir.path().join(super::super::BACKUPS).join(&copies[0]);
-        assert_eq!(inspect(&copy).unwrap(), Verdict::Migrate { from: 1, to: KNOWN });
+        assert_eq!(inspect(&copy).unwrap(), Verdict::Fine { schema: KNOWN });
+    }
+
+    #[tokio::test]
+    async fn a_database_of_before_the_first_release_is_called_so_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        // As the last pre-release left it.
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch(
+            "CREATE TABLE vms (id TEXT PRIMARY KEY, owner INTEGER NOT NULL, name TEXT NOT NULL) STRICT;
+             INSERT INTO vms VALUES ('aa', 1001, 'demo'); PRAGMA user_version = 2;",
+        )
+        .unwrap();
+        drop(raw);
+        let before = std::fs::read(&path).unwrap();
+        for error in [inspect(&path).map(drop).unwrap_err(), Db::open(&path).await.map(drop).unwrap_err()] {
+            assert!(matches!(error, DbError::PreRelease { .. }), "{error:?}");
+            let said = error.to_string();
+            for part in ["pre-release", "systemctl stop", "move", "start again"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+        let raw = Connection::open(&path).unwrap();
+        assert_eq!(raw.query_row("SELECT name FROM vms", [], |row| row.get::<_, String>(0)).unwrap(), "demo");
+        drop(raw);
+        assert_eq!(std::fs::read(&path).unwrap().len(), before.len());
+    }
+
+    #[test]
+    fn another_programs_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch("PRAGMA application_id = 7; PRAGMA user_version = 1; CREATE TABLE x (y)").unwrap();
+        let seen = inspect(&path);
+        assert!(matches!(&seen, Err(DbError::Damaged { what, .. }) if what.contains("another program")), "{seen:?}");
     }
 
     #[tokio::test]

@@ -1,46 +1,59 @@
 //! Rows of images.
 
+use super::store::{IMAGES, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
 use crate::image::{ROOTFS_FILE, SEED_FILE};
 use crate::paths::{Paths, text};
 use banger_policy::Digest;
+use banger_policy::access::Owner;
+use banger_policy::quota::UserLimits;
 use banger_proto::model::ImageRecord;
 use rusqlite::{Row, named_params};
 
 impl Db {
+    /// A name, and the content unless it is there.
+    ///
     /// # Errors
-    /// [`DbError::Taken`] when the name or the very same content is there already.
-    pub(crate) async fn insert_image(&self, image: ImageRecord) -> Result<(), DbError> {
+    /// [`DbError::Taken`] when the owner has an image of that name, [`DbError::Limit`].
+    pub(crate) async fn insert_image(&self, image: ImageRecord, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
+            let owner = Owner { uid: image.owner, name: image.owner_name.clone().into() };
+            name_fits(sql, &IMAGES, &owner, &limits)?;
+            let before = stored(sql, &owner)?;
             sql.execute(
-                "INSERT INTO images (id, name, owner, managed, build_size, allocated_bytes, docker, source, created_at, updated_at)
-                 VALUES (:id, :name, :owner, :managed, :build, :allocated, :docker, :source, :created, :updated)",
+                "INSERT INTO images (id, build_size, allocated_bytes, docker) VALUES (:id, :build, :allocated, :docker)
+                 ON CONFLICT (id) DO NOTHING",
                 named_params! {
-                    ":id": Text(image.id), ":name": image.name.as_str(), ":owner": image.owner, ":managed": image.managed,
-                    ":build": signed(image.build_size), ":allocated": signed(image.allocated_bytes), ":docker": image.docker,
-                    ":source": image.source, ":created": signed(image.created_at.unix()), ":updated": signed(image.updated_at.unix()),
+                    ":id": Text(image.id), ":build": signed(image.build_size), ":allocated": signed(image.allocated_bytes),
+                    ":docker": image.docker,
+                },
+            )?;
+            sql.execute(
+                "INSERT INTO image_names (owner, owner_name, name, image_id, managed, source, shared, created_at, updated_at)
+                 VALUES (:owner, :owner_name, :name, :id, :managed, :source, :shared, :created, :updated)",
+                named_params! {
+                    ":owner": image.owner, ":owner_name": image.owner_name, ":name": image.name.as_str(), ":id": Text(image.id),
+                    ":managed": image.managed, ":source": image.source, ":shared": image.shared,
+                    ":created": signed(image.created_at.unix()), ":updated": signed(image.updated_at.unix()),
                 },
             )
             .map_err(|error| if is_unique(&error) { DbError::Taken(image.name.to_string()) } else { error.into() })?;
-            Ok(())
+            bytes_fit(sql, &owner, before, &limits)
         })
         .await
     }
 
-    /// All images, by name.
+    /// All names of images, by name.
     pub(crate) async fn images(&self, paths: &Paths) -> Result<Vec<ImageRecord>, DbError> {
         let paths = paths.clone();
-        self.transaction(move |sql| {
-            let mut query = sql.prepare_cached("SELECT * FROM images ORDER BY name")?;
+        self.read(move |sql| {
+            let mut query = sql.prepare_cached(
+                "SELECT * FROM image_names JOIN images ON images.id = image_names.image_id ORDER BY name, owner, owner_name",
+            )?;
             let rows = query.query_map([], |columns| row(columns, &paths))?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await
-    }
-
-    /// Removes the row. `Err(name)` when a VM uses it, whose name it says.
-    pub(crate) async fn delete_image(&self, image: Digest) -> Result<Result<(), String>, DbError> {
-        self.transaction(move |sql| super::delete_unused(sql, "images", "image_id", image)).await
     }
 }
 
@@ -51,6 +64,8 @@ fn row(row: &Row<'_>, paths: &Paths) -> rusqlite::Result<ImageRecord> {
         id,
         name: row.get::<_, Text<_>>("name")?.0,
         owner: row.get("owner")?,
+        owner_name: row.get("owner_name")?,
+        shared: row.get("shared")?,
         managed: row.get("managed")?,
         rootfs_path: text(&dir.join(ROOTFS_FILE)),
         work_seed_path: Some(text(&dir.join(SEED_FILE))),

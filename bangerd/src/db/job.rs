@@ -1,6 +1,7 @@
 //! The history of jobs: enough that a client which comes back after a restart of the daemon learns the end.
 
 use super::{Db, DbError, signed, time, unsigned};
+use banger_policy::access::Owner;
 use banger_proto::time::Timestamp;
 use rusqlite::params;
 
@@ -11,7 +12,7 @@ const HISTORY: u32 = 512;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PastJob {
     pub(crate) id: u64,
-    pub(crate) owner: u32,
+    pub(crate) owner: Owner,
     pub(crate) title: String,
     pub(crate) started_at: Timestamp,
     /// `done`, `failed`, `cancelled`; `None` when the daemon ended before the job did.
@@ -21,12 +22,12 @@ pub(crate) struct PastJob {
 
 impl Db {
     /// A job begins. Nobody waits for the record; beginning and end are written in their order.
-    pub(crate) fn record_job(&self, id: u64, owner: u32, title: String) {
+    pub(crate) fn record_job(&self, id: u64, owner: Owner, title: String) {
         let now = signed(Timestamp::now().unix());
         self.post("a job", move |sql| {
             sql.execute(
-                "INSERT INTO jobs (id, owner, title, started_at) VALUES (?1, ?2, ?3, ?4)",
-                params![signed(id), owner, title, now],
+                "INSERT INTO jobs (id, owner, owner_name, title, started_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![signed(id), owner.uid, owner.name, title, now],
             )?;
             sql.execute("DELETE FROM jobs WHERE id <= ?1 - ?2", params![signed(id), HISTORY]).map(drop)
         });
@@ -48,7 +49,7 @@ impl Db {
             let rows = query.query_map([limit], |row| {
                 Ok(PastJob {
                     id: unsigned(row, "id")?,
-                    owner: row.get("owner")?,
+                    owner: Owner { uid: row.get("owner")?, name: row.get::<_, String>("owner_name")?.into() },
                     title: row.get("title")?,
                     started_at: time(row, "started_at")?,
                     outcome: row.get("outcome")?,

@@ -1,45 +1,57 @@
 //! Rows of kernels.
 
+use super::store::{KERNELS, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
-use banger_policy::Digest;
+use banger_policy::access::Owner;
+use banger_policy::quota::UserLimits;
 use banger_proto::model::KernelRecord;
 use rusqlite::types::Type;
 use rusqlite::{Row, named_params};
 
 impl Db {
+    /// A name, and the content unless it is there.
+    ///
     /// # Errors
-    /// [`DbError::Taken`] when the name or the very same content is there already.
-    pub(crate) async fn insert_kernel(&self, kernel: KernelRecord) -> Result<(), DbError> {
+    /// [`DbError::Taken`] when the owner has a kernel of that name, [`DbError::Limit`].
+    pub(crate) async fn insert_kernel(&self, kernel: KernelRecord, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
+            let owner = Owner { uid: kernel.owner, name: kernel.owner_name.clone().into() };
+            name_fits(sql, &KERNELS, &owner, &limits)?;
+            let before = stored(sql, &owner)?;
             let modules = serde_json::to_string(&kernel.modules)
                 .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
             sql.execute(
-                "INSERT INTO kernels (id, name, owner, version, modules, size_bytes, created_at)
-                 VALUES (:id, :name, :owner, :version, :modules, :size, :created)",
+                "INSERT INTO kernels (id, version, modules, size_bytes) VALUES (:id, :version, :modules, :size)
+                 ON CONFLICT (id) DO NOTHING",
                 named_params! {
-                    ":id": Text(kernel.id), ":name": kernel.name.as_str(), ":owner": kernel.owner, ":version": kernel.version,
-                    ":modules": modules, ":size": signed(kernel.size_bytes), ":created": signed(kernel.created_at.unix()),
+                    ":id": Text(kernel.id), ":version": kernel.version, ":modules": modules, ":size": signed(kernel.size_bytes),
+                },
+            )?;
+            sql.execute(
+                "INSERT INTO kernel_names (owner, owner_name, name, kernel_id, shared, created_at)
+                 VALUES (:owner, :owner_name, :name, :id, :shared, :created)",
+                named_params! {
+                    ":owner": kernel.owner, ":owner_name": kernel.owner_name, ":name": kernel.name.as_str(),
+                    ":id": Text(kernel.id), ":shared": kernel.shared, ":created": signed(kernel.created_at.unix()),
                 },
             )
             .map_err(|error| if is_unique(&error) { DbError::Taken(kernel.name.to_string()) } else { error.into() })?;
-            Ok(())
+            bytes_fit(sql, &owner, before, &limits)
         })
         .await
     }
 
-    /// All kernels, newest first.
+    /// All names of kernels, newest first.
     pub(crate) async fn kernels(&self) -> Result<Vec<KernelRecord>, DbError> {
-        self.transaction(move |sql| {
-            let mut query = sql.prepare_cached("SELECT * FROM kernels ORDER BY created_at DESC, rowid DESC")?;
+        self.read(move |sql| {
+            let mut query = sql.prepare_cached(
+                "SELECT * FROM kernel_names JOIN kernels ON kernels.id = kernel_names.kernel_id
+                 ORDER BY created_at DESC, kernel_names.rowid DESC",
+            )?;
             let rows = query.query_map([], row)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await
-    }
-
-    /// Removes the row. `Err(name)` when a VM uses it, whose name it says.
-    pub(crate) async fn delete_kernel(&self, kernel: Digest) -> Result<Result<(), String>, DbError> {
-        self.transaction(move |sql| super::delete_unused(sql, "kernels", "kernel_id", kernel)).await
     }
 }
 
@@ -51,6 +63,8 @@ fn row(row: &Row<'_>) -> rusqlite::Result<KernelRecord> {
         id: row.get::<_, Text<_>>("id")?.0,
         name: row.get::<_, Text<_>>("name")?.0,
         owner: row.get("owner")?,
+        owner_name: row.get("owner_name")?,
+        shared: row.get("shared")?,
         version: row.get("version")?,
         modules,
         size_bytes: unsigned(row, "size_bytes")?,

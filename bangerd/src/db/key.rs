@@ -1,6 +1,7 @@
 //! Public keys of users, which every VM of that user lets in.
 
 use super::{Db, DbError, signed};
+use banger_policy::access::Owner;
 use banger_proto::time::Timestamp;
 use rusqlite::params;
 
@@ -9,25 +10,28 @@ const KEYS_PER_USER: u32 = 16;
 
 impl Db {
     /// Remembers a key; a known one is success.
-    pub(crate) async fn add_key(&self, owner: u32, public_key: String) -> Result<(), DbError> {
+    pub(crate) async fn add_key(&self, owner: Owner, public_key: String) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let now = signed(Timestamp::now().unix());
-            sql.execute("INSERT OR REPLACE INTO user_keys VALUES (?1, ?2, ?3)", params![owner, public_key, now])?;
+            sql.execute("INSERT OR REPLACE INTO user_keys VALUES (?1, ?2, ?3, ?4)", params![
+                owner.uid, owner.name, public_key, now
+            ])?;
             sql.execute(
-                "DELETE FROM user_keys WHERE owner = ?1 AND rowid NOT IN
-                 (SELECT rowid FROM user_keys WHERE owner = ?1 ORDER BY added_at DESC, rowid DESC LIMIT ?2)",
-                params![owner, KEYS_PER_USER],
+                "DELETE FROM user_keys WHERE owner = ?1 AND owner_name = ?2 AND rowid NOT IN
+                 (SELECT rowid FROM user_keys WHERE owner = ?1 AND owner_name = ?2 ORDER BY added_at DESC, rowid DESC LIMIT ?3)",
+                params![owner.uid, owner.name, KEYS_PER_USER],
             )?;
             Ok(())
         })
         .await
     }
 
-    pub(crate) async fn keys(&self, owner: u32) -> Result<Vec<String>, DbError> {
-        self.transaction(move |sql| {
-            let mut query =
-                sql.prepare_cached("SELECT public_key FROM user_keys WHERE owner = ?1 ORDER BY added_at")?;
-            let rows = query.query_map([owner], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    pub(crate) async fn keys(&self, owner: Owner) -> Result<Vec<String>, DbError> {
+        self.read(move |sql| {
+            let mut query = sql.prepare_cached(
+                "SELECT public_key FROM user_keys WHERE owner = ?1 AND owner_name = ?2 ORDER BY added_at",
+            )?;
+            let rows = query.query_map(params![owner.uid, owner.name], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await

@@ -8,21 +8,24 @@ mod image;
 mod job;
 mod kernel;
 mod key;
+pub(crate) mod store;
 mod vm;
 
 pub(crate) use care::{Verdict, inspect};
 pub(crate) use vm::{Mirror, NewVm, VmRow};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 2] = [include_str!("schema/0001.sql"), include_str!("schema/0002.sql")];
+const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
+/// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before the first release has none.
+const APPLICATION_ID: i32 = 0x626e_6772;
 
 /// The folder of copies, beside the database.
 pub(crate) const BACKUPS: &str = "backups";
@@ -44,6 +47,12 @@ pub(crate) enum DbError {
         .path.display()
     )]
     Damaged { path: PathBuf, what: String },
+    #[error(
+        "{} is of a pre-release of banger, whose state no release takes over. To begin anew, which loses its VMs, images and kernels: stop and delete the VMs with the version that made them, run `systemctl stop bangerd.socket bangerd.service banger-priv.socket banger-priv.service`, move {} and /var/lib/banger-priv away (or purge the package), and start again",
+        .path.display(),
+        .path.parent().unwrap_or(.path).display()
+    )]
+    PreRelease { path: PathBuf },
     #[error("cannot copy the database to {}", .path.display())]
     Backup { path: PathBuf, source: std::io::Error },
     #[error("schema step {step} failed")]
@@ -53,6 +62,10 @@ pub(crate) enum DbError {
     /// A unique name or number was taken.
     #[error("{0} is taken already")]
     Taken(String),
+    #[error(transparent)]
+    Limit(#[from] banger_policy::quota::Exceeded),
+    #[error("its image or kernel was deleted meanwhile")]
+    Gone,
     #[error("all {0} addresses of the VMs' network are in use")]
     NoAddress(u16),
     #[error("the database thread has ended")]
@@ -66,6 +79,8 @@ type Work = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(crate) struct Db {
     work: mpsc::Sender<Work>,
     reads: mpsc::Sender<Work>,
+    /// Something of the store may have lost its last user.
+    pub(crate) unused: Arc<Notify>,
 }
 
 impl Db {
@@ -75,7 +90,7 @@ impl Db {
     /// [`DbError::Newer`] when a newer release wrote it, and what SQLite says.
     pub(crate) async fn open(path: &Path) -> Result<Self, DbError> {
         let work = Self::thread(path, open).await?;
-        Ok(Self { work, reads: Self::thread(path, open_to_read).await? })
+        Ok(Self { work, reads: Self::thread(path, open_to_read).await?, unused: Arc::default() })
     }
 
     async fn thread(
@@ -170,26 +185,42 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     let refused = |source| care::refused(path, source);
     let mut connection = Connection::open(path).map_err(refused)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(refused)?;
+    // Before anything is written to it.
+    care::schema(&connection, path, known())?;
     connection.pragma_update(None, "journal_mode", "wal").map_err(refused)?;
     // A row must be on disk before the kernel object is made that it speaks of.
     connection.pragma_update(None, "synchronous", "full").map_err(refused)?;
     connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
     care::check(&connection, path)?;
-    let found = care::schema(&connection, path)?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    bring_up(&mut connection, path, &MIGRATIONS)?;
+    // No start is at work yet.
+    connection.execute("UPDATE vms SET starting = 0 WHERE starting", []).map_err(refused)?;
+    Ok(connection)
+}
+
+/// How many steps this release knows.
+fn known() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+/// Takes the steps that are missing; a copy of what was there before is kept.
+fn bring_up(connection: &mut Connection, path: &Path, steps: &[&str]) -> Result<(), DbError> {
+    let known = i64::try_from(steps.len()).unwrap_or(i64::MAX);
+    let found = care::schema(connection, path, known)?;
     if 0 < found && found < known {
-        care::copy_before(&connection, path, found)?;
+        care::copy_before(connection, path, found)?;
     }
-    for (step, sql) in (1..).zip(MIGRATIONS).filter(|(step, _)| *step > found) {
+    for (step, sql) in (1..).zip(steps).filter(|(step, _)| *step > found) {
         let migrate = |connection: &mut Connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
             transaction.execute_batch(sql)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", step)?;
             transaction.commit()
         };
-        migrate(&mut connection).map_err(|source| DbError::Migration { step, source })?;
+        migrate(connection).map_err(|source| DbError::Migration { step, source })?;
     }
-    Ok(connection)
+    Ok(())
 }
 
 /// A second connection to what [`open`] has opened.
@@ -238,23 +269,10 @@ fn is_unique(error: &rusqlite::Error) -> bool {
     code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE) || code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY)
 }
 
-/// Removes a row of the store unless a VM refers to it by `column`; then says that VM's name and owner.
-fn delete_unused(
-    sql: &rusqlite::Transaction<'_>,
-    table: &'static str,
-    column: &'static str,
-    id: banger_policy::Digest,
-) -> Result<Result<(), String>, DbError> {
-    let user = sql.query_row(
-        &format!("SELECT name || ' of ' || owner_name FROM vms WHERE {column} = ?1 LIMIT 1"),
-        [Text(id)],
-        |row| row.get::<_, String>(0),
-    );
-    if let Some(user) = user.optional()? {
-        return Ok(Err(user));
-    }
-    sql.execute(&format!("DELETE FROM {table} WHERE id = ?1"), [Text(id)])?;
-    Ok(Ok(()))
+/// Was it a reference to a row that is not there?
+fn is_reference(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Rows of VMs and their leases.
 
-use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
+use super::{Db, DbError, Text, is_reference, is_unique, signed, time, unsigned};
 use crate::net::lease;
+use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
 use banger_policy::net::{AddressIndex, Network};
+use banger_policy::quota::{self, Limited, UserLimits};
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageName, VmId, VmName};
 use banger_proto::model::VmSpec;
@@ -47,12 +49,18 @@ pub(crate) struct Mirror {
     pub(crate) generation: Option<u64>,
 }
 
+impl VmRow {
+    /// Whose it is.
+    pub(crate) fn who(&self) -> Owner {
+        Owner { uid: self.owner, name: self.owner_name.clone().into() }
+    }
+}
+
 /// What a new row is made from.
 #[derive(Clone, Debug)]
 pub(crate) struct NewVm {
     pub(crate) id: VmId,
-    pub(crate) owner: u32,
-    pub(crate) owner_name: String,
+    pub(crate) owner: Owner,
     pub(crate) name: VmName,
     pub(crate) image_id: Digest,
     pub(crate) image_name: ImageName,
@@ -60,6 +68,8 @@ pub(crate) struct NewVm {
     pub(crate) spec: CheckedSpec,
     pub(crate) nat: bool,
     pub(crate) restart: RestartPolicy,
+    /// It is started as soon as it is made.
+    pub(crate) starts: bool,
 }
 
 const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
@@ -69,24 +79,38 @@ impl Db {
     /// before anything is made.
     ///
     /// # Errors
-    /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::NoAddress`].
-    pub(crate) async fn insert_vm(&self, vm: NewVm, network: Network) -> Result<VmRow, DbError> {
+    /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::Limit`], [`DbError::NoAddress`], and [`DbError::Gone`] when image
+    /// or kernel were removed meanwhile.
+    pub(crate) async fn insert_vm(&self, vm: NewVm, network: Network, limits: UserLimits) -> Result<VmRow, DbError> {
         self.transaction(move |sql| {
             let now = signed(Timestamp::now().unix());
+            let has = Holdings::of(sql, &vm.owner, None)?;
+            quota::fits(Limited::Vms, &limits, has.vms, 1)?;
+            let disk = vm.spec.overlay_bytes().saturating_add(vm.spec.work_disk_bytes());
+            quota::fits(Limited::Disk, &limits, has.disk, disk)?;
+            if vm.starts {
+                quota::fits(Limited::Running, &limits, has.running, 1)?;
+            }
             sql.execute(
-                "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at,
-                 last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled, restart)
-                 VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :now, :now, :now,
+                "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, starting, created_at,
+                 updated_at, last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled,
+                 restart)
+                 VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :starts, :now, :now, :now,
                  :vcpus, :memory, :overlay, :work, :nat, :restart)",
                 named_params! {
-                    ":id": Text(vm.id), ":owner": vm.owner, ":owner_name": vm.owner_name, ":name": vm.name.as_str(),
+                    ":id": Text(vm.id), ":owner": vm.owner.uid, ":owner_name": vm.owner.name, ":name": vm.name.as_str(),
+                    ":starts": vm.starts,
                     ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
                     ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
                     ":overlay": signed(vm.spec.overlay_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
                     ":restart": vm.restart.as_str(),
                 },
             )
-            .map_err(|error| if is_unique(&error) { DbError::Taken(vm.name.to_string()) } else { error.into() })?;
+            .map_err(|error| match error {
+                error if is_unique(&error) => DbError::Taken(vm.name.to_string()),
+                error if is_reference(&error) => DbError::Gone,
+                error => error.into(),
+            })?;
             let index = lowest_free_index(sql, network)?;
             sql.execute("INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)", params![index.get(), Text(vm.id)])?;
             Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm.id)], row)?)
@@ -100,32 +124,55 @@ impl Db {
     }
 
     /// VMs of one owner, or of all, ordered by id, after the one given.
-    pub(crate) async fn vms(&self, owner: Option<u32>, after: Option<VmId>, limit: u32) -> Result<Vec<VmRow>, DbError> {
+    pub(crate) async fn vms(
+        &self,
+        owner: Option<Owner>,
+        after: Option<VmId>,
+        limit: u32,
+    ) -> Result<Vec<VmRow>, DbError> {
         self.read(move |sql| {
             let after = after.map_or_else(String::new, |id| id.to_string());
             let mut query = sql.prepare_cached(&format!(
-                "{SELECT} WHERE vms.id > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY vms.id LIMIT ?3"
+                "{SELECT} WHERE vms.id > ?1 AND (?2 IS NULL OR (owner = ?2 AND owner_name = ?3)) ORDER BY vms.id LIMIT ?4"
             ))?;
-            let rows = query.query_map(params![after, owner, limit], row)?.collect::<Result<_, _>>()?;
+            let (uid, name) = owner.map(|owner| (owner.uid, owner.name)).unzip();
+            let rows = query.query_map(params![after, uid, name, limit], row)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await
     }
 
-    /// What a word may mean to somebody: their VM of that exact name, else by id or prefix of an id. At most two,
-    /// which is enough to know that it is ambiguous. `owner` is `None` for an administrator, who also sees others'.
-    pub(crate) async fn find_vms(&self, caller: u32, everyone: bool, word: String) -> Result<Vec<VmRow>, DbError> {
+    /// What a word may mean to somebody: their VM of that exact name, else, for an administrator, another user's as `user/name`, else by id or
+    /// prefix of an id. A bare name never means another user's VM. At most two, which is enough to know that it is ambiguous.
+    pub(crate) async fn find_vms(&self, peer: &Peer, word: String) -> Result<Vec<VmRow>, DbError> {
+        let (caller, everyone) = (peer.owner(), peer.admin);
         self.read(move |sql| {
-            let own = sql.query_row(&format!("{SELECT} WHERE name = ?1 AND owner = ?2"), params![word, caller], row);
+            let own = sql.query_row(
+                &format!("{SELECT} WHERE name = ?1 AND owner = ?2 AND owner_name = ?3 AND ?3 != ''"),
+                params![word, caller.uid, caller.name],
+                row,
+            );
             if let Some(own) = own.optional()? {
                 return Ok(vec![own]);
             }
+            if let Some((user, name)) = word.split_once('/') {
+                let mut query = sql.prepare_cached(&format!(
+                    "{SELECT} WHERE owner_name = ?1 AND name = ?2 AND (?3 OR (owner = ?4 AND owner_name = ?5)) LIMIT 2"
+                ))?;
+                let found = params![user, name, everyone, caller.uid, caller.name];
+                let rows = query.query_map(found, row)?.collect::<Result<_, _>>()?;
+                return Ok(rows);
+            }
             let is_prefix = !word.is_empty() && word.len() <= 64 && word.bytes().all(|c| c.is_ascii_hexdigit());
+            if !is_prefix {
+                return Ok(Vec::new());
+            }
             let mut query = sql.prepare_cached(&format!(
-                "{SELECT} WHERE ((?4 AND name = ?1) OR (?2 AND substr(vms.id, 1, length(?1)) = ?1)) AND (?4 OR owner = ?3)
-                 ORDER BY name != ?1, vms.id LIMIT 2"
+                "{SELECT} WHERE substr(vms.id, 1, length(?1)) = ?1 AND (?2 OR (owner = ?3 AND owner_name = ?4 AND ?4 != ''))
+                 ORDER BY vms.id LIMIT 2"
             ))?;
-            let rows = query.query_map(params![word, is_prefix, caller, everyone], row)?.collect::<Result<_, _>>()?;
+            let found = params![word, everyone, caller.uid, caller.name];
+            let rows = query.query_map(found, row)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await
@@ -144,7 +191,7 @@ impl Db {
             set_mirror(sql, vm, &mirror)?;
             // A VM that runs has been made, whatever else its creation had to do.
             sql.execute(
-                "UPDATE vms SET state = ?2, last_error = ?3, boot_id = ?4, making = making AND ?2 != 'running' WHERE id = ?1",
+                "UPDATE vms SET state = ?2, last_error = ?3, boot_id = ?4, starting = 0, making = making AND ?2 != 'running' WHERE id = ?1",
                 params![Text(vm), state.as_str(), last_error, boot_id],
             )?;
             Ok(())
@@ -156,9 +203,66 @@ impl Db {
         self.transaction(move |sql| set_mirror(sql, vm, &mirror)).await
     }
 
-    /// Sizes, NAT and restart policy.
-    pub(crate) async fn set_vm_spec(&self, vm: VmId, spec: VmSpec, restart: RestartPolicy) -> Result<(), DbError> {
+    /// From now on it counts as running for its owner's limits, until its state is written.
+    ///
+    /// # Errors
+    /// [`DbError::Limit`].
+    pub(crate) async fn begin_start(&self, vm: VmId, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
+            let has = Holdings::of(sql, &owner_of(sql, vm)?, Some(vm))?;
+            quota::fits(Limited::Running, &limits, has.running, 1)?;
+            sql.execute("UPDATE vms SET starting = 1 WHERE id = ?1", [Text(vm)])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Gives a VM that does not run to somebody else.
+    ///
+    /// # Errors
+    /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new owner has no room for it.
+    pub(crate) async fn give_vm(&self, vm: VmId, to: Owner, limits: UserLimits) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            let from = owner_of(sql, vm)?;
+            if from != to {
+                let has = Holdings::of(sql, &to, None)?;
+                quota::fits(Limited::Vms, &limits, has.vms, 1)?;
+                let disk = "SELECT system_overlay_size_bytes + work_disk_size_bytes AS disk FROM vms WHERE id = ?1";
+                let disk = sql.query_row(disk, [Text(vm)], |row| unsigned(row, "disk"))?;
+                quota::fits(Limited::Disk, &limits, has.disk, disk)?;
+            }
+            let now = signed(Timestamp::now().unix());
+            let given = sql.execute(
+                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4 WHERE id = ?1",
+                params![Text(vm), to.uid, to.name, now],
+            );
+            given
+                .map_err(|error| if is_unique(&error) { DbError::Taken(to.name.into_owned()) } else { error.into() })?;
+            forget_keys(sql)
+        })
+        .await
+    }
+
+    /// Sizes, NAT and restart policy.
+    ///
+    /// # Errors
+    /// [`DbError::Limit`] when its disks become larger than the owner's limit allows.
+    pub(crate) async fn set_vm_spec(
+        &self,
+        vm: VmId,
+        spec: VmSpec,
+        restart: RestartPolicy,
+        limits: UserLimits,
+    ) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            let disk = spec.system_overlay_size_bytes.saturating_add(spec.work_disk_size_bytes);
+            let had = "SELECT system_overlay_size_bytes + work_disk_size_bytes AS disk FROM vms WHERE id = ?1";
+            let had = sql.query_row(had, [Text(vm)], |row| unsigned(row, "disk"))?;
+            // What is there already stays, however a limit was lowered.
+            if disk > had {
+                let has = Holdings::of(sql, &owner_of(sql, vm)?, None)?;
+                quota::fits(Limited::Disk, &limits, has.disk, disk - had)?;
+            }
             sql.execute(
                 "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, work_disk_size_bytes = :work, nat_enabled = :nat,
                  restart = :restart, updated_at = :now WHERE id = :id",
@@ -206,10 +310,53 @@ impl Db {
     pub(crate) async fn delete_vm(&self, vm: VmId) -> Result<(), DbError> {
         self.transaction(move |sql| {
             sql.execute("DELETE FROM vms WHERE id = ?1", [Text(vm)])?;
-            sql.execute("DELETE FROM user_keys WHERE owner NOT IN (SELECT owner FROM vms)", [])?;
-            Ok(())
+            forget_keys(sql)
         })
-        .await
+        .await?;
+        // It may have been the last to use an image or a kernel.
+        self.unused.notify_one();
+        Ok(())
+    }
+}
+
+/// Keys of owners without a VM.
+fn forget_keys(sql: &Transaction<'_>) -> Result<(), DbError> {
+    sql.execute("DELETE FROM user_keys WHERE (owner, owner_name) NOT IN (SELECT owner, owner_name FROM vms)", [])?;
+    Ok(())
+}
+
+fn owner_of(sql: &Transaction<'_>, vm: VmId) -> Result<Owner, DbError> {
+    let owner = sql.query_row("SELECT owner, owner_name FROM vms WHERE id = ?1", [Text(vm)], |row| {
+        Ok(Owner { uid: row.get(0)?, name: row.get::<_, String>(1)?.into() })
+    });
+    Ok(owner?)
+}
+
+/// What somebody has, as the limits count it.
+struct Holdings {
+    vms: u64,
+    /// And those that are being started.
+    running: u64,
+    disk: u64,
+}
+
+impl Holdings {
+    /// Without one VM, when that is asked for.
+    fn of(sql: &Transaction<'_>, owner: &Owner, without: Option<VmId>) -> Result<Self, DbError> {
+        let has = sql.query_row(
+            "SELECT count(*) AS vms, coalesce(sum(state = 'running' OR starting), 0) AS running,
+             coalesce(sum(system_overlay_size_bytes + work_disk_size_bytes), 0) AS disk
+             FROM vms WHERE owner = ?1 AND owner_name = ?2 AND (?3 IS NULL OR id != ?3)",
+            params![owner.uid, owner.name, without.map(Text)],
+            |row| {
+                Ok(Self {
+                    vms: unsigned(row, "vms")?,
+                    running: unsigned(row, "running")?,
+                    disk: unsigned(row, "disk")?,
+                })
+            },
+        );
+        Ok(has?)
     }
 }
 

@@ -5,6 +5,8 @@
 
 use crate::db::{Db, DbError};
 use banger_policy::Peer;
+use banger_policy::access::Owner;
+use banger_policy::quota::{self, Limited, UserLimits};
 use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, JobView, Stage};
 use banger_proto::time::Timestamp;
 use std::collections::BTreeMap;
@@ -19,8 +21,6 @@ const KEPT: usize = 128;
 const KEPT_FOR: Duration = Duration::from_secs(60);
 /// But never more than these.
 const KEPT_AT_MOST: usize = 8 * KEPT;
-/// Jobs of one user at a time: a shell loop must not fill the daemon's memory.
-const RUNNING_PER_USER: usize = 128;
 /// Stages and warnings of one job; a view fits a frame.
 const MAX_STAGES: usize = 32;
 /// The longest title, stage or warning, bytes.
@@ -41,6 +41,7 @@ struct Inner {
 
 #[derive(Clone, Debug)]
 struct Entry {
+    owner: Owner,
     view: watch::Receiver<JobView>,
     cancel: CancellationToken,
     ended: Arc<OnceLock<Instant>>,
@@ -50,6 +51,8 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Job {
     id: JobId,
+    owner: Owner,
+    limits: UserLimits,
     db: Db,
     view: watch::Sender<JobView>,
     cancel: CancellationToken,
@@ -77,7 +80,7 @@ impl Jobs {
             let view = JobView {
                 id: JobId(past.id),
                 title: past.title,
-                owner: past.owner,
+                owner: past.owner.uid,
                 // Above everything that a watcher of the earlier run has seen.
                 seq: u64::MAX,
                 started_at: past.started_at,
@@ -86,7 +89,7 @@ impl Jobs {
                 state,
             };
             let (id, view, cancel) = (view.id, watch::channel(view).1, CancellationToken::new());
-            jobs.insert(id, Entry { view, cancel, ended: Arc::new(Instant::now().into()) });
+            jobs.insert(id, Entry { owner: past.owner, view, cancel, ended: Arc::new(Instant::now().into()) });
         }
         Ok(Arc::new(Self { db, inner: Mutex::new(Inner { next, jobs }) }))
     }
@@ -94,24 +97,25 @@ impl Jobs {
     /// Begins a job.
     ///
     /// # Errors
-    /// `Limit` when the owner has too many at work.
-    pub(crate) fn begin(&self, owner: u32, title: String) -> Result<Job, ApiError> {
-        let mut inner = self.lock();
-        let at_work = |entry: &&Entry| {
-            let view = entry.view.borrow();
-            view.owner == owner && view.state == JobState::Running
-        };
-        if inner.jobs.values().filter(at_work).count() >= RUNNING_PER_USER {
-            let message = format!("{RUNNING_PER_USER} jobs of yours are at work already");
-            return Err(ApiError::new(ErrorCode::Limit, message).hint("Wait for some of them: `banger job list`."));
+    /// `Limit` when the peer has too many at work, `Denied` when it is not known who the peer is.
+    pub(crate) fn begin(&self, peer: &Peer, title: String) -> Result<Job, ApiError> {
+        let owner = peer.owner();
+        if owner.name.is_empty() {
+            let message = format!("the host's user database has no name for uid {}", owner.uid);
+            return Err(ApiError::new(ErrorCode::Denied, message)
+                .hint("What you make would be nobody's. Ask an administrator of this host."));
         }
+        let mut inner = self.lock();
+        let at_work = |entry: &&Entry| entry.owner == owner && entry.view.borrow().state == JobState::Running;
+        let count = u64::try_from(inner.jobs.values().filter(at_work).count()).unwrap_or(u64::MAX);
+        quota::fits(Limited::Jobs, &peer.limits, count, 1).map_err(|why| crate::error::over_limit(peer, &why))?;
         let id = JobId(inner.next);
         inner.next += 1;
         let cancel = CancellationToken::new();
         let view = JobView {
             id,
             title: short(title.clone()),
-            owner,
+            owner: owner.uid,
             seq: 1,
             started_at: Timestamp::now(),
             stages: Vec::new(),
@@ -120,37 +124,41 @@ impl Jobs {
         };
         let (sender, receiver) = watch::channel(view);
         let ended = Arc::new(OnceLock::new());
-        inner.jobs.insert(id, Entry { view: receiver, cancel: cancel.clone(), ended: Arc::clone(&ended) });
+        inner.jobs.insert(
+            id,
+            Entry { owner: owner.clone(), view: receiver, cancel: cancel.clone(), ended: Arc::clone(&ended) },
+        );
         forget_oldest(&mut inner.jobs, Instant::now());
         drop(inner);
-        let job = Job { id, db: self.db.clone(), view: sender, cancel, stage_began: Mutex::new(Instant::now()), ended };
-        self.db.record_job(id.0, owner, title);
+        self.db.record_job(id.0, owner.clone(), title);
+        let (db, stage_began) = (self.db.clone(), Mutex::new(Instant::now()));
+        let job = Job { id, owner, limits: peer.limits, db, view: sender, cancel, stage_began, ended };
         Ok(job)
     }
 
     /// The caller's jobs, newest first.
-    pub(crate) fn list(&self, peer: Peer, limit: usize) -> Vec<JobView> {
-        let visible = |entry: &Entry| Some(entry.view.borrow().clone()).filter(|view| may_see(peer, view));
+    pub(crate) fn list(&self, peer: &Peer, limit: usize) -> Vec<JobView> {
+        let visible = |entry: &Entry| may_see(peer, entry).then(|| entry.view.borrow().clone());
         self.lock().jobs.values().rev().filter_map(visible).take(limit).map(brief).collect()
     }
 
     /// Answers when `seq` is above `after`, or after `limit` with what there is.
-    pub(crate) async fn watch(&self, peer: Peer, id: JobId, after: u64, limit: Duration) -> Result<JobView, ApiError> {
+    pub(crate) async fn watch(&self, peer: &Peer, id: JobId, after: u64, limit: Duration) -> Result<JobView, ApiError> {
         let mut view = self.entry(peer, id)?.view;
         // Either news, or time is up, or the job's side is gone: what there is now is the answer.
         drop(tokio::time::timeout(limit, view.wait_for(|view| view.seq > after)).await);
         Ok(view.borrow().clone())
     }
 
-    pub(crate) fn cancel(&self, peer: Peer, id: JobId) -> Result<(), ApiError> {
+    pub(crate) fn cancel(&self, peer: &Peer, id: JobId) -> Result<(), ApiError> {
         self.entry(peer, id)?.cancel.cancel();
         Ok(())
     }
 
-    fn entry(&self, peer: Peer, id: JobId) -> Result<Entry, ApiError> {
+    fn entry(&self, peer: &Peer, id: JobId) -> Result<Entry, ApiError> {
         let entry = self.lock().jobs.get(&id).cloned();
         entry
-            .filter(|entry| may_see(peer, &entry.view.borrow()))
+            .filter(|entry| may_see(peer, entry))
             .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no such job: {id}")))
     }
 
@@ -176,8 +184,8 @@ fn brief(mut view: JobView) -> JobView {
     view
 }
 
-fn may_see(peer: Peer, view: &JobView) -> bool {
-    banger_policy::access::vm(peer, view.owner).granted().is_ok()
+fn may_see(peer: &Peer, entry: &Entry) -> bool {
+    banger_policy::access::vm(peer, &entry.owner).granted().is_ok()
 }
 
 /// Those whose end is longest ago, whenever they began.
@@ -205,6 +213,12 @@ fn short(mut text: String) -> String {
 impl Job {
     pub(crate) fn id(&self) -> JobId {
         self.id
+    }
+
+    /// How much the owner of a VM may have, as far as whoever ordered this is that owner. An administrator's order is the administrator's
+    /// decision, and the daemon's own is nobody's.
+    pub(crate) fn limits_of(&self, owner: &Owner) -> UserLimits {
+        if self.owner == *owner { self.limits } else { UserLimits::NONE }
     }
 
     /// A stage begins; the one before it is done.

@@ -1,10 +1,11 @@
 //! Who is at the other end, and whether there is room for one more connection. The socket's mode lets in the
 //! members of group `banger`; here the kernel's word on the peer becomes a [`Peer`].
 
+use crate::limits::Limits;
+use crate::users::{Named, UserDatabase};
 use banger_policy::Peer;
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use nix::unistd::Uid;
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixStream;
 
@@ -53,7 +54,12 @@ impl Drop for Place {
 }
 
 /// A place for this connection, or why not in the log: there is no way to tell a peer that is not let in.
-pub(super) async fn admit(admission: &Arc<Admission>, stream: &UnixStream) -> Option<Place> {
+pub(super) async fn admit(
+    admission: &Arc<Admission>,
+    stream: &UnixStream,
+    users: Arc<dyn UserDatabase>,
+    limits: Limits,
+) -> Option<Place> {
     // SO_PEERCRED: who connected, as the kernel saw it then (unix(7)).
     let uid = match stream.peer_cred() {
         Ok(peer) => peer.uid(),
@@ -68,40 +74,35 @@ pub(super) async fn admit(admission: &Arc<Admission>, stream: &UnixStream) -> Op
         return None;
     }
     // A place first: the user database may be slow, and whoever asks it is counted.
-    let Some(mut place) = admission.enter(Peer { uid, admin: false }) else {
+    let nobody = Peer::new(uid, "", false);
+    let Some(mut place) = admission.enter(nobody.clone()) else {
         tracing::warn!(banger_uid = uid, "too many connections");
         return None;
     };
-    place.peer.admin = tokio::task::spawn_blocking(move || is_admin(uid)).await.unwrap_or(false);
+    place.peer = tokio::task::spawn_blocking(move || who(uid, &*users, &limits)).await.unwrap_or(nobody);
     Some(place)
 }
 
-/// Root, or a member of the group by the host's user database. Whatever cannot be found out is "no".
-fn is_admin(uid: u32) -> bool {
-    if uid == 0 {
-        return true;
-    }
-    let Ok(Some(group)) = Group::from_name(ADMIN_GROUP) else { return false };
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return false };
-    let groups = CString::new(user.name).ok().and_then(|name| getgrouplist(&name, user.gid).ok());
-    groups.is_some_and(|groups: Vec<Gid>| groups.contains(&group.gid))
-}
-
-/// The user's login name, or `u<uid>`.
-pub(super) fn user_name(uid: u32) -> String {
-    let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-    user.map_or_else(|| format!("u{uid}"), |user| user.name)
+/// Who a number is by the host's user database. Whatever cannot be found out is "no": without a name nothing is the peer's.
+fn who(uid: u32, users: &dyn UserDatabase, limits: &Limits) -> Peer {
+    let Named::As(name) = users.name_of(uid) else { return Peer::new(uid, "", uid == 0) };
+    let account = users.account(&name).filter(|account| account.uid == uid);
+    let groups = account.map(|account| account.groups).unwrap_or_default();
+    let admin = uid == 0 || groups.iter().any(|group| group == ADMIN_GROUP);
+    let limits = limits.of(uid, &name, &groups);
+    Peer { uid, name: name.into(), admin, limits }
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use crate::users::Nss;
 
     #[test]
     fn one_user_cannot_take_all_places_and_places_come_back() {
         let admission = Arc::new(Admission::default());
-        let peer = |uid| Peer { uid, admin: false };
+        let peer = |uid| Peer::new(uid, "somebody", false);
         let held: Vec<Place> = (0..PER_USER).map(|_| admission.enter(peer(1)).unwrap()).collect();
         assert!(admission.enter(peer(1)).is_none());
         assert!(admission.enter(peer(2)).is_some());
@@ -111,9 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_user_is_no_administrator_and_has_a_name() {
-        assert!(is_admin(0));
-        assert!(!is_admin(4_000_000_001));
-        assert_eq!(user_name(4_000_000_001), "u4000000001");
+    fn an_unknown_user_is_no_administrator_and_owns_nothing() {
+        let root = who(0, &Nss, &Limits::default());
+        assert!(root.admin && root.name == "root");
+        let nobody = who(4_000_000_001, &Nss, &Limits::default());
+        assert!(!nobody.admin && !nobody.owns(&nobody.owner()), "{nobody:?}");
     }
 }

@@ -64,8 +64,10 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let (daemon, admission) = (Arc::clone(&daemon), Arc::clone(&admission));
+                    let ctx = &daemon.vms.ctx;
+                    let (users, limits) = (Arc::clone(&ctx.users), ctx.config.limits.clone());
                     tokio::spawn(async move {
-                        if let Some(place) = admission::admit(&admission, &stream).await {
+                        if let Some(place) = admission::admit(&admission, &stream, users, limits).await {
                             connection(stream, place, daemon).await;
                         }
                     });
@@ -92,7 +94,7 @@ async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
 }
 
 async fn calls(stream: UnixStream, place: &Place, daemon: Arc<Daemon>) {
-    let service = service::Service { peer: place.peer, daemon };
+    let service = service::Service { peer: place.peer.clone(), daemon };
     let channel = BaseChannel::new(Config::default(), transport::server(stream, DAEMON_LIMITS))
         .max_concurrent_requests(DAEMON_LIMITS.max_in_flight);
     let mut requests = std::pin::pin!(channel.execute(service.serve()));

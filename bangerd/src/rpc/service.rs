@@ -1,7 +1,7 @@
 //! The calls. Each checks who asks, looks something up, and either answers or leaves an order and answers with
 //! its job. A call that is dropped at any point changes nothing about what was ordered.
 
-use super::{Daemon, admission};
+use super::Daemon;
 use crate::store::import::Wanted;
 use crate::ticket::Promise;
 use crate::vm::Verb;
@@ -29,7 +29,7 @@ pub(super) struct Service {
 
 impl Service {
     async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
-        self.daemon.vms.order(self.peer, vm, verb).await
+        self.daemon.vms.order(&self.peer, vm, verb).await
     }
 }
 
@@ -48,22 +48,19 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
-        self.daemon.vms.leaks(self.peer, fix).await
+        self.daemon.vms.leaks(&self.peer, fix).await
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
-        self.daemon.vms.list(self.peer, all, after).await
+        self.daemon.vms.list(&self.peer, all, after).await
     }
 
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
-        self.daemon.vms.show(self.peer, &vm).await
+        self.daemon.vms.show(&self.peer, &vm).await
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
-        let uid = self.peer.uid;
-        let name = tokio::task::spawn_blocking(move || admission::user_name(uid)).await;
-        let name = name.unwrap_or_else(|_| format!("u{uid}"));
-        self.daemon.vms.create(self.peer, name, request, keep_on_error).await
+        self.daemon.vms.create(&self.peer, request, keep_on_error).await
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
@@ -90,57 +87,69 @@ impl banger_proto::daemon::Daemon for Service {
         self.order(&vm, Verb::Kill(signal)).await
     }
 
+    async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
+        self.daemon.vms.give(&self.peer, &vm, user).await
+    }
+
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.order(&vm, Verb::Delete).await
     }
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
-        self.daemon.vms.ssh_access(self.peer, &vm, &public_key).await
+        self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
-        let job = match super::streams::check(&self.daemon, self.peer, &request).await? {
+        let job = match super::streams::check(&self.daemon, &self.peer, &request).await? {
             Some(wanted) => Some(self.begin_upload(&wanted).await?),
             None => None,
         };
         let id = job.as_ref().map(crate::jobs::Job::id);
-        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer, request, job })?;
+        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), request, job })?;
         Ok(OpenStream { ticket, job: id })
     }
 
-    async fn list_images(self, _: Context) -> Result<Vec<ImageRecord>, ApiError> {
-        self.daemon.store.images().await
+    async fn list_images(self, _: Context, all: bool) -> Result<Vec<ImageRecord>, ApiError> {
+        self.daemon.store.images(&self.peer, all).await
+    }
+
+    async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
+        self.daemon.store.share_image(&self.peer, &image, shared).await
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
-        self.daemon.store.delete_image(self.peer, image).await
+        self.daemon.store.delete_image(&self.peer, image).await
     }
 
-    async fn list_kernels(self, _: Context) -> Result<Vec<KernelRecord>, ApiError> {
-        self.daemon.store.kernels().await
+    async fn list_kernels(self, _: Context, all: bool) -> Result<Vec<KernelRecord>, ApiError> {
+        self.daemon.store.kernels(&self.peer, all).await
+    }
+
+    async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
+        self.daemon.store.share_kernel(&self.peer, &kernel, shared).await
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
-        self.daemon.store.delete_kernel(self.peer, kernel).await
+        self.daemon.store.delete_kernel(&self.peer, kernel).await
     }
 
     async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
-        Ok(self.daemon.vms.ctx.jobs.list(self.peer, JOBS))
+        Ok(self.daemon.vms.ctx.jobs.list(&self.peer, JOBS))
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
         let limit = Duration::from_millis(MAX_WATCH_MS.into());
-        self.daemon.vms.ctx.jobs.watch(self.peer, job, after_seq, limit).await
+        self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await
     }
 
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
-        self.daemon.vms.ctx.jobs.cancel(self.peer, job)
+        self.daemon.vms.ctx.jobs.cancel(&self.peer, job)
     }
 }
 
 impl Service {
     async fn begin_upload(&self, wanted: &Wanted) -> Result<crate::jobs::Job, ApiError> {
-        self.daemon.store.check_free(wanted).await?;
-        self.daemon.store.begin(self.peer, wanted)
+        self.daemon.store.check_free(&self.peer, wanted).await?;
+        self.daemon.store.begin(&self.peer, wanted)
     }
 }

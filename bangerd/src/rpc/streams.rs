@@ -17,12 +17,16 @@ use tokio::net::UnixStream;
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
 
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
-pub(super) async fn check(daemon: &Daemon, peer: Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
+pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
         StreamRequest::Exec { vm, .. } | StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
-        StreamRequest::ImportImage { name, source, build_size } => Wanted::image(name, source, *build_size).map(Some),
-        StreamRequest::ImportKernel { name } => Wanted::kernel(name.as_deref()).map(Some),
+        StreamRequest::ImportImage { name, source, build_size, shared } => {
+            Wanted::image(name, source, *build_size, *shared)?.may_be_of(peer).map(Some)
+        }
+        StreamRequest::ImportKernel { name, shared } => {
+            Wanted::kernel(name.as_deref(), *shared)?.may_be_of(peer).map(Some)
+        }
     }
 }
 
@@ -37,15 +41,15 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     };
     let Promise { peer, request, job } = promise;
     let served = match request {
-        StreamRequest::Exec { vm, command, env, terminal } => match daemon.vms.session(peer, &vm).await {
+        StreamRequest::Exec { vm, command, env, terminal } => match daemon.vms.session(&peer, &vm).await {
             Ok((session, _visit)) => stream::exec(io, &session, &command, &env, terminal.as_ref()).await,
             Err(error) => return refuse(io, &error.message).await,
         },
-        StreamRequest::Ssh { vm } => match daemon.vms.session(peer, &vm).await {
+        StreamRequest::Ssh { vm } => match daemon.vms.session(&peer, &vm).await {
             Ok((session, _visit)) => stream::ssh_proxy(io, &session).await,
             Err(error) => return refuse(io, &error.message).await,
         },
-        StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(peer, &vm).await {
+        StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
             Err(error) => return refuse(io, &error.message).await,
         },
@@ -66,7 +70,7 @@ async fn import(
     job: Option<crate::jobs::Job>,
     daemon: &Arc<Daemon>,
 ) {
-    let (Ok(Some(wanted)), Some(job)) = (check(daemon, peer, upload).await, job) else {
+    let (Ok(Some(wanted)), Some(job)) = (check(daemon, &peer, upload).await, job) else {
         return refuse(io, "this upload has no job").await;
     };
     let store = Arc::clone(&daemon.store);

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::args;
-use crate::vm::tests::{ALICE, BOB, World, named};
+use crate::vm::tests::{ALICE, BOB, ROOT, World, named};
 use banger_policy::Peer;
 use banger_policy::lifecycle::State;
 use banger_proto::daemon::DaemonClient;
@@ -64,7 +64,7 @@ async fn end_of(client: &DaemonClient, job: JobId) -> JobState {
 }
 
 fn upload(name: &str) -> StreamRequest {
-    StreamRequest::ImportImage { name: name.into(), source: "test".into(), build_size: Some(64 << 20) }
+    StreamRequest::ImportImage { name: name.into(), source: "test".into(), build_size: Some(64 << 20), shared: false }
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_ticket_that_is_not_the_callers_opens_nothing() {
         assert!(matches!(&end, JobState::Failed(ApiError { code: ErrorCode::BadRequest, .. })), "{end:?}");
         let mut again = door.stream(ALICE, &open.ticket).await;
         assert!(matches!(read(&mut again).await.unwrap(), Some(Frame::Failed(_))));
-        assert_eq!(alice.list_images(now()).await.unwrap().unwrap().len(), 1);
+        assert_eq!(alice.list_images(now(), false).await.unwrap().unwrap().len(), 1);
     });
     assert_eq!(std::fs::read_dir(world.paths().images()).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(world.paths().staging()).unwrap().count(), 0);
@@ -162,7 +162,8 @@ fn names_that_are_taken_are_refused_before_the_upload() {
     let door = Door::of(&world);
     world.life().runtime.block_on(async {
         let alice = door.client(ALICE).await;
-        let error = alice.open_stream(now(), upload("debian")).await.unwrap().unwrap_err();
+        let root = door.client(ROOT).await;
+        let error = root.open_stream(now(), upload("debian")).await.unwrap().unwrap_err();
         assert_eq!(error.code, ErrorCode::AlreadyExists);
         let error = alice.open_stream(now(), upload("bad name")).await.unwrap().unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);

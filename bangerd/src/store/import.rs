@@ -2,17 +2,19 @@
 //! thread in a staging folder, published by one rename and a row.
 
 use super::room::Room;
-use super::{STAGING, Store, mark, remove, unmark};
+use super::{Named as _, STAGING, Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
-use crate::error::{failed, internal, is_full, no_space};
+use crate::db::store::{IMAGES, KERNELS};
+use crate::error::{failed, internal, is_full, no_space, over_limit};
 use crate::image::{self, ImageError, ImportedRootfs, Limits, Progress};
 use crate::jobs::Job;
 use crate::stream::{self, UploadError};
 use crate::vm::host::blocking;
 use crate::vm::stats::allocated;
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
-use banger_policy::{Digest, ImageName, KernelName, Peer};
+use banger_policy::quota::{self, Limited};
+use banger_policy::{ImageName, KernelName, Peer};
 use banger_proto::model::{ApiError, ErrorCode, ImageRecord, JobResult, KernelRecord};
 use banger_proto::time::Timestamp;
 use std::fs::File;
@@ -25,20 +27,30 @@ use tokio::net::UnixStream;
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
 /// The longest text of where an image came from, characters.
 const MAX_SOURCE: usize = 200;
-/// Images, and kernels, of one host: a list of them is one reply, which must fit a frame.
-const MAX_ENTRIES: usize = 64;
 
 /// What an upload shall become, checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    Image { name: ImageName, source: String, build_size: u64 },
-    Kernel { name: Option<KernelName> },
+    Image { name: ImageName, source: String, build_size: u64, shared: bool },
+    Kernel { name: Option<KernelName>, shared: bool },
 }
 
 impl Wanted {
     /// # Errors
+    /// `Denied` when it shall be shared and the peer does not decide that.
+    pub(crate) fn may_be_of(self, peer: &Peer) -> Result<Self, ApiError> {
+        let (Self::Image { shared, .. } | Self::Kernel { shared, .. }) = &self;
+        if *shared {
+            let _grant = banger_policy::store::share(peer).granted().map_err(|why| {
+                ApiError::new(ErrorCode::Denied, why.to_string()).hint("Import it without --shared, for yourself.")
+            })?;
+        }
+        Ok(self)
+    }
+
+    /// # Errors
     /// `BadRequest` for a bad name or size.
-    pub(crate) fn image(name: &str, source: &str, build_size: Option<u64>) -> Result<Self, ApiError> {
+    pub(crate) fn image(name: &str, source: &str, build_size: Option<u64>, shared: bool) -> Result<Self, ApiError> {
         let size = build_size.unwrap_or(DEFAULT_BUILD_BYTES);
         if size > MAX_DISK_BYTES {
             return Err(ApiError::new(
@@ -50,21 +62,22 @@ impl Wanted {
             name: name.parse().map_err(|error: banger_policy::name::NameError| bad(&error))?,
             source: source.chars().filter(|c| !c.is_control()).take(MAX_SOURCE).collect(),
             build_size: size.next_multiple_of(4096),
+            shared,
         })
     }
 
     /// # Errors
     /// `BadRequest` for a bad name.
-    pub(crate) fn kernel(name: Option<&str>) -> Result<Self, ApiError> {
+    pub(crate) fn kernel(name: Option<&str>, shared: bool) -> Result<Self, ApiError> {
         let name = name.map(str::parse).transpose().map_err(|error: banger_policy::name::NameError| bad(&error))?;
-        Ok(Self::Kernel { name })
+        Ok(Self::Kernel { name, shared })
     }
 
     pub(crate) fn title(&self) -> String {
         match self {
             Self::Image { name, .. } => format!("import image {name}"),
-            Self::Kernel { name: Some(name) } => format!("import kernel {name}"),
-            Self::Kernel { name: None } => "import kernel".to_owned(),
+            Self::Kernel { name: Some(name), .. } => format!("import kernel {name}"),
+            Self::Kernel { name: None, .. } => "import kernel".to_owned(),
         }
     }
 
@@ -145,27 +158,32 @@ impl Drop for Staging {
 
 impl Store {
     /// Is the name free, and is there room? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
-    pub(crate) async fn check_free(&self, wanted: &Wanted) -> Result<(), ApiError> {
-        let (taken, count) = match wanted {
+    pub(crate) async fn check_free(&self, peer: &Peer, wanted: &Wanted) -> Result<(), ApiError> {
+        let (what, name, names, limited) = match wanted {
             Wanted::Image { name, .. } => {
-                let images = self.images().await?;
-                (images.iter().any(|image| image.name == *name), images.len())
+                let images = self.images(peer, false).await?;
+                let own = images.into_iter().filter(|image| peer.owns(&image.entry().owner));
+                let names: Vec<String> = own.map(|image| image.name.into()).collect();
+                ("image", Some(name.as_str()), names, Limited::Images)
             }
-            Wanted::Kernel { name } => {
-                let kernels = self.kernels().await?;
-                (kernels.iter().any(|kernel| Some(&kernel.name) == name.as_ref()), kernels.len())
+            Wanted::Kernel { name, .. } => {
+                let kernels = self.kernels(peer, false).await?;
+                let own = kernels.into_iter().filter(|kernel| peer.owns(&kernel.entry().owner));
+                let names: Vec<String> = own.map(|kernel| kernel.name.into()).collect();
+                ("kernel", name.as_ref().map(KernelName::as_str), names, Limited::Kernels)
             }
         };
-        if taken {
-            return Err(name_taken(wanted));
+        if let Some(name) = name.filter(|name| names.iter().any(|taken| taken == name)) {
+            return Err(taken(what, name));
         }
-        has_room(count)?;
+        let count = u64::try_from(names.len()).unwrap_or(u64::MAX);
+        quota::fits(limited, &peer.limits, count, 1).map_err(|why| over_limit(peer, &why))?;
         Room::of(&self.paths.staging()).check("the import")
     }
 
     /// Begins the job of an upload; its stream comes later.
-    pub(crate) fn begin(&self, peer: Peer, wanted: &Wanted) -> Result<Job, ApiError> {
-        self.jobs.begin(peer.uid, wanted.title())
+    pub(crate) fn begin(&self, peer: &Peer, wanted: &Wanted) -> Result<Job, ApiError> {
+        self.jobs.begin(peer, wanted.title())
     }
 
     /// The whole of it, to the end of the job.
@@ -197,23 +215,13 @@ impl Store {
         crate::fail::point("import", "uploaded");
         let watched = |folder: &Path| Watched { job: Arc::clone(job), room: Arc::new(Room::of(folder)) };
         match wanted {
-            Wanted::Image { name, source, build_size } => {
-                let watched = watched(&self.paths.images());
-                self.image(spool, peer, name, source, build_size, &watched).await
-            }
-            Wanted::Kernel { name } => self.kernel(spool, peer, name, &watched(&self.paths.kernels())).await,
+            Wanted::Image { .. } => self.image(spool, peer, wanted, &watched(&self.paths.images())).await,
+            Wanted::Kernel { .. } => self.kernel(spool, peer, wanted, &watched(&self.paths.kernels())).await,
         }
     }
 
-    async fn image(
-        &self,
-        spool: File,
-        peer: Peer,
-        name: ImageName,
-        source: String,
-        build_size: u64,
-        watched: &Watched,
-    ) -> Result<JobResult, ApiError> {
+    async fn image(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
+        let Wanted::Image { name, source, build_size, shared } = wanted else { return Err(not_that()) };
         let staging = Staging::new(&self.paths.images(), &watched.job)?;
         let (dir, progress) = (staging.0.clone(), watched.clone());
         let made = blocking(move || {
@@ -223,24 +231,21 @@ impl Store {
         let made: ImportedRootfs = made.await.map_err(|error| watched.or_short(error, "the image"))?;
         crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
-        has_room(self.images().await?.len())?;
-        if let Some(same) = self.images().await?.into_iter().find(|image| image.id == made.digest || image.name == name)
-        {
-            return Err(if same.name == name {
-                taken("image", name.as_str())
-            } else {
-                is_there("image", same.name.as_str(), &same.id)
-            });
-        }
         watched.job.go_on()?;
         watched.job.stage("publish");
         let dir = self.paths.image_dir(&made.digest);
-        staging.publish(&dir)?;
+        // The same content is there already: it gets one more name.
+        let known = self.db.contents(&IMAGES).await.map_err(|error| internal(&error))?.contains(&made.digest);
+        if !known {
+            staging.publish(&dir)?;
+        }
         let now = Timestamp::now();
         let record = ImageRecord {
             id: made.digest,
-            name,
+            name: name.clone(),
             owner: peer.uid,
+            owner_name: peer.name.clone().into_owned(),
+            shared,
             managed: true,
             rootfs_path: crate::paths::text(&dir.join(image::ROOTFS_FILE)),
             work_seed_path: Some(crate::paths::text(&dir.join(image::SEED_FILE))),
@@ -252,18 +257,18 @@ impl Store {
             created_at: now,
             updated_at: now,
         };
-        self.db.insert_image(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        if let Err(error) = self.db.insert_image(record.clone(), peer.limits).await {
+            if !known {
+                remove(&dir);
+            }
+            return Err(not_inserted(&peer, "image", name.as_str(), error));
+        }
         unmark(&dir);
         Ok(JobResult::Image(Box::new(record)))
     }
 
-    async fn kernel(
-        &self,
-        spool: File,
-        peer: Peer,
-        name: Option<KernelName>,
-        watched: &Watched,
-    ) -> Result<JobResult, ApiError> {
+    async fn kernel(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
+        let Wanted::Kernel { name, shared } = wanted else { return Err(not_that()) };
         let staging = Staging::new(&self.paths.kernels(), &watched.job)?;
         let (dir, progress) = (staging.0.clone(), watched.clone());
         let made = blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error)));
@@ -276,63 +281,50 @@ impl Store {
         };
         crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
-        has_room(self.kernels().await?.len())?;
-        if let Some(same) =
-            self.kernels().await?.into_iter().find(|kernel| kernel.id == made.digest || kernel.name == name)
-        {
-            return Err(if same.name == name {
-                taken("kernel", name.as_str())
-            } else {
-                is_there("kernel", same.name.as_str(), &same.id)
-            });
-        }
         watched.job.go_on()?;
         watched.job.stage("publish");
         let dir = self.paths.kernel_dir(&made.digest);
-        staging.publish(&dir)?;
+        let known = self.db.contents(&KERNELS).await.map_err(|error| internal(&error))?.contains(&made.digest);
+        if !known {
+            staging.publish(&dir)?;
+        }
         let record = KernelRecord {
             id: made.digest,
-            name,
+            name: name.clone(),
             owner: peer.uid,
+            owner_name: peer.name.clone().into_owned(),
+            shared,
             version: made.version,
             modules: made.modules,
             size_bytes: dir.join(VMLINUX_FILE).metadata().map_or(0, |meta| meta.len()),
             created_at: Timestamp::now(),
         };
-        self.db.insert_kernel(record.clone()).await.map_err(|error| self.unpublish(&dir, &error))?;
+        if let Err(error) = self.db.insert_kernel(record.clone(), peer.limits).await {
+            if !known {
+                remove(&dir);
+            }
+            return Err(not_inserted(&peer, "kernel", name.as_str(), error));
+        }
         unmark(&dir);
         Ok(JobResult::Kernel(Box::new(record)))
     }
-
-    fn unpublish(&self, dir: &Path, error: &DbError) -> ApiError {
-        remove(dir);
-        internal(error)
-    }
 }
 
-fn has_room(count: usize) -> Result<(), ApiError> {
-    if count < MAX_ENTRIES {
-        return Ok(());
-    }
-    let message = format!("this host has {MAX_ENTRIES} of them already");
-    Err(ApiError::new(ErrorCode::Limit, message).hint("Delete some that no VM needs."))
+fn not_that() -> ApiError {
+    ApiError::new(ErrorCode::Internal, "an upload became something else")
 }
 
-fn name_taken(wanted: &Wanted) -> ApiError {
-    match wanted {
-        Wanted::Image { name, .. } => taken("image", name.as_str()),
-        Wanted::Kernel { name } => taken("kernel", name.as_ref().map_or("", KernelName::as_str)),
+fn not_inserted(peer: &Peer, what: &str, name: &str, error: DbError) -> ApiError {
+    match error {
+        DbError::Taken(_) => taken(what, name),
+        DbError::Limit(why) => over_limit(peer, &why),
+        error => internal(&error),
     }
 }
 
 fn taken(what: &str, name: &str) -> ApiError {
     ApiError::new(ErrorCode::AlreadyExists, format!("{what} {name} exists already"))
         .hint("Choose another name with --name, or delete it first.")
-}
-
-fn is_there(what: &str, name: &str, id: &Digest) -> ApiError {
-    let short: String = id.to_string().chars().take(12).collect();
-    ApiError::new(ErrorCode::AlreadyExists, format!("the very same {what} is here already, as {name} ({short})"))
 }
 
 fn image_refused(error: &ImageError) -> ApiError {

@@ -1,4 +1,6 @@
-//! Images and kernels of this host: what there is, which one a VM gets, and their removal.
+//! Images and kernels of this host: what each user sees of them, which one a VM gets, and their removal.
+//!
+//! A name is its owner's, and content is everybody's who has a name for it: it is removed when nobody has, and no VM uses it.
 //!
 //! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row is written, and removed after its row was. Between
 //! the two it is marked: a marked folder without a row is what a crash has left, and is removed at the next start. One that has neither lost
@@ -7,12 +9,15 @@
 pub(crate) mod import;
 pub(crate) mod room;
 
+use crate::db::store::{IMAGES, KERNELS, Kind, User};
 use crate::db::{Db, DbError};
 use crate::error::internal;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::vm::host::blocking;
-use banger_policy::{Digest, ImageName, Peer, access};
+use banger_policy::access::{Owner, Refusal};
+use banger_policy::store::{self as policy, Entry, Unresolved};
+use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ApiError, ErrorCode, ImageRecord, KernelRecord};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,8 +75,7 @@ impl Store {
 
     /// Removes what imports and removals left that a crash cut short: staging folders, and marked folders without a row.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
-        let images: Vec<Digest> = self.db.images(&self.paths).await?.iter().map(|image| image.id).collect();
-        let kernels: Vec<Digest> = self.db.kernels().await?.iter().map(|kernel| kernel.id).collect();
+        let (images, kernels) = (self.db.contents(&IMAGES).await?, self.db.contents(&KERNELS).await?);
         for (folder, known) in [(self.paths.images(), images), (self.paths.kernels(), kernels)] {
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -88,73 +92,203 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) async fn images(&self) -> Result<Vec<ImageRecord>, ApiError> {
-        self.db.images(&self.paths).await.map_err(|error| internal(&error))
+    /// Removes content when its last name or its last VM is gone; now and as long as the daemon runs.
+    pub(crate) fn collect_in_background(self: &Arc<Self>) {
+        let store = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = store.collect().await {
+                    tracing::warn!("cannot remove what nobody uses: {}", crate::error::chain(&error));
+                }
+                store.db.unused.notified().await;
+            }
+        });
     }
 
-    pub(crate) async fn kernels(&self) -> Result<Vec<KernelRecord>, ApiError> {
-        self.db.kernels().await.map_err(|error| internal(&error))
+    async fn collect(&self) -> Result<(), DbError> {
+        let _publishing = self.publishing.lock().await;
+        for kind in [&IMAGES, &KERNELS] {
+            for id in self.db.unused(kind).await? {
+                let folder = self.folder(kind, &id);
+                mark(&folder);
+                if self.db.remove_unused(kind, id).await? {
+                    tracing::info!(%id, "{}: nobody uses it any more; removed", kind.word);
+                    // Gigabytes take a while. What is left of it is marked.
+                    let removed = blocking(move || {
+                        remove(&folder);
+                        Ok(())
+                    });
+                    drop(removed.await);
+                } else {
+                    unmark(&folder);
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// The image that was named, else the configured one, else the only one.
-    pub(crate) async fn pick_image(&self, word: Option<&str>) -> Result<ImageRecord, ApiError> {
-        let mut images = self.images().await?;
-        match word.or(self.default_image.as_ref().map(ImageName::as_str)) {
-            Some(word) => named(images, word, "image", |image| (image.name.as_str(), image.id)),
-            None if images.len() > 1 => Err(ApiError::new(ErrorCode::Ambiguous, "there is more than one image")
-                .hint("Choose one with --image; `banger image list` shows them.")),
-            None => images.pop().ok_or_else(|| {
-                ApiError::new(ErrorCode::NotFound, "there is no image yet")
-                    .hint("Import one: `banger image import ROOTFS.tar`.")
-            }),
+    fn folder(&self, kind: &Kind, id: &Digest) -> PathBuf {
+        if kind.word == IMAGES.word { self.paths.image_dir(id) } else { self.paths.kernel_dir(id) }
+    }
+
+    /// What the peer may use; everything for an administrator with `all`. What others have told of theirs is not told on.
+    pub(crate) async fn images(&self, peer: &Peer, all: bool) -> Result<Vec<ImageRecord>, ApiError> {
+        let mut images = self.db.images(&self.paths).await.map_err(|error| internal(&error))?;
+        may_list(peer, all)?;
+        images.retain(|image| all || policy::sees(peer, &image.entry()));
+        for image in images.iter_mut().filter(|image| !peer.admin && !peer.owns(&image.entry().owner)) {
+            self.without_paths(image);
+        }
+        Ok(images)
+    }
+
+    /// Of another user's shared image nobody learns where it lay on that user's disk, nor where it lies in the store.
+    fn without_paths(&self, image: &mut ImageRecord) {
+        if let Some(name) = Path::new(&image.source).file_name().filter(|_| image.source.starts_with('/')) {
+            image.source = name.to_string_lossy().into_owned();
+        }
+        let state = format!("{}/", self.paths.state.display());
+        let seed = image.work_seed_path.iter_mut();
+        for path in [&mut image.artifact_dir, &mut image.rootfs_path].into_iter().chain(seed) {
+            *path = path.strip_prefix(&state).unwrap_or(path).to_owned();
         }
     }
 
-    /// The kernel that was named, else the newest.
-    pub(crate) async fn pick_kernel(&self, word: Option<&str>) -> Result<KernelRecord, ApiError> {
-        let kernels = self.kernels().await?;
-        match word {
-            Some(word) => named(kernels, word, "kernel", |kernel| (kernel.name.as_str(), kernel.id)),
-            None => kernels.into_iter().next().ok_or_else(|| {
-                ApiError::new(ErrorCode::NotFound, "there is no kernel yet")
-                    .hint("Import the host's own: `banger kernel import`.")
-            }),
+    /// As [`Store::images`].
+    pub(crate) async fn kernels(&self, peer: &Peer, all: bool) -> Result<Vec<KernelRecord>, ApiError> {
+        may_list(peer, all)?;
+        let mut kernels = self.db.kernels().await.map_err(|error| internal(&error))?;
+        kernels.retain(|kernel| all || policy::sees(peer, &kernel.entry()));
+        Ok(kernels)
+    }
+
+    /// The image that was named, else the default one.
+    pub(crate) async fn pick_image(&self, peer: &Peer, word: Option<&str>) -> Result<ImageRecord, ApiError> {
+        let images = self.db.images(&self.paths).await.map_err(|error| internal(&error))?;
+        if let Some(word) = word {
+            return named(peer, images, word, &IMAGES);
         }
+        let configured = self.default_image.as_ref().map(ImageName::as_str);
+        let picked = policy::default_image(peer, &entries(&images), configured);
+        take(images, picked).map_err(|why| match why {
+            Unresolved::Several => ApiError::new(ErrorCode::Ambiguous, "there is more than one image")
+                .hint("Choose one with --image; `banger image list` shows them."),
+            Unresolved::None => ApiError::new(ErrorCode::NotFound, "there is no image for you yet")
+                .hint("Import one: `banger image import ROOTFS.tar --name NAME`."),
+        })
     }
 
-    pub(crate) async fn delete_image(self: &Arc<Self>, peer: Peer, word: String) -> Result<(), ApiError> {
-        let store = Arc::clone(self);
-        to_its_end(async move { store.remove_image(peer, &word).await }).await
+    /// The kernel that was named, else the default one.
+    pub(crate) async fn pick_kernel(&self, peer: &Peer, word: Option<&str>) -> Result<KernelRecord, ApiError> {
+        let kernels = self.db.kernels().await.map_err(|error| internal(&error))?;
+        if let Some(word) = word {
+            return named(peer, kernels, word, &KERNELS);
+        }
+        let picked = policy::default_kernel(peer, &entries(&kernels));
+        take(kernels, picked).map_err(|_| {
+            ApiError::new(ErrorCode::NotFound, "there is no kernel for you yet").hint(
+                "Import the host's own: `banger kernel import /boot/vmlinuz-VERSION`. An administrator does it for everybody with --shared.",
+            )
+        })
     }
 
-    pub(crate) async fn delete_kernel(self: &Arc<Self>, peer: Peer, word: String) -> Result<(), ApiError> {
-        let store = Arc::clone(self);
-        to_its_end(async move { store.remove_kernel(peer, &word).await }).await
+    pub(crate) async fn delete_image(self: &Arc<Self>, peer: &Peer, word: String) -> Result<(), ApiError> {
+        let (store, peer) = (Arc::clone(self), peer.clone());
+        to_its_end(async move {
+            let images = store.db.images(&store.paths).await.map_err(|error| internal(&error))?;
+            let image = named(&peer, images, &word, &IMAGES)?;
+            store.remove_name(&peer, &IMAGES, &word, image.entry()).await
+        })
+        .await
     }
 
-    async fn remove_image(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
-        let _publishing = self.publishing.lock().await;
-        let image = named(self.images().await?, word, "image", |image| (image.name.as_str(), image.id))?;
-        let _grant = access::store_entry(peer, image.owner).granted().map_err(|why| denied(word, &why))?;
-        let folder = self.paths.image_dir(&image.id);
-        mark(&folder);
-        let deleted = self.db.delete_image(image.id).await.map_err(|error| internal(&error))?;
-        deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("image", word, &user))?;
-        tracing::info!(banger_uid = peer.uid, image = %image.name, "image deleted");
-        remove_later(folder).await
+    pub(crate) async fn delete_kernel(self: &Arc<Self>, peer: &Peer, word: String) -> Result<(), ApiError> {
+        let (store, peer) = (Arc::clone(self), peer.clone());
+        to_its_end(async move {
+            let kernels = store.db.kernels().await.map_err(|error| internal(&error))?;
+            let kernel = named(&peer, kernels, &word, &KERNELS)?;
+            store.remove_name(&peer, &KERNELS, &word, kernel.entry()).await
+        })
+        .await
     }
 
-    async fn remove_kernel(&self, peer: Peer, word: &str) -> Result<(), ApiError> {
-        let _publishing = self.publishing.lock().await;
-        let kernel = named(self.kernels().await?, word, "kernel", |kernel| (kernel.name.as_str(), kernel.id))?;
-        let _grant = access::store_entry(peer, kernel.owner).granted().map_err(|why| denied(word, &why))?;
-        let folder = self.paths.kernel_dir(&kernel.id);
-        mark(&folder);
-        let deleted = self.db.delete_kernel(kernel.id).await.map_err(|error| internal(&error))?;
-        deleted.inspect_err(|_| unmark(&folder)).map_err(|user| in_use("kernel", word, &user))?;
-        tracing::info!(banger_uid = peer.uid, kernel = %kernel.name, "kernel deleted");
-        remove_later(folder).await
+    async fn remove_name(
+        &self,
+        peer: &Peer,
+        kind: &'static Kind,
+        word: &str,
+        entry: Entry<'_>,
+    ) -> Result<(), ApiError> {
+        let _grant = policy::change(peer, &entry.owner).granted().map_err(|why| denied(word, why))?;
+        let removed = self.db.remove_name(kind, entry.owner.clone(), entry.name.to_owned()).await;
+        removed.map_err(|error| internal(&error))?.map_err(|user| in_use(peer, kind, word, &user))?;
+        tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, "{} {} deleted", kind.word, entry.name);
+        self.collect().await.map_err(|error| internal(&error))
     }
+
+    /// Everybody may use the image from now on, or only its owner again.
+    pub(crate) async fn share_image(&self, peer: &Peer, word: &str, shared: bool) -> Result<(), ApiError> {
+        let images = self.db.images(&self.paths).await.map_err(|error| internal(&error))?;
+        self.share(peer, &IMAGES, word, named(peer, images, word, &IMAGES)?.entry(), shared).await
+    }
+
+    /// As [`Store::share_image`].
+    pub(crate) async fn share_kernel(&self, peer: &Peer, word: &str, shared: bool) -> Result<(), ApiError> {
+        let kernels = self.db.kernels().await.map_err(|error| internal(&error))?;
+        self.share(peer, &KERNELS, word, named(peer, kernels, word, &KERNELS)?.entry(), shared).await
+    }
+
+    async fn share(
+        &self,
+        peer: &Peer,
+        kind: &'static Kind,
+        word: &str,
+        entry: Entry<'_>,
+        shared: bool,
+    ) -> Result<(), ApiError> {
+        let _grant = policy::share(peer).granted().map_err(|why| denied(word, why))?;
+        let name = entry.name.to_owned();
+        self.db.share(kind, entry.owner.clone(), name.clone(), shared).await.map_err(|error| match error {
+            DbError::Taken(_) => is_shared(kind, &name),
+            error => internal(&error),
+        })?;
+        tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, shared, "{} {name}", kind.word);
+        Ok(())
+    }
+}
+
+/// An image or a kernel, as far as it decides who means it.
+trait Named {
+    fn entry(&self) -> Entry<'_>;
+}
+
+impl Named for ImageRecord {
+    fn entry(&self) -> Entry<'_> {
+        let owner = Owner { uid: self.owner, name: self.owner_name.clone().into() };
+        Entry { id: self.id, name: self.name.as_str(), owner, shared: self.shared }
+    }
+}
+
+impl Named for KernelRecord {
+    fn entry(&self) -> Entry<'_> {
+        let owner = Owner { uid: self.owner, name: self.owner_name.clone().into() };
+        Entry { id: self.id, name: self.name.as_str(), owner, shared: self.shared }
+    }
+}
+
+fn entries<T: Named>(all: &[T]) -> Vec<Entry<'_>> {
+    all.iter().map(T::entry).collect()
+}
+
+fn take<T>(all: Vec<T>, at: Result<usize, Unresolved>) -> Result<T, Unresolved> {
+    all.into_iter().nth(at?).ok_or(Unresolved::None)
+}
+
+fn may_list(peer: &Peer, all: bool) -> Result<(), ApiError> {
+    if !all || peer.admin {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see what everyone has stored"))
 }
 
 /// Not part of the call: a client that goes away between row and folder must not leave the folder.
@@ -163,44 +297,44 @@ async fn to_its_end(work: impl Future<Output = Result<(), ApiError>> + Send + 's
     done.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a task ended: {error}")))?
 }
 
-/// Gigabytes take a while.
-async fn remove_later(folder: PathBuf) -> Result<(), ApiError> {
-    blocking(move || {
-        remove(&folder);
-        Ok(())
+/// What a word means to the peer.
+fn named<T: Named>(peer: &Peer, all: Vec<T>, word: &str, kind: &Kind) -> Result<T, ApiError> {
+    let meant = policy::resolve(peer, &entries(&all), word);
+    let shown: String = word.chars().filter(|c| !c.is_control()).take(160).collect();
+    let what = kind.word;
+    take(all, meant).map_err(|why| match why {
+        Unresolved::Several => ApiError::new(ErrorCode::Ambiguous, format!("{shown} fits more than one {what}"))
+            .hint(format!("Name it by its name; `banger {what} list` shows them.")),
+        Unresolved::None => ApiError::new(ErrorCode::NotFound, format!("no such {what}: {shown}"))
+            .hint(format!("`banger {what} list` shows what there is.")),
     })
-    .await
 }
 
-/// By exact name first, then id or unique prefix of one.
-fn named<T>(all: Vec<T>, word: &str, what: &str, of: impl Fn(&T) -> (&str, Digest)) -> Result<T, ApiError> {
-    let mut prefixed = Vec::new();
-    for entry in all {
-        let (name, id) = of(&entry);
-        if name == word {
-            return Ok(entry);
-        }
-        if !word.is_empty() && id.to_string().starts_with(word) {
-            prefixed.push(entry);
-        }
+fn denied(word: &str, why: Refusal) -> ApiError {
+    ApiError::new(ErrorCode::Denied, format!("{word}: {why}")).hint("Root or a member of the group banger-admin can.")
+}
+
+fn is_shared(kind: &Kind, name: &str) -> ApiError {
+    let what = kind.word;
+    ApiError::new(ErrorCode::AlreadyExists, format!("another {what} of the name {name} is shared already"))
+        .hint(format!("Take that one back first; `banger {what} list --all` shows whose it is."))
+}
+
+/// A VM is named to its owner and to administrators.
+fn in_use(peer: &Peer, kind: &Kind, word: &str, user: &User) -> ApiError {
+    let what = kind.word;
+    if peer.owns(&user.owner) {
+        let message = format!("{what} {word} is used by VM {}", user.vm);
+        return ApiError::new(ErrorCode::InUse, message).hint("Delete that VM first.");
     }
-    match (prefixed.pop(), prefixed.len()) {
-        (Some(only), 0) => Ok(only),
-        (Some(_), _) => Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one {what}"))),
-        (None, _) => {
-            let word: String = word.chars().filter(|c| !c.is_control()).take(160).collect();
-            Err(ApiError::new(ErrorCode::NotFound, format!("no such {what}: {word}"))
-                .hint(format!("`banger {what} list` shows what there is.")))
-        }
+    let off = if kind.word == IMAGES.word { "image promote --private" } else { "kernel share --off" };
+    let hint = format!("Delete that VM first, or take the {what} back from the others with `banger {off}`.");
+    if peer.admin {
+        let message = format!("{what} {word} is used by VM {}/{}", user.owner.name, user.vm);
+        return ApiError::new(ErrorCode::InUse, message).hint(hint);
     }
-}
-
-fn denied(word: &str, why: &access::Refusal) -> ApiError {
-    ApiError::new(ErrorCode::Denied, format!("{word}: {why}")).hint("Its owner, root or the group banger-admin can.")
-}
-
-fn in_use(what: &str, word: &str, user: &str) -> ApiError {
-    ApiError::new(ErrorCode::InUse, format!("{what} {word} is used by VM {user}")).hint("Delete that VM first.")
+    ApiError::new(ErrorCode::InUse, format!("{what} {word} is shared, and a VM of another user uses it"))
+        .hint("Ask an administrator (root, or a member of the group banger-admin) to take it back from the others.")
 }
 
 /// Removes a folder or file of the store; what cannot be removed is looked at again at the next start.
@@ -214,25 +348,4 @@ fn remove(path: &Path) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    fn id(first: u8) -> Digest {
-        let mut bytes = [0x11; 32];
-        bytes[0] = first;
-        Digest::from_bytes(bytes).unwrap()
-    }
-
-    #[test]
-    fn a_name_wins_over_a_prefix_and_prefixes_must_be_unique() {
-        let all = || vec![("debian", id(0xab)), ("ab", id(0x12)), ("third", id(0x13))];
-        let find = |word| named(all(), word, "image", |(name, id)| (name, *id)).map(|(name, _)| name);
-        assert_eq!(find("debian").unwrap(), "debian");
-        assert_eq!(find("ab").unwrap(), "ab");
-        assert_eq!(find("ab1").unwrap(), "debian");
-        assert_eq!(find("1").unwrap_err().code, ErrorCode::Ambiguous);
-        assert_eq!(find("").unwrap_err().code, ErrorCode::NotFound);
-        assert_eq!(find("\u{1b}[2J").unwrap_err().message, "no such image: [2J");
-    }
-}
+mod tests;

@@ -7,12 +7,14 @@ use super::machine::{Running, Seat};
 use super::order::Order;
 use super::shared::{Shared, Wait};
 use super::teardown::{also, joined};
-use crate::db::{Mirror, VmRow};
-use crate::error::internal;
+use crate::db::{DbError, Mirror, VmRow};
+use crate::error::{internal, over_limit};
 use crate::jobs::Job;
-use banger_policy::VmId;
+use banger_policy::access::Owner;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
+use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
+use banger_policy::{Peer, VmId};
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode, JobResult};
 use banger_proto::time::Timestamp;
@@ -149,6 +151,18 @@ impl Actor {
             Order::Set(job, request) => {
                 let span = job_span(&job);
                 self.set(job, request).instrument(span).await;
+                false
+            }
+            Order::Give(job, to) => {
+                let span = job_span(&job);
+                self.give(job, &to).instrument(span).await;
+                false
+            }
+            Order::Disowned(reason) => {
+                if self.row.state == State::Running {
+                    tracing::warn!("{reason}");
+                    self.quietly(Event::Stop, &reason).await;
+                }
                 false
             }
             Order::Ended { boot, reason } => {
@@ -290,6 +304,9 @@ impl Actor {
     }
 
     async fn start(&mut self, seat: &Seat, job: &Job) -> Result<Option<State>, ApiError> {
+        self.owner_is_there().await?;
+        let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
+        counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
         let result = self.bring_up(seat, job).await;
         self.shared.set_waiting(None);
@@ -429,6 +446,17 @@ impl Actor {
         tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
         self.row.last_error = reason;
         Ok(())
+    }
+
+    /// What the database refused, for the owner of this VM.
+    pub(super) fn refused(&self, error: DbError) -> ApiError {
+        match error {
+            DbError::Limit(why) => {
+                let Owner { uid, name } = self.row.who();
+                over_limit(&Peer { uid, name, admin: false, limits: UserLimits::NONE }, &why)
+            }
+            error => internal(&error),
+        }
     }
 
     fn illegal(&self, illegal: &Illegal) -> ApiError {

@@ -10,6 +10,7 @@ pub(crate) mod machine;
 mod names;
 mod order;
 pub(crate) mod orphans;
+mod owner;
 mod reconcile;
 mod record;
 pub(crate) mod resume;
@@ -28,13 +29,14 @@ pub(crate) mod tests;
 
 use crate::config::Config;
 use crate::db::{Db, DbError, NewVm, VmRow};
-use crate::error::internal;
+use crate::error::{internal, over_limit};
 use crate::guest::ssh::Session;
 use crate::handles;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
+use crate::users::UserDatabase;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
@@ -65,6 +67,8 @@ pub(crate) struct Context {
     /// This boot of the host, as `/proc/sys/kernel/random/boot_id` says (proc(5)).
     pub(crate) boot_id: String,
     pub(crate) turns: resume::Turns,
+    /// Who has which number on this host.
+    pub(crate) users: Arc<dyn UserDatabase>,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -90,6 +94,10 @@ impl Actors {
         // Every change is one insert or remove.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn entry_of(vms: &Vms, vm: &VmId) -> Option<Entry> {
+    vms.ctx.actors.lock().get(vm).cloned()
 }
 
 impl Context {
@@ -138,11 +146,11 @@ impl Vms {
     }
 
     /// A page of the peer's VMs; of everyone's for an administrator with `all`.
-    pub(crate) async fn list(&self, peer: Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+    pub(crate) async fn list(&self, peer: &Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
         if all && !peer.admin {
             return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
         }
-        let owner = if all { None } else { Some(peer.uid) };
+        let owner = if all { None } else { Some(peer.owner()) };
         let settled = self.settled();
         let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
         let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
@@ -152,7 +160,7 @@ impl Vms {
         Ok(VmPage { vms, next })
     }
 
-    pub(crate) async fn show(&self, peer: Peer, word: &str) -> Result<VmRecord, ApiError> {
+    pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, ApiError> {
         let settled = self.settled();
         Ok(self.record(&self.find(peer, word).await?, &settled))
     }
@@ -185,33 +193,34 @@ impl Vms {
     }
 
     fn stats_of(&self, vm: &VmId) -> Option<VmStats> {
-        let entry = self.ctx.actors.lock().get(vm).cloned()?;
-        entry.shared.stats()
+        entry_of(self, vm)?.shared.stats()
     }
 
-    /// By exact name first, then id, then unique prefix of an id. What the peer may not see does not exist.
-    async fn find(&self, peer: Peer, word: &str) -> Result<VmRow, ApiError> {
-        let found = self.ctx.db.find_vms(peer.uid, peer.admin, word.to_owned()).await;
+    /// By exact name first, then id, then unique prefix of an id; another user's, for an administrator, by `user/name` or id. What the peer may not
+    /// see does not exist.
+    async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, ApiError> {
+        let found = self.ctx.db.find_vms(peer, word.to_owned()).await;
         let mut rows = found.map_err(|error| internal(&error))?;
         let no_such = || {
             let quoted = word.chars().filter(|c| !c.is_control()).take(80).collect::<String>();
-            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}"))
-                .hint("`banger vm list` shows the VMs that there are.")
+            let hint = if peer.admin {
+                "`banger vm list` shows your VMs. One of another user is named USER/VM or by its id: `banger vm list --all`."
+            } else {
+                "`banger vm list` shows the VMs that there are."
+            };
+            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}")).hint(hint)
         };
-        if rows.iter().filter(|row| row.name.as_str() == word).count() == 1 {
-            rows.retain(|row| row.name.as_str() == word);
-        }
         if rows.len() > 1 {
             return Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one VM"))
                 .hint("Name it by its whole id: `banger vm list --json` shows them."));
         }
         let row = rows.pop().ok_or_else(no_such)?;
-        access::vm(peer, row.owner).granted().map_err(|_| no_such())?;
+        access::vm(peer, &row.who()).granted().map_err(|_| no_such())?;
         Ok(row)
     }
 
     /// What belongs to no VM; with `fix` it is released.
-    pub(crate) async fn leaks(&self, peer: Peer, fix: bool) -> Result<Vec<Leak>, ApiError> {
+    pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Vec<Leak>, ApiError> {
         if !peer.admin {
             return Err(ApiError::new(
                 ErrorCode::Denied,
@@ -222,7 +231,7 @@ impl Vms {
     }
 
     /// Leaves an order with the VM's actor. The answer is the job to watch.
-    pub(crate) async fn order(&self, peer: Peer, word: &str, verb: Verb) -> Result<JobId, ApiError> {
+    pub(crate) async fn order(&self, peer: &Peer, word: &str, verb: Verb) -> Result<JobId, ApiError> {
         let row = self.find(peer, word).await?;
         let title = match verb {
             Verb::Start => format!("start {}", row.name),
@@ -234,7 +243,7 @@ impl Vms {
         };
         let vm = row.id;
         let entry = self.actor(row);
-        let job = self.ctx.jobs.begin(peer.uid, title.clone())?;
+        let job = self.ctx.jobs.begin(peer, title.clone())?;
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
         let order = match verb {
@@ -269,8 +278,7 @@ impl Vms {
     /// Checks the request, and leaves the making of the VM with a task of its own.
     pub(crate) async fn create(
         self: &Arc<Self>,
-        peer: Peer,
-        owner_name: String,
+        peer: &Peer,
         request: CreateRequest,
         keep: bool,
     ) -> Result<JobId, ApiError> {
@@ -281,8 +289,8 @@ impl Vms {
         };
         let host = size::HostSize::of_this_host();
         let spec = size::resolve(&request, &self.ctx.config.vm_defaults, host).map_err(|error| bad(&error))?;
-        let image = self.store.pick_image(request.image_name.as_deref()).await?;
-        let kernel = self.store.pick_kernel(request.kernel_name.as_deref()).await?;
+        let image = self.store.pick_image(peer, request.image_name.as_deref()).await?;
+        let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
         let mut bytes = [0; 32];
         host::fill_random(&mut bytes)?;
         let id = VmId::from_bytes(bytes).map_err(|error| bad(&error))?;
@@ -292,8 +300,7 @@ impl Vms {
         };
         let new = NewVm {
             id,
-            owner: peer.uid,
-            owner_name,
+            owner: peer.owner(),
             name: first,
             image_id: image.id,
             image_name: image.name,
@@ -301,18 +308,19 @@ impl Vms {
             spec,
             nat: request.nat,
             restart: request.restart,
+            starts: !request.no_start,
         };
-        let job = self.ctx.jobs.begin(peer.uid, format!("create {}", new.name))?;
+        let job = self.ctx.jobs.begin(peer, format!("create {}", new.name))?;
         let job_id = job.id();
         tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, "create {}", new.name);
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
-        let vms = Arc::clone(self);
+        let (vms, peer) = (Arc::clone(self), peer.clone());
         tokio::spawn(async move {
             // Before the row: who finds that shall not take the VM for one that an earlier run left half made.
             let place = actor::Place::new();
             vms.ctx.actors.lock().insert(id, Entry::of(&place));
             let inserted = match vms.helper_answers(id).await {
-                Ok(()) => vms.insert(new, name.is_some()).await,
+                Ok(()) => vms.insert(&peer, new, name.is_some()).await,
                 Err(error) => Err(error),
             };
             match inserted {
@@ -338,10 +346,10 @@ impl Vms {
     }
 
     /// Writes the row; a name that nobody chose is drawn again while it is taken.
-    async fn insert(&self, mut new: NewVm, named: bool) -> Result<VmRow, ApiError> {
+    async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, ApiError> {
         for attempt in 1.. {
             let name = new.name.clone();
-            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network).await {
+            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network, peer.limits).await {
                 Ok(row) => return Ok(row),
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);
@@ -351,6 +359,8 @@ impl Vms {
                     return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a VM named {name} exists already"))
                         .hint("Choose another name, or delete that VM."));
                 }
+                Err(DbError::Limit(why)) => return Err(over_limit(peer, &why)),
+                Err(error @ DbError::Gone) => return Err(ApiError::new(ErrorCode::NotFound, error.to_string())),
                 Err(error @ DbError::NoAddress(_)) => {
                     return Err(ApiError::new(ErrorCode::Limit, error.to_string())
                         .hint("Delete VMs that are not needed, or give them a larger network with cidr."));
@@ -362,7 +372,7 @@ impl Vms {
     }
 
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
-    pub(crate) async fn session(&self, peer: Peer, word: &str) -> Result<(Arc<Session>, shared::Visit), ApiError> {
+    pub(crate) async fn session(&self, peer: &Peer, word: &str) -> Result<(Arc<Session>, shared::Visit), ApiError> {
         let row = self.find(peer, word).await?;
         let name = row.name.clone();
         let id = row.id;
@@ -381,24 +391,24 @@ impl Vms {
     }
 
     /// The console's file of a VM of the peer's.
-    pub(crate) async fn console(&self, peer: Peer, word: &str) -> Result<PathBuf, ApiError> {
+    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<PathBuf, ApiError> {
         let row = self.find(peer, word).await?;
         Ok(self.ctx.paths.vm(&row.id).console())
     }
 
     /// Lets the holder of a key into the peer's VM, now and at later boots.
-    pub(crate) async fn ssh_access(&self, peer: Peer, word: &str, public_key: &str) -> Result<SshAccess, ApiError> {
+    pub(crate) async fn ssh_access(&self, peer: &Peer, word: &str, public_key: &str) -> Result<SshAccess, ApiError> {
         let key = crate::guest::keys::parse_public(public_key)
             .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
         let (session, _visit) = self.session(peer, word).await?;
-        self.ctx.db.add_key(peer.uid, key).await.map_err(|error| internal(&error))?;
-        let mut keys = self.ctx.db.keys(row.owner).await.map_err(|error| internal(&error))?;
-        if peer.uid != row.owner {
+        self.ctx.db.add_key(peer.owner(), key).await.map_err(|error| internal(&error))?;
+        let mut keys = self.ctx.db.keys(row.who()).await.map_err(|error| internal(&error))?;
+        if !peer.owns(&row.who()) {
             // An administrator gets into this boot of the VM only.
-            keys.extend(self.ctx.db.keys(peer.uid).await.map_err(|error| internal(&error))?);
+            keys.extend(self.ctx.db.keys(peer.owner()).await.map_err(|error| internal(&error))?);
         }
         session.set_authorized_keys(&keys).await.map_err(|error| crate::error::failed("the guest's keys", &error))?;
         Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })

@@ -1,6 +1,7 @@
 //! What an actor is told.
 
 use crate::jobs::Job;
+use banger_policy::Peer;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::SetRequest;
 use tokio::sync::OwnedSemaphorePermit;
@@ -34,6 +35,10 @@ pub(super) enum Order {
     },
     /// Nobody used it for so many seconds.
     Stale(u64),
+    /// To be given to somebody else.
+    Give(Job, Peer),
+    /// Its owner's number is another user's now; the reason.
+    Disowned(String),
     /// The host shows something else than the row says.
     Look,
 }
@@ -50,8 +55,9 @@ impl Order {
             | Order::Restart(job)
             | Order::Kill(job, _)
             | Order::Set(job, _)
+            | Order::Give(job, _)
             | Order::Delete(job) => Some(job),
-            Order::Ended { .. } | Order::Stale(_) | Order::Look => None,
+            Order::Ended { .. } | Order::Stale(_) | Order::Disowned(_) | Order::Look => None,
         }
     }
 }

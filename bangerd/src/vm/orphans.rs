@@ -13,6 +13,7 @@ use super::order::Order;
 use super::reconcile::rebooted;
 use super::teardown::remove_folder;
 use crate::db::VmRow;
+use crate::db::store::{IMAGES, KERNELS};
 use crate::error::{chain, internal};
 use crate::paths::VmPaths;
 use crate::privileged::PrivilegedError;
@@ -146,10 +147,10 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     let ids: HashSet<VmId> = rows.iter().map(|row| row.id).collect();
     let mut homes: HashSet<PathBuf> =
         ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
-    let images = ctx.db.images(&ctx.paths).await.map_err(|error| internal(&error))?;
-    homes.extend(images.iter().map(|image| ctx.paths.image_dir(&image.id)));
-    let kernels = ctx.db.kernels().await.map_err(|error| internal(&error))?;
-    homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(&kernel.id)));
+    let images = ctx.db.contents(&IMAGES).await.map_err(|error| internal(&error))?;
+    homes.extend(images.iter().map(|image| ctx.paths.image_dir(image)));
+    let kernels = ctx.db.contents(&KERNELS).await.map_err(|error| internal(&error))?;
+    homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(kernel)));
     for row in &rows {
         let holding = held.iter().find(|holding| holding.vm == row.id);
         look_again_if_untrue(ctx, row, holding.is_some_and(holds));

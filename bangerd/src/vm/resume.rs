@@ -7,7 +7,9 @@ use super::order::Order;
 use super::reconcile::rebooted;
 use crate::error::chain;
 use crate::jobs::Job;
+use banger_policy::Peer;
 use banger_policy::lifecycle::Event;
+use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +56,7 @@ impl Actor {
     pub(super) fn resume_in_turn(&self, seat: &Seat) {
         let seat = seat.clone();
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
-        let (owner, title) = (self.row.owner, format!("start {} after a reboot of the host", self.row.name));
+        let (owner, title) = (self.row.who(), format!("start {} after a reboot of the host", self.row.name));
         tokio::spawn(async move {
             // The semaphore is never closed.
             let Ok(turn) = turns.acquire_owned().await else { return };
@@ -64,7 +66,9 @@ impl Actor {
             }
             // Deleted meanwhile: then there is nobody to start.
             let Some(orders) = orders.upgrade() else { return };
-            match ctx.jobs.begin(owner, title) {
+            // What ran before runs again: nobody has asked for more.
+            let owner = Peer { uid: owner.uid, name: owner.name, admin: false, limits: UserLimits::NONE };
+            match ctx.jobs.begin(&owner, title) {
                 Ok(job) => drop(orders.send(Order::Resume { job, turn })),
                 Err(error) => tracing::error!("not started again: {}", chain(&error)),
             }

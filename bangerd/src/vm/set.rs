@@ -3,10 +3,10 @@
 
 use super::actor::Actor;
 use super::machine::Seat;
-use crate::error::internal;
 use crate::jobs::Job;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
+use banger_policy::quota::UserLimits;
 use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{ApiError, ErrorCode, SetRequest, VmSpec};
 
@@ -31,19 +31,26 @@ impl Actor {
                 .hint(format!("Stop it first with `banger vm stop {name}`.")));
         }
         let spec = changed(was, &request)?;
-        self.record_spec(spec, request.restart.unwrap_or(policy_was)).await?;
+        let limits = job.limits_of(&self.row.who());
+        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
         // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
         if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
         }
         job.stage("nat");
         let Err(error) = self.align_nat().await else { return Ok(()) };
-        self.record_spec(was, policy_was).await?;
+        self.record_spec(was, policy_was, UserLimits::NONE).await?;
         Err(error)
     }
 
-    async fn record_spec(&mut self, spec: VmSpec, restart: banger_policy::vm::RestartPolicy) -> Result<(), ApiError> {
-        self.ctx.db.set_vm_spec(self.row.id, spec, restart).await.map_err(|error| internal(&error))?;
+    async fn record_spec(
+        &mut self,
+        spec: VmSpec,
+        restart: banger_policy::vm::RestartPolicy,
+        limits: UserLimits,
+    ) -> Result<(), ApiError> {
+        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
+        set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.restart) = (spec, restart);
         Ok(())
     }

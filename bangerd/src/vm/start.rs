@@ -6,7 +6,8 @@ use super::machine::{BootDevices, Running, Seat};
 use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::Job;
-use banger_proto::helper::HelperError;
+use crate::privileged::PrivilegedError;
+use banger_proto::helper::{DiskIdentity, HelperError};
 use banger_proto::model::{ApiError, ErrorCode};
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ impl Actor {
 
         begin(Step::Overlay)?;
         // Made with the VM, and never again, like the work disk: a fresh one would look as if what was installed in it were lost.
-        let disk = ctx.privileged.attach_disk(seat.id, seat.owner).await.map_err(|error| match error.refusal() {
+        let disk = self.attach(seat).await.map_err(|error| match error.refusal() {
             Some(HelperError::NotYours) => no_root_disk(seat),
             _ => error.api("the overlay"),
         })?;
@@ -56,7 +57,7 @@ impl Actor {
         }
 
         begin(Step::Launch)?;
-        let keys = ctx.db.keys(seat.owner).await.map_err(|error| crate::error::internal(&error))?;
+        let keys = ctx.db.keys(self.row.who()).await.map_err(|error| crate::error::internal(&error))?;
         let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
         let running = ctx.machine.launch(seat, &devices, keys).await?;
         held.pid = Some(running.pid());
@@ -79,6 +80,18 @@ impl Actor {
             ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|error| self.with_console(seat, error))?,
         }
         Ok(running)
+    }
+
+    /// The helper's record of the disk has the owner of the time when it was made. One that the VM was given to since comes into it here.
+    async fn attach(&self, seat: &Seat) -> Result<DiskIdentity, PrivilegedError> {
+        let helper = &self.ctx.privileged;
+        match helper.attach_disk(seat.id, seat.owner).await {
+            Err(error) if error.refusal() == Some(HelperError::NotYours) => {
+                helper.give_disk(seat.id, seat.owner).await?;
+                helper.attach_disk(seat.id, seat.owner).await
+            }
+            attached => attached,
+        }
     }
 
     /// An error of a guest shows what the guest said last.

@@ -1,7 +1,7 @@
 //! Measures running VMs, and stops those that nobody used for long.
 
 use super::order::Order;
-use super::{Entry, Vms};
+use super::{Vms, entry_of};
 use crate::guest::console;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
@@ -67,10 +67,6 @@ async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
         now.insert(row.id, (looked, cpu_usec));
     }
     now
-}
-
-fn entry_of(vms: &Vms, vm: &banger_policy::VmId) -> Option<Entry> {
-    vms.ctx.actors.lock().get(vm).cloned()
 }
 
 fn percent(before: u64, after: u64, passed: Duration) -> f64 {

@@ -72,10 +72,10 @@ fn install_vmm(options: &Options) -> Result<()> {
     root("systemctl daemon-reload && systemctl restart bangerd.service", INSTALL, options)
 }
 
-/// The distribution's own kernel, and the small image that scenarios boot. The large Debian images are imported by the suites that are about them.
+/// The distribution's own kernel, and the small image that scenarios boot, for everybody. The large Debian images are imported by the suites that are about them.
 fn import(options: &Options) -> Result<()> {
-    root("runuser -u alice -- banger kernel import $(ls /boot/vmlinuz-* | tail -n 1)", IMPORT, options)?;
-    root(&format!("runuser -u alice -- banger image import --name tiny --size 512M {INSIDE}/tiny.tar"), IMPORT, options)
+    root("banger kernel import --shared $(ls /boot/vmlinuz-* | tail -n 1)", IMPORT, options)?;
+    root(&format!("banger image import --shared --name tiny --size 512M {INSIDE}/tiny.tar"), IMPORT, options)
 }
 
 /// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from a known state. Errors are printed only: the

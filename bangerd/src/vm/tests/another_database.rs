@@ -19,7 +19,7 @@ fn what_belongs_to_no_row_is_released_but_disks_wait_for_an_administrator() {
     assert_eq!(world.helper.held().len(), 2);
     world.boot();
     world.until_true("released", || world.helper.held().is_empty());
-    let leaks = |fix| world.life().runtime.block_on(world.life().vms.leaks(ROOT, fix)).unwrap();
+    let leaks = |fix| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, fix)).unwrap();
     assert_eq!(leaks(false).len(), 2, "{:?}", leaks(false));
     assert!(world.helper.cows() == 1 && world.paths().vm(&stray).dir.exists());
     assert!(leaks(true).iter().all(|leak| leak.fixed == Some(true)));
@@ -54,7 +54,7 @@ fn an_older_database_costs_nobody_a_disk_or_an_image() {
     forget(&database);
     world.boot();
     world.life().runtime.block_on(world.life().store.remove_leftovers()).unwrap();
-    let leaks = |world: &World| world.life().runtime.block_on(world.life().vms.leaks(ROOT, false)).unwrap();
+    let leaks = |world: &World| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
     world.until_true("looked", || leaks(&world).len() == 3);
     world.kill_daemon();
     world.until_true("closed", || closed(&world));
@@ -77,7 +77,7 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
         db.delete_vm(vm.id).await.unwrap();
     });
     world.boot();
-    let leaks = |world: &World, peer, fix| world.life().runtime.block_on(world.life().vms.leaks(peer, fix));
+    let leaks = |world: &World, peer, fix| world.life().runtime.block_on(world.life().vms.leaks(&peer, fix));
     assert_eq!(leaks(&world, ALICE, true).unwrap_err().code, ErrorCode::Denied);
     // It runs: whoever brought back the wrong database has a minute.
     std::thread::sleep(Duration::from_millis(200));
@@ -131,7 +131,7 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     assert_eq!(world.machine.processes(), 1);
     refuse_states(&world, false);
     world.until_true("recorded", || {
-        world.life().runtime.block_on(world.life().vms.leaks(ROOT, false)).unwrap();
+        world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
         let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
         row.state == State::Running
     });

@@ -44,7 +44,7 @@ const PATHS: &[(&str, Path)] = &[
         let start = world.begin(Verb::Start, "demo");
         // It has come as far as to the guest, so all three have it.
         world.until_true("handles of the start", || remembered(world, &vm.id) == [true; 3]);
-        world.life().vms.ctx.jobs.cancel(ALICE, start).unwrap();
+        world.life().vms.ctx.jobs.cancel(&ALICE, start).unwrap();
         assert_eq!(world.wait(start), JobState::Cancelled);
     }),
     ("reconcile of a dead VM", |world, vm| {

@@ -103,10 +103,10 @@ fn users_see_their_own_and_names_are_theirs() {
     assert!(matches!(world.create(named("demo"), false), JobState::Failed(e) if e.code == ErrorCode::AlreadyExists));
     assert_eq!(world.show(ALICE, "demo").unwrap().id, vm.id);
     assert_eq!(world.show(ALICE, &vm.id.to_string()[..12]).unwrap().id, vm.id);
-    assert_eq!(world.show(ROOT, "demo").unwrap_err().code, ErrorCode::Ambiguous);
-    let own = world.life().runtime.block_on(world.life().vms.list(ALICE, false, None)).unwrap();
+    assert_eq!(world.show(ROOT, "demo").unwrap_err().code, ErrorCode::NotFound);
+    let own = world.life().runtime.block_on(world.life().vms.list(&ALICE, false, None)).unwrap();
     assert_eq!(own.vms.len(), 1);
-    let all = world.life().runtime.block_on(world.life().vms.list(ALICE, true, None)).unwrap_err();
+    let all = world.life().runtime.block_on(world.life().vms.list(&ALICE, true, None)).unwrap_err();
     assert_eq!(all.code, ErrorCode::Denied);
 }
 
@@ -136,7 +136,7 @@ fn many_creations_at_once_get_different_names_and_addresses() {
         let JobState::Done(JobResult::Vm(vm)) = world.wait(job) else { panic!("not made") };
         assert!(seen.insert(vm.name.to_string()) && seen.insert(vm.runtime.guest_ip.to_string()));
     }
-    let first = world.life().runtime.block_on(world.life().vms.list(ALICE, false, None)).unwrap();
+    let first = world.life().runtime.block_on(world.life().vms.list(&ALICE, false, None)).unwrap();
     assert_eq!((first.vms.len(), first.next), (12, None));
 }
 
@@ -144,7 +144,7 @@ fn many_creations_at_once_get_different_names_and_addresses() {
 fn orders_behind_a_deletion_make_nothing_and_say_so() {
     let world = World::new();
     world.running("demo");
-    let row = world.life().runtime.block_on(world.life().vms.find(ALICE, "demo")).unwrap();
+    let row = world.life().runtime.block_on(world.life().vms.find(&ALICE, "demo")).unwrap();
     let delete = world.begin(Verb::Delete, "demo");
     let behind = [Verb::Stop, Verb::Start, Verb::Delete].map(|verb| world.begin_or_gone(verb, "demo"));
     assert!(matches!(world.wait(delete), JobState::Done(_)));
@@ -154,7 +154,7 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
     }
     // An actor for a row that was read before the deletion finds that out itself.
     let late = world.life().runtime.block_on(async { world.life().vms.actor(row) });
-    let job = world.life().vms.ctx.jobs.begin(ALICE.uid, "late".into()).unwrap();
+    let job = world.life().vms.ctx.jobs.begin(&ALICE, "late".into()).unwrap();
     let id = job.id();
     if late.orders.send(super::super::Order::Start(job)).is_ok() {
         assert!(matches!(world.wait(id), JobState::Failed(_)));
@@ -169,7 +169,7 @@ fn an_order_that_meets_a_creation_waits_for_it() {
     let create = world.begin_create(ALICE, named("demo"), false).unwrap();
     let entry = || world.life().vms.ctx.actors.lock().values().next().cloned();
     world.until_true("a place for its orders", || entry().is_some());
-    let delete = world.life().vms.ctx.jobs.begin(ALICE.uid, "delete demo".into()).unwrap();
+    let delete = world.life().vms.ctx.jobs.begin(&ALICE, "delete demo".into()).unwrap();
     let id = delete.id();
     entry().unwrap().orders.send(super::super::Order::Delete(delete)).unwrap();
     world.helper.set_busy(false);

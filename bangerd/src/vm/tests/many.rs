@@ -52,10 +52,10 @@ fn plant(world: &World) {
 }
 
 /// Every page of alice's list: how many in which state.
-fn listed(world: &World) -> std::collections::BTreeMap<&'static str, usize> {
-    let (mut states, mut after) = (std::collections::BTreeMap::new(), None);
+fn listed(world: &World) -> BTreeMap<&'static str, usize> {
+    let (mut states, mut after) = (BTreeMap::new(), None);
     loop {
-        let page = world.life().runtime.block_on(world.life().vms.list(ALICE, false, after)).unwrap();
+        let page = world.life().runtime.block_on(world.life().vms.list(&ALICE, false, after)).unwrap();
         for vm in &page.vms {
             *states.entry(vm.state.as_str()).or_default() += 1;
         }

@@ -9,6 +9,7 @@ mod many;
 mod reboot;
 mod set;
 mod undo;
+mod whose;
 
 use super::resume::Turns;
 use super::sim::SimMachine;
@@ -21,17 +22,54 @@ use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::privileged::sim::SimHelper;
 use crate::store::Store;
+use crate::users::{Account, Named, UserDatabase};
 use banger_policy::lifecycle::State;
+use banger_policy::quota::UserLimits;
 use banger_policy::{Digest, Peer, VmId};
-use banger_proto::model::{ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, VmRecord};
+use banger_proto::model::{
+    ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, SetRequest, VmRecord,
+};
 use banger_proto::time::Timestamp;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
-pub(crate) const ALICE: Peer = Peer { uid: 1001, admin: false };
-pub(crate) const BOB: Peer = Peer { uid: 1002, admin: false };
-pub(crate) const ROOT: Peer = Peer { uid: 0, admin: true };
+pub(crate) const ALICE: Peer = Peer::new(1001, "alice", false);
+pub(crate) const BOB: Peer = Peer::new(1002, "bob", false);
+pub(crate) const ROOT: Peer = Peer::new(0, "root", true);
+
+/// The user database of the host: alice, bob and root, until somebody changes it.
+#[derive(Clone, Debug)]
+pub(crate) struct SimUsers(Arc<Mutex<BTreeMap<u32, String>>>);
+
+impl Default for SimUsers {
+    fn default() -> Self {
+        let users = [ALICE, BOB, ROOT].map(|peer| (peer.uid, peer.name.into_owned()));
+        Self(Arc::new(Mutex::new(users.into())))
+    }
+}
+
+impl SimUsers {
+    /// `None`: the user is removed.
+    pub(crate) fn set(&self, uid: u32, name: Option<&str>) {
+        let mut users = self.0.lock().unwrap();
+        users.remove(&uid);
+        users.extend(name.map(|name| (uid, name.to_owned())));
+    }
+}
+
+impl UserDatabase for SimUsers {
+    fn name_of(&self, uid: u32) -> Named {
+        self.0.lock().unwrap().get(&uid).map_or(Named::Gone, |name| Named::As(name.clone()))
+    }
+
+    fn account(&self, name: &str) -> Option<Account> {
+        let users = self.0.lock().unwrap();
+        let uid = users.iter().find(|(_, known)| *known == name).map(|(uid, _)| *uid)?;
+        Some(Account { uid, name: name.to_owned(), groups: Vec::new() })
+    }
+}
 
 /// A host: its disk, its helper and its processes outlive the daemon.
 pub(crate) struct World {
@@ -39,6 +77,7 @@ pub(crate) struct World {
     helper: SimHelper,
     machine: SimMachine,
     config: Config,
+    pub(crate) users: SimUsers,
     /// How often the host has rebooted.
     boots: u32,
     daemon: Option<Life>,
@@ -59,7 +98,15 @@ impl World {
     fn with(config: Config) -> Self {
         let helper = SimHelper::default();
         let machine = SimMachine::new(helper.clone());
-        let mut world = Self { dir: tempfile::tempdir().unwrap(), helper, machine, config, boots: 0, daemon: None };
+        let mut world = Self {
+            dir: tempfile::tempdir().unwrap(),
+            helper,
+            machine,
+            config,
+            users: SimUsers::default(),
+            boots: 0,
+            daemon: None,
+        };
         world.boot();
         let db = world.life().vms.ctx.db.clone();
         world.life().runtime.block_on(async {
@@ -68,6 +115,8 @@ impl World {
                 id,
                 name: "debian".parse().unwrap(),
                 owner: 0,
+                owner_name: "root".into(),
+                shared: true,
                 managed: true,
                 artifact_dir: String::new(),
                 rootfs_path: String::new(),
@@ -79,17 +128,19 @@ impl World {
                 created_at: now,
                 updated_at: now,
             };
-            db.insert_image(image).await.unwrap();
+            db.insert_image(image, UserLimits::NONE).await.unwrap();
             let kernel = KernelRecord {
                 id,
                 name: "6.12".parse().unwrap(),
                 owner: 0,
+                owner_name: "root".into(),
+                shared: true,
                 version: "6.12".into(),
                 modules: Vec::new(),
                 size_bytes: 1,
                 created_at: now,
             };
-            db.insert_kernel(kernel).await.unwrap();
+            db.insert_kernel(kernel, UserLimits::NONE).await.unwrap();
         });
         world
     }
@@ -104,6 +155,7 @@ impl World {
         crate::listen::make_folders(&paths).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (helper, machine, config) = (self.helper.clone(), self.machine.clone(), self.config.clone());
+        let users = self.users.clone();
         let boot_id = format!("boot {}", self.boots);
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
@@ -119,11 +171,15 @@ impl World {
                 jobs,
                 boot_id,
                 turns: Turns::default(),
+                users: Arc::new(users),
                 actors: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
         });
-        runtime.block_on(async { vms.reconcile_in_background() });
+        runtime.block_on(async {
+            store.collect_in_background();
+            vms.reconcile_in_background();
+        });
         self.daemon = Some(Life { runtime, vms, store });
     }
 
@@ -148,7 +204,7 @@ impl World {
         self.boot();
     }
 
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill_daemon();
         self.boot();
     }
@@ -158,7 +214,7 @@ impl World {
             let mut seq = 0;
             loop {
                 let limit = Duration::from_secs(20);
-                let view = self.life().vms.ctx.jobs.watch(ROOT, job, seq, limit).await.unwrap();
+                let view = self.life().vms.ctx.jobs.watch(&ROOT, job, seq, limit).await.unwrap();
                 match view.state {
                     JobState::Running if view.seq == seq => panic!("stuck: {view:?}"),
                     JobState::Running => seq = view.seq,
@@ -169,16 +225,18 @@ impl World {
     }
 
     fn begin_create(&self, peer: Peer, request: CreateRequest, keep: bool) -> Result<JobId, ApiError> {
-        let create = self.life().vms.create(peer, "alice".into(), request, keep);
+        let create = self.life().vms.create(&peer, request, keep);
         self.life().runtime.block_on(create)
     }
 
     fn create(&self, request: CreateRequest, keep: bool) -> JobState {
-        self.wait(self.begin_create(ALICE, request, keep).unwrap())
+        // Some tests make many.
+        let alice = Peer { limits: UserLimits::NONE, ..ALICE };
+        self.wait(self.begin_create(alice, request, keep).unwrap())
     }
 
     /// A running VM.
-    fn running(&self, name: &str) -> VmRecord {
+    pub(crate) fn running(&self, name: &str) -> VmRecord {
         match self.create(named(name), false) {
             JobState::Done(JobResult::Vm(vm)) => *vm,
             other => panic!("{other:?}"),
@@ -186,11 +244,11 @@ impl World {
     }
 
     fn begin(&self, verb: Verb, vm: &str) -> JobId {
-        self.life().runtime.block_on(self.life().vms.order(ALICE, vm, verb)).unwrap()
+        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, verb)).unwrap()
     }
 
     fn begin_or_gone(&self, verb: Verb, vm: &str) -> Option<JobId> {
-        self.life().runtime.block_on(self.life().vms.order(ALICE, vm, verb)).ok()
+        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, verb)).ok()
     }
 
     fn order(&self, verb: Verb, vm: &str) -> JobState {
@@ -198,7 +256,7 @@ impl World {
     }
 
     fn show(&self, peer: Peer, vm: &str) -> Result<VmRecord, ApiError> {
-        self.life().runtime.block_on(self.life().vms.show(peer, vm))
+        self.life().runtime.block_on(self.life().vms.show(&peer, vm))
     }
 
     /// Waits until the VM is in a state, which it gets into by itself, and all is done that belongs to it.
@@ -244,7 +302,7 @@ impl World {
     pub(crate) fn assert_nothing_at_all(&self) {
         self.assert_nothing_held();
         assert_eq!(self.helper.cows(), 0);
-        let page = self.life().runtime.block_on(self.life().vms.list(ROOT, true, None)).unwrap();
+        let page = self.life().runtime.block_on(self.life().vms.list(&ROOT, true, None)).unwrap();
         assert!(page.vms.is_empty(), "{page:?}");
         assert_eq!(std::fs::read_dir(self.paths().vms()).unwrap().count(), 0);
     }

@@ -110,7 +110,7 @@ fn cancelling_a_creation_leaves_nothing() {
     world.machine.set_deaf(true);
     let job = world.begin_create(ALICE, named("demo"), false).unwrap();
     world.until_true("a process", || world.machine.processes() == 1);
-    world.life().vms.ctx.jobs.cancel(ALICE, job).unwrap();
+    world.life().vms.ctx.jobs.cancel(&ALICE, job).unwrap();
     assert_eq!(world.wait(job), JobState::Cancelled);
     world.assert_nothing_at_all();
 }

@@ -140,10 +140,20 @@ fn made_another(scene: &mut Scene) -> Result<Outcome> {
 fn in_use(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::create(scene, "alice", "user")?;
-    scene.banger("alice", &["image", "delete", "tiny"])?.refused(&["user"])?;
-    // Bob may use alice's image, not remove it.
-    scene.banger("bob", &["image", "delete", "tiny"])?.refused(&["tiny"])?;
+    // Whose VM uses it is told to administrators.
+    scene.root_any("banger image delete tiny")?.refused(&["tiny", "alice/user"])?;
+    // It is shared: users may use it, not remove it.
+    for user in ["alice", "bob"] {
+        scene.banger(user, &["image", "delete", "tiny"])?.refused(&["tiny", "shared"])?.does_not_say("alice/user")?;
+    }
+    // Alice's own name for the same bytes is hers, and its content outlives it as long as somebody uses it.
+    let words = ["image", "import", "--name", "mine", "--size", "512M", "/srv/bench/tiny.tar"];
+    scene.banger_long("alice", &words)?.ok()?;
+    scene.banger("bob", &["vm", "create", "--name", "x", "--image", "mine"])?.refused(&["no such image: mine"])?;
+    scene.banger("bob", &["image", "list"])?.ok()?.does_not_say("mine")?;
+    scene.banger("alice", &["image", "delete", "mine"])?.refused(&["used by VM user"])?;
     guest.delete(scene)?;
+    scene.banger("alice", &["image", "delete", "mine"])?.ok()?;
     scene.passed()
 }
 

@@ -1,0 +1,146 @@
+//! What images and kernels have in common: content by digest, names by owner. Content goes when it has no name and no VM uses it.
+
+use super::{Db, DbError, Text, is_unique, unsigned};
+use banger_policy::Digest;
+use banger_policy::access::Owner;
+use banger_policy::quota::{self, Limited, UserLimits};
+use rusqlite::{OptionalExtension as _, Transaction, params};
+
+/// The tables of images, or of kernels. Its texts are ours: they become part of statements.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// `image`, `kernel`.
+    pub(crate) word: &'static str,
+    content: &'static str,
+    names: &'static str,
+    /// Refers to the content, in the table of names and in that of VMs.
+    column: &'static str,
+    limited: Limited,
+}
+
+pub(crate) static IMAGES: Kind =
+    Kind { word: "image", content: "images", names: "image_names", column: "image_id", limited: Limited::Images };
+pub(crate) static KERNELS: Kind =
+    Kind { word: "kernel", content: "kernels", names: "kernel_names", column: "kernel_id", limited: Limited::Kernels };
+
+/// The VM for which a name stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) vm: String,
+    pub(crate) owner: Owner,
+}
+
+/// Every content that has a name of the owner, once, and what it takes.
+const STORED: &str = "SELECT coalesce(sum(bytes), 0) AS bytes FROM (
+    SELECT allocated_bytes AS bytes FROM images
+        WHERE id IN (SELECT image_id FROM image_names WHERE owner = ?1 AND owner_name = ?2)
+    UNION ALL
+    SELECT size_bytes AS bytes FROM kernels
+        WHERE id IN (SELECT kernel_id FROM kernel_names WHERE owner = ?1 AND owner_name = ?2))";
+
+/// May the owner have one more name? To be asked in the transaction that adds it.
+pub(super) fn name_fits(sql: &Transaction<'_>, kind: &Kind, owner: &Owner, limits: &UserLimits) -> Result<(), DbError> {
+    let count = format!("SELECT count(*) AS count FROM {} WHERE owner = ?1 AND owner_name = ?2", kind.names);
+    let count = sql.query_row(&count, params![owner.uid, owner.name], |row| unsigned(row, "count"))?;
+    Ok(quota::fits(kind.limited, limits, count, 1)?)
+}
+
+/// Does all that the owner has stored fit? To be asked in the transaction that added something to it.
+pub(super) fn bytes_fit(sql: &Transaction<'_>, owner: &Owner, before: u64, limits: &UserLimits) -> Result<(), DbError> {
+    let after = stored(sql, owner)?;
+    Ok(quota::fits(Limited::Store, limits, before, after.saturating_sub(before))?)
+}
+
+pub(super) fn stored(sql: &Transaction<'_>, owner: &Owner) -> Result<u64, DbError> {
+    Ok(sql.query_row(STORED, params![owner.uid, owner.name], |row| unsigned(row, "bytes"))?)
+}
+
+impl Db {
+    /// Ids of all content.
+    pub(crate) async fn contents(&self, kind: &'static Kind) -> Result<Vec<Digest>, DbError> {
+        self.read(move |sql| {
+            let mut query = sql.prepare(&format!("SELECT id FROM {}", kind.content))?;
+            let ids = query.query_map([], |row| Ok(row.get::<_, Text<Digest>>(0)?.0))?.collect::<Result<_, _>>()?;
+            Ok(ids)
+        })
+        .await
+    }
+
+    /// Lets everybody use the name, or only its owner again.
+    ///
+    /// # Errors
+    /// [`DbError::Taken`] when another entry of that name is shared.
+    pub(crate) async fn share(
+        &self,
+        kind: &'static Kind,
+        owner: Owner,
+        name: String,
+        shared: bool,
+    ) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            let update =
+                format!("UPDATE {} SET shared = ?4 WHERE owner = ?1 AND owner_name = ?2 AND name = ?3", kind.names);
+            let updated = sql.execute(&update, params![owner.uid, owner.name, name, shared]);
+            updated.map(drop).map_err(|error| if is_unique(&error) { DbError::Taken(name) } else { error.into() })
+        })
+        .await
+    }
+
+    /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or, of a shared one, anybody's. The content is another matter:
+    /// [`Db::remove_unused`].
+    pub(crate) async fn remove_name(
+        &self,
+        kind: &'static Kind,
+        owner: Owner,
+        name: String,
+    ) -> Result<Result<(), User>, DbError> {
+        self.transaction(move |sql| {
+            let Kind { names, column, .. } = kind;
+            let of_name = "owner = ?1 AND owner_name = ?2 AND name = ?3";
+            // The owner's own first: it is the one that may be told.
+            let user = sql.query_row(
+                &format!(
+                    "SELECT vms.name, vms.owner, vms.owner_name FROM vms JOIN {names} AS entry ON vms.{column} = entry.{column}
+                     WHERE entry.owner = ?1 AND entry.owner_name = ?2 AND entry.name = ?3
+                     AND (entry.shared OR (vms.owner = ?1 AND vms.owner_name = ?2))
+                     ORDER BY vms.owner = ?1 AND vms.owner_name = ?2 DESC LIMIT 1"
+                ),
+                params![owner.uid, owner.name, name],
+                |row| {
+                    let owner = Owner { uid: row.get(1)?, name: row.get::<_, String>(2)?.into() };
+                    Ok(User { vm: row.get(0)?, owner })
+                },
+            );
+            if let Some(user) = user.optional()? {
+                return Ok(Err(user));
+            }
+            sql.execute(&format!("DELETE FROM {names} WHERE {of_name}"), params![owner.uid, owner.name, name])?;
+            Ok(Ok(()))
+        })
+        .await
+    }
+
+    /// Content without a name that no VM uses.
+    pub(crate) async fn unused(&self, kind: &'static Kind) -> Result<Vec<Digest>, DbError> {
+        self.read(move |sql| {
+            let mut query = sql.prepare(&format!("SELECT id FROM {} WHERE {}", kind.content, is_unused(kind)))?;
+            let ids = query.query_map([], |row| Ok(row.get::<_, Text<Digest>>(0)?.0))?.collect::<Result<_, _>>()?;
+            Ok(ids)
+        })
+        .await
+    }
+
+    /// Removes the record of content, if it is still unused. True when it was.
+    pub(crate) async fn remove_unused(&self, kind: &'static Kind, id: Digest) -> Result<bool, DbError> {
+        self.transaction(move |sql| {
+            let delete = format!("DELETE FROM {} WHERE id = ?1 AND {}", kind.content, is_unused(kind));
+            Ok(sql.execute(&delete, [Text(id)])? > 0)
+        })
+        .await
+    }
+}
+
+fn is_unused(kind: &Kind) -> String {
+    let Kind { names, column, .. } = kind;
+    format!("id NOT IN (SELECT {column} FROM {names}) AND id NOT IN (SELECT {column} FROM vms)")
+}

@@ -1,0 +1,249 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::*;
+use crate::vm::Verb;
+use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
+use banger_policy::quota::UserLimits;
+use banger_proto::model::CreateRequest;
+use banger_proto::time::Timestamp;
+
+/// Has alice's number.
+const CAROL: Peer = Peer::new(1001, "carol", false);
+
+fn id(first: u8) -> Digest {
+    let mut bytes = [0x11; 32];
+    bytes[0] = first;
+    Digest::from_bytes(bytes).unwrap()
+}
+
+fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
+    ImageRecord {
+        id: id(first),
+        name: name.parse().unwrap(),
+        owner: peer.uid,
+        owner_name: peer.name.clone().into_owned(),
+        shared: false,
+        managed: true,
+        artifact_dir: String::new(),
+        rootfs_path: String::new(),
+        work_seed_path: None,
+        build_size: 1 << 30,
+        allocated_bytes: 100,
+        docker: false,
+        source: format!("/home/{}/secret/{name}.tar", peer.name),
+        created_at: Timestamp::from_unix(first.into()),
+        updated_at: Timestamp::now(),
+    }
+}
+
+fn kernel(peer: &Peer, name: &str, first: u8) -> KernelRecord {
+    KernelRecord {
+        id: id(first),
+        name: name.parse().unwrap(),
+        owner: peer.uid,
+        owner_name: peer.name.clone().into_owned(),
+        shared: false,
+        version: name.to_owned(),
+        modules: Vec::new(),
+        size_bytes: 10,
+        created_at: Timestamp::from_unix(first.into()),
+    }
+}
+
+/// A store without what [`World`] has put into it: each entry with its folder.
+fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
+    let world = World::new();
+    let store = Arc::clone(&world.life().store);
+    world.life().runtime.block_on(async {
+        store.delete_image(&ROOT, "debian".into()).await.unwrap();
+        store.delete_kernel(&ROOT, "6.12".into()).await.unwrap();
+        for image in images {
+            std::fs::create_dir_all(world.paths().image_dir(&image.id)).unwrap();
+            store.db.insert_image(image.clone(), UserLimits::NONE).await.unwrap();
+        }
+        for kernel in kernels {
+            std::fs::create_dir_all(world.paths().kernel_dir(&kernel.id)).unwrap();
+            store.db.insert_kernel(kernel.clone(), UserLimits::NONE).await.unwrap();
+        }
+    });
+    world
+}
+
+impl World {
+    fn store<T>(&self, work: impl AsyncFnOnce(&Arc<Store>) -> T) -> T {
+        self.life().runtime.block_on(work(&self.life().store))
+    }
+}
+
+#[test]
+fn what_boots_is_never_another_users_choice() {
+    let world = world(&[image(&BOB, "debian", 1)], &[kernel(&BOB, "evil", 2), kernel(&BOB, "newer", 3)]);
+    world.store(async |store| {
+        for peer in [&ALICE, &CAROL, &ROOT] {
+            assert_eq!(store.pick_kernel(peer, None).await.unwrap_err().code, ErrorCode::NotFound);
+            assert_eq!(store.pick_image(peer, None).await.unwrap_err().code, ErrorCode::NotFound);
+            // Named, it does not exist either, in the same words as what is not there at all.
+            let [hers, nobodys] = ["debian", "nothing"].map(|word| store.pick_image(peer, Some(word)));
+            let (hers, nobodys) = (hers.await.unwrap_err(), nobodys.await.unwrap_err());
+            assert_eq!(hers.message.replace("debian", "X"), nobodys.message.replace("nothing", "X"));
+            assert_eq!((hers.code, hers.hint), (nobodys.code, nobodys.hint));
+        }
+        assert_eq!(store.pick_kernel(&BOB, None).await.unwrap().name.as_str(), "newer");
+        // An administrator's choice is everybody's, older or not.
+        store.share_kernel(&ROOT, "bob/evil", true).await.unwrap();
+        assert_eq!(store.pick_kernel(&ALICE, None).await.unwrap().name.as_str(), "evil");
+        assert_eq!(store.pick_kernel(&BOB, None).await.unwrap().name.as_str(), "evil");
+        store.share_kernel(&ROOT, "evil", false).await.unwrap();
+        assert_eq!(store.pick_kernel(&ALICE, None).await.unwrap_err().code, ErrorCode::NotFound);
+    });
+    let refused = world.life().runtime.block_on(world.life().vms.create(&ALICE, CreateRequest::default(), false));
+    assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[test]
+fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
+    let world = world(&[image(&BOB, "his", 1), image(&BOB, "given", 2), image(&ALICE, "hers", 3)], &[]);
+    world.store(async |store| {
+        store.share_image(&ROOT, "bob/given", true).await.unwrap();
+        let names = |images: &[ImageRecord]| images.iter().map(|image| image.name.to_string()).collect::<Vec<_>>();
+        let seen = store.images(&ALICE, false).await.unwrap();
+        assert_eq!(names(&seen), ["given", "hers"]);
+        let told = serde_json::to_string(&seen[0]).unwrap();
+        assert!(!told.contains("/home") && !told.contains("secret") && told.contains("given.tar"), "{told}");
+        assert!(!told.contains(&world.paths().state.display().to_string()), "{told}");
+        assert!(seen[1].source.starts_with("/home/alice/"), "her own path is hers to see");
+        assert_eq!(names(&store.images(&CAROL, false).await.unwrap()), ["given"]);
+        assert_eq!(store.images(&ALICE, true).await.unwrap_err().code, ErrorCode::Denied);
+        assert_eq!(names(&store.images(&ROOT, true).await.unwrap()), ["given", "hers", "his"]);
+        let shared = store.share_image(&ALICE, "hers", true).await.unwrap_err();
+        assert_eq!(shared.code, ErrorCode::Denied);
+        // One shared entry of a name.
+        store.db.insert_image(image(&ALICE, "given", 4), UserLimits::NONE).await.unwrap();
+        let twice = store.share_image(&ROOT, "alice/given", true).await.unwrap_err();
+        assert_eq!(twice.code, ErrorCode::AlreadyExists);
+    });
+}
+
+#[test]
+fn two_names_share_content_which_goes_with_the_last_of_them() {
+    let world = world(&[image(&ALICE, "one", 1), image(&BOB, "two", 1)], &[kernel(&ROOT, "k", 2)]);
+    let folder = world.paths().image_dir(&id(1));
+    world.store(async |store| {
+        store.share_kernel(&ROOT, "k", true).await.unwrap();
+        assert_eq!(store.delete_image(&BOB, "one".into()).await.unwrap_err().code, ErrorCode::NotFound);
+        store.delete_image(&ALICE, "one".into()).await.unwrap();
+        assert!(folder.exists());
+        assert_eq!(store.pick_image(&BOB, None).await.unwrap().name.as_str(), "two");
+        store.delete_image(&BOB, "two".into()).await.unwrap();
+        assert!(!folder.exists());
+        assert_eq!(store.db.contents(&IMAGES).await.unwrap(), []);
+    });
+}
+
+#[test]
+fn content_that_a_vm_uses_outlives_its_last_name_and_goes_with_the_vm() {
+    let world = world(&[image(&ALICE, "one", 1), image(&BOB, "two", 1)], &[kernel(&ROOT, "k", 2)]);
+    let folder = world.paths().image_dir(&id(1));
+    world.store(async |store| store.share_kernel(&ROOT, "k", true).await.unwrap());
+    let vm = world.running("web");
+    world.store(async |store| {
+        // Bob learns nothing of alice's VM, and his name is his to remove.
+        store.delete_image(&BOB, "two".into()).await.unwrap();
+        let used = store.delete_image(&ALICE, "one".into()).await.unwrap_err();
+        assert!(used.code == ErrorCode::InUse && used.message.contains("VM web"), "{used:?}");
+        // An administrator is told whose it is.
+        let used = store.delete_kernel(&ROOT, "k".into()).await.unwrap_err();
+        assert!(used.code == ErrorCode::InUse && used.message.contains("alice/web"), "{used:?}");
+        store.share_kernel(&ROOT, "k", false).await.unwrap();
+        store.delete_kernel(&ROOT, "k".into()).await.unwrap();
+    });
+    let kernels = world.paths().kernel_dir(&id(2));
+    assert!(folder.exists() && kernels.exists());
+    world.order_of(&ALICE, Verb::Restart, "web");
+    world.order_of(&ALICE, Verb::Delete, &vm.id.to_string());
+    world.until_true("the kernel without a name is gone", || !kernels.exists());
+    assert!(folder.exists(), "alice has a name for it");
+}
+
+#[test]
+fn who_shared_it_for_another_user_is_not_told_whose_vm_uses_it() {
+    let world = world(&[image(&BOB, "given", 1)], &[kernel(&ROOT, "k", 2)]);
+    world.store(async |store| {
+        store.share_kernel(&ROOT, "k", true).await.unwrap();
+        store.share_image(&ROOT, "bob/given", true).await.unwrap();
+    });
+    world.running("web");
+    let used = world.store(async |store| store.delete_image(&BOB, "given".into()).await.unwrap_err());
+    assert_eq!(used.code, ErrorCode::InUse);
+    let told = format!("{} {}", used.message, used.hint);
+    assert!(!told.contains("web") && !told.contains("alice"), "{told}");
+}
+
+#[test]
+fn unused_content_that_a_crash_left_is_collected_at_the_next_start() {
+    let mut world = world(&[image(&ALICE, "one", 1)], &[]);
+    world.store(async |store| {
+        store.db.remove_name(&IMAGES, ALICE.owner(), "one".into()).await.unwrap().unwrap();
+    });
+    let folder = world.paths().image_dir(&id(1));
+    assert!(folder.exists());
+    world.restart();
+    world.until_true("collected", || !folder.exists());
+    assert_eq!(world.store(async |store| store.db.contents(&IMAGES).await.unwrap()), []);
+}
+
+#[test]
+fn one_user_cannot_fill_the_store() {
+    let world = world(&[], &[]);
+    let limits = UserLimits { images: 2, store: 250, ..UserLimits::BUILT_IN };
+    world.store(async |store| {
+        let insert = |image: ImageRecord| store.db.insert_image(image, limits);
+        insert(image(&ALICE, "one", 1)).await.unwrap();
+        // Another name for the same bytes costs no bytes.
+        insert(image(&ALICE, "same", 1)).await.unwrap();
+        let third = insert(image(&ALICE, "three", 1)).await.unwrap_err();
+        assert!(matches!(&third, DbError::Limit(why) if why.to_string().contains("limit images is 2")), "{third}");
+        store.delete_image(&ALICE, "same".into()).await.unwrap();
+        insert(image(&ALICE, "two", 2)).await.unwrap();
+        store.delete_image(&ALICE, "two".into()).await.unwrap();
+        let large = insert(ImageRecord { allocated_bytes: 151, ..image(&ALICE, "two", 2) }).await.unwrap_err();
+        assert!(matches!(&large, DbError::Limit(why) if why.to_string().contains("limit store")), "{large}");
+        assert_eq!(store.db.contents(&IMAGES).await.unwrap(), [id(1)], "nothing of a refusal stays");
+        insert(ImageRecord { allocated_bytes: 150, ..image(&ALICE, "two", 2) }).await.unwrap();
+        insert(image(&BOB, "one", 1)).await.unwrap();
+        // Before the upload, with whom to ask.
+        let peer = Peer { limits, ..ALICE };
+        let wanted = import::Wanted::image("more", "x", None, false).unwrap();
+        let refused = store.check_free(&peer, &wanted).await.unwrap_err();
+        assert!(refused.code == ErrorCode::Limit && refused.hint.contains("[limits.users.alice]"), "{refused:?}");
+    });
+}
+
+#[test]
+fn only_an_administrator_imports_for_everybody() {
+    for (peer, may) in [(&ALICE, false), (&ROOT, true)] {
+        let wanted = import::Wanted::kernel(None, true).unwrap().may_be_of(peer);
+        assert_eq!(wanted.map_err(|why| why.code).err(), (!may).then_some(ErrorCode::Denied));
+    }
+}
+
+#[test]
+fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
+    let world = world(&[], &[]);
+    let refused = world.store(async |store| {
+        let (image, kernel) = (image(&ALICE, "gone", 1), kernel(&ALICE, "gone", 2));
+        let new = crate::db::NewVm {
+            id: banger_policy::VmId::from_bytes([9; 32]).unwrap(),
+            owner: ALICE.owner(),
+            name: "web".parse().unwrap(),
+            image_id: image.id,
+            image_name: image.name,
+            kernel_id: kernel.id,
+            spec: banger_policy::vm::CheckedSpec::new(1, 256, 1 << 30, 1 << 30).unwrap(),
+            nat: false,
+            restart: vm_named("web").restart,
+            starts: false,
+        };
+        store.db.insert_vm(new, crate::config::Config::built_in().network, UserLimits::NONE).await.unwrap_err()
+    });
+    assert!(matches!(refused, DbError::Gone), "{refused}");
+}
