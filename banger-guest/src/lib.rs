@@ -12,6 +12,7 @@ use std::process::ExitCode;
 pub mod agent;
 mod console;
 mod init;
+mod init_kind;
 mod sys;
 
 /// The argument with which init starts this program as the agent.

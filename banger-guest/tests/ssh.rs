@@ -43,6 +43,7 @@ impl Guest {
             authorized_keys: vec![read("user.pub")],
             host_key: read("host"),
             control_port: 0,
+            token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: String::new(),
             work_device: None,
         };

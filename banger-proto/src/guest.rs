@@ -6,6 +6,7 @@
 //! Nothing that a guest sends is trusted for more than that VM's own state.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::Ipv4Addr;
 
 /// Path of [`GuestConfig`] in the initramfs.
@@ -41,15 +42,63 @@ pub struct GuestConfig {
     pub host_key: String,
     /// The vsock port on the host (CID 2) of the control channel.
     pub control_port: u32,
+    /// What proves on the control channel that init or agent speaks. New at each boot.
+    pub token: BootToken,
     /// The root file system's device, `/dev/vda`.
     pub root_device: String,
     /// The work disk's device, mounted on `/root`; `None` when the VM has none.
     pub work_device: Option<String>,
 }
 
-impl std::fmt::Debug for GuestConfig {
+/// A secret of one boot. Any process in a guest may connect to the control port; init and agent alone
+/// know this.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootToken(String);
+
+impl BootToken {
+    /// Characters of a token.
+    pub const LEN: usize = 64;
+
+    /// Of 32 random bytes.
+    #[must_use]
+    pub fn new(random: [u8; 32]) -> Self {
+        Self(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// As it was written down; `None` when that is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (digits && text.len() == Self::LEN).then(|| Self(text.to_owned()))
+    }
+
+    /// The secret itself.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether both are the same. Takes equally long for every other of this length, so that time tells
+    /// nothing about where it differs.
+    #[must_use]
+    pub fn proves(&self, expected: &Self) -> bool {
+        let (ours, theirs) = (expected.0.as_bytes(), self.0.as_bytes());
+        let differing = ours.iter().zip(theirs).fold(0, |seen, (a, b)| std::hint::black_box(seen | (a ^ b)));
+        ours.len() == Self::LEN && theirs.len() == Self::LEN && differing == 0
+    }
+}
+
+impl fmt::Debug for BootToken {
+    /// Nothing of it, so that no log line can carry it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BootToken")
+    }
+}
+
+impl fmt::Debug for GuestConfig {
     /// Leaves the private host key out, so that no log line can carry it.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GuestConfig")
             .field("hostname", &self.hostname)
             .field("address", &self.address)
@@ -70,11 +119,19 @@ pub enum ShutdownKind {
     Reboot,
 }
 
-/// Guest to host, one JSON object a line.
+/// The first line of every connection on the control channel, one JSON object. Whoever does not know the
+/// token is not listened to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`GuestConfig::token`].
+    pub token: BootToken,
+}
+
+/// Guest to host, one JSON object a line, after [`Hello`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GuestEvent {
-    /// The agent answers SSH now; sent first on every connection.
+    /// The agent answers SSH now; the agent's first event on every connection.
     Ready {
         /// `/proc/sys/kernel/random/boot_id` of the guest.
         boot_id: String,
@@ -99,6 +156,9 @@ pub enum GuestEvent {
 pub enum GuestCommand {
     /// Shut down cleanly: sync, stop services, unmount, power off.
     Shutdown,
+    /// The announcement of the end has arrived. Firecracker's vsock has no half-close by which an agent could
+    /// find that out, and drops what is on its way when a guest closes.
+    Noted,
 }
 
 #[cfg(test)]
@@ -113,5 +173,27 @@ mod tests {
         let end = GuestEvent::Shutdown { kind: ShutdownKind::Poweroff };
         assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"event":"shutdown","kind":"poweroff"}"#);
         assert_eq!(serde_json::to_string(&GuestCommand::Shutdown).unwrap(), r#"{"command":"shutdown"}"#);
+        assert_eq!(serde_json::to_string(&GuestCommand::Noted).unwrap(), r#"{"command":"noted"}"#);
+        let token = BootToken::new([0xa5; 32]);
+        let hello = format!(r#"{{"token":"{}"}}"#, "a5".repeat(32));
+        assert_eq!(serde_json::to_string(&Hello { token }).unwrap(), hello);
+    }
+
+    #[test]
+    fn a_token_proves_itself_only_and_is_in_no_log() {
+        let token = BootToken::new([7; 32]);
+        assert!(token.proves(&BootToken::parse(token.reveal()).unwrap()));
+        assert_eq!(format!("{:?}", Hello { token: token.clone() }), "Hello { token: BootToken }");
+        let mut near = [7; 32];
+        near[31] = 6;
+        assert!(!BootToken::new(near).proves(&token));
+        // What a guest sends is not parsed: any length comes in.
+        for other in [String::new(), "07".repeat(31), "07".repeat(33), token.reveal().to_uppercase() + "x"] {
+            let said: Hello = serde_json::from_value(serde_json::json!({ "token": other })).unwrap();
+            assert!(!said.token.proves(&token) && !token.proves(&said.token), "{other}");
+            assert!(BootToken::parse(&other).is_none(), "{other}");
+        }
+        let empty: BootToken = serde_json::from_str("\"\"").unwrap();
+        assert!(!empty.proves(&empty), "no token is no proof");
     }
 }

@@ -44,6 +44,7 @@ fn demo_config(host_key: String, public: String) -> GuestConfig {
         authorized_keys: Vec::new(),
         host_key,
         control_port: 10_001,
+        token: banger_proto::guest::BootToken::new([1; 32]),
         root_device: "/dev/vda".into(),
         work_device: Some("/dev/vdb".into()),
     }

@@ -145,6 +145,11 @@ impl VmPaths {
         self.dir.join("initramfs")
     }
 
+    /// What the agent of the boot that runs proves itself with.
+    pub(crate) fn boot_token(&self) -> PathBuf {
+        self.dir.join("boot_token")
+    }
+
     pub(crate) fn metrics(&self) -> PathBuf {
         self.dir.join("metrics")
     }

@@ -3,19 +3,18 @@
 //! One task of the agent for its whole life. A connection that is lost is made again for ever: the
 //! daemon may be restarted under a running guest. See [`banger_proto::guest`] for the lines.
 
-use banger_proto::guest::{GuestCommand, GuestEvent, HEARTBEAT_MS, MAX_CONTROL_LINE, ShutdownKind};
+use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, HEARTBEAT_MS, Hello, MAX_CONTROL_LINE, ShutdownKind};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
-use super::shutdown;
 use crate::sys::vsock;
 
 /// Wait before a first attempt is repeated, and before all further ones.
 const RETRY: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(500)];
-/// How long the daemon may take to close the connection after the announcement of the end. The lines
-/// are out by then; waiting shows that they arrived.
+/// How long the daemon may take to answer the announcement of the end. The line is out by then; the answer
+/// shows that it arrived.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Why a connection is over.
@@ -26,20 +25,20 @@ enum Over {
     Lost,
 }
 
-/// Keeps the channel up until the end of the guest is announced on it.
-pub(super) async fn run(port: u32, own_init: bool, mut end: watch::Receiver<Option<ShutdownKind>>) {
-    let mut shutting_down = false;
+/// Keeps the channel up until the end of the guest is announced on it. `asked` is told when the daemon asks
+/// for that end.
+pub(super) async fn run(
+    port: u32,
+    token: BootToken,
+    asked: watch::Sender<bool>,
+    mut end: watch::Receiver<Option<ShutdownKind>>,
+) {
     let mut failures = 0;
     loop {
         if let Ok(stream) = vsock::connect_host(port).await {
             failures = 0;
-            let on_command = |GuestCommand::Shutdown| {
-                if !shutting_down {
-                    shutting_down = true;
-                    tokio::spawn(shutdown::power_off(own_init));
-                }
-            };
-            if let Ok(Over::Announced) = talk(stream, &mut end, on_command).await {
+            let talked = talk(stream, &token, &mut end, || asked.send_modify(|asked| *asked = true)).await;
+            if let Ok(Over::Announced) = talked {
                 return;
             }
         }
@@ -51,31 +50,46 @@ pub(super) async fn run(port: u32, own_init: bool, mut end: watch::Receiver<Opti
 
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
+    token: &BootToken,
     end: &mut watch::Receiver<Option<ShutdownKind>>,
-    mut on_command: impl FnMut(GuestCommand),
+    on_shutdown: impl Fn(),
 ) -> io::Result<Over> {
     let (mut reader, mut writer) = tokio::io::split(stream);
+    send(&mut writer, &Hello { token: token.clone() }).await?;
     send(&mut writer, &GuestEvent::Ready { boot_id: boot_id()? }).await?;
     let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut lines = Lines::default();
     let mut chunk = [0; MAX_CONTROL_LINE];
+    // Of the announcement of the end.
+    let mut answer_by = None;
     loop {
-        tokio::select! {
-            kind = announcement(end) => {
-                send(&mut writer, &GuestEvent::Shutdown { kind }).await?;
-                writer.shutdown().await?;
-                let drained = async { while reader.read(&mut chunk).await.is_ok_and(|count| count > 0) {} };
-                let _ = tokio::time::timeout(FAREWELL, drained).await;
-                return Ok(Over::Announced);
+        let no_answer = async {
+            match answer_by {
+                Some(time) => tokio::time::sleep_until(time).await,
+                None => std::future::pending().await,
             }
-            _ = heartbeat.tick() => send(&mut writer, &GuestEvent::Heartbeat).await?,
+        };
+        tokio::select! {
+            kind = announcement(end), if answer_by.is_none() => {
+                send(&mut writer, &GuestEvent::Shutdown { kind }).await?;
+                answer_by = Some(tokio::time::Instant::now() + FAREWELL);
+            }
+            () = no_answer => return Ok(Over::Announced),
+            _ = heartbeat.tick(), if answer_by.is_none() => send(&mut writer, &GuestEvent::Heartbeat).await?,
             count = reader.read(&mut chunk) => {
                 let count = count?;
                 if count == 0 {
-                    return Ok(Over::Lost);
+                    return Ok(if answer_by.is_some() { Over::Announced } else { Over::Lost });
                 }
-                lines.push(chunk.get(..count).unwrap_or_default(), &mut on_command);
+                let mut noted = false;
+                lines.push(chunk.get(..count).unwrap_or_default(), |command| match command {
+                    GuestCommand::Shutdown => on_shutdown(),
+                    GuestCommand::Noted => noted = true,
+                });
+                if noted && answer_by.is_some() {
+                    return Ok(Over::Announced);
+                }
             }
         }
     }
@@ -89,8 +103,8 @@ async fn announcement(end: &mut watch::Receiver<Option<ShutdownKind>>) -> Shutdo
     }
 }
 
-async fn send(writer: &mut (impl AsyncWrite + Unpin), event: &GuestEvent) -> io::Result<()> {
-    let mut line = serde_json::to_vec(event)?;
+async fn send(writer: &mut (impl AsyncWrite + Unpin), line: &impl serde::Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
     line.push(b'\n');
     writer.write_all(&line).await?;
     writer.flush().await
@@ -139,7 +153,7 @@ mod tests {
         let mut lines = Lines::default();
         let mut count = 0;
         for chunk in chunks {
-            lines.push(chunk, |GuestCommand::Shutdown| count += 1);
+            lines.push(chunk, |command| count += usize::from(command == GuestCommand::Shutdown));
         }
         count
     }
@@ -167,17 +181,53 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_begins_with_ready_and_ends_with_the_announcement() {
+    async fn a_connection_begins_with_the_token_and_ends_with_the_answered_announcement() {
         let (ours, theirs) = tokio::io::duplex(4096);
         let (announce, mut end) = watch::channel(None);
-        let talking = tokio::spawn(async move { talk(ours, &mut end, |_| {}).await });
-        let mut host = BufReader::new(theirs).lines();
-        let first = host.next_line().await.unwrap().unwrap();
+        let (asked, was_asked) = watch::channel(false);
+        let token = BootToken::new([1; 32]);
+        let ours =
+            tokio::spawn(
+                async move { talk(ours, &token, &mut end, || asked.send_modify(|asked| *asked = true)).await },
+            );
+        let (from, mut to) = tokio::io::split(theirs);
+        let mut host = BufReader::new(from).lines();
+        let mut next = async || host.next_line().await.unwrap().unwrap();
+        assert_eq!(next().await, format!(r#"{{"token":"{}"}}"#, "01".repeat(32)));
+        let first = next().await;
         assert!(first.starts_with(r#"{"event":"ready","boot_id":""#), "{first}");
-        assert_eq!(host.next_line().await.unwrap().unwrap(), r#"{"event":"heartbeat"}"#);
+        assert_eq!(next().await, r#"{"event":"heartbeat"}"#);
+        // Nobody has announced anything.
+        to.write_all(b"{\"command\":\"noted\"}\n{\"command\":\"shutdown\"}\n").await.unwrap();
+        was_asked.clone().wait_for(|asked| *asked).await.unwrap();
         announce.send(Some(ShutdownKind::Halt)).unwrap();
-        assert_eq!(host.next_line().await.unwrap().unwrap(), r#"{"event":"shutdown","kind":"halt"}"#);
-        drop(host);
-        assert!(matches!(talking.await.unwrap().unwrap(), Over::Announced));
+        assert_eq!(next().await, r#"{"event":"shutdown","kind":"halt"}"#);
+        assert!(!ours.is_finished(), "it has not been heard yet");
+        to.write_all(b"{\"command\":\"noted\"}\n").await.unwrap();
+        assert!(matches!(ours.await.unwrap().unwrap(), Over::Announced));
+    }
+
+    /// Firecracker's vsock knows no half-close: the host's end of a connection stays open until all of it closes.
+    #[tokio::test(start_paused = true)]
+    async fn an_announcement_that_is_answered_does_not_wait() {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let (announce, mut end) = watch::channel(None);
+        announce.send(Some(ShutdownKind::Poweroff)).unwrap();
+        let begun = tokio::time::Instant::now();
+        let daemon = async {
+            let (from, mut to) = tokio::io::split(theirs);
+            let mut host = BufReader::new(from).lines();
+            while !host.next_line().await.unwrap().unwrap().contains("shutdown") {}
+            to.write_all(b"{\"command\":\"noted\"}\n").await.unwrap();
+            // Open for as long as the agent is.
+            while host.next_line().await.is_ok_and(|line| line.is_some()) {}
+        };
+        let token = BootToken::new([1; 32]);
+        let talked = async {
+            let over = talk(ours, &token, &mut end, || {}).await;
+            (over, begun.elapsed())
+        };
+        let ((over, took), ()) = tokio::join!(talked, daemon);
+        assert!(matches!(over, Ok(Over::Announced)) && took < FAREWELL, "{took:?}");
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{NAME, SERVE_FLAG};
 use crate::console::say;
+use crate::init_kind::InitKind;
 use crate::sys::signals::Blocked;
 
 /// An agent that ends at once is started again after this time, not sooner.
@@ -40,12 +41,12 @@ pub(crate) fn respawn_delay(started: Instant) -> Duration {
 }
 
 /// Keeps an agent serving until one ends as it should.
-pub(super) fn supervise(config: &[u8]) -> ExitCode {
+pub(super) fn supervise(config: &[u8], init: InitKind) -> ExitCode {
     // Signals are for the agent itself, which gets them too: they go to every process at the end.
     let _blocked = Blocked::all();
     loop {
         let started = Instant::now();
-        match launch(config, &[SERVE_FLAG]).and_then(|mut agent| agent.wait()) {
+        match launch(config, &[SERVE_FLAG, init.flag()]).and_then(|mut agent| agent.wait()) {
             Ok(status) if status.success() => return ExitCode::SUCCESS,
             Ok(status) => say(format_args!("the agent ended ({status}) and is started again")),
             Err(error) => say(format_args!("the agent does not start: {error}")),

@@ -6,7 +6,7 @@
 
 use banger_proto::guest::{GuestConfig, SSH_PORT, ShutdownKind};
 use std::io::{self, Read};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,8 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::console::say;
+use crate::init_kind::InitKind;
+use crate::sys::stream::FdStream;
 use crate::sys::{signals, vsock};
 pub use server::{Error, Server};
+use startups::{Place, Startups};
 
 mod control;
 mod duplex;
@@ -34,20 +37,21 @@ mod server;
 mod session;
 mod shutdown;
 mod ssh;
+mod startups;
+mod switch_off;
 
 /// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
 /// this one wants to be told.
 pub(crate) const NAME: &str = "banger-agent";
-/// Says that PID 1 is this program too, which changes what signals mean and how to power off.
-pub(crate) const OWN_INIT_FLAG: &str = "--own-init";
-/// Says that this process serves; without it and without [`OWN_INIT_FLAG`] it supervises one that does.
+/// Says that this process serves; without it, under an init of the image, it supervises one that does.
 const SERVE_FLAG: &str = "--serve";
 /// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
 const ANNOUNCE: Duration = Duration::from_millis(1500);
-/// How long commands may take to end after SIGHUP when the guest ends.
-const HANG_UP: Duration = Duration::from_millis(500);
+/// How long the agent stays for its commands when the guest ends: what they say last is read. Those that are
+/// left then are the init's to end, like all other processes.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// An image with one of these serves SSH on its network itself.
 const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
 /// Wait after a failed accept, which is a lack of descriptors or memory.
@@ -57,15 +61,15 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     signals::unblock_all();
     let flags: Vec<String> = arguments.collect();
-    let has = |flag: &str| flags.iter().any(|other| other == flag);
-    let own_init = has(OWN_INIT_FLAG);
+    let serves = flags.iter().any(|flag| flag == SERVE_FLAG);
+    let init = flags.iter().find_map(|flag| InitKind::of_flag(flag)).unwrap_or(InitKind::Other);
     let _ = std::fs::write("/proc/self/comm", NAME);
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     // A session of its own: the console's signals are not for the agent.
     let _ = nix::unistd::setsid();
     match read_config() {
-        Ok(config) if own_init || has(SERVE_FLAG) => finish(run(&config, own_init)),
-        Ok(config) => launch::supervise(&config),
+        Ok(config) if init == InitKind::Own || serves => finish(run(&config, init)),
+        Ok(config) => launch::supervise(&config, init),
         Err(error) => finish(Err(error)),
     }
 }
@@ -80,10 +84,10 @@ fn finish(result: Result<(), Error>) -> ExitCode {
     }
 }
 
-fn run(config: &[u8], own_init: bool) -> Result<(), Error> {
+fn run(config: &[u8], init: InitKind) -> Result<(), Error> {
     let config = serde_json::from_slice(config).map_err(Error::ParseConfig)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(serve(config, own_init))
+    runtime.block_on(serve(config, init))
 }
 
 fn read_config() -> Result<Vec<u8>, Error> {
@@ -95,37 +99,61 @@ fn read_config() -> Result<Vec<u8>, Error> {
     Ok(text)
 }
 
-async fn serve(config: GuestConfig, own_init: bool) -> Result<(), Error> {
+async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let server = Arc::new(Server::new(&config)?);
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
-    let control = tokio::spawn(control::run(config.control_port, own_init, announced));
+    let (asked, was_asked) = watch::channel(false);
+    let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
     let network = network_listener().await;
-    let mut end = std::pin::pin!(end_of_guest(own_init));
-    let kind = loop {
+    let mut end = std::pin::pin!(end_of_guest(init));
+    let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked));
+    let (kind, given_up) = loop {
         tokio::select! {
-            kind = &mut end => break kind?,
-            connection = listener.accept() => serve_one(&server, connection).await,
-            connection = accept(network.as_ref()) => serve_one(&server, connection).await,
+            kind = &mut end => break (kind?, false),
+            // Nobody else will end it.
+            () = &mut given_up => break (ShutdownKind::Poweroff, true),
+            connection = listener.accept() => serve_vsock(&server, connection).await,
+            connection = accept(network.as_ref()) => serve_network(&server, connection).await,
         }
     };
-    server.hang_up();
+    server.end_commands();
     // The control task ends by itself once the announcement is out.
     let _ = announce.send(Some(kind));
     let _ = tokio::time::timeout(ANNOUNCE, control).await;
-    server.wait_for_commands(HANG_UP).await;
-    server.kill();
+    if given_up {
+        switch_off::switch_off(init.now()).await;
+        return Ok(());
+    }
+    server.wait_for_commands(LAST_WORDS).await;
     Ok(())
 }
 
-async fn serve_one<S>(server: &Arc<Server>, connection: io::Result<S>)
-where
+async fn serve_vsock(server: &Arc<Server>, connection: io::Result<FdStream>) {
+    serve_one(server, connection, Startups::host).await;
+}
+
+async fn serve_network(server: &Arc<Server>, connection: io::Result<(TcpStream, IpAddr)>) {
+    let (stream, source) = match connection {
+        Ok((stream, source)) => (Ok(stream), source),
+        Err(error) => (Err(error), Ipv4Addr::UNSPECIFIED.into()),
+    };
+    serve_one(server, stream, |startups| startups.network(source)).await;
+}
+
+/// Serves it in a task of its own, unless too many others are on their way to a login.
+async fn serve_one<S>(
+    server: &Arc<Server>,
+    connection: io::Result<S>,
+    place: impl FnOnce(&Arc<Startups>) -> Option<Place>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match connection {
         Ok(stream) => {
+            let Some(place) = place(server.startups()) else { return };
             let server = Arc::clone(server);
-            tokio::spawn(async move { server.serve(stream).await });
+            tokio::spawn(async move { server.serve_from(stream, place).await });
         }
         Err(error) => {
             say(format_args!("agent: accept: {error}"));
@@ -145,20 +173,21 @@ async fn network_listener() -> Option<TcpListener> {
     listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
 }
 
-async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr)> {
     match listener {
         Some(listener) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, source) = listener.accept().await?;
             // Keystrokes must not wait for each other.
             let _ = stream.set_nodelay(true);
-            Ok(stream)
+            Ok((stream, source.ip()))
         }
         None => std::future::pending().await,
     }
 }
 
 /// Waits for the signal that ends the guest, and says how it ends.
-async fn end_of_guest(own_init: bool) -> Result<ShutdownKind, Error> {
+async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
+    let own_init = init == InitKind::Own;
     let stream = |kind| signal(kind).map_err(Error::Signals);
     let mut terminate = stream(SignalKind::terminate())?;
     let mut user1 = stream(SignalKind::user_defined1())?;
@@ -174,7 +203,7 @@ async fn end_of_guest(own_init: bool) -> Result<ShutdownKind, Error> {
                 if own_init {
                     return Ok(ShutdownKind::Reboot);
                 }
-                if let Some(kind) = shutdown::announced_by_init() {
+                if let Some(kind) = shutdown::announced_by_init(init) {
                     return Ok(kind);
                 }
             }

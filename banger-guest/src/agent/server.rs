@@ -4,8 +4,9 @@
 
 use banger_proto::guest::GuestConfig;
 use russh::keys::PrivateKey;
-use russh::{MethodKind, MethodSet, SshId};
-use std::collections::HashSet;
+use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +16,38 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::duplex::{Duplex, Pressure};
 use super::keys::Keys;
 use super::ssh::Connection;
+use super::startups::{Place, Startups};
 use crate::sys::signals;
 
 /// An OpenSSH client offers every key of its user's agent, one attempt each.
 const AUTH_ATTEMPTS: usize = 32;
 /// A connection that has not authenticated by then is closed.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// Packets of input that wait for a slow command.
+const BUFFERED_PACKETS: usize = 4;
+
+/// Few algorithms, and cheap ones: whoever reaches the port may ask for a key exchange, and one over a large
+/// prime group takes a second of the agent's only thread. OpenSSH has had all of these since 6.5, and the first since 9.9.
+/// Users' keys may be of any kind.
+fn algorithms() -> Preferred {
+    const KEX: &[kex::Name] = &[
+        kex::MLKEM768X25519_SHA256,
+        kex::CURVE25519,
+        kex::CURVE25519_PRE_RFC_8731,
+        kex::EXTENSION_SUPPORT_AS_SERVER,
+        kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+    ];
+    const CIPHERS: &[cipher::Name] = &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM];
+    Preferred {
+        kex: Cow::Borrowed(KEX),
+        cipher: Cow::Borrowed(CIPHERS),
+        // Both ciphers authenticate by themselves; the protocol wants a name here.
+        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..Preferred::default()
+    }
+}
 
 /// Why the agent cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +80,7 @@ pub enum Error {
 pub struct Server {
     config: Arc<russh::server::Config>,
     shared: Arc<Shared>,
+    startups: Arc<Startups>,
 }
 
 /// What connections share.
@@ -60,7 +88,8 @@ pub struct Server {
 pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) passwd: PathBuf,
-    commands: Mutex<HashSet<i32>>,
+    /// The process groups of those that run; and has it a terminal?
+    commands: Mutex<HashMap<i32, bool>>,
 }
 
 impl Server {
@@ -93,14 +122,31 @@ impl Server {
             keys: vec![host_key],
             // An open shell may be silent for days.
             inactivity_timeout: None,
+            preferred: algorithms(),
+            channel_buffer_size: BUFFERED_PACKETS,
             ..Default::default()
         };
-        let shared = Shared { keys, passwd, commands: Mutex::new(HashSet::new()) };
-        Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared) })
+        let shared = Shared { keys, passwd, commands: Mutex::default() };
+        Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared), startups: Arc::default() })
     }
 
-    /// Serves one connection until it ends. Its errors concern only that connection.
+    /// Who is on the way to a login.
+    pub(super) fn startups(&self) -> &Arc<Startups> {
+        &self.startups
+    }
+
+    /// Serves one connection from the host until it ends. Its errors concern only that connection.
     pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if let Some(place) = self.startups.host() {
+            self.serve_from(stream, place).await;
+        }
+    }
+
+    /// The same with a place that is taken already. It is given back after the login.
+    pub(super) async fn serve_from<S>(&self, stream: S, place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -113,7 +159,9 @@ impl Server {
         };
         let handle = session.handle();
         let login = async {
-            if tokio::time::timeout(LOGIN_GRACE, authenticated).await.is_err() {
+            let late = tokio::time::timeout(LOGIN_GRACE, authenticated).await.is_err();
+            drop(place);
+            if late {
                 let reason = russh::Disconnect::ByApplication;
                 let _ = handle.disconnect(reason, "no login in time".into(), "en".into()).await;
             }
@@ -125,15 +173,13 @@ impl Server {
         }
     }
 
-    /// Tells every running command that the guest ends.
-    pub(super) fn hang_up(&self) {
-        self.shared.signal_all(libc::SIGHUP);
-        self.shared.signal_all(libc::SIGCONT);
-    }
-
-    /// Ends the commands that are left.
-    pub(super) fn kill(&self) {
-        self.shared.signal_all(libc::SIGKILL);
+    /// Tells every running command that the guest ends: by SIGHUP where it has a terminal, and by SIGTERM where it
+    /// has none, since a service reloads on SIGHUP.
+    pub(super) fn end_commands(&self) {
+        for (group, terminal) in self.shared.commands().iter() {
+            let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
+            let _ = signals::send(-group, libc::SIGCONT);
+        }
     }
 
     /// Waits until no command runs, at most `bound`.
@@ -150,18 +196,12 @@ impl Server {
 impl Shared {
     /// Counts a command as running until the result is dropped, which must be right after it is reaped:
     /// later its number may be another's.
-    pub(super) fn running(self: &Arc<Self>, group: i32) -> Running {
-        self.commands().insert(group);
+    pub(super) fn running(self: &Arc<Self>, group: i32, terminal: bool) -> Running {
+        self.commands().insert(group, terminal);
         Running { group, shared: Arc::clone(self) }
     }
 
-    fn signal_all(&self, number: i32) {
-        for group in self.commands().iter() {
-            let _ = signals::send(-group, number);
-        }
-    }
-
-    fn commands(&self) -> MutexGuard<'_, HashSet<i32>> {
+    fn commands(&self) -> MutexGuard<'_, HashMap<i32, bool>> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -41,7 +41,8 @@ pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request,
         }
     };
     // A child that is not reaped yet has a number, which is also its group's.
-    let running = started.child.id().map(|pid| shared.running(pid.cast_signed()));
+    let terminal = started.terminal.is_some();
+    let running = started.child.id().map(|pid| shared.running(pid.cast_signed(), terminal));
     let ended = converse(from_client, &to_client, started, running, request.pressure).await;
     if let Some(status) = ended {
         let _ = to_client.eof().await;

@@ -1,73 +1,197 @@
 //! How a guest ends: asking its init to, and finding out what its init is doing.
 //!
-//! Called by the control channel (the daemon asks for an end) and by the agent's signal handling.
+//! Called by the agent, when the daemon asks for an end and when a signal comes. Every init has its own way
+//! to be asked, and what powers one off makes another dump its state or start its guest again: so it is asked
+//! in the way of the program that it is, and only when it listens. Early in a boot that takes a while.
 
 use banger_proto::guest::ShutdownKind;
-use nix::mount::{MsFlags, mount};
-use nix::sys::reboot::{RebootMode, reboot};
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::process::Stdio;
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::console::say;
+use crate::init_kind::InitKind;
 use crate::sys::signals;
 
-/// systemd boots with this folder and only systemd makes it (`sd_booted(3)`).
-const SYSTEMD: &str = "/run/systemd/system";
-/// Programs that power off by way of the image's init.
+/// Programs that power off by way of the image's init, for an init of which nothing else is known.
 const PROGRAMS: [(&str, &[&str]); 4] =
     [("/sbin/poweroff", &[]), ("/usr/sbin/poweroff", &[]), ("/bin/poweroff", &[]), ("/bin/busybox", &["poweroff"])];
-/// Between two requests: one that comes before the init listens is lost.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
-/// After so many unheard requests the machine is switched off without its init. The daemon's own bound
-/// is shorter or longer as it likes; this one is for a guest whose daemon is gone.
-const ATTEMPTS: usize = 30;
+/// How long such a program may take.
+const PROGRAM_WAIT: Duration = Duration::from_secs(10);
+/// How often it is looked whether the init listens by now.
+const LOOK: Duration = Duration::from_millis(50);
+/// An init that was told and does not act is told again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Later the guest is switched off without its init: the daemon kills it after 90 s, and then what is not on
+/// the disks would be lost.
+const LIMIT: Duration = Duration::from_secs(75);
+/// Pipes of sysvinit, newer one first.
+const SYSVINIT_PIPES: &[&str] = &["/run/initctl", "/dev/initctl"];
+/// The pipe of OpenRC's init.
+const OPENRC_PIPES: &[&str] = &["/run/openrc/init.ctl", "/run/initctl"];
 
-/// Powers the guest off through its own init, again and again, and in the end without it.
-pub(super) async fn power_off(own_init: bool) {
-    for _ in 0..ATTEMPTS {
-        if announced_by_systemd().is_none() {
-            ask(own_init).await;
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
-    say("the init does not end the machine: switching it off");
-    nix::unistd::sync();
-    // Remounts every file system read-only; the plain remount is for a kernel without sysrq.
-    if std::fs::write("/proc/sysrq-trigger", "u").is_err() {
-        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        let _ = mount(None::<&str>, "/", None::<&str>, flags, None::<&str>);
-    }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
-    say(format_args!("reboot: {error}"));
+/// What is done next about an init that is to end the guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// It has been told, or does not listen yet.
+    Wait,
+    Signal(i32),
+    /// A request into the first of these pipes that somebody reads.
+    Pipe(&'static [&'static str], Vec<u8>),
+    /// One of [`PROGRAMS`].
+    Program,
+    /// It cannot be asked, or does not act.
+    GiveUp,
 }
 
-async fn ask(own_init: bool) {
-    if own_init {
-        let _ = signals::send(1, libc::SIGUSR2);
-        return;
+/// What is known when a step is chosen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Since the daemon has asked for the end.
+    waited: Duration,
+    /// Since the init was told.
+    told: Option<Duration>,
+    /// The signals that PID 1 catches or keeps for later, as a mask: others it would miss.
+    hears: u64,
+}
+
+fn step(init: InitKind, seen: &Seen) -> Step {
+    // A script knows no end but the machine's.
+    if init == InitKind::Script || seen.waited >= LIMIT {
+        return Step::GiveUp;
     }
-    if Path::new(SYSTEMD).exists() {
-        let _ = signals::send(1, signals::rt_poweroff());
-        return;
+    if seen.told.is_some_and(|ago| ago < ASK_AGAIN) {
+        return Step::Wait;
     }
+    let signal = |number| if hears(seen.hears, number) { Step::Signal(number) } else { Step::Wait };
+    match init {
+        InitKind::Own | InitKind::Busybox => signal(libc::SIGUSR2),
+        InitKind::Systemd => signal(signals::rt_poweroff()),
+        InitKind::Sysvinit => Step::Pipe(SYSVINIT_PIPES, run_level_0()),
+        InitKind::Openrc => Step::Pipe(OPENRC_PIPES, b"poweroff".to_vec()),
+        InitKind::Other | InitKind::Script => Step::Program,
+    }
+}
+
+fn hears(mask: u64, number: i32) -> bool {
+    u32::try_from(number - 1).ok().and_then(|bit| mask.checked_shr(bit)).is_some_and(|rest| rest & 1 == 1)
+}
+
+/// `struct init_request` of sysvinit's initreq.h, for run level 0.
+fn run_level_0() -> Vec<u8> {
+    const MAGIC: i32 = 0x0309_1969;
+    const RUN_LEVEL: i32 = 1;
+    /// Seconds between SIGTERM and SIGKILL.
+    const SLEEP: i32 = 5;
+    let mut request: Vec<u8> =
+        [MAGIC, RUN_LEVEL, i32::from(b'0'), SLEEP].into_iter().flat_map(i32::to_ne_bytes).collect();
+    request.resize(384, 0);
+    request
+}
+
+/// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the agent has
+/// to end the machine itself.
+pub(super) async fn ask(init: InitKind, mut asked: watch::Receiver<bool>) {
+    if asked.wait_for(|asked| *asked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    let begun = Instant::now();
+    let mut told: Option<Instant> = None;
+    loop {
+        let seen = Seen { waited: begun.elapsed(), told: told.map(|at| at.elapsed()), hears: heard_by_init() };
+        match step(init.now(), &seen) {
+            Step::GiveUp => return,
+            // It is on its last way, and its signals mean nothing any more.
+            _ if announced_by_systemd().is_some() => {}
+            Step::Wait => {}
+            step => match act(step).await {
+                Heard::Yes => told = Some(Instant::now()),
+                Heard::NotYet => {}
+                Heard::Never => return,
+            },
+        }
+        sleep(LOOK).await;
+    }
+}
+
+enum Heard {
+    Yes,
+    NotYet,
+    Never,
+}
+
+async fn act(step: Step) -> Heard {
+    match step {
+        Step::Signal(number) => match signals::send(1, number) {
+            Ok(()) => Heard::Yes,
+            Err(_) => Heard::NotYet,
+        },
+        Step::Pipe(pipes, request) => {
+            if pipes.iter().any(|pipe| write_to(pipe, &request).is_ok()) {
+                Heard::Yes
+            } else {
+                Heard::NotYet
+            }
+        }
+        Step::Program => run_program().await,
+        Step::Wait | Step::GiveUp => Heard::NotYet,
+    }
+}
+
+/// Fails when nobody reads the pipe, and when it is none: nothing is made, and no file is written.
+fn write_to(pipe: &str, request: &[u8]) -> std::io::Result<()> {
+    let mut open = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(pipe)?;
+    if !open.metadata()?.file_type().is_fifo() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    open.write_all(request)
+}
+
+async fn run_program() -> Heard {
+    let mut heard = Heard::Never;
     for (program, arguments) in PROGRAMS {
         let mut command = tokio::process::Command::new(program);
-        command.args(arguments).env("PATH", crate::init::PATH).stdin(Stdio::null());
-        if command.status().await.is_ok_and(|status| status.success()) {
-            return;
+        command.args(arguments).env("PATH", crate::init::PATH).stdin(Stdio::null()).kill_on_drop(true);
+        match timeout(PROGRAM_WAIT, command.status()).await {
+            Ok(Ok(status)) if status.success() => return Heard::Yes,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // It may not reach its init yet.
+            _ => heard = Heard::NotYet,
         }
     }
-    let _ = signals::send(1, libc::SIGUSR2);
+    // Not at the pace of looks.
+    sleep(Duration::from_secs(1)).await;
+    heard
+}
+
+/// The signals that PID 1 catches, and those that it blocks, as the kernel keeps these for it: systemd and our
+/// own init take them from there one by one.
+pub(super) fn heard_by_init() -> u64 {
+    signals_in(&std::fs::read_to_string("/proc/1/status").unwrap_or_default())
+}
+
+fn signals_in(status: &str) -> u64 {
+    let of = |line: &str| {
+        let mask = line.strip_prefix("SigBlk:").or_else(|| line.strip_prefix("SigCgt:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status.lines().filter_map(of).fold(0, |mask, more| mask | more)
+}
+
+/// Whether PID 1 takes SIGTERM.
+pub(super) fn init_hears_term() -> bool {
+    hears(heard_by_init(), libc::SIGTERM)
 }
 
 /// What SIGTERM to the agent means under the image's init; `None` when it does not mean the end.
-pub(super) fn announced_by_init() -> Option<ShutdownKind> {
+pub(super) fn announced_by_init(init: InitKind) -> Option<ShutdownKind> {
     if let Some(kind) = announced_by_systemd() {
         return Some(kind);
     }
-    if Path::new(SYSTEMD).exists() {
+    if init.now() == InitKind::Systemd {
         // systemd keeps running: somebody else sent the signal, and the agent is not theirs to stop.
         return None;
     }
@@ -111,7 +235,81 @@ fn of_sysvinit(command_line: &[u8]) -> Option<ShutdownKind> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    const ALL: u64 = u64::MAX;
+
+    fn seen(seconds: u64, hears: u64) -> Seen {
+        Seen { waited: Duration::from_secs(seconds), told: None, hears }
+    }
+
+    #[test]
+    fn no_init_gets_a_signal_that_means_something_else_to_it_or_that_it_would_miss() {
+        let cases = [
+            (InitKind::Own, libc::SIGUSR2),
+            (InitKind::Busybox, libc::SIGUSR2),
+            (InitKind::Systemd, signals::rt_poweroff()),
+        ];
+        for (init, signal) in cases {
+            // What systemd installs first of all: handlers of its own crashes.
+            let crash_handlers = 0x0000_0000_0000_04ec;
+            assert_eq!(step(init, &seen(0, 0)), Step::Wait, "{init:?} does not listen yet");
+            assert_eq!(step(init, &seen(60, crash_handlers)), Step::Wait, "{init:?} does not listen yet");
+            assert_eq!(step(init, &seen(0, 1 << (signal - 1))), Step::Signal(signal), "{init:?}");
+            assert_eq!(step(init, &seen(60, ALL ^ (1 << (signal - 1)))), Step::Wait, "{init:?}");
+        }
+        for init in [InitKind::Sysvinit, InitKind::Openrc, InitKind::Script, InitKind::Other] {
+            assert!(!matches!(step(init, &seen(0, ALL)), Step::Signal(_)), "{init:?}");
+        }
+    }
+
+    #[test]
+    fn an_init_that_was_told_is_left_to_act_and_not_for_ever() {
+        for init in [InitKind::Own, InitKind::Systemd, InitKind::Sysvinit, InitKind::Busybox, InitKind::Other] {
+            let after = |told, waited| {
+                let (told, waited) = (Some(Duration::from_secs(told)), Duration::from_secs(waited));
+                step(init, &Seen { told, waited, hears: ALL })
+            };
+            assert_eq!(after(1, 2), Step::Wait);
+            assert!(!matches!(after(11, 12), Step::Wait | Step::GiveUp), "{init:?} is told again");
+            assert_eq!(after(1, 75), Step::GiveUp, "before the daemon's own limit");
+        }
+        assert_eq!(step(InitKind::Script, &seen(0, ALL)), Step::GiveUp);
+    }
+
+    #[test]
+    fn what_an_init_hears_is_what_it_catches_or_blocks() {
+        // systemd 252 as it serves, and as it begins.
+        let serving =
+            "Name:\tsystemd\nSigBlk:\t7be3c0fe28014a03\nSigIgn:\t0000000000001000\nSigCgt:\t00000000000004ec\n";
+        assert!(hears(signals_in(serving), signals::rt_poweroff()));
+        assert!(!hears(signals_in(serving), libc::SIGPIPE), "which it ignores");
+        let beginning = serving.replace("7be3c0fe28014a03", "0000000000000000");
+        assert!(!hears(signals_in(&beginning), signals::rt_poweroff()));
+        assert_eq!(signals_in("garbage\nSigCgt:\tx\n"), 0);
+    }
+
+    #[test]
+    fn a_request_goes_into_a_pipe_that_is_read_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("initctl");
+        let pipe = path.to_str().unwrap();
+        let request = run_level_0();
+        assert_eq!(request.len(), 384);
+        assert_eq!(request.get(8), Some(&b'0'));
+        assert!(write_to(pipe, &request).is_err() && !path.exists(), "nothing is made");
+        std::fs::write(&path, "").unwrap();
+        assert!(write_to(pipe, &request).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"", "a file is not written");
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(write_to(pipe, &request).is_err(), "nobody listens yet");
+        let mut init = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        write_to(pipe, &request).unwrap();
+        let mut got = vec![0; 1000];
+        assert_eq!(std::io::Read::read(&mut init, &mut got).unwrap(), request.len());
+    }
 
     #[test]
     fn systemd_shutdown_says_how() {

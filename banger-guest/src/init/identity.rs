@@ -108,6 +108,7 @@ mod tests {
             authorized_keys: Vec::new(),
             host_key: String::new(),
             control_port: 10001,
+            token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: "/dev/vda".into(),
             work_device: None,
         }

@@ -3,7 +3,7 @@
 //! Called by `main` when the process is PID 1. The order below is the whole boot. It never returns to the
 //! kernel: an error is said on the console and to the daemon, and the VM is switched off.
 
-use banger_proto::guest::{CONFIG_PATH, GuestConfig, GuestEvent};
+use banger_proto::guest::{CONFIG_PATH, GuestConfig, GuestEvent, Hello};
 use std::convert::Infallible;
 use std::fs;
 use std::io::Write;
@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitCode};
 
 use crate::agent::launch::launch;
 use crate::console::say;
+use crate::init_kind::InitKind;
 use crate::sys::vsock;
 use error::Error;
 use pid1::Ending;
@@ -38,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
     let reason = describe(&error);
     say(format_args!("the boot cannot go on: {reason}"));
     if let Some(config) = &config
-        && let Err(error) = report_failure(config.control_port, &reason)
+        && let Err(error) = report_failure(config, &reason)
     {
         say(format_args!("the daemon could not be told: {error}"));
     }
@@ -67,13 +68,13 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
         say(format_args!("no network: {}", describe(&error)));
     }
     match image_init::find(Path::new("/")) {
-        Some(program) => {
-            start_agent(&config, &[])?;
-            Err(hand_over(&program))
+        Some(found) => {
+            start_agent(&config, found.kind)?;
+            Err(hand_over(&found.path))
         }
         None => {
             mounts::without_image_init();
-            pid1::run(|| start_agent(&config, &[crate::agent::OWN_INIT_FLAG]))
+            pid1::run(|| start_agent(&config, InitKind::Own))
         }
     }
 }
@@ -85,9 +86,9 @@ fn hand_over(program: &Path) -> Error {
     Error::Init { path: program.to_owned(), source }
 }
 
-fn start_agent(config: &GuestConfig, flags: &[&str]) -> Result<Child, Error> {
+fn start_agent(config: &GuestConfig, init: InitKind) -> Result<Child, Error> {
     let text = serde_json::to_vec(config).map_err(Error::EncodeConfig)?;
-    launch(&text, flags).map_err(Error::Agent)
+    launch(&text, &[init.flag()]).map_err(Error::Agent)
 }
 
 fn read_config() -> Result<GuestConfig, Error> {
@@ -97,11 +98,13 @@ fn read_config() -> Result<GuestConfig, Error> {
 }
 
 /// Tells the daemon on the control channel, which the agent would otherwise open.
-fn report_failure(port: u32, reason: &str) -> std::io::Result<()> {
-    let mut line = serde_json::to_vec(&GuestEvent::Failed { reason: shorten(reason) })?;
-    line.push(b'\n');
-    let mut stream = fs::File::from(vsock::connect_host_blocking(port)?);
-    stream.write_all(&line)?;
+fn report_failure(config: &GuestConfig, reason: &str) -> std::io::Result<()> {
+    let mut lines = serde_json::to_vec(&Hello { token: config.token.clone() })?;
+    lines.push(b'\n');
+    lines.append(&mut serde_json::to_vec(&GuestEvent::Failed { reason: shorten(reason) })?);
+    lines.push(b'\n');
+    let mut stream = fs::File::from(vsock::connect_host_blocking(config.control_port)?);
+    stream.write_all(&lines)?;
     // The data is on its way, but a VM that ends takes the device with it: the host reads first.
     std::thread::sleep(std::time::Duration::from_millis(200));
     Ok(())

@@ -21,7 +21,8 @@ use crate::sys::signals::{self, Blocked};
 /// How long processes may take to end after SIGTERM.
 const TERM_WAIT: Duration = Duration::from_secs(2);
 /// How long the agent may take to tell the daemon.
-const AGENT_WAIT: Duration = Duration::from_secs(2);
+/// It waits for its commands, two seconds at most.
+const AGENT_WAIT: Duration = Duration::from_secs(4);
 
 /// How the machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub(super) fn run(start_agent: impl Fn() -> Result<Child, Error>) -> Result<Infa
             Ok(libc::SIGCHLD) => {
                 if reap().contains(&agent.pid) {
                     say("the agent ended and is started again");
-                    agent = agent.again(&start_agent)?;
+                    agent = agent.again(&start_agent);
                 }
             }
             Ok(signal) => {
@@ -92,9 +93,17 @@ impl Agent {
         Ok(Self { pid: child.id().cast_signed(), started: Instant::now() })
     }
 
-    fn again(&self, start: &impl Fn() -> Result<Child, Error>) -> Result<Self, Error> {
-        std::thread::sleep(respawn_delay(self.started));
-        Self::start(start)
+    /// Tried until it succeeds: without memory for an agent, the guest still does its work.
+    fn again(&self, start: &impl Fn() -> Result<Child, Error>) -> Self {
+        let mut tried = self.started;
+        loop {
+            std::thread::sleep(respawn_delay(tried));
+            tried = Instant::now();
+            match Self::start(start) {
+                Ok(agent) => return agent,
+                Err(error) => say(super::describe(&error)),
+            }
+        }
     }
 }
 

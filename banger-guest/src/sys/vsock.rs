@@ -4,7 +4,8 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, getsockopt, listen, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, getpeername, getsockopt, listen,
+    socket, sockopt,
 };
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -64,7 +65,10 @@ impl Listener {
             if let Ok(result) = accepted {
                 // SAFETY: accept4 has just made this descriptor and nobody else owns it.
                 let fd = unsafe { OwnedFd::from_raw_fd(result?) };
-                return FdStream::new(fd);
+                // Processes of the guest reach the port too, where its kernel has a loopback for vsock.
+                if getpeername::<VsockAddr>(fd.as_raw_fd())?.cid() == HOST {
+                    return FdStream::new(fd);
+                }
             }
         }
     }

@@ -186,6 +186,7 @@ mod tests {
             authorized_keys: vec![],
             host_key: "secret".into(),
             control_port: 10_001,
+            token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: "/dev/vda".into(),
             work_device: None,
         }

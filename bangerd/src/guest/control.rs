@@ -5,10 +5,15 @@
 //! (docs/vsock.md of Firecracker). One per running VM, kept by its actor; the agent reconnects for ever, so
 //! a new daemon only listens again. Only processes of the VM's own cgroup may connect. What arrives is
 //! bounded in length and rate, and decides about this VM only.
+//!
+//! Every process in a guest may connect to any port of the host. So a connection says the boot's token
+//! first, which init and agent alone know; until then it is waited for a short time, beside few others, and
+//! decides nothing. The newest that was proved is the agent's.
 
 use crate::cgroup::VmCgroup;
 use crate::firecracker::Vmm;
-use banger_proto::guest::{GuestCommand, GuestEvent, MAX_CONTROL_LINE, ShutdownKind};
+use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, Hello, MAX_CONTROL_LINE, ShutdownKind};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -19,12 +24,19 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 /// The agent says about one line a second; a guest that says more is read slowly.
 const LINE_PAUSE: Duration = Duration::from_millis(20);
+/// Pause between connections: a guest that does nothing but connect is accepted slowly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+/// How long a connection may take to prove itself. The agent's first line is on its way when it connects.
+const PROOF_WAIT: Duration = Duration::from_secs(5);
+/// Connections that are not proved yet. One more takes the place of the oldest, so that many silent ones do
+/// not keep the agent out.
+const MAX_UNPROVED: usize = 8;
 /// A command is a line; an agent that does not take it is as good as none.
 const SEND_WAIT: Duration = Duration::from_secs(2);
 /// How long [`Control::shutdown`] waits for an agent that is just reconnecting.
@@ -110,7 +122,7 @@ impl Control {
     ///
     /// # Errors
     /// What the kernel says to the socket, such as a path over 108 bytes.
-    pub fn listen(vsock_path: &Path, port: u32, cgroup: VmCgroup) -> io::Result<Self> {
+    pub fn listen(vsock_path: &Path, port: u32, cgroup: VmCgroup, token: BootToken) -> io::Result<Self> {
         let socket = socket_path(vsock_path, port);
         match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -122,7 +134,7 @@ impl Control {
         let (told, view) = watch::channel(View::default());
         let agent = Arc::new(Mutex::new(None));
         // In the caller's span, so that what it logs says whose it is.
-        let task = tokio::spawn(accept(listener, cgroup, told, agent.clone()).in_current_span());
+        let task = tokio::spawn(accept(listener, cgroup, token, told, agent.clone()).in_current_span());
         Ok(Self { socket, view, agent, task })
     }
 
@@ -155,13 +167,9 @@ impl Control {
 
     /// Tells the agent to shut the guest down; false when there is none, or it does not take it.
     pub async fn shutdown(&self) -> bool {
-        let Ok(mut line) = serde_json::to_vec(&GuestCommand::Shutdown) else { return false };
-        line.push(b'\n');
         let deadline = Instant::now() + AGENT_WAIT;
         loop {
-            if let Some(agent) = self.agent.lock().await.as_mut()
-                && let Ok(Ok(())) = timeout(SEND_WAIT, agent.write_all(&line)).await
-            {
+            if tell(&self.agent, &GuestCommand::Shutdown).await {
                 return true;
             }
             if Instant::now() >= deadline {
@@ -174,33 +182,88 @@ impl Control {
 
 type Agent = Arc<Mutex<Option<OwnedWriteHalf>>>;
 
-/// One connection at a time: a newer one takes the older one's place, as after a reconnect.
-async fn accept(listener: UnixListener, cgroup: VmCgroup, told: watch::Sender<View>, agent: Agent) {
-    let told = Arc::new(told);
-    // Dropped with this task, and the reader with it.
-    let mut reader = JoinSet::new();
+/// Sends a command to the agent; false when there is none, or it does not take it.
+async fn tell(agent: &Agent, command: &GuestCommand) -> bool {
+    let Ok(mut line) = serde_json::to_vec(command) else { return false };
+    line.push(b'\n');
+    match agent.lock().await.as_mut() {
+        Some(to) => matches!(timeout(SEND_WAIT, to.write_all(&line)).await, Ok(Ok(()))),
+        None => false,
+    }
+}
+
+/// A connection whose other side knows the token.
+type Proved = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
+
+/// The agent has one connection at a time: a newer one takes the older one's place, as after a reconnect.
+async fn accept(listener: UnixListener, cgroup: VmCgroup, token: BootToken, told: watch::Sender<View>, agent: Agent) {
+    let (told, token) = (Arc::new(told), Arc::new(token));
+    // Dropped with this task, and with them who reads.
+    let (mut unproved, mut reader) = (Unproved::default(), JoinSet::new());
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(proved) = unproved.tasks.join_next(), if !unproved.tasks.is_empty() => {
+                if let Ok(Some((from, to))) = proved {
+                    // Waits for the earlier one, so that its end cannot take the new agent away.
+                    reader.shutdown().await;
+                    *agent.lock().await = Some(to);
+                    reader.spawn(listen_to(from, told.clone(), agent.clone()).in_current_span());
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) if belongs(&stream, &cgroup) => unproved.wait_for(stream, &token),
+            Ok(_) => tracing::warn!("refused a connection to a control socket from outside the VM"),
             Err(error) => {
                 // Out of descriptors: later, there may be some.
                 tracing::warn!(%error, "cannot accept on a control socket");
                 sleep(Duration::from_millis(200)).await;
-                continue;
             }
-        };
-        if !belongs(&stream, &cgroup) {
-            tracing::warn!("refused a connection to a control socket from outside the VM");
-            continue;
         }
-        // Waits for the earlier one, so that its end cannot take the new agent away.
-        reader.shutdown().await;
-        let (from, to) = stream.into_split();
-        *agent.lock().await = Some(to);
-        reader.spawn(listen_to(from, told.clone(), agent.clone()).in_current_span());
-        // A guest that does nothing but connect is accepted slowly.
-        sleep(LINE_PAUSE).await;
+        sleep(ACCEPT_PAUSE).await;
     }
+}
+
+/// Connections that have not said the token yet.
+#[derive(Default)]
+struct Unproved {
+    tasks: JoinSet<Option<Proved>>,
+    oldest_first: VecDeque<AbortHandle>,
+}
+
+impl Unproved {
+    fn wait_for(&mut self, stream: UnixStream, token: &Arc<BootToken>) {
+        self.oldest_first.retain(|task| !task.is_finished());
+        if self.oldest_first.len() >= MAX_UNPROVED
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            oldest.abort();
+        }
+        let token = Arc::clone(token);
+        let proof = async move { timeout(PROOF_WAIT, proved(stream, &token)).await.ok().flatten() };
+        self.oldest_first.push_back(self.tasks.spawn(proof.in_current_span()));
+    }
+}
+
+async fn proved(stream: UnixStream, token: &BootToken) -> Option<Proved> {
+    let (from, to) = stream.into_split();
+    let mut from = BufReader::with_capacity(MAX_CONTROL_LINE, from);
+    let line = next_line(&mut from).await?;
+    if serde_json::from_slice::<Hello>(&line).is_ok_and(|hello| hello.token.proves(token)) {
+        return Some((from, to));
+    }
+    tracing::debug!("closed a connection of a guest's process that is not its agent");
+    None
+}
+
+/// `None` is the end, or a line without one.
+async fn next_line(from: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
+    let limit = u64::try_from(MAX_CONTROL_LINE).unwrap_or(0);
+    let mut line = Vec::new();
+    from.take(limit).read_until(b'\n', &mut line).await.ok()?;
+    (line.last() == Some(&b'\n')).then_some(line)
 }
 
 /// Is the other side a process of this VM? All VMMs have our uid, so that alone admits another VM's. Without
@@ -214,18 +277,16 @@ fn belongs(stream: &UnixStream, cgroup: &VmCgroup) -> bool {
     cgroup.path().is_none() || pid.is_some_and(|pid| cgroup.procs().is_ok_and(|procs| procs.contains(&pid)))
 }
 
-async fn listen_to(from: OwnedReadHalf, told: Arc<watch::Sender<View>>, agent: Agent) {
-    let mut from = BufReader::with_capacity(MAX_CONTROL_LINE, from);
-    let limit = u64::try_from(MAX_CONTROL_LINE).unwrap_or(0);
-    loop {
-        let mut line = Vec::new();
-        match (&mut from).take(limit).read_until(b'\n', &mut line).await {
-            Ok(read) if read > 0 && line.last() == Some(&b'\n') => {}
-            // The end, or a line without one.
-            _ => break,
-        }
+async fn listen_to(mut from: BufReader<OwnedReadHalf>, told: Arc<watch::Sender<View>>, agent: Agent) {
+    while let Some(line) = next_line(&mut from).await {
         match serde_json::from_slice(&line) {
-            Ok(event) => told.send_modify(|view| note(view, event)),
+            Ok(event) => {
+                let announced = matches!(event, GuestEvent::Shutdown { .. });
+                told.send_modify(|view| note(view, event));
+                if announced {
+                    tell(&agent, &GuestCommand::Noted).await;
+                }
+            }
             // A newer agent may say more than we know.
             Err(error) => tracing::debug!(%error, "a line on the control channel is not understood"),
         }

@@ -9,3 +9,4 @@ pub mod keys;
 pub mod monitor;
 pub mod quote;
 pub mod ssh;
+pub mod token;

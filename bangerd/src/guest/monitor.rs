@@ -204,8 +204,15 @@ impl Agent {
     }
 }
 
-fn by_word(word: &LastWord) -> Ended {
+/// A kernel panics when its PID 1 ends. A script in that place ends when it is told to, and its agent has all
+/// writes done before.
+const INIT_ENDED: &str = "Attempted to kill init!";
+
+fn by_word(word: &LastWord, ending: Option<ShutdownKind>) -> Ended {
     match word {
+        LastWord::Panic(why) if why.starts_with(INIT_ENDED) && ending == Some(ShutdownKind::Poweroff) => {
+            by_kind(ShutdownKind::Poweroff)
+        }
         LastWord::PowerDown => by_kind(ShutdownKind::Poweroff),
         LastWord::Halted => by_kind(ShutdownKind::Halt),
         LastWord::Restarting => by_kind(ShutdownKind::Reboot),
@@ -227,7 +234,7 @@ const UNKNOWN: &str = "firecracker ended (how is not known)";
 
 fn by_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> Ended {
     match (said, end, ending) {
-        (Some(said), ..) => by_word(&said.word),
+        (Some(said), ..) => by_word(&said.word, ending),
         // A guest has no way to have its VMM killed: what it announced does not explain that.
         (None, VmmEnd::Killed(signal), _) => Ended::new(format!("firecracker was killed (signal {signal})"), false),
         (None, VmmEnd::Exited(0) | VmmEnd::Unknown, Some(kind)) => by_kind(kind),
@@ -239,9 +246,9 @@ fn by_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> End
 fn by_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>, goes_down: bool) -> Option<Ended> {
     match said {
         // Kernel and agent agree, or the agent says nothing against it.
-        Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word)),
+        Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word, ending)),
         // An announcement to this daemon is newer than a word that it found.
-        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word)),
+        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word, ending)),
         _ if goes_down => (silent >= GOODBYE).then(|| {
             let how = if ending.is_some() { "guest began to shut down, and gave" } else { "guest gave" };
             Ended::new(format!("{how} no sign of life for {} s", GOODBYE.as_secs()), false)

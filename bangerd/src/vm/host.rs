@@ -14,13 +14,14 @@ use crate::guest::control::Control;
 use crate::guest::keys::KeyPair;
 use crate::guest::monitor::{self, Parts};
 use crate::guest::ssh::Session;
+use crate::guest::token;
 use crate::handles::Handles;
 use crate::image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use crate::paths::Paths;
 use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
-use banger_proto::guest::GuestConfig;
+use banger_proto::guest::{BootToken, GuestConfig};
 use banger_proto::model::{ApiError, ErrorCode};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -80,7 +81,9 @@ impl Host {
         Limits { memory_bytes: (mib + mib / 16 + MEMORY_OVERHEAD_MIB) << 20, pids: MAX_TASKS, cpu_weight: CPU_WEIGHT }
     }
 
-    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<(), ApiError> {
+    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<BootToken, ApiError> {
+        let token = token::renew(&seat.paths.boot_token()).map_err(|error| failed("the boot's token", &error))?;
+        crate::fail::point("boot files", "token");
         let host_key = self.host_key(seat)?.private_pem().map_err(|error| failed("the VM's host key", &error))?;
         let config = GuestConfig {
             hostname: seat.hostname.clone(),
@@ -91,6 +94,7 @@ impl Host {
             authorized_keys: user_keys,
             host_key,
             control_port: seat.index.control_port(),
+            token: token.clone(),
             root_device: "/dev/vda".to_owned(),
             work_device: Some("/dev/vdb".to_owned()),
         };
@@ -104,7 +108,7 @@ impl Host {
             std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
         metrics.map(drop).map_err(|error| failed("the metrics file", &error))?;
         crate::fail::point("boot files", "metrics");
-        Ok(())
+        Ok(token)
     }
 
     /// All that the VMM of this VM may open.
@@ -123,10 +127,10 @@ impl Host {
     ) -> Result<Arc<dyn Running>, ApiError> {
         let host = self.clone();
         let for_files = seat.clone();
-        blocking(move || host.write_files(&for_files, user_keys)).await?;
+        let token = blocking(move || host.write_files(&for_files, user_keys)).await?;
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
-        let control = control_of(&seat, cgroup.clone())?;
+        let control = control_of(&seat, cgroup.clone(), token)?;
         let launch = Launch {
             binary: find_vmm(self.firecracker.as_deref())?,
             id: seat.id.short(),
@@ -149,7 +153,8 @@ impl Host {
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         let found = Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await;
         let Some(vmm) = found.map_err(|error| failed("the VM's processes", &error))? else { return Ok(None) };
-        let control = control_of(&seat, cgroup)?;
+        let token = token::load(&seat.paths.boot_token()).map_err(|error| failed("the boot's token", &error))?;
+        let control = control_of(&seat, cgroup, token)?;
         Ok(Some(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             session: self.session(&seat)?,
@@ -249,9 +254,9 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), ApiError> {
 }
 
 /// The channel logs as the VM for as long as that runs, and not as the job that has started it.
-fn control_of(seat: &Seat, cgroup: VmCgroup) -> Result<Control, ApiError> {
+fn control_of(seat: &Seat, cgroup: VmCgroup, token: BootToken) -> Result<Control, ApiError> {
     let span = tracing::info_span!(parent: None, "guest", banger_vm = %seat.id, banger_uid = seat.owner);
-    let listening = span.in_scope(|| Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup));
+    let listening = span.in_scope(|| Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup, token));
     listening.map_err(|error| failed("the control channel", &error))
 }
 

@@ -15,7 +15,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use banger_proto::guest::{CONFIG_PATH, GuestCommand, GuestConfig, GuestEvent, HEARTBEAT_MS, ShutdownKind};
+use banger_proto::guest::{
+    BootToken, CONFIG_PATH, GuestCommand, GuestConfig, GuestEvent, HEARTBEAT_MS, Hello, ShutdownKind,
+};
 
 use super::api::{self, Action};
 use super::http::Response;
@@ -27,14 +29,31 @@ use super::{Command, EXIT_ARGUMENTS, tap};
 /// As the agent does it.
 const RECONNECT: Duration = Duration::from_millis(200);
 
+/// What is in the guest that is not booted: whoever answers the host, and whoever connects to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inhabitant {
+    /// A connection from the host, `CONNECT` not yet read.
+    pub(crate) called: fn(&GuestConfig, UnixStream),
+    /// The guest's own life; the path is the host's end of the control channel.
+    pub(crate) lives: fn(&GuestConfig, &Path),
+}
+
+/// Nobody but an agent on the control channel.
+pub(crate) const QUIET: Inhabitant = Inhabitant { called: |_, _| {}, lives: keep_talking };
+
 /// Runs it as the process' command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    main_with(QUIET)
+}
+
+/// The same with somebody in it.
+pub(crate) fn main_with(inhabitant: Inhabitant) -> ExitCode {
     let done = match super::parse(std::env::args_os().skip(1)) {
         Ok(Command::Version) => {
             io::stdout().write_all(b"Firecracker v1.16.1 (a VMM of the banger bench that boots nothing)\n")
         }
-        Ok(Command::Serve { api_sock, .. }) => serve(&api_sock),
+        Ok(Command::Serve { api_sock, .. }) => serve(&api_sock, inhabitant),
         Err(error) => {
             eprintln!("Error: {error}");
             return ExitCode::from(EXIT_ARGUMENTS);
@@ -50,10 +69,10 @@ pub fn main() -> ExitCode {
 }
 
 /// Answers until it is killed.
-fn serve(api_sock: &Path) -> io::Result<()> {
+fn serve(api_sock: &Path, inhabitant: Inhabitant) -> io::Result<()> {
     let (events, inbox) = mpsc::channel();
     server::spawn(api_sock, events)?;
-    let mut vmm = Still::default();
+    let mut vmm = Still { held: Vec::new(), guest: None, vsock: None, inhabitant };
     for event in inbox {
         let Event::Call(Call { action, reply }) = event else { continue };
         let answer = match vmm.act(action) {
@@ -81,11 +100,12 @@ enum Refusal {
 }
 
 /// What it was told, and what it therefore holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Still {
     held: Vec<File>,
     guest: Option<GuestConfig>,
-    vsock: Option<PathBuf>,
+    vsock: Option<(PathBuf, UnixListener)>,
+    inhabitant: Inhabitant,
 }
 
 impl Still {
@@ -120,39 +140,46 @@ impl Still {
         Ok(())
     }
 
-    /// Connections from the host are accepted and closed: nobody is in there.
+    /// Connections from the host wait until there is a guest.
     fn offer(&mut self, vsock: Vsock) -> Result<(), Refusal> {
         let listener = UnixListener::bind(&vsock.uds_path).map_err(|e| Refusal::Open(vsock.uds_path.clone(), e))?;
-        thread::spawn(move || listener.incoming().for_each(drop));
-        self.vsock = Some(vsock.uds_path.into());
+        self.vsock = Some((vsock.uds_path.into(), listener));
         Ok(())
     }
 
     fn start(&mut self) -> Result<(), Refusal> {
-        let guest = self.guest.as_ref().ok_or(Refusal::Missing("the boot source"))?;
-        let mut socket = self.vsock.take().ok_or(Refusal::Missing("vsock"))?.into_os_string();
+        let guest = self.guest.clone().ok_or(Refusal::Missing("the boot source"))?;
+        let (socket, listener) = self.vsock.take().ok_or(Refusal::Missing("vsock"))?;
+        let mut socket = socket.into_os_string();
         socket.push(format!("_{}", guest.control_port));
-        let boot_id = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+        let Inhabitant { called, lives } = self.inhabitant;
+        let host = guest.clone();
         thread::spawn(move || {
-            loop {
-                // The daemon may be away: then again.
-                let _ = UnixStream::connect(&socket).and_then(|stream| talk(&stream, &boot_id));
-                thread::sleep(RECONNECT);
+            for stream in listener.incoming().flatten() {
+                let guest = host.clone();
+                thread::spawn(move || called(&guest, stream));
             }
         });
+        thread::spawn(move || lives(&guest, Path::new(&socket)));
         Ok(())
     }
 }
 
+/// The agent, for ever.
+pub(crate) fn keep_talking(guest: &GuestConfig, control: &Path) {
+    let boot_id = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    loop {
+        // The daemon may be away: then again.
+        let _ = UnixStream::connect(control).and_then(|stream| talk(&stream, &guest.token, &boot_id));
+        thread::sleep(RECONNECT);
+    }
+}
+
 /// The agent on one connection, until its end.
-fn talk(stream: &UnixStream, boot_id: &str) -> io::Result<()> {
+fn talk(stream: &UnixStream, token: &BootToken, boot_id: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(HEARTBEAT_MS)))?;
-    let say = |event: GuestEvent| {
-        let mut line = serde_json::to_vec(&event)?;
-        line.push(b'\n');
-        let mut to = stream;
-        to.write_all(&line)
-    };
+    send(stream, &Hello { token: token.clone() })?;
+    let say = |event: GuestEvent| send(stream, &event);
     say(GuestEvent::Ready { boot_id: boot_id.to_owned() })?;
     let mut from = BufReader::new(stream);
     let mut line = String::new();
@@ -176,6 +203,12 @@ fn talk(stream: &UnixStream, boot_id: &str) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+pub(crate) fn send(mut to: &UnixStream, line: &impl serde::Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    to.write_all(&line)
 }
 
 /// The guest's configuration, found as its kernel would ("newc" of buffer-format.rst: headers of 110 bytes in hexadecimal, everything padded to 4).
@@ -223,7 +256,7 @@ mod tests {
     fn the_configuration_is_found_behind_other_files() -> anyhow::Result<()> {
         let config = serde_json::json!({
             "hostname": "h", "address": "172.16.0.2", "gateway": "172.16.0.1", "dns": "1.1.1.1", "daemon_key": "", "authorized_keys": [],
-            "host_key": "", "control_port": 10001, "root_device": "/dev/vda", "work_device": null,
+            "host_key": "", "control_port": 10001, "token": "0", "root_device": "/dev/vda", "work_device": null,
         });
         let mut archive = Vec::new();
         entry(&mut archive, "init", b"seven b");
@@ -239,8 +272,9 @@ mod tests {
     #[test]
     fn the_agent_is_ready_and_announces_its_end() -> anyhow::Result<()> {
         let (ours, theirs) = UnixStream::pair()?;
-        thread::spawn(move || talk(&theirs, "b"));
+        thread::spawn(move || talk(&theirs, &BootToken::new([1; 32]), "b"));
         let mut lines = BufReader::new(&ours).lines();
+        assert_eq!(lines.next().transpose()?, Some(format!(r#"{{"token":"{}"}}"#, "01".repeat(32))));
         assert_eq!(lines.next().transpose()?.as_deref(), Some(r#"{"event":"ready","boot_id":"b"}"#));
         assert_eq!(lines.next().transpose()?.as_deref(), Some(r#"{"event":"heartbeat"}"#));
         (&ours).write_all(b"{\"command\":\"shutdown\"}\n")?;

@@ -15,10 +15,29 @@ pub(in crate::guest) fn vmm() -> Vmm {
     Vmm::of_child(process, group(), child)
 }
 
-async fn agent(control: &Control, lines: &str) -> UnixStream {
+pub(in crate::guest) fn token() -> BootToken {
+    BootToken::new([3; 32])
+}
+
+/// What an agent says first.
+pub(in crate::guest) fn hello() -> String {
+    format!("{}\n", serde_json::to_string(&Hello { token: token() }).unwrap())
+}
+
+/// Any process of the guest.
+async fn process(control: &Control, lines: &str) -> UnixStream {
     let mut stream = UnixStream::connect(&control.socket).await.unwrap();
     stream.write_all(lines.as_bytes()).await.unwrap();
     stream
+}
+
+async fn agent(control: &Control, lines: &str) -> UnixStream {
+    process(control, &(hello() + lines)).await
+}
+
+/// The end, or a reset because not everything was taken.
+async fn is_closed(stream: &mut UnixStream) -> bool {
+    !matches!(timeout(SOON, stream.read(&mut [0])).await.unwrap(), Ok(1..))
 }
 
 const READY: &str = "{\"event\":\"ready\",\"boot_id\":\"b-1\"}\n";
@@ -29,7 +48,7 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
     let folder = tempfile::tempdir().unwrap();
     let vsock = folder.path().join("vsock.sock");
     std::fs::write(folder.path().join("vsock.sock_10001"), "left by an earlier daemon").unwrap();
-    let control = Control::listen(&vsock, 10_001, group()).unwrap();
+    let control = Control::listen(&vsock, 10_001, group(), token()).unwrap();
     let mode = std::fs::metadata(&control.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let vmm = vmm();
@@ -49,6 +68,9 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
     assert_eq!(&said, b"{\"command\":\"shutdown\"}\n");
     second.write_all(b"{\"event\":\"shutdown\",\"kind\":\"halt\"}\n").await.unwrap();
     control.view.clone().wait_for(|view| view.ending == Some(ShutdownKind::Halt)).await.unwrap();
+    let mut noted = [0; 20];
+    second.read_exact(&mut noted).await.unwrap();
+    assert_eq!(&noted, b"{\"command\":\"noted\"}\n");
     let socket = control.socket.clone();
     drop(control);
     assert!(!socket.exists());
@@ -58,7 +80,7 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
 #[tokio::test]
 async fn nobody_to_tell_is_said_in_time() {
     let folder = tempfile::tempdir().unwrap();
-    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
     let vmm = vmm();
     assert!(!control.shutdown().await);
     let silent = control.ready(Duration::from_millis(100), &vmm).await;
@@ -71,7 +93,7 @@ async fn nobody_to_tell_is_said_in_time() {
 #[tokio::test]
 async fn a_guest_that_cannot_boot_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
     let vmm = vmm();
     let _agent = agent(&control, "{\"event\":\"failed\",\"reason\":\"no \\u001b[31mroot\"}\n").await;
     let failed = control.ready(SOON, &vmm).await.unwrap_err();
@@ -82,14 +104,60 @@ async fn a_guest_that_cannot_boot_says_why() {
 #[tokio::test]
 async fn what_is_no_line_ends_the_connection_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let control = Control::listen(&folder.path().join("v"), 1, group()).unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
     let mut endless = agent(&control, &"x".repeat(4 * MAX_CONTROL_LINE)).await;
-    // Closed by the reader: the end, or a reset because not everything was taken.
-    let mut end = [0; 1];
-    assert!(!matches!(timeout(SOON, endless.read(&mut end)).await.unwrap(), Ok(1..)));
+    assert!(is_closed(&mut endless).await);
     let vmm = vmm();
     let lines = format!("garbage\n{{\"event\":\"sing\"}}\n{READY}");
     let _agent = agent(&control, &lines).await;
     assert_eq!(control.ready(SOON, &vmm).await.unwrap().boot_id, "b-1");
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_process_without_the_token_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
+    let vmm = vmm();
+    let other = format!("{}\n", serde_json::to_string(&Hello { token: BootToken::new([4; 32]) }).unwrap());
+    let lies = [READY, "{\"event\":\"shutdown\",\"kind\":\"halt\"}\n", "{\"event\":\"failed\",\"reason\":\"x\"}\n"];
+    let lie = async |first: &str| {
+        for line in lies {
+            assert!(is_closed(&mut process(&control, &format!("{first}{line}")).await).await);
+        }
+    };
+    lie("").await;
+    lie(&other).await;
+    let view = control.view();
+    assert!(view.ready.is_none() && view.failed.is_none() && view.ending.is_none() && view.heard.is_none(), "{view:?}");
+    let mut agent = agent(&control, READY).await;
+    control.ready(SOON, &vmm).await.unwrap();
+    lie("").await;
+    lie(&other).await;
+    // Its place was not taken.
+    assert!(control.view().ending.is_none() && control.view().failed.is_none());
+    assert!(control.shutdown().await);
+    let mut said = [0; 23];
+    agent.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"{\"command\":\"shutdown\"}\n");
+    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn silent_connections_are_few_and_keep_nobody_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..3 * MAX_UNPROVED {
+        silent.push(UnixStream::connect(&control.socket).await.unwrap());
+    }
+    let vmm = vmm();
+    let _agent = agent(&control, READY).await;
+    control.ready(SOON, &vmm).await.unwrap();
+    for oldest in silent.iter_mut().take(2 * MAX_UNPROVED) {
+        assert!(is_closed(oldest).await);
+    }
+    // Nor do the newest stay.
+    assert!(is_closed(silent.last_mut().unwrap()).await);
     vmm.signal(rustix::process::Signal::KILL).unwrap();
 }

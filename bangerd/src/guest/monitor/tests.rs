@@ -19,7 +19,7 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let control = Control::listen(&folder.path().join("v"), 1, fakes::group()).unwrap();
+        let control = Control::listen(&folder.path().join("v"), 1, fakes::group(), fakes::token()).unwrap();
         let console = folder.path().join("console.log");
         std::fs::write(&console, "[ 0.0] Linux\r\n").unwrap();
         Self { parts: Parts { vmm: Arc::new(fakes::vmm()), control: Arc::new(control), console }, folder }
@@ -32,6 +32,7 @@ impl Guest {
 
     async fn agent(&self) -> UnixStream {
         let mut agent = UnixStream::connect(socket_path(&self.folder.path().join("v"), 1)).await.unwrap();
+        agent.write_all(fakes::hello().as_bytes()).await.unwrap();
         agent.write_all(b"{\"event\":\"ready\",\"boot_id\":\"b\"}\n").await.unwrap();
         agent
     }

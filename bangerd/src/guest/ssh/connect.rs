@@ -1,10 +1,16 @@
 //! One SSH connection to a guest: vsock, pinned host key, the daemon's own key.
+//!
+//! The server is the guest's, and nothing it says is worth more than its own commands' output. It may open
+//! no channel, every packet is small, and what it sends beside output is metered ([`Meter`]): a guest that
+//! does not keep to that loses the connection.
 
 use super::SshError;
-use russh::client::{self, Handle, Msg};
-use russh::keys::ssh_key::PublicKey;
+use super::meter::{Meter, Metered};
+use russh::client::{self, ChannelOpenHandle, Handle, Msg, Session};
+use russh::keys::ssh_key::{Algorithm, PublicKey};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, Disconnect};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelOpenFailure, Disconnect, Preferred, cipher, compression, kex, mac};
+use std::borrow::Cow;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -57,23 +63,165 @@ pub(super) async fn raw(vsock: &Path) -> Result<UnixStream, SshError> {
     .await
 }
 
-/// Accepts one host key and no other.
-pub(super) struct Pin(PublicKey);
+/// The largest packet of output that the agent is told to send.
+const MAX_PACKET: u32 = 32 * 1024;
+/// Packets of output that wait for a slow reader. russh gives a window back as soon as data arrives, so this,
+/// and not the window, is what bounds how much of a guest's output lies in memory.
+const BUFFERED_PACKETS: usize = 2;
+/// Channels that a guest may try to open on one connection before that ends.
+const OPEN_ATTEMPTS: u32 = 8;
 
-impl client::Handler for Pin {
+/// Few algorithms, and cheap ones: a guest may ask for another key exchange whenever it likes, and one over a
+/// large prime group takes a second of a thread. The agent is of our own making and knows all of these.
+fn algorithms() -> Preferred {
+    const KEX: &[kex::Name] = &[
+        kex::MLKEM768X25519_SHA256,
+        kex::CURVE25519,
+        kex::EXTENSION_SUPPORT_AS_CLIENT,
+        kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+    ];
+    const CIPHERS: &[cipher::Name] = &[cipher::CHACHA20_POLY1305, cipher::AES_256_GCM];
+    Preferred {
+        kex: Cow::Borrowed(KEX),
+        key: Cow::Borrowed(&[Algorithm::Ed25519]),
+        host_key_certificates: Cow::Borrowed(&[]),
+        cipher: Cow::Borrowed(CIPHERS),
+        // Both ciphers authenticate by themselves; the protocol wants a name here.
+        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+    }
+}
+
+fn config() -> client::Config {
+    client::Config {
+        preferred: algorithms(),
+        maximum_packet_size: MAX_PACKET,
+        channel_buffer_size: BUFFERED_PACKETS,
+        ..client::Config::default()
+    }
+}
+
+/// Accepts one host key and no other, and from the server that has it nothing but output.
+pub(super) struct Guarded {
+    pinned: PublicKey,
+    meter: Arc<Meter>,
+    opened: u32,
+}
+
+impl Guarded {
+    /// A guest has nothing to open at the daemon. A server that goes on trying is not our agent.
+    async fn refuse(&mut self, reply: ChannelOpenHandle) -> Result<(), russh::Error> {
+        self.opened += 1;
+        if self.opened > OPEN_ATTEMPTS {
+            return Err(russh::Error::Disconnect);
+        }
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    fn output(&self, data: &[u8]) -> Result<(), russh::Error> {
+        self.meter.output(data.len());
+        if data.len() > MAX_PACKET as usize { Err(russh::Error::Disconnect) } else { Ok(()) }
+    }
+}
+
+impl client::Handler for Guarded {
     type Error = russh::Error;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         Ok(match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => key.key_data() == self.0.key_data(),
+            PublicKeyOrCertificate::PublicKey { key, .. } => key.key_data() == self.pinned.key_data(),
             PublicKeyOrCertificate::Certificate(_) => false,
         })
+    }
+
+    async fn data(&mut self, _: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
+        self.output(data)
+    }
+
+    async fn extended_data(&mut self, _: ChannelId, _: u32, data: &[u8], _: &mut Session) -> Result<(), Self::Error> {
+        self.output(data)
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.refuse(reply).await
     }
 }
 
 /// An authenticated connection.
 pub(super) struct Connection {
-    handle: Handle<Pin>,
+    handle: Handle<Guarded>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -86,8 +234,10 @@ impl Connection {
     pub(super) async fn open(vsock: &Path, pinned: &PublicKey, key: &Arc<PrivateKey>) -> Result<Self, SshError> {
         let stream = raw(vsock).await?;
         let handle = within("agreeing on keys", async {
-            let config = Arc::new(client::Config::default());
-            Ok(client::connect_stream(config, stream, Pin(pinned.clone())).await?)
+            let meter = Arc::new(Meter::default());
+            let stream = Metered::new(stream, meter.clone());
+            let guarded = Guarded { pinned: pinned.clone(), meter, opened: 0 };
+            Ok(client::connect_stream(Arc::new(config()), stream, guarded).await?)
         });
         let mut connection = Self { handle: handle.await? };
         let login = within("logging in", async {

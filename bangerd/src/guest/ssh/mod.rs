@@ -8,6 +8,7 @@
 mod command;
 mod connect;
 mod error;
+mod meter;
 
 pub use command::{Command, Input, Output, Running, Said};
 pub use error::SshError;
@@ -23,7 +24,11 @@ use russh::keys::ssh_key::PublicKey;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
+/// Connections to one guest that are on their way to a login. A guest that lets them wait holds up its own
+/// user and nothing else.
+const STARTUPS: usize = 8;
 /// What a guest says about keys it does not take, bytes.
 const MAX_COMPLAINT: usize = 512;
 
@@ -34,6 +39,7 @@ pub struct Session {
     pinned: PublicKey,
     client: Arc<PrivateKey>,
     kept: Mutex<Option<Connection>>,
+    startups: Semaphore,
 }
 
 impl Session {
@@ -43,7 +49,8 @@ impl Session {
     /// [`KeyError::Public`] when that is no key.
     pub fn new(vsock_path: PathBuf, host_key: &str, client: &KeyPair) -> Result<Self, KeyError> {
         let pinned = keys::public(host_key)?;
-        Ok(Self { vsock: vsock_path, pinned, client: client.private(), kept: Mutex::new(None) })
+        let (kept, startups) = (Mutex::new(None), Semaphore::new(STARTUPS));
+        Ok(Self { vsock: vsock_path, pinned, client: client.private(), kept, startups })
     }
 
     /// A raw connection to the guest's SSH server, for a client that speaks SSH itself.
@@ -119,6 +126,8 @@ impl Session {
     }
 
     async fn open(&self) -> Result<Connection, SshError> {
+        let turn = async { self.startups.acquire().await.map_err(|_| SshError::Lost) };
+        let _turn = within("waiting for other connections", turn).await?;
         Connection::open(&self.vsock, &self.pinned, &self.client).await
     }
 
@@ -167,5 +176,7 @@ async fn send_keys(connection: &Connection, lines: &[String]) -> Result<(), SshE
     .await
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 pub(crate) mod tests;

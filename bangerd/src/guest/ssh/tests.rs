@@ -39,6 +39,7 @@ fn guest_with(shown: &KeyPair, pinned: &KeyPair, client: &KeyPair, known: &KeyPa
         authorized_keys: Vec::new(),
         host_key: shown.private_pem().unwrap(),
         control_port: 10_001,
+        token: banger_proto::guest::BootToken::new([1; 32]),
         root_device: "/dev/vda".into(),
         work_device: None,
     };
