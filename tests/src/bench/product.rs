@@ -19,6 +19,7 @@ const PACKAGE: &str = "target/debian/banger.deb";
 /// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
+const HOSTILE_AGENT: &str = "target/debug/hostile-agent";
 const STILL: &str = "target/debug/still-vmm";
 /// Helper and daemon with fail points, for the suites that kill them at each.
 const KILLABLE_HELPER: &str = "target/release/banger-priv-failpoints";
@@ -84,7 +85,8 @@ impl Product {
                 .program(Path::new(KILLABLE_HELPER), "banger-priv-failpoints")
                 .program(Path::new(KILLABLE_DAEMON), "bangerd-failpoints")
                 .program(Path::new(STILL), "still-vmm")
-                .program(Path::new(HOSTILE), "hostile-vmm");
+                .program(Path::new(HOSTILE), "hostile-vmm")
+                .program(Path::new(HOSTILE_AGENT), "hostile-agent");
         }
         payload.write(target)
     }

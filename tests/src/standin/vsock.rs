@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, VsockAddr, accept4, bind, connect, getpeername, getsockname,
-    listen, shutdown, socket,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, VsockAddr, accept4, bind, connect, getpeername,
+    getsockname, listen, send, shutdown, socket,
 };
 
 use super::model;
@@ -90,16 +90,25 @@ fn parse_connect(line: &[u8]) -> Option<u32> {
     words.next()?.parse().ok()
 }
 
-/// Moves bytes until one side ends. The host's end of stream closes the connection in both directions, which is Firecracker's
-/// behaviour; the guest's leaves the other direction open.
+/// How long Firecracker keeps what a guest has sent before it closed, for a host that does not read
+/// (`defs::CONN_SHUTDOWN_TIMEOUT_MS`).
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a guest has closed: nothing wakes up for that when it had shut down its sending before.
+const CLOSE_LOOK: Duration = Duration::from_millis(50);
+
+/// Moves bytes until the connection closes, as Firecracker's `csm/connection.rs` closes it: the host's end of stream closes both
+/// directions; a guest that only shuts down its sending changes nothing for the host; one that closes takes with it what the host
+/// has not taken after two seconds.
 fn relay(host: UnixStream, guest: OwnedFd) -> io::Result<()> {
     let guest = Arc::new(File::from(guest));
     let host = Arc::new(host);
+    // For writes only, so that a host that does not read does not hide that the guest has closed.
+    host.set_write_timeout(Some(CLOSE_LOOK))?;
     let (from_guest, to_host) = (Arc::clone(&guest), Arc::clone(&host));
     let upward = thread::spawn(move || {
-        pump(&mut &*from_guest, &mut &*to_host);
-        // Either may be closed already, by the other direction.
-        let _ = to_host.shutdown(std::net::Shutdown::Write);
+        pump_up(&from_guest, &to_host);
+        let _ = to_host.shutdown(std::net::Shutdown::Both);
     });
     pump(&mut &*host, &mut &*guest);
     let _ = shutdown(guest.as_raw_fd(), Shutdown::Both);
@@ -123,6 +132,58 @@ fn pump(from: &mut impl io::Read, to: &mut impl io::Write) {
             Err(_) => return,
         }
     }
+}
+
+/// The guest's bytes to the host, until the guest has closed.
+fn pump_up(mut guest: &File, host: &UnixStream) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut closed_since = None;
+    loop {
+        match guest.read(&mut buffer) {
+            // The end of its sending. The connection stands until it has closed, or the host ends it.
+            Ok(0) => {
+                while !has_closed(guest) {
+                    thread::sleep(CLOSE_LOOK);
+                }
+                return;
+            }
+            Ok(count) => {
+                let Some(bytes) = buffer.get(..count) else { return };
+                if !write_up(bytes, guest, host, &mut closed_since) {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// False when there is nobody to write for any more.
+fn write_up(mut bytes: &[u8], guest: &File, mut host: &UnixStream, closed_since: &mut Option<Instant>) -> bool {
+    while !bytes.is_empty() {
+        match host.write(bytes) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if has_closed(guest) && closed_since.get_or_insert_with(Instant::now).elapsed() >= CLOSE_TIMEOUT {
+                    return false;
+                }
+            }
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Has the other side closed in both directions? A unix socket says so by a hang-up; an `AF_VSOCK` socket says it to
+/// whoever sends, and to a send of nothing too (`net/vmw_vsock/af_vsock.c`).
+fn has_closed(socket: &File) -> bool {
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    let hung_up = poll(&mut polled, PollTimeout::ZERO).is_err()
+        || polled.iter().any(|entry| entry.revents().is_none_or(|events| events.intersects(gone)));
+    hung_up || send(socket.as_raw_fd(), &[], MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) == Err(Errno::EPIPE)
 }
 
 /// Guest to host: one `AF_VSOCK` listener per socket file.
@@ -266,5 +327,74 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
         assert!(answer.is_empty());
+    }
+
+    /// The host's end and the guest's end of a relayed connection.
+    fn relayed() -> (UnixStream, UnixStream) {
+        let (host, near) = UnixStream::pair().unwrap();
+        let (guest, far) = UnixStream::pair().unwrap();
+        thread::spawn(move || relay(near, far.into()));
+        for end in [&host, &guest] {
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        (host, guest)
+    }
+
+    #[test]
+    fn a_guest_that_shuts_down_its_sending_changes_nothing_for_the_host() {
+        let (mut host, mut guest) = relayed();
+        guest.write_all(b"last").unwrap();
+        guest.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut got = [0; 4];
+        host.read_exact(&mut got).unwrap();
+        host.set_read_timeout(Some(4 * CLOSE_LOOK)).unwrap();
+        assert_eq!(host.read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock, "no end of stream");
+        host.write_all(b"back").unwrap();
+        guest.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"back");
+        drop(guest);
+        host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(host.read(&mut got).unwrap(), 0, "a guest that closes is gone");
+    }
+
+    #[test]
+    fn the_hosts_end_closes_both_directions() {
+        let (host, mut guest) = relayed();
+        host.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut end = Vec::new();
+        guest.read_to_end(&mut end).unwrap();
+        // The relay closes its end of the guest's socket right after.
+        let closed = (0..200).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            guest.write_all(b"x").is_err()
+        });
+        assert!(end.is_empty() && closed);
+    }
+
+    #[test]
+    fn what_a_closed_guest_has_sent_is_kept_for_two_seconds() {
+        let (mut host, mut guest) = relayed();
+        let sent = thread::spawn(move || guest.write_all(&[7; 4_000_000]).is_ok());
+        // Nobody reads; sockets and relay hold some of it.
+        thread::sleep(Duration::from_millis(200));
+        let mut first = [0; 1000];
+        host.read_exact(&mut first).unwrap();
+        let mut rest = Vec::new();
+        host.read_to_end(&mut rest).unwrap();
+        assert!(sent.join().unwrap());
+        assert_eq!(rest.len() + first.len(), 4_000_000, "a host that reads loses nothing");
+
+        let (mut host, mut guest) = relayed();
+        guest.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        for _ in 0..100 {
+            written += guest.write(&[7; 64 * 1024]).unwrap_or(0);
+            thread::sleep(Duration::from_millis(2));
+        }
+        drop(guest);
+        thread::sleep(CLOSE_TIMEOUT + Duration::from_secs(1));
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).unwrap();
+        assert!(got.len() < written, "{} of {written} bytes", got.len());
     }
 }

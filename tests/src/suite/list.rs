@@ -122,9 +122,11 @@ pub fn all() -> Vec<Suite> {
         scenarios::packets::SUITE,
         scenarios::hostile_client::SUITE,
         scenarios::lifecycle::SUITE,
+        scenarios::stops::SUITE,
         scenarios::using::SUITE,
         scenarios::images::SUITE,
         scenarios::hostile_vmm::SUITE,
+        scenarios::hostile_agent::SUITE,
         scenarios::helper_kills::SUITE,
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,
@@ -140,6 +142,7 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
+        scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,
         scenarios::services::LONG,

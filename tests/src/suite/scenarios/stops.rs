@@ -1,0 +1,141 @@
+//! A stop soon after a start, whatever the guest's init is: it may not listen yet. None is killed, and nothing that was written is lost.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::suite::guests::Guest;
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "stops",
+    about: "a stop soon after a start, under every kind of init",
+    setup: Setup::Guests,
+    scenarios: || scenarios(SAMPLE),
+};
+
+pub(in crate::suite) const LONG: Suite = Suite {
+    name: "stops-long",
+    about: "a stop at each tenth of the first ten seconds, under every kind of init",
+    setup: Setup::Guests,
+    scenarios: || scenarios(EACH),
+};
+
+/// When it is stopped after its start, tenths of a second.
+type Times = fn() -> Vec<u32>;
+
+const SAMPLE: Times = || vec![0, 2, 7, 20];
+const EACH: Times = || (0..100).collect();
+
+fn scenarios(times: Times) -> Vec<Scenario> {
+    let of = |name: &str, kind: Kind| Scenario::new(name, move |scene| stops(scene, kind, &times()));
+    vec![
+        of("our-own-pid-1", Kind::Own),
+        of("a-script", Kind::Script),
+        of("a-script-that-ends-on-sigterm", Kind::ScriptThatEnds),
+        of("busybox", Kind::Busybox),
+        of("systemd", Kind::Systemd),
+    ]
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Own,
+    Script,
+    ScriptThatEnds,
+    Busybox,
+    Systemd,
+}
+
+const TINY: &str = "/srv/bench/tiny.tar";
+const ARCHIVE: &str = "/srv/bench/stops.tar";
+
+impl Kind {
+    /// The image's archive; the tiny one with another init, made here.
+    fn archive(self, scene: &Scene) -> Result<&'static str> {
+        let init = match self {
+            Self::Own => return Ok(TINY),
+            Self::Systemd => return Ok("/srv/bench/debian-systemd.tar"),
+            Self::Script => {
+                "rm bin/init; printf '#!/bin/sh\\nwhile :; do sleep 1; done\\n' > bin/init; chmod 755 bin/init"
+            }
+            Self::ScriptThatEnds => {
+                "rm bin/init; printf '#!/bin/sh\\ntrap \"echo ended > /root/trapped; exit 0\" TERM\\nwhile :; do sleep 1; done\\n' > bin/init; chmod 755 bin/init"
+            }
+            Self::Busybox => {
+                "mkdir etc/init.d; printf '#!/bin/sh\\nsleep 2\\n' > etc/init.d/rcS; chmod 755 etc/init.d/rcS"
+            }
+        };
+        scene.root(&format!(
+            "set -e; work=$(mktemp -d); cd $work; tar xpf {TINY}; {init}; tar cf {ARCHIVE} .; cd /; rm -rf $work"
+        ))?;
+        Ok(ARCHIVE)
+    }
+}
+
+fn stops(scene: &mut Scene, kind: Kind, times: &[u32]) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let archive = kind.archive(scene)?;
+    let words = ["image", "import", archive, "--name", "stopped", "--size", "1G"];
+    scene.banger_long("alice", &words)?.ok()?;
+    scene.root(&format!("rm -f {ARCHIVE}"))?;
+    let memory = if kind == Kind::Systemd { "512M" } else { "256M" };
+    let words = [
+        "vm",
+        "create",
+        "--name",
+        "soon",
+        "--image",
+        "stopped",
+        "--vcpu",
+        "1",
+        "--memory",
+        memory,
+        "--overlay-size",
+        "512M",
+        "--disk-size",
+        "64M",
+    ];
+    scene.banger_long("alice", &words)?.ok()?;
+    let guest = Guest::known(scene, "alice", "soon")?;
+    let mut written = "none".to_owned();
+    for tenths in times {
+        let title = format!("a stop {}.{} s after the start", tenths / 10, tenths % 10);
+        written = scene.step(&title, |scene| one(scene, &guest, kind, *tenths, &written))?;
+    }
+    guest.order(scene, "start")?.ok()?;
+    ensure!(kept(scene, &guest)? == written, "the last stop lost writes");
+    if kind == Kind::ScriptThatEnds {
+        guest.shell(scene, "cat /root/trapped")?.ok()?.says("ended")?;
+    }
+    guest.order(scene, "stop")?.ok()?;
+    guest.delete(scene)?;
+    scene.banger("alice", &["image", "delete", "stopped"])?.ok()?;
+    scene.passed()
+}
+
+/// A start, a write and a stop: what was written.
+fn one(scene: &mut Scene, guest: &Guest, kind: Kind, tenths: u32, before: &str) -> Result<String> {
+    guest.order(scene, "start")?.ok()?;
+    let begun = std::time::Instant::now();
+    let words = format!(
+        "cat /kept /root/kept 2>/dev/null; cat /proc/1/comm; echo {tenths} > /kept; echo {tenths} > /root/kept"
+    );
+    let said = guest.shell(scene, &words)?.ok()?.stdout;
+    let expected = if before == "none" { String::new() } else { before.to_owned() };
+    ensure!(said.starts_with(&expected), "an earlier stop lost writes: {said:?}, expected {expected:?}");
+    let first = said.lines().last().unwrap_or_default();
+    // systemd gives itself another name, somewhat later.
+    ensure!(first == "init" || (kind == Kind::Systemd && first == "systemd"), "PID 1 is {first:?}");
+    let offset = Duration::from_millis(u64::from(tenths) * 100);
+    std::thread::sleep(offset.saturating_sub(begun.elapsed()));
+    let stopped = guest.order(scene, "stop")?.ok()?;
+    ensure!(!stopped.stderr.contains("did not shut down"), "it was killed: {stopped}");
+    guest.is(scene, "stopped")?;
+    Ok(format!("{tenths}\n{tenths}\n"))
+}
+
+fn kept(scene: &Scene, guest: &Guest) -> Result<String> {
+    Ok(guest.shell(scene, "cat /kept /root/kept")?.ok()?.stdout)
+}
