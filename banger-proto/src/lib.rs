@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod guest;
+pub mod signal;
 
 #[cfg(feature = "rpc")]
 pub mod daemon;

@@ -3,6 +3,7 @@
 //! One task per command, started by the connection handler. It always listens to its channel, so a
 //! command that reads or writes nothing never holds up others of the same connection.
 
+use banger_proto::signal;
 use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::os::unix::process::ExitStatusExt;
@@ -156,29 +157,6 @@ async fn send_status(to_client: &ChannelWriteHalf<Msg>, handle: &Handle, status:
     let _ = to_client.exit_status(code).await;
 }
 
-/// The signals that SSH names (RFC 4254 section 6.10) and the others that people send.
-const SIGNALS: [(&str, i32); 19] = [
-    ("ABRT", libc::SIGABRT),
-    ("ALRM", libc::SIGALRM),
-    ("FPE", libc::SIGFPE),
-    ("HUP", libc::SIGHUP),
-    ("ILL", libc::SIGILL),
-    ("INT", libc::SIGINT),
-    ("KILL", libc::SIGKILL),
-    ("PIPE", libc::SIGPIPE),
-    ("QUIT", libc::SIGQUIT),
-    ("SEGV", libc::SIGSEGV),
-    ("TERM", libc::SIGTERM),
-    ("USR1", libc::SIGUSR1),
-    ("USR2", libc::SIGUSR2),
-    ("BUS", libc::SIGBUS),
-    ("CONT", libc::SIGCONT),
-    ("STOP", libc::SIGSTOP),
-    ("SYS", libc::SIGSYS),
-    ("TSTP", libc::SIGTSTP),
-    ("WINCH", libc::SIGWINCH),
-];
-
 fn number_of(signal: &Sig) -> Option<i32> {
     let name = match signal {
         Sig::ABRT => "ABRT",
@@ -193,28 +171,28 @@ fn number_of(signal: &Sig) -> Option<i32> {
         Sig::SEGV => "SEGV",
         Sig::TERM => "TERM",
         Sig::USR1 => "USR1",
-        Sig::Custom(name) => name.strip_prefix("SIG").unwrap_or(name),
+        Sig::Custom(name) => name,
     };
-    SIGNALS.into_iter().find(|(other, _)| *other == name).map(|(_, number)| number)
+    signal::from_ssh(name).map(i32::from)
 }
 
 fn name_of(number: i32) -> Sig {
-    let name = SIGNALS.into_iter().find(|(_, other)| *other == number).map(|(name, _)| name);
-    match name {
-        Some("ABRT") => Sig::ABRT,
-        Some("ALRM") => Sig::ALRM,
-        Some("FPE") => Sig::FPE,
-        Some("HUP") => Sig::HUP,
-        Some("ILL") => Sig::ILL,
-        Some("INT") => Sig::INT,
-        Some("KILL") => Sig::KILL,
-        Some("PIPE") => Sig::PIPE,
-        Some("QUIT") => Sig::QUIT,
-        Some("SEGV") => Sig::SEGV,
-        Some("TERM") => Sig::TERM,
-        Some("USR1") => Sig::USR1,
-        Some(name) => Sig::Custom(format!("{name}@banger")),
-        None => Sig::Custom(format!("{number}@banger")),
+    // A number that is none travels as one that nobody takes for a signal.
+    let name = u8::try_from(number).map_or_else(|_| number.to_string(), signal::to_ssh);
+    match name.as_str() {
+        "ABRT" => Sig::ABRT,
+        "ALRM" => Sig::ALRM,
+        "FPE" => Sig::FPE,
+        "HUP" => Sig::HUP,
+        "ILL" => Sig::ILL,
+        "INT" => Sig::INT,
+        "KILL" => Sig::KILL,
+        "PIPE" => Sig::PIPE,
+        "QUIT" => Sig::QUIT,
+        "SEGV" => Sig::SEGV,
+        "TERM" => Sig::TERM,
+        "USR1" => Sig::USR1,
+        _ => Sig::Custom(name),
     }
 }
 
@@ -223,13 +201,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_have_numbers_and_names() {
-        for (name, number) in SIGNALS {
-            assert_eq!(number_of(&Sig::Custom(name.into())), Some(number));
-            assert_eq!(number_of(&Sig::Custom(format!("SIG{name}"))), Some(number));
+    fn every_signal_has_a_number_and_a_name() {
+        for number in 1..=i32::from(signal::LAST) {
+            assert_eq!(number_of(&name_of(number)), Some(number));
         }
         assert_eq!(number_of(&Sig::KILL), Some(libc::SIGKILL));
+        assert_eq!(number_of(&Sig::Custom("SIGWINCH".into())), Some(libc::SIGWINCH));
         assert_eq!(number_of(&Sig::Custom("NONE".into())), None);
         assert!(matches!(name_of(libc::SIGTERM), Sig::TERM));
+        assert!(matches!(name_of(libc::SIGSYS), Sig::Custom(name) if name == "SYS@banger"));
     }
 }

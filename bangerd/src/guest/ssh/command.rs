@@ -3,6 +3,7 @@
 use super::SshError;
 use super::connect::{Connection, accepted};
 use crate::guest::quote;
+use banger_proto::signal;
 use banger_proto::stream::Terminal;
 use bytes::Bytes;
 use russh::client::Msg;
@@ -157,32 +158,9 @@ impl Input {
     }
 }
 
-/// Signals by their names and numbers (signal(7), x86 and ARM).
-const SIGNALS: [(&str, u8); 19] = [
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("CONT", 18),
-    ("STOP", 19),
-    ("TSTP", 20),
-    ("WINCH", 28),
-];
-
 fn signal(name: &str) -> Option<Sig> {
-    let known = SIGNALS.iter().any(|(other, _)| *other == name);
-    known.then(|| match name {
+    let known = signal::number(name).and_then(signal::name)?;
+    Some(match known {
         "ABRT" => Sig::ABRT,
         "ALRM" => Sig::ALRM,
         "FPE" => Sig::FPE,
@@ -199,7 +177,7 @@ fn signal(name: &str) -> Option<Sig> {
     })
 }
 
-/// 128 + n. Signals without a name in the protocol come as `NAME@domain` or `NUMBER@domain`.
+/// 128 + n; what is no signal is no success either.
 fn status_of(signal: &Sig) -> u8 {
     let name = match signal {
         Sig::ABRT => "ABRT",
@@ -214,11 +192,9 @@ fn status_of(signal: &Sig) -> u8 {
         Sig::SEGV => "SEGV",
         Sig::TERM => "TERM",
         Sig::USR1 => "USR1",
-        Sig::Custom(name) => name.split('@').next().unwrap_or_default(),
+        Sig::Custom(name) => name,
     };
-    let by_name = SIGNALS.iter().find(|(other, _)| *other == name).map(|(_, number)| *number);
-    let number = by_name.or_else(|| name.parse().ok().filter(|number| (1..=64).contains(number)));
-    number.map_or(u8::MAX, |number| 128 + number)
+    signal::from_ssh(name).map_or(u8::MAX, signal::status)
 }
 
 #[cfg(test)]
@@ -226,11 +202,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_become_statuses() {
-        assert_eq!(status_of(&Sig::KILL), 137);
-        assert_eq!(status_of(&Sig::TERM), 143);
-        assert_eq!(status_of(&Sig::Custom("BUS@banger".into())), 135);
-        assert_eq!(status_of(&Sig::Custom("64@banger".into())), 192);
+    fn every_signal_becomes_its_status() {
+        for number in 1..=signal::LAST {
+            // As russh reads the agent's text: a name that it knows becomes that variant.
+            let text = signal::to_ssh(number);
+            let sig = signal(&text).unwrap_or(Sig::Custom(text));
+            assert_eq!(status_of(&sig), 128 + number, "{sig:?}");
+        }
+        assert_eq!(status_of(&Sig::Custom("SYS@banger".into())), 159);
         for unknown in ["", "0@banger", "200@banger", "NONE"] {
             assert_eq!(status_of(&Sig::Custom(unknown.into())), u8::MAX, "{unknown}");
         }
@@ -238,8 +217,8 @@ mod tests {
 
     #[test]
     fn only_signals_are_sent() {
-        assert!(matches!(signal("INT"), Some(Sig::INT)));
+        assert!(matches!(signal("INT"), Some(Sig::INT)) && matches!(signal("SIGINT"), Some(Sig::INT)));
         assert!(matches!(signal("WINCH"), Some(Sig::Custom(name)) if name == "WINCH"));
-        assert!(signal("SIGINT").is_none() && signal("").is_none());
+        assert!(signal("NONE").is_none() && signal("").is_none());
     }
 }
