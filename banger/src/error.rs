@@ -5,13 +5,12 @@
 use crate::output;
 use banger_proto::model::ApiError;
 use std::fmt;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 /// The status of any failure of ours. A command in a guest has its own.
 pub(crate) const FAILED: u8 = 1;
-/// 128 + SIGPIPE: what a shell reports for a program whose reader went away.
-const PIPE_CLOSED: u8 = 141;
+/// What a shell reports for a program whose reader went away.
+const PIPE_CLOSED: u8 = banger_proto::signal::status(13);
 
 /// A reason, and what to do about it.
 #[derive(Clone, Debug)]
@@ -69,15 +68,13 @@ pub(crate) fn on_write(error: std::io::Error) -> anyhow::Error {
 
 /// Says on standard error what went wrong.
 pub(crate) fn say(error: &anyhow::Error) {
-    let mut text = format!("banger: {}\n", output::plain(&format!("{error:#}")));
+    let mut text = format!("banger: {error:#}");
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<Explained>()).map_or("", |e| e.hint.as_str());
-    for line in output::plain(hint).lines() {
-        text.push_str("  ");
+    for line in hint.lines() {
+        text.push_str("\n  ");
         text.push_str(line);
-        text.push('\n');
     }
-    // Nobody is left to tell when standard error is closed.
-    drop(std::io::stderr().write_all(text.as_bytes()));
+    output::note(&text);
 }
 
 /// Says what went wrong and gives the process's status.

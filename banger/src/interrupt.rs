@@ -3,6 +3,7 @@
 //! Only commands that start work listen; all others keep the signals' default, which is to end.
 
 use anyhow::Context as _;
+use banger_proto::signal::status;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -60,8 +61,8 @@ impl Interrupts {
 
 async fn next((int, term, hup): &mut (Signal, Signal, Signal)) -> u8 {
     tokio::select! {
-        _ = int.recv() => 130,
-        _ = term.recv() => 143,
-        _ = hup.recv() => 129,
+        _ = int.recv() => status(2),
+        _ = term.recv() => status(15),
+        _ = hup.recv() => status(1),
     }
 }

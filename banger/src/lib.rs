@@ -1,6 +1,8 @@
 //! The command line: parses, asks the daemon, shows. It holds no state but the user's SSH key, decides
 //! nothing about permission, and is no more trusted by the daemon than any other program of the user.
 #![forbid(unsafe_code)]
+// With `clippy.toml`: `output` alone writes.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod cli;
 mod client;
@@ -13,6 +15,7 @@ mod kernel_file;
 mod man;
 mod output;
 mod pack;
+mod private;
 mod programs;
 mod progress;
 mod session;

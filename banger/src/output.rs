@@ -1,31 +1,46 @@
-//! Everything that is shown: JSON, tables, times, and text made safe for a terminal.
+//! Everything that is shown: JSON, tables, times. This file alone writes to the two outputs (`clippy.toml` refuses
+//! it elsewhere), and each text passes [`plain`] on its way: none of its callers can forget that a guest, an image,
+//! another user or the daemon wrote part of it.
+#![expect(clippy::disallowed_methods, reason = "this is the one place that writes to the outputs")]
 
 use crate::error::on_write;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_proto::time::Timestamp;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 
-/// Writes to standard output.
-///
-/// # Errors
-/// [`crate::error::ReaderGone`] when nobody reads any more.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+/// What is clean already, or coloured by us.
+fn write(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(on_write)
 }
 
-/// Writes a line to standard output.
+/// Is there a person at standard output?
+pub(crate) fn is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Writes text of several lines to standard output.
+///
+/// # Errors
+/// [`crate::error::ReaderGone`] when nobody reads any more.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    write(&plain(text))
+}
+
+/// Writes one line to standard output, whatever is in the text.
 ///
 /// # Errors
 /// As [`print()`].
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
-    print(&format!("{text}\n"))
+    write(&format!("{}\n", cell_text(text)))
 }
 
-/// Writes a line to standard error: what is for the person and not for the pipe.
+/// Writes text to standard error: what is for the person and not for the pipe.
 pub(crate) fn note(text: &str) {
     // Nobody is left to tell when standard error is closed.
     drop(std::io::stderr().write_all(format!("{}\n", plain(text)).as_bytes()));
@@ -36,24 +51,123 @@ pub(crate) fn note(text: &str) {
 /// # Errors
 /// As [`print()`].
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(value)?)
+    write(&format!("{}\n", json_text(&serde_json::to_string_pretty(value)?)))
 }
 
-/// Text that was written by a guest, an image or another user, without what would steer the terminal. A
-/// carriage return, which consoles write and which hides what was printed before, is left out.
-pub(crate) fn plain(text: &str) -> String {
+/// JSON that says the same without a character that steers a terminal. Only strings can hold one, and there an
+/// escape is the character (RFC 8259 section 7).
+fn json_text(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match u32::from(c) {
+            code if steers(c) && c != '\n' => shown += &format!("\\u{code:04x}"),
+            _ => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Would a terminal act on this instead of showing it? Control characters of ASCII and Latin-1, what turns the
+/// direction of the text around it (Unicode Annex 9), and two more ends of a line.
+fn steers(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// Text without what would steer the terminal. A carriage return, which consoles write and which hides what was
+/// printed before, is left out.
+fn plain(text: &str) -> String {
     let kept = text.chars().filter(|c| *c != '\r');
-    kept.map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    kept.map(|c| if steers(c) && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// The two outputs of something in a guest.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    out: (tokio::io::Stdout, Option<PlainBytes>),
+    err: (tokio::io::Stderr, Option<PlainBytes>),
+}
+
+impl Streams {
+    /// As the guest writes them: the user gave it the terminal, as every remote shell does.
+    pub(crate) fn as_written() -> Self {
+        Self { out: (tokio::io::stdout(), None), err: (tokio::io::stderr(), None) }
+    }
+
+    /// Text that the user only looks at: clean where it goes to a terminal.
+    pub(crate) fn text() -> Self {
+        let clean = |terminal: bool| terminal.then(PlainBytes::default);
+        let (out, err) = (clean(is_terminal()), clean(std::io::stderr().is_terminal()));
+        Self { out: (tokio::io::stdout(), out), err: (tokio::io::stderr(), err) }
+    }
+
+    /// # Errors
+    /// As [`print()`].
+    pub(crate) async fn output(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        let (out, clean) = &mut self.out;
+        let written = match clean {
+            None => out.write_all(bytes).await,
+            Some(clean) => out.write_all(&clean.next(bytes)).await,
+        };
+        written.map_err(on_write)?;
+        out.flush().await.map_err(on_write)
+    }
+
+    /// A closed standard error is no reason to end somebody's command.
+    pub(crate) async fn error_output(&mut self, bytes: &[u8]) {
+        let (err, clean) = &mut self.err;
+        drop(match clean {
+            None => err.write_all(bytes).await,
+            Some(clean) => err.write_all(&clean.next(bytes)).await,
+        });
+        drop(err.flush().await);
+    }
+}
+
+/// One moving line on standard error.
+#[derive(Debug)]
+pub(crate) struct Spinner(ProgressBar);
+
+impl Spinner {
+    /// Seen on a terminal only, and when it is `wanted`.
+    pub(crate) fn new(wanted: bool) -> Self {
+        if !wanted || !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new_spinner();
+        // A wrong template is a mistake of ours that falls back to the default one.
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(bar)
+    }
+
+    /// What the line says from now on.
+    pub(crate) fn show(&self, text: &str) {
+        self.0.set_message(cell_text(text));
+    }
+
+    /// A line above it.
+    pub(crate) fn note(&self, text: &str) {
+        self.0.suspend(|| note(text));
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// [`plain`] for bytes that come in pieces, which may end inside a character.
 #[derive(Debug, Default)]
-pub(crate) struct PlainBytes {
+struct PlainBytes {
     tail: Vec<u8>,
 }
 
 impl PlainBytes {
-    pub(crate) fn next(&mut self, piece: &[u8]) -> Vec<u8> {
+    fn next(&mut self, piece: &[u8]) -> Vec<u8> {
         self.tail.extend_from_slice(piece);
         let whole = match std::str::from_utf8(&self.tail) {
             // No length: the end is missing, not wrong.
@@ -68,7 +182,7 @@ impl PlainBytes {
 
 /// May this be coloured? (<https://no-color.org>)
 fn coloured() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::io::stdout().is_terminal()
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && is_terminal()
 }
 
 /// Columns, aligned; the last one is not padded. `colour` gives the SGR code of a cell, if any.
@@ -98,9 +212,10 @@ pub(crate) fn table(
         let cells = row.iter().enumerate();
         text += &render(&mut cells.map(|(column, cell)| (cell.clone(), colour(column, cell).filter(|_| coloured))));
     }
-    print(&text)
+    write(&text)
 }
 
+/// One line, whatever was in it.
 fn cell_text(cell: &str) -> String {
     plain(cell).replace(['\n', '\t'], " ")
 }
@@ -112,7 +227,7 @@ fn cell_text(cell: &str) -> String {
 pub(crate) fn facts(facts: &[(&str, String)]) -> anyhow::Result<()> {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let rows = facts.iter().filter(|(_, value)| !value.is_empty());
-    print(&rows.map(|(name, value)| format!("{name:width$}  {}\n", cell_text(value))).collect::<String>())
+    write(&rows.map(|(name, value)| format!("{name:width$}  {}\n", cell_text(value))).collect::<String>())
 }
 
 /// The colour of a state: green runs, red needs somebody.
@@ -185,10 +300,21 @@ mod tests {
     #[test]
     fn what_a_guest_wrote_cannot_steer_the_terminal() {
         assert_eq!(plain("a\x1b[2Jb\u{9b}c\rd\te\n"), "a\u{fffd}[2Jb\u{fffd}cd\te\n");
+        assert_eq!(plain("a\u{202e}b\u{2069}c\u{2028}d\u{7f}"), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}");
+        assert_eq!(plain("ä \u{5d0} \u{1f9ea}"), "ä \u{5d0} \u{1f9ea}");
         assert_eq!(cell_text("a\nb"), "a b");
         let mut pieces = PlainBytes::default();
         let ae = "ä".as_bytes();
         assert_eq!([pieces.next(&ae[..1]), pieces.next(&ae[1..])].concat(), ae);
         assert_eq!(pieces.next(b"\xff\x1bx\r\n"), "\u{fffd}\u{fffd}x\n".as_bytes());
+    }
+
+    #[test]
+    fn json_says_the_same_without_what_steers() {
+        let value = "a\u{1b}\u{7f}\u{80}\u{9b}\u{9f}\u{202e}\u{2028}ä\n";
+        let text = json_text(&serde_json::to_string_pretty(&[value]).unwrap_or_default());
+        assert!(!text.chars().any(|c| steers(c) && c != '\n'), "{text:?}");
+        assert!(text.contains(r"\u009b") && text.contains(r"\u202e") && text.contains('ä'), "{text}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&text).ok(), Some([value.to_owned()]));
     }
 }

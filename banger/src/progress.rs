@@ -1,10 +1,8 @@
 //! What is seen of a job while it runs, on standard error: each finished step with its time, and, on a
 //! terminal only, a moving line for the one at work.
 
-use crate::output::{amount, note, plain, took};
+use crate::output::{Spinner, amount, took};
 use banger_proto::model::JobView;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 /// How much is said.
@@ -21,7 +19,7 @@ pub(crate) enum Detail {
 /// The view of one job.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    bar: ProgressBar,
+    line: Spinner,
     detail: Detail,
     steps_shown: usize,
     warnings_shown: usize,
@@ -32,18 +30,7 @@ const SPEC_STEP: &str = "spec";
 
 impl Progress {
     pub(crate) fn new(detail: Detail) -> Self {
-        let bar = if detail != Detail::Quiet && std::io::stderr().is_terminal() {
-            let bar = ProgressBar::new_spinner();
-            // A wrong template is a mistake of ours that falls back to the default one.
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(120));
-            bar
-        } else {
-            ProgressBar::hidden()
-        };
-        Self { bar, detail, steps_shown: 0, warnings_shown: 0 }
+        Self { line: Spinner::new(detail != Detail::Quiet), detail, steps_shown: 0, warnings_shown: 0 }
     }
 
     /// Shows what is new in a job.
@@ -55,7 +42,7 @@ impl Progress {
         for stage in job.stages.iter().skip(self.steps_shown) {
             let Some(ms) = stage.took_ms else {
                 let more = if stage.detail.is_empty() { String::new() } else { format!(" ({})", stage.detail) };
-                self.bar.set_message(plain(&format!("{}: {}{more}", job.title, stage.name)));
+                self.line.show(&format!("{}: {}{more}", job.title, stage.name));
                 break;
             };
             self.steps_shown += 1;
@@ -71,17 +58,11 @@ impl Progress {
     /// Shows how much of an upload went out.
     pub(crate) fn sent(&self, bytes: u64, total: Option<u64>) {
         let of = total.map(|total| format!(" of {}", amount(total))).unwrap_or_default();
-        self.bar.set_message(format!("send {}{of}", amount(bytes)));
+        self.line.show(&format!("send {}{of}", amount(bytes)));
     }
 
     /// Shows a sentence at once.
     pub(crate) fn say(&self, text: &str) {
-        self.bar.suspend(|| note(text));
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.line.note(text);
     }
 }

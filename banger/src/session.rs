@@ -4,12 +4,12 @@
 //! the socket, and the caller's reads from it; each waits for the next one, so nothing grows without bound.
 
 use crate::client::lost;
-use crate::error::{explained, on_write};
-use crate::output::PlainBytes;
+use crate::error::explained;
+use crate::output::Streams;
 use crate::terminal::{Escape, Raw, window};
+use banger_proto::signal::status;
 use banger_proto::stream::{self, Frame};
 use std::io::Read as _;
-use tokio::io::{AsyncWriteExt as _, stderr, stdout};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,8 +19,8 @@ use tokio::sync::mpsc::{Sender, channel};
 const CHUNK: usize = 32 * 1024;
 /// Interruptions that a command may ignore before we hang up.
 const PATIENCE: u32 = 3;
-/// 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+/// What a shell reports for a program that SIGINT ended.
+const INTERRUPTED: u8 = status(2);
 
 /// What the two sides are to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +34,8 @@ pub(crate) enum Mode {
     Terminal,
     /// Bytes and nothing else; signals end us.
     Bytes,
-    /// Text of a guest: no input, and nothing that steers a terminal when `clean`.
-    Text {
-        /// The output is a terminal.
-        clean: bool,
-    },
+    /// Text of a guest: no input, and nothing that steers a terminal.
+    Text,
 }
 
 /// Talks until the daemon ends the stream; gives the exit status.
@@ -59,7 +56,7 @@ pub(crate) async fn talk(stream: UnixStream, mode: Mode) -> anyhow::Result<u8> {
             read_input(frames.0, Some(hang_up.0.clone()));
         }
         Mode::Bytes => read_input(frames.0, None),
-        Mode::Text { .. } => drop(frames.0),
+        Mode::Text => drop(frames.0),
     }
     let writer = tokio::spawn(write_frames(to, frames.1));
     let mut hung_up = hang_up.1;
@@ -76,20 +73,11 @@ pub(crate) async fn talk(stream: UnixStream, mode: Mode) -> anyhow::Result<u8> {
 
 /// Shows the daemon's frames until the last one.
 async fn show(from: &mut tokio::net::unix::OwnedReadHalf, mode: Mode) -> anyhow::Result<u8> {
-    let (mut out, mut err) = (stdout(), stderr());
-    let mut clean = (mode == Mode::Text { clean: true }).then(PlainBytes::default);
+    let mut streams = if mode == Mode::Text { Streams::text() } else { Streams::as_written() };
     loop {
         match stream::read(from).await.map_err(lost)? {
-            Some(Frame::Output(bytes)) => {
-                let bytes = clean.as_mut().map_or(bytes.clone(), |clean| clean.next(&bytes));
-                out.write_all(&bytes).await.map_err(on_write)?;
-                out.flush().await.map_err(on_write)?;
-            }
-            Some(Frame::ErrorOutput(bytes)) => {
-                // A closed standard error is no reason to end somebody's command.
-                drop(err.write_all(&bytes).await);
-                drop(err.flush().await);
-            }
+            Some(Frame::Output(bytes)) => streams.output(&bytes).await?,
+            Some(Frame::ErrorOutput(bytes)) => streams.error_output(&bytes).await,
             Some(Frame::Exit(status)) => return Ok(status),
             Some(Frame::Failed(why)) => return Err(explained(why, "")),
             Some(_) => return Err(anyhow::anyhow!("bangerd sent a frame that only clients send")),
@@ -191,14 +179,16 @@ fn follow_window(frames: &Sender<Frame>, hang_up: &Sender<u8>) -> anyhow::Result
             }
         }
     });
-    for (kind, status) in
-        [(SignalKind::terminate(), 143), (SignalKind::hangup(), 129), (SignalKind::interrupt(), INTERRUPTED)]
-    {
+    for (kind, end) in [
+        (SignalKind::terminate(), status(15)),
+        (SignalKind::hangup(), status(1)),
+        (SignalKind::interrupt(), INTERRUPTED),
+    ] {
         let mut signals = signal(kind)?;
         let hang_up = hang_up.clone();
         tokio::spawn(async move {
             signals.recv().await;
-            let _ = hang_up.send(status).await;
+            let _ = hang_up.send(end).await;
         });
     }
     Ok(())

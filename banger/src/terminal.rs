@@ -1,15 +1,17 @@
 //! The user's terminal: raw while a guest has it, its size, and the way out of a guest that hangs.
 
+use crate::output;
 use banger_proto::stream::Terminal;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::IsTerminal as _;
 
 /// Both ends of the conversation are a person's.
 pub(crate) fn interactive() -> bool {
-    std::io::stdin().is_terminal() && std::io::stdout().is_terminal()
+    std::io::stdin().is_terminal() && output::is_terminal()
 }
 
 /// Columns and rows, when there is a terminal that knows them.
+#[expect(clippy::disallowed_methods, reason = "it is asked for its size and not written to")]
 pub(crate) fn window() -> Option<(u16, u16)> {
     let size = tcgetwinsize(std::io::stdout()).or_else(|_| tcgetwinsize(std::io::stdin())).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))

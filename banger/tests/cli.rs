@@ -85,7 +85,7 @@ fn nobody_listens() {
 #[test]
 fn a_stranger_is_told_how_to_get_in() {
     if !nix::unistd::getuid().is_root() {
-        eprintln!("skipped: only root can become another user");
+        eprintln!("skipped: not root: only root can become another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,6 @@ use crate::session::{self, Mode};
 use crate::terminal;
 use anyhow::Context as _;
 use banger_proto::stream::StreamRequest;
-use std::io::IsTerminal as _;
 
 /// A request travels in one frame of 64 KiB with the environment beside it.
 const MAX_COMMAND_BYTES: usize = 48 * 1024;
@@ -78,5 +77,5 @@ pub(super) async fn logs(vm: String, follow: bool, tail: Option<u32>) -> anyhow:
     let what = format!("cannot show the console of {vm}");
     let client = Client::connect().await?;
     let (stream, _) = client.stream(StreamRequest::Logs { vm, follow, tail }).await.context(what.clone())?;
-    session::talk(stream, Mode::Text { clean: std::io::stdout().is_terminal() }).await.context(what)
+    session::talk(stream, Mode::Text).await.context(what)
 }

@@ -47,6 +47,13 @@ fn options(access: &SshAccess, program: &Path, key: &Path, known_hosts: &Path) -
         "CheckHostIP=no".to_owned(),
         format!("IdentityFile=\"{}\"", path(key)?),
         "IdentitiesOnly=yes".to_owned(),
+        // Our key and nothing else. A hostile guest would otherwise ask for "your password", and get it.
+        "PreferredAuthentications=publickey".to_owned(),
+        "PubkeyAuthentication=yes".to_owned(),
+        "PasswordAuthentication=no".to_owned(),
+        "KbdInteractiveAuthentication=no".to_owned(),
+        "HostbasedAuthentication=no".to_owned(),
+        "NumberOfPasswordPrompts=0".to_owned(),
         "User=root".to_owned(),
         // A sandbox gets the user's agent and display only when asked for (`-A`, `-X`), never by `Host *`.
         "ForwardAgent=no".to_owned(),
@@ -78,8 +85,17 @@ mod tests {
         let vm = VmId::from_bytes([7; 32]).unwrap();
         let access = SshAccess { vm, host_key: "ssh-ed25519 AAAA".into() };
         let options = options(&access, Path::new("/a b/banger"), Path::new("/k e/y%"), Path::new("/known")).unwrap();
+        // The user's configuration may ask for all of it.
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        let wants = "Host *\n PasswordAuthentication yes\n KbdInteractiveAuthentication yes\n ForwardAgent yes\n\
+                     PreferredAuthentications password,keyboard-interactive\n NumberOfPasswordPrompts 3\n User bob\n";
+        std::fs::write(&config, wants).unwrap();
         // `-G` prints the configuration that would be used.
-        let shown = Command::new(ssh).arg("-G").args(options).arg(alias(vm)).output().unwrap();
+        let mut command = Command::new(ssh);
+        command.arg("-G").arg("-F").arg(&config).args(options).arg(alias(vm));
+        // Nor does what stands after the VM's name.
+        let shown = command.args(["-o", "PasswordAuthentication=yes"]).output().unwrap();
         let text = String::from_utf8(shown.stdout).unwrap();
         for line in [
             format!("hostkeyalias banger-{vm}"),
@@ -90,6 +106,11 @@ mod tests {
             "updatehostkeys false".into(),
             "identitiesonly yes".into(),
             "forwardagent no".into(),
+            "preferredauthentications publickey".into(),
+            "passwordauthentication no".into(),
+            "kbdinteractiveauthentication no".into(),
+            "hostbasedauthentication no".into(),
+            "numberofpasswordprompts 0".into(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

@@ -28,9 +28,9 @@ pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
         Ok(info) => {
             line(&format!("bangerd {} (protocol {}), since {}", info.version, info.protocol, info.started_at))?;
             let vmm = if info.vmm_version.is_empty() { "Firecracker: not found" } else { &info.vmm_version };
-            line(&output::plain(vmm))?;
+            line(vmm)?;
         }
-        Err(error) => line(&output::plain(&format!("bangerd: {error:#}")))?,
+        Err(error) => line(&format!("bangerd: {error:#}"))?,
     }
     Ok(0)
 }

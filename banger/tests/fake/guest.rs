@@ -15,7 +15,11 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
         }
         StreamRequest::Ssh { .. } => exec(&mut from, &mut to, &["cat".into()], None).await,
         StreamRequest::Logs { .. } => {
-            say(&mut to, Frame::Output(b"console\r\n\x1b[2J".to_vec())).await;
+            let evil = fake.state().evil;
+            say(&mut to, Frame::Output(format!("console\r\n\x1b[2J{evil}").into_bytes())).await;
+            if !evil.is_empty() {
+                say(&mut to, Frame::ErrorOutput(format!("trouble{evil}\n").into_bytes())).await;
+            }
             say(&mut to, Frame::Exit(0)).await;
         }
         StreamRequest::ImportImage { name, .. } => {
@@ -25,7 +29,12 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
         }
         StreamRequest::ImportKernel { name, .. } => {
             let name = name.unwrap_or_else(|| "6.12.41".into());
-            let result = |bytes| JobResult::Kernel(Box::new(records::kernel(&name, bytes)));
+            let evil = fake.state().evil;
+            let result = |bytes| {
+                let kernel = records::kernel(&name, bytes);
+                let version = format!("{}{evil}", kernel.version);
+                JobResult::Kernel(Box::new(banger_proto::model::KernelRecord { version, ..kernel }))
+            };
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), false, result).await;
         }
     }

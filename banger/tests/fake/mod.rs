@@ -28,6 +28,8 @@ pub struct State {
     pub calls: Vec<String>,
     /// `create_vm` does not end before it is cancelled.
     pub slow: bool,
+    /// Stands in every text that is free: what a hostile daemon, guest or user would put there.
+    pub evil: &'static str,
     /// Bytes that the last upload brought.
     pub uploaded: Vec<u8>,
     jobs: BTreeMap<u64, JobView>,
@@ -35,9 +37,20 @@ pub struct State {
 }
 
 impl State {
+    fn text(&self, text: &str) -> String {
+        format!("{text}{}", self.evil)
+    }
+
     fn job(&mut self, title: &str, state: JobState) -> u64 {
         let id = self.jobs.len() as u64 + 1;
-        self.jobs.insert(id, records::job(id, title, state));
+        let mut job = records::job(id, &self.text(title), state);
+        for stage in &mut job.stages {
+            (stage.name, stage.detail) = (self.text(&stage.name), self.text(&stage.detail));
+        }
+        if !self.evil.is_empty() {
+            job.warnings.push(self.text("look out"));
+        }
+        self.jobs.insert(id, job);
         id
     }
 

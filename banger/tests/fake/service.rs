@@ -19,9 +19,10 @@ const PAGE: usize = 16;
 impl State {
     fn find(&self, name: &str) -> Result<VmRecord, ApiError> {
         let found = self.vms.iter().find(|vm| vm.name.as_str() == name || vm.id.to_string().starts_with(name));
-        found
-            .cloned()
-            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no VM {name}")).hint("see: banger vm list"))
+        found.cloned().ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, self.text(&format!("no VM {name}")))
+                .hint(self.text("see: banger vm list"))
+        })
     }
 
     fn simple(&mut self, verb: &str, name: &str, end: VmState) -> Result<JobId, ApiError> {
@@ -41,22 +42,29 @@ impl State {
 
 impl Daemon for Fake {
     async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
+        let state = self.state();
         Ok(DaemonInfo {
-            version: "0.1.0".into(),
+            version: state.text("0.1.0"),
             protocol: 1,
             started_at: Timestamp::from_unix(1_763_632_800),
-            vmm_version: "Firecracker v1.16.0".into(),
+            vmm_version: state.text("Firecracker v1.16.0"),
         })
     }
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
-        let detail = "there is no /dev/kvm: enable virtualisation in the firmware".into();
-        Ok(vec![Check { name: "kvm".into(), status: CheckStatus::Fail, detail }])
+        let state = self.state();
+        let detail = state.text("there is no /dev/kvm: enable virtualisation in the firmware");
+        Ok(vec![Check { name: state.text("kvm"), status: CheckStatus::Fail, detail }])
     }
 
     async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
-        let leak =
-            |kind, name: &str, detail: &str, fixed| Leak { kind, name: name.into(), detail: detail.into(), fixed };
+        let state = self.state();
+        let leak = |kind, name: &str, detail: &str, fixed| Leak {
+            kind,
+            name: state.text(name),
+            detail: state.text(detail),
+            fixed,
+        };
         Ok(vec![
             leak(LeakKind::Holding, &"5a".repeat(32), "tap bgr-5a5a5a5a5a5, disk /dev/dm-0", fix.then_some(true)),
             leak(LeakKind::Folder, "/run/bangerd/vm/5a5a", "sockets of a VM", fix.then_some(false)),
@@ -166,7 +174,12 @@ impl Daemon for Fake {
     }
 
     async fn list_images(self, _: Context, _: bool) -> Result<Vec<ImageRecord>, ApiError> {
-        Ok(vec![records::image("debian:13", 300 << 20)])
+        let mut image = records::image("debian:13", 300 << 20);
+        let state = self.state();
+        for text in [&mut image.source, &mut image.artifact_dir, &mut image.rootfs_path] {
+            *text = state.text(text);
+        }
+        Ok(vec![image])
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
@@ -177,7 +190,11 @@ impl Daemon for Fake {
     }
 
     async fn list_kernels(self, _: Context, _: bool) -> Result<Vec<KernelRecord>, ApiError> {
-        Ok(vec![records::kernel("6.12", 40 << 20)])
+        let mut kernel = records::kernel("6.12", 40 << 20);
+        let state = self.state();
+        kernel.version = state.text(&kernel.version);
+        kernel.modules.iter_mut().for_each(|module| *module = state.text(module));
+        Ok(vec![kernel])
     }
 
     async fn delete_kernel(self, _: Context, _: String) -> Result<(), ApiError> {
