@@ -4,13 +4,10 @@
 use crate::host::Daemon;
 use crate::proc::CGROUPS;
 use crate::sys::call::END;
-use banger_policy::id::DEVICE_PREFIX;
-use banger_policy::net::{Network, NetworkError};
+use banger_policy::net::{Bridge, BridgeError, BridgeKeys};
 use nix::unistd::{Uid, User};
-use serde::Deserialize;
 use std::ffi::OsString;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 /// Printed by `--version`.
@@ -83,9 +80,9 @@ pub enum ConfigError {
         /// What it must be.
         expected: &'static str,
     },
-    /// A network that cannot serve.
-    #[error("bridge_ip or cidr in the configuration")]
-    Network(#[from] NetworkError),
+    /// Keys of the configuration that cannot serve.
+    #[error("{} in the configuration", .0.key())]
+    Bridge(#[from] BridgeError),
     /// A configuration that cannot be read.
     #[error("cannot read the configuration {path}")]
     File {
@@ -107,7 +104,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         images: "/var/lib/banger/images".into(),
         state: "/var/lib/banger-priv".into(),
         runtime: "/run/banger-priv".into(),
-        bridge: Bridge::default(),
+        bridge: BridgeKeys::default().check()?,
         boot_id: None,
         socket: None,
     };
@@ -139,7 +136,6 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         }
     }
     config.bridge = bridge(file)?;
-    config.bridge.network()?;
     config.daemon = daemon(user)?;
     if check {
         Ok(Asked::Say(""))
@@ -190,43 +186,15 @@ fn cgroup(value: OsString) -> Result<String, ConfigError> {
     }
 }
 
-/// The keys of the daemon's configuration that concern the helper.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-pub(crate) struct Bridge {
-    #[serde(rename = "bridge_name")]
-    pub(crate) name: String,
-    bridge_ip: Ipv4Addr,
-    cidr: u8,
-}
-
-impl Default for Bridge {
-    fn default() -> Self {
-        Self { name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
-    }
-}
-
-impl Bridge {
-    pub(crate) fn network(&self) -> Result<Network, NetworkError> {
-        Network::new(self.bridge_ip, self.cidr)
-    }
-}
-
 fn bridge(path: PathBuf) -> Result<Bridge, ConfigError> {
-    let bridge: Bridge = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Bridge::default(),
+    let keys: BridgeKeys = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => BridgeKeys::default(),
         Err(source) => return Err(ConfigError::File { path, source }),
         Ok(text) => {
             toml::from_str(&text).map_err(|error| ConfigError::File { path, source: io::Error::other(error) })?
         }
     };
-    let name = &bridge.name;
-    let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
-    // Never one that a VM's tap could have.
-    if plain && (1..16).contains(&name.len()) && !name.starts_with(DEVICE_PREFIX) {
-        return Ok(bridge);
-    }
-    Err(bad("bridge_name", name.into(), "1 to 15 letters, digits, - _ or ., not beginning with bgr-"))
+    Ok(keys.check()?)
 }
 
 /// Not found and not answered are one: without a number there is nobody to serve. Root has the helper's own
@@ -244,6 +212,8 @@ fn daemon(name: OsString) -> Result<Daemon, ConfigError> {
 mod tests {
     #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use banger_policy::net::Network;
+    use std::net::Ipv4Addr;
 
     fn ask(line: &str) -> Result<Asked, ConfigError> {
         parse(line.split_whitespace().map(OsString::from))
@@ -257,7 +227,7 @@ mod tests {
             panic!("refused")
         };
         assert_eq!(config.unit.as_deref(), Some("x.slice/y"));
-        assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
+        assert_eq!(Ok(config.bridge.network()), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
         assert_eq!(config.state, PathBuf::from("/s"));
         assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Say(""))));
         assert!(matches!(ask("--daemon-user nobody --self-check"), Ok(Asked::Check(_, None))));
@@ -302,8 +272,8 @@ mod tests {
         else {
             panic!("refused")
         };
-        assert_eq!(config.bridge.network(), Network::new(Ipv4Addr::new(10, 0, 0, 1), 16));
-        assert_eq!(config.bridge.name, "br-fc");
+        assert_eq!(Ok(config.bridge.network()), Network::new(Ipv4Addr::new(10, 0, 0, 1), 16));
+        assert_eq!(config.bridge.name(), "br-fc");
         for bad in [
             "bridge_name = \"bgr-x\"",
             "bridge_name = \"a/b\"",

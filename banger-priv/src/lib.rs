@@ -127,7 +127,7 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     confine::alone()?;
     confine::join_group(config.daemon.gid)?;
 
-    let network = config.bridge.network().map_err(ConfigError::from)?;
+    let network = config.bridge.network();
 
     // 2. Folders, held from now on; one helper at a time.
     let listener = listening(config, passed)?;
@@ -148,7 +148,7 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     tokio::task::LocalSet::new().block_on(&runtime, async {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
         let host = host::Host::open(Rc::clone(&processes), network, config.daemon)?;
-        host.make_bridge(&config.bridge.name).await?;
+        host.make_bridge(config.bridge.name()).await?;
         host.probe_flows().map_err(StartError::Flows)?;
         let machine = Rc::new(Machine::new(host, ledger, cows, images, network, config.daemon.uid));
         machine.recover().await?;

@@ -5,7 +5,7 @@
 use crate::error::StartError;
 use crate::limits::{self, Limits, RawLimits};
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
-use banger_policy::net::Network;
+use banger_policy::net::{BridgeKeys, Network};
 use banger_policy::{ByteSize, ImageName};
 use serde::Deserialize;
 use std::net::Ipv4Addr;
@@ -100,6 +100,7 @@ struct RawDefaults {
 
 impl Default for Raw {
     fn default() -> Self {
+        let bridge = BridgeKeys::default();
         Self {
             log_level: "info".to_owned(),
             firecracker_bin: None,
@@ -107,9 +108,9 @@ impl Default for Raw {
             auto_stop_stale_after: "0s".to_owned(),
             stats_poll_interval: format!("{DEFAULT_STATS_POLL_SECONDS}s"),
             guest_ready_timeout: "3m".to_owned(),
-            bridge_name: "br-fc".to_owned(),
-            bridge_ip: Ipv4Addr::new(172, 16, 0, 1),
-            cidr: 24,
+            bridge_name: bridge.bridge_name,
+            bridge_ip: bridge.bridge_ip,
+            cidr: bridge.cidr,
             tap_pool_size: 0,
             default_dns: Ipv4Addr::new(1, 1, 1, 1),
             default_image_name: None,
@@ -170,13 +171,8 @@ fn check(raw: Raw) -> Result<Config, Refused> {
     if !READY_TIMES.contains(&guest_ready_timeout) {
         return Err(("guest_ready_timeout", "a guest gets 5s to 1h".to_owned()));
     }
-    // linux/if.h, IFNAMSIZ; `/` and spaces are refused by the kernel.
-    let link_name = |name: &str| {
-        (1..16).contains(&name.len()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
-    };
-    if !link_name(&raw.bridge_name) {
-        return Err(("bridge_name", format!("{:?} is not a name for a network link", raw.bridge_name)));
-    }
+    let keys = BridgeKeys { bridge_name: raw.bridge_name, bridge_ip: raw.bridge_ip, cidr: raw.cidr };
+    let bridge = keys.check().map_err(|error| (error.key(), error.to_string()))?;
     for (key, path) in [("firecracker_bin", &raw.firecracker_bin), ("ssh_key_path", &raw.ssh_key_path)] {
         if path.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err((key, "the path must be absolute".to_owned()));
@@ -184,14 +180,14 @@ fn check(raw: Raw) -> Result<Config, Refused> {
     }
     raw.file_sync.iter().try_for_each(check_sync)?;
     Ok(Config {
-        network: Network::new(raw.bridge_ip, raw.cidr).map_err(|error| ("bridge_ip", error.to_string()))?,
+        network: bridge.network(),
         auto_stop_stale_after: duration("auto_stop_stale_after", &raw.auto_stop_stale_after)?,
         stats_poll_interval,
         guest_ready_timeout,
         log_level: raw.log_level,
         firecracker_bin: raw.firecracker_bin,
         ssh_key_path: raw.ssh_key_path,
-        bridge_name: raw.bridge_name,
+        bridge_name: bridge.name().to_owned(),
         default_dns: raw.default_dns,
         default_image_name: raw
             .default_image_name
@@ -278,11 +274,15 @@ mod tests {
         for (text, key) in [
             ("[vm_defaults]\ndisk_size = \"9X\"", "line 2: vm_defaults.disk_size"),
             ("[vm_defaults]\nvcpu = 99", "line 2: vm_defaults.vcpu"),
-            ("cidr = 31", "bridge_ip"),
+            ("cidr = 31", "line 1: cidr"),
+            ("bridge_ip = \"8.8.8.8\"", "line 1: bridge_ip"),
             ("stats_poll_interval = \"soon\"", "line 1: stats_poll_interval"),
             ("stats_poll_interval = \"1ms\"", "line 1: stats_poll_interval"),
             ("guest_ready_timeout = \"0\"", "line 1: guest_ready_timeout"),
             ("bridge_name = \"a/b\"", "line 1: bridge_name"),
+            // Names that the helper keeps for VMs: what it would refuse is refused here as well.
+            ("bridge_name = \"bgr-x\"", "line 1: bridge_name"),
+            ("bridge_name = \"..\"", "line 1: bridge_name"),
             ("firecracker_bin = \"bin/fc\"", "line 1: firecracker_bin"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),

@@ -1,6 +1,8 @@
 //! Which address, CID and control port a VM has: all three follow from one small number, its address
-//! index, so that none of them can clash when the index does not.
+//! index, so that none of them can clash when the index does not. And what of the configuration says where that is.
 
+use crate::id::DEVICE_PREFIX;
+use serde::Deserialize;
 use std::net::Ipv4Addr;
 
 /// The number of a VM's address, 1-based: guest address = bridge address + index.
@@ -41,6 +43,83 @@ pub enum NetworkError {
     /// The network or broadcast address, or no room above it.
     #[error("bridge_ip {0} must be the first host address of its network")]
     NotFirst(Ipv4Addr),
+}
+
+/// The keys of `banger.toml` that daemon and helper both read. Here alone is what they may say.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct BridgeKeys {
+    /// The link that carries the gateway's address.
+    pub bridge_name: String,
+    /// The gateway.
+    pub bridge_ip: Ipv4Addr,
+    /// The prefix length.
+    pub cidr: u8,
+}
+
+impl Default for BridgeKeys {
+    fn default() -> Self {
+        Self { bridge_name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
+    }
+}
+
+/// The keys, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    name: String,
+    network: Network,
+}
+
+/// Keys that cannot serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BridgeError {
+    /// Not a name that the kernel takes, or one of a VM's.
+    #[error("{0:?} is not 1 to 15 letters, digits, - _ or . (and neither . nor .. nor one that begins with bgr-)")]
+    Name(String),
+    /// Not a network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+impl BridgeError {
+    /// Which key it is about.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "bridge_name",
+            Self::Network(NetworkError::Prefix(_)) => "cidr",
+            Self::Network(_) => "bridge_ip",
+        }
+    }
+}
+
+impl BridgeKeys {
+    /// # Errors
+    /// [`BridgeError`] with the first key that cannot serve.
+    pub fn check(self) -> Result<Bridge, BridgeError> {
+        let name = self.bridge_name;
+        // linux/if.h, IFNAMSIZ; `dev_valid_name` of the kernel refuses `.` and `..`, `/`, `:` and spaces.
+        let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
+        let taken = name == "." || name == ".." || name.starts_with(DEVICE_PREFIX);
+        if !plain || taken || !(1..16).contains(&name.len()) {
+            return Err(BridgeError::Name(name));
+        }
+        Ok(Bridge { name, network: Network::new(self.bridge_ip, self.cidr)? })
+    }
+}
+
+impl Bridge {
+    /// The link that carries the gateway's address.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network of the VMs.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        self.network
+    }
 }
 
 impl Network {
@@ -130,6 +209,22 @@ mod tests {
 
     fn default() -> Network {
         Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap()
+    }
+
+    #[test]
+    fn the_shared_keys_are_checked_once_for_both_readers() {
+        let keys = |name: &str, ip: [u8; 4], cidr| BridgeKeys { bridge_name: name.into(), bridge_ip: ip.into(), cidr };
+        let key = |keys: BridgeKeys| keys.check().err().map(|error| error.key());
+        assert_eq!(key(BridgeKeys::default()), None);
+        for name in ["", "a/b", "a b", "a:b", "é", ".", "..", "bgr-x", "bgr-", "0123456789abcdef"] {
+            assert_eq!(key(keys(name, [172, 16, 0, 1], 24)), Some("bridge_name"), "{name}");
+        }
+        for name in ["br-fc", "b", "...", "bgr", "0123456789abcde"] {
+            assert_eq!(key(keys(name, [172, 16, 0, 1], 24)), None, "{name}");
+        }
+        assert_eq!(key(keys("br-fc", [8, 8, 8, 8], 24)), Some("bridge_ip"));
+        assert_eq!(key(keys("br-fc", [10, 0, 0, 2], 24)), Some("bridge_ip"));
+        assert_eq!(key(keys("br-fc", [10, 0, 0, 1], 8)), Some("cidr"));
     }
 
     #[test]
