@@ -8,6 +8,7 @@ use crate::kernel::{At, KernelError, Outcome};
 use crate::log::{self, Level};
 use crate::record;
 use banger_policy::holding::Cow;
+use banger_policy::id::ROOTFS_FILE;
 use banger_policy::limits::MAX_DISK_BYTES;
 use banger_policy::snapshot::CHUNK_BYTES;
 use banger_policy::{Digest, VmId};
@@ -188,7 +189,7 @@ impl Images {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let resolve = record::beneath() | ResolveFlags::NO_XDEV;
         let file =
-            openat2(&self.folder, format!("{image}/rootfs.ext4"), flags, Mode::empty(), resolve).at("base-open")?;
+            openat2(&self.folder, format!("{image}/{ROOTFS_FILE}"), flags, Mode::empty(), resolve).at("base-open")?;
         let stat = fstat(&file).at("base-stat")?;
         let bytes = size(&stat);
         let writable = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WUSR | Mode::WGRP | Mode::WOTH);
@@ -320,7 +321,7 @@ mod tests {
         let images = tempfile::tempdir().unwrap();
         let me = rustix::process::geteuid().as_raw();
         let directory = images.path().join(image().to_string());
-        let path = directory.join("rootfs.ext4");
+        let path = directory.join(ROOTFS_FILE);
         let attempt = |uid| Images::new(record::folder(images.path(), OFlags::PATH).unwrap(), uid).base(&image());
         assert_eq!(attempt(me).unwrap_err().errno, libc::ENOENT);
         fs::create_dir(&directory).unwrap();
@@ -355,7 +356,7 @@ mod tests {
         fs::remove_file(directory.join("second")).unwrap();
         fs::remove_dir(&directory).unwrap();
         let outside = tempfile::tempdir().unwrap();
-        fs::write(outside.path().join("rootfs.ext4"), vec![0; 4096]).unwrap();
+        fs::write(outside.path().join(ROOTFS_FILE), vec![0; 4096]).unwrap();
         std::os::unix::fs::symlink(outside.path(), &directory).unwrap();
         assert_eq!(attempt(me).unwrap_err().errno, libc::ELOOP, "a folder that is a link");
     }

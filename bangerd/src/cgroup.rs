@@ -8,6 +8,7 @@
 
 use crate::pidfd::Pidfd;
 use banger_policy::VmId;
+use banger_policy::process::{DAEMON_LEAF, VMS_GROUP};
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,6 @@ use tokio::time::Instant;
 
 /// Where systemd mounts the unified hierarchy; other layouts are below our floor.
 const ROOT: &str = "/sys/fs/cgroup";
-/// `DelegateSubgroup=` of bangerd.service. Any other leaf is not ours to change the parent of.
-const DAEMON_LEAF: &str = "daemon";
 /// What the limits need.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu"];
 /// How long [`VmCgroup::kill`] waits for the kernel to end everything: exits of processes with gigabytes of
@@ -147,7 +146,7 @@ impl Cgroups {
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
         let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
-        let tree = Tree { vms: base.join("vms"), controllers };
+        let tree = Tree { vms: base.join(VMS_GROUP), controllers };
         tree.enable(base)?;
         make(&tree.vms)?;
         tree.enable(&tree.vms)?;

@@ -105,6 +105,9 @@ fn parse_mark(mark: &str, separator: char) -> Option<(VmId, u64)> {
     Some((vm.parse().ok()?, u64::from_str_radix(generation, 16).ok()?))
 }
 
+/// The root file system in an image's folder: what the daemon puts there is what the helper opens.
+pub const ROOTFS_FILE: &str = "rootfs.ext4";
+
 /// The prefix of every link and dm device that banger makes.
 pub const DEVICE_PREFIX: &str = "bgr-";
 

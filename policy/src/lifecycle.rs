@@ -1,5 +1,7 @@
-//! The life of a VM as a pure table: what each event means in each state. Effects run elsewhere, in the
-//! order given, each of them whatever the one before it did.
+//! The life of a VM as a pure table: what each event means in each state. Effects run elsewhere, in the order
+//! given. One that fails keeps the later ones from running that would forget what is still held: `BringUp`,
+//! `ClearHandles`, `RemoveFiles`, `RemoveRow`. All others run all the same, and the failure is
+//! [`Event::TeardownFailed`] at the end.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

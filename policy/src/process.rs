@@ -6,10 +6,13 @@ use crate::VmId;
 /// The daemon's own leaf below its unit's cgroup: systemd's `DelegateSubgroup=` of bangerd.service.
 pub const DAEMON_LEAF: &str = "daemon";
 
+/// What holds the leaves of VMs, below the same cgroup.
+pub const VMS_GROUP: &str = "vms";
+
 /// The leaf of a VM below the same cgroup.
 #[must_use]
 pub fn vm_leaf(owner: u32, vm: &VmId) -> String {
-    format!("vms/{owner}/{vm}")
+    format!("{VMS_GROUP}/{owner}/{vm}")
 }
 
 /// Field 22 of `/proc/PID/stat`. The name in field 2 is the process's own and may hold spaces and parentheses, so

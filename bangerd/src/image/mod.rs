@@ -38,8 +38,7 @@ use tree::Tree;
 /// Default size of a root file system, bytes (spec.md section 1).
 pub const DEFAULT_BUILD_SIZE: u64 = 8 << 30;
 
-/// The root file system in a staging folder, and in an image's folder.
-pub const ROOTFS_FILE: &str = "rootfs.ext4";
+pub use banger_policy::id::ROOTFS_FILE;
 /// The image's `/root`, from which work disks are made.
 pub const SEED_FILE: &str = "work-seed.tar";
 
