@@ -45,9 +45,13 @@ impl Tickets {
 
     /// What the ticket stands for, once and for its owner only. Another's attempt does not use it up.
     pub(crate) fn take(&self, ticket: &Ticket, uid: u32) -> Option<Promise> {
+        self.take_at(ticket, uid, Instant::now())
+    }
+
+    fn take_at(&self, ticket: &Ticket, uid: u32, now: Instant) -> Option<Promise> {
         let mut all = self.lock();
         let (issued, promise) = all.get(ticket)?;
-        if promise.peer.uid != uid || is_void(*issued, Instant::now()) {
+        if promise.peer.uid != uid || is_void(*issued, now) {
             return None;
         }
         all.remove(ticket).map(|(_, promise)| promise)
@@ -98,9 +102,12 @@ mod tests {
 
     #[test]
     fn a_ticket_is_void_after_its_time() {
-        let now = Instant::now();
-        assert!(!is_void(now, now + Duration::from_secs(TICKET_SECONDS)));
-        assert!(is_void(now, now + Duration::from_secs(TICKET_SECONDS + 1)));
+        let tickets = Tickets::default();
+        let (early, late) = (tickets.issue(promise(1001)).unwrap(), tickets.issue(promise(1001)).unwrap());
+        let after = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert!(tickets.take_at(&early, 1001, after(TICKET_SECONDS - 1)).is_some());
+        // Nobody has swept it away yet.
+        assert!(tickets.take_at(&late, 1001, after(TICKET_SECONDS + 1)).is_none());
     }
 
     #[test]

@@ -17,8 +17,13 @@ const ALL: usize = 1024;
 const ADMIN_GROUP: &str = "banger-admin";
 
 /// Connections by uid.
-#[derive(Debug, Default)]
-pub(super) struct Admission(Mutex<HashMap<u32, usize>>);
+#[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
+pub(super) struct Admission {
+    places: Mutex<HashMap<u32, usize>>,
+    /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give orders.
+    refused: Option<u32>,
+}
 
 /// A place for one connection, given back when it is dropped.
 #[derive(Debug)]
@@ -28,14 +33,25 @@ pub(super) struct Place {
 }
 
 impl Admission {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For a daemon that runs as this user. One that root runs, in a build folder, has no user of its own.
+    pub(super) fn of_daemon(daemon: Uid) -> Self {
+        Self { places: Mutex::default(), refused: (!daemon.is_root()).then_some(daemon.as_raw()) }
     }
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, or why not in the log.
     pub(super) fn enter(self: &Arc<Self>, peer: Peer) -> Option<Place> {
+        if self.refused == Some(peer.uid) {
+            tracing::warn!(banger_uid = peer.uid, "refused a connection of the daemon's own user");
+            return None;
+        }
         let mut all = self.lock();
         let own = all.get(&peer.uid).copied().unwrap_or(0);
         if own >= PER_USER || all.values().sum::<usize>() >= ALL {
+            tracing::warn!(banger_uid = peer.uid, "too many connections");
             return None;
         }
         all.insert(peer.uid, own + 1);
@@ -68,17 +84,9 @@ pub(super) async fn admit(
             return None;
         }
     };
-    // VMMs run under this uid: a guest that broke out must not give orders.
-    if uid == Uid::effective().as_raw() && !Uid::effective().is_root() {
-        tracing::warn!(banger_uid = uid, "refused a connection of the daemon's own user");
-        return None;
-    }
     // A place first: the user database may be slow, and whoever asks it is counted.
     let nobody = Peer::new(uid, "", false);
-    let Some(mut place) = admission.enter(nobody.clone()) else {
-        tracing::warn!(banger_uid = uid, "too many connections");
-        return None;
-    };
+    let mut place = admission.enter(nobody.clone())?;
     place.peer = tokio::task::spawn_blocking(move || who(uid, &*users, &limits)).await.unwrap_or(nobody);
     Some(place)
 }
@@ -109,6 +117,16 @@ mod tests {
         drop(held);
         assert!(admission.enter(peer(1)).is_some());
         assert!(admission.lock().is_empty());
+    }
+
+    #[test]
+    fn the_daemons_own_user_is_refused() {
+        let peer = |uid| Peer::new(uid, "somebody", false);
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(990)));
+        assert!(admission.enter(peer(990)).is_none());
+        assert!(admission.enter(peer(991)).is_some() && admission.enter(peer(0)).is_some());
+        // In a build folder root is its own user.
+        assert!(Arc::new(Admission::of_daemon(Uid::from_raw(0))).enter(peer(0)).is_some());
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Daemon {
 
 /// Serves until the daemon is told to end. VMs outlive it, and jobs are found cut short at the next start.
 pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
-    let admission = Arc::new(Admission::default());
+    let admission = Arc::new(Admission::of_daemon(nix::unistd::Uid::effective()));
     let mut sweep = tokio::time::interval(TICKET_SWEEP);
     let mut ended = match signal(SignalKind::terminate()) {
         Ok(ended) => ended,
