@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -24,22 +25,51 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// A run of the host-firewall timer takes up to this under emulation.
 const TIMER: Duration = Duration::from_secs(30);
 
-/// The inventory between two runs of the packaged timer: what it starts comes and goes by itself, and is nobody's leak.
+/// The inventory between two runs of what timers start: that comes and goes by itself, and is nobody's leak. Whatever was at work while the inventory was
+/// taken is in it, so the services are looked at before and after.
 fn at_rest() -> Result<Inventory> {
     let begun = Instant::now();
     loop {
-        let at_work = || {
-            let unit = Path::new("/sys/fs/cgroup/system.slice/banger-host-firewall.service");
-            unit.exists() && begun.elapsed() < TIMER
-        };
-        if !at_work() {
+        let before = oneshots()?;
+        let mut busy = at_work(&before);
+        if busy.is_empty() {
             let inventory = Inventory::take()?;
-            if !at_work() {
+            let after = oneshots()?;
+            if before == after {
                 return Ok(inventory);
             }
+            busy = at_work(&after);
+        }
+        if begun.elapsed() > TIMER {
+            report::print_line(&format!("  not at rest within {} s: {}", TIMER.as_secs(), busy.join(" ")));
+            return Inventory::take();
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What systemd says of each service: its type, state, and which run of it that is.
+fn oneshots() -> Result<String> {
+    let properties = "--property=Id,Type,ActiveState,InvocationID";
+    let mut show = Command::new("systemctl");
+    show.args(["show", "--type=service", properties, "*.service"]).stdin(Stdio::null());
+    let shown = show.output().context("run systemctl")?;
+    // A systemd that does not answer right now has services that are not at rest; whoever asks goes on after a time.
+    let text =
+        if shown.status.success() { shown.stdout } else { b"Type=oneshot\nId=systemd\nActiveState=activating".into() };
+    let text = String::from_utf8_lossy(&text).into_owned();
+    // One that never ran is only remembered or forgotten by systemd.
+    let ran = |unit: &&str| unit.lines().all(|line| line != "InvocationID=");
+    let of_timers = text.split("\n\n").filter(|unit| unit.lines().any(|line| line == "Type=oneshot")).filter(ran);
+    Ok(of_timers.collect::<Vec<_>>().join("\n\n"))
+}
+
+/// Those that are in the middle of a run.
+fn at_work(oneshots: &str) -> Vec<String> {
+    let busy =
+        |unit: &&str| unit.lines().any(|line| matches!(line, "ActiveState=activating" | "ActiveState=deactivating"));
+    let id = |unit: &str| unit.lines().find_map(|line| line.strip_prefix("Id=")).unwrap_or("?").to_owned();
+    oneshots.split("\n\n").filter(busy).map(id).collect()
 }
 
 /// How a suite is run.
@@ -223,4 +253,18 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(no text)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_in_the_middle_of_its_run_is_seen() {
+        let unit = |id: &str, state: &str| format!("Type=oneshot\nId={id}\nActiveState={state}\nInvocationID=1\n");
+        let text =
+            [unit("a.service", "inactive"), unit("b.service", "activating"), unit("c.service", "active")].join("\n");
+        assert_eq!(at_work(&text), ["b.service"]);
+        assert!(at_work("").is_empty());
+    }
 }

@@ -46,10 +46,11 @@ fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
         guest.shell(scene, "hostname && findmnt -n -o FSTYPE /root")?.ok()?.says("own-init")?.says("ext4").map(drop)
     })?;
     scene.step("a clean stop is systemd's own", |scene| {
-        guest.order(scene, "stop")?.ok()?;
+        let stopped = guest.order(scene, "stop")?.ok()?;
         guest.is(scene, "stopped")?;
-        let console = scene.banger("alice", &["vm", "logs", "own-init"])?.ok()?.stdout;
-        ensure!(console.contains("Power down"), "the guest did not power off by itself: {console}");
+        // The product itself warns when it had to end the guest. What the guest's kernel says last depends on the VMM: one that
+        // offers no way to power off makes it halt.
+        ensure!(!stopped.stderr.contains("warning:"), "systemd has not gone down by itself: {stopped}");
         Ok(())
     })?;
     guest.delete(scene)?;
