@@ -212,5 +212,9 @@ mod tests {
         let mut bytes = vec![0, 0, 0, 253];
         bytes.extend((1_u64 << 62).to_le_bytes());
         assert_eq!(decode::<ToServer<Vec<u64>>>(&bytes, 1024), Err(WireError::Malformed));
+        // Nor does one that is true and beyond the bound.
+        let whole = encode(&ToServer::Call { id: 0, timeout_ms: 0, body: vec![7_u8; 2000] }, 65_536).unwrap();
+        assert!(decode::<ToServer<Vec<u8>>>(&whole, whole.len()).is_ok());
+        assert_eq!(decode::<ToServer<Vec<u8>>>(&whole, 1024), Err(WireError::Malformed));
     }
 }

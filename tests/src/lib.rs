@@ -3,6 +3,8 @@
 //! and [`hostile_agent`] a guest that attacks the daemon.
 
 pub mod bench;
+#[cfg(test)]
+mod claims;
 pub mod hostile;
 pub mod hostile_agent;
 pub mod hostvm;

@@ -59,6 +59,33 @@ pub(super) fn nextest(output: &str) -> Result<Tally> {
     Ok(tally)
 }
 
+/// A test that could show nothing here, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Skip {
+    pub(super) test: String,
+    pub(super) why: String,
+}
+
+/// The tests that have said "skipped: why" and come back early, from nextest's JUnit report. nextest itself knows them as passed.
+pub(super) fn skips(junit: &str) -> Vec<Skip> {
+    let attribute =
+        |text: &str, name: &str| Some(text.split_once(&format!(" {name}=\""))?.1.split('"').next()?.to_owned());
+    let skip = |case: &str| {
+        let (head, output) = case.split_once('>')?;
+        let own = output.split("</testcase>").next()?;
+        let why =
+            own.lines().find_map(|line| line.split_once("skipped: ").filter(|(before, _)| is_beginning(before)))?.1;
+        let test = format!("{} {}", attribute(head, "classname")?, attribute(head, "name")?);
+        Some(Skip { test, why: why.split("</").next()?.trim().to_owned() })
+    };
+    junit.split("<testcase").skip(1).filter_map(skip).collect()
+}
+
+/// The beginning of a line, or of a test's output.
+fn is_beginning(before: &str) -> bool {
+    matches!(before.trim(), "" | "<system-out>" | "<system-err>")
+}
+
 /// From every `test result: ok. 3 passed; 0 failed; 1 ignored; ...` of `cargo test --doc`.
 pub(super) fn doctests(output: &str) -> Tally {
     let mut tally = Tally::default();
@@ -90,6 +117,25 @@ mod tests {
         assert_eq!(nextest(bad)?, Tally { passed: 2, failed: 3, skipped: 4 });
         assert!(nextest("error: could not compile").is_err());
         Ok(())
+    }
+
+    #[test]
+    fn a_test_that_says_that_it_is_skipped_is_not_one_that_passed() {
+        let junit = r#"<testsuite name="a">
+        <testcase name="one" classname="a::b" timestamp="x" time="0.1">
+            <system-out>
+running 1 test
+skipped: not root
+skipped: and more
+test one ... ok
+</system-out>
+            <system-err></system-err>
+        </testcase>
+        <testcase name="two" classname="a" time="0.1"><system-out>nothing was skipped: all ran</system-out></testcase>
+        <testcase name="three" classname="a" time="0.1"><system-err>skipped: no cpio</system-err></testcase>
+        <testcase name="four" classname="a" time="0.1"/>"#;
+        let skip = |test: &str, why: &str| Skip { test: test.to_owned(), why: why.to_owned() };
+        assert_eq!(skips(junit), [skip("a::b one", "not root"), skip("a three", "no cpio")]);
     }
 
     #[test]
