@@ -36,6 +36,9 @@ async fn ask(words: &[String]) -> Result<(), Box<dyn Error>> {
                 helper.create_disk(patient(), vm.parse()?, owner.parse()?, image.parse()?, bytes.parse()?).await??;
             println!("{made:?}");
         }
+        ("grow-disk", [vm, owner, bytes]) => {
+            println!("{:?}", helper.grow_disk(patient(), vm.parse()?, owner.parse()?, bytes.parse()?).await??);
+        }
         ("attach-disk", [vm, owner]) => {
             println!("{:?}", helper.attach_disk(patient(), vm.parse()?, owner.parse()?).await??);
         }

@@ -10,10 +10,12 @@ use crate::record;
 use banger_policy::holding::Cow;
 use banger_policy::id::ROOTFS_FILE;
 use banger_policy::limits::MAX_DISK_BYTES;
+use banger_policy::room;
 use banger_policy::snapshot::CHUNK_BYTES;
 use banger_policy::{Digest, VmId};
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fallocate, fstat, openat2, statat,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, ResolveFlags, Stat, fallocate, fstat, fstatvfs, fsync, ftruncate,
+    openat2, statat,
 };
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Ending of the records.
 const RECORD: &str = ".json";
+/// The file is not the one that the record speaks of.
+const CHANGED: KernelError = KernelError { step: "cow-changed", errno: libc::ESTALE };
 
 /// All COW files of the host.
 #[derive(Debug)]
@@ -41,7 +45,14 @@ impl Cows {
         for name in record::names(cows.folder.as_fd(), RECORD)? {
             let Ok(vm) = name.parse::<VmId>() else { continue };
             match record::read::<Cow>(cows.folder.as_fd(), &format!("{name}{RECORD}"))? {
-                Some(cow) if cow.vm == vm && cow.ready => drop(cows.records.insert(vm, cow)),
+                Some(cow) if cow.vm == vm && cow.ready => {
+                    cows.records.insert(vm, cow);
+                    if let Err(error) = cows.shrink_back(vm) {
+                        // The VM's next call tries again, and is told.
+                        let (step, errno) = (error.step, error.errno);
+                        log::record(Level::Critical, &format!("cow vm={vm} verdict=failed rule={step} errno={errno}"));
+                    }
+                }
                 Some(cow) if cow.vm == vm => cows.remove(vm)?,
                 _ => {
                     log::record(Level::Critical, &format!("cow vm={vm} verdict=quarantined rule=damaged-record"));
@@ -80,21 +91,64 @@ impl Cows {
             Err(errno) => return Err(errno).at("cow-look"),
             Ok(_) => return Err(KernelError { step: "cow-exists", errno: libc::EEXIST }),
         }
-        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), cow, true).at("cow-record")?;
+        self.write(cow)?;
         crate::fail::point("cow-recorded");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         openat2(&self.folder, cow.vm.to_string(), flags, Mode::RUSR | Mode::WUSR, record::beneath()).at("cow-create")
     }
 
-    /// Marks the attempt as finished; the file has been reserved.
+    /// Writes the record of a growth to `root_bytes`, then answers the file that is to become longer.
+    ///
+    /// # Errors
+    /// As [`Cows::file`].
+    pub fn begin_growth(&mut self, cow: &Cow, root_bytes: u64) -> Outcome<OwnedFd> {
+        let file = self.file(cow)?;
+        self.put(Cow { growing_to: Some(root_bytes), ..cow.clone() })?;
+        crate::fail::point("cow-growing");
+        Ok(file)
+    }
+
+    /// Marks an attempt to make or to lengthen a file as finished; the file has been reserved.
     ///
     /// # Errors
     /// The kernel's.
     pub fn finish(&mut self, file: BorrowedFd<'_>, cow: &Cow) -> Outcome<()> {
-        rustix::fs::fsync(file).at("cow-sync")?;
+        fsync(file).at("cow-sync")?;
         crate::fail::point("cow-reserved");
-        let cow = Cow { ready: true, ..cow.clone() };
-        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), &cow, true).at("cow-record")?;
+        self.put(Cow { ready: true, growing_to: None, ..cow.clone() })
+    }
+
+    /// Undoes a growth that was not finished: nothing has used what the file has beyond its recorded length.
+    ///
+    /// # Errors
+    /// As [`Cows::file`]; the record stays as it is then.
+    pub fn shrink_back(&mut self, vm: VmId) -> Outcome<()> {
+        let Some(cow) = self.records.get(&vm).filter(|cow| cow.growing_to.is_some()).cloned() else { return Ok(()) };
+        let (file, bytes) = self.open_file(&cow)?;
+        if bytes > cow.file_bytes {
+            ftruncate(&file, cow.file_bytes).at("cow-truncate")?;
+            fsync(&file).at("cow-sync")?;
+        }
+        crate::fail::point("cow-shrunk");
+        self.put(Cow { growing_to: None, ..cow })
+    }
+
+    /// May so much more be reserved?
+    ///
+    /// # Errors
+    /// ENOSPC when less than the host's reserve would stay free.
+    pub fn room(&self, bytes: u64) -> Outcome<()> {
+        let stat = fstatvfs(&self.folder).at("cow-room")?;
+        let short = room::check(bytes, stat.f_bavail.saturating_mul(stat.f_frsize)).is_err();
+        if short { Err(KernelError { step: "host-reserve", errno: libc::ENOSPC }) } else { Ok(()) }
+    }
+
+    fn write(&self, cow: &Cow) -> Outcome<()> {
+        record::replace(self.folder.as_fd(), &format!("{}{RECORD}", cow.vm), cow, true).at("cow-record")
+    }
+
+    fn put(&mut self, cow: Cow) -> Outcome<()> {
+        self.write(&cow)?;
         self.records.insert(cow.vm, cow);
         Ok(())
     }
@@ -132,17 +186,22 @@ impl Cows {
     /// # Errors
     /// ESTALE when the file is not the one that the record speaks of.
     pub fn file(&self, cow: &Cow) -> Outcome<OwnedFd> {
+        match self.open_file(cow)? {
+            (file, bytes) if bytes == cow.file_bytes => Ok(file),
+            _ => Err(CHANGED),
+        }
+    }
+
+    /// The file, which is the helper's own and not shorter than its record says, and its length.
+    fn open_file(&self, cow: &Cow) -> Outcome<(OwnedFd, u64)> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = openat2(&self.folder, cow.vm.to_string(), flags, Mode::empty(), record::beneath()).at("cow-open")?;
         let stat = fstat(&file).at("cow-stat")?;
         // The folder's owner is the helper's uid: looked at when it was opened.
         let own = stat.st_uid == fstat(&self.folder).at("cow-stat")?.st_uid
             && Mode::from_raw_mode(stat.st_mode) == Mode::RUSR | Mode::WUSR;
-        if plain(&stat) && own && size(&stat) == cow.file_bytes {
-            Ok(file)
-        } else {
-            Err(KernelError { step: "cow-changed", errno: libc::ESTALE })
-        }
+        let bytes = size(&stat);
+        if plain(&stat) && own && bytes >= cow.file_bytes { Ok((file, bytes)) } else { Err(CHANGED) }
     }
 
     /// What the file takes on the host's disk, bytes.
@@ -215,7 +274,7 @@ fn size(stat: &Stat) -> u64 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use std::fs::{self, Permissions};
+    use std::fs::{self, File, Permissions};
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
@@ -233,8 +292,9 @@ mod tests {
             owner: 1,
             image: image(),
             base_bytes: 1 << 20,
-            cow_bytes: bytes,
+            root_bytes: bytes,
             file_bytes: bytes,
+            growing_to: None,
             generation: 2,
             ready: false,
         }
@@ -267,6 +327,54 @@ mod tests {
         second.remove(vm()).unwrap();
         second.remove(vm()).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_growth_that_was_interrupted_is_undone_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(vm().to_string());
+        let mut first = cows(folder.path());
+        make(&mut first);
+        let before = first.get(&vm()).unwrap().clone();
+        fs::write(&path, vec![7; 1 << 20]).unwrap();
+        // Before, in the middle of, and after the reservation.
+        for more in [0, 4096, 1 << 20] {
+            let mut growing = cows(folder.path());
+            let file = growing.begin_growth(&before, 2 << 20).unwrap();
+            if more > 0 {
+                reserve(file.as_fd(), 1 << 20, more).unwrap();
+            }
+            drop(growing);
+            let again = cows(folder.path());
+            assert_eq!(again.get(&vm()), Some(&before), "{more}");
+            drop(again.file(&before).unwrap());
+            assert!(fs::read(&path).unwrap() == vec![7; 1 << 20], "what was written is kept");
+        }
+        // Finished, it stays.
+        let mut growing = cows(folder.path());
+        let file = growing.begin_growth(&before, 2 << 20).unwrap();
+        reserve(file.as_fd(), 1 << 20, 1 << 20).unwrap();
+        growing.finish(file.as_fd(), &Cow { root_bytes: 2 << 20, file_bytes: 2 << 20, ..before }).unwrap();
+        let again = cows(folder.path());
+        let grown = again.get(&vm()).unwrap();
+        assert_eq!((grown.root_bytes, grown.growing_to, grown.ready), (2 << 20, None, true));
+        drop(again.file(grown).unwrap());
+        assert_eq!(fs::read(&path).unwrap().get(..1 << 20), Some(&[7; 1 << 20][..]));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_while_it_grew_is_not_filled_up_with_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = cows(folder.path());
+        make(&mut first);
+        let before = first.get(&vm()).unwrap().clone();
+        drop(first.begin_growth(&before, 2 << 20).unwrap());
+        let path = folder.path().join(vm().to_string());
+        File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        let mut again = cows(folder.path());
+        assert_eq!(again.get(&vm()).unwrap().growing_to, Some(2 << 20), "it is not taken for settled");
+        assert_eq!(again.shrink_back(vm()).unwrap_err().errno, libc::ESTALE);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4096);
     }
 
     #[test]

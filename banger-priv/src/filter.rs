@@ -66,7 +66,9 @@ pub(crate) const ROWS: &[Row] = &[
     row("fchmodat", libc::SYS_fchmodat, &[&[is(2, 0o660)]], "dm nodes, where no udev rule does it"),
     row("fchownat", libc::SYS_fchownat, &[&[is(2, u32::MAX), is(4, NOFOLLOW)]], "their group alone, no link followed"),
     row("fstat", libc::SYS_fstat, &[], "what was opened is looked at"),
+    row("fstatfs", libc::SYS_fstatfs, &[], "what the host's disk has free, before anything is reserved"),
     row("fsync", libc::SYS_fsync, &[], "COW files and their records are durable before the answer"),
+    row("ftruncate", libc::SYS_ftruncate, &[], "a COW file that could not grow gets its length back"),
     row("getrandom", libc::SYS_getrandom, &[&[is(2, 0)]], "generations"),
     row(
         "getsockopt",

@@ -178,7 +178,7 @@ fn reach(config: &Config) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         // Rows of the ledger. They are read at start only.
         (config.runtime.clone(), records),
         // COW files, for their loops, and their records.
-        (config.state.join("cow"), records | AccessFs::ReadFile),
+        (config.state.join("cow"), records | AccessFs::ReadFile | AccessFs::Truncate),
         // Base images, for their loops.
         (config.images.clone(), AccessFs::ReadFile.into()),
         // net/tun, and loops: the kernel makes new ones as they are asked for, so they cannot be named here. Under

@@ -151,6 +151,10 @@ impl<K: Kernel> Helper for Service<K> {
         self.run("create_disk", Some(vm), async move |m| m.create_disk(vm, owner, image, bytes).await).await
     }
 
+    async fn grow_disk(self, _: Context, vm: VmId, owner: u32, bytes: u64) -> Result<CowRecord, HelperError> {
+        self.run("grow_disk", Some(vm), async move |m| m.grow_disk(vm, owner, bytes).await).await
+    }
+
     async fn attach_disk(self, _: Context, vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError> {
         self.run("attach_disk", Some(vm), async move |m| m.attach_disk(vm, owner).await).await
     }

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
 
-use banger_policy::limits::MIN_OVERLAY_BYTES;
+use banger_policy::limits::{HOST_RESERVE_BYTES, MIN_ROOT_BYTES};
+use banger_policy::snapshot::cow_file_bytes;
 use banger_priv::kernel::Kernel;
 use banger_proto::helper::{DiskIdentity, HelperError};
 use common::{Folders, OWNER, exists, image, in_namespace, is_root, run, skipped, vm, works};
@@ -11,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-const BASE: u64 = 96 << 20;
+/// Longer than the largest disk of these tests.
+const BASE: u64 = 512 << 20;
 
 fn code<T: std::fmt::Debug>(result: banger_priv::ops::Answer<T>) -> HelperError {
     result.unwrap_err().code
@@ -50,18 +52,9 @@ fn a_failed_attach_leaves_nothing() {
         let folders = Folders::new();
         folders.add_image(BASE);
         let machine = folders.start().await;
-        let record = machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap();
-        assert!(record.allocated_bytes >= MIN_OVERLAY_BYTES, "reserved: {}", record.allocated_bytes);
-        assert_eq!(machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap(), record);
-        // Given away, it is the new owner's only; the record outlives the helper.
-        machine.give_disk(vm(1), OWNER + 1).await.unwrap();
-        machine.give_disk(vm(1), OWNER + 1).await.unwrap();
-        assert_eq!(code(machine.give_disk(vm(2), OWNER).await), HelperError::NotYours);
-        drop(machine);
-        let machine = folders.start().await;
-        assert_eq!(machine.identity(vm(1)).unwrap().owner, OWNER + 1);
-        assert_eq!(code(machine.attach_disk(vm(1), OWNER).await), HelperError::NotYours);
-        machine.give_disk(vm(1), OWNER).await.unwrap();
+        let record = machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        assert!(record.allocated_bytes >= MIN_ROOT_BYTES, "reserved: {}", record.allocated_bytes);
+        assert_eq!(machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap(), record);
         let before = objects();
         // The base vanishes between create and attach.
         let path = folders.path("images").join(image().to_string()).join("rootfs.ext4");
@@ -117,14 +110,17 @@ fn a_disk_is_attached_written_kept_and_detached() {
         folders.add_image(BASE);
         let machine = folders.start().await;
         let before = objects();
-        machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap();
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         assert_eq!(code(machine.attach_disk(vm(1), OWNER + 1).await), HelperError::NotYours);
         let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();
         assert_eq!(machine.attach_disk(vm(1), OWNER).await.unwrap(), disk, "the stored answer");
         let node = std::fs::metadata(&disk.dm_dev).unwrap();
         assert_eq!((node.uid(), node.gid(), node.mode() & 0o7777), (0, common::DAEMON, 0o660));
         let table = run(&format!("dmsetup table {}", disk.dm_name));
-        assert!(table.starts_with(&format!("0 {} snapshot ", BASE / 512)) && table.contains(" PO 8"), "{table}");
+        assert!(
+            table.starts_with(&format!("0 {} snapshot ", MIN_ROOT_BYTES / 512)) && table.contains(" PO 8"),
+            "{table}"
+        );
         assert_eq!(code(machine.discard_disk(vm(1)).await), HelperError::BadState);
         // What is written stays over a detach, and the base is untouched.
         let device = std::fs::OpenOptions::new().read(true).write(true).open(&disk.dm_dev).unwrap();
@@ -165,8 +161,9 @@ fn a_disk_is_attached_written_kept_and_detached() {
     });
 }
 
+/// Each chunk of a disk, written twice, then the disk twice as large: never an overflow, and nothing lost.
 #[test]
-fn a_full_overlay_fails_the_write_and_keeps_the_disk() {
+fn a_disk_that_is_written_whole_stays_a_disk() {
     if !is_root() || !has_dm() {
         return;
     }
@@ -174,30 +171,83 @@ fn a_full_overlay_fails_the_write_and_keeps_the_disk() {
         let folders = Folders::new();
         folders.add_image(BASE);
         let machine = folders.start().await;
-        machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap();
-        let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();
-        {
-            let device = std::fs::OpenOptions::new().read(true).write(true).open(&disk.dm_dev).unwrap();
-            let mebibyte = vec![0xaa; 1 << 20];
-            for n in 0..MIN_OVERLAY_BYTES >> 20 {
-                device.write_all_at(&mebibyte, n << 20).unwrap();
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        for size in [MIN_ROOT_BYTES, 2 * MIN_ROOT_BYTES, 3 * MIN_ROOT_BYTES] {
+            let grown = machine.grow_disk(vm(1), OWNER, size).await.unwrap();
+            assert_eq!(grown.root_bytes, size);
+            assert_eq!(machine.grow_disk(vm(1), OWNER, size).await.unwrap(), grown, "the stored answer");
+            for byte in [0xaa, 0xbb] {
+                let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();
+                assert_eq!(code(machine.grow_disk(vm(1), OWNER, 4 * MIN_ROOT_BYTES).await), HelperError::BadState);
+                let device = std::fs::OpenOptions::new().read(true).write(true).open(&disk.dm_dev).unwrap();
+                let mut seen = [0];
+                device.read_exact_at(&mut seen, MIN_ROOT_BYTES - 1).unwrap();
+                let before = if byte == 0xbb {
+                    0xaa
+                } else if size == MIN_ROOT_BYTES {
+                    0
+                } else {
+                    0xbb
+                };
+                assert_eq!(seen, [before], "what was written before, at {size}");
+                let mebibyte = vec![byte; 1 << 20];
+                for n in 0..size >> 20 {
+                    device.write_all_at(&mebibyte, n << 20).unwrap();
+                }
+                device.sync_all().unwrap();
+                drop(device);
+                let status = run(&format!("dmsetup status {}", disk.dm_name));
+                assert!(!status.contains("Invalid") && !status.contains("Overflow"), "{size}: {status}");
+                machine.release(vm(1)).await.unwrap();
             }
-            device.sync_all().unwrap();
-            // The cap holds in full; beyond it and its reserve nothing more is taken.
-            let mut failed = false;
-            for n in (MIN_OVERLAY_BYTES >> 20)..(BASE >> 20) {
-                failed |= device.write_all_at(&mebibyte, n << 20).is_err() || device.sync_all().is_err();
-            }
-            assert!(failed, "the base is larger than the cap");
         }
-        let status = run(&format!("dmsetup status {}", disk.dm_name));
-        assert!(!status.contains("Invalid"), "{status}");
-        machine.release(vm(1)).await.unwrap();
-        let again = machine.attach_disk(vm(1), OWNER).await.unwrap();
-        let mut byte = [0];
-        std::fs::File::open(&again.dm_dev).unwrap().read_exact_at(&mut byte, MIN_OVERLAY_BYTES - 1).unwrap();
-        assert_eq!(byte, [0xaa], "what was within the cap is there");
-        machine.release(vm(1)).await.unwrap();
+        machine.discard_disk(vm(1)).await.unwrap();
+    });
+}
+
+/// The host's disk is a file system of its own, so that what is free is known.
+#[test]
+fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    in_namespace(async {
+        let folders = Folders::new();
+        folders.add_image(BASE);
+        let cow = folders.path("cow");
+        // Not seen by any other process: the mounts of this thread are its own.
+        run("mount --make-rprivate /");
+        let room = (HOST_RESERVE_BYTES + cow_file_bytes(MIN_ROOT_BYTES) + cow_file_bytes(2 * MIN_ROOT_BYTES)) >> 20;
+        run(&format!("mount -t tmpfs -o mode=0700,size={}M tmpfs {}", room + 1, cow.display()));
+        let machine = folders.start().await;
+        // The first fits; a second of the same size fits; nothing more does, in either way.
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        let second = machine.create_disk(vm(2), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        let files = || run(&format!("ls -ls {}", cow.display()));
+        let before = files();
+        let grown = machine.grow_disk(vm(2), OWNER, 3 * MIN_ROOT_BYTES).await;
+        assert_eq!(code(grown), HelperError::NoSpace);
+        assert_eq!(code(machine.create_disk(vm(3), OWNER, image(), 2 * MIN_ROOT_BYTES).await), HelperError::NoSpace);
+        assert_eq!(files(), before, "nothing was begun");
+        assert_eq!(machine.identity(vm(2)).unwrap().cow, Some(second));
+        // What fits exactly is done.
+        machine.grow_disk(vm(2), OWNER, 2 * MIN_ROOT_BYTES).await.unwrap();
+        assert_eq!(code(machine.create_disk(vm(3), OWNER, image(), MIN_ROOT_BYTES).await), HelperError::NoSpace);
+        // Room that is taken by others in the middle of it: all of it is undone.
+        machine.discard_disk(vm(1)).await.unwrap();
+        let before = files();
+        let (racing, spoil) = (machine.grow_disk(vm(2), OWNER, 3 * MIN_ROOT_BYTES), async {
+            tokio::task::yield_now().await;
+            std::fs::write(cow.join("others"), vec![1; 64 << 20]).unwrap();
+        });
+        let (raced, ()) = futures::future::join(racing, spoil).await;
+        assert_eq!(code(raced), HelperError::NoSpace);
+        std::fs::remove_file(cow.join("others")).unwrap();
+        assert_eq!(files(), before, "the file has its length back");
+        machine.grow_disk(vm(2), OWNER, 3 * MIN_ROOT_BYTES).await.unwrap();
+        drop(machine);
+        run(&format!("umount {}", cow.display()));
     });
 }
 
@@ -210,7 +260,7 @@ fn a_disk_that_somebody_else_has_touched_is_left() {
         let folders = Folders::new();
         folders.add_image(BASE);
         let machine = folders.start().await;
-        machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap();
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         // Renamed.
         let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();
         run(&format!("dmsetup rename {} elsewhere", disk.dm_name));

@@ -11,7 +11,7 @@ mod common;
 #[path = "common/sim.rs"]
 mod sim;
 
-use banger_policy::limits::MIN_OVERLAY_BYTES;
+use banger_policy::limits::MIN_ROOT_BYTES;
 use banger_priv::proc::Processes;
 use banger_proto::helper::{HelperClient, HelperError, HelperRequest, TapIdentity};
 use banger_proto::transport::{self, HELPER_LIMITS};
@@ -104,7 +104,7 @@ fn requests() -> Vec<HelperRequest> {
     vec![
         HelperRequest::AcquireTap { vm: vm(1), owner: OWNER, address_index: 1 },
         HelperRequest::ReleaseTap { vm: vm(1), tap },
-        HelperRequest::CreateDisk { vm: vm(1), owner: OWNER, image: image(), cow_bytes: MIN_OVERLAY_BYTES },
+        HelperRequest::CreateDisk { vm: vm(1), owner: OWNER, image: image(), root_bytes: MIN_ROOT_BYTES },
         HelperRequest::AttachDisk { vm: vm(1), owner: OWNER },
         HelperRequest::GiveDisk { vm: vm(1), owner: OWNER },
         HelperRequest::DetachDisk { vm: vm(1), disk },
@@ -116,6 +116,7 @@ fn requests() -> Vec<HelperRequest> {
         HelperRequest::Identity { vm: vm(1) },
         HelperRequest::List { after: None },
         HelperRequest::Release { vm: vm(1) },
+        HelperRequest::GrowDisk { vm: vm(1), owner: OWNER, root_bytes: 2 * MIN_ROOT_BYTES },
     ]
 }
 
@@ -151,7 +152,7 @@ fn frames_that_are_not_whole_requests_close_the_connection() {
             ("over-long", 16_385_u32.to_be_bytes().to_vec()),
             ("4 GiB", u32::MAX.to_be_bytes().to_vec()),
             ("garbage", frame(&[0xff; 64])),
-            ("an unknown operation", frame(&[0, 1, 1, 13])),
+            ("an unknown operation", frame(&[0, 1, 1, 14])),
             ("a vector of 2^62", frame(&[0, 1, 1, 1, 253, 0, 0, 0, 0, 0, 0, 0, 64])),
             ("an id of zeros", frame(&[&[0, 1, 1, 12][..], &[0; 32]].concat())),
         ];

@@ -12,7 +12,7 @@ mod common;
 #[path = "common/sim.rs"]
 mod sim;
 
-use banger_policy::limits::MIN_OVERLAY_BYTES;
+use banger_policy::limits::MIN_ROOT_BYTES;
 use banger_priv::ops::Machine;
 use banger_proto::helper::{DiskIdentity, HelperError, HelperRequest, TapIdentity};
 use banger_proto::transport::HELPER_LIMITS;
@@ -61,7 +61,7 @@ fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
     vec![
         HelperRequest::AcquireTap { vm, owner: OWNER, address_index: 1 },
         HelperRequest::ReleaseTap { vm, tap: tap.clone() },
-        HelperRequest::CreateDisk { vm, owner: OWNER, image, cow_bytes: MIN_OVERLAY_BYTES },
+        HelperRequest::CreateDisk { vm, owner: OWNER, image, root_bytes: MIN_ROOT_BYTES },
         HelperRequest::AttachDisk { vm, owner: OWNER },
         HelperRequest::GiveDisk { vm, owner: OWNER },
         HelperRequest::DetachDisk { vm, disk: disk.clone() },
@@ -72,6 +72,7 @@ fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
         HelperRequest::Identity { vm },
         HelperRequest::List { after: Some(vm) },
         HelperRequest::Release { vm },
+        HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: MIN_ROOT_BYTES },
     ]
 }
 
@@ -81,8 +82,8 @@ async fn run(machine: &Machine<Sim>, request: HelperRequest) -> Result<(), Helpe
     let answer = match request {
         R::AcquireTap { vm, owner, address_index } => machine.acquire_tap(vm, owner, address_index).await.map(drop),
         R::ReleaseTap { vm, tap } => machine.release_tap(vm, &tap).await,
-        R::CreateDisk { vm, owner, image, cow_bytes } => {
-            machine.create_disk(vm, owner, image, cow_bytes).await.map(drop)
+        R::CreateDisk { vm, owner, image, root_bytes } => {
+            machine.create_disk(vm, owner, image, root_bytes).await.map(drop)
         }
         R::AttachDisk { vm, owner } => machine.attach_disk(vm, owner).await.map(drop),
         R::GiveDisk { vm, owner } => machine.give_disk(vm, owner).await,
@@ -98,6 +99,7 @@ async fn run(machine: &Machine<Sim>, request: HelperRequest) -> Result<(), Helpe
             Ok(())
         }
         R::Release { vm } => machine.release(vm).await,
+        R::GrowDisk { vm, owner, root_bytes } => machine.grow_disk(vm, owner, root_bytes).await.map(drop),
     };
     answer.map_err(|denied| denied.code)
 }
@@ -119,7 +121,7 @@ fn a_million_mutated_frames_through_decoder_and_policy() {
         let host = Host::new();
         let machine = host.start();
         machine.recover().await.unwrap();
-        machine.create_disk(vm(1), OWNER, image(), MIN_OVERLAY_BYTES).await.unwrap();
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         let tap = machine.acquire_tap(vm(1), OWNER, 1).await.unwrap();
         let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();
         let corpus: Vec<Vec<u8>> = requests(&tap, &disk)

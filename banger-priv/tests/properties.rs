@@ -5,7 +5,7 @@ mod common;
 mod sim;
 
 use banger_policy::VmId;
-use banger_policy::limits::MIN_OVERLAY_BYTES;
+use banger_policy::limits::MIN_ROOT_BYTES;
 use banger_priv::ops::Machine;
 use banger_proto::helper::{HelperError, Holding};
 use common::{OWNER, image, vm};
@@ -23,6 +23,7 @@ enum Event {
     Acquire(u8, u16),
     ReleaseTap(u8),
     Create(u8),
+    Grow(u8, u64),
     Attach(u8),
     Detach(u8),
     Discard(u8),
@@ -56,6 +57,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (vm.clone(), 1..4_u16).prop_map(|(vm, index)| Event::Acquire(vm, index)),
         2 => vm.clone().prop_map(Event::ReleaseTap),
         3 => vm.clone().prop_map(Event::Create),
+        2 => (vm.clone(), 1..4_u64).prop_map(|(vm, steps)| Event::Grow(vm, steps)),
         4 => vm.clone().prop_map(Event::Attach),
         2 => vm.clone().prop_map(Event::Detach),
         1 => vm.clone().prop_map(Event::Discard),
@@ -87,7 +89,8 @@ async fn operate(machine: &Machine<Sim>, event: &Event, uid: u32) -> Option<Resu
                 Some(tap) => machine.release_tap(vm(*n), &tap).await,
                 None => Ok(()),
             },
-            Event::Create(n) => machine.create_disk(vm(*n), OWNER, image(), MIN_OVERLAY_BYTES).await.map(drop),
+            Event::Create(n) => machine.create_disk(vm(*n), OWNER, image(), MIN_ROOT_BYTES).await.map(drop),
+            Event::Grow(n, steps) => machine.grow_disk(vm(*n), OWNER, steps * MIN_ROOT_BYTES).await.map(drop),
             Event::Attach(n) => machine.attach_disk(vm(*n), OWNER).await.map(drop),
             Event::Detach(n) => match held(n).and_then(|held| held.disk) {
                 Some(disk) => machine.detach_disk(vm(*n), &disk).await,
@@ -279,6 +282,7 @@ fn killed_at_each_step_of_a_life() {
     quiet();
     let life = [
         Event::Create(1),
+        Event::Grow(1, 2),
         Event::Attach(1),
         Event::Acquire(1, 1),
         Event::Nat(1, true),

@@ -50,7 +50,7 @@ impl CowRecord {
     /// Of a COW file that takes `allocated_bytes`.
     #[must_use]
     pub fn of(cow: &Cow, allocated_bytes: u64) -> Self {
-        Self { image: cow.image, cow_bytes: cow.cow_bytes, allocated_bytes }
+        Self { image: cow.image, root_bytes: cow.root_bytes, allocated_bytes }
     }
 }
 

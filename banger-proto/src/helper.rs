@@ -33,8 +33,8 @@ pub struct DiskIdentity {
 pub struct CowRecord {
     /// The base image.
     pub image: Digest,
-    /// The cap on what the VM may change, bytes, as asked for.
-    pub cow_bytes: u64,
+    /// The size of the root disk, bytes.
+    pub root_bytes: u64,
     /// What the file really takes on the host, bytes.
     pub allocated_bytes: u64,
 }
@@ -110,7 +110,7 @@ pub enum HelperError {
     /// Too many requests in a short time; ask again later.
     #[error("too many requests")]
     Rate,
-    /// The host's disk has no room for the COW file.
+    /// The host's disk has no room for the COW file beside its reserve.
     #[error("no space left on the host's disk")]
     NoSpace,
     /// A kernel object is no longer what the ledger says. It was left alone; an administrator must look.
@@ -132,7 +132,7 @@ pub trait Helper {
     /// Removes it. Gone already is success.
     async fn release_tap(vm: VmId, tap: TapIdentity) -> Result<(), HelperError>;
     /// Makes the COW file, fully reserved, and its durable record. The same request again is success.
-    async fn create_disk(vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> Result<CowRecord, HelperError>;
+    async fn create_disk(vm: VmId, owner: u32, image: Digest, root_bytes: u64) -> Result<CowRecord, HelperError>;
     /// Attaches both loops and the dm snapshot.
     async fn attach_disk(vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError>;
     /// Lets the COW file be another owner's from now on; refused while anything of the VM is held. Repeatable.
@@ -155,4 +155,6 @@ pub trait Helper {
     async fn list(after: Option<VmId>) -> Result<HoldingPage, HelperError>;
     /// Releases everything but the COW file. Repeatable; nothing held is success.
     async fn release(vm: VmId) -> Result<(), HelperError>;
+    /// Makes the root disk larger, fully reserved; refused while attached. The same request again is success.
+    async fn grow_disk(vm: VmId, owner: u32, root_bytes: u64) -> Result<CowRecord, HelperError>;
 }

@@ -15,7 +15,7 @@ pub struct VmSpec {
     pub vcpu_count: u32,
     /// Memory, MiB.
     pub memory_mib: u32,
-    /// The cap of what the VM may change on its root disk, bytes.
+    /// The root disk, bytes.
     pub system_overlay_size_bytes: u64,
     /// The disk on `/root`, bytes.
     pub work_disk_size_bytes: u64,
@@ -76,7 +76,7 @@ pub struct VmStats {
     pub rss_bytes: u64,
     /// Virtual memory of the VMM, bytes.
     pub vsz_bytes: u64,
-    /// What the overlay takes on the host, bytes.
+    /// What the root disk takes on the host, bytes: all of it, from the VM's making on.
     pub system_overlay_bytes: u64,
     /// What the work disk takes on the host, bytes.
     pub work_disk_bytes: u64,
@@ -140,7 +140,7 @@ pub struct ImageRecord {
     pub rootfs_path: String,
     /// What seeds `/root` of new work disks.
     pub work_seed_path: Option<String>,
-    /// Size of the ext4, bytes; sparse.
+    /// Size of the ext4, bytes; no root disk of a VM of this image is smaller.
     pub build_size: u64,
     /// What it takes on the host, bytes.
     pub allocated_bytes: u64,
@@ -190,7 +190,7 @@ pub struct CreateRequest {
     pub vcpu_count: Option<u32>,
     /// Memory, MiB.
     pub memory_mib: Option<u32>,
-    /// Bytes.
+    /// The root disk, bytes.
     pub system_overlay_size_bytes: Option<u64>,
     /// Bytes.
     pub work_disk_size_bytes: Option<u64>,
@@ -209,6 +209,8 @@ pub struct SetRequest {
     pub vcpu_count: Option<u32>,
     /// Memory, MiB; of a VM that does not run.
     pub memory_mib: Option<u32>,
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    pub root_size_bytes: Option<u64>,
     /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
     pub work_disk_size_bytes: Option<u64>,
     /// Reach out through the uplink; takes effect at once.

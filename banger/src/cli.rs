@@ -146,9 +146,9 @@ pub(crate) struct Spec {
     /// The disk on /root [default: configured, or 8G]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk_size: Option<String>,
-    /// How much may be changed on the root disk [default: configured, or 8G]
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    pub(crate) overlay_size: Option<String>,
+    /// The root disk, a multiple of 128M [default: configured, or 8G]
+    #[arg(long, visible_alias = "overlay-size", value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) root_size: Option<String>,
     /// Let the VM reach out through the host's network
     #[arg(long)]
     pub(crate) nat: bool,
@@ -214,7 +214,7 @@ pub(crate) struct Stop {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "disk_size", "nat", "restart"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "root_size", "disk_size", "nat", "restart"]).required(true).multiple(true)))]
 pub(crate) struct Set {
     #[command(flatten)]
     pub(crate) names: Names,
@@ -224,6 +224,9 @@ pub(crate) struct Set {
     /// Memory, from the next start on
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) memory: Option<String>,
+    /// The root disk, which only grows, from the next start on
+    #[arg(long, visible_alias = "overlay-size", value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) root_size: Option<String>,
     /// The disk on /root, which only grows, from the next start on
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk_size: Option<String>,
@@ -275,7 +278,7 @@ pub(crate) enum Image {
         /// The image's name
         #[arg(long)]
         name: String,
-        /// Size of the root disk [default: 8G, sparse]
+        /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
         #[arg(long, allow_hyphen_values = true)]
         size: Option<String>,
         /// For everybody (for administrators)

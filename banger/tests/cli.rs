@@ -43,7 +43,7 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 17] = [
+    let refused: [&[&str]; 18] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "run", "-d", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
@@ -57,6 +57,7 @@ fn refusals_before_anybody_is_asked() {
         &["vm", "create", "--vcpu", "99"],
         &["vm", "create", "--disk-size", "129G"],
         &["vm", "create", "--overlay-size", "1K"],
+        &["vm", "set", "--root-size", "127M", "demo"],
         &["vm", "kill", "--signal", "STOP", "demo"],
         &["image", "import", "/nonexistent.tar", "--name", "a"],
         &["image", "import", "/usr", "--name", "a"],
@@ -113,7 +114,7 @@ fn completions_come_from_the_same_tree() {
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completion", shell]);
         assert!(output.status.success());
-        assert!(String::from_utf8(output.stdout).unwrap().contains("overlay-size"), "{shell}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("root-size"), "{shell}");
     }
 }
 

@@ -106,7 +106,7 @@ fn cgroup(ctx: &Context) -> Check {
 }
 
 fn free_space(folder: &Path) -> Check {
-    let Ok(free) = crate::store::room::free(folder) else {
+    let Ok(free) = crate::room::free(folder) else {
         return check("disk space", CheckStatus::Warn, format!("cannot look at {}", folder.display()));
     };
     let detail = format!("{} GiB free at {}", free >> 30, folder.display());

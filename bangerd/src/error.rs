@@ -95,7 +95,7 @@ pub(crate) fn failed(what: &str, error: &(dyn Error + 'static)) -> ApiError {
 /// The host's disk is full.
 pub(crate) fn no_space(message: String) -> ApiError {
     ApiError::new(ErrorCode::NoSpace, message).hint(
-        "Free space on the file system of /var/lib, or ask for smaller disks with --disk-size and --overlay-size.",
+        "Ask for smaller disks with --root-size and --disk-size, delete what is not needed (`banger vm delete`, `banger image delete`), or free space on the file system of /var/lib.",
     )
 }
 

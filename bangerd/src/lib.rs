@@ -16,6 +16,7 @@ mod log;
 mod net;
 mod paths;
 mod privileged;
+mod room;
 mod rpc;
 mod store;
 mod ticket;

@@ -47,7 +47,7 @@ fn helper(vm: VmId) -> Result<()> {
     let requests = [
         ("acquire-tap", HelperRequest::AcquireTap { vm, owner: 1001, address_index: 1 }),
         ("release-tap", HelperRequest::ReleaseTap { vm, tap }),
-        ("create-disk", HelperRequest::CreateDisk { vm, owner: 1001, image, cow_bytes: 1 << 30 }),
+        ("create-disk", HelperRequest::CreateDisk { vm, owner: 1001, image, root_bytes: 1 << 30 }),
         ("attach-disk", HelperRequest::AttachDisk { vm, owner: 1001 }),
         ("give-disk", HelperRequest::GiveDisk { vm, owner: 1001 }),
         ("detach-disk", HelperRequest::DetachDisk { vm, disk }),
@@ -59,6 +59,7 @@ fn helper(vm: VmId) -> Result<()> {
         ("identity", HelperRequest::Identity { vm }),
         ("list", HelperRequest::List { after: Some(vm) }),
         ("release", HelperRequest::Release { vm }),
+        ("grow-disk", HelperRequest::GrowDisk { vm, owner: 1001, root_bytes: 2 << 30 }),
     ];
     for (name, body) in requests {
         let call = ToServer::Call { id: 1, timeout_ms: 30_000, body };
@@ -122,9 +123,10 @@ fn ledger(vm: VmId) -> Result<()> {
         vm,
         owner: 1001,
         image: Digest::from_bytes([1; 32])?,
-        base_bytes: 1 << 29,
-        cow_bytes: 1 << 30,
+        base_bytes: 1 << 32,
+        root_bytes: 1 << 30,
         file_bytes: 1 << 30,
+        growing_to: None,
         generation: 8,
         ready: true,
     };

@@ -54,9 +54,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                     vm,
                     owner: u32::from(c & 1),
                     image,
-                    base_bytes: 1 << 20,
-                    cow_bytes: 1 << 30,
+                    base_bytes: 4 << 30,
+                    root_bytes: 1 << 30,
                     file_bytes: 1 << 30,
+                    growing_to: (d & 4 != 0).then_some(2 << 30),
                     generation: 9,
                     ready: d & 2 == 0,
                 };
@@ -104,6 +105,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 }
                 let size = u64::from_le_bytes([a, b, c, d, a, b, c, d]);
                 let _ = holding::create_disk(None, usize::from(a), 0, image, size);
+                let file = banger_policy::snapshot::cow_file_bytes(size);
+                assert!(size > banger_policy::limits::MAX_DISK_BYTES || file > size);
             }
         }
         sound(&rows);

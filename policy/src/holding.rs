@@ -13,6 +13,7 @@
 //! | release tap, detach disk | the claim equals the row in every field, no process runs |
 //! | enable NAT, bind process | a tap is held; one process per boot |
 //! | disable NAT | always, on an existing row |
+//! | grow disk | no disk is attached or half attached, and there is a COW record of this owner that is not larger |
 //! | discard disk | no disk is attached or half attached |
 //! | release | no process runs; nothing held is success |
 //!
@@ -20,7 +21,7 @@
 
 use crate::access::Decision;
 use crate::id::{Digest, VmId};
-use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_OVERLAY_BYTES};
+use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_ROOT_BYTES, ROOT_STEP_BYTES};
 pub use crate::row::{AttachedDisk, Cow, Disk, Process, Registration, Row, Rows, Tap, loop_node};
 use std::net::Ipv4Addr;
 
@@ -195,7 +196,8 @@ pub fn release_tap(row: Option<&Row>, claim: &TapClaim<'_>, running: bool) -> Ve
 /// May the disk be attached? `cow` is its durable record.
 pub fn attach_disk(rows: &Rows, vm: VmId, cow: Option<&Cow>, owner: u32, fresh: u64) -> Verdict {
     match cow {
-        Some(cow) if cow.owner == owner && cow.vm == vm && cow.ready => {}
+        Some(cow) if cow.owner == owner && cow.vm == vm && cow.ready && cow.growing_to.is_none() => {}
+        Some(cow) if cow.owner == owner && cow.growing_to.is_some() => return Decision::Deny(Refusal::BadState),
         _ => return Decision::Deny(Refusal::NotYours),
     }
     match open(rows, vm, owner, fresh) {
@@ -250,14 +252,14 @@ pub fn create_disk(
     count: usize,
     owner: u32,
     image: Digest,
-    cow_bytes: u64,
+    root_bytes: u64,
 ) -> Decision<Create, Refusal> {
-    if !(MIN_OVERLAY_BYTES..=MAX_DISK_BYTES).contains(&cow_bytes) {
+    if !is_root_size(root_bytes) {
         return Decision::Deny(Refusal::BadArgument);
     }
     match cow {
         Some(cow) if cow.owner != owner => Decision::Deny(Refusal::NotYours),
-        Some(cow) if cow.image != image || cow.cow_bytes != cow_bytes => Decision::Deny(Refusal::BadState),
+        Some(cow) if cow.image != image || cow.root_bytes != root_bytes => Decision::Deny(Refusal::BadState),
         Some(cow) if cow.ready => Decision::Allow(Create::Stored),
         // A record that is not ready belongs to an attempt that failed and could not be undone.
         Some(_) => Decision::Deny(Refusal::BadState),
@@ -265,6 +267,44 @@ pub fn create_disk(
         None => Decision::Allow(Create::Make(CreateGrant(()))),
     }
 }
+
+/// Can a root disk have this size?
+fn is_root_size(bytes: u64) -> bool {
+    (MIN_ROOT_BYTES..=MAX_DISK_BYTES).contains(&bytes) && bytes.is_multiple_of(ROOT_STEP_BYTES)
+}
+
+/// May the root disk become `root_bytes` large?
+pub fn grow_disk(row: Option<&Row>, cow: Option<&Cow>, owner: u32, root_bytes: u64) -> Decision<Grow, Refusal> {
+    let cow = match cow {
+        Some(cow) if cow.owner == owner && cow.ready => cow,
+        _ => return Decision::Deny(Refusal::NotYours),
+    };
+    // The base is read beyond the image's file system, where it has zeros, but never beyond its own end.
+    if !is_root_size(root_bytes) || root_bytes < cow.root_bytes || root_bytes > cow.base_bytes {
+        return Decision::Deny(Refusal::BadArgument);
+    }
+    match row {
+        Some(row) if row.quarantined => Decision::Deny(Refusal::Quarantined),
+        Some(row) if row.disk != Disk::None => Decision::Deny(Refusal::BadState),
+        // An attempt that was not undone is in the record until the next start of the helper.
+        _ if cow.growing_to.is_some() => Decision::Deny(Refusal::BadState),
+        _ if cow.root_bytes == root_bytes => Decision::Allow(Grow::Stored),
+        _ => Decision::Allow(Grow::Make(GrowGrant(()))),
+    }
+}
+
+/// The answer of [`grow_disk`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Grow {
+    /// It is that large.
+    Stored,
+    /// Make it that large.
+    Make(GrowGrant),
+}
+
+/// Permission to lengthen a COW file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct GrowGrant(());
 
 /// The answer of [`create_disk`].
 #[derive(Debug, PartialEq, Eq)]

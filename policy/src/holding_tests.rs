@@ -18,9 +18,10 @@ fn cow() -> Cow {
         vm: vm(1),
         owner: OWNER,
         image: Digest::from_bytes([5; 32]).unwrap(),
-        base_bytes: 1 << 30,
-        cow_bytes: 1 << 30,
+        base_bytes: 4 << 30,
+        root_bytes: 1 << 30,
         file_bytes: (1 << 30) + (1 << 20),
+        growing_to: None,
         generation: 3,
         ready: true,
     }
@@ -214,11 +215,35 @@ fn create_is_bounded_and_repeatable() {
     assert!(matches!(ask(None, 0, OWNER, 1 << 30), Decision::Allow(Create::Make(_))));
     assert_eq!(ask(Some(&cow()), 0, OWNER + 1, 1 << 30), Decision::Deny(Refusal::NotYours));
     assert_eq!(ask(Some(&cow()), 0, OWNER, 1 << 31), Decision::Deny(Refusal::BadState));
-    for bytes in [0, MIN_OVERLAY_BYTES - 1, MAX_DISK_BYTES + 1, u64::MAX] {
+    for bytes in [0, MIN_ROOT_BYTES - 1, MIN_ROOT_BYTES + 4096, MAX_DISK_BYTES + 1, u64::MAX] {
         assert_eq!(ask(None, 0, OWNER, bytes), Decision::Deny(Refusal::BadArgument));
     }
     let another = Digest::from_bytes([6; 32]).unwrap();
     assert_eq!(create_disk(Some(&cow()), 0, OWNER, another, 1 << 30), Decision::Deny(Refusal::BadState));
+}
+
+#[test]
+fn a_disk_grows_only_while_it_is_detached() {
+    let ask = |state: &str, cow: Cow, bytes| grow_disk(Some(&row(state).0), Some(&cow), OWNER, bytes);
+    assert!(matches!(grow_disk(None, Some(&cow()), OWNER, 2 << 30), Decision::Allow(Grow::Make(_))));
+    assert!(matches!(ask("h--", cow(), 2 << 30), Decision::Allow(Grow::Make(_))));
+    assert_eq!(ask("h--", cow(), 1 << 30), Decision::Allow(Grow::Stored));
+    for state in ["-i-", "-h-", "hhr", "hhg"] {
+        assert_eq!(ask(state, cow(), 2 << 30), Decision::Deny(Refusal::BadState), "{state}");
+    }
+    // Smaller, of a size that no disk has, beyond the base.
+    for bytes in [0, (1 << 30) - ROOT_STEP_BYTES, (2 << 30) + 4096, (4 << 30) + ROOT_STEP_BYTES, u64::MAX] {
+        assert_eq!(ask("---", cow(), bytes), Decision::Deny(Refusal::BadArgument), "{bytes}");
+    }
+    let quarantined = row("---").0.with_quarantine(true);
+    assert_eq!(grow_disk(Some(&quarantined), Some(&cow()), OWNER, 2 << 30), Decision::Deny(Refusal::Quarantined));
+    for foreign in [None, Some(Cow { owner: 1, ..cow() }), Some(Cow { ready: false, ..cow() })] {
+        assert_eq!(grow_disk(None, foreign.as_ref(), OWNER, 2 << 30), Decision::Deny(Refusal::NotYours));
+    }
+    // An attempt that was not undone yet: neither grown again nor attached.
+    let growing = Cow { growing_to: Some(2 << 30), ..cow() };
+    assert_eq!(grow_disk(None, Some(&growing), OWNER, 2 << 30), Decision::Deny(Refusal::BadState));
+    refused(attach_disk(&Rows::new(), vm(1), Some(&growing), OWNER, 9), Refusal::BadState);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub mod net;
 pub mod process;
 pub mod quota;
 pub mod rate;
+pub mod room;
 pub mod row;
 pub mod size;
 pub mod snapshot;

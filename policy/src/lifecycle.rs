@@ -107,7 +107,7 @@ pub enum Effect {
     TearDown,
     /// Clear mirror, file and cache entry.
     ClearHandles,
-    /// Remove the overlay and the VM's folder.
+    /// Remove the root disk and the VM's folder.
     RemoveFiles,
     /// Remove the row.
     RemoveRow,

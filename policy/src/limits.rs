@@ -2,15 +2,21 @@
 
 /// The largest disk, bytes: 128 GiB.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
-/// The smallest overlay, bytes: below this a boot's own writes would fill it.
-pub const MIN_OVERLAY_BYTES: u64 = 64 << 20;
+/// Sizes of root disks are multiples of this, bytes: one block group of ext4 with blocks of 4 KiB. A last
+/// group of a few blocks cannot hold its own tables.
+pub const ROOT_STEP_BYTES: u64 = 128 << 20;
+/// The smallest root disk, bytes: one step.
+pub const MIN_ROOT_BYTES: u64 = ROOT_STEP_BYTES;
+/// What stays free on the host's disk whenever something is made there, bytes: 512 MiB, for the database,
+/// logs, and what VMs that run write to their sparse work disks.
+pub const HOST_RESERVE_BYTES: u64 = 512 << 20;
 /// The smallest work disk, bytes: room for an ext4 with a journal.
 pub const MIN_WORK_DISK_BYTES: u64 = 32 << 20;
-/// System overlay when nobody says otherwise, bytes: 8 GiB.
-pub const DEFAULT_OVERLAY_BYTES: u64 = 8 << 30;
+/// Root disk when nobody says otherwise, bytes: 8 GiB.
+pub const DEFAULT_ROOT_BYTES: u64 = 8 << 30;
 /// Work disk when nobody says otherwise, bytes: 8 GiB.
 pub const DEFAULT_WORK_DISK_BYTES: u64 = 8 << 30;
-/// Size of a root file system written at import, bytes: 8 GiB, sparse.
+/// The most that the contents of an image may have when nobody says otherwise, bytes: 8 GiB.
 pub const DEFAULT_BUILD_BYTES: u64 = 8 << 30;
 /// Memory when neither flag, configuration nor host says otherwise, MiB.
 pub const DEFAULT_MEMORY_MIB: u32 = 2048;

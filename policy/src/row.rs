@@ -101,10 +101,12 @@ pub struct Cow {
     pub image: Digest,
     /// The base image's size, bytes.
     pub base_bytes: u64,
-    /// The cap on changes that was asked for, bytes.
-    pub cow_bytes: u64,
+    /// The size of the root disk, bytes.
+    pub root_bytes: u64,
     /// The file's size, bytes.
     pub file_bytes: u64,
+    /// The root disk is being made this large, bytes; the file may already be longer than `file_bytes`.
+    pub growing_to: Option<u64>,
     /// Random, drawn at create.
     pub generation: u64,
     /// The file is there and fully reserved.

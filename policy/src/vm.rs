@@ -1,7 +1,7 @@
 //! What a VM may be: the numbers of a specification, checked.
 
 use crate::limits::{
-    MAX_DISK_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_OVERLAY_BYTES, MIN_WORK_DISK_BYTES,
+    MAX_DISK_BYTES, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB, MIN_ROOT_BYTES, MIN_WORK_DISK_BYTES, ROOT_STEP_BYTES,
 };
 use crate::size::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -79,16 +79,16 @@ impl FromStr for RestartPolicy {
 pub struct CheckedSpec {
     vcpus: u32,
     memory_mib: u32,
-    overlay_bytes: u64,
+    root_bytes: u64,
     work_disk_bytes: u64,
 }
 
 impl CheckedSpec {
-    /// Disks are rounded up to whole sectors of 4096 bytes.
+    /// A root disk is rounded up to a multiple of [`ROOT_STEP_BYTES`], a work disk to whole blocks of 4096 bytes.
     ///
     /// # Errors
     /// [`SpecError`] names the first number out of bounds.
-    pub fn new(vcpus: u32, memory_mib: u32, overlay_bytes: u64, work_disk_bytes: u64) -> Result<Self, SpecError> {
+    pub fn new(vcpus: u32, memory_mib: u32, root_bytes: u64, work_disk_bytes: u64) -> Result<Self, SpecError> {
         if !(1..=MAX_VCPUS).contains(&vcpus) {
             return Err(SpecError::Vcpus(vcpus));
         }
@@ -98,8 +98,8 @@ impl CheckedSpec {
         Ok(Self {
             vcpus,
             memory_mib,
-            overlay_bytes: disk("a system overlay", overlay_bytes, MIN_OVERLAY_BYTES)?,
-            work_disk_bytes: disk("a work disk", work_disk_bytes, MIN_WORK_DISK_BYTES)?,
+            root_bytes: disk("a root disk", root_bytes, MIN_ROOT_BYTES, ROOT_STEP_BYTES)?,
+            work_disk_bytes: disk("a work disk", work_disk_bytes, MIN_WORK_DISK_BYTES, 4096)?,
         })
     }
 
@@ -115,10 +115,10 @@ impl CheckedSpec {
         self.memory_mib
     }
 
-    /// What the VM may change of its root disk, bytes.
+    /// The root disk, bytes.
     #[must_use]
-    pub fn overlay_bytes(self) -> u64 {
-        self.overlay_bytes
+    pub fn root_bytes(self) -> u64 {
+        self.root_bytes
     }
 
     /// The disk on `/root`, bytes.
@@ -128,9 +128,9 @@ impl CheckedSpec {
     }
 }
 
-fn disk(what: &'static str, bytes: u64, min: u64) -> Result<u64, SpecError> {
+fn disk(what: &'static str, bytes: u64, min: u64, step: u64) -> Result<u64, SpecError> {
     if (min..=MAX_DISK_BYTES).contains(&bytes) {
-        return Ok(bytes.next_multiple_of(4096));
+        return Ok(bytes.next_multiple_of(step));
     }
     let text = |bytes: u64| ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string());
     Err(SpecError::Disk { what, size: text(bytes), min: text(min) })
@@ -158,6 +158,9 @@ mod tests {
         assert_eq!(CheckedSpec::new(1, 127, gib, gib), Err(SpecError::Memory(127)));
         assert!(CheckedSpec::new(1, 128, 0, gib).is_err());
         assert!(CheckedSpec::new(1, 128, gib, u64::MAX).is_err());
-        assert_eq!(CheckedSpec::new(1, 128, gib + 1, gib).unwrap().overlay_bytes(), gib + 4096);
+        let rounded = CheckedSpec::new(1, 128, gib + 1, gib + 1).unwrap();
+        assert_eq!((rounded.root_bytes(), rounded.work_disk_bytes()), (gib + (128 << 20), gib + 4096));
+        assert!(CheckedSpec::new(1, 128, MIN_ROOT_BYTES - 1, gib).is_err(), "not rounded up from below the least");
+        assert_eq!(CheckedSpec::new(1, 128, MAX_DISK_BYTES, gib).unwrap().root_bytes(), MAX_DISK_BYTES);
     }
 }

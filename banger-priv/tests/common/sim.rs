@@ -301,7 +301,7 @@ impl Host {
         let images = folder.path().join("images").join(super::image().to_string());
         std::fs::create_dir(&images).unwrap();
         let file = images.join("rootfs.ext4");
-        std::fs::write(&file, vec![0; 8192]).unwrap();
+        std::fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
         let read_only = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o440);
         std::fs::set_permissions(&file, read_only).unwrap();
         Self { folder, world: Rc::default(), daemon: nix::unistd::geteuid().as_raw() }

@@ -86,7 +86,7 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("kernel", short(&vm.kernel_id)),
         ("vcpus", vm.spec.vcpu_count.to_string()),
         ("memory", size(u64::from(vm.spec.memory_mib) << 20)),
-        ("system overlay", size(vm.spec.system_overlay_size_bytes)),
+        ("root disk", size(vm.spec.system_overlay_size_bytes)),
         ("work disk", size(vm.spec.work_disk_size_bytes)),
         ("restart", vm.restart.to_string()),
         ("nat", if vm.spec.nat_enabled { "on" } else { "off" }.to_owned()),
@@ -94,13 +94,13 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("dns name", vm.runtime.dns_name.clone()),
         ("console", vm.runtime.log_path.clone()),
         ("tap", vm.runtime.tap_device.clone().unwrap_or_default()),
-        ("root disk", vm.runtime.dm_dev.clone().unwrap_or_default()),
+        ("root device", vm.runtime.dm_dev.clone().unwrap_or_default()),
         ("created", vm.created_at.to_string()),
         ("last used", vm.last_touched_at.to_string()),
     ])?;
     if let Some(stats) = &vm.stats {
         line(&format!(
-            "used            {:.0}% of a CPU, {} of memory, overlay {}, work disk {} (at {})",
+            "used            {:.0}% of a CPU, {} of memory, root disk {}, work disk {} (at {})",
             stats.cpu_percent,
             amount(stats.rss_bytes),
             amount(stats.system_overlay_bytes),

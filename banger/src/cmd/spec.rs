@@ -2,8 +2,11 @@
 
 use crate::cli::{Set, Spec, Switch};
 use crate::error::explained;
+use crate::output;
 use anyhow::Context as _;
-use banger_policy::limits::{DEFAULT_MEMORY_MIB, DEFAULT_OVERLAY_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES};
+use banger_policy::limits::{
+    DEFAULT_MEMORY_MIB, DEFAULT_ROOT_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES, MIN_ROOT_BYTES, ROOT_STEP_BYTES,
+};
 use banger_policy::vm::CheckedSpec;
 use banger_policy::{ByteSize, ImageName, KernelName, VmName};
 use banger_proto::model::{CreateRequest, SetRequest};
@@ -15,15 +18,15 @@ use std::str::FromStr;
 pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateRequest> {
     let memory_mib = spec.memory.as_deref().map(memory).transpose()?;
     let work_disk = size("--disk-size", spec.disk_size.as_deref())?;
-    let overlay = size("--overlay-size", spec.overlay_size.as_deref())?;
-    possible(spec.vcpu, memory_mib, overlay, work_disk)?;
+    let root = root_size(spec.root_size.as_deref())?;
+    possible(spec.vcpu, memory_mib, root, work_disk)?;
     Ok(CreateRequest {
         name: checked::<VmName>(spec.name.as_deref())?,
         image_name: checked::<ImageName>(spec.image.as_deref())?,
         kernel_name: checked::<KernelName>(spec.kernel.as_deref())?,
         vcpu_count: spec.vcpu,
         memory_mib,
-        system_overlay_size_bytes: overlay,
+        system_overlay_size_bytes: root,
         work_disk_size_bytes: work_disk,
         nat: spec.nat,
         restart: spec.restart,
@@ -36,10 +39,12 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
 pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
     let memory_mib = set.memory.as_deref().map(memory).transpose()?;
     let work_disk = size("--disk-size", set.disk_size.as_deref())?;
-    possible(set.vcpu, memory_mib, None, work_disk)?;
+    let root = root_size(set.root_size.as_deref())?;
+    possible(set.vcpu, memory_mib, root, work_disk)?;
     Ok(SetRequest {
         vcpu_count: set.vcpu,
         memory_mib,
+        root_size_bytes: root,
         work_disk_size_bytes: work_disk,
         nat: set.nat.map(|switch| switch == Switch::On),
         restart: set.restart,
@@ -47,11 +52,11 @@ pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
 }
 
 /// Numbers that a VM may have. What was not given is possible in any case; the daemon decides on it.
-fn possible(vcpu: Option<u32>, mib: Option<u32>, overlay: Option<u64>, work_disk: Option<u64>) -> anyhow::Result<()> {
+fn possible(vcpu: Option<u32>, mib: Option<u32>, root: Option<u64>, work_disk: Option<u64>) -> anyhow::Result<()> {
     CheckedSpec::new(
         vcpu.unwrap_or(DEFAULT_VCPUS),
         mib.unwrap_or(DEFAULT_MEMORY_MIB),
-        overlay.unwrap_or(DEFAULT_OVERLAY_BYTES),
+        root.unwrap_or(DEFAULT_ROOT_BYTES),
         work_disk.unwrap_or(DEFAULT_WORK_DISK_BYTES),
     )?;
     Ok(())
@@ -75,6 +80,17 @@ where
 pub(super) fn size(flag: &str, text: Option<&str>) -> anyhow::Result<Option<u64>> {
     let size = text.map(ByteSize::from_str).transpose().with_context(|| flag.to_owned())?;
     Ok(size.map(ByteSize::bytes))
+}
+
+/// The size of a root disk, in whole steps; what was rounded is said.
+fn root_size(text: Option<&str>) -> anyhow::Result<Option<u64>> {
+    let Some(asked) = size("--root-size", text)? else { return Ok(None) };
+    let bytes = if asked < MIN_ROOT_BYTES { asked } else { asked.next_multiple_of(ROOT_STEP_BYTES) };
+    if bytes != asked {
+        let (step, size) = (ByteSize::from_bytes(ROOT_STEP_BYTES)?, ByteSize::from_bytes(bytes)?);
+        output::note(&format!("--root-size: a root disk is a multiple of {step}, so it becomes {size}"));
+    }
+    Ok(Some(bytes))
 }
 
 /// Memory is counted in MiB: what is none of it would be lost without a word.

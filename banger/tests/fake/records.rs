@@ -74,7 +74,7 @@ pub fn job(id: u64, title: &str, state: JobState) -> JobView {
         started_at: hours_ago(0),
         stages: vec![
             Stage { name: "spec".into(), took_ms: Some(0), detail: "new: image debian:13, 2 vCPU".into() },
-            Stage { name: "overlay".into(), took_ms: Some(12), detail: String::new() },
+            Stage { name: "root disk".into(), took_ms: Some(12), detail: String::new() },
             Stage { name: "guest ready".into(), took_ms: Some(6214), detail: String::new() },
         ],
         warnings: Vec::new(),

@@ -132,13 +132,25 @@ impl Db {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let made = name.clone();
         let work: super::Work = Box::new(move |connection| {
-            let done = copy(connection, &folder, &made).and_then(|()| forget_oldest(&folder));
+            let done = may_copy(connection, &folder)
+                .and_then(|()| copy(connection, &folder, &made))
+                .and_then(|()| forget_oldest(&folder));
             drop(reply.send(done));
         });
         self.work.send(work).map_err(|_| DbError::Closed)?;
         answer.await.map_err(|_| DbError::Closed)??;
         Ok(Some(name))
     }
+}
+
+/// A daily copy leaves the host's reserve alone, like everything that is made; the one before a change of the
+/// schema does not wait for room, since the daemon could not serve without it.
+fn may_copy(connection: &Connection, folder: &Path) -> Result<(), DbError> {
+    let bytes = connection.path().and_then(|path| Path::new(path).metadata().ok()).map_or(0, |meta| meta.len());
+    crate::room::claim("a copy of the database", &[(folder, bytes)]).map_err(|error| {
+        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, error.message);
+        DbError::Backup { path: folder.to_owned(), source }
+    })
 }
 
 /// A whole copy under a name that only ever stands for a whole copy.

@@ -102,7 +102,7 @@ impl Db {
                     ":starts": vm.starts,
                     ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
                     ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
-                    ":overlay": signed(vm.spec.overlay_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
+                    ":overlay": signed(vm.spec.root_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
                     ":restart": vm.restart.as_str(),
                 },
             )
@@ -264,12 +264,12 @@ impl Db {
                 quota::fits(Limited::Disk, &limits, has.disk, disk - had)?;
             }
             sql.execute(
-                "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, work_disk_size_bytes = :work, nat_enabled = :nat,
-                 restart = :restart, updated_at = :now WHERE id = :id",
+                "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, system_overlay_size_bytes = :root,
+                 work_disk_size_bytes = :work, nat_enabled = :nat, restart = :restart, updated_at = :now WHERE id = :id",
                 named_params! {
                     ":id": Text(vm), ":vcpus": spec.vcpu_count, ":memory": spec.memory_mib, ":nat": spec.nat_enabled,
-                    ":work": signed(spec.work_disk_size_bytes), ":restart": restart.as_str(),
-                    ":now": signed(Timestamp::now().unix()),
+                    ":root": signed(spec.system_overlay_size_bytes), ":work": signed(spec.work_disk_size_bytes),
+                    ":restart": restart.as_str(), ":now": signed(Timestamp::now().unix()),
                 },
             )?;
             Ok(())

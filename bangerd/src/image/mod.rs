@@ -10,6 +10,7 @@
 pub(crate) mod archive;
 pub(crate) mod codec;
 mod error;
+pub(crate) mod extent;
 mod layers;
 mod names;
 mod oci;
@@ -28,6 +29,8 @@ pub use names::NameFault;
 pub use source::Progress;
 
 use banger_policy::Digest;
+use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
+use extent::Extent;
 use layers::Layer;
 use sha2::{Digest as _, Sha256};
 use source::{Budget, Window};
@@ -35,7 +38,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use tree::Tree;
 
-/// Default size of a root file system, bytes (spec.md section 1).
+/// The most that an image may hold when nobody says otherwise, bytes.
 pub const DEFAULT_BUILD_SIZE: u64 = 8 << 30;
 
 pub use banger_policy::id::ROOTFS_FILE;
@@ -54,7 +57,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For a root file system of `build_size` bytes: what cannot fit need not be read to its end.
+    /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
         Self { entries: 2_000_000, memory: 2 << 30, expanded_bytes: build_size }
@@ -73,7 +76,8 @@ pub enum SourceKind {
 /// A finished import.
 #[derive(Clone, Debug)]
 pub struct ImportedRootfs {
-    /// Identifies the image: source, build size and version of this code. The same digest means the same bytes.
+    /// Identifies the image: source, most that it may hold, and version of this code. The same digest means the
+    /// same bytes.
     pub digest: Digest,
     /// What was imported.
     pub source: SourceKind,
@@ -83,7 +87,7 @@ pub struct ImportedRootfs {
     pub rootfs_path: PathBuf,
     /// `work-seed.tar` in the staging folder: mode 0440, synced.
     pub seed_path: PathBuf,
-    /// Size of the root file system, bytes.
+    /// Size of the root file system, bytes: as small as its contents allow. No root disk of a VM is smaller.
     pub build_size: u64,
     /// Bytes of file contents.
     pub content_bytes: u64,
@@ -92,9 +96,9 @@ pub struct ImportedRootfs {
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
-const FORMAT: &str = "banger rootfs 1";
+const FORMAT: &str = "banger rootfs 2";
 
-/// Imports `source`, which is recognised by its content: a root file system's tar, or a tar of an OCI layout
+/// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file system's tar, or a tar of an OCI layout
 /// (which `docker save` and `skopeo copy ... oci-archive:` write), plain or compressed with gzip, zstd or xz.
 ///
 /// `staging` is an existing, empty folder of the caller on the file system of the images; on failure the caller
@@ -106,11 +110,11 @@ const FORMAT: &str = "banger rootfs 1";
 pub fn import(
     source: File,
     staging: &Path,
-    build_size: u64,
+    most: u64,
     limits: Limits,
     progress: &dyn Progress,
 ) -> Result<ImportedRootfs, ImageError> {
-    rootfs::check_size(build_size)?;
+    rootfs::check_size(most)?;
     let source = Window::whole(source)?;
     if source.len() == 0 {
         return Err(ImageError::EmptyFile);
@@ -138,10 +142,18 @@ pub fn import(
     let seed_path = staging.join(SEED_FILE);
     work_disk::write_seed(&mut tree, &windows, &seed_path, progress)?;
     progress.stage("write root file system");
-    let identity = Sha256::digest(format!("{FORMAT}\nsource {source_digest}\nsize {build_size}\n"));
+    let identity = Sha256::digest(format!("{FORMAT}\nsource {source_digest}\nsize {most}\n"));
     let digest = digest(identity.into())?;
     let rootfs_path = staging.join(ROOTFS_FILE);
-    let ext4 = rootfs::Ext4 { size: build_size, uuid: rootfs::uuid(&digest), label: "rootfs", host_mode: 0o440 };
+    let extent = Extent::of(&tree);
+    if extent.bytes > most.next_multiple_of(ROOT_STEP_BYTES) {
+        let (needed, most) = (extent.bytes >> 20, most >> 20);
+        let why = format!("it needs a root disk of {needed}M, and {most}M were allowed; allow more with --size");
+        return Err(ImageError::Ext4 { why });
+    }
+    let build_size = extent.bytes;
+    let uuid = rootfs::uuid(&digest);
+    let ext4 = rootfs::Ext4 { extent, file_bytes: MAX_DISK_BYTES, uuid, label: "rootfs", host_mode: 0o440 };
     let content_bytes = rootfs::write(tree, &windows, &ext4, &rootfs_path, progress)?;
     let entries = budget.entries;
     Ok(ImportedRootfs {

@@ -4,6 +4,7 @@
 
 use super::archive::Meta;
 use super::error::ImageError;
+use super::extent::Extent;
 use super::source::{Progress, Window, check};
 use super::tree::{Content, NodeId, NodeKind, Tree};
 use banger_policy::Digest;
@@ -20,7 +21,9 @@ pub(crate) const MAX_SIZE: u64 = 128 << 30;
 
 /// What is not in the tree.
 pub(crate) struct Ext4<'a> {
-    pub(crate) size: u64,
+    pub(crate) extent: Extent,
+    /// Length of the file, bytes: not less than the file system's. Behind that it is one hole.
+    pub(crate) file_bytes: u64,
     pub(crate) uuid: [u8; 16],
     /// At most 16 bytes.
     pub(crate) label: &'a str,
@@ -67,7 +70,7 @@ pub(crate) fn write(
     let file = OpenOptions::new().write(true).create_new(true).mode(ext4.host_mode).open(path).map_err(write_error)?;
     // Whatever the umask was.
     file.set_permissions(Permissions::from_mode(ext4.host_mode)).map_err(write_error)?;
-    file.set_len(ext4.size).map_err(write_error)?;
+    file.set_len(ext4.file_bytes).map_err(write_error)?;
     let mut sink = Sink { file: &file, done: 0, total: plan.bytes, progress };
     let outcome = (|| {
         let mut writer = layout.writer(&mut sink)?;
@@ -106,17 +109,12 @@ impl Plan {
     fn new(tree: Tree, ext4: &Ext4<'_>, progress: &dyn Progress) -> Result<Self, ImageError> {
         let newest = tree.nodes().map(|node| node.meta.mtime.0).max().unwrap_or_default();
         let epoch = newest.clamp(0, i64::from(u32::MAX));
-        let mut options = Options::new(ext4.size, ext4.uuid, epoch);
+        let mut options = Options::new(ext4.extent.bytes, ext4.uuid, epoch);
         options.label = Some(ext4.label.to_owned());
         // Blocks kept for root protect a host from its users; here root is the user.
         options.reserved_percent = 0;
-        // mke2fs's ratio, but always room for half as many files again as the image brings.
-        let brought = u32::try_from(tree.capacity()).unwrap_or(u32::MAX);
-        let usual = u32::try_from(ext4.size / 16384).unwrap_or(u32::MAX);
-        let wanted = brought.saturating_add(brought / 2).saturating_add(1024);
-        if wanted > usual {
-            options.inodes = InodeCount::Exact(wanted);
-        }
+        options.inodes = InodeCount::Exact(ext4.extent.inodes);
+        options.journal_blocks = Some(ext4.extent.journal);
         let builder = FsBuilder::new(options).map_err(|error| refused(&error))?;
         let mut plan = Self { builder, files: Vec::new(), bytes: 0 };
         plan.declare(&tree, progress)?;

@@ -7,6 +7,7 @@
 
 use super::archive::Meta;
 use super::error::ImageError;
+use super::extent::Extent;
 use super::layers::{self, Layer};
 use super::names::{EntryPath, printable};
 use super::rootfs::{self, Ext4};
@@ -66,7 +67,8 @@ pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Resu
     }
     let root = tree.node_mut(Tree::ROOT);
     root.meta = Meta { mode: 0o700, uid: 0, gid: 0, mtime: root.meta.mtime };
-    let ext4 = Ext4 { size: disk.size, uuid: disk.uuid, label: "work", host_mode: 0o600 };
+    let extent = Extent::sized(disk.size, &tree);
+    let ext4 = Ext4 { extent, file_bytes: disk.size, uuid: disk.uuid, label: "work", host_mode: 0o600 };
     rootfs::write(tree, &windows, &ext4, path, progress).map(drop)
 }
 

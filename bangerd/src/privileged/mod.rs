@@ -61,7 +61,7 @@ impl PrivilegedError {
         let message = format!("{what}: {}", crate::error::chain(self));
         match self {
             Self::Refused { refusal: HelperError::NoSpace, .. } => {
-                crate::error::no_space(format!("{what}: no space left on the host's disk"))
+                crate::error::no_space(format!("{what}: no space left on the host's disk beside its reserve"))
             }
             Self::Refused { refusal: HelperError::Kernel(nix::libc::EROFS), .. } => {
                 ApiError::new(ErrorCode::OperationFailed, format!("{what}: the host's disk is read-only"))
@@ -149,7 +149,8 @@ impl Privileged {
     operations! {
         acquire_tap AcquireTap "make the tap" (vm: VmId, owner: u32, address_index: u16) -> TapIdentity, point;
         release_tap ReleaseTap "remove the tap" (vm: VmId, tap: TapIdentity) -> (), point;
-        create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, cow_bytes: u64) -> CowRecord, point;
+        create_disk CreateDisk "reserve the disk" (vm: VmId, owner: u32, image: Digest, root_bytes: u64) -> CowRecord, point;
+        grow_disk GrowDisk "make the root disk larger" (vm: VmId, owner: u32, root_bytes: u64) -> CowRecord, point;
         attach_disk AttachDisk "attach the disk" (vm: VmId, owner: u32) -> DiskIdentity, point;
         give_disk GiveDisk "give the disk away" (vm: VmId, owner: u32) -> (), point;
         detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> (), point;

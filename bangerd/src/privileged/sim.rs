@@ -86,6 +86,11 @@ impl SimHelper {
         self.lock().ledger.remove(&vm);
     }
 
+    /// How large the VM's root disk is.
+    pub(crate) fn root_bytes(&self, vm: VmId) -> Option<u64> {
+        self.lock().ledger.get(&vm).and_then(|holding| holding.cow.as_ref()).map(|cow| cow.root_bytes)
+    }
+
     /// How many COW files there are.
     pub(crate) fn cows(&self) -> usize {
         self.lock().ledger.values().filter(|holding| holding.cow.is_some()).count()
@@ -154,11 +159,23 @@ impl State {
             Q::ReleaseTap { vm, tap } => {
                 A::ReleaseTap(self.release_claim(vm, |row| row.tap == Some(tap), |row| row.tap = None))
             }
-            Q::CreateDisk { vm, owner, image, cow_bytes } => {
-                let cow = CowRecord { image, cow_bytes, allocated_bytes: cow_bytes };
+            Q::CreateDisk { vm, owner, image, root_bytes } => {
+                let cow = CowRecord { image, root_bytes, allocated_bytes: root_bytes };
                 row(self, vm, owner).cow = Some(cow.clone());
                 A::CreateDisk(Ok(cow))
             }
+            Q::GrowDisk { vm, owner, root_bytes } => A::GrowDisk(match self.ledger.get_mut(&vm) {
+                Some(row) if row.disk.is_some() => Err(HelperError::BadState),
+                Some(Holding { cow: Some(cow), owner: whose, .. }) if *whose == owner => {
+                    if root_bytes < cow.root_bytes {
+                        Err(HelperError::BadArgument)
+                    } else {
+                        (cow.root_bytes, cow.allocated_bytes) = (root_bytes, root_bytes);
+                        Ok(cow.clone())
+                    }
+                }
+                _ => Err(HelperError::NotYours),
+            }),
             Q::AttachDisk { vm, owner } => A::AttachDisk(self.attach(vm, owner)),
             Q::GiveDisk { vm, owner } => A::GiveDisk(match self.ledger.get_mut(&vm) {
                 Some(row) if row.cow.is_some() && row.disk.is_none() && row.tap.is_none() => {

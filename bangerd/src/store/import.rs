@@ -1,14 +1,14 @@
 //! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
 //! thread in a staging folder, published by one rename and a row.
 
-use super::room::Room;
-use super::{Named as _, STAGING, Store, mark, remove, unmark};
+use super::{STAGING, Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
 use crate::db::store::{IMAGES, KERNELS};
 use crate::error::{failed, internal, is_full, no_space, over_limit};
 use crate::image::{self, ImageError, ImportedRootfs, Limits, Progress};
 use crate::jobs::Job;
+use crate::room::Room;
 use crate::stream::{self, UploadError};
 use crate::vm::host::blocking;
 use crate::vm::stats::allocated;

@@ -7,7 +7,6 @@
 //! its row otherwise, by an older database say, and disks of VMs may stand on it: it is kept for an administrator to decide.
 
 pub(crate) mod import;
-pub(crate) mod room;
 
 use crate::db::store::{IMAGES, KERNELS, Kind, User};
 use crate::db::{Db, DbError};

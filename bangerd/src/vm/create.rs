@@ -1,4 +1,4 @@
-//! The making of a VM: the row is there already (the intent), now come overlay, work disk and folder, and at
+//! The making of a VM: the row is there already (the intent), now come root disk, work disk and folder, and at
 //! last the start. Whatever fails, either all of it stands or nothing.
 
 use super::actor::Actor;
@@ -7,9 +7,22 @@ use super::start::make_folder;
 use super::teardown::also;
 use crate::error::internal;
 use crate::jobs::Job;
+use crate::privileged::PrivilegedError;
+use crate::room;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::{Event, State};
+use banger_policy::snapshot::cow_file_bytes;
+use banger_proto::helper::HelperError;
 use banger_proto::model::{ApiError, JobResult};
+use std::path::Path;
+
+/// Why the helper did not make a root disk, or make it larger; `needed` is what it would have taken.
+pub(super) fn root_disk_refused(error: &PrivilegedError, cow: &Path, needed: u64) -> ApiError {
+    match error.refusal() {
+        Some(HelperError::NoSpace) => room::short("the root disk", cow, needed),
+        _ => error.api("the root disk"),
+    }
+}
 
 impl Actor {
     /// True when no VM is left.
@@ -47,10 +60,14 @@ impl Actor {
         job.stage("spec");
         job.detail(self.describe(&seat));
         job.stage("reserve disk");
+        let (root, work) = (seat.spec.system_overlay_size_bytes, seat.spec.work_disk_size_bytes);
+        let cow = cow_file_bytes(root);
+        // Both disks, before either is made. The work disk is sparse: it must be possible to fill it, as far as
+        // can be told today.
+        room::claim("the VM's disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         make_folder(&seat.paths.dir)?;
-        let cow = seat.spec.system_overlay_size_bytes;
-        let reserved = self.ctx.privileged.create_disk(seat.id, seat.owner, seat.image, cow).await;
-        reserved.map_err(|error| error.api("the overlay"))?;
+        let reserved = self.ctx.privileged.create_disk(seat.id, seat.owner, seat.image, root).await;
+        reserved.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
         job.go_on()?;
         job.stage("work disk");
         self.ctx.machine.work_disk(&seat).await?;
@@ -68,7 +85,7 @@ impl Actor {
         let size = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| bytes.to_string(), |size| size.to_string());
         let (row, spec) = (&self.row, &seat.spec);
         format!(
-            "{}: image {}, kernel {:.12}, {} vCPU, {} memory, {} overlay, {} work disk, nat {}, address {}",
+            "{}: image {}, kernel {:.12}, {} vCPU, {} memory, {} root disk, {} work disk, nat {}, address {}",
             row.name,
             row.image_name,
             row.kernel_id.to_string(),

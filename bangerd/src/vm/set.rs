@@ -1,12 +1,16 @@
-//! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the next start, which grows the work disk to what the row
-//! says; NAT takes effect at once, and is compared with the row again when a VM is found running.
+//! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the next start, which
+//! grows the work disk to what the row says; NAT takes effect at once, and is compared with the row again when a
+//! VM is found running. The root disk is the helper's: its record comes first, since a VM whose disk could not
+//! grow must start nevertheless. A row that was not written then is mended by the next start.
 
 use super::actor::Actor;
+use super::create::root_disk_refused;
 use super::machine::Seat;
 use crate::jobs::Job;
+use crate::room;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
-use banger_policy::quota::UserLimits;
+use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{ApiError, ErrorCode, SetRequest, VmSpec};
 
@@ -22,8 +26,8 @@ impl Actor {
 
     async fn change(&mut self, job: &Job, request: SetRequest) -> Result<(), ApiError> {
         let (was, policy_was) = (self.row.spec, self.row.restart);
-        let sized =
-            request.vcpu_count.is_some() || request.memory_mib.is_some() || request.work_disk_size_bytes.is_some();
+        let sized = [request.vcpu_count, request.memory_mib].iter().any(Option::is_some)
+            || [request.root_size_bytes, request.work_disk_size_bytes].iter().any(Option::is_some);
         if sized && self.row.state == State::Running {
             let name = &self.row.name;
             let message = format!("{name} is running: its vCPUs, memory and disks cannot be changed");
@@ -31,8 +35,13 @@ impl Actor {
                 .hint(format!("Stop it first with `banger vm stop {name}`.")));
         }
         let spec = changed(was, &request)?;
-        let limits = job.limits_of(&self.row.who());
-        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
+        if spec.system_overlay_size_bytes > was.system_overlay_size_bytes
+            || spec.work_disk_size_bytes > was.work_disk_size_bytes
+        {
+            job.stage("reserve disk");
+            self.grow(was, spec).await?;
+        }
+        self.record_spec(spec, request.restart.unwrap_or(policy_was)).await?;
         // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
         if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
@@ -43,14 +52,37 @@ impl Actor {
         Err(error)
     }
 
-    async fn record_spec(
-        &mut self,
-        spec: VmSpec,
-        restart: banger_policy::vm::RestartPolicy,
-        limits: UserLimits,
-    ) -> Result<(), ApiError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
-        set.map_err(|error| self.refused(error))?;
+    /// Room for both disks is decided before either grows; the work disk itself grows at the next start.
+    async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), ApiError> {
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let root = spec.system_overlay_size_bytes;
+        let cow = cow_file_bytes(root).saturating_sub(cow_file_bytes(was.system_overlay_size_bytes));
+        // What the sparse work disk has already is not needed again.
+        let has = if spec.work_disk_size_bytes > was.work_disk_size_bytes {
+            super::stats::allocated(&seat.paths.work_disk())
+        } else {
+            spec.work_disk_size_bytes
+        };
+        let work = spec.work_disk_size_bytes.saturating_sub(has);
+        room::claim("larger disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
+        if cow > 0 {
+            let grown = self.ctx.privileged.grow_disk(seat.id, seat.owner, root).await;
+            grown.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
+        }
+        Ok(())
+    }
+
+    /// What the helper says of the root disk's size is the truth: it may have grown without the row.
+    pub(super) async fn align_root_size(&mut self, root: u64) -> Result<(), ApiError> {
+        if root <= self.row.spec.system_overlay_size_bytes {
+            return Ok(());
+        }
+        let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
+        self.record_spec(spec, self.row.restart).await
+    }
+
+    async fn record_spec(&mut self, spec: VmSpec, restart: banger_policy::vm::RestartPolicy) -> Result<(), ApiError> {
+        self.ctx.db.set_vm_spec(self.row.id, spec, restart).await.map_err(|error| internal(&error))?;
         (self.row.spec, self.row.restart) = (spec, restart);
         Ok(())
     }
@@ -68,27 +100,32 @@ impl Actor {
 }
 
 /// # Errors
-/// A number out of bounds, and a work disk that would become smaller.
+/// A number out of bounds, and a disk that would become smaller.
 fn changed(was: VmSpec, request: &SetRequest) -> Result<VmSpec, ApiError> {
     let bad = |message: String| ApiError::new(ErrorCode::BadRequest, message);
     let work = request.work_disk_size_bytes.unwrap_or(was.work_disk_size_bytes);
     let checked = CheckedSpec::new(
         request.vcpu_count.unwrap_or(was.vcpu_count),
         request.memory_mib.unwrap_or(was.memory_mib),
-        was.system_overlay_size_bytes,
+        request.root_size_bytes.unwrap_or(was.system_overlay_size_bytes),
         work,
     );
     let checked = checked.map_err(|error| bad(error.to_string()))?;
-    if checked.work_disk_bytes() < was.work_disk_size_bytes {
-        let size = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string());
-        let message = format!("a work disk only grows: it has {}, not less", size(was.work_disk_size_bytes));
-        return Err(bad(message).hint("Make another VM with a smaller one, and copy what is needed."));
+    for (disk, now, wanted) in [
+        ("root", was.system_overlay_size_bytes, checked.root_bytes()),
+        ("work", was.work_disk_size_bytes, checked.work_disk_bytes()),
+    ] {
+        if wanted < now {
+            let size = ByteSize::from_bytes(now).map_or_else(|_| format!("{now}B"), |size| size.to_string());
+            let message = format!("a {disk} disk only grows: it has {size}, not less");
+            return Err(bad(message).hint("Make another VM with a smaller one, and copy what is needed."));
+        }
     }
     Ok(VmSpec {
         vcpu_count: checked.vcpus(),
         memory_mib: checked.memory_mib(),
+        system_overlay_size_bytes: checked.root_bytes(),
         work_disk_size_bytes: checked.work_disk_bytes(),
         nat_enabled: request.nat.unwrap_or(was.nat_enabled),
-        ..was
     })
 }

@@ -1,11 +1,12 @@
 //! How large a new VM is: flag, else configuration, else from the host, else built in.
 
 use crate::config::VmDefaults;
+use banger_policy::ByteSize;
 use banger_policy::limits::{
-    DEFAULT_MEMORY_MIB, DEFAULT_OVERLAY_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES, MIN_MEMORY_MIB,
+    DEFAULT_MEMORY_MIB, DEFAULT_ROOT_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES, MIN_MEMORY_MIB,
 };
 use banger_policy::vm::{CheckedSpec, SpecError};
-use banger_proto::model::CreateRequest;
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, ImageRecord};
 
 /// What the host has, as far as it could be found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,15 +34,35 @@ impl HostSize {
     }
 }
 
+/// `image` is the size of the image's file system, bytes: a root disk that nobody asked for is at least as large.
+///
 /// # Errors
 /// [`SpecError`] when what was asked for, or configured, is out of bounds.
-pub(crate) fn resolve(request: &CreateRequest, config: &VmDefaults, host: HostSize) -> Result<CheckedSpec, SpecError> {
+pub(crate) fn resolve(
+    request: &CreateRequest,
+    config: &VmDefaults,
+    host: HostSize,
+    image: u64,
+) -> Result<CheckedSpec, SpecError> {
+    let root = config.system_overlay_size.unwrap_or(DEFAULT_ROOT_BYTES).max(image);
     CheckedSpec::new(
         request.vcpu_count.or(config.vcpu).or(host.vcpus()).unwrap_or(DEFAULT_VCPUS),
         request.memory_mib.or(config.memory_mib).or(host.vm_memory_mib()).unwrap_or(DEFAULT_MEMORY_MIB),
-        request.system_overlay_size_bytes.or(config.system_overlay_size).unwrap_or(DEFAULT_OVERLAY_BYTES),
+        request.system_overlay_size_bytes.unwrap_or(root),
         request.work_disk_size_bytes.or(config.disk_size).unwrap_or(DEFAULT_WORK_DISK_BYTES),
     )
+}
+
+/// # Errors
+/// `BadRequest` when the root disk is smaller than the image's file system, which cannot be mounted then.
+pub(crate) fn fits(image: &ImageRecord, spec: CheckedSpec) -> Result<(), ApiError> {
+    if spec.root_bytes() >= image.build_size {
+        return Ok(());
+    }
+    let text = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string());
+    let (root, least) = (text(spec.root_bytes()), text(image.build_size));
+    let message = format!("a root disk of {root} is too small for {}: the image needs {least}", image.name);
+    Err(ApiError::new(ErrorCode::BadRequest, message).hint(format!("Ask for more: --root-size {least}.")))
 }
 
 #[cfg(test)]
@@ -56,7 +77,7 @@ mod tests {
         let flag = CreateRequest { vcpu_count: Some(7), ..CreateRequest::default() };
         let none = CreateRequest::default();
         let of = |request, config: &VmDefaults, host| {
-            let spec = resolve(request, config, host).unwrap();
+            let spec = resolve(request, config, host, 1 << 30).unwrap();
             (spec.vcpus(), spec.memory_mib())
         };
         assert_eq!(of(&flag, &config, host), (7, 512));
@@ -65,6 +86,10 @@ mod tests {
         assert_eq!(of(&none, &VmDefaults::default(), HostSize::default()), (2, 2048));
         let huge = HostSize { cpus: Some(256), memory_mib: Some(1 << 20) };
         assert_eq!(of(&none, &VmDefaults::default(), huge), (4, 8192));
+        let root = |config: &VmDefaults, image| resolve(&none, config, host, image).unwrap().root_bytes();
+        assert_eq!(root(&VmDefaults::default(), 1 << 30), DEFAULT_ROOT_BYTES);
+        assert_eq!(root(&VmDefaults::default(), 9 << 30), 9 << 30, "the image is larger than the default");
+        assert_eq!(root(&VmDefaults { system_overlay_size: Some(2 << 30), ..config }, 1 << 30), 2 << 30);
         let small = HostSize { cpus: Some(2), memory_mib: Some(900) };
         assert_eq!(of(&none, &VmDefaults::default(), small), (2, 2048));
     }

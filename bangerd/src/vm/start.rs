@@ -32,14 +32,17 @@ impl Actor {
         make_folder(&seat.paths.dir)?;
         make_folder(&seat.paths.runtime)?;
 
-        begin(Step::Overlay)?;
+        begin(Step::RootDisk)?;
         // Made with the VM, and never again, like the work disk: a fresh one would look as if what was installed in it were lost.
         let disk = self.attach(seat).await.map_err(|error| match error.refusal() {
             Some(HelperError::NotYours) => no_root_disk(seat),
-            _ => error.api("the overlay"),
+            _ => error.api("the root disk"),
         })?;
         held.hold_disk(&disk);
         ctx.handles.seed(seat.id, held.clone());
+        if let Ok(Some(cow)) = ctx.privileged.identity(seat.id).await.map(|held| held.cow) {
+            self.align_root_size(cow.root_bytes).await?;
+        }
 
         begin(Step::WorkDisk)?;
         // Made with the VM, and never again: an empty disk in its place would look as if the user's files were lost.

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Preflight,
-    Overlay,
+    RootDisk,
     WorkDisk,
     Tap,
     Nat,
@@ -19,7 +19,7 @@ impl Step {
     #[cfg(test)]
     pub(crate) const ALL: [Step; 10] = [
         Step::Preflight,
-        Step::Overlay,
+        Step::RootDisk,
         Step::WorkDisk,
         Step::Tap,
         Step::Nat,
@@ -34,7 +34,7 @@ impl Step {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Step::Preflight => "preflight",
-            Step::Overlay => "overlay",
+            Step::RootDisk => "root disk",
             Step::WorkDisk => "work disk",
             Step::Tap => "tap",
             Step::Nat => "nat",

@@ -57,12 +57,12 @@ impl Actor {
         self.ctx.handles.clear(seat.id, &seat.paths).await.map_err(|error| crate::error::internal(&error))
     }
 
-    /// The overlay and the VM's folder.
+    /// The root disk and the VM's folder.
     pub(super) async fn remove_files(&self, seat: &Seat) -> Result<(), ApiError> {
         let discarded = match self.ctx.privileged.discard_disk(seat.id).await {
             // It never had one.
             Err(error) if error.refusal() == Some(HelperError::NotYours) => Ok(()),
-            other => other.map_err(|error| error.api("the overlay")),
+            other => other.map_err(|error| error.api("the root disk")),
         };
         // The work disk may have gigabytes to give back.
         let dir = seat.paths.dir.clone();

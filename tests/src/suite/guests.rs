@@ -10,7 +10,7 @@ use super::scene::Scene;
 
 /// A guest of the suites: the tiny image, small enough that several fit beside each other under emulation.
 pub(super) const TINY: &[&str] =
-    &["--image", "tiny", "--vcpu", "1", "--memory", "256M", "--overlay-size", "128M", "--disk-size", "64M"];
+    &["--image", "tiny", "--vcpu", "1", "--memory", "256M", "--root-size", "128M", "--disk-size", "64M"];
 
 /// The cgroup of all VMs; design section 7.
 const VMS: &str = "/sys/fs/cgroup/system.slice/bangerd.service/vms";

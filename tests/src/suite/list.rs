@@ -115,6 +115,7 @@ pub struct Suite {
 pub fn all() -> Vec<Suite> {
     vec![
         scenarios::inventory_control::SUITE,
+        scenarios::root_disk::STORE,
         scenarios::install::SUITE,
         // From here on one host VM serves all, as long as nothing fails: setups only rise.
         scenarios::confinement::SUITE,
@@ -125,6 +126,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::stops::SUITE,
         scenarios::using::SUITE,
         scenarios::images::SUITE,
+        scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
         scenarios::hostile_agent::SUITE,
         scenarios::helper_kills::SUITE,
@@ -147,6 +149,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::crowd::LONG,
         scenarios::services::LONG,
         scenarios::crash::BY_OPERATION,
+        scenarios::root_disk::LONG,
     ]
 }
 

@@ -134,6 +134,11 @@ impl Scene {
         Ok(self.root_any(line)?.ok()?.stdout)
     }
 
+    /// A shell line as root, started only.
+    pub fn start_root(&self, line: &str) -> Result<Run> {
+        Run::start(None, &["sh", "-c", line])
+    }
+
     /// A shell line as root, however it ends.
     pub fn root_any(&self, line: &str) -> Result<Finished> {
         Run::start(None, &["sh", "-c", line])?.wait(self.limit(LONG))

@@ -1,8 +1,10 @@
 //! The file system that comes out, seen by e2fsprogs.
 
 use super::super::work_disk::{self, ExtraFile, WorkDisk};
-use super::super::{ImportedRootfs, ROOTFS_FILE, SEED_FILE};
-use super::maker::{Item, Tar, fsck, gzip, import_bytes, item, tool};
+use super::super::{ImportedRootfs, Limits, ROOTFS_FILE, SEED_FILE, import};
+use super::maker::{Item, Tar, file_of, fsck, gzip, import_bytes, item, tool};
+use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
+use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -105,7 +107,13 @@ fn the_same_source_gives_the_same_image_however_it_is_packed() {
     let (dir, plain) = imported(&zoo().end());
     let (other, packed) = imported(&gzip(&zoo().end()));
     assert_eq!(plain.digest, packed.digest);
-    let read = |dir: &tempfile::TempDir, name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    // Behind the file system the file is one hole.
+    let read = |dir: &tempfile::TempDir, name: &str| {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(dir.path().join(name)).unwrap();
+        file.take(plain.build_size).read_to_end(&mut bytes).unwrap();
+        bytes
+    };
     assert!(read(&dir, ROOTFS_FILE) == read(&other, ROOTFS_FILE), "same digest, other bytes");
     assert!(read(&dir, SEED_FILE) == read(&other, SEED_FILE));
     let (_dir, third) = imported(&zoo().file("more", b"").end());
@@ -116,7 +124,8 @@ fn the_same_source_gives_the_same_image_however_it_is_packed() {
 fn the_files_are_sparse_and_read_only() {
     let (dir, result) = imported(&zoo().end());
     let metadata = std::fs::metadata(&result.rootfs_path).unwrap();
-    assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (result.build_size, 0o440));
+    assert_eq!((metadata.len(), metadata.permissions().mode() & 0o7777), (MAX_DISK_BYTES, 0o440));
+    assert_eq!(result.build_size, ROOT_STEP_BYTES, "as small as it can be");
     assert!(metadata.blocks() * 512 < 8 << 20, "{} bytes allocated", metadata.blocks() * 512);
     let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");
@@ -202,4 +211,47 @@ fn an_image_without_root_has_an_empty_work_disk() {
     fsck(&bare);
     let error = work_disk::create(&disk, &path, &()).unwrap_err();
     assert!(error.to_string().contains("work.ext4"), "an existing disk is never overwritten");
+}
+
+/// Trees that are awkward for the estimate of their size: the writer never finds it too small, e2fsck finds
+/// nothing, and there is room left.
+#[test]
+fn the_smallest_file_system_is_large_enough() {
+    let large = vec![0x5a; 70 << 20];
+    let long = "x".repeat(200);
+    let many = |count: usize, name: &dyn Fn(usize) -> String, data: &[u8]| {
+        (0..count).fold(Tar::default(), |tar, n| tar.file(&name(n), data))
+    };
+    let cases = [
+        ("one large file", Tar::default().file("large", &large)),
+        ("many small files", many(9_000, &|n| format!("f{n}"), b"x")),
+        ("many folders", many(3_000, &|n| format!("d{n}/f"), b"")),
+        ("long names in one folder", many(2_500, &|n| format!("{n}{}", &long[..80]), b"")),
+        ("long links", (0..2_000).fold(Tar::default(), |tar, n| tar.symlink(&format!("l{n}"), &long[..90]))),
+        ("next to nothing", Tar::default().file("x", b"x")),
+    ];
+    for (what, tar) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let result = import(file_of(&tar.end()), dir.path(), 1 << 30, Limits::for_build_size(1 << 30), &());
+        let result = result.map_err(|error| format!("{what}: {error}")).unwrap();
+        assert!(result.build_size <= 3 * ROOT_STEP_BYTES, "{what}: {}", result.build_size);
+        fsck(&result.rootfs_path);
+        let Some(text) = tool("dumpe2fs", &["-h", result.rootfs_path.to_str().unwrap()]) else { continue };
+        let field = |name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().parse().unwrap()
+        };
+        assert_eq!(field("Block count:") * 4096, result.build_size, "{what}");
+        assert!(field("Free blocks:") >= 1024 && field("Free inodes:") >= 500, "{what}: {text}");
+        assert_eq!(field("Inodes per group:"), 8192, "{what}");
+    }
+}
+
+#[test]
+fn an_image_that_holds_more_than_is_allowed_says_what_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let tar = Tar::default().file("large", &vec![1; 120 << 20]).end();
+    let limits = Limits::for_build_size(1 << 30);
+    let why = import(file_of(&tar), dir.path(), 128 << 20, limits, &()).unwrap_err().to_string();
+    assert!(why.contains("256M") && why.contains("128M") && why.contains("--size"), "{why}");
 }

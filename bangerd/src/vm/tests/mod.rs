@@ -14,7 +14,7 @@ mod whose;
 use super::resume::Turns;
 use super::sim::SimMachine;
 use super::{Context, Verb, Vms};
-use crate::config::Config;
+use crate::config::{Config, VmDefaults};
 use crate::db::Db;
 use crate::handles;
 use crate::jobs::Jobs;
@@ -96,6 +96,10 @@ impl World {
     }
 
     fn with(config: Config) -> Self {
+        // Small: room for both disks is asked of the machine that runs the tests.
+        let sizes =
+            VmDefaults { disk_size: Some(256 << 20), system_overlay_size: Some(256 << 20), ..config.vm_defaults };
+        let config = Config { vm_defaults: sizes, ..config };
         let helper = SimHelper::default();
         let machine = SimMachine::new(helper.clone());
         let mut world = Self {
@@ -121,7 +125,7 @@ impl World {
                 artifact_dir: String::new(),
                 rootfs_path: String::new(),
                 work_seed_path: None,
-                build_size: 1 << 33,
+                build_size: 1 << 27,
                 allocated_bytes: 0,
                 docker: false,
                 source: "test".into(),

@@ -24,7 +24,8 @@ fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
     let larger = SetRequest {
         vcpu_count: Some(3),
         memory_mib: Some(512),
-        work_disk_size_bytes: Some(16 << 30),
+        root_size_bytes: Some(512 << 20),
+        work_disk_size_bytes: Some(384 << 20),
         ..SetRequest::default()
     };
     let refused = set(&world, larger).unwrap_err();
@@ -37,8 +38,9 @@ fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
     world.restart();
     assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
     let spec = world.show(ALICE, "demo").unwrap().spec;
-    assert_eq!((spec.vcpu_count, spec.memory_mib, spec.work_disk_size_bytes), (3, 512, 16 << 30));
-    assert_eq!(world.paths().vm(&vm.id).work_disk().metadata().unwrap().len(), 16 << 30, "grown by the start");
+    assert_eq!((spec.vcpu_count, spec.memory_mib, spec.work_disk_size_bytes), (3, 512, 384 << 20));
+    assert_eq!(world.paths().vm(&vm.id).work_disk().metadata().unwrap().len(), 384 << 20, "grown by the start");
+    assert_eq!((spec.system_overlay_size_bytes, world.helper.root_bytes(vm.id)), (512 << 20, Some(512 << 20)));
 }
 
 #[test]
@@ -48,7 +50,9 @@ fn what_is_not_possible_is_refused_and_changes_nothing() {
     let before = world.show(ALICE, "demo").unwrap();
     let none = SetRequest::default();
     for (request, word) in [
-        (SetRequest { work_disk_size_bytes: Some(1 << 30), ..none }, "only grows"),
+        (SetRequest { work_disk_size_bytes: Some(128 << 20), ..none }, "a work disk only grows"),
+        (SetRequest { root_size_bytes: Some(128 << 20), ..none }, "a root disk only grows"),
+        (SetRequest { root_size_bytes: Some(127 << 20), ..none }, "128M to 128G"),
         (SetRequest { work_disk_size_bytes: Some(u64::MAX), ..none }, "128G"),
         (SetRequest { vcpu_count: Some(0), nat: Some(false), ..none }, "vCPUs"),
         (SetRequest { memory_mib: Some(1), restart: Some(RestartPolicy::Always), ..none }, "memory"),
@@ -59,6 +63,54 @@ fn what_is_not_possible_is_refused_and_changes_nothing() {
         let now = world.show(ALICE, "demo").unwrap();
         assert_eq!((now.spec, now.restart), (before.spec, before.restart));
     }
+}
+
+#[test]
+fn a_root_disk_for_which_there_is_no_room_stays_as_it_was() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.order(Verb::Stop, "demo");
+    let larger = SetRequest { root_size_bytes: Some(512 << 20), ..SetRequest::default() };
+    // The helper has looked later than the daemon.
+    world.helper.refuse("make the root disk larger", HelperError::NoSpace, 1);
+    let error = set(&world, larger).unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSpace);
+    assert!(error.message.contains("it needs 257 MiB") && error.message.contains("512 MiB"), "{error:?}");
+    assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)), "it starts nevertheless");
+    // No host has that much: nobody is asked.
+    world.order(Verb::Stop, "demo");
+    world.helper.take_log();
+    let huge = SetRequest { work_disk_size_bytes: Some(1 << 37), ..larger };
+    if set(&world, huge).is_err_and(|error| error.code == ErrorCode::NoSpace) {
+        assert!(!world.helper.take_log().contains(&"make the root disk larger"));
+    }
+}
+
+#[test]
+fn a_root_disk_that_grew_without_its_row_is_seen_by_the_next_start() {
+    let mut world = World::new();
+    let vm = world.running("demo");
+    world.order(Verb::Stop, "demo");
+    // The daemon was killed between the helper's answer and the row.
+    let helper = Privileged::over(Arc::new(world.helper.clone()));
+    Runtime::new().unwrap().block_on(helper.grow_disk(vm.id, ALICE.uid, 1 << 30)).unwrap();
+    world.restart();
+    assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
+    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().spec.system_overlay_size_bytes, 1 << 30);
+}
+
+#[test]
+fn a_root_disk_is_never_smaller_than_the_image() {
+    let world = World::new();
+    sql(&world, "UPDATE images SET build_size = 1073741824");
+    let create = |bytes| CreateRequest { system_overlay_size_bytes: bytes, no_start: true, ..named("demo") };
+    let error = world.begin_create(ALICE, create(Some(512 << 20)), false).unwrap_err();
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    assert!(error.message.contains("needs 1G") && error.hint.contains("--root-size 1G"), "{error:?}");
+    world.create(create(None), false);
+    assert_eq!(world.show(ALICE, "demo").unwrap().spec.system_overlay_size_bytes, 1 << 30, "not the default");
 }
 
 #[test]

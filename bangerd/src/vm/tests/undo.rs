@@ -12,7 +12,7 @@ fn break_step(world: &World, step: Step) {
         Step::Preflight | Step::WorkDisk | Step::Launch | Step::Api | Step::GuestReady => {
             world.machine.fail(Some(step.name()));
         }
-        Step::Overlay => helper("attach the disk"),
+        Step::RootDisk => helper("attach the disk"),
         Step::Tap => helper("make the tap"),
         Step::Nat => helper("enable NAT"),
         Step::Bind => helper("bind the process"),

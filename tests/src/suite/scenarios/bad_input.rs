@@ -42,7 +42,7 @@ fn command_line(scene: &mut Scene) -> Result<Outcome> {
         (run(&["--name", "ok", "--image", "tiny", "--memory", "12Q"]), "12Q"),
         (run(&["--name", "ok", "--image", "tiny", "--memory", "0"]), "0"),
         (run(&["--name", "ok", "--image", "tiny", "--disk-size=-1G"]), "-1G"),
-        (run(&["--name", "ok", "--image", "tiny", "--overlay-size", "129G"]), "129G"),
+        (run(&["--name", "ok", "--image", "tiny", "--root-size", "129G"]), "129G"),
         (run(&["--name", "ok", "--image", "nonesuch"]), "nonesuch"),
         (run(&["--name", "ok", "--image", "tiny", "--kernel", "nonesuch"]), "nonesuch"),
         (run(&["--name", "ok", "--image", "tiny", "--vcpu", "0"]), "0"),
@@ -153,10 +153,12 @@ fn full_disk_at_create(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     fill(scene)?;
     let words =
-        ["vm", "run", "--detach", "--name", "nospace", "--image", "tiny", "--memory", "256M", "--overlay-size", "4G"];
-    let refused = scene.banger_long("alice", &words).and_then(|finished| finished.refused(&["space"]));
+        ["vm", "run", "--detach", "--name", "nospace", "--image", "tiny", "--memory", "256M", "--root-size", "4G"];
+    let refused =
+        scene.banger_long("alice", &words).and_then(|finished| finished.refused(&["reserve", "512 MiB", "12305 MiB"]));
     let import = ["image", "import", "--name", "nospace", "--size", "512M", "/srv/bench/tiny.tar"];
-    let not_imported = scene.banger_long("alice", &import).and_then(|finished| finished.refused(&["MiB left"]));
+    let not_imported =
+        scene.banger_long("alice", &import).and_then(|finished| finished.refused(&["reserve", "512 MiB"]));
     scene.root("rm /var/lib/filler")?;
     refused?;
     not_imported?;

@@ -18,7 +18,7 @@ fn scenarios() -> Vec<Scenario> {
     vec![Scenario::new("a-user-without-sudo", demo)]
 }
 
-const SIZE: &[&str] = &["--vcpu", "1", "--memory", "512M", "--overlay-size", "1G", "--disk-size", "256M"];
+const SIZE: &[&str] = &["--vcpu", "1", "--memory", "512M", "--root-size", "1G", "--disk-size", "256M"];
 
 fn demo(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();

@@ -45,7 +45,7 @@ const WORK: &str = "/run/bench-kills";
 const OWNER: u32 = 1001;
 /// Outside of what the daemon gives out in these suites.
 const ADDRESS: u16 = 200;
-const COW_BYTES: u64 = 64 << 20;
+const ROOT_BYTES: u64 = banger_policy::limits::MIN_ROOT_BYTES;
 /// SIGKILL and SIGSYS of signal(7): the confined helper may not send itself the first, and dies of the second for having tried.
 const DEADLY: [i32; 2] = [9, 31];
 const READY: Duration = Duration::from_secs(10);
@@ -54,6 +54,7 @@ const READY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     CreateDisk,
+    GrowDisk,
     AttachDisk,
     AcquireTap,
     EnableNat,
@@ -68,12 +69,13 @@ enum Event {
 }
 
 use Event::{
-    AcquireTap, AttachDisk, BindProcess, CreateDisk, Death, DetachDisk, DisableNat, DiscardDisk, EnableNat, Release,
-    ReleaseTap,
+    AcquireTap, AttachDisk, BindProcess, CreateDisk, Death, DetachDisk, DisableNat, DiscardDisk, EnableNat, GrowDisk,
+    Release, ReleaseTap,
 };
 
 const STEP_BY_STEP: &[Event] = &[
     CreateDisk,
+    GrowDisk,
     AttachDisk,
     AcquireTap,
     EnableNat,
@@ -188,6 +190,10 @@ fn one_point(
     let second = Running::start(scene, 0)?.context("no second recovery")?;
     let twice = leaks(&once, &Inventory::take_of_the_helpers()?, &[]);
     ensure!(twice.leaks.is_empty(), "the second recovery was no no-op: {twice}");
+    if point.during == format!("{GrowDisk:?}") {
+        // As large as before, or as large as it was to become: in any case a disk.
+        run.attach_what_there_is()?;
+    }
     run.happen(Death)?;
     run.end()?;
     second.kill()?;
@@ -336,7 +342,8 @@ impl Life {
     fn happen(&mut self, event: Event) -> Result<Told> {
         let vm = self.vm;
         let request = match event {
-            CreateDisk => HelperRequest::CreateDisk { vm, owner: OWNER, image: self.image, cow_bytes: COW_BYTES },
+            CreateDisk => HelperRequest::CreateDisk { vm, owner: OWNER, image: self.image, root_bytes: ROOT_BYTES },
+            GrowDisk => HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: 2 * ROOT_BYTES },
             AttachDisk => HelperRequest::AttachDisk { vm, owner: OWNER },
             AcquireTap => HelperRequest::AcquireTap { vm, owner: OWNER, address_index: ADDRESS },
             EnableNat => HelperRequest::EnableNat { vm },
@@ -371,6 +378,17 @@ impl Life {
             _ => {}
         }
         Ok(told)
+    }
+
+    /// A kill in the middle of a growth leaves a disk that can be attached.
+    fn attach_what_there_is(&mut self) -> Result<()> {
+        let told = match self.happen(AttachDisk)? {
+            Told::Closed(_) => self.happen(AttachDisk)?,
+            told => told,
+        };
+        let attached = matches!(&told, Told::Reply(Some(HelperResponse::AttachDisk(Ok(_)))));
+        ensure!(attached, "after a growth that was killed, attach was answered with {told:?}");
+        Ok(())
     }
 
     /// What the daemon does with a VM of which nothing is known: release, discard; and then nothing is held.

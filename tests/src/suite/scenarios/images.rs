@@ -26,7 +26,7 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-const SIZE: &[&str] = &["--vcpu", "1", "--memory", "512M", "--overlay-size", "512M", "--disk-size", "64M"];
+const SIZE: &[&str] = &["--vcpu", "1", "--memory", "512M", "--root-size", "1G", "--disk-size", "64M"];
 
 fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();

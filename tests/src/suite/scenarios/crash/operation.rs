@@ -59,6 +59,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     plain("kill", From::Running, &["vm", "kill", NAME]),
     plain("restart", From::Running, &["vm", "restart", NAME]),
     plain("set", From::Running, &["vm", "set", NAME, "--nat", "off"]),
+    plain("grow", From::Created, &["vm", "set", NAME, "--root-size", "256M"]),
     plain("delete", From::Running, &["vm", "delete", NAME]),
     making("run --rm", &["vm", "run", "--rm", "--name", NAME, "--nat"], false),
     Operation { crash: true, ..plain("recovery", From::Running, &["vm", "list"]) },

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{DiskIdentity, HelperRequest, HelperResponse, ProcessState, TapIdentity};
 
-use super::objects::{Image, MIN_COW, OWNER};
+use super::objects::{Image, MIN_ROOT, OWNER};
 use crate::suite::list::Outcome;
 use crate::suite::peer::helper::{Helper, word};
 use crate::suite::peer::place::{Who, instead_of_the_daemon};
@@ -17,25 +17,25 @@ use crate::suite::scene::Scene;
 /// What a VM holds. Cow file, tap, NAT, disk, process (`r`unning, `g`one), quarantine; then the expected answer of every operation, in the order of
 /// [`OPERATIONS`]: `+` done, `=` done already and nothing changed, `N` not yours, `S` bad state, `R` still running, `Q` quarantined.
 const TABLE: &[(&str, &str)] = &[
-    //         acquire release-tap create attach detach discard nat-on nat-off bind running identity list release
-    ("......", "+N+NN=NNN=N=="),
-    ("c.....", "+N=+N+NNN===="),
-    ("ct....", "=+=+=++=+===+"),
-    (".t....", "=++N==+=+===+"),
-    ("ctn...", "=+=+=+=++===+"),
-    ("c..d..", "+===+SS=S===+"),
-    ("ct.d..", "=+==+S+=+===+"),
-    ("ctnd..", "=+==+S=++===+"),
-    (".t..r.", "=R+NR=+=====R"),
-    ("ctn.r.", "=R=SR+=+====R"),
-    ("ct.dr.", "=R==RS+=====R"),
-    ("ctndr.", "=R==RS=+====R"),
-    ("ctn.g.", "=+=+=+=+N===+"),
-    ("ctndg.", "=+==+S=+N===+"),
-    ("ctn..q", "QQ=QQQQQQ===Q"),
+    //         acquire release-tap create attach detach discard nat-on nat-off bind running identity list release grow
+    ("......", "+N+NN=NNN=N==N"),
+    ("c.....", "+N=+N+NNN====+"),
+    ("ct....", "=+=+=++=+===++"),
+    (".t....", "=++N==+=+===+N"),
+    ("ctn...", "=+=+=+=++===++"),
+    ("c..d..", "+===+SS=S===+S"),
+    ("ct.d..", "=+==+S+=+===+S"),
+    ("ctnd..", "=+==+S=++===+S"),
+    (".t..r.", "=R+NR=+=====RN"),
+    ("ctn.r.", "=R=SR+=+====R+"),
+    ("ct.dr.", "=R==RS+=====RS"),
+    ("ctndr.", "=R==RS=+====RS"),
+    ("ctn.g.", "=+=+=+=+N===++"),
+    ("ctndg.", "=+==+S=+N===+S"),
+    ("ctn..q", "QQ=QQQQQQ===QQ"),
 ];
 
-const OPERATIONS: [&str; 13] = [
+const OPERATIONS: [&str; 14] = [
     "acquire",
     "release-tap",
     "create",
@@ -49,6 +49,7 @@ const OPERATIONS: [&str; 13] = [
     "identity",
     "list",
     "release",
+    "grow",
 ];
 
 /// A VM in some state.
@@ -158,7 +159,8 @@ impl Subject<'_> {
         Ok(match operation {
             "acquire" => HelperRequest::AcquireTap { vm, owner: OWNER, address_index: u16::from(vm.as_bytes()[0]) },
             "release-tap" => HelperRequest::ReleaseTap { vm, tap: self.tap.clone() },
-            "create" => HelperRequest::CreateDisk { vm, owner: OWNER, image: self.image, cow_bytes: MIN_COW },
+            "create" => HelperRequest::CreateDisk { vm, owner: OWNER, image: self.image, root_bytes: MIN_ROOT },
+            "grow" => HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: 2 * MIN_ROOT },
             "attach" => HelperRequest::AttachDisk { vm, owner: OWNER },
             "detach" => HelperRequest::DetachDisk { vm, disk: self.disk.clone() },
             "discard" => HelperRequest::DiscardDisk { vm },

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{HelperRequest, ProcessState};
 
-use super::objects::{Image, MIN_COW, OWNER, with_helper};
+use super::objects::{Image, MIN_ROOT, OWNER, with_helper};
 use crate::suite::list::Outcome;
 use crate::suite::peer::helper::{Helper, word};
 use crate::suite::peer::place::Who;
@@ -37,14 +37,18 @@ impl Asked<'_> {
 fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<Vec<(&'static str, &'static str)>> {
     let number = u16::from(vm.as_bytes()[0]);
     let mut asked = Asked { helper, told: Vec::new() };
-    let create = |cow_bytes| HelperRequest::CreateDisk { vm, owner: OWNER, image, cow_bytes };
+    let create = |root_bytes| HelperRequest::CreateDisk { vm, owner: OWNER, image, root_bytes };
     let acquire = |owner| HelperRequest::AcquireTap { vm, owner, address_index: number };
     asked.ask("enable_nat", &HelperRequest::EnableNat { vm }, "NotYours")?;
     asked.ask("attach_disk", &HelperRequest::AttachDisk { vm, owner: OWNER }, "NotYours")?;
     asked.ask("create_disk", &create(1), "BadArgument")?;
-    asked.ask("create_disk", &create(MIN_COW), "Ok")?;
+    asked.ask("create_disk", &create(MIN_ROOT), "Ok")?;
+    let grow = |root_bytes| HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes };
+    asked.ask("grow_disk", &grow(2 * MIN_ROOT), "Ok")?;
+    asked.ask("grow_disk", &grow(MIN_ROOT), "BadArgument")?;
     asked.ask("attach_disk", &HelperRequest::AttachDisk { vm, owner: OWNER }, "Ok")?;
     asked.ask("discard_disk", &HelperRequest::DiscardDisk { vm }, "BadState")?;
+    asked.ask("grow_disk", &grow(3 * MIN_ROOT), "BadState")?;
     asked.ask("acquire_tap", &acquire(OWNER), "Ok")?;
     asked.ask("acquire_tap", &acquire(OWNER + 1), "NotYours")?;
     asked.ask("enable_nat", &HelperRequest::EnableNat { vm }, "Ok")?;
@@ -113,7 +117,7 @@ pub(super) fn one_each(scene: &mut Scene) -> Result<Outcome> {
         }
         let operations: BTreeSet<_> = told.iter().map(|(operation, _)| *operation).collect();
         // All of the protocol but `list`, which is of no VM.
-        ensure!(operations.len() == 12, "not every operation was asked: {operations:?}");
+        ensure!(operations.len() == 13, "not every operation was asked: {operations:?}");
         scene.wait_until("each operation has one record", Duration::from_secs(5), || {
             let found = recorded(&scene.journal("banger-priv.service")?, vm);
             Ok((found != expected).then(|| format!("recorded {found:?}, asked {expected:?}")))
@@ -165,9 +169,18 @@ pub(super) fn observed(scene: &mut Scene) -> Result<Outcome> {
             table.rows.keys().filter(|row| !seen.rows.contains(*row)).cloned().collect::<Vec<_>>().join(" "),
         );
         // Without these strace has not looked at a helper that worked.
-        for needed in
-            ["ioctl", "openat2", "sendto", "recvfrom", "renameat", "unlinkat", "pidfd_open", "accept4", "fallocate"]
-        {
+        for needed in [
+            "ioctl",
+            "openat2",
+            "sendto",
+            "recvfrom",
+            "renameat",
+            "unlinkat",
+            "pidfd_open",
+            "accept4",
+            "fallocate",
+            "fstatfs",
+        ] {
             ensure!(seen.rows.contains(needed), "no {needed} among {:?}", seen.rows);
         }
         Ok(())

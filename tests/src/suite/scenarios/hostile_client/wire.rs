@@ -74,7 +74,7 @@ pub(super) fn requests() -> Result<Vec<HelperRequest>> {
     Ok(vec![
         HelperRequest::AcquireTap { vm, owner: OWNER, address_index: 200 },
         HelperRequest::ReleaseTap { vm, tap },
-        HelperRequest::CreateDisk { vm, owner: OWNER, image, cow_bytes: 64 << 20 },
+        HelperRequest::CreateDisk { vm, owner: OWNER, image, root_bytes: 128 << 20 },
         HelperRequest::AttachDisk { vm, owner: OWNER },
         HelperRequest::DetachDisk { vm, disk },
         HelperRequest::DiscardDisk { vm },
@@ -85,6 +85,7 @@ pub(super) fn requests() -> Result<Vec<HelperRequest>> {
         HelperRequest::Identity { vm },
         HelperRequest::List { after: Some(vm) },
         HelperRequest::Release { vm },
+        HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: 256 << 20 },
     ])
 }
 

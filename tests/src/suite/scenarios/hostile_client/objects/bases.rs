@@ -3,13 +3,13 @@
 use anyhow::{Result, ensure};
 use banger_proto::helper::HelperRequest;
 
-use super::{Image, MIN_COW, OWNER, with_helper};
+use super::{Image, MIN_ROOT, OWNER, with_helper};
 use crate::suite::list::Outcome;
 use crate::suite::peer::vm;
 use crate::suite::scene::Scene;
 
-/// A plain file as it must be, of 1 MiB.
-const GOOD: &str = "head -c 1048576 /dev/zero > $P; chown bangerd:root $P; chmod 0440 $P";
+/// A plain file as it must be, as long as the root disk.
+const GOOD: &str = "truncate -s 128M $P; chown bangerd:root $P; chmod 0440 $P";
 
 /// What lies where the base should: `$F` the file, `$D` its folder, `$G` a line that makes a good file elsewhere as `$X`.
 const WRONG: &[(&str, &str)] = &[
@@ -30,6 +30,7 @@ const WRONG: &[(&str, &str)] = &[
     ("alice's file", "$G; mv $X $F; chown alice:root $F"),
     ("of no bytes", "$G; mv $X $F; : > $F"),
     ("of an odd size", "$G; mv $X $F; truncate -s 1048577 $F"),
+    ("shorter than the root disk", "$G; mv $X $F; truncate -s 127M $F"),
     ("of half a sector", "$G; mv $X $F; truncate -s 256 $F"),
     ("writable by its owner's processes", "$G; mv $X $F; chmod 0660 $F"),
     ("a folder that is a symbolic link", "$G; mkdir $D.else; mv $X $D.else/rootfs.ext4; rmdir $D; ln -s $D.else $D"),
@@ -41,9 +42,9 @@ pub(super) fn bases(scene: &mut Scene) -> Result<Outcome> {
     with_helper(scene, |scene, helper| {
         let good = Image::new(scene)?;
         let other = vm(60)?;
-        helper.ok(&HelperRequest::CreateDisk { vm: other, owner: OWNER, image: good.digest, cow_bytes: MIN_COW })?;
+        helper.ok(&HelperRequest::CreateDisk { vm: other, owner: OWNER, image: good.digest, root_bytes: MIN_ROOT })?;
         let create = |image| {
-            Ok::<_, anyhow::Error>(HelperRequest::CreateDisk { vm: vm(61)?, owner: OWNER, image, cow_bytes: MIN_COW })
+            Ok::<_, anyhow::Error>(HelperRequest::CreateDisk { vm: vm(61)?, owner: OWNER, image, root_bytes: MIN_ROOT })
         };
         let wrong = Image::named(0x2e)?;
         let elsewhere = "/var/lib/banger/tmp/bench-base";

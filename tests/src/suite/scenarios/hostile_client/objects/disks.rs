@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use banger_policy::VmId;
 use banger_proto::helper::{DiskIdentity, HelperRequest};
 
-use super::{Image, MIN_COW, OWNER, untouched, with_helper};
+use super::{Image, MIN_ROOT, OWNER, untouched, with_helper};
 use crate::suite::list::Outcome;
 use crate::suite::peer::helper::Helper;
 use crate::suite::peer::vm;
@@ -21,7 +21,7 @@ struct Case {
 impl Case {
     fn new(helper: &mut Helper, image: &Image, number: u8) -> Result<Self> {
         let vm = vm(number)?;
-        helper.ok(&HelperRequest::CreateDisk { vm, owner: OWNER, image: image.digest, cow_bytes: MIN_COW })?;
+        helper.ok(&HelperRequest::CreateDisk { vm, owner: OWNER, image: image.digest, root_bytes: MIN_ROOT })?;
         Ok(Self { vm, attach: HelperRequest::AttachDisk { vm, owner: OWNER } })
     }
 

@@ -18,7 +18,7 @@ use crate::suite::scene::Scene;
 /// Who the VMs are said to be of.
 pub(super) const OWNER: u32 = 1001;
 /// The smallest COW file.
-pub(super) const MIN_COW: u64 = 64 << 20;
+pub(super) const MIN_ROOT: u64 = banger_policy::limits::MIN_ROOT_BYTES;
 const IMAGES: &str = "/var/lib/banger/images";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
@@ -41,7 +41,7 @@ impl Image {
     /// As the daemon would publish it.
     pub(super) fn new(scene: &Scene) -> Result<Self> {
         let image = Self::named(0x1e)?;
-        image.make(scene, "head -c 8388608 /dev/zero > $F; chown bangerd:root $F; chmod 0440 $F")?;
+        image.make(scene, "truncate -s 1G $F; chown bangerd:root $F; chmod 0440 $F")?;
         Ok(image)
     }
 
