@@ -109,6 +109,20 @@ pub enum ImageError {
         /// The cap.
         limit: u64,
     },
+    /// The paths below `/root` are too long for their number.
+    #[error("the paths below the image's /root have more than {limit} bytes in all; that much is not accepted")]
+    LongPaths {
+        /// The cap.
+        limit: u64,
+    },
+    /// The index and manifests of an OCI image are a labyrinth.
+    #[error("the OCI image's index and manifests have more than {limit} {what}; that many are not accepted")]
+    TooMuchIndex {
+        /// The cap.
+        limit: u64,
+        /// What there is too much of.
+        what: &'static str,
+    },
     /// The expanded image does not fit its file system.
     #[error("the image expands to more than {limit} bytes; import it with a larger build size")]
     TooLarge {

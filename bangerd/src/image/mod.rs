@@ -60,7 +60,7 @@ impl Limits {
     /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
-        Self { entries: 2_000_000, memory: 2 << 30, expanded_bytes: build_size }
+        Self { entries: 2_000_000, memory: 1 << 30, expanded_bytes: build_size }
     }
 }
 
@@ -124,7 +124,7 @@ pub fn import(
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers) = match oci::open(&outer.window, progress)? {
+    let (kind, source_digest, layers) = match oci::open(&outer.window, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, &mut budget, progress)?;

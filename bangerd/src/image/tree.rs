@@ -4,7 +4,7 @@
 //! string that is followed inside the tree only, so no archive can reach anything else. About 250 bytes an entry.
 
 use super::archive::Meta;
-use super::names::EntryPath;
+use super::names::{EntryPath, MAX_PATH};
 use super::xattr::Xattr;
 use std::collections::BTreeMap;
 
@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) xattrs: Box<[Xattr]>,
     /// Names of this node; a folder has one.
     links: u32,
+    /// Length of a folder's own path below the root, bytes. A folder never moves, so it never changes.
+    path_bytes: usize,
 }
 
 /// Why an entry has no place in the tree.
@@ -50,6 +52,8 @@ pub(crate) enum TreeError {
     NotADirectory(String),
     #[error("its path has too many levels of symlinks")]
     SymlinkLoop,
+    #[error("its path, symlinks followed, has more than {MAX_PATH} bytes: no program could open it")]
+    PathTooLong,
     #[error("the root must be a folder")]
     Root,
     #[error("hard link to \"{0}\", which is not in the image")]
@@ -58,6 +62,13 @@ pub(crate) enum TreeError {
     LinkToDirectory(String),
     #[error("more than 65000 hard links to \"{0}\"")]
     TooManyLinks(String),
+}
+
+impl Node {
+    /// Whether hard links make it reachable by several names.
+    pub(crate) fn has_more_names(&self) -> bool {
+        self.links > 1
+    }
 }
 
 #[derive(Debug)]
@@ -81,7 +92,13 @@ impl Tree {
     pub(crate) const ROOT: NodeId = NodeId(0);
 
     pub(crate) fn new() -> Self {
-        let root = Node { kind: NodeKind::Dir(BTreeMap::new()), meta: IMPLICIT, xattrs: Box::default(), links: 1 };
+        let root = Node {
+            kind: NodeKind::Dir(BTreeMap::new()),
+            meta: IMPLICIT,
+            xattrs: Box::default(),
+            links: 1,
+            path_bytes: 0,
+        };
         Self { nodes: vec![root], memory: 0 }
     }
 
@@ -154,7 +171,7 @@ impl Tree {
                 let Some(meta) = implicit else {
                     return Ok(None);
                 };
-                let made = self.insert(here, &part, NodeKind::Dir(BTreeMap::new()), meta, Box::default());
+                let made = self.insert(here, &part, NodeKind::Dir(BTreeMap::new()), meta, Box::default())?;
                 above.push(std::mem::replace(&mut here, made));
                 continue;
             };
@@ -197,7 +214,7 @@ impl Tree {
                 let dir = self.make_dir(parent, meta.mtime)?;
                 match self.child(dir, name) {
                     None => {
-                        self.insert(dir, name, kind, meta, xattrs);
+                        self.insert(dir, name, kind, meta, xattrs)?;
                         return Ok(());
                     }
                     Some(child) => Some((dir, child, name)),
@@ -212,7 +229,7 @@ impl Tree {
                 node.xattrs = xattrs;
             } else {
                 self.remove(dir, name);
-                self.insert(dir, name, kind, meta, xattrs);
+                self.insert(dir, name, kind, meta, xattrs)?;
             }
         }
         Ok(())
@@ -238,6 +255,7 @@ impl Tree {
         if self.child(dir, name) == Some(node) {
             return Ok(());
         }
+        self.path_bytes(dir, name)?;
         self.node_mut(node).links += 1;
         self.remove(dir, name);
         self.attach(dir, name, node);
@@ -271,7 +289,24 @@ impl Tree {
         }
     }
 
-    fn insert(&mut self, dir: NodeId, name: &str, kind: NodeKind, meta: Meta, xattrs: Box<[Xattr]>) -> NodeId {
+    /// Length of the path of `name` in `dir`. An entry's own path is short (`names`), but through links one folder is
+    /// put below another without end: fifty thousand deep, each path would be written with every entry below it.
+    fn path_bytes(&self, dir: NodeId, name: &str) -> Result<usize, TreeError> {
+        let above = self.node(dir).path_bytes;
+        let slash = usize::from(above > 0);
+        let whole = above + slash + name.len();
+        if whole > MAX_PATH { Err(TreeError::PathTooLong) } else { Ok(whole) }
+    }
+
+    fn insert(
+        &mut self,
+        dir: NodeId,
+        name: &str,
+        kind: NodeKind,
+        meta: Meta,
+        xattrs: Box<[Xattr]>,
+    ) -> Result<NodeId, TreeError> {
+        let path_bytes = self.path_bytes(dir, name)?;
         let id = NodeId(self.nodes.len());
         let block = match &kind {
             NodeKind::Dir(_) => true,
@@ -280,9 +315,9 @@ impl Tree {
         };
         self.memory += ENTRY_MEMORY + if block { BLOCK_MEMORY } else { 0 };
         self.account(&xattrs);
-        self.nodes.push(Node { kind, meta, xattrs, links: 1 });
+        self.nodes.push(Node { kind, meta, xattrs, links: 1, path_bytes });
         self.attach(dir, name, id);
-        id
+        Ok(id)
     }
 
     fn account(&mut self, xattrs: &[Xattr]) {
@@ -368,10 +403,54 @@ mod tests {
     fn a_deep_tree_is_removed_without_recursion() {
         let mut tree = Tree::new();
         let mut dir = Tree::ROOT;
-        for _ in 0..200_000 {
-            dir = tree.insert(dir, "d", NodeKind::Dir(BTreeMap::new()), IMPLICIT, Box::default());
+        for _ in 0..2_000 {
+            dir = tree.insert(dir, "d", NodeKind::Dir(BTreeMap::new()), IMPLICIT, Box::default()).unwrap();
         }
         tree.remove(Tree::ROOT, "d");
         assert!(get(&mut tree, "d").is_none());
+    }
+
+    /// Each entry's own path is short; the links before it make the real one long.
+    #[test]
+    fn no_path_grows_through_links_beyond_what_a_program_can_open() {
+        let mut tree = Tree::new();
+        let step = "d".repeat(200);
+        put(&mut tree, "l0", NodeKind::Dir(BTreeMap::new())).unwrap();
+        let refused = (0..1_000).find_map(|number| {
+            put(&mut tree, &format!("l{number}/{step}"), NodeKind::Dir(BTreeMap::new())).err().or_else(|| {
+                let target = format!("l{number}/{step}");
+                put(&mut tree, &format!("l{}", number + 1), NodeKind::Symlink(target.into())).err()
+            })
+        });
+        // Forty links deep the kernel gives up as well; whichever limit comes first ends it.
+        assert!(matches!(refused, Some(TreeError::PathTooLong | TreeError::SymlinkLoop)), "{refused:?}");
+        let longest = tree.nodes().map(|node| node.path_bytes).max().unwrap();
+        assert!(longest <= MAX_PATH, "{longest}");
+        // Absolute links start again at the root, so that only the length of the path ends it.
+        let mut tree = Tree::new();
+        let mut below = String::new();
+        let refused = (0..1_000).find_map(|number| {
+            below = format!("{below}/{step}");
+            let here = format!("l{number}");
+            let made = put(&mut tree, &format!("{here}x/{step}"), NodeKind::Dir(BTreeMap::new()));
+            made.err().or_else(|| {
+                let next = format!("l{}x", number + 1);
+                put(&mut tree, &next, NodeKind::Symlink(format!("/{here}x/{step}").into())).err()
+            })
+        });
+        assert!(refused.is_some());
+        assert!(tree.nodes().all(|node| node.path_bytes <= MAX_PATH));
+    }
+
+    #[test]
+    fn a_hard_link_is_measured_like_any_name() {
+        let mut tree = Tree::new();
+        put(&mut tree, "file", file(0)).unwrap();
+        let mut dir = Tree::ROOT;
+        for _ in 0..20 {
+            dir = tree.insert(dir, &"d".repeat(200), NodeKind::Dir(BTreeMap::new()), IMPLICIT, Box::default()).unwrap();
+        }
+        assert_eq!(tree.path_bytes(dir, &"x".repeat(200)), Err(TreeError::PathTooLong));
+        assert_eq!(tree.path_bytes(dir, "x"), Ok(20 * 201 + 1));
     }
 }

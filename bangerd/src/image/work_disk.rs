@@ -5,6 +5,7 @@
 //!
 //! [`SEED_FILE`]: super::SEED_FILE
 
+use super::Limits;
 use super::archive::Meta;
 use super::error::ImageError;
 use super::extent::Extent;
@@ -19,6 +20,10 @@ use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use tar::{Builder, EntryType, Header};
+
+/// Bytes of all paths below an image's `/root`, which its seed repeats with every entry. A home folder with a hundred
+/// thousand files has 10 MB of them; two million entries with paths of 4 KB would make 8 GB out of a small archive.
+const MAX_PATHS: u64 = 128 << 20;
 
 /// A folder or file that is put on a work disk beside the seed.
 #[derive(Clone, Debug)]
@@ -57,7 +62,10 @@ pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Resu
     if let Some(seed) = disk.seed {
         let file = File::open(seed).map_err(|source| ImageError::Read { source })?;
         let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(file)?) };
-        layers::apply(&mut tree, &layer, windows.len(), &mut Budget::new(disk.size, u64::MAX), progress)?;
+        // The seed is a part of an image that was imported within these limits.
+        let limits = Limits::for_build_size(disk.size);
+        let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
+        layers::apply(&mut tree, &layer, windows.len(), &mut budget, progress)?;
         windows.push(layer.window);
     }
     if !disk.extra.is_empty() {
@@ -119,7 +127,8 @@ pub(super) fn write_seed(
     let result = (|| {
         let file = File::options().write(true).create_new(true).mode(0o440).open(path)?;
         file.set_permissions(Permissions::from_mode(0o440))?;
-        let mut seed = Seed { tree, windows, out: Builder::new(BufWriter::new(file)), names: HashMap::new() };
+        let mut seed =
+            Seed { tree, windows, out: Builder::new(BufWriter::new(file)), names: HashMap::new(), path_bytes: 0 };
         match root {
             Some(root) => seed.folder(root, progress)?,
             None => seed.header(".", &dir_meta(), EntryType::Directory, 0, &[])?,
@@ -127,7 +136,10 @@ pub(super) fn write_seed(
         seed.out.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     })();
     check(progress)?;
-    result.map_err(|source| ImageError::Write { path: path.to_owned(), source })
+    result.map_err(|source| match source.kind() {
+        io::ErrorKind::QuotaExceeded if source.raw_os_error().is_none() => ImageError::LongPaths { limit: MAX_PATHS },
+        _ => ImageError::Write { path: path.to_owned(), source },
+    })
 }
 
 fn dir_meta() -> Meta {
@@ -138,21 +150,37 @@ struct Seed<'a> {
     tree: &'a Tree,
     windows: &'a [Window],
     out: Builder<BufWriter<File>>,
-    /// First name of each node, for hard links.
+    /// First name of each node that has several, for hard links.
     names: HashMap<NodeId, String>,
+    /// Bytes of paths written so far.
+    path_bytes: u64,
 }
 
 impl Seed<'_> {
     fn folder(&mut self, root: NodeId, progress: &dyn Progress) -> io::Result<()> {
-        let mut todo = vec![(root, String::from("."))];
-        while let Some((id, path)) = todo.pop() {
+        // One path that grows and shrinks, and a position in each folder on it: the archive decides how many names a
+        // folder has and how long its path is, so no path is kept per entry.
+        let mut path = String::from(".");
+        self.node(root, &path)?;
+        let tree = self.tree;
+        let children = |id: NodeId| match &tree.node(id).kind {
+            NodeKind::Dir(children) => Some(children.iter()),
+            _ => None,
+        };
+        let mut open: Vec<_> = children(root).map(|names| (path.len(), names)).into_iter().collect();
+        while let Some((above, names)) = open.last_mut() {
             if progress.cancelled() {
                 return Ok(());
             }
-            self.node(id, &path)?;
-            if let NodeKind::Dir(children) = &self.tree.node(id).kind {
-                todo.extend(children.iter().rev().map(|(name, child)| (*child, format!("{path}/{name}"))));
-            }
+            path.truncate(*above);
+            let Some((name, child)) = names.next() else {
+                open.pop();
+                continue;
+            };
+            path.push('/');
+            path.push_str(name);
+            self.node(*child, &path)?;
+            open.extend(children(*child).map(|names| (path.len(), names)));
         }
         Ok(())
     }
@@ -163,7 +191,9 @@ impl Seed<'_> {
             let first = first.clone();
             return self.header(path, &node.meta, EntryType::Link, 0, &[("linkpath", first.as_bytes())]);
         }
-        self.names.insert(id, path.to_owned());
+        if node.has_more_names() {
+            self.names.insert(id, path.to_owned());
+        }
         let device = |major: &u32, minor: &u32| [major.to_string(), minor.to_string()];
         let mut pax: Vec<(String, Vec<u8>)> = Vec::new();
         let mut size = 0;
@@ -201,6 +231,10 @@ impl Seed<'_> {
 
     /// All that may exceed a ustar header goes into PAX records.
     fn header(&mut self, path: &str, meta: &Meta, kind: EntryType, size: u64, pax: &[(&str, &[u8])]) -> io::Result<()> {
+        self.path_bytes = self.path_bytes.saturating_add(path.len() as u64);
+        if self.path_bytes > MAX_PATHS {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many long paths"));
+        }
         let (seconds, nanos) = meta.mtime;
         // The record has sign and magnitude: nanoseconds count away from zero.
         let mtime = if seconds < 0 && nanos > 0 {

@@ -171,3 +171,27 @@ fn a_full_disk_is_an_error_with_the_path() {
         import(file_of(&tar), std::path::Path::new("/nonexistent"), 64 << 20, Limits::for_build_size(64 << 20), &());
     assert!(matches!(error, Err(ImageError::Write { .. })), "{error:?}");
 }
+
+/// 50,000 folders, each made through a link to the one above: 1.5 KB packed, 2.5 GB as the seed of work disks.
+#[test]
+fn folders_below_each_other_through_links_end_where_no_program_could_follow() {
+    let mut tar = Tar::default().dir("root");
+    let step = "d".repeat(250);
+    // PAX records, because the names do not fit a header.
+    let long = |kind, name: &str, link: &str| {
+        let pax: Vec<(&str, Vec<u8>)> = vec![("path", name.into()), ("linkpath", link.into())];
+        (kind, pax)
+    };
+    for number in 0..20 {
+        let above = if number == 0 { "root".to_owned() } else { format!("l{}", number - 1) };
+        let below = format!("{above}/{step}");
+        for (kind, pax) in [long(b'5', &below, ""), long(b'2', &format!("l{number}"), &below)] {
+            let pax = pax.iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (*key, value.as_slice()));
+            tar = tar.add(&Item { pax: pax.collect(), ..item(kind, "x") });
+        }
+    }
+    match import_error(&tar.end()) {
+        ImageError::Entry { why, .. } => assert!(why.contains("4096 bytes"), "{why}"),
+        other => unreachable!("{other}"),
+    }
+}

@@ -154,3 +154,67 @@ fn the_old_format_of_docker_save_is_named() {
     let error = import_error(&tar);
     assert!(error.to_string().contains("skopeo copy docker-archive:"), "{error}");
 }
+
+/// An index that names one foreign index over and over, and indexes that name each other: little to store, much to
+/// read. Each blob is looked at once, and all of them together are bounded.
+#[test]
+fn a_labyrinth_of_indexes_is_walked_once() {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let reference = |data: &[u8], media_type: &str| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", sha256(data)), "size": data.len()});
+    let layout = |top: &serde_json::Value, blobs: &[Vec<u8>]| {
+        let mut files = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
+        files.extend(blobs.iter().map(|blob| (format!("blobs/sha256/{}", sha256(blob)), blob.clone())));
+        files.push(("index.json".to_owned(), serde_json::to_vec(top).unwrap()));
+        pack(&files)
+    };
+    // A platform of a megabyte, named a thousand times.
+    let wide = "x".repeat(1 << 20);
+    let foreign = serde_json::json!({"manifests": [{"digest": format!("sha256:{}", "0".repeat(64)), "size": 1,
+        "platform": {"os": "plan9", "architecture": wide}}]});
+    let foreign = serde_json::to_vec(&foreign).unwrap();
+    let top = serde_json::json!({"manifests": vec![reference(&foreign, INDEX); 1_000]});
+    let error = import_error(&layout(&top, &[foreign.clone()])).to_string();
+    assert!(error.contains("plan9/xxxx") && error.contains("linux/amd64 is needed"), "{error}");
+    assert!(error.len() < 400, "{} bytes", error.len());
+    // More descriptors than any image has.
+    let top = serde_json::json!({"manifests": vec![reference(&foreign, INDEX); 5_000]});
+    let error = import_error(&layout(&top, &[foreign]));
+    assert!(matches!(error, ImageError::TooMuchIndex { what: "entries", .. }), "{error}");
+    // Twenty different indexes of a megabyte each.
+    let blobs: Vec<Vec<u8>> = (0..20)
+        .map(|number| {
+            serde_json::to_vec(&serde_json::json!({"manifests": [], "pad": format!("{number}{wide}")})).unwrap()
+        })
+        .collect();
+    let top = serde_json::json!({"manifests": blobs.iter().map(|blob| reference(blob, INDEX)).collect::<Vec<_>>()});
+    let error = import_error(&layout(&top, &blobs));
+    assert!(matches!(error, ImageError::TooMuchIndex { what: "bytes", .. }), "{error}");
+}
+
+/// What the parser quotes of an image is cut.
+#[test]
+fn no_message_is_as_long_as_the_image_wants() {
+    let wide = "x".repeat(1 << 20);
+    for index in [
+        serde_json::json!({"manifests": wide}),
+        serde_json::json!({"manifests": [{"digest": wide, "size": 1}]}),
+        serde_json::json!({"manifests": [{"digest": wide, "size": 1_u64 << 40}]}),
+    ] {
+        let files = [
+            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+            ("index.json".to_owned(), serde_json::to_vec(&index).unwrap()),
+        ];
+        let error = import_error(&pack(&files)).to_string();
+        assert!(error.len() < 400, "{} bytes", error.len());
+    }
+}
+
+/// The empty layer stands in many images several times.
+#[test]
+fn one_blob_may_be_several_layers() {
+    let empty = Tar::default().end();
+    let layers = [Tar::default().file("a/one", b"1").end(), empty.clone(), empty.clone(), empty];
+    if let Some(names) = listing(&layers, "/a") {
+        assert_eq!(names, ["one"]);
+    }
+}
