@@ -55,6 +55,15 @@ fn a_failed_attach_leaves_nothing() {
         let record = machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         assert!(record.allocated_bytes >= MIN_ROOT_BYTES, "reserved: {}", record.allocated_bytes);
         assert_eq!(machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap(), record);
+        // Given away, it is the new owner's only; the record outlives the helper.
+        machine.give_disk(vm(1), OWNER + 1).await.unwrap();
+        machine.give_disk(vm(1), OWNER + 1).await.unwrap();
+        assert_eq!(code(machine.give_disk(vm(2), OWNER).await), HelperError::NotYours);
+        drop(machine);
+        let machine = folders.start().await;
+        assert_eq!(machine.identity(vm(1)).unwrap().owner, OWNER + 1);
+        assert_eq!(code(machine.attach_disk(vm(1), OWNER).await), HelperError::NotYours);
+        machine.give_disk(vm(1), OWNER).await.unwrap();
         let before = objects();
         // The base vanishes between create and attach.
         let path = folders.path("images").join(image().to_string()).join("rootfs.ext4");

@@ -5,18 +5,93 @@ use crate::privileged::PrivilegedError;
 use crate::vm::Context;
 use crate::vm::host::{check_kvm, find_vmm};
 use banger_proto::model::{ApiError, Check, CheckStatus};
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
 /// The oldest kernel that is supported; see spec.md.
 const KERNEL_FLOOR: (u32, u32) = (6, 12);
 /// Below this no VM can be made with the default sizes, bytes.
 const FREE_FLOOR: u64 = 16 << 30;
 
-pub(crate) async fn checks(ctx: &Context, firecracker: Option<&Path>) -> Vec<Check> {
+/// For how long an answer is given again. Each costs a process, a walk through the helper's ledger and the database, and
+/// any user may ask.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Which file a version line is of: another one in its place is asked anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Binary {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl Binary {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = path.metadata()?;
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Ok(Self { path: path.to_owned(), device: meta.dev(), inode: meta.ino(), bytes: meta.len(), changed })
+    }
+}
+
+/// The checks, and what they found last. Callers who come at the same time get one answer.
+#[derive(Debug)]
+pub(crate) struct Doctor {
+    firecracker: Option<PathBuf>,
+    version: Mutex<Option<(Binary, String)>>,
+    found: Mutex<Option<(Instant, Vec<Check>)>>,
+}
+
+impl Doctor {
+    /// `firecracker`: the configured one.
+    pub(crate) fn new(firecracker: Option<PathBuf>) -> Self {
+        Self { firecracker, version: Mutex::default(), found: Mutex::default() }
+    }
+
+    /// The VMM's own version line, asked once of each binary.
+    pub(crate) async fn vmm_version(&self) -> Result<String, ApiError> {
+        let path = find_vmm(self.firecracker.as_deref())?;
+        let binary = Binary::of(&path).map_err(|error| crate::error::failed("firecracker", &error))?;
+        let mut known = self.version.lock().await;
+        if let Some((of, version)) = known.as_ref()
+            && *of == binary
+        {
+            return Ok(version.clone());
+        }
+        let version = crate::firecracker::api::version(&path).await;
+        let version = version.map_err(|error| crate::error::failed("firecracker", &error))?;
+        *known = Some((binary, version.clone()));
+        Ok(version)
+    }
+
+    /// All checks; at most [`FRESH`] old.
+    pub(crate) async fn checks(&self, ctx: &Context) -> Vec<Check> {
+        let mut found = self.found.lock().await;
+        if let Some((at, checks)) = found.as_ref()
+            && at.elapsed() < FRESH
+        {
+            return checks.clone();
+        }
+        let now = checks(ctx, self.vmm_version().await).await;
+        *found = Some((Instant::now(), now.clone()));
+        now
+    }
+
+    /// Something was mended: the next caller gets a new answer.
+    pub(crate) async fn forget(&self) {
+        self.found.lock().await.take();
+    }
+}
+
+async fn checks(ctx: &Context, vmm_version: Result<String, ApiError>) -> Vec<Check> {
     vec![
         helper(ctx).await,
         of("kvm", check_kvm().map(|()| "the daemon can use /dev/kvm".to_owned())),
-        of("firecracker", vmm_version(firecracker).await),
+        of("firecracker", vmm_version),
         guest_binary(&ctx.paths.guest_binary),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         landlock(confine::supported()),
@@ -37,13 +112,6 @@ fn of(name: &str, found: Result<String, ApiError>) -> Check {
             check(name, CheckStatus::Fail, format!("{}. {}", error.message, error.hint).trim_end().to_owned())
         }
     }
-}
-
-/// The VMM's own version line.
-pub(crate) async fn vmm_version(named: Option<&Path>) -> Result<String, ApiError> {
-    let binary = find_vmm(named)?;
-    let version = crate::firecracker::api::version(&binary).await;
-    version.map_err(|error| crate::error::failed("firecracker", &error))
 }
 
 async fn helper(ctx: &Context) -> Check {
@@ -130,6 +198,7 @@ async fn leaks(ctx: &Context) -> Check {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]
@@ -152,5 +221,32 @@ mod tests {
         ] {
             assert_eq!(kernel(release).status, status, "{release}");
         }
+    }
+
+    /// A program that counts how often it was started.
+    #[tokio::test]
+    async fn a_binary_says_its_version_once() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (path, count) = (dir.path().join("firecracker"), dir.path().join("count"));
+        let write = |version: &str| {
+            let script = format!("#!/bin/sh\necho x >> {}\necho {version}\n", count.display());
+            std::fs::write(&path, script).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        write("Firecracker v1");
+        let doctor = std::sync::Arc::new(Doctor::new(Some(path.clone())));
+        let askers = (0..32).map(|_| {
+            let doctor = std::sync::Arc::clone(&doctor);
+            tokio::spawn(async move { doctor.vmm_version().await })
+        });
+        for answer in futures::future::join_all(askers).await {
+            assert_eq!(answer.unwrap().unwrap(), "Firecracker v1");
+        }
+        let started = || std::fs::read_to_string(&count).unwrap().lines().count();
+        assert_eq!(started(), 1);
+        write("Firecracker v22");
+        assert_eq!(doctor.vmm_version().await.unwrap(), "Firecracker v22");
+        assert_eq!(started(), 2);
     }
 }

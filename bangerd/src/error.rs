@@ -2,7 +2,7 @@
 
 use banger_policy::Peer;
 use banger_policy::quota::Exceeded;
-use banger_proto::model::{ApiError, ErrorCode};
+use banger_proto::model::{ApiError, ErrorCode, MAX_ERROR, cut};
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -69,7 +69,8 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         }
         next = source.source();
     }
-    text
+    // Also for the journal: a line of a log is one line.
+    cut(text, MAX_ERROR).replace('\n', " ")
 }
 
 /// Did the host's disk run full somewhere below this error?

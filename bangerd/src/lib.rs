@@ -20,6 +20,7 @@ mod room;
 mod rpc;
 mod store;
 mod ticket;
+mod turns;
 mod users;
 mod vm;
 

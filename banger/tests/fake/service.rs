@@ -166,11 +166,8 @@ impl Daemon for Fake {
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
-        let mut state = self.state();
-        let found = state.find(&vm)?;
-        let known = state.vms.iter_mut().find(|known| known.id == found.id);
-        known.into_iter().for_each(|vm| vm.owner_name.clone_from(&user));
-        state.simple(&format!("give to {user}"), &vm, found.state)
+        let state = self.state().find(&vm)?.state;
+        self.state().simple(&format!("give to {user}"), &vm, state)
     }
 
     async fn list_images(self, _: Context, _: bool) -> Result<Vec<ImageRecord>, ApiError> {

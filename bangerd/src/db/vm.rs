@@ -86,7 +86,7 @@ impl Db {
             let now = signed(Timestamp::now().unix());
             let has = Holdings::of(sql, &vm.owner, None)?;
             quota::fits(Limited::Vms, &limits, has.vms, 1)?;
-            let disk = vm.spec.overlay_bytes().saturating_add(vm.spec.work_disk_bytes());
+            let disk = vm.spec.root_bytes().saturating_add(vm.spec.work_disk_bytes());
             quota::fits(Limited::Disk, &limits, has.disk, disk)?;
             if vm.starts {
                 quota::fits(Limited::Running, &limits, has.running, 1)?;

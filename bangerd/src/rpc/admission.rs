@@ -1,6 +1,7 @@
 //! Who is at the other end, and whether there is room for one more connection. The socket's mode lets in the
 //! members of group `banger`; here the kernel's word on the peer becomes a [`Peer`].
 
+use super::rate::Rates;
 use crate::limits::Limits;
 use crate::users::{Named, UserDatabase};
 use banger_policy::Peer;
@@ -18,11 +19,12 @@ const ADMIN_GROUP: &str = "banger-admin";
 
 /// Connections by uid.
 #[derive(Debug)]
-#[cfg_attr(test, derive(Default))]
 pub(super) struct Admission {
     places: Mutex<HashMap<u32, usize>>,
     /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give orders.
     refused: Option<u32>,
+    /// What may be written to the log of each user's refusals.
+    notes: Rates,
 }
 
 /// A place for one connection, given back when it is dropped.
@@ -35,23 +37,33 @@ pub(super) struct Place {
 impl Admission {
     /// For a daemon that runs as this user. One that root runs, in a build folder, has no user of its own.
     pub(super) fn of_daemon(daemon: Uid) -> Self {
-        Self { places: Mutex::default(), refused: (!daemon.is_root()).then_some(daemon.as_raw()) }
+        Self {
+            places: Mutex::default(),
+            refused: (!daemon.is_root()).then_some(daemon.as_raw()),
+            notes: Rates::notes(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn note(&self, uid: u32, what: &str) {
+        if self.notes.take(uid) {
+            tracing::warn!(banger_uid = uid, "{what}");
+        }
+    }
+
     /// A place, or why not in the log.
     pub(super) fn enter(self: &Arc<Self>, peer: Peer) -> Option<Place> {
         if self.refused == Some(peer.uid) {
-            tracing::warn!(banger_uid = peer.uid, "refused a connection of the daemon's own user");
+            self.note(peer.uid, "refused a connection of the daemon's own user");
             return None;
         }
         let mut all = self.lock();
         let own = all.get(&peer.uid).copied().unwrap_or(0);
         if own >= PER_USER || all.values().sum::<usize>() >= ALL {
-            tracing::warn!(banger_uid = peer.uid, "too many connections");
+            self.note(peer.uid, "too many connections");
             return None;
         }
         all.insert(peer.uid, own + 1);
@@ -87,8 +99,19 @@ pub(super) async fn admit(
     // A place first: the user database may be slow, and whoever asks it is counted.
     let nobody = Peer::new(uid, "", false);
     let mut place = admission.enter(nobody.clone())?;
-    place.peer = tokio::task::spawn_blocking(move || who(uid, &*users, &limits)).await.unwrap_or(nobody);
+    place.peer = ask_users(move || who(uid, &*users, &limits)).await.unwrap_or(nobody);
     Some(place)
+}
+
+/// Asks the host's user database, on a thread of its own: imports and disks in the making may hold all threads that the
+/// runtime has for blocking work, and nobody would be let in. As many at once as there are places for connections.
+/// `None` when the host has no thread to give.
+async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let asking = std::thread::Builder::new().name("user-database".to_owned()).stack_size(256 << 10);
+    // Whoever asked may be gone when the answer comes.
+    asking.spawn(move || drop(answer.send(question()))).ok()?;
+    answered.await.ok()
 }
 
 /// Who a number is by the host's user database. Whatever cannot be found out is "no": without a name nothing is the peer's.
@@ -109,7 +132,7 @@ mod tests {
 
     #[test]
     fn one_user_cannot_take_all_places_and_places_come_back() {
-        let admission = Arc::new(Admission::default());
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
         let peer = |uid| Peer::new(uid, "somebody", false);
         let held: Vec<Place> = (0..PER_USER).map(|_| admission.enter(peer(1)).unwrap()).collect();
         assert!(admission.enter(peer(1)).is_none());
@@ -121,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_daemons_own_user_is_refused() {
-        let peer = |uid| Peer::new(uid, "somebody", false);
+        let peer = |uid| Peer::new(uid, "", false);
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(990)));
         assert!(admission.enter(peer(990)).is_none());
         assert!(admission.enter(peer(991)).is_some() && admission.enter(peer(0)).is_some());

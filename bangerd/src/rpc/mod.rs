@@ -2,10 +2,12 @@
 //! and streams to their ticket's promise. Nothing here touches a VM.
 
 mod admission;
+mod rate;
 mod service;
 mod streams;
 
 use crate::args::Args;
+use crate::doctor::Doctor;
 use crate::store::Store;
 use crate::ticket::Tickets;
 use crate::vm::Vms;
@@ -15,7 +17,7 @@ use banger_proto::time::Timestamp;
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::Purpose;
 use futures::StreamExt as _;
-use std::path::PathBuf;
+use rate::Rates;
 use std::sync::Arc;
 use std::time::Duration;
 use tarpc::server::{BaseChannel, Channel as _, Config};
@@ -35,13 +37,23 @@ pub(crate) struct Daemon {
     store: Arc<Store>,
     tickets: Tickets,
     started_at: Timestamp,
-    firecracker: Option<PathBuf>,
+    doctor: Doctor,
+    /// What each user may still ask, and have written to the log.
+    calls: Rates,
+    notes: Rates,
 }
 
 impl Daemon {
     pub(crate) fn new(vms: Arc<Vms>, store: Arc<Store>, args: &Args) -> Arc<Self> {
         let firecracker = args.firecracker.clone().or_else(|| vms.ctx.config.firecracker_bin.clone());
-        Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), firecracker })
+        let (calls, notes) = (Rates::calls(), Rates::notes());
+        let doctor = Doctor::new(firecracker);
+        Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), doctor, calls, notes })
+    }
+
+    /// Whether a line about this user's connections may be written to the log.
+    fn may_note(&self, uid: u32) -> bool {
+        self.notes.take(uid)
     }
 }
 
@@ -89,7 +101,10 @@ async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
             Purpose::Calls => calls(stream, &place, daemon).await,
             Purpose::Stream => streams::serve(stream, &place, &daemon).await,
         },
-        Err(error) => tracing::info!(banger_uid = uid, "a connection without a hello: {error}"),
+        Err(error) if daemon.may_note(uid) => {
+            tracing::info!(banger_uid = uid, "a connection without a hello: {error}");
+        }
+        Err(_) => {}
     }
 }
 

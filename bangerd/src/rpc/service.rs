@@ -28,6 +28,11 @@ pub(super) struct Service {
 }
 
 impl Service {
+    /// The price of a call, before anything is done for it.
+    fn pay(&self) -> Result<(), ApiError> {
+        if self.daemon.calls.take(self.peer.uid) { Ok(()) } else { Err(super::rate::refuse()) }
+    }
+
     async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
         self.daemon.vms.order(&self.peer, vm, verb).await
     }
@@ -35,39 +40,49 @@ impl Service {
 
 impl banger_proto::daemon::Daemon for Service {
     async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
+        self.pay()?;
         Ok(DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             started_at: self.daemon.started_at,
-            vmm_version: crate::doctor::vmm_version(self.daemon.firecracker.as_deref()).await.unwrap_or_default(),
+            vmm_version: self.daemon.doctor.vmm_version().await.unwrap_or_default(),
         })
     }
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
-        Ok(crate::doctor::checks(&self.daemon.vms.ctx, self.daemon.firecracker.as_deref()).await)
+        self.pay()?;
+        Ok(self.daemon.doctor.checks(&self.daemon.vms.ctx).await)
     }
 
     async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
-        self.daemon.vms.leaks(&self.peer, fix).await
+        self.pay()?;
+        let leaks = self.daemon.vms.leaks(&self.peer, fix).await;
+        self.daemon.doctor.forget().await;
+        leaks
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+        self.pay()?;
         self.daemon.vms.list(&self.peer, all, after).await
     }
 
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
+        self.pay()?;
         self.daemon.vms.show(&self.peer, &vm).await
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.daemon.vms.create(&self.peer, request, keep_on_error).await
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.order(&vm, Verb::Start).await
     }
 
     async fn stop_vm(self, _: Context, vm: String, host_down: bool) -> Result<JobId, ApiError> {
+        self.pay()?;
         if host_down && !self.peer.admin {
             let message = "only root and the group banger-admin say that the host goes down";
             return Err(ApiError::new(ErrorCode::Denied, message));
@@ -76,30 +91,37 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.order(&vm, Verb::Restart).await
     }
 
     async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.order(&vm, Verb::Set(request)).await
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.order(&vm, Verb::Kill(signal)).await
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.daemon.vms.give(&self.peer, &vm, user).await
     }
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        self.pay()?;
         self.order(&vm, Verb::Delete).await
     }
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
+        self.pay()?;
         self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
+        self.pay()?;
         let job = match super::streams::check(&self.daemon, &self.peer, &request).await? {
             Some(wanted) => Some(self.begin_upload(&wanted).await?),
             None => None,
@@ -110,39 +132,48 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn list_images(self, _: Context, all: bool) -> Result<Vec<ImageRecord>, ApiError> {
+        self.pay()?;
         self.daemon.store.images(&self.peer, all).await
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
+        self.pay()?;
         self.daemon.store.share_image(&self.peer, &image, shared).await
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
+        self.pay()?;
         self.daemon.store.delete_image(&self.peer, image).await
     }
 
     async fn list_kernels(self, _: Context, all: bool) -> Result<Vec<KernelRecord>, ApiError> {
+        self.pay()?;
         self.daemon.store.kernels(&self.peer, all).await
     }
 
     async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
+        self.pay()?;
         self.daemon.store.share_kernel(&self.peer, &kernel, shared).await
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
+        self.pay()?;
         self.daemon.store.delete_kernel(&self.peer, kernel).await
     }
 
     async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
+        self.pay()?;
         Ok(self.daemon.vms.ctx.jobs.list(&self.peer, JOBS))
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
+        self.pay()?;
         let limit = Duration::from_millis(MAX_WATCH_MS.into());
         self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await
     }
 
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
+        self.pay()?;
         self.daemon.vms.ctx.jobs.cancel(&self.peer, job)
     }
 }

@@ -1,7 +1,7 @@
 //! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
 //! thread in a staging folder, published by one rename and a row.
 
-use super::{STAGING, Store, mark, remove, unmark};
+use super::{Named as _, STAGING, Store, mark, remove, unmark};
 use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
 use crate::db::store::{IMAGES, KERNELS};
@@ -25,6 +25,8 @@ use tokio::net::UnixStream;
 
 /// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
+/// Conversions at once on the host. Each may take the memory that [`Limits`] allows and a thread for minutes.
+pub(super) const AT_ONCE: usize = 2;
 /// The longest text of where an image came from, characters.
 const MAX_SOURCE: usize = 200;
 
@@ -213,6 +215,12 @@ impl Store {
             }
         };
         crate::fail::point("import", "uploaded");
+        // Not before the upload is whole: a client that sends slowly keeps nobody waiting.
+        job.stage("wait for a turn");
+        let _turn = tokio::select! {
+            () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
+            turn = self.imports.take(peer.uid) => turn,
+        };
         let watched = |folder: &Path| Watched { job: Arc::clone(job), room: Arc::new(Room::of(folder)) };
         match wanted {
             Wanted::Image { .. } => self.image(spool, peer, wanted, &watched(&self.paths.images())).await,

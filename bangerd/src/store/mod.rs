@@ -13,6 +13,7 @@ use crate::db::{Db, DbError};
 use crate::error::internal;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
+use crate::turns::Turns;
 use crate::vm::host::blocking;
 use banger_policy::access::{Owner, Refusal};
 use banger_policy::store::{self as policy, Entry, Unresolved};
@@ -65,11 +66,20 @@ pub(crate) struct Store {
     /// Held while something is published or removed: two imports of the same content, or an import and a removal,
     /// would otherwise meet in one folder.
     publishing: Mutex<()>,
+    /// Conversions at work.
+    imports: Arc<Turns>,
 }
 
 impl Store {
     pub(crate) fn new(paths: Paths, db: Db, jobs: Arc<Jobs>, default_image: Option<ImageName>) -> Arc<Self> {
-        Arc::new(Self { paths, db, jobs, default_image, publishing: Mutex::new(()) })
+        Arc::new(Self {
+            paths,
+            db,
+            jobs,
+            default_image,
+            publishing: Mutex::new(()),
+            imports: Turns::new(import::AT_ONCE),
+        })
     }
 
     /// Removes what imports and removals left that a crash cut short: staging folders, and marked folders without a row.

@@ -18,6 +18,7 @@ use crate::guest::token;
 use crate::handles::Handles;
 use crate::image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use crate::paths::Paths;
+use crate::turns::Turns;
 use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
@@ -39,6 +40,8 @@ const MEMORY_OVERHEAD_MIB: u64 = 256;
 /// Firecracker has a thread per vCPU and a handful beside; a fork bomb has more.
 const MAX_TASKS: u64 = 256;
 const CPU_WEIGHT: u64 = 100;
+/// Work disks that are made at once on the host.
+const WORK_DISKS: usize = 4;
 
 /// The host, as far as VMs need it.
 #[derive(Clone, Debug)]
@@ -50,6 +53,7 @@ pub(crate) struct Host {
     stand_in: Option<StandIn>,
     cgroups: Cgroups,
     client_key: KeyPair,
+    work_disks: Arc<Turns>,
 }
 
 impl Host {
@@ -62,6 +66,7 @@ impl Host {
             stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
             client_key,
+            work_disks: Turns::new(WORK_DISKS),
         }
     }
 
@@ -276,7 +281,12 @@ impl Machine for Host {
 
     fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
         let (host, seat) = (self.clone(), seat.clone());
-        blocking(move || host.make_work_disk(&seat)).boxed()
+        async move {
+            let _turn = host.work_disks.take(seat.owner).await;
+            let work = host.clone();
+            blocking(move || work.make_work_disk(&seat)).await
+        }
+        .boxed()
     }
 
     fn launch(

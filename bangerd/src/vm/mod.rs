@@ -288,11 +288,11 @@ impl Vms {
             None => None,
         };
         let host = size::HostSize::of_this_host();
-        let image = self.store.pick_image(request.image_name.as_deref()).await?;
+        let image = self.store.pick_image(peer, request.image_name.as_deref()).await?;
         let defaults = &self.ctx.config.vm_defaults;
         let spec = size::resolve(&request, defaults, host, image.build_size).map_err(|error| bad(&error))?;
         size::fits(&image, spec)?;
-        let kernel = self.store.pick_kernel(request.kernel_name.as_deref()).await?;
+        let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
         let mut bytes = [0; 32];
         host::fill_random(&mut bytes)?;
         let id = VmId::from_bytes(bytes).map_err(|error| bad(&error))?;

@@ -73,7 +73,7 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
     let ctx = Arc::clone(ctx);
     tokio::spawn(async move {
         let mut met = loop {
-            match look(&ctx).await {
+            match look_and_order(&ctx).await {
                 Ok(found) => break found,
                 Err(error) => tracing::warn!("cannot look for what belongs to no VM yet: {}", error.message),
             }
@@ -90,7 +90,7 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
         tick.tick().await;
         loop {
             tick.tick().await;
-            let Ok(found) = look(&ctx).await else { continue };
+            let Ok(found) = look_and_order(&ctx).await else { continue };
             let known: HashSet<Orphan> = met.into_iter().collect();
             for orphan in found.iter().filter(|orphan| known.contains(orphan) && !orphan.is_data()) {
                 let _ = release(&ctx, orphan, Data::Kept).await;
@@ -103,7 +103,7 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
 /// What there is, for an administrator; with `fix` it is released first.
 pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
     let mut leaks = Vec::new();
-    for orphan in look(ctx).await?.into_iter().take(SHOWN) {
+    for orphan in look(ctx).await?.orphans.into_iter().take(SHOWN) {
         let mut leak = orphan.leak();
         if fix {
             leak.fixed = Some(release(ctx, &orphan, Data::Removed).await);
@@ -115,7 +115,7 @@ pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Vec<Leak>, ApiErro
 
 /// How much there is.
 pub(crate) async fn count(ctx: &Context) -> Result<usize, ApiError> {
-    Ok(look(ctx).await?.len())
+    Ok(look(ctx).await?.orphans.len())
 }
 
 /// What becomes of disks, images and kernels.
@@ -125,8 +125,16 @@ enum Data {
     Removed,
 }
 
-/// Processes first, then what they held, then files: the order in which they can be released.
-async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
+/// What a look has found.
+struct Seen {
+    /// Processes first, then what they held, then files: the order in which they can be released.
+    orphans: Vec<Orphan>,
+    rows: Vec<VmRow>,
+    held: Vec<Holding>,
+}
+
+/// Looks, and changes nothing: any user may ask for a count.
+async fn look(ctx: &Context) -> Result<Seen, ApiError> {
     // Things first, rows second: a row is written before anything is made for it, so what has no row now never had one.
     let groups = ctx.machine.groups();
     let mut held = Vec::new();
@@ -151,10 +159,6 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     homes.extend(images.iter().map(|image| ctx.paths.image_dir(image)));
     let kernels = ctx.db.contents(&KERNELS).await.map_err(|error| internal(&error))?;
     homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(kernel)));
-    for row in &rows {
-        let holding = held.iter().find(|holding| holding.vm == row.id);
-        look_again_if_untrue(ctx, row, holding.is_some_and(holds));
-    }
 
     let mut orphans = Vec::new();
     let unknown = groups.into_iter().filter(|(_, vm)| !ids.contains(vm));
@@ -174,7 +178,17 @@ async fn look(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
         let unknown = paths.into_iter().filter(|path| !homes.contains(path));
         orphans.extend(unknown.map(|path| Orphan::Folder { path, of }));
     }
-    Ok(orphans)
+    Ok(Seen { orphans, rows, held })
+}
+
+/// For the sweep: what belongs to no VM, and an order to the actor of each VM whose row says something else than the host shows.
+async fn look_and_order(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
+    let seen = look(ctx).await?;
+    for row in &seen.rows {
+        let holding = seen.held.iter().find(|holding| holding.vm == row.id);
+        look_again_if_untrue(ctx, row, holding.is_some_and(holds));
+    }
+    Ok(seen.orphans)
 }
 
 /// Whether there is more than a COW file: what belongs to one boot.

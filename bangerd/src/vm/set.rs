@@ -10,6 +10,7 @@ use crate::jobs::Job;
 use crate::room;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
+use banger_policy::quota::UserLimits;
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{ApiError, ErrorCode, SetRequest, VmSpec};
@@ -41,7 +42,8 @@ impl Actor {
             job.stage("reserve disk");
             self.grow(was, spec).await?;
         }
-        self.record_spec(spec, request.restart.unwrap_or(policy_was)).await?;
+        let limits = job.limits_of(&self.row.who());
+        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
         // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
         if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
@@ -78,11 +80,17 @@ impl Actor {
             return Ok(());
         }
         let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
-        self.record_spec(spec, self.row.restart).await
+        self.record_spec(spec, self.row.restart, UserLimits::NONE).await
     }
 
-    async fn record_spec(&mut self, spec: VmSpec, restart: banger_policy::vm::RestartPolicy) -> Result<(), ApiError> {
-        self.ctx.db.set_vm_spec(self.row.id, spec, restart).await.map_err(|error| internal(&error))?;
+    async fn record_spec(
+        &mut self,
+        spec: VmSpec,
+        restart: banger_policy::vm::RestartPolicy,
+        limits: UserLimits,
+    ) -> Result<(), ApiError> {
+        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
+        set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.restart) = (spec, restart);
         Ok(())
     }
