@@ -17,7 +17,7 @@ const LINES: usize = 3000;
 const LINES_WITH_RULES: usize = 5000;
 /// Those rules: modules of `policy`, each a file or a folder of its source. [`misplaced`] compares this with what the
 /// other programs use.
-const RULES: &[&str] = &["dm", "firewall", "holding", "process", "rate", "row"];
+const RULES: &[&str] = &["dm", "firewall", "holding", "row"];
 /// The other programs that are shipped. (`banger-proto` may use the rules: it carries the helper's own answers.)
 const OTHERS: &[&str] = &["bangerd/src", "banger/src", "banger-guest/src"];
 const POLICY: &str = "policy/src";

@@ -173,7 +173,7 @@ fn a_labyrinth_of_indexes_is_walked_once() {
         "platform": {"os": "plan9", "architecture": wide}}]});
     let foreign = serde_json::to_vec(&foreign).unwrap();
     let top = serde_json::json!({"manifests": vec![reference(&foreign, INDEX); 1_000]});
-    let error = import_error(&layout(&top, &[foreign.clone()])).to_string();
+    let error = import_error(&layout(&top, std::slice::from_ref(&foreign))).to_string();
     assert!(error.contains("plan9/xxxx") && error.contains("linux/amd64 is needed"), "{error}");
     assert!(error.len() < 400, "{} bytes", error.len());
     // More descriptors than any image has.
