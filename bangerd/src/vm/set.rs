@@ -1,7 +1,7 @@
 //! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the next start, which
 //! grows the work disk to what the row says; NAT takes effect at once, and is compared with the row again when a
-//! VM is found running. The root disk is the helper's: its record comes first, since a VM whose disk could not
-//! grow must start nevertheless. A row that was not written then is mended by the next start.
+//! VM is found running. The root disk is reserved at once, and its size is the helper's to say: a row that says
+//! something else, because a daemon was killed in between, is mended by the next start.
 
 use super::actor::Actor;
 use super::create::root_disk_refused;
@@ -36,14 +36,17 @@ impl Actor {
                 .hint(format!("Stop it first with `banger vm stop {name}`.")));
         }
         let spec = changed(was, &request)?;
+        let limits = job.limits_of(&self.row.who());
+        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
         if spec.system_overlay_size_bytes > was.system_overlay_size_bytes
             || spec.work_disk_size_bytes > was.work_disk_size_bytes
         {
             job.stage("reserve disk");
-            self.grow(was, spec).await?;
+            if let Err(error) = self.grow(was, spec).await {
+                self.record_spec(was, policy_was, UserLimits::NONE).await?;
+                return Err(error);
+            }
         }
-        let limits = job.limits_of(&self.row.who());
-        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
         // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
         if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
@@ -74,9 +77,9 @@ impl Actor {
         Ok(())
     }
 
-    /// What the helper says of the root disk's size is the truth: it may have grown without the row.
+    /// What the helper says of the root disk's size is the truth.
     pub(super) async fn align_root_size(&mut self, root: u64) -> Result<(), ApiError> {
-        if root <= self.row.spec.system_overlay_size_bytes {
+        if root == self.row.spec.system_overlay_size_bytes {
             return Ok(());
         }
         let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
