@@ -4,8 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest, VmPage,
-    VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest, StoreKey,
+    StorePage, VmPage, VmRecord,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -80,13 +80,13 @@ pub trait Daemon {
     async fn open_stream(request: StreamRequest) -> Result<OpenStream, ApiError>;
 
     /// The caller's images and those that are shared; everyone's for an administrator with `all`.
-    async fn list_images(all: bool) -> Result<Vec<ImageRecord>, ApiError>;
+    async fn list_images(all: bool, after: Option<StoreKey>) -> Result<StorePage<ImageRecord>, ApiError>;
     /// Lets everybody use an image, or only its owner again; for administrators.
     async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;
     /// Removes an image; refused while a VM uses it.
     async fn delete_image(image: String) -> Result<(), ApiError>;
     /// The caller's kernels and those that are shared; everyone's for an administrator with `all`.
-    async fn list_kernels(all: bool) -> Result<Vec<KernelRecord>, ApiError>;
+    async fn list_kernels(all: bool, after: Option<StoreKey>) -> Result<StorePage<KernelRecord>, ApiError>;
     /// Lets everybody use a kernel, or only its owner again; for administrators.
     async fn share_kernel(kernel: String, shared: bool) -> Result<(), ApiError>;
     /// Removes a kernel; refused while a VM uses it.

@@ -287,6 +287,26 @@ pub struct JobView {
     pub state: JobState,
 }
 
+/// Where a list of images or kernels goes on: behind this entry, by owner and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StoreKey {
+    /// The owner's uid.
+    pub owner: u32,
+    /// The owner's login name.
+    pub owner_name: String,
+    /// The entry's name.
+    pub name: String,
+}
+
+/// Some of the images or kernels, ordered by owner and name: as many as fit a frame.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StorePage<T> {
+    /// The entries.
+    pub entries: Vec<T>,
+    /// Pass it on to get the rest.
+    pub next: Option<StoreKey>,
+}
+
 /// Some of the VMs, ordered by id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmPage {

@@ -160,6 +160,12 @@ pub fn encode<T: Serialize>(value: &T, max: usize) -> Result<Vec<u8>, WireError>
         .map_err(|_| WireError::TooLarge(bincode::DefaultOptions::new().serialized_size(value).unwrap_or(u64::MAX)))
 }
 
+/// How long a value is on the wire, bytes. For lists, which are cut into pages that fit.
+pub fn encoded_bytes<T: Serialize>(value: &T) -> usize {
+    let bytes = bincode::DefaultOptions::new().serialized_size(value).unwrap_or(u64::MAX);
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// # Errors
 /// [`WireError::Malformed`] when the bytes are not exactly one value.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, WireError> {

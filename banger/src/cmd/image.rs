@@ -76,7 +76,16 @@ async fn promote(images: Vec<String>, shared: bool) -> anyhow::Result<u8> {
 
 async fn list(options: List) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut images = answer(client.rpc.list_images(soon(), options.all)).await.context("cannot list the images")?;
+    let (mut images, mut after) = (Vec::new(), None);
+    loop {
+        let page =
+            answer(client.rpc.list_images(soon(), options.all, after)).await.context("cannot list the images")?;
+        images.extend(page.entries);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
     images.sort_by(|a, b| (&a.name, &a.owner_name).cmp(&(&b.name, &b.owner_name)));
     if options.json.json {
         output::json(&images)?;

@@ -80,7 +80,16 @@ async fn share(kernels: Vec<String>, shared: bool) -> anyhow::Result<u8> {
 
 async fn list(options: List) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut kernels = answer(client.rpc.list_kernels(soon(), options.all)).await.context("cannot list the kernels")?;
+    let (mut kernels, mut after) = (Vec::new(), None);
+    loop {
+        let page =
+            answer(client.rpc.list_kernels(soon(), options.all, after)).await.context("cannot list the kernels")?;
+        kernels.extend(page.entries);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
     if options.json.json {
         output::json(&kernels)?;

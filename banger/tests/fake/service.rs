@@ -6,7 +6,7 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, SetRequest, VmPage, VmRecord,
+    JobView, KernelRecord, Leak, LeakKind, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -170,13 +170,23 @@ impl Daemon for Fake {
         self.state().simple(&format!("give to {user}"), &vm, state)
     }
 
-    async fn list_images(self, _: Context, _: bool) -> Result<Vec<ImageRecord>, ApiError> {
+    async fn list_images(
+        self,
+        _: Context,
+        _: bool,
+        after: Option<StoreKey>,
+    ) -> Result<StorePage<ImageRecord>, ApiError> {
         let mut image = records::image("debian:13", 300 << 20);
         let state = self.state();
         for text in [&mut image.source, &mut image.artifact_dir, &mut image.rootfs_path] {
             *text = state.text(text);
         }
-        Ok(vec![image])
+        // In two pages, the second of them empty.
+        let next = StoreKey { owner: 0, owner_name: String::new(), name: String::new() };
+        Ok(match after {
+            None => StorePage { entries: vec![image], next: Some(next) },
+            Some(_) => StorePage { entries: Vec::new(), next: None },
+        })
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
@@ -186,12 +196,12 @@ impl Daemon for Fake {
         Ok(())
     }
 
-    async fn list_kernels(self, _: Context, _: bool) -> Result<Vec<KernelRecord>, ApiError> {
+    async fn list_kernels(self, _: Context, _: bool, _: Option<StoreKey>) -> Result<StorePage<KernelRecord>, ApiError> {
         let mut kernel = records::kernel("6.12", 40 << 20);
         let state = self.state();
         kernel.version = state.text(&kernel.version);
         kernel.modules.iter_mut().for_each(|module| *module = state.text(module));
-        Ok(vec![kernel])
+        Ok(StorePage { entries: vec![kernel], next: None })
     }
 
     async fn delete_kernel(self, _: Context, _: String) -> Result<(), ApiError> {

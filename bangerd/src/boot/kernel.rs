@@ -27,6 +27,10 @@ pub const MODULES_FOLDER: &str = "modules";
 const MAX_TAR: u64 = 2 << 30;
 /// The largest of Debian's boot modules, ext4, has 1.5 MiB.
 const MAX_MODULE: u64 = 64 << 20;
+/// Modules that go into the initramfs; a distribution's kernel has about ten.
+pub(crate) const MAX_MODULES: usize = 64;
+/// The longest name of one, bytes: the kernel's own limit is 55 (`MODULE_NAME_LEN`).
+pub(crate) const MAX_MODULE_NAME: usize = 64;
 /// Names of drivers as strings in a kernel that has them built in. Only asked when no module index came along.
 const DRIVERS: [&str; 5] = ["virtio-mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
 
@@ -96,6 +100,12 @@ pub enum KernelImportError {
         /// Paths relative to the modules folder.
         paths: Vec<String>,
     },
+    /// More than a kernel of a distribution has.
+    #[error(
+        "what a guest needs to boot is spread over more than {MAX_MODULES} modules, or over names of more than \
+         {MAX_MODULE_NAME} bytes; use a distribution's kernel"
+    )]
+    ManyModules,
     /// A module that is none.
     #[error("{path} is not a kernel module for x86-64: {why}")]
     Module {
@@ -182,6 +192,10 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
     let mut modules = Vec::new();
     for (path, packed) in files.modules(&needed)? {
         check(progress)?;
+        // They are kept with the kernel, and shown in lists.
+        if modules.len() >= MAX_MODULES || path.name().len() > MAX_MODULE_NAME {
+            return Err(KernelImportError::ManyModules);
+        }
         let module = unpack_module(path.as_str(), packed, &version)?;
         let name = format!("{:02}-{}.ko", modules.len(), path.name());
         identity.update(format!("{name} {}\n", hex(&Sha256::digest(&module))));

@@ -3,13 +3,14 @@
 
 use super::Daemon;
 use crate::store::import::Wanted;
+use crate::store::page;
 use crate::ticket::Promise;
 use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest,
-    VmPage, VmRecord,
+    StoreKey, StorePage, VmPage, VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -131,9 +132,14 @@ impl banger_proto::daemon::Daemon for Service {
         Ok(OpenStream { ticket, job: id })
     }
 
-    async fn list_images(self, _: Context, all: bool) -> Result<Vec<ImageRecord>, ApiError> {
+    async fn list_images(
+        self,
+        _: Context,
+        all: bool,
+        after: Option<StoreKey>,
+    ) -> Result<StorePage<ImageRecord>, ApiError> {
         self.pay()?;
-        self.daemon.store.images(&self.peer, all).await
+        Ok(page::of(self.daemon.store.images(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
@@ -146,9 +152,14 @@ impl banger_proto::daemon::Daemon for Service {
         self.daemon.store.delete_image(&self.peer, image).await
     }
 
-    async fn list_kernels(self, _: Context, all: bool) -> Result<Vec<KernelRecord>, ApiError> {
+    async fn list_kernels(
+        self,
+        _: Context,
+        all: bool,
+        after: Option<StoreKey>,
+    ) -> Result<StorePage<KernelRecord>, ApiError> {
         self.pay()?;
-        self.daemon.store.kernels(&self.peer, all).await
+        Ok(page::of(self.daemon.store.kernels(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {

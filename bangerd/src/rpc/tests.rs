@@ -133,7 +133,7 @@ fn a_ticket_that_is_not_the_callers_opens_nothing() {
         assert!(matches!(&end, JobState::Failed(ApiError { code: ErrorCode::BadRequest, .. })), "{end:?}");
         let mut again = door.stream(ALICE, &open.ticket).await;
         assert!(matches!(read(&mut again).await.unwrap(), Some(Frame::Failed(_))));
-        assert_eq!(alice.list_images(now(), false).await.unwrap().unwrap().len(), 1);
+        assert_eq!(alice.list_images(now(), false, None).await.unwrap().unwrap().entries.len(), 1);
     });
     assert_eq!(std::fs::read_dir(world.paths().images()).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(world.paths().staging()).unwrap().count(), 0);

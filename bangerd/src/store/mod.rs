@@ -7,6 +7,7 @@
 //! its row otherwise, by an older database say, and disks of VMs may stand on it: it is kept for an administrator to decide.
 
 pub(crate) mod import;
+pub(crate) mod page;
 
 use crate::db::store::{IMAGES, KERNELS, Kind, User};
 use crate::db::{Db, DbError};
@@ -267,7 +268,7 @@ impl Store {
 }
 
 /// An image or a kernel, as far as it decides who means it.
-trait Named {
+pub(crate) trait Named {
     fn entry(&self) -> Entry<'_>;
 }
 
