@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-/// The oldest kernel that is supported; see spec.md.
+/// The oldest kernel that is supported: Landlock of ABI 6, and filters in deletions of connection tracking.
 const KERNEL_FLOOR: (u32, u32) = (6, 12);
 /// Below this no VM can be made with the default sizes, bytes.
 const FREE_FLOOR: u64 = 16 << 30;

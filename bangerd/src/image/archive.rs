@@ -1,7 +1,7 @@
 //! Entries of a tar archive: ustar, GNU and PAX, read at their offsets from a [`Window`].
 //!
 //! Only header fields come from the `tar` crate; the walk is ours because every bound and every refusal here
-//! is one of `spec.md` section 5, and because entries must be found again later by offset.
+//! is ours to answer for, and because entries must be found again later by offset.
 
 use super::error::ImageError;
 use super::names::{EntryPath, NameFault, printable, symlink_target};

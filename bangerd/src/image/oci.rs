@@ -99,12 +99,13 @@ struct Visit {
 }
 
 impl Visit {
-    fn descriptor(&mut self) -> Result<(), ImageError> {
-        self.descriptors = self.descriptors.saturating_add(1);
+    /// What an index names, to be visited; counted before it is kept.
+    fn queue(&mut self, index: Index, depth: u32) -> Result<Vec<(Descriptor, u32)>, ImageError> {
+        self.descriptors = self.descriptors.saturating_add(index.manifests.len() as u64);
         if self.descriptors > MAX_DESCRIPTORS {
             return Err(ImageError::TooMuchIndex { limit: MAX_DESCRIPTORS, what: "entries" });
         }
-        Ok(())
+        Ok(index.manifests.into_iter().map(|descriptor| (descriptor, depth)).collect())
     }
 
     fn read(&mut self, bytes: u64) -> Result<(), ImageError> {
@@ -145,10 +146,9 @@ pub(super) fn open(outer: &Window, entries: u64, progress: &dyn Progress) -> Res
     let mut visit = Visit::default();
     let index: Index = json(&blobs.small("index.json")?, "index.json")?;
     let mut found: Option<(Digest, Manifest, Config)> = None;
-    let mut todo: Vec<(Descriptor, u32)> = index.manifests.into_iter().map(|d| (d, 0)).collect();
+    let mut todo: Vec<(Descriptor, u32)> = visit.queue(index, 0)?;
     while let Some((descriptor, depth)) = todo.pop() {
         check(progress)?;
-        visit.descriptor()?;
         if let Some(platform) = descriptor.platform.as_ref().filter(|p| !p.is_ours()) {
             visit.pass_over(platform);
             continue;
@@ -163,7 +163,7 @@ pub(super) fn open(outer: &Window, entries: u64, progress: &dyn Progress) -> Res
                 return Err(bad("its index is nested too deeply"));
             }
             let inner: Index = json(&blob, &descriptor.digest)?;
-            todo.extend(inner.manifests.into_iter().map(|d| (d, depth + 1)));
+            todo.extend(visit.queue(inner, depth + 1)?);
             continue;
         }
         let manifest: Manifest = json(&blob, &descriptor.digest)?;

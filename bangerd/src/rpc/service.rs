@@ -58,7 +58,10 @@ impl banger_proto::daemon::Daemon for Service {
     async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
         self.pay()?;
         let leaks = self.daemon.vms.leaks(&self.peer, fix).await;
-        self.daemon.doctor.forget().await;
+        // A call that is refused empties no cache: it would cost nothing to ask again and again.
+        if fix && leaks.is_ok() {
+            self.daemon.doctor.forget().await;
+        }
         leaks
     }
 

@@ -20,7 +20,7 @@ pub(crate) fn of<T: Named + Serialize>(all: Vec<T>, after: Option<&StoreKey>) ->
         bytes = bytes.saturating_add(encoded_bytes(one));
         bytes <= PAGE
     });
-    // An entry that fits no page is passed over: what is stored is bounded, so there is none (see the tests).
+    // One entry at least, so that a list ends. None is larger than a page: what is stored is bounded (see the tests).
     let count = count.count().max(1);
     let next = (keyed.len() > count).then(|| keyed.get(count - 1).map(|(key, _)| key.clone())).flatten();
     StorePage { entries: keyed.into_iter().take(count).map(|(_, one)| one).collect(), next }

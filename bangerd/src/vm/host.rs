@@ -41,7 +41,7 @@ const MEMORY_OVERHEAD_MIB: u64 = 256;
 const MAX_TASKS: u64 = 256;
 const CPU_WEIGHT: u64 = 100;
 /// Work disks that are made at once on the host.
-const WORK_DISKS: usize = 4;
+const WORK_DISKS: usize = 2;
 
 /// The host, as far as VMs need it.
 #[derive(Clone, Debug)]

@@ -172,7 +172,8 @@ fn a_full_disk_is_an_error_with_the_path() {
     assert!(matches!(error, Err(ImageError::Write { .. })), "{error:?}");
 }
 
-/// 50,000 folders, each made through a link to the one above: 1.5 KB packed, 2.5 GB as the seed of work disks.
+/// Folders that are each made through a link to the one above. Fifty thousand of them are 1.5 KB packed, and were 2.5 GB
+/// as the seed of work disks; the path ends them at the seventeenth.
 #[test]
 fn folders_below_each_other_through_links_end_where_no_program_could_follow() {
     let mut tar = Tar::default().dir("root");
