@@ -166,8 +166,11 @@ impl Daemon for Fake {
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
-        let state = self.state().find(&vm)?.state;
-        self.state().simple(&format!("give to {user}"), &vm, state)
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        let known = state.vms.iter_mut().find(|known| known.id == found.id);
+        known.into_iter().for_each(|vm| vm.owner_name.clone_from(&user));
+        state.simple(&format!("give to {user}"), &vm, found.state)
     }
 
     async fn list_images(

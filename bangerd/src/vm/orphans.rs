@@ -191,6 +191,12 @@ async fn look_and_order(ctx: &Context) -> Result<Vec<Orphan>, ApiError> {
     Ok(seen.orphans)
 }
 
+/// The sweep's look, now.
+#[cfg(test)]
+pub(super) async fn sweep(ctx: &Context) {
+    drop(look_and_order(ctx).await);
+}
+
 /// Whether there is more than a COW file: what belongs to one boot.
 pub(super) fn holds(holding: &Holding) -> bool {
     holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some()

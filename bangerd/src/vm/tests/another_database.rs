@@ -130,8 +130,13 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(world.machine.processes(), 1);
     refuse_states(&world, false);
+    // A list of what is left over is a read, and changes nothing.
+    world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
+    assert_eq!(row.state, State::Stopped);
     world.until_true("recorded", || {
-        world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
+        world.life().runtime.block_on(crate::vm::orphans::sweep(&world.life().vms.ctx));
         let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
         row.state == State::Running
     });
