@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpid, getppid};
 use serde_json::json;
 
+use super::initramfs;
 use super::model::{BootSource, CacheType, Drive, MachineConfig, NetworkInterface, Vsock};
 
 /// Looked up in `PATH`.
@@ -56,10 +57,13 @@ pub(super) struct Config {
 pub(super) fn spawn(config: &Config, boot: &BootSource) -> io::Result<(Child, UnixStream)> {
     let (monitor, theirs) = UnixStream::pair()?;
     let theirs = OwnedFd::from(theirs);
-    let inherited: Vec<RawFd> =
+    let mut inherited: Vec<RawFd> =
         std::iter::once(theirs.as_raw_fd()).chain(config.interfaces.iter().map(|i| i.tap.as_raw_fd())).collect();
+    let initramfs = boot.initrd_path.as_deref().map(initramfs::clear_of_tables).transpose()?;
+    let boot = BootSource { initrd_path: initramfs.as_ref().map(initramfs::inherited_path), ..boot.clone() };
     let mut command = Command::new(QEMU);
-    command.args(arguments(config, boot, &inherited)).stdin(Stdio::null());
+    command.args(arguments(config, &boot, &inherited)).stdin(Stdio::null());
+    inherited.extend(initramfs.as_ref().map(|fd| fd.as_raw_fd()));
     let parent = getpid();
     // SAFETY: the closure runs between fork and exec and makes only system calls on descriptors that this frame keeps open; it
     // allocates nothing.

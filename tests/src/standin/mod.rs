@@ -9,6 +9,7 @@
 
 mod api;
 mod http;
+mod initramfs;
 mod machine;
 mod model;
 mod qmp;
