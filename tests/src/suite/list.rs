@@ -129,6 +129,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
         scenarios::hostile_agent::SUITE,
+        scenarios::two_users::SUITE,
         scenarios::helper_kills::SUITE,
         scenarios::undo::SUITE,
         scenarios::crash::SUITE,

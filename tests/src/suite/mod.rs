@@ -13,6 +13,7 @@ mod report;
 mod runner;
 mod scenarios;
 mod scene;
+mod watch;
 
 pub use command::{Finished, Run};
 pub use list::{Outcome, Reboot, Scenario, Setup, Suite, all, find};

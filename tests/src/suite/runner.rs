@@ -22,8 +22,8 @@ pub const REBOOT_STATUS: (u8, u8) = (75, 76);
 /// What has ended may take this long to disappear (a cgroup, a udev event); what stays longer has leaked.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// A run of the host-firewall timer takes up to this under emulation.
-const TIMER: Duration = Duration::from_secs(30);
+/// Several runs of the host-firewall timer and the rests between them: with two host VMs on two emulated CPUs an inventory may be longer than a rest.
+const TIMER: Duration = Duration::from_secs(150);
 
 /// The inventory between two runs of what timers start: that comes and goes by itself, and is nobody's leak. Whatever was at work while the inventory was
 /// taken is in it, so the services are looked at before and after.

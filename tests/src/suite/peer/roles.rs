@@ -8,7 +8,7 @@ use banger_proto::helper::HelperRequest;
 use super::connection::Connection;
 use super::helper::Told;
 use crate::suite::report::print_line;
-use crate::suite::scenarios::{hostile_client, services};
+use crate::suite::scenarios::{hostile_client, services, two_users};
 
 /// Plays a role.
 pub(in crate::suite) fn play(words: &[String]) -> Result<()> {
@@ -16,7 +16,13 @@ pub(in crate::suite) fn play(words: &[String]) -> Result<()> {
     if words == ["calls"] {
         return calls();
     }
-    for roles in [hostile_client::identity_role, hostile_client::wire_role, hostile_client::fuzz_role, services::role] {
+    for roles in [
+        hostile_client::identity_role,
+        hostile_client::wire_role,
+        hostile_client::fuzz_role,
+        services::role,
+        two_users::role,
+    ] {
         if let Some(told) = roles(&words)? {
             print_line(&told.to_string());
             return Ok(());

@@ -1,9 +1,6 @@
 //! A guest whose root is hostile, against the daemon: every word that a guest can say on its SSH port and its control channel. Another user's VM,
 //! a real one, runs beside it.
 
-use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +11,7 @@ use crate::suite::guests::{Guest, names};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::product::VMM;
 use crate::suite::scene::Scene;
+use crate::suite::watch::{DAEMON_MEMORY_KIB, Watch};
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "hostile-agent",
@@ -28,9 +26,6 @@ fn scenarios() -> Vec<Scenario> {
 
 const PROGRAM: &str = "/usr/local/lib/banger-bench/hostile-agent";
 const CONFIG: &str = "/etc/banger/banger.toml";
-
-/// What the daemon may have in memory at any time.
-const MEMORY_KIB: u64 = 200 * 1024;
 
 /// Calls whose time is taken.
 const CALLS: usize = 20;
@@ -119,7 +114,7 @@ fn attacked(scene: &mut Scene) -> Result<()> {
     scene.measured("daemon's share of one CPU meanwhile, percent", seen.cpu_percent);
     scene.measured("another user's list, median at rest and meanwhile, ms", format!("{at_rest} and {busy}"));
     ensure!(control + raw + tricks >= 20, "too few attempts");
-    ensure!(seen.memory_most < MEMORY_KIB, "the daemon took {} KiB", seen.memory_most);
+    ensure!(seen.memory_most < DAEMON_MEMORY_KIB, "the daemon took {} KiB", seen.memory_most);
     ensure!(scene.main_pid("bangerd.service")? == daemon, "the daemon was started again");
     ensure!(names(scene, "bob")? == ["bystander"], "bob's VMs have changed");
     scene.step("the hostile VM is deleted like any other", |scene| hostile.delete(scene))
@@ -137,68 +132,6 @@ fn times_of_a_list(scene: &mut Scene) -> Result<u128> {
     times.get(CALLS / 2).copied().context("no times")
 }
 
-/// Looks at the daemon's process until it is ended.
-struct Watch {
-    stop: std::sync::Arc<AtomicBool>,
-    thread: thread::JoinHandle<u64>,
-    daemon: u32,
-    memory_before: u64,
-    cpu_before: u64,
-    begun: Instant,
-}
-
-struct Seen {
-    memory_before: u64,
-    memory_most: u64,
-    cpu_percent: u128,
-}
-
-impl Watch {
-    fn begin(daemon: u32) -> Self {
-        let stop = std::sync::Arc::new(AtomicBool::new(false));
-        let stopped = std::sync::Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let mut most = 0;
-            while !stopped.load(Ordering::Relaxed) {
-                most = most.max(memory(daemon).unwrap_or(0));
-                thread::sleep(Duration::from_millis(50));
-            }
-            most
-        });
-        Self {
-            stop,
-            thread,
-            daemon,
-            memory_before: memory(daemon).unwrap_or(0),
-            cpu_before: cpu(daemon).unwrap_or(0),
-            begun: Instant::now(),
-        }
-    }
-
-    fn end(self) -> Result<Seen> {
-        self.stop.store(true, Ordering::Relaxed);
-        let memory_most = self.thread.join().map_err(|_| anyhow::anyhow!("the watch panicked"))?;
-        ensure!(memory_most > 0, "nothing was seen of process {}", self.daemon);
-        let ticks = cpu(self.daemon).context("the daemon is gone")?.saturating_sub(self.cpu_before);
-        // A tick is a hundredth of a second on every Linux (USER_HZ).
-        let cpu_percent = u128::from(ticks) * 1000 / self.begun.elapsed().as_millis().max(1);
-        Ok(Seen { memory_before: self.memory_before, memory_most, cpu_percent })
-    }
-}
-
-/// Resident memory in KiB.
-fn memory(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
-}
-
-/// Time on CPUs in ticks: fields 14 and 15 of proc_pid_stat(5), counted behind the name.
-fn cpu(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,11 +141,5 @@ mod tests {
         let all = [on_the_control_channel(), before_the_login(), after_the_login()].concat();
         let unique: std::collections::BTreeSet<&str> = all.iter().copied().collect();
         assert!(unique.len() == all.len() && all.len() > 20, "{all:?}");
-    }
-
-    #[test]
-    fn a_process_is_seen() {
-        let pid = std::process::id();
-        assert!(memory(pid).is_some_and(|kib| kib > 1000) && cpu(pid).is_some());
     }
 }

@@ -19,5 +19,6 @@ pub(super) mod root_disk;
 pub(super) mod services;
 pub(super) mod stops;
 pub(super) mod timings;
+pub(super) mod two_users;
 pub(super) mod undo;
 pub(super) mod using;
