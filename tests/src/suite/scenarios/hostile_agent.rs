@@ -66,7 +66,7 @@ fn attacked(scene: &mut Scene) -> Result<()> {
     let hostile = Guest::run(scene, "alice", NAME)?;
     let console = format!("/var/lib/banger/vms/{}/console.log", hostile.id);
     let control = scene.step("on the control channel", |scene| {
-        scene.wait_until("all attempts are made", Duration::from_secs(120), || {
+        scene.wait_until("all attempts are made", Duration::from_secs(200), || {
             let said = scene.root(&format!("cat {console}"))?;
             Ok((!said.contains(OVER)).then_some(said))
         })?;

@@ -246,8 +246,7 @@ fn invented(word: &str) -> String {
 fn pair(what: String, theirs: (Result<(), ApiError>, &str), invented: (Result<(), ApiError>, &str)) -> Attempt {
     let said = |(answer, word): (Result<(), ApiError>, &str)| match answer {
         Ok(()) => (None, String::new()),
-        // The prefix that a message quotes is the word's own beginning.
-        Err(error) => (Some(error.code), format!("{error:?}").replace(word, "WORD")),
+        Err(error) => (Some(error.code), format!("{} {}", error.message, error.hint).replace(word, "WORD")),
     };
     let (code, text) = said(theirs);
     let (twins_code, twins_text) = said(invented);
@@ -365,13 +364,13 @@ mod tests {
     #[test]
     fn only_a_refusal_like_the_twins_is_no_fault() {
         let no = |code, text: &str| Err(ApiError::new(code, text.to_owned()));
-        let told = |theirs, invented| pair(String::new(), (theirs, "a"), (invented, "b")).fault;
+        let told = |theirs, invented| pair(String::new(), (theirs, "web1"), (invented, "web2")).fault;
         let gone = ErrorCode::NotFound;
-        assert_eq!(told(no(gone, "no VM a"), no(gone, "no VM b")), None);
+        assert_eq!(told(no(gone, "no VM web1"), no(gone, "no VM web2")), None);
         for (theirs, invented) in [
-            (Ok(()), no(gone, "no VM b")),
-            (no(ErrorCode::Denied, "no VM a"), no(gone, "no VM b")),
-            (no(gone, "a is alice's"), no(gone, "no VM b")),
+            (Ok(()), no(gone, "no VM web2")),
+            (no(ErrorCode::Denied, "no VM web1"), no(gone, "no VM web2")),
+            (no(gone, "web1 is alice's"), no(gone, "no VM web2")),
             (no(ErrorCode::Limit, "too many"), no(ErrorCode::Limit, "too many")),
         ] {
             assert!(told(theirs, invented).is_some());
