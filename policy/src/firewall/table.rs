@@ -49,7 +49,6 @@
 //! A flow of a guest ends with its registration (`flows`), so every established one was begun by somebody who still
 //! may. Even so each packet of a socket is asked whose it is. Only what the kernel itself sends has no socket with a
 //! user: the rest of a connection whose program has closed it, resets, ICMP errors. That passes within a flow.
-//! ```
 
 use super::message::{Attrs, Batch, Kind};
 use super::{Change, Element, LIVE, NAT, OWNERS, elements};

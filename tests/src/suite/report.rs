@@ -48,8 +48,10 @@ pub struct Result {
     pub measured: BTreeMap<String, String>,
 }
 
-/// The daemon's words for a guest that stands still: in its boot, while it runs, while a command runs in it.
-const SILENT_GUEST: [&str; 3] = [
+/// The daemon's words for a guest that stands still: in its boot, while it runs, while a command runs in it. And for one that was reset
+/// although its kernel has said nothing, as a panic does: a triple fault.
+const SILENT_GUEST: [&str; 4] = [
+    "firecracker exited (status 0)",
     "the guest was not ready within",
     "no sign of life from the guest",
     "the connection to the guest was lost before the command ended",

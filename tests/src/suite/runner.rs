@@ -52,7 +52,8 @@ fn at_rest() -> Result<Inventory> {
 fn oneshots() -> Result<String> {
     let properties = "--property=Id,Type,ActiveState,InvocationID";
     let mut show = Command::new("systemctl");
-    show.args(["show", "--type=service", properties, "*.service"]).stdin(Stdio::null());
+    // All: one that is not at work right now may have been in between.
+    show.args(["show", "--all", "--type=service", properties, "*.service"]).stdin(Stdio::null());
     let shown = show.output().context("run systemctl")?;
     // A systemd that does not answer right now has services that are not at rest; whoever asks goes on after a time.
     let text =
