@@ -150,6 +150,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::crowd::LONG,
         scenarios::services::LONG,
         scenarios::crash::BY_OPERATION,
+        scenarios::root_disk::SIZES,
         scenarios::root_disk::LONG,
     ]
 }

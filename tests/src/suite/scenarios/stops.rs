@@ -29,7 +29,17 @@ const SAMPLE: Times = || vec![0, 2, 7, 20];
 const EACH: Times = || (0..100).collect();
 
 fn scenarios(times: Times) -> Vec<Scenario> {
-    let of = |name: &str, kind: Kind| Scenario::new(name, move |scene| stops(scene, kind, &times()));
+    let of = |name: &str, kind: Kind| {
+        Scenario::new(name, move |scene| {
+            let mut times = times();
+            if let Some(seed) = scene.sample() {
+                // One moment for each kind, another one for the next.
+                let index = seed.wrapping_add(kind as u64).checked_rem(times.len() as u64).unwrap_or(0);
+                times = times.into_iter().skip(usize::try_from(index)?).take(1).collect();
+            }
+            stops(scene, kind, &times)
+        })
+    };
     vec![
         of("our-own-pid-1", Kind::Own),
         of("a-script", Kind::Script),
