@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{CROWD, all_well, create, order_all, together, truth, vmm};
+use super::{CROWD, all_well, create, order_all, together, truth};
 use crate::suite::list::Outcome;
 use crate::suite::scene::Scene;
 
@@ -16,7 +16,7 @@ const RECLAIMED: Duration = Duration::from_secs(30);
 /// them is held.
 pub(in crate::suite::scenarios) fn reclaimed(scene: &mut Scene, many: usize) -> Result<Outcome> {
     scene.allow_database_growth();
-    vmm::with_still(scene, |scene| {
+    crate::suite::still::with_still(scene, |scene| {
         let names: Vec<String> = (1..=many).map(|number| format!("dead-{number}")).collect();
         all_well(together(scene, names.iter().map(|name| create(scene, "alice", name)))?)?;
         all_well(together(scene, [order_all(scene, "alice", "start", &names)])?)?;

@@ -27,7 +27,7 @@ const REFUSED: &[&str] = &[
     "add element inet banger nat { 172.16.0.4 }",
 ];
 /// Isolation is restored within about a second after the start of the helper's process, under KVM.
-const RESTORED: Duration = Duration::from_millis(1500);
+const RESTORED: Duration = Duration::from_millis(2500);
 const ARRIVES: Duration = Duration::from_secs(2);
 const TEXT: &str = "under-fire";
 /// Between two rounds of the guest, so that the rest of the host has its turn.

@@ -10,7 +10,7 @@ const CONFIG: &str = "/etc/banger/banger.toml";
 const STILL: &str = "/usr/local/lib/banger-bench/still-vmm";
 
 /// Runs `work` with it, and brings the other one back whatever comes of that.
-pub(super) fn with_still(scene: &mut Scene, work: impl FnOnce(&mut Scene) -> Result<()>) -> Result<Outcome> {
+pub(in crate::suite) fn with_still(scene: &mut Scene, work: impl FnOnce(&mut Scene) -> Result<()>) -> Result<Outcome> {
     let program = scene.material("still-vmm").context("the harness has not brought still-vmm")?;
     scene.root(&format!("install -D -m 0755 {program} {STILL}"))?;
     take(scene, STILL)?;
