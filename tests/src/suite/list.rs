@@ -123,7 +123,6 @@ pub fn all() -> Vec<Suite> {
         scenarios::packets::SUITE,
         scenarios::hostile_client::SUITE,
         scenarios::lifecycle::SUITE,
-        scenarios::stops::SUITE,
         scenarios::using::SUITE,
         scenarios::images::SUITE,
         scenarios::root_disk::SUITE,
@@ -145,6 +144,8 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
+        // Not among those of every run until it has been seen to pass under emulation.
+        scenarios::stops::SUITE,
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,
