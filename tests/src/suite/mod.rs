@@ -13,7 +13,7 @@ mod report;
 mod runner;
 mod scenarios;
 mod scene;
-mod still;
+mod vmm;
 mod watch;
 
 pub use command::{Finished, Run};

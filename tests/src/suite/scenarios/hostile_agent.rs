@@ -9,8 +9,8 @@ use crate::hostile_agent::{NAME, OVER, after_the_login, before_the_login, line, 
 use crate::suite::Run;
 use crate::suite::guests::{Guest, names};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
-use crate::suite::product::VMM;
 use crate::suite::scene::Scene;
+use crate::suite::vmm::with_vmm;
 use crate::suite::watch::{DAEMON_MEMORY_KIB, Watch};
 
 pub(in crate::suite) const SUITE: Suite = Suite {
@@ -24,9 +24,6 @@ fn scenarios() -> Vec<Scenario> {
     vec![Scenario::new("every-attempt-fails-and-the-others-notice-nothing", attack)]
 }
 
-const PROGRAM: &str = "/usr/local/lib/banger-bench/hostile-agent";
-const CONFIG: &str = "/etc/banger/banger.toml";
-
 /// Calls whose time is taken.
 const CALLS: usize = 20;
 
@@ -36,14 +33,7 @@ fn attack(scene: &mut Scene) -> Result<Outcome> {
     other.start_counter(scene)?;
     let boot = other.boot_id(scene)?;
     let before = other.counter(scene)?;
-    let program = scene.material("hostile-agent").context("the harness has not brought hostile-agent")?;
-    scene.root(&format!("install -D -m 0755 {program} {PROGRAM}"))?;
-    take(scene, PROGRAM)?;
-    let attacked = attacked(scene);
-    let back = take(scene, VMM);
-    scene.root(&format!("rm {PROGRAM}"))?;
-    attacked?;
-    back?;
+    with_vmm(scene, "hostile-agent", attacked)?;
     scene.step("the other user's VM is unharmed", |scene| {
         ensure!(other.boot_id(scene)? == boot, "it was started again");
         let now = other.counter(scene)?;
@@ -52,11 +42,6 @@ fn attack(scene: &mut Scene) -> Result<Outcome> {
     })?;
     other.delete(scene)?;
     scene.passed()
-}
-
-fn take(scene: &Scene, vmm: &str) -> Result<()> {
-    scene.root(&format!("sed -i 's#^firecracker_bin.*#firecracker_bin = \"{vmm}\"#' {CONFIG}"))?;
-    scene.root("systemctl restart bangerd.service").map(drop)
 }
 
 fn attacked(scene: &mut Scene) -> Result<()> {

@@ -46,7 +46,7 @@ const IMAGE: &str = "crowd-image";
 pub(super) fn killed(scene: &mut Scene, delays: &'static [u64]) -> Result<Outcome> {
     scene.allow_database_growth();
     with_tars(scene, |scene| {
-        crate::suite::still::with_still(scene, |scene| {
+        crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
             let (mut ended, mut all) = (0, 0);
             for case in CASES {
                 for signal in [Signal::SIGKILL, Signal::SIGINT] {

@@ -16,7 +16,7 @@ const RECLAIMED: Duration = Duration::from_secs(30);
 /// them is held.
 pub(in crate::suite::scenarios) fn reclaimed(scene: &mut Scene, many: usize) -> Result<Outcome> {
     scene.allow_database_growth();
-    crate::suite::still::with_still(scene, |scene| {
+    crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
         let names: Vec<String> = (1..=many).map(|number| format!("dead-{number}")).collect();
         all_well(together(scene, names.iter().map(|name| create(scene, "alice", name)))?)?;
         all_well(together(scene, [order_all(scene, "alice", "start", &names)])?)?;

@@ -15,7 +15,7 @@ const RIVALS: usize = 6;
 /// One creation wins, the others are told why, and nothing of theirs is left. Another user's of that name is another name.
 pub(super) fn one_name(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    crate::suite::still::with_still(scene, |scene| {
+    crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
         let rivals = (0..RIVALS).map(|_| create(scene, "alice", "wanted")).chain([create(scene, "bob", "wanted")]);
         let mut ends = together(scene, rivals)?;
         ends.pop().context("no end of bob's")?.ok()?;
@@ -58,7 +58,7 @@ pub(super) const MORE: &[Meeting] = &[
 /// Each pair so many milliseconds apart.
 pub(super) fn meetings(scene: &mut Scene, meetings: &[&'static [Meeting]], apart: &'static [u64]) -> Result<Outcome> {
     scene.allow_database_growth();
-    crate::suite::still::with_still(scene, |scene| {
+    crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
         let mut count = 0;
         for (runs, first, second, ends) in meetings.iter().copied().flatten() {
             for apart in apart {

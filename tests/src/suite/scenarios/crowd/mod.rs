@@ -79,7 +79,7 @@ fn order_all(scene: &Scene, user: &str, verb: &str, names: &[String]) -> Result<
 
 fn many(scene: &mut Scene, each: usize, rounds: usize) -> Result<Outcome> {
     scene.allow_database_growth();
-    crate::suite::still::with_still(scene, |scene| {
+    crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
         let names: Vec<String> = (1..=each).map(|number| format!("crowd-{number}")).collect();
         let (some, others) = names.split_at(each / 2);
         let every = || USERS.into_iter().flat_map(|user| names.iter().map(move |name| (user, name.as_str())));

@@ -16,7 +16,7 @@ use crate::suite::guests::{Guest, names};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::peer::place;
 use crate::suite::scene::Scene;
-use crate::suite::still::with_still;
+use crate::suite::vmm::{STILL, with_vmm};
 use crate::suite::watch::{DAEMON_MEMORY_KIB, Watch};
 
 pub(in crate::suite) const SUITE: Suite = Suite {
@@ -180,6 +180,11 @@ fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
     let hear = |options: &str, address: &str, port: u16| {
         format!("nc -w 3 {options} {address} {port} </dev/null | grep -q SSH-")
     };
+    // The controls: what fails below fails in the network, not for want of a program.
+    for line in [hear("", &his, 22), format!("ping -c 1 -W 3 {his}"), "command -v arping ip".to_owned()] {
+        bob.shell(scene, &line)?.ok().context("the control")?;
+    }
+    // Announcements have no answer: whether they took alice's place is what the look at her VM after each line tells.
     let lines = [
         format!("ping -c 1 -W 3 {hers}"),
         hear("", hers, 22),
@@ -210,7 +215,7 @@ fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
 /// With a guest that needs no machine: what is asked is whether the daemon hears it all the time, not how much of the host's CPU a load leaves to others.
 fn load_the_daemon(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    with_still(scene, |scene| {
+    with_vmm(scene, STILL, |scene| {
         let daemon = scene.main_pid("bangerd.service")?;
         let vm = Guest::run(scene, "alice", "victim")?;
         let process = vm.vmm(scene)?;
