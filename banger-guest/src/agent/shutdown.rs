@@ -5,9 +5,9 @@
 //! in the way of the program that it is, and only when it listens. Early in a boot that takes a while.
 
 use banger_proto::guest::ShutdownKind;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -54,7 +54,7 @@ struct Seen {
     waited: Duration,
     /// Since the init was told.
     told: Option<Duration>,
-    /// The signals that PID 1 catches or keeps for later, as a mask: others it would miss.
+    /// The signals that PID 1 catches, keeps for later or waits for, as a mask: others it would miss.
     hears: u64,
 }
 
@@ -68,7 +68,9 @@ fn step(init: InitKind, seen: &Seen) -> Step {
     }
     let signal = |number| if hears(seen.hears, number) { Step::Signal(number) } else { Step::Wait };
     match init {
-        InitKind::Own | InitKind::Busybox => signal(libc::SIGUSR2),
+        // It has blocked its signals before it starts the agent, and takes each in time.
+        InitKind::Own => Step::Signal(libc::SIGUSR2),
+        InitKind::Busybox => signal(libc::SIGUSR2),
         InitKind::Systemd => signal(signals::rt_poweroff()),
         InitKind::Sysvinit => Step::Pipe(SYSVINIT_PIPES, run_level_0()),
         InitKind::Openrc => Step::Pipe(OPENRC_PIPES, b"poweroff".to_vec()),
@@ -167,10 +169,31 @@ async fn run_program() -> Heard {
     heard
 }
 
-/// The signals that PID 1 catches, and those that it blocks, as the kernel keeps these for it: systemd and our
-/// own init take them from there one by one.
+/// The signals that PID 1 catches, those that it blocks to take them one by one, and those that it waits for at this moment.
 pub(super) fn heard_by_init() -> u64 {
-    signals_in(&std::fs::read_to_string("/proc/1/status").unwrap_or_default())
+    heard_by(1)
+}
+
+fn heard_by(pid: u32) -> u64 {
+    // While a process waits in sigtimedwait(2), as busybox does most of its life, the kernel takes what it waits for out of its
+    // blocked signals, and nothing else shows it.
+    let waits_for = || {
+        let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+        let mut set = [0; size_of::<u64>()];
+        File::open(format!("/proc/{pid}/mem")).ok()?.read_exact_at(&mut set, waiting_set(&call)?).ok()?;
+        Some(u64::from_ne_bytes(set))
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    signals_in(&status) | waits_for().unwrap_or_default()
+}
+
+/// Where the set lies that a process waits for: the call's number and its first argument (proc_pid_syscall(5)).
+fn waiting_set(call: &str) -> Option<u64> {
+    let mut words = call.split_whitespace();
+    if words.next()?.parse() != Ok(libc::SYS_rt_sigtimedwait) {
+        return None;
+    }
+    u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()
 }
 
 fn signals_in(status: &str) -> u64 {
@@ -246,11 +269,8 @@ mod tests {
 
     #[test]
     fn no_init_gets_a_signal_that_means_something_else_to_it_or_that_it_would_miss() {
-        let cases = [
-            (InitKind::Own, libc::SIGUSR2),
-            (InitKind::Busybox, libc::SIGUSR2),
-            (InitKind::Systemd, signals::rt_poweroff()),
-        ];
+        let cases = [(InitKind::Busybox, libc::SIGUSR2), (InitKind::Systemd, signals::rt_poweroff())];
+        assert_eq!(step(InitKind::Own, &seen(0, 0)), Step::Signal(libc::SIGUSR2), "it always listens");
         for (init, signal) in cases {
             // What systemd installs first of all: handlers of its own crashes.
             let crash_handlers = 0x0000_0000_0000_04ec;
@@ -288,6 +308,36 @@ mod tests {
         let beginning = serving.replace("7be3c0fe28014a03", "0000000000000000");
         assert!(!hears(signals_in(&beginning), signals::rt_poweroff()));
         assert_eq!(signals_in("garbage\nSigCgt:\tx\n"), 0);
+    }
+
+    #[test]
+    fn an_init_that_waits_for_a_signal_hears_it() {
+        let (started, tid) = std::sync::mpsc::channel();
+        // Until the test's process ends.
+        std::thread::spawn(move || {
+            let blocked = signals::Blocked::all().unwrap();
+            started.send(nix::unistd::gettid()).unwrap();
+            blocked.wait()
+        });
+        let tid = tid.recv().unwrap().as_raw();
+        let sleeps = || {
+            let call = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+            waiting_set(&call).is_some()
+        };
+        while !sleeps() {
+            std::thread::yield_now();
+        }
+        let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+        assert!(!hears(signals_in(&status), libc::SIGUSR2), "the kernel does not show it");
+        assert!(hears(heard_by(tid.cast_unsigned()), libc::SIGUSR2));
+    }
+
+    #[test]
+    fn another_call_is_no_wait() {
+        assert_eq!(waiting_set("128 0x7ffc1000 0x0 0x0 0x8 0x0 0x0 0x7ffc 0x7f"), Some(0x7ffc_1000));
+        for call in ["running", "0 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8", "-1 0x7ffc 0x7f", ""] {
+            assert_eq!(waiting_set(call), None, "{call:?}");
+        }
     }
 
     #[test]

@@ -57,9 +57,9 @@ impl Ending {
 
 /// Serves as PID 1 until somebody asks for an end.
 pub(super) fn run(start_agent: impl Fn() -> Result<Child, Error>) -> Result<Infallible, Error> {
-    // The agent is started before the signals are blocked, so that it inherits none of that.
-    let mut agent = Agent::start(&start_agent)?;
+    // Before there is an agent that may ask for the end: nothing that it says is missed. It lets its own signals through.
     let blocked = Blocked::all().map_err(Error::Signals)?;
+    let mut agent = Agent::start(&start_agent)?;
     let ending = loop {
         match blocked.wait() {
             Ok(libc::SIGCHLD) => {

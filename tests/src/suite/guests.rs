@@ -102,6 +102,13 @@ impl Guest {
         scene.banger(self.owner, &["vm", "show", self.name])?.refused(&[self.name]).map(drop)
     }
 
+    /// After a stop: the init heard of it. One that does not is switched off by the agent, which takes longer than anybody waits and shows in no state.
+    pub(super) fn ended_by_its_init(&self, scene: &Scene) -> Result<()> {
+        let console = scene.root(&format!("cat /var/lib/banger/vms/{}/console.log", self.id))?;
+        ensure!(!console.contains("switches the machine off"), "its init did not end it: {console}");
+        Ok(())
+    }
+
     /// Its cgroup.
     pub(super) fn cgroup(&self, scene: &Scene) -> Result<String> {
         let uid = scene.root(&format!("id -u {}", self.owner))?;

@@ -146,6 +146,7 @@ fn stop_and_start(scene: &mut Scene) -> Result<Outcome> {
     let first = guest.boot_id(scene)?;
     guest.order(scene, "stop")?.ok()?;
     guest.is(scene, "stopped")?;
+    guest.ended_by_its_init(scene)?;
     guest.shell(scene, "true")?.refused(&["keeper"])?;
     guest.order(scene, "start")?.ok()?;
     let kept = "cat /etc/kept /root/kept";

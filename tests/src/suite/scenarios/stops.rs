@@ -102,7 +102,7 @@ fn stops(scene: &mut Scene, kind: Kind, times: &[u32]) -> Result<Outcome> {
         "1",
         "--memory",
         memory,
-        "--overlay-size",
+        "--root-size",
         "512M",
         "--disk-size",
         "64M",
@@ -143,6 +143,11 @@ fn one(scene: &mut Scene, guest: &Guest, kind: Kind, tenths: u32, before: &str) 
     let stopped = guest.order(scene, "stop")?.ok()?;
     ensure!(!stopped.stderr.contains("did not shut down"), "it was killed: {stopped}");
     guest.is(scene, "stopped")?;
+    match kind {
+        Kind::Script => ensure!(guest.ended_by_its_init(scene).is_err(), "the console says nothing of the agent"),
+        Kind::ScriptThatEnds => {}
+        _ => guest.ended_by_its_init(scene)?,
+    }
     Ok(format!("{tenths}\n{tenths}\n"))
 }
 
