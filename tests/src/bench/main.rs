@@ -135,6 +135,6 @@ pub(super) fn needs(setup: Setup) -> Needs {
     match setup {
         Setup::Nothing => Needs::Nothing,
         Setup::Package | Setup::Installed => Needs::Package,
-        Setup::Vmm | Setup::Guests => Needs::Guests,
+        Setup::Vmm | Setup::Still | Setup::Guests => Needs::Guests,
     }
 }

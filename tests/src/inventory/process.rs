@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -12,6 +13,9 @@ use super::{Inventory, Kind};
 
 /// `PF_KTHREAD` of `include/linux/sched.h`: field 9 of `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// `USER_HZ`, the unit of start times in `/proc/PID/stat`: 100 on every architecture that banger runs on.
+const TICKS: f64 = 100.0;
 
 /// Processes of the distribution that come and go with every connection or device event: the bench's own ssh connections and udev's workers.
 const TRANSIENT: &[&str] = &["sshd-session:", "sshd: root", "(udev-worker)"];
@@ -24,6 +28,12 @@ const ON_DEMAND: &[&str] = &[
     "polkit.service",
     "user.slice",
 ];
+
+/// Of the package: its timer runs it every half minute, for some seconds under emulation.
+const ON_SCHEDULE: &str = "/system.slice/banger-host-firewall.service";
+
+/// A run of it that is older hangs, and has leaked.
+const ONE_RUN: Duration = Duration::from_secs(60);
 
 pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
     let ourselves = ancestry(std::process::id())?;
@@ -54,6 +64,7 @@ struct Process {
     command: String,
     cgroup: String,
     uid: String,
+    age: Duration,
 }
 
 /// This process, its parent and so on: the ssh connection and shell that run the suite.
@@ -89,13 +100,19 @@ fn look(pid: u32) -> Option<Process> {
     let cgroup = read("cgroup")?.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned))?;
     let status = read("status")?;
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.to_owned();
-    Some(Process { command, cgroup, uid })
+    let since_boot = fs::read_to_string("/proc/uptime").ok()?;
+    let now: f64 = since_boot.split_whitespace().next()?.parse().ok()?;
+    let started = stat_field(&stat, 22)?.parse::<f64>().ok()? / TICKS;
+    Some(Process { command, cgroup, uid, age: Duration::try_from_secs_f64(now - started).unwrap_or_default() })
 }
 
 fn is_transient(process: &Process) -> bool {
     // What PID 1 forks to close a descriptor or to empty a folder for it: `(sd-close)`, `(sd-rmrf)`.
     let of_pid_1 = process.cgroup == "/init.scope" && process.command.starts_with("[(sd-");
-    of_pid_1 || TRANSIENT.iter().any(|start| process.command.starts_with(start)) || on_demand(&process.cgroup)
+    of_pid_1
+        || TRANSIENT.iter().any(|start| process.command.starts_with(start))
+        || on_demand(&process.cgroup)
+        || (process.cgroup == ON_SCHEDULE && process.age < ONE_RUN)
 }
 
 fn on_demand(cgroup: &str) -> bool {
@@ -124,7 +141,7 @@ fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
             continue;
         }
         let child = format!("{name}/{}", entry.file_name().display());
-        if on_demand(&child) {
+        if on_demand(&child) || child == ON_SCHEDULE {
             continue;
         }
         let path = entry.path();
@@ -162,10 +179,23 @@ mod tests {
             command: command.to_owned(),
             cgroup: cgroup.to_owned(),
             uid: "0".to_owned(),
+            age: Duration::ZERO,
         };
         assert!(is_transient(&process("[(sd-close)]", "/init.scope")));
         assert!(!is_transient(&process("[(sd-close)]", "/system.slice/bangerd.service/daemon")));
         assert!(!is_transient(&process("sleep 60", "/init.scope")));
+    }
+
+    #[test]
+    fn a_run_of_the_packages_timer_is_a_leak_when_it_hangs() {
+        let run = |age| Process {
+            command: "[host-firewall]".to_owned(),
+            cgroup: ON_SCHEDULE.to_owned(),
+            uid: "0".to_owned(),
+            age,
+        };
+        assert!(is_transient(&run(Duration::from_secs(5))));
+        assert!(!is_transient(&run(ONE_RUN)));
     }
 
     #[test]

@@ -11,8 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::report::print_line;
+
 /// How much of a program's output is quoted in an error.
 const QUOTED: usize = 4000;
+
+/// What takes longer is shown: nothing that a user waits for does, even under emulation.
+const SLOW: Duration = Duration::from_secs(40);
 
 /// A program that has ended.
 #[derive(Debug, Clone)]
@@ -183,6 +188,9 @@ impl Run {
             }
         };
         let (stdout, stderr) = (collect(self.stdout.take()), collect(self.stderr.take()));
+        if took > SLOW {
+            print_line(&format!("  slow  {:>6.1} s  {}", took.as_secs_f64(), self.line));
+        }
         Finished { line: self.line.clone(), status, stdout, stderr, took }
     }
 

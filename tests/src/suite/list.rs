@@ -19,7 +19,9 @@ pub enum Setup {
     Installed,
     /// And the VMM is in place; nothing is imported.
     Vmm,
-    /// And guests can boot: the distribution's kernel and the tiny image are imported.
+    /// And VMs can be started, in a VMM that boots nothing: the distribution's kernel and the tiny image are imported.
+    Still,
+    /// And guests can boot.
     Guests,
 }
 
@@ -39,6 +41,7 @@ impl Setup {
             Self::Package => "package",
             Self::Installed => "installed",
             Self::Vmm => "vmm",
+            Self::Still => "still",
             Self::Guests => "guests",
         }
     }
@@ -117,22 +120,22 @@ pub fn all() -> Vec<Suite> {
         scenarios::inventory_control::SUITE,
         scenarios::root_disk::STORE,
         scenarios::install::SUITE,
-        // From here on one host VM serves all, as long as nothing fails: setups only rise.
+        // From here on a host VM serves several, as long as nothing fails: setups only rise.
         scenarios::confinement::SUITE,
         scenarios::demo::SUITE,
-        scenarios::packets::SUITE,
         scenarios::hostile_client::SUITE,
+        scenarios::helper_kills::SUITE,
+        scenarios::undo::SUITE,
+        scenarios::crowd::SUITE,
+        scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::images::SUITE,
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
         scenarios::two_users::SUITE,
-        scenarios::helper_kills::SUITE,
-        scenarios::undo::SUITE,
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
-        scenarios::crowd::SUITE,
         scenarios::faults::SUITE,
         scenarios::services::SUITE,
     ]

@@ -10,6 +10,7 @@ use super::command::Run;
 use super::list::Setup;
 use super::report;
 use super::runner::Options;
+use super::vmm::STILL;
 use crate::hostvm::payload::INSIDE;
 
 /// Where the bench's VMM is installed.
@@ -38,8 +39,14 @@ pub(super) fn prepare(setup: Setup, options: &Options) -> Result<()> {
     if wanted(Setup::Vmm) {
         install_vmm(options)?;
     }
-    if wanted(Setup::Guests) {
+    if wanted(Setup::Still) {
         import(options)?;
+    }
+    if setup == Setup::Still && options.standing < Setup::Still {
+        root(&format!("install -m 0755 {INSIDE}/{STILL} {VMM}"), INSTALL, options)?;
+    }
+    if setup == Setup::Guests && options.standing == Setup::Still {
+        root(&format!("install -m 0755 {INSIDE}/firecracker {VMM}"), INSTALL, options)?;
     }
     Ok(())
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,55 +20,6 @@ pub const REBOOT_STATUS: (u8, u8) = (75, 76);
 
 /// What has ended may take this long to disappear (a cgroup, a udev event); what stays longer has leaked.
 const SETTLE: Duration = Duration::from_secs(3);
-
-/// What is starting or stopping may take so long under emulation.
-const BUSY: Duration = Duration::from_secs(30);
-
-/// Of the package: what it starts comes and goes by itself every half minute, and is nobody's leak.
-const TIMER: &str = "banger-host-firewall.timer";
-
-/// The inventory with the package's timer held still, and nothing in the middle of its start or stop. Whoever asked systemd about each service before and
-/// after instead waited longer than the timer does.
-fn at_rest() -> Result<Inventory> {
-    let ticking = systemctl(&["is-active", TIMER])?.trim() == "active";
-    if ticking {
-        systemctl(&["stop", TIMER])?;
-    }
-    let inventory = quiet();
-    if ticking {
-        systemctl(&["start", TIMER])?;
-    }
-    inventory
-}
-
-fn quiet() -> Result<Inventory> {
-    let begun = Instant::now();
-    loop {
-        let busy = at_work(&systemctl(AT_WORK)?);
-        if busy.is_empty() {
-            return Inventory::take();
-        }
-        if begun.elapsed() > BUSY {
-            report::print_line(&format!("  not at rest within {} s: {}", BUSY.as_secs(), busy.join(" ")));
-            return Inventory::take();
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-const AT_WORK: &[&str] =
-    &["list-units", "--type=service", "--state=activating,deactivating", "--plain", "--no-legend", "--full"];
-
-/// What it prints, however it ends.
-fn systemctl(words: &[&str]) -> Result<String> {
-    let output = Command::new("systemctl").args(words).stdin(Stdio::null()).output().context("run systemctl")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// The units of a list.
-fn at_work(list: &str) -> Vec<String> {
-    list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
-}
 
 /// How a suite is run.
 #[derive(Debug, Clone)]
@@ -212,9 +162,9 @@ fn one(
 /// The inventory before the first scenario, or after one that failed: two in a row that agree, or what is passing would be missed as gone afterwards.
 fn settled(scene: &Scene) -> Result<Inventory> {
     let started = Instant::now();
-    let mut last = at_rest()?;
+    let mut last = Inventory::take()?;
     loop {
-        let next = at_rest()?;
+        let next = Inventory::take()?;
         if leaks(&last, &next, &[]).leaks.is_empty() || started.elapsed() > scene.limit(SETTLE) {
             return Ok(next);
         }
@@ -225,7 +175,7 @@ fn settled(scene: &Scene) -> Result<Inventory> {
 fn settle(before: &Inventory, scene: &Scene) -> Result<(Difference, Inventory)> {
     let started = Instant::now();
     loop {
-        let after = at_rest()?;
+        let after = Inventory::take()?;
         let difference = leaks(before, &after, &scene.allowed);
         if difference.leaks.is_empty() || started.elapsed() > scene.limit(SETTLE) {
             return Ok((difference, after));
@@ -252,16 +202,4 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("(no text)")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_service_in_the_middle_of_its_run_is_seen() {
-        let list = "b.service loaded activating start start Some words\nc.service loaded deactivating stop-sigterm\n";
-        assert_eq!(at_work(list), ["b.service", "c.service"]);
-        assert!(at_work("").is_empty());
-    }
 }

@@ -27,7 +27,7 @@ use crate::suite::scene::Scene;
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "helper-kills",
     about: "the helper killed at every step of every operation and of its recovery",
-    setup: Setup::Guests,
+    setup: Setup::Still,
     scenarios,
 };
 

@@ -16,7 +16,7 @@ use crate::suite::watch::{DAEMON_MEMORY_KIB, Watch};
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "hostile-agent",
     about: "a guest that attacks the daemon harms nobody but itself",
-    setup: Setup::Guests,
+    setup: Setup::Still,
     scenarios,
 };
 

@@ -20,7 +20,7 @@ use crate::suite::scene::Scene;
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "crowd",
     about: "many VMs and orders at once, races for a name and an image, clients killed in the middle",
-    setup: Setup::Guests,
+    setup: Setup::Still,
     scenarios,
 };
 
@@ -28,7 +28,7 @@ pub(in crate::suite) const SUITE: Suite = Suite {
 pub(in crate::suite) const LONG: Suite = Suite {
     name: "crowd-long",
     about: "on request: fifty VMs at once, every meeting and every client at several moments",
-    setup: Setup::Guests,
+    setup: Setup::Still,
     scenarios: long_scenarios,
 };
 

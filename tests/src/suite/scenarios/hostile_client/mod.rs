@@ -21,7 +21,7 @@ pub(in crate::suite) use wire::play as wire_role;
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "hostile-client",
     about: "a hostile client of the helper: identity, malformed frames, every operation in every state, objects changed by somebody else",
-    setup: Setup::Guests,
+    setup: Setup::Still,
     scenarios,
 };
 
