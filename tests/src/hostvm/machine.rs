@@ -102,6 +102,7 @@ impl Machine {
             if let Some(status) = self.ended()? {
                 bail!("QEMU ended with {status} while the host VM was booting\n{}", self.last_words());
             }
+            ensure!(!self.is_lost(), "the host VM's kernel has died while it booted\n{}", self.last_words());
             let answer = self.ssh(&["true"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
             if answer.is_ok_and(|status| status.success()) {
                 return Ok(());
