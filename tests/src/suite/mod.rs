@@ -11,6 +11,7 @@ mod peer;
 mod product;
 mod report;
 mod runner;
+mod sample;
 mod scenarios;
 mod scene;
 mod vmm;

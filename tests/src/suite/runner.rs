@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::list::{Outcome, Reboot, Scenario, Setup, Suite};
 use super::product;
 use super::report::{self, Report, Result as ScenarioResult, Step, Verdict};
+use super::sample;
 use super::scene::{Scene, Surroundings};
 use crate::inventory::{Difference, Inventory, leaks};
 
@@ -77,7 +78,9 @@ pub(super) fn run(suite: &Suite, options: &Options) -> Result<End> {
     // What one scenario has left is what the next finds: nothing can slip between two inventories.
     let mut left = None;
     let chosen = |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    for scenario in (suite.scenarios)().into_iter().filter(|scenario| chosen(&scenario.name)) {
+    // Who asks for one scenario wants no sample.
+    let seed = options.surroundings.sample.filter(|_| options.only.is_none());
+    for scenario in sample::scenarios(suite, seed).into_iter().filter(|scenario| chosen(&scenario.name)) {
         if progress.results.iter().any(|result| result.scenario == scenario.name) {
             continue;
         }

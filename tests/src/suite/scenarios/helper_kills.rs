@@ -22,6 +22,7 @@ use crate::suite::peer::helper::{Helper, Told, word};
 use crate::suite::peer::place::{Who, instead_of_the_daemon};
 use crate::suite::peer::vm;
 use crate::suite::report::print_line;
+use crate::suite::sample::Random;
 use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
@@ -92,6 +93,9 @@ const BY_RELEASE: &[Event] = &[CreateDisk, AttachDisk, AcquireTap, EnableNat, Bi
 /// A recovery has three steps at most times.
 const SAMPLED_STEPS: u64 = 3;
 
+/// Kill points of a sampled run, in each of the two ways to end a life.
+const SAMPLE: usize = 12;
+
 /// A point of the matrix, as the helper itself has named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Point {
@@ -128,7 +132,16 @@ fn all_points(scene: &mut Scene, life: &'static [Event], first: Event, image: Di
     // The helper's own start belongs to the whole life.
     let skipped = |point: &Point| first != CreateDisk && point.during != format!("{first:?}");
     let before = Inventory::take()?;
-    for (point, number) in points.iter().zip(1..).skip_while(|(point, _)| skipped(point)) {
+    let mut rows: Vec<(&Point, u32)> = points.iter().zip(1..).skip_while(|(point, _)| skipped(point)).collect();
+    if let Some(seed) = scene.sample() {
+        let mut random = Random(seed);
+        let all = rows.len();
+        while rows.len() > SAMPLE {
+            rows.remove(random.below(rows.len()));
+        }
+        print_line(&format!("  a sample with seed {seed}: {} of {all} kill points", rows.len()));
+    }
+    for (point, number) in rows {
         let title = format!("killed at {number} of {}: {} {}", points.len(), point.during, point.name);
         recoveries += scene.step(&title, |scene| one_point(scene, life, image, number, point, &before))?;
         kills += 1;

@@ -15,6 +15,7 @@ use super::strike::{Place, Row, Victims};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::product;
 use crate::suite::report::print_line;
+use crate::suite::sample::Random;
 use crate::suite::scene::Scene;
 
 /// An operation at a time, for those who look for a fault.
@@ -111,19 +112,6 @@ fn sample(all: &[Row], random: &mut Random) -> Vec<Row> {
     }
     sample.extend(further.into_iter().take(FURTHER));
     sample
-}
-
-/// Numbers that a seed determines: SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap_or_default()
-    }
 }
 
 /// What came of all rows.
