@@ -14,7 +14,7 @@ BENCH = cargo run --quiet --locked --package banger-tests --bin banger-bench --
 
 help:
 	@echo 'make demo                 banger at work, from package to guest and back, in a host VM'
-	@echo 'make test                 every check and every suite; what CI runs'
+	@echo 'make test                 every check, every suite or a sample of it; what CI runs'
 	@echo 'make host-test SUITE=...  suites in the host VM (ONLY=... for some scenarios; no SUITE: all)'
 	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
 	@echo 'make bench                timings in the host VM'
