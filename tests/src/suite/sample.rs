@@ -5,16 +5,16 @@ use super::report::print_line;
 
 /// Suites of which a sampled run takes so many scenarios.
 const SAMPLED: &[(&str, usize)] = &[
-    ("hostile-client", 7),
+    ("hostile-client", 5),
     ("undo", 4),
     ("crowd", 3),
-    ("packets", 4),
-    ("lifecycle", 7),
-    ("using", 5),
-    ("crash", 6),
-    ("bad-input", 6),
+    ("packets", 3),
+    ("lifecycle", 5),
+    ("using", 4),
+    ("crash", 4),
+    ("bad-input", 4),
     ("faults", 2),
-    ("services", 3),
+    ("services", 2),
 ];
 
 /// A sample by itself, and therefore in every sample.

@@ -94,7 +94,7 @@ const BY_RELEASE: &[Event] = &[CreateDisk, AttachDisk, AcquireTap, EnableNat, Bi
 const SAMPLED_STEPS: u64 = 3;
 
 /// Kill points of a sampled run, in each of the two ways to end a life.
-const SAMPLE: usize = 12;
+const SAMPLE: usize = 10;
 
 /// A point of the matrix, as the helper itself has named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
