@@ -32,12 +32,12 @@ const MARK: &str = "banger-static";
 
 pub(super) fn nft(scene: &mut Scene) -> Result<Outcome> {
     let undo = format!("{UNDO}; for t in filter nat; do nft delete table ip $t; done");
-    among_foreign_rules(scene, "iptables-nft", &undo, true)
+    among_foreign_rules(scene, "iptables-nft -w 60", &undo, true)
 }
 
 pub(super) fn legacy(scene: &mut Scene) -> Result<Outcome> {
     let undo = format!("{UNDO}; modprobe -r iptable_nat iptable_filter");
-    among_foreign_rules(scene, "iptables-legacy", &undo, false)
+    among_foreign_rules(scene, "iptables-legacy -w 60", &undo, false)
 }
 
 fn among_foreign_rules(scene: &mut Scene, iptables: &'static str, undo: &str, timer: bool) -> Result<Outcome> {
