@@ -88,7 +88,7 @@ pub(super) fn run() -> Result<bool> {
     let mut total = Tally::default();
     println!("\n=== summary");
     for stage in &done {
-        let again = stage.again.map(|why| format!(" (run twice: {why})")).unwrap_or_default();
+        let again = stage.again.map(|why| format!(" (begun again: {why})")).unwrap_or_default();
         println!("{:<28} {:>6.0} s  {}{again}", stage.name, stage.took.as_secs_f64(), stage.tally);
         total += stage.tally;
     }

@@ -33,6 +33,9 @@ pub(super) fn report_folder(suite: &str) -> PathBuf {
 /// Exit status of ssh(1) when its connection ends.
 const SSH_LOST: u8 = 255;
 
+/// How often a suite is begun again after a fault of the emulator's: about one nested boot in twenty stands still there.
+const MORE_TRIES: u32 = 2;
+
 /// Host VMs that this process has booted.
 static BOOTED: AtomicU32 = AtomicU32::new(0);
 
@@ -176,17 +179,11 @@ impl<'a> Suites<'a> {
             None => Session::open(self.product)?,
         };
         let mut result = session.run(suite, only, self.product, &folder, self.how);
-        self.again = match &result {
-            // Only under emulation: on real CPUs a kernel that panics or stands still is a finding.
-            _ if session.accel != Accel::Tcg => None,
-            Err(error) if error.is::<shown::Lost>() => Some("the host VM itself had stalled or panicked"),
-            Ok(report) if self.how.sample.is_some() && report.only_silent_guests() => {
-                Some("an emulated guest stood still")
-            }
-            _ => None,
-        };
-        if let Some(why) = self.again {
-            // Said aloud, and once: a second time would be no accident. What the first run printed stays.
+        self.again = None;
+        for _ in 0..MORE_TRIES {
+            let Some(why) = self.fault_of_the_emulator(session.accel, &result) else { break };
+            self.again = Some(why);
+            // Said aloud, and not for ever: what it comes to then is no accident. What the runs before printed stays, the last of them.
             eprintln!(
                 "bench: {why} (logs in {}/first); suite {} begins again in another host VM",
                 folder.display(),
@@ -222,6 +219,18 @@ impl<'a> Suites<'a> {
         }
         let (passed, failed, skipped) = result?.counts();
         Ok(Tally { passed, failed, skipped })
+    }
+
+    /// What went wrong, if that is the emulator's: on real CPUs a kernel that panics or stands still is a finding.
+    fn fault_of_the_emulator(&self, accel: Accel, result: &Result<Report>) -> Option<&'static str> {
+        match result {
+            _ if accel != Accel::Tcg => None,
+            Err(error) if error.is::<shown::Lost>() => Some("the host VM itself had stalled or panicked"),
+            Ok(report) if self.how.sample.is_some() && report.only_silent_guests() => {
+                Some("an emulated guest stood still")
+            }
+            _ => None,
+        }
     }
 }
 
