@@ -9,5 +9,6 @@ pub mod hostile;
 pub mod hostile_agent;
 pub mod hostvm;
 pub mod inventory;
+mod qmp;
 pub mod standin;
 pub mod suite;

@@ -41,7 +41,7 @@ pub(super) fn run() -> Result<bool> {
     };
 
     // Beside the builds: most of its time it waits for packages. The first suite waits for it, or makes it again and shows what was wrong.
-    std::thread::spawn(|| hostvm::image::ensure_image(&session::cache()).map(drop));
+    std::thread::spawn(|| hostvm::prepare(&session::cache()));
     stage("format", &mut || check("cargo fmt --all --check", &[]));
     stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
     stage("licences and sources", &mut || check("cargo deny --offline --locked check bans licenses sources", &[]));

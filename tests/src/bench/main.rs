@@ -84,7 +84,7 @@ fn run(command: Command) -> Result<bool> {
     std::env::set_current_dir(&root).with_context(|| format!("go to {}", root.display()))?;
     interrupt::watch()?;
     match command {
-        Command::Image => crate::hostvm::image::ensure_image(&session::cache()).map(|_| true),
+        Command::Image => crate::hostvm::prepare(&session::cache()).map(|()| true),
         Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
         Command::Bench => {
             here::reconcile()?;

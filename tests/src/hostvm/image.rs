@@ -16,6 +16,8 @@ use super::{apt, material, recipe};
 /// A finished image: everything that QEMU needs to start the host VM.
 #[derive(Debug, Clone)]
 pub struct Image {
+    /// Where it is, and what is made from it.
+    pub(super) folder: PathBuf,
     /// Raw ext4 file system, sparse. Never booted itself: every run works on a copy.
     pub disk: PathBuf,
     /// Kernel of the image, outside of it for QEMU's `-kernel`.
@@ -26,7 +28,8 @@ pub struct Image {
 
 impl Image {
     fn at(folder: &Path) -> Self {
-        Self { disk: folder.join("disk.ext4"), kernel: folder.join("vmlinuz"), initrd: folder.join("initrd.img") }
+        let [disk, kernel, initrd] = ["disk.ext4", "vmlinuz", "initrd.img"].map(|name| folder.join(name));
+        Self { folder: folder.to_owned(), disk, kernel, initrd }
     }
 }
 

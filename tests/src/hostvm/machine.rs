@@ -7,12 +7,13 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use super::accel::Accel;
+use super::booted::{self, Booted};
 use super::image::Image;
 
 /// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it is touched.
@@ -20,7 +21,7 @@ const MEMORY_MIB: u32 = 6144;
 /// A minute of the host VM's kernel (HZ=250): shorter stalls pass on a machine that has much else to do.
 const STALLED: u32 = 60 * 250;
 /// From power on to an answering sshd, under KVM. Emulation gets the multiple of [`Accel::slowness`].
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// From `poweroff` to QEMU's end, likewise.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(40);
 
@@ -29,51 +30,88 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(40);
 pub struct Machine {
     image: Image,
     accel: Accel,
-    /// Disks and the serial log, under `target/`: large.
-    folder: PathBuf,
-    /// Key and control socket: in the system's temporary folder, because a socket's path has at most 108 bytes.
-    secrets: TempDir,
+    files: Files,
     port: u16,
     qemu: Option<Child>,
+}
+
+/// Where its files are.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Disks and the serial log, under `target/`: large.
+    folder: PathBuf,
+    /// Key and sockets: in the system's temporary folder, because a socket's path has at most 108 bytes.
+    secrets: TempDir,
 }
 
 /// A guest of the host VM's that never runs, under emulation. KVM patches its own and the scheduler's code when the first guest comes or the last one goes,
 /// and when a guest's local APIC is off as this one's is; QEMU before 8.1 may go on with what it has translated of such code while it changed ("accel/tcg:
 /// Always lock pages before translation"), and the kernel then dies of a breakpoint that is no longer there.
-const IDLE_GUEST: &str = "modprobe -q kvm_amd; systemd-run --quiet --collect --unit=bench-idle-guest \
-    qemu-system-x86_64 -M microvm -accel kvm -cpu host -m 16 -nodefaults -no-user-config -display none -serial none -monitor none -S";
+const IDLE_GUEST: &str = "systemctl --quiet is-active bench-idle-guest || { modprobe -q kvm_amd; \
+    systemd-run --quiet --collect --unit=bench-idle-guest qemu-system-x86_64 -M microvm -accel kvm -cpu host -m 16 -nodefaults -no-user-config -display none -serial none -monitor none -S; }";
 
 impl Machine {
-    /// Copies the image into `folder` and boots it. The folder holds a `payload.tar`, which is seen inside as `/dev/vdb`, and is removed at the end.
+    /// A host VM of its own in `folder`: booted, or under emulation one that goes on from where the kept one has stopped. The folder holds a `payload.tar`,
+    /// which is seen inside as `/dev/vdb`, and is removed at the end.
     pub fn boot(image: &Image, accel: Accel, folder: &Path) -> Result<Self> {
-        let secrets = tempfile::Builder::new().prefix("banger-bench.").tempdir().context("make a temporary folder")?;
-        let mut machine = Self { image: image.clone(), accel, folder: folder.to_owned(), secrets, port: 0, qemu: None };
-        run(Command::new("cp").arg("--sparse=always").arg("--reflink=auto").arg(&image.disk).arg(machine.disk()))?;
-        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(machine.key()))?;
-        machine.power_on()?;
+        if accel == Accel::Kvm {
+            return Self::cold(image, accel, folder);
+        }
+        let booted = Booted::ensure(image, accel)?;
+        let mut machine = Self::new(image, accel, folder)?;
+        booted.copy_to(&machine.files)?;
+        machine.power_on(Some(&booted.memory()))?;
+        // Its clock has stopped with it. What its kernel remembers of the payload's disk is of another payload.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        machine.shell(&format!("date --utc --set=@{now} && blockdev --flushbufs /dev/vdb"))?;
         Ok(machine)
     }
 
-    /// Starts QEMU on the present disk and waits for sshd.
-    pub fn power_on(&mut self) -> Result<()> {
+    /// Copies the image into `folder` and boots it.
+    pub(super) fn cold(image: &Image, accel: Accel, folder: &Path) -> Result<Self> {
+        let mut machine = Self::new(image, accel, folder)?;
+        booted::copy_disk(&image.disk, &machine.files.disk())?;
+        let key = machine.files.key();
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(key))?;
+        machine.power_on(None)?;
+        Ok(machine)
+    }
+
+    fn new(image: &Image, accel: Accel, folder: &Path) -> Result<Self> {
+        let secrets = tempfile::Builder::new().prefix("banger-bench.").tempdir().context("make a temporary folder")?;
+        let files = Files { folder: folder.to_owned(), secrets };
+        Ok(Self { image: image.clone(), accel, files, port: 0, qemu: None })
+    }
+
+    /// What of QEMU's arguments is the machine itself.
+    pub(super) fn hardware(accel: Accel) -> Vec<String> {
+        let memory = MEMORY_MIB.to_string();
+        let mut words = accel.arguments().to_vec();
+        words.extend(["-smp", "2", "-m", &memory, "-device", "virtio-rng-pci"]);
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Starts QEMU on the present disk, from this memory if there is one, and waits for sshd.
+    fn power_on(&mut self, memory: Option<&Path>) -> Result<()> {
         ensure!(self.qemu.is_none(), "the host VM is running already");
         self.port = free_port()?;
-        let key = fs::read_to_string(self.key().with_extension("pub")).context("read the run's public key")?;
+        let key = fs::read_to_string(self.files.key().with_extension("pub")).context("read the run's public key")?;
         let append = format!(
             "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet {} \
              \"systemd.set_credential=ssh.authorized_keys.root:{}\"",
             self.accel.kernel_words(),
             key.trim()
         );
-        let log = fs::File::create(self.folder.join("qemu.log")).context("create QEMU's log")?;
-        let qemu = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(self.accel.arguments())
-            .args(["-smp", "2", "-m"])
-            .arg(MEMORY_MIB.to_string())
-            .args(["-display", "none", "-monitor", "none", "-no-reboot", "-device", "virtio-rng-pci"])
+        let files = &self.files;
+        let log = fs::File::create(files.folder.join("qemu.log")).context("create QEMU's log")?;
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(Self::hardware(self.accel))
+            .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", files.monitor().display()))
             .arg("-serial")
-            .arg(format!("file:{}", self.serial().display()))
+            .arg(format!("file:{}", files.serial().display()))
             .arg("-kernel")
             .arg(&self.image.kernel)
             .arg("-initrd")
@@ -81,17 +119,19 @@ impl Machine {
             .arg("-append")
             .arg(append)
             .arg("-drive")
-            .arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", self.disk().display()))
+            .arg(format!("file={},if=virtio,format=raw,cache=unsafe,discard=unmap", files.disk().display()))
             .arg("-drive")
-            .arg(format!("file={},if=virtio,format=raw,readonly=on", self.payload().display()))
+            .arg(format!("file={},if=virtio,format=raw,readonly=on", files.payload().display()))
             .arg("-nic")
             .arg(format!("user,model=virtio-net-pci,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{}-:22", self.port))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share QEMU's log")?)
-            .stderr(log)
-            .spawn()
-            .context("run qemu-system-x86_64 (install the package qemu-system-x86)")?;
-        self.qemu = Some(qemu);
+            .stderr(log);
+        if let Some(memory) = memory {
+            // The bench's folders are ours, so their names have no quote in them.
+            qemu.arg("-incoming").arg(format!("exec:cat '{}'", memory.display()));
+        }
+        self.qemu = Some(qemu.spawn().context("run qemu-system-x86_64 (install the package qemu-system-x86)")?);
         self.wait_for_ssh()
     }
 
@@ -136,7 +176,11 @@ impl Machine {
     /// The folder with the run's key, for whoever must remove it when this value is never dropped.
     #[must_use]
     pub fn secrets(&self) -> &Path {
-        self.secrets.path()
+        self.files.secrets.path()
+    }
+
+    pub(super) const fn files(&self) -> &Files {
+        &self.files
     }
 
     /// An ssh command to root in the host VM, ready to be given its streams and run.
@@ -146,9 +190,9 @@ impl Machine {
             .args(["-F", "none", "-q", "-p"])
             .arg(self.port.to_string())
             .arg("-i")
-            .arg(self.key())
+            .arg(self.files.key())
             .arg("-o")
-            .arg(format!("ControlPath={}", self.secrets.path().join("ctl").display()))
+            .arg(format!("ControlPath={}", self.files.secrets.path().join("ctl").display()))
             // The host key is the image's and new per image; the port is loopback's and QEMU's.
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"])
             .args(["-o", "ControlMaster=auto", "-o", "ControlPersist=60", "-o", "ConnectTimeout=10"])
@@ -181,13 +225,13 @@ impl Machine {
     pub fn reboot(&mut self) -> Result<()> {
         let _ = self.ssh(&["systemctl reboot --no-block"]).output();
         self.wait_for_end("reboot")?;
-        self.power_on()
+        self.power_on(None)
     }
 
     /// A power cut and a new start on the same disk.
     pub fn reset(&mut self) -> Result<()> {
         self.cut_power();
-        self.power_on()
+        self.power_on(None)
     }
 
     fn wait_for_end(&mut self, what: &str) -> Result<()> {
@@ -208,9 +252,13 @@ impl Machine {
         self.qemu.as_mut().context("the host VM is not running")?.try_wait().context("watch QEMU")
     }
 
-    fn cut_power(&mut self) {
-        // The multiplexed connection would wait for a host that is gone.
+    /// Ends the connection that ssh keeps: it would wait for a host that is gone.
+    pub(super) fn hang_up(&self) {
         let _ = self.ssh(&[]).args(["-O", "exit"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+
+    fn cut_power(&mut self) {
+        self.hang_up();
         if let Some(mut qemu) = self.qemu.take() {
             let _ = qemu.kill();
             let _ = qemu.wait();
@@ -221,7 +269,7 @@ impl Machine {
     /// loses an interrupt now and then, or lets one run what the other has just replaced (seen as a trap in KVM's patched code).
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        let text = fs::read(self.serial()).unwrap_or_default();
+        let text = fs::read(self.files.serial()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         if text.contains("Kernel panic - not syncing") {
             return true;
@@ -233,9 +281,9 @@ impl Machine {
     /// The end of the serial console, for error messages.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let serial = fs::read(self.serial()).unwrap_or_default();
+        let serial = fs::read(self.files.serial()).unwrap_or_default();
         let text = String::from_utf8_lossy(&serial);
-        let qemu = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+        let qemu = fs::read_to_string(self.files.folder.join("qemu.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines.len().saturating_sub(40);
         format!(
@@ -257,15 +305,17 @@ impl Machine {
     /// The serial log and QEMU's own, which can be had of a host VM that no longer answers.
     pub fn keep_logs(&self, target: &Path) {
         for name in ["serial.log", "qemu.log"] {
-            let _ = fs::copy(self.folder.join(name), target.join(name));
+            let _ = fs::copy(self.files.folder.join(name), target.join(name));
         }
     }
 
     fn limit(&self, under_kvm: Duration) -> Duration {
         under_kvm * self.accel.slowness()
     }
+}
 
-    fn disk(&self) -> PathBuf {
+impl Files {
+    pub(super) fn disk(&self) -> PathBuf {
         self.folder.join("disk.ext4")
     }
 
@@ -277,19 +327,30 @@ impl Machine {
         self.folder.join("serial.log")
     }
 
-    fn key(&self) -> PathBuf {
+    pub(super) fn key(&self) -> PathBuf {
         self.secrets.path().join("key")
+    }
+
+    /// Of QEMU's machine protocol.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.secrets.path().join("qmp")
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
         self.cut_power();
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.files.folder);
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(super) fn output(program: &str, words: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(words).output().with_context(|| format!("run {program}"))?;
+    ensure!(output.status.success(), "{program} ended with {}", output.status);
+    String::from_utf8(output.stdout).with_context(|| format!("{program} printed no text"))
+}
+
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_owned();
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("run {}", program.display()))?;
     ensure!(status.success(), "{} ended with {status}", program.display());

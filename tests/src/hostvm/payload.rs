@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Where the payload lies inside the host VM.
 pub const INSIDE: &str = "/srv/bench";
 
-/// A disk is made of whole sectors, and a tar of 512-byte records; QEMU rounds to its own 4 KiB at most.
-const DISK_GRAIN: u64 = 4096;
+/// Bytes of the disk, of which the tar is the beginning and the rest takes no room. Always the same: a host VM that has booted with one payload goes on
+/// with another.
+const DISK_BYTES: u64 = 2 << 30;
 
 /// Files to take in, each with its name inside and its mode.
 #[derive(Debug, Default)]
@@ -45,6 +46,7 @@ impl Payload {
         }
         let file = tar.into_inner().context("finish the payload")?;
         let length = file.metadata().context("stat the payload")?.len();
-        file.set_len(length.next_multiple_of(DISK_GRAIN)).context("round the payload to whole sectors")
+        ensure!(length <= DISK_BYTES, "the payload has {length} bytes, and its disk {DISK_BYTES}");
+        file.set_len(DISK_BYTES).context("size the payload's disk")
     }
 }

@@ -8,11 +8,11 @@
 //! firmware. Known differences are listed at [`Standin`](vmm::Standin).
 
 mod api;
+mod early;
 mod http;
 mod initramfs;
 mod machine;
 mod model;
-mod qmp;
 mod server;
 pub mod still;
 mod tap;

@@ -13,13 +13,14 @@ use serde_json::{Value, json};
 
 use super::VERSION;
 use super::api::{self, Action};
+use super::early::{self, Early};
 use super::http::Response;
 use super::machine::{self, Config, OpenDrive, OpenInterface};
 use super::model::{BootSource, Drive, MachineConfig, NetworkInterface, Vsock};
-use super::qmp::{Monitor, QmpError};
 use super::server::{self, Call};
 use super::tap;
 use super::vsock;
+use crate::qmp::{Monitor, QmpError};
 
 /// Firecracker's `MAX_SUPPORTED_VCPUS`.
 const MAX_VCPUS: u8 = 32;
@@ -33,6 +34,8 @@ pub(super) enum Event {
     Call(Call),
     /// QEMU's reason for the guest's end.
     GuestEnded(String),
+    /// Time to look whether the guest boots.
+    Look,
     /// The QEMU with this pid has ended.
     QemuEnded(u32, io::Result<ExitStatus>),
 }
@@ -120,6 +123,8 @@ struct Machine {
     pid: u32,
     monitor: Monitor,
     paused: bool,
+    /// Until the guest has read a disk, under emulation.
+    early: Option<Early>,
 }
 
 /// The VMM as its clients see it. It differs from Firecracker in what follows:
@@ -159,6 +164,7 @@ pub(super) fn run(api_sock: &Path, id: String) -> Result<(), RunError> {
                 let _ = reply.send(answer);
             }
             Event::GuestEnded(reason) => standin.guest_ended(&reason),
+            Event::Look => standin.look(),
             Event::QemuEnded(pid, status) if standin.machine.as_ref().is_some_and(|machine| machine.pid == pid) => {
                 let status = status.map_err(RunError::Wait)?;
                 standin.say(&format!("QEMU ended with {status}"));
@@ -335,17 +341,32 @@ impl Standin {
             // The main loop can only have ended together with the process.
             let _ = events.send(Event::QemuEnded(pid, status));
         });
-        let mut monitor = Monitor::new(stream, self.events.clone()).map_err(ActionError::Start)?;
-        monitor.execute("qmp_capabilities", &json!({})).map_err(ActionError::Qemu)?;
+        let events = self.events.clone();
+        let mut monitor = Monitor::open(stream, move |event, data| match shutdown_reason(event, data) {
+            Some(reason) => events.send(Event::GuestEnded(reason)).is_ok(),
+            None => true,
+        })
+        .map_err(ActionError::Qemu)?;
         if let Some(listener) = self.vsock.take() {
             listener.serve().map_err(ActionError::Start)?;
         }
         monitor.execute("cont", &json!({})).map_err(ActionError::Qemu)?;
+        let early = Early::watch(!self.config.drives.is_empty(), &self.events);
         // QEMU holds them now; ours would keep tap and disks busy for nothing.
         self.config.drives.clear();
         self.config.interfaces.clear();
-        self.machine = Some(Machine { pid, monitor, paused: false });
+        self.machine = Some(Machine { pid, monitor, paused: false, early });
         Ok(())
+    }
+
+    fn look(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        let Some(early) = &mut machine.early else { return };
+        let (said, boots) = early.look(&mut machine.monitor);
+        if boots {
+            machine.early = None;
+        }
+        said.iter().for_each(|text| self.say(text));
     }
 
     fn guest_ended(&mut self, reason: &str) {
@@ -353,6 +374,10 @@ impl Standin {
         if let Some(machine) = &mut self.machine
             && reason == "guest-reset"
         {
+            if let Some(said) = machine.early.as_mut().and_then(|early| early.was_reset(&mut machine.monitor)) {
+                self.say(&said);
+                return;
+            }
             // Firecracker ends when a guest resets the machine, and only then.
             if let Err(error) = machine.monitor.execute("quit", &json!({})) {
                 self.say(&format!("QEMU did not quit: {error}"));
@@ -365,10 +390,7 @@ impl Standin {
     fn flush_metrics(&mut self) -> Result<(), ActionError> {
         let (Some(file), Some(machine)) = (&mut self.metrics, &mut self.machine) else { return Ok(()) };
         let stats = machine.monitor.execute("query-blockstats", &json!({}))?;
-        let sum = |name: &str| -> u64 {
-            let devices = stats.as_array().into_iter().flatten();
-            devices.filter_map(|device| device.pointer(&format!("/stats/{name}"))?.as_u64()).sum()
-        };
+        let sum = |name: &str| early::sum(&stats, name);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let line = json!({
             "utc_timestamp_ms": u64::try_from(now).unwrap_or(u64::MAX),
@@ -391,6 +413,11 @@ impl Standin {
             eprintln!("stand-in: {error}: {line}");
         }
     }
+}
+
+/// Source: `qapi/run-state.json` of QEMU.
+fn shutdown_reason(event: &str, data: &Value) -> Option<String> {
+    (event == "SHUTDOWN").then(|| data.get("reason").and_then(Value::as_str).unwrap_or("unknown").to_owned())
 }
 
 /// Opens as Firecracker's `open_file_nonblock` does: made when missing, neither cut nor appended to, no waiting on a pipe.

@@ -1,5 +1,5 @@
-//! QEMU's machine protocol over a socket pair: commands one at a time, and the one event that matters, the guest's own end.
-//! Called by `vmm`. Source: `docs/interop/qmp-spec.rst` and `qapi/run-state.json` of QEMU.
+//! QEMU's machine protocol over a socket: commands one at a time, and events. The stand-in runs its guests through it, the bench keeps a booted host VM.
+//! Source: `docs/interop/qmp-spec.rst` of QEMU.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,13 +10,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::vmm::Event;
-
 /// Longest wait for an answer: QEMU loads firmware, kernel and KVM before the first one, on a bench without KVM of its own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum QmpError {
+pub(crate) enum QmpError {
     #[error("QEMU has ended; its own message is on stderr")]
     Ended,
     #[error("QEMU did not answer `{0}`")]
@@ -56,22 +55,28 @@ struct Failure {
 
 /// The monitor of one QEMU.
 #[derive(Debug)]
-pub(super) struct Monitor {
+pub(crate) struct Monitor {
     stream: UnixStream,
     answers: Receiver<Result<Value, String>>,
 }
 
 impl Monitor {
-    /// Takes our end of the socket pair; events go to `events` from now on.
-    pub(super) fn new(stream: UnixStream, events: Sender<Event>) -> io::Result<Self> {
+    /// Takes our end of the connection, and leaves QEMU ready for commands. `on_event` hears of every event by its name and data; false means that nobody
+    /// listens any more.
+    pub(crate) fn open(
+        stream: UnixStream,
+        on_event: impl FnMut(&str, &Value) -> bool + Send + 'static,
+    ) -> Result<Self, QmpError> {
         let (answer, answers) = mpsc::channel();
         let input = BufReader::new(stream.try_clone()?);
-        thread::spawn(move || read(input, &answer, &events));
-        Ok(Self { stream, answers })
+        thread::spawn(move || read(input, &answer, on_event));
+        let mut monitor = Self { stream, answers };
+        monitor.execute("qmp_capabilities", &json!({}))?;
+        Ok(monitor)
     }
 
     /// Runs one command and waits for its answer.
-    pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+    pub(crate) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         let line = json!({ "execute": command, "arguments": arguments }).to_string() + "\n";
         self.stream.write_all(line.as_bytes())?;
         match self.answers.recv_timeout(ANSWER_TIMEOUT) {
@@ -83,19 +88,20 @@ impl Monitor {
     }
 }
 
-fn read(input: BufReader<UnixStream>, answers: &Sender<Result<Value, String>>, events: &Sender<Event>) {
+fn read(
+    input: BufReader<UnixStream>,
+    answers: &Sender<Result<Value, String>>,
+    mut on_event: impl FnMut(&str, &Value) -> bool,
+) {
     for line in input.lines() {
         let Ok(line) = line else { return };
         let delivered = match serde_json::from_str(&line) {
             Ok(Message::Greeting { .. }) => true,
             Ok(Message::Answer { value }) => answers.send(Ok(value)).is_ok(),
             Ok(Message::Error { error }) => answers.send(Err(error.desc)).is_ok(),
-            Ok(Message::Event { event, data }) => match shutdown_reason(&event, &data) {
-                Some(reason) => events.send(Event::GuestEnded(reason)).is_ok(),
-                None => true,
-            },
+            Ok(Message::Event { event, data }) => on_event(&event, &data),
             Err(error) => {
-                eprintln!("stand-in: QEMU said {line:?}: {error}");
+                eprintln!("QEMU said {line:?}: {error}");
                 true
             }
         };
@@ -105,20 +111,15 @@ fn read(input: BufReader<UnixStream>, answers: &Sender<Result<Value, String>>, e
     }
 }
 
-fn shutdown_reason(event: &str, data: &Value) -> Option<String> {
-    (event == "SHUTDOWN").then(|| data.get("reason").and_then(Value::as_str).unwrap_or("unknown").to_owned())
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 
     #[test]
-    fn answers_errors_and_the_guests_end_are_told_apart() {
+    fn answers_errors_and_events_are_told_apart() {
         let (ours, mut qemu) = UnixStream::pair().unwrap();
         let (events, inbox) = mpsc::channel();
-        let mut monitor = Monitor::new(ours, events).unwrap();
         qemu.write_all(
             b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n{\"timestamp\": {}, \"event\": \"RESUME\"}\r\n\
               {\"return\": {}}\r\n\
@@ -126,9 +127,12 @@ mod tests {
               {\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\r\n",
         )
         .unwrap();
-        assert_eq!(monitor.execute("qmp_capabilities", &json!({})).unwrap(), json!({}));
+        let mut monitor =
+            Monitor::open(ours, move |event, data| events.send((event.to_owned(), data.clone())).is_ok()).unwrap();
         assert!(matches!(monitor.execute("cont", &json!({})), Err(QmpError::Refused(_, reason)) if reason == "no"));
-        assert!(matches!(inbox.recv().unwrap(), Event::GuestEnded(reason) if reason == "guest-reset"));
+        assert_eq!(inbox.recv().unwrap().0, "RESUME");
+        let (event, data) = inbox.recv().unwrap();
+        assert_eq!((event.as_str(), &data["reason"]), ("SHUTDOWN", &json!("guest-reset")));
         drop(qemu);
         assert!(monitor.execute("stop", &json!({})).is_err());
     }
