@@ -4,8 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest, StoreKey,
-    StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, SetRequest,
+    StoreKey, StorePage, VmPage, VmRecord,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -92,12 +92,12 @@ pub trait Daemon {
     /// Removes a kernel; refused while a VM uses it.
     async fn delete_kernel(kernel: String) -> Result<(), ApiError>;
 
-    /// The caller's jobs, newest first, at most 32.
-    async fn list_jobs() -> Result<Vec<JobView>, ApiError>;
+    /// The caller's jobs before the one given, newest first.
+    async fn list_jobs(before: Option<JobId>) -> Result<JobPage, ApiError>;
     /// Answers when the job's `seq` is above `after_seq`, or after [`MAX_WATCH_MS`] with what there is.
     async fn watch_job(job: JobId, after_seq: u64) -> Result<JobView, ApiError>;
     /// Undoes a job, as far as it got. Answers at once; the job's end is seen by `watch_job`.
     async fn cancel_job(job: JobId) -> Result<(), ApiError>;
     /// What belongs to no VM, for administrators; with `fix` it is released.
-    async fn leaks(fix: bool) -> Result<Vec<Leak>, ApiError>;
+    async fn leaks(fix: bool) -> Result<Leaks, ApiError>;
 }

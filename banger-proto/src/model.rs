@@ -316,6 +316,24 @@ pub struct VmPage {
     pub next: Option<VmId>,
 }
 
+/// Some of the jobs, newest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobPage {
+    /// At most 32, so that a page fits a frame.
+    pub jobs: Vec<JobView>,
+    /// Pass it on to get the rest.
+    pub next: Option<JobId>,
+}
+
+/// What belongs to no VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaks {
+    /// At most 200, so that they fit a frame. What can be released only after others comes after them.
+    pub leaks: Vec<Leak>,
+    /// How many there are beside these.
+    pub more: u64,
+}
+
 /// How a check of `doctor` came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -3,7 +3,7 @@
 //! tarpc's stock transport is not used: a client's deadline crosses it as a `Duration`, and one frame with a
 //! deadline beyond about two years panics the server.
 
-use crate::wire::{HELLO_BYTES, Hello, Purpose, ToClient, ToServer, WireError, decode, encode};
+use crate::wire::{HELLO_BYTES, Hello, NotServed, Purpose, ToClient, ToServer, WireError, decode, encode};
 use bytes::Bytes;
 use futures::{Sink, SinkExt, Stream, StreamExt, future::ready};
 use serde::{Serialize, de::DeserializeOwned};
@@ -97,14 +97,17 @@ where
         })
         .with(move |reply: Response<Resp>| {
             let id = reply.request_id;
-            let whole = encode(&ToClient { id, body: reply.message.ok() }, limits.max_frame);
+            let body = reply.message.map_err(|_| NotServed::Busy);
+            let whole = encode(&ToClient { id, body }, limits.max_frame);
             // A reply too long for a frame fails its own call; the connection and the other calls live on.
-            let frame = whole.or_else(|_| encode(&ToClient::<Resp> { id, body: None }, limits.max_frame));
+            let failed = ToClient::<Resp> { id, body: Err(NotServed::TooLong) };
+            let frame = whole.or_else(|_| encode(&failed, limits.max_frame));
             ready(frame.map(Bytes::from).map_err(io::Error::from))
         })
 }
 
-/// The client's half of a connection that has said hello.
+/// The client's half of a connection that has said hello. A call that was not taken up fails with [`io::ErrorKind::WouldBlock`], one whose answer does not
+/// fit a frame with [`io::ErrorKind::InvalidData`].
 pub fn client<S, Req, Resp>(
     stream: S,
     limits: Limits,
@@ -117,8 +120,14 @@ where
     framed(stream, limits)
         .map(move |frame| {
             let reply: ToClient<Resp> = decode(&frame?, limits.max_frame)?;
-            let refused = || ServerError::new(io::ErrorKind::WouldBlock, "the call was not taken up".to_owned());
-            Ok(Response { request_id: reply.id, message: reply.body.ok_or_else(refused) })
+            let refused = |why: NotServed| {
+                let kind = match why {
+                    NotServed::Busy => io::ErrorKind::WouldBlock,
+                    NotServed::TooLong => io::ErrorKind::InvalidData,
+                };
+                ServerError::new(kind, why.to_string())
+            };
+            Ok(Response { request_id: reply.id, message: reply.body.map_err(refused) })
         })
         .with(move |message: ClientMessage<Req>| {
             let wire = match message {

@@ -143,8 +143,19 @@ pub enum ToServer<T> {
 pub struct ToClient<T> {
     /// Of the call.
     pub id: u64,
-    /// `None` when the server could not take the call up (too many in flight, or past its deadline).
-    pub body: Option<T>,
+    /// The answer.
+    pub body: Result<T, NotServed>,
+}
+
+/// Why a call has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum NotServed {
+    /// It was not taken up: too many in flight, or past its deadline. The same call may be made again.
+    #[error("the call was not taken up")]
+    Busy,
+    /// It was served, and the answer does not fit a frame. Made again it comes to the same.
+    #[error("the answer is too long to be sent")]
+    TooLong,
 }
 
 fn options(max: usize) -> impl Options {

@@ -5,8 +5,10 @@
 use banger_proto::transport::{self, Limits};
 use banger_proto::wire::{Hello, Purpose, ToClient, ToServer, WireError, encode};
 use futures::StreamExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tarpc::client::RpcError;
 use tarpc::server::{BaseChannel, Channel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,6 +20,7 @@ const LIMITS: Limits = Limits { max_frame: 16 * 1024, max_timeout: Duration::fro
 trait Echo {
     async fn echo(text: String, numbers: Vec<u64>) -> Result<Vec<u64>, String>;
     async fn sleep(ms: u64) -> u64;
+    async fn fill(bytes: usize) -> Vec<u8>;
 }
 
 #[derive(Clone)]
@@ -30,6 +33,9 @@ impl Echo for Server {
     async fn sleep(self, _: tarpc::context::Context, ms: u64) -> u64 {
         tokio::time::sleep(Duration::from_millis(ms.min(20_000))).await;
         ms
+    }
+    async fn fill(self, _: tarpc::context::Context, bytes: usize) -> Vec<u8> {
+        vec![0; bytes.min(1 << 20)]
     }
 }
 
@@ -246,4 +252,20 @@ async fn mutated_frames() {
         stream.write_all(&frame(&bytes)).await.unwrap();
     }
     alive(&path).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_fails_its_own_call_and_is_no_reason_to_call_again() {
+    let (_guard, path) = start();
+    let transport = Box::pin(transport::client(raw(&path).await, LIMITS));
+    let client = EchoClient::new(tarpc::client::Config::default(), transport).spawn();
+    let context = tarpc::context::current;
+    let beside = tokio::spawn({
+        let client = client.clone();
+        async move { client.sleep(context(), 200).await }
+    });
+    let refused = client.fill(context(), LIMITS.max_frame).await.unwrap_err();
+    assert!(matches!(&refused, RpcError::Server(error) if error.kind == ErrorKind::InvalidData), "{refused:?}");
+    assert_eq!(client.fill(context(), LIMITS.max_frame / 2).await.unwrap().len(), LIMITS.max_frame / 2);
+    assert_eq!(beside.await.unwrap().unwrap(), 200, "another call of this connection");
 }

@@ -97,6 +97,9 @@ pub(crate) async fn answer<T>(call: impl Future<Output = Result<Result<T, ApiErr
             "see: systemctl status bangerd, journalctl -u bangerd",
         )),
         Err(RpcError::Send(error)) => Err(anyhow::anyhow!("the request cannot be sent: {error}")),
+        Err(RpcError::Server(error)) if error.kind == io::ErrorKind::InvalidData => {
+            Err(explained(error.to_string(), "this is a defect of bangerd: please report it"))
+        }
         Err(RpcError::Server(error)) => Err(explained(error.to_string(), "bangerd is busy: try again")),
         Err(error) => Err(lost(io::Error::other(error))),
     }

@@ -19,6 +19,8 @@ const FREE_FLOOR: u64 = 16 << 30;
 /// For how long an answer is given again. Each costs a process, a walk through the helper's ledger and the database, and
 /// any user may ask.
 const FRESH: Duration = Duration::from_secs(1);
+/// For how long a binary is not asked again that gave no version. Its file says when there is another one.
+const NO_VERSION: Duration = Duration::from_secs(10);
 
 /// Which file a version line is of: another one in its place is asked anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +40,19 @@ impl Binary {
     }
 }
 
+/// What a binary has said of itself, and when.
+#[derive(Debug)]
+struct Asked {
+    binary: Binary,
+    at: Instant,
+    version: Result<String, ApiError>,
+}
+
 /// The checks, and what they found last. Callers who come at the same time get one answer.
 #[derive(Debug)]
 pub(crate) struct Doctor {
     firecracker: Option<PathBuf>,
-    version: Mutex<Option<(Binary, String)>>,
+    version: Mutex<Option<Asked>>,
     found: Mutex<Option<(Instant, Vec<Check>)>>,
 }
 
@@ -57,15 +67,16 @@ impl Doctor {
         let path = find_vmm(self.firecracker.as_deref())?;
         let binary = Binary::of(&path).map_err(|error| crate::error::failed("firecracker", &error))?;
         let mut known = self.version.lock().await;
-        if let Some((of, version)) = known.as_ref()
-            && *of == binary
+        if let Some(asked) = known.as_ref()
+            && asked.binary == binary
+            && (asked.version.is_ok() || asked.at.elapsed() < NO_VERSION)
         {
-            return Ok(version.clone());
+            return asked.version.clone();
         }
         let version = crate::firecracker::api::version(&path).await;
-        let version = version.map_err(|error| crate::error::failed("firecracker", &error))?;
-        *known = Some((binary, version.clone()));
-        Ok(version)
+        let version = version.map_err(|error| crate::error::failed("firecracker", &error));
+        *known = Some(Asked { binary, at: Instant::now(), version: version.clone() });
+        version
     }
 
     /// All checks; at most [`FRESH`] old.

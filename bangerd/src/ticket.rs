@@ -27,18 +27,22 @@ pub(crate) struct Promise {
 pub(crate) struct Tickets(Mutex<HashMap<Ticket, (Instant, Promise)>>);
 
 impl Tickets {
+    /// Whether this user may have one more.
+    ///
     /// # Errors
     /// `Limit` when the user has too many that are not used.
+    pub(crate) fn room(&self, uid: u32) -> Result<(), ApiError> {
+        room(&self.lock(), uid)
+    }
+
+    /// # Errors
+    /// As [`room`](Self::room).
     pub(crate) fn issue(&self, promise: Promise) -> Result<Ticket, ApiError> {
         let mut bytes = [0; 32];
         fill_random(&mut bytes)?;
         let ticket = Ticket(bytes);
         let mut all = self.lock();
-        if all.values().filter(|(_, held)| held.peer.uid == promise.peer.uid).count() >= PER_USER {
-            return Err(
-                ApiError::new(ErrorCode::Limit, "too many streams are being opened").hint("Try again in a minute.")
-            );
-        }
+        room(&all, promise.peer.uid)?;
         all.insert(ticket.clone(), (Instant::now(), promise));
         Ok(ticket)
     }
@@ -74,6 +78,13 @@ impl Tickets {
     fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, (Instant, Promise)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn room(all: &HashMap<Ticket, (Instant, Promise)>, uid: u32) -> Result<(), ApiError> {
+    if all.values().filter(|(_, held)| held.peer.uid == uid).count() < PER_USER {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::Limit, "too many streams are being opened").hint("Try again in a minute."))
 }
 
 fn is_void(issued: Instant, now: Instant) -> bool {
@@ -117,6 +128,7 @@ mod tests {
             tickets.issue(promise(1001)).unwrap();
         }
         assert_eq!(tickets.issue(promise(1001)).unwrap_err().code, ErrorCode::Limit);
+        assert!(tickets.room(1001).is_err() && tickets.room(1002).is_ok());
         assert!(tickets.issue(promise(1002)).is_ok());
     }
 }

@@ -324,7 +324,12 @@ mod tests {
             let call = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
             waiting_set(&call).is_some()
         };
+        let since = std::time::Instant::now();
         while !sleeps() {
+            assert!(
+                since.elapsed() < Duration::from_secs(30),
+                "/proc/{tid}/syscall never shows the call (CONFIG_HAVE_ARCH_TRACEHOOK)"
+            );
             std::thread::yield_now();
         }
         let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap();

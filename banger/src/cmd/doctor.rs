@@ -4,7 +4,7 @@ use crate::cli::{Doctor, Json};
 use crate::client::{Client, answer, soon, watching};
 use crate::error::FAILED;
 use crate::{output, programs};
-use banger_proto::model::{Check, CheckStatus, Leak};
+use banger_proto::model::{Check, CheckStatus, Leak, Leaks};
 use nix::sys::utsname::uname;
 use std::path::Path;
 
@@ -52,8 +52,11 @@ pub(super) async fn run(asked: Doctor) -> anyhow::Result<u8> {
 /// What belongs to no VM. Fails while something of it is left.
 async fn leaks(fix: bool, json: Json) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let leaks: Vec<Leak> = answer(client.rpc.leaks(watching(), fix)).await?;
-    let left = leaks.iter().any(|leak| leak.fixed != Some(true));
+    let Leaks { leaks, more } = answer(client.rpc.leaks(watching(), fix)).await?;
+    let left = more > 0 || leaks.iter().any(|leak| leak.fixed != Some(true));
+    if more > 0 {
+        output::note(&format!("{more} more are not shown: the first have to be released before"));
+    }
     if json.json {
         output::json(&leaks)?;
     } else if leaks.is_empty() {

@@ -17,7 +17,15 @@ pub(super) async fn run(command: Job) -> anyhow::Result<u8> {
 
 async fn list(json: Json) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let jobs = answer(client.rpc.list_jobs(soon())).await.context("cannot list the jobs")?;
+    let (mut jobs, mut before) = (Vec::new(), None);
+    loop {
+        let page = answer(client.rpc.list_jobs(soon(), before)).await.context("cannot list the jobs")?;
+        jobs.extend(page.jobs);
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
     if json.json {
         output::json(&jobs)?;
         return Ok(0);

@@ -5,8 +5,8 @@ use banger_policy::VmId;
 use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult,
+    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -57,7 +57,7 @@ impl Daemon for Fake {
         Ok(vec![Check { name: state.text("kvm"), status: CheckStatus::Fail, detail }])
     }
 
-    async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
+    async fn leaks(self, _: Context, fix: bool) -> Result<Leaks, ApiError> {
         let state = self.state();
         let leak = |kind, name: &str, detail: &str, fixed| Leak {
             kind,
@@ -65,10 +65,11 @@ impl Daemon for Fake {
             detail: state.text(detail),
             fixed,
         };
-        Ok(vec![
+        let leaks = vec![
             leak(LeakKind::Holding, &"5a".repeat(32), "tap bgr-5a5a5a5a5a5, disk /dev/dm-0", fix.then_some(true)),
             leak(LeakKind::Folder, "/run/bangerd/vm/5a5a", "sockets of a VM", fix.then_some(false)),
-        ])
+        ];
+        Ok(Leaks { leaks, more: 3 })
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
@@ -211,8 +212,13 @@ impl Daemon for Fake {
         Ok(())
     }
 
-    async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
-        Ok(self.state().jobs.values().rev().cloned().collect())
+    /// One to a page.
+    async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
+        let state = self.state();
+        let mut older = state.jobs.values().rev().filter(|job| before.is_none_or(|before| job.id < before));
+        let jobs: Vec<JobView> = older.by_ref().take(1).cloned().collect();
+        let next = older.next().and_then(|_| jobs.last().map(|job| job.id));
+        Ok(JobPage { jobs, next })
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {

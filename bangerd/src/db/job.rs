@@ -5,8 +5,8 @@ use banger_policy::access::Owner;
 use banger_proto::time::Timestamp;
 use rusqlite::params;
 
-/// Rows that are kept.
-const HISTORY: u32 = 512;
+/// Rows of one user that are kept.
+const HISTORY: u32 = 64;
 
 /// A job of an earlier run of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,9 @@ impl Db {
                 "INSERT INTO jobs (id, owner, owner_name, title, started_at) VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![signed(id), owner.uid, owner.name, title, now],
             )?;
-            sql.execute("DELETE FROM jobs WHERE id <= ?1 - ?2", params![signed(id), HISTORY]).map(drop)
+            let oldest = "DELETE FROM jobs WHERE owner = ?1 AND owner_name = ?2 AND id NOT IN
+                (SELECT id FROM jobs WHERE owner = ?1 AND owner_name = ?2 ORDER BY id DESC LIMIT ?3)";
+            sql.execute(oldest, params![owner.uid, owner.name, HISTORY]).map(drop)
         });
     }
 
@@ -42,11 +44,11 @@ impl Db {
         });
     }
 
-    /// The newest jobs, oldest first.
-    pub(crate) async fn past_jobs(&self, limit: u32) -> Result<Vec<PastJob>, DbError> {
+    /// All that are kept, oldest first.
+    pub(crate) async fn past_jobs(&self) -> Result<Vec<PastJob>, DbError> {
         self.transaction(move |sql| {
-            let mut query = sql.prepare("SELECT * FROM (SELECT * FROM jobs ORDER BY id DESC LIMIT ?1) ORDER BY id")?;
-            let rows = query.query_map([limit], |row| {
+            let mut query = sql.prepare("SELECT * FROM jobs ORDER BY id")?;
+            let rows = query.query_map([], |row| {
                 Ok(PastJob {
                     id: unsigned(row, "id")?,
                     owner: Owner { uid: row.get("owner")?, name: row.get::<_, String>("owner_name")?.into() },

@@ -7,7 +7,7 @@ use crate::db::{Db, DbError};
 use banger_policy::Peer;
 use banger_policy::access::Owner;
 use banger_policy::quota::{self, Limited, UserLimits};
-use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, JobView, Stage};
+use banger_proto::model::{ApiError, ErrorCode, JobId, JobPage, JobResult, JobState, JobView, Stage};
 use banger_proto::time::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Finished jobs that are kept for those who ask late.
-const KEPT: usize = 128;
+/// Finished jobs of one user that are kept for those who ask late: nobody else's push them out.
+const KEPT: usize = 64;
 /// However many they are, for so long: a client may be between two looks at its job.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 /// But never more than these.
-const KEPT_AT_MOST: usize = 8 * KEPT;
+const KEPT_AT_MOST: usize = 4 * KEPT;
 /// Stages and warnings of one job; a view fits a frame.
 const MAX_STAGES: usize = 32;
 /// The longest title, stage or warning, bytes.
@@ -65,7 +65,7 @@ impl Jobs {
     pub(crate) async fn load(db: Db) -> Result<Arc<Self>, DbError> {
         let mut jobs = BTreeMap::new();
         let mut next = 1;
-        for past in db.past_jobs(u32::try_from(KEPT).unwrap_or(u32::MAX)).await? {
+        for past in db.past_jobs().await? {
             let state = match past.outcome.as_deref() {
                 Some("done") => JobState::Done(JobResult::Text(past.message)),
                 Some("cancelled") => JobState::Cancelled,
@@ -128,7 +128,7 @@ impl Jobs {
             id,
             Entry { owner: owner.clone(), view: receiver, cancel: cancel.clone(), ended: Arc::clone(&ended) },
         );
-        forget_oldest(&mut inner.jobs, Instant::now());
+        forget_oldest(&mut inner.jobs, &owner, Instant::now());
         drop(inner);
         self.db.record_job(id.0, owner.clone(), title);
         let (db, stage_began) = (self.db.clone(), Mutex::new(Instant::now()));
@@ -136,10 +136,15 @@ impl Jobs {
         Ok(job)
     }
 
-    /// The caller's jobs, newest first.
-    pub(crate) fn list(&self, peer: &Peer, limit: usize) -> Vec<JobView> {
-        let visible = |entry: &Entry| may_see(peer, entry).then(|| entry.view.borrow().clone());
-        self.lock().jobs.values().rev().filter_map(visible).take(limit).map(brief).collect()
+    /// The caller's jobs before the one given, newest first.
+    pub(crate) fn list(&self, peer: &Peer, before: Option<JobId>, limit: usize) -> JobPage {
+        let inner = self.lock();
+        let older = inner.jobs.iter().rev().filter(|(id, _)| before.is_none_or(|before| **id < before));
+        let mut visible = older.filter(|(_, entry)| may_see(peer, entry));
+        let jobs: Vec<JobView> =
+            visible.by_ref().take(limit).map(|(_, entry)| brief(entry.view.borrow().clone())).collect();
+        let next = visible.next().and_then(|_| jobs.last().map(|job| job.id));
+        JobPage { jobs, next }
     }
 
     /// Answers when `seq` is above `after`, or after `limit` with what there is.
@@ -188,10 +193,10 @@ fn may_see(peer: &Peer, entry: &Entry) -> bool {
     banger_policy::access::vm(peer, &entry.owner).granted().is_ok()
 }
 
-/// Those whose end is longest ago, whenever they began.
-fn forget_oldest(jobs: &mut BTreeMap<JobId, Entry>, now: Instant) {
-    let mut ended: Vec<(Instant, JobId)> =
-        jobs.iter().filter_map(|(id, entry)| Some((*entry.ended.get()?, *id))).collect();
+/// Of one user's, those whose end is longest ago, whenever they began.
+fn forget_oldest(jobs: &mut BTreeMap<JobId, Entry>, owner: &Owner, now: Instant) {
+    let own = jobs.iter().filter(|(_, entry)| entry.owner == *owner);
+    let mut ended: Vec<(Instant, JobId)> = own.filter_map(|(id, entry)| Some((*entry.ended.get()?, *id))).collect();
     ended.sort();
     let surplus = ended.len().saturating_sub(KEPT);
     let far = ended.len().saturating_sub(KEPT_AT_MOST);

@@ -38,7 +38,7 @@ async fn a_stranger_neither_sees_nor_cancels() {
     let (jobs, _db) = jobs(&dir).await;
     let job = jobs.begin(&ALICE, "start demo".into()).unwrap();
     assert_eq!(jobs.cancel(&BOB, job.id()).unwrap_err().code, ErrorCode::NotFound);
-    assert!(jobs.list(&BOB, 32).is_empty() && !job.cancelled().is_cancelled());
+    assert!(jobs.list(&BOB, None, 32).jobs.is_empty() && !job.cancelled().is_cancelled());
     jobs.cancel(&ALICE, job.id()).unwrap();
     assert_eq!(job.go_on().unwrap_err().code, ErrorCode::Cancelled);
 }
@@ -79,11 +79,11 @@ async fn finished_jobs_are_bounded_and_running_ones_stay() {
     }
     long.finish(Ok(JobResult::Text(String::new())));
     let peer = ONE;
-    assert!(jobs.list(&peer, usize::MAX).len() <= KEPT_AT_MOST + 4);
-    forget_oldest(&mut jobs.lock().jobs, Instant::now());
-    assert!(jobs.list(&peer, usize::MAX).len() > KEPT, "who looks now and then finds his own");
-    forget_oldest(&mut jobs.lock().jobs, Instant::now() + KEPT_FOR);
-    assert_eq!(jobs.list(&peer, usize::MAX).len(), KEPT + 1);
+    assert!(jobs.list(&peer, None, usize::MAX).jobs.len() <= KEPT_AT_MOST + 4);
+    forget_oldest(&mut jobs.lock().jobs, &ONE.owner(), Instant::now());
+    assert!(jobs.list(&peer, None, usize::MAX).jobs.len() > KEPT, "who looks now and then finds his own");
+    forget_oldest(&mut jobs.lock().jobs, &ONE.owner(), Instant::now() + KEPT_FOR);
+    assert_eq!(jobs.list(&peer, None, usize::MAX).jobs.len(), KEPT + 1);
     for id in [running, last] {
         assert!(jobs.watch(&peer, id, 0, Duration::ZERO).await.is_ok());
     }
@@ -108,10 +108,40 @@ async fn a_number_that_was_given_again_sees_no_job_of_before_also_after_a_restar
     let carol = Peer::new(ALICE.uid, "carol", false);
     let again = Jobs::load(db).await.unwrap();
     for jobs in [&first, &again] {
-        assert!(jobs.list(&carol, 32).is_empty());
+        assert!(jobs.list(&carol, None, 32).jobs.is_empty());
         assert_eq!(jobs.cancel(&carol, job.id()).unwrap_err().code, ErrorCode::NotFound);
-        assert_eq!(jobs.list(&ALICE, 32).len(), 1);
+        assert_eq!(jobs.list(&ALICE, None, 32).jobs.len(), 1);
     }
     let nobody = Peer::new(ALICE.uid, "", false);
     assert_eq!(first.begin(&nobody, "x".into()).unwrap_err().code, ErrorCode::Denied);
+}
+
+#[tokio::test]
+async fn a_list_comes_in_pages_and_nobody_pushes_anybody_elses_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (jobs, db) = jobs(&dir).await;
+    let hers = jobs.begin(&ALICE, "hers".into()).unwrap();
+    let id = hers.id();
+    hers.finish(Ok(JobResult::Text(String::new())));
+    for _ in 0..KEPT_AT_MOST * 2 {
+        jobs.begin(&BOB, "his".into()).unwrap().finish(Ok(JobResult::Text(String::new())));
+    }
+    forget_oldest(&mut jobs.lock().jobs, &BOB.owner(), Instant::now() + KEPT_FOR);
+    let (mut his, mut before) = (Vec::new(), None);
+    loop {
+        let page = jobs.list(&BOB, before, 7);
+        assert!(page.jobs.len() <= 7);
+        his.extend(page.jobs.into_iter().map(|job| job.id));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert!(his.len() == KEPT && his.is_sorted_by(|newer, older| newer > older), "{his:?}");
+    let page = jobs.list(&ALICE, None, 7);
+    assert_eq!((page.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), page.next), (vec![id], None));
+    // And the same after a restart of the daemon.
+    let again = Jobs::load(db).await.unwrap();
+    assert_eq!(again.list(&ALICE, None, 7).jobs.len(), 1);
+    assert_eq!(again.list(&BOB, None, usize::MAX).jobs.len(), KEPT);
 }

@@ -169,6 +169,10 @@ impl Client {
                             self.state().silent = true;
                             return Err(PrivilegedError::TimedOut { operation });
                         }
+                        // Asked again, it would give the same answer.
+                        Err(RpcError::Server(error)) if error.kind == io::ErrorKind::InvalidData => {
+                            return Err(PrivilegedError::Confused);
+                        }
                         // Too many calls in flight on this connection: it is alive, and soon there is room.
                         Err(RpcError::Server(error)) => io::Error::new(error.kind, error.detail),
                         Err(error) => {

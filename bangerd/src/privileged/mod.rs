@@ -42,8 +42,8 @@ pub(crate) enum PrivilegedError {
     /// It did not answer in time.
     #[error("banger-priv did not answer in time when asked to {operation}")]
     TimedOut { operation: &'static str },
-    /// It answered something else.
-    #[error("banger-priv gave an answer to another question")]
+    /// It answered something else, or more than fits.
+    #[error("banger-priv gave no answer that is one")]
     Confused,
 }
 

@@ -9,8 +9,8 @@ use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobView, KernelRecord, Leak, SetRequest,
-    StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
+    SetRequest, StoreKey, StorePage, VmPage, VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tarpc::context::Context;
 
-/// Jobs that a list shows.
+/// Jobs of one page.
 const JOBS: usize = 32;
 
 /// One connection's service: whose it is never changes.
@@ -55,7 +55,7 @@ impl banger_proto::daemon::Daemon for Service {
         Ok(self.daemon.doctor.checks(&self.daemon.vms.ctx).await)
     }
 
-    async fn leaks(self, _: Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
+    async fn leaks(self, _: Context, fix: bool) -> Result<Leaks, ApiError> {
         self.pay()?;
         let leaks = self.daemon.vms.leaks(&self.peer, fix).await;
         // A call that is refused empties no cache: it would cost nothing to ask again and again.
@@ -126,6 +126,8 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
         self.pay()?;
+        // Before anything that changes something: a session's look counts as one.
+        self.daemon.tickets.room(self.peer.uid)?;
         let job = match super::streams::check(&self.daemon, &self.peer, &request).await? {
             Some(wanted) => Some(self.begin_upload(&wanted).await?),
             None => None,
@@ -175,9 +177,9 @@ impl banger_proto::daemon::Daemon for Service {
         self.daemon.store.delete_kernel(&self.peer, kernel).await
     }
 
-    async fn list_jobs(self, _: Context) -> Result<Vec<JobView>, ApiError> {
+    async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
         self.pay()?;
-        Ok(self.daemon.vms.ctx.jobs.list(&self.peer, JOBS))
+        Ok(self.daemon.vms.ctx.jobs.list(&self.peer, before, JOBS))
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {

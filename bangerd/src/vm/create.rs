@@ -70,7 +70,7 @@ impl Actor {
         reserved.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
         job.go_on()?;
         job.stage("work disk");
-        self.ctx.machine.work_disk(&seat).await?;
+        self.ctx.machine.work_disk(&seat, job.cancelled()).await?;
         job.go_on()?;
         if !start || keep {
             self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;

@@ -32,6 +32,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Where a VMM is looked for when nobody says where it is.
 const VMM_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/lib/banger"];
@@ -279,10 +280,13 @@ impl Machine for Host {
         blocking(move || host.check(&seat)).boxed()
     }
 
-    fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn work_disk<'a>(&'a self, seat: &Seat, cancelled: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>> {
         let (host, seat) = (self.clone(), seat.clone());
         async move {
-            let _turn = host.work_disks.take(seat.owner).await;
+            let _turn = tokio::select! {
+                () = cancelled.cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
+                turn = host.work_disks.take(seat.owner) => turn,
+            };
             let work = host.clone();
             blocking(move || work.make_work_disk(&seat)).await
         }

@@ -14,6 +14,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Everything of a VM that follows from its row and never changes while it boots.
 #[derive(Clone, Debug)]
@@ -63,8 +64,8 @@ pub(crate) struct BootDevices {
 pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Is there what a start needs: KVM, Firecracker, kernel and guest binary?
     fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
-    /// Makes the work disk of a new VM, unless it is there.
-    fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
+    /// Makes the work disk of a new VM, unless it is there. `cancelled` ends the wait for this user's turn, and not the work.
+    fn work_disk<'a>(&'a self, seat: &Seat, cancelled: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>>;
     /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits for its orders.
     fn launch(
         &self,

@@ -40,7 +40,7 @@ use crate::users::UserDatabase;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leak, SetRequest, VmPage, VmRecord, VmStats};
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leaks, SetRequest, VmPage, VmRecord, VmStats};
 use machine::{Machine, Seat};
 use order::Order;
 use shared::{Shared, Wait};
@@ -220,7 +220,7 @@ impl Vms {
     }
 
     /// What belongs to no VM; with `fix` it is released.
-    pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Vec<Leak>, ApiError> {
+    pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Leaks, ApiError> {
         if !peer.admin {
             return Err(ApiError::new(
                 ErrorCode::Denied,

@@ -21,7 +21,7 @@ use crate::store;
 use banger_policy::VmId;
 use banger_policy::lifecycle::State;
 use banger_proto::helper::{HelperError, Holding};
-use banger_proto::model::{ApiError, Leak, LeakKind};
+use banger_proto::model::{ApiError, Leak, LeakKind, Leaks};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,16 +101,18 @@ pub(super) fn spawn(ctx: &Arc<Context>) {
 }
 
 /// What there is, for an administrator; with `fix` it is released first.
-pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Vec<Leak>, ApiError> {
+pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, ApiError> {
     let mut leaks = Vec::new();
-    for orphan in look(ctx).await?.orphans.into_iter().take(SHOWN) {
+    let orphans = look(ctx).await?.orphans;
+    let more = u64::try_from(orphans.len().saturating_sub(SHOWN)).unwrap_or(u64::MAX);
+    for orphan in orphans.into_iter().take(SHOWN) {
         let mut leak = orphan.leak();
         if fix {
             leak.fixed = Some(release(ctx, &orphan, Data::Removed).await);
         }
         leaks.push(leak);
     }
-    Ok(leaks)
+    Ok(Leaks { leaks, more })
 }
 
 /// How much there is.

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
 struct State {
@@ -98,7 +99,7 @@ impl Machine for SimMachine {
         async { self.step("preflight") }.boxed()
     }
 
-    fn work_disk(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn work_disk<'a>(&'a self, seat: &Seat, _: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>> {
         let path = seat.paths.work_disk();
         async move {
             self.step("work disk")?;

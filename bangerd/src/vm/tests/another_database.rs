@@ -19,7 +19,7 @@ fn what_belongs_to_no_row_is_released_but_disks_wait_for_an_administrator() {
     assert_eq!(world.helper.held().len(), 2);
     world.boot();
     world.until_true("released", || world.helper.held().is_empty());
-    let leaks = |fix| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, fix)).unwrap();
+    let leaks = |fix| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, fix)).unwrap().leaks;
     assert_eq!(leaks(false).len(), 2, "{:?}", leaks(false));
     assert!(world.helper.cows() == 1 && world.paths().vm(&stray).dir.exists());
     assert!(leaks(true).iter().all(|leak| leak.fixed == Some(true)));
@@ -54,7 +54,7 @@ fn an_older_database_costs_nobody_a_disk_or_an_image() {
     forget(&database);
     world.boot();
     world.life().runtime.block_on(world.life().store.remove_leftovers()).unwrap();
-    let leaks = |world: &World| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
+    let leaks = |world: &World| world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap().leaks;
     world.until_true("looked", || leaks(&world).len() == 3);
     world.kill_daemon();
     world.until_true("closed", || closed(&world));
@@ -82,14 +82,14 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
     // It runs: whoever brought back the wrong database has a minute.
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(world.machine.processes(), 1);
-    let found = leaks(&world, ROOT, false).unwrap();
+    let found = leaks(&world, ROOT, false).unwrap().leaks;
     let kinds: Vec<_> = found.iter().map(|leak| leak.kind).collect();
     assert_eq!(kinds, [LeakKind::Cgroup, LeakKind::Holding, LeakKind::Folder, LeakKind::Folder], "{found:?}");
     assert!(world.paths().vm(&vm.id).work_disk().exists(), "the disk of a VM that runs");
     assert!(found[1].detail.contains("tap ") && found[1].detail.contains("COW file"), "{found:?}");
-    let fixed = leaks(&world, ROOT, true).unwrap();
+    let fixed = leaks(&world, ROOT, true).unwrap().leaks;
     assert!(fixed.iter().all(|leak| leak.fixed == Some(true)), "{fixed:?}");
-    assert_eq!(leaks(&world, ROOT, false).unwrap(), []);
+    assert_eq!(leaks(&world, ROOT, false).unwrap().leaks, []);
     world.assert_nothing_at_all();
 }
 

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout};
 use anyhow::{Context, Result, bail, ensure};
 use banger_policy::VmId;
 use banger_proto::helper::{DiskIdentity, HelperRequest, HelperResponse, Holding, HoldingPage, TapIdentity};
-use banger_proto::wire::ToClient;
+use banger_proto::wire::{NotServed, ToClient};
 use serde::{Deserialize, Serialize};
 
 use super::Json;
@@ -17,7 +17,7 @@ use super::place::{Who, role};
 #[expect(clippy::large_enum_variant, reason = "one at a time, and never kept")]
 pub(in crate::suite) enum Told {
     /// The helper's reply; `None` when it did not take the call up.
-    Reply(Option<HelperResponse>),
+    Reply(Result<HelperResponse, NotServed>),
     /// The helper has closed, or there was no connection.
     Closed(String),
 }
@@ -55,7 +55,7 @@ impl Helper {
     /// One call; the reply.
     pub(in crate::suite) fn call(&mut self, request: &HelperRequest) -> Result<HelperResponse> {
         match self.told(request)? {
-            Told::Reply(Some(response)) => Ok(response),
+            Told::Reply(Ok(response)) => Ok(response),
             other => bail!("{request:?} was answered with {other:?}"),
         }
     }
@@ -136,5 +136,5 @@ pub(in crate::suite) fn word(response: &HelperResponse) -> Result<String> {
 
 /// What a reply on the wire comes to.
 pub(in crate::suite) fn reply_word(reply: &ToClient<HelperResponse>) -> Result<String> {
-    reply.body.as_ref().map_or_else(|| Ok("not taken up".to_owned()), word)
+    reply.body.as_ref().map_or_else(|why| Ok(why.to_string()), word)
 }

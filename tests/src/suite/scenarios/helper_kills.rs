@@ -164,7 +164,7 @@ fn trace(scene: &Scene, life: &[Event], image: Digest) -> Result<Vec<Point>> {
     let mut points = running.reached("start")?;
     for event in life {
         match run.happen(*event)? {
-            Told::Reply(Some(response)) if word(&response)? == "Ok" => {}
+            Told::Reply(Ok(response)) if word(&response)? == "Ok" => {}
             other => bail!("{event:?} was answered with {other:?}"),
         }
         let known = points.len();
@@ -373,7 +373,7 @@ impl Life {
                     process.kill().context("end the VM's process")?;
                     process.wait().context("end the VM's process")?;
                 }
-                return Ok(Told::Reply(Some(HelperResponse::Release(Ok(())))));
+                return Ok(Told::Reply(Ok(HelperResponse::Release(Ok(())))));
             }
             DisableNat => HelperRequest::DisableNat { vm },
             DetachDisk => {
@@ -386,8 +386,8 @@ impl Life {
         };
         let told = self.client.told(&request)?;
         match &told {
-            Told::Reply(Some(HelperResponse::AcquireTap(Ok(tap)))) => self.tap = Some(tap.clone()),
-            Told::Reply(Some(HelperResponse::AttachDisk(Ok(disk)))) => self.disk = Some(disk.clone()),
+            Told::Reply(Ok(HelperResponse::AcquireTap(Ok(tap)))) => self.tap = Some(tap.clone()),
+            Told::Reply(Ok(HelperResponse::AttachDisk(Ok(disk)))) => self.disk = Some(disk.clone()),
             _ => {}
         }
         Ok(told)
@@ -399,7 +399,7 @@ impl Life {
             Told::Closed(_) => self.happen(AttachDisk)?,
             told => told,
         };
-        let attached = matches!(&told, Told::Reply(Some(HelperResponse::AttachDisk(Ok(_)))));
+        let attached = matches!(&told, Told::Reply(Ok(HelperResponse::AttachDisk(Ok(_)))));
         ensure!(attached, "after a growth that was killed, attach was answered with {told:?}");
         Ok(())
     }
@@ -412,7 +412,7 @@ impl Life {
                 Told::Closed(_) => self.client.told(&request)?,
                 told => told,
             };
-            let Told::Reply(Some(response)) = told else { bail!("{request:?} was answered with {told:?}") };
+            let Told::Reply(Ok(response)) = told else { bail!("{request:?} was answered with {told:?}") };
             ensure!(word(&response)? == "Ok", "{request:?} was answered with {response:?}");
         }
         let held = self.client.all()?;

@@ -176,7 +176,7 @@ impl Count {
             self.answered += 1;
             match reply_word(&reply)?.as_str() {
                 "Rate" => self.limited += 1,
-                "not taken up" => {}
+                "the call was not taken up" => {}
                 _ => self.decided += 1,
             }
         }

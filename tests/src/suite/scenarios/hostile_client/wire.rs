@@ -361,7 +361,7 @@ fn leave() -> Result<Json> {
 fn again(request: HelperRequest) -> Result<HelperResponse> {
     let mut connection = Connection::open()?;
     connection.call(2, request)?;
-    connection.reply()?.context("closed")?.body.context("not taken up")
+    Ok(connection.reply()?.context("closed")?.body?)
 }
 
 fn reply_of(request: HelperRequest) -> Result<String> {

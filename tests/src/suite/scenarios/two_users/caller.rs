@@ -101,7 +101,7 @@ fn exec(vm: String) -> StreamRequest {
 /// A job and a ticket of whoever runs this.
 async fn given(vm: &str) -> Result<Given> {
     let rpc = connect().await?;
-    let jobs = rpc.list_jobs(soon()).await??;
+    let jobs = rpc.list_jobs(soon(), None).await??.jobs;
     let job = jobs.first().context("no job is remembered")?.id.0;
     let ticket = rpc.open_stream(soon(), exec(vm.to_owned())).await??.ticket.0;
     Ok(Given { job, ticket })
@@ -305,7 +305,7 @@ async fn without_words(rpc: &DaemonClient, targets: &Targets) -> Result<Vec<Atte
         };
         all.push(told("leaks", seen.then(|| "it was answered".to_owned())));
     }
-    let jobs = rpc.list_jobs(soon()).await??;
+    let jobs = rpc.list_jobs(soon(), None).await??.jobs;
     let seen = jobs.iter().any(|job| job.owner == targets.uid);
     all.push(told("list-jobs", seen.then(|| "her job is listed".to_owned())));
     let image = StreamRequest::ImportImage {
