@@ -49,8 +49,17 @@ pub(super) struct Product {
 impl Product {
     /// Builds; what is fresh is not built again.
     pub(super) fn build(needs: Needs) -> Result<Self> {
+        Self::build_with(needs, &["-p", "banger-tests", "--bins"])
+    }
+
+    /// The same where the unit tests are built too: with their features, or all dependencies of the bench are built twice.
+    pub(super) fn build_tested(needs: Needs) -> Result<Self> {
+        Self::build_with(needs, &["--workspace", "--bins", "--tests"])
+    }
+
+    fn build_with(needs: Needs, bench: &[&str]) -> Result<Self> {
         let started = Instant::now();
-        cargo(&["build", "--quiet", "--locked", "-p", "banger-tests", "--bins"], None)?;
+        cargo(&[&["build", "--quiet", "--locked"], bench].concat(), None)?;
         if needs >= Needs::Guests {
             killable()?;
         }

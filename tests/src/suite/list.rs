@@ -137,6 +137,8 @@ pub fn all() -> Vec<Suite> {
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
         scenarios::faults::SUITE,
+        scenarios::hostile_agent::SUITE,
+        scenarios::stops::SUITE,
         scenarios::services::SUITE,
     ]
 }
@@ -146,9 +148,6 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
-        // These two not in every run until they have been seen to pass under emulation.
-        scenarios::stops::SUITE,
-        scenarios::hostile_agent::SUITE,
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,

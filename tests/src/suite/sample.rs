@@ -15,6 +15,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("bad-input", 4),
     ("faults", 2),
     ("services", 2),
+    ("stops", 2),
 ];
 
 /// A sample by itself, and therefore in every sample.

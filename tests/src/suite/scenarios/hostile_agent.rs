@@ -16,7 +16,8 @@ use crate::suite::watch::{DAEMON_MEMORY_KIB, Watch};
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "hostile-agent",
     about: "a guest that attacks the daemon harms nobody but itself",
-    setup: Setup::Still,
+    // The other user's guest is a real one.
+    setup: Setup::Guests,
     scenarios,
 };
 

@@ -79,41 +79,39 @@ fn order_all(scene: &Scene, user: &str, verb: &str, names: &[String]) -> Result<
 
 fn many(scene: &mut Scene, each: usize, rounds: usize) -> Result<Outcome> {
     scene.allow_database_growth();
-    crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
-        let names: Vec<String> = (1..=each).map(|number| format!("crowd-{number}")).collect();
-        let (some, others) = names.split_at(each / 2);
-        let every = || USERS.into_iter().flat_map(|user| names.iter().map(move |name| (user, name.as_str())));
-        let all = USERS.len() * each;
-        for _ in 0..rounds {
-            scene.step(&format!("{all} are made at once, by a client each"), |scene| {
-                all_well(together(scene, every().map(|(user, name)| create(scene, user, name)))?)?;
-                counted(scene, 0, all)
-            })?;
-            scene.step("started at once, by a client of each user", |scene| {
-                all_well(together(scene, USERS.map(|user| order_all(scene, user, "start", &names)))?)?;
-                counted(scene, all, all)
-            })?;
-            scene.step("some stopped by a client each, while the others are restarted", |scene| {
-                let stops = every().filter(|(_, name)| some.iter().any(|some| some == name));
-                let stops = stops.map(|(user, name)| scene.start_banger(user, &["vm", "stop", name]));
-                let restarts = USERS.map(|user| order_all(scene, user, "restart", others));
-                all_well(together(scene, stops.chain(restarts))?)?;
-                counted(scene, USERS.len() * others.len(), all)
-            })?;
-            scene.step("those that stand started, while the others are deleted", |scene| {
-                let starts = USERS.map(|user| order_all(scene, user, "start", some));
-                let deletes = USERS.map(|user| order_all(scene, user, "delete", others));
-                all_well(together(scene, starts.into_iter().chain(deletes))?)?;
-                counted(scene, USERS.len() * some.len(), USERS.len() * some.len())
-            })?;
-            scene.step("all deleted while they run", |scene| {
-                all_well(together(scene, USERS.map(|user| order_all(scene, user, "delete", some)))?)?;
-                counted(scene, 0, 0)
-            })?;
-        }
-        scene.measured("VMs at once", all);
-        Ok(())
-    })
+    let names: Vec<String> = (1..=each).map(|number| format!("crowd-{number}")).collect();
+    let (some, others) = names.split_at(each / 2);
+    let every = || USERS.into_iter().flat_map(|user| names.iter().map(move |name| (user, name.as_str())));
+    let all = USERS.len() * each;
+    for _ in 0..rounds {
+        scene.step(&format!("{all} are made at once, by a client each"), |scene| {
+            all_well(together(scene, every().map(|(user, name)| create(scene, user, name)))?)?;
+            counted(scene, 0, all)
+        })?;
+        scene.step("started at once, by a client of each user", |scene| {
+            all_well(together(scene, USERS.map(|user| order_all(scene, user, "start", &names)))?)?;
+            counted(scene, all, all)
+        })?;
+        scene.step("some stopped by a client each, while the others are restarted", |scene| {
+            let stops = every().filter(|(_, name)| some.iter().any(|some| some == name));
+            let stops = stops.map(|(user, name)| scene.start_banger(user, &["vm", "stop", name]));
+            let restarts = USERS.map(|user| order_all(scene, user, "restart", others));
+            all_well(together(scene, stops.chain(restarts))?)?;
+            counted(scene, USERS.len() * others.len(), all)
+        })?;
+        scene.step("those that stand started, while the others are deleted", |scene| {
+            let starts = USERS.map(|user| order_all(scene, user, "start", some));
+            let deletes = USERS.map(|user| order_all(scene, user, "delete", others));
+            all_well(together(scene, starts.into_iter().chain(deletes))?)?;
+            counted(scene, USERS.len() * some.len(), USERS.len() * some.len())
+        })?;
+        scene.step("all deleted while they run", |scene| {
+            all_well(together(scene, USERS.map(|user| order_all(scene, user, "delete", some)))?)?;
+            counted(scene, 0, 0)
+        })?;
+    }
+    scene.measured("VMs at once", all);
+    scene.passed()
 }
 
 /// So many run of so many that there are, each with an address of its own, and the host shows the same.
