@@ -259,5 +259,11 @@ mod tests {
         write("Firecracker v22");
         assert_eq!(doctor.vmm_version().await.unwrap(), "Firecracker v22");
         assert_eq!(started(), 2);
+        // One that has none is not asked at each call either.
+        write("; exit 1");
+        for _ in 0..32 {
+            doctor.vmm_version().await.unwrap_err();
+        }
+        assert_eq!(started(), 3);
     }
 }

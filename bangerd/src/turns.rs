@@ -2,14 +2,34 @@
 //! of a user, so that users take turns however much one of them has ordered.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Each user's own places, as many for one as for another.
+#[derive(Debug)]
+pub(crate) struct Places {
+    each: usize,
+    users: Mutex<HashMap<u32, Arc<Semaphore>>>,
+}
+
+impl Places {
+    pub(crate) fn new(each: usize) -> Self {
+        Self { each, users: Mutex::default() }
+    }
+
+    /// Those of one user. Nothing is kept of users who have none in use.
+    pub(crate) fn of(&self, uid: u32) -> Arc<Semaphore> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.retain(|_, own| Arc::strong_count(own) > 1);
+        Arc::clone(users.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+    }
+}
 
 /// A queue for one kind of work.
 #[derive(Debug)]
 pub(crate) struct Turns {
     host: Arc<Semaphore>,
-    users: Mutex<HashMap<u32, Arc<Semaphore>>>,
+    users: Places,
 }
 
 /// A turn, which ends when it is dropped.
@@ -22,7 +42,7 @@ pub(crate) struct Turn {
 impl Turns {
     /// `at_once`: on the whole host.
     pub(crate) fn new(at_once: usize) -> Arc<Self> {
-        Arc::new(Self { host: Arc::new(Semaphore::new(at_once)), users: Mutex::default() })
+        Arc::new(Self { host: Arc::new(Semaphore::new(at_once)), users: Places::new(1) })
     }
 
     /// Waits for this user's turn. Dropping the wait gives up the place in the queue.
@@ -30,19 +50,10 @@ impl Turns {
     /// The user's own place comes first: so each user stands in the host's queue once at the most, and that queue is
     /// served in the order of arrival.
     pub(crate) async fn take(&self, uid: u32) -> Option<Turn> {
-        let own = {
-            let mut users = self.lock();
-            users.retain(|_, own| Arc::strong_count(own) > 1);
-            Arc::clone(users.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(1))))
-        };
         // Neither is ever closed.
-        let _user = own.acquire_owned().await.ok()?;
+        let _user = self.users.of(uid).acquire_owned().await.ok()?;
         let _host = Arc::clone(&self.host).acquire_owned().await.ok()?;
         Some(Turn { _host, _user })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<Semaphore>>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,6 +89,6 @@ mod tests {
         assert!(turns.take(3).now_or_never().is_none());
         drop((one, two));
         drop(turns.take(4).await.unwrap());
-        assert_eq!(turns.lock().len(), 1, "only the last one's, until the next comes");
+        assert_eq!(turns.users.users.lock().unwrap().len(), 1, "only the last one's, until the next comes");
     }
 }

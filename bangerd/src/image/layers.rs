@@ -65,7 +65,7 @@ pub(crate) fn apply(
         if whiteout(layer, &entry)?.is_none() {
             place(tree, window, &entry).map_err(|error| tree_error(layer, &entry, &error))?;
             // Folders that no entry describes count too: one path may ask for two thousand of them.
-            budget.check_memory(tree.memory())?;
+            budget.memory.reach(tree.memory())?;
         }
     }
     Ok(())

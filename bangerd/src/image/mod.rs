@@ -12,6 +12,7 @@ pub(crate) mod codec;
 mod error;
 pub(crate) mod extent;
 mod layers;
+mod memory;
 mod names;
 mod oci;
 mod pax;
@@ -32,6 +33,7 @@ use banger_policy::Digest;
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
 use extent::Extent;
 use layers::Layer;
+use memory::Claim;
 use sha2::{Digest as _, Sha256};
 use source::{Budget, Window};
 use std::fs::File;
@@ -60,7 +62,7 @@ impl Limits {
     /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
-        Self { entries: 2_000_000, memory: 1 << 30, expanded_bytes: build_size }
+        Self { entries: 2_000_000, memory: memory::ONE, expanded_bytes: build_size }
     }
 }
 
@@ -123,7 +125,7 @@ pub fn import(
     // What contains the layers is not one of them: it has a budget of its own, of the same size.
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
-    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
+    let mut budget = Budget { memory: Claim::new(limits.memory), ..Budget::new(limits.expanded_bytes, limits.entries) };
     let (kind, source_digest, layers) = match oci::open(&outer.window, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");

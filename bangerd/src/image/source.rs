@@ -5,6 +5,7 @@
 
 use super::codec::Codec;
 use super::error::ImageError;
+use super::memory::Claim;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
@@ -43,19 +44,13 @@ pub(crate) struct Budget {
     pub(crate) bytes: u64,
     pub(crate) entries_limit: u64,
     pub(crate) entries: u64,
-    pub(crate) memory_limit: u64,
+    pub(crate) memory: Claim,
 }
 
 impl Budget {
     /// Without a limit of memory, which only a tree needs.
     pub(crate) fn new(bytes_limit: u64, entries_limit: u64) -> Self {
-        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory_limit: u64::MAX }
-    }
-
-    /// # Errors
-    /// [`ImageError::TooMuchMetadata`].
-    pub(crate) fn check_memory(&self, used: u64) -> Result<(), ImageError> {
-        if used > self.memory_limit { Err(ImageError::TooMuchMetadata { limit: self.memory_limit }) } else { Ok(()) }
+        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory: Claim::new(u64::MAX) }
     }
 
     fn spend_bytes(&mut self, n: usize) -> Result<(), ImageError> {

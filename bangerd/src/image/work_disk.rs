@@ -10,6 +10,7 @@ use super::archive::Meta;
 use super::error::ImageError;
 use super::extent::Extent;
 use super::layers::{self, Layer};
+use super::memory::Claim;
 use super::names::{EntryPath, printable};
 use super::rootfs::{self, Ext4};
 use super::source::{Budget, Progress, Window, check};
@@ -59,12 +60,13 @@ pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Resu
     rootfs::check_size(disk.size)?;
     let mut tree = Tree::new();
     let mut windows = Vec::new();
+    // The seed is a part of an image that was imported within these limits. Held until the disk is written.
+    let limits = Limits::for_build_size(disk.size);
+    let memory = Claim::new(limits.memory);
+    let mut budget = Budget { memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
     if let Some(seed) = disk.seed {
         let file = File::open(seed).map_err(|source| ImageError::Read { source })?;
         let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(file)?) };
-        // The seed is a part of an image that was imported within these limits.
-        let limits = Limits::for_build_size(disk.size);
-        let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
         layers::apply(&mut tree, &layer, windows.len(), &mut budget, progress)?;
         windows.push(layer.window);
     }

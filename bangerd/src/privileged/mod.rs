@@ -7,6 +7,7 @@ mod client;
 #[cfg(test)]
 pub(crate) mod sim;
 
+use crate::turns::Places;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
@@ -19,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a busy object is waited for: udev looks at new block devices for up to a few seconds, and a VMM's
 /// memory takes a while to go.
@@ -26,6 +28,8 @@ const BUSY_LIMIT: Duration = Duration::from_secs(15);
 /// The first pause between two attempts; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Requests of one user that wait in the helper's queue.
+const IN_FLIGHT: usize = 2;
 
 /// Why the helper did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +105,9 @@ pub(crate) trait Link: Send + Sync + fmt::Debug {
 #[derive(Clone, Debug)]
 pub(crate) struct Privileged {
     link: Arc<dyn Link>,
+    places: Arc<Places>,
+    /// Of the user on whose behalf it is asked.
+    own: Option<Arc<Semaphore>>,
 }
 
 /// One typed call per operation: the request's variant goes out, and only its own reply's variant is an answer.
@@ -113,9 +120,11 @@ macro_rules! operations {
             let mut pause = FIRST_PAUSE;
             let request = || HelperRequest::$variant { $($arg: $arg.clone()),* };
             loop {
+                let place = self.place().await;
                 let HelperResponse::$variant(reply) = self.link.exchange(&request, $words).await? else {
                     return Err(PrivilegedError::Confused);
                 };
+                drop(place);
                 match reply {
                     Ok(value) => {
                         $(crate::fail::$after("helper", stringify!($name));)?
@@ -138,12 +147,22 @@ fn passes(refusal: HelperError) -> bool {
 impl Privileged {
     /// The helper behind a socket. Connects at the first call, and again whenever the connection is lost.
     pub(crate) fn connect_to(socket: &Path) -> Self {
-        Self { link: Arc::new(client::Client::new(socket)) }
+        Self::over(Arc::new(client::Client::new(socket)))
     }
 
-    #[cfg(test)]
     pub(crate) fn over(link: Arc<dyn Link>) -> Self {
-        Self { link }
+        Self { link, places: Arc::new(Places::new(IN_FLIGHT)), own: None }
+    }
+
+    /// The same on behalf of a user. The helper does one thing after the other: so each user has a few requests in its queue
+    /// at the most, and waits for a few of each of the others'.
+    pub(crate) fn of(&self, owner: u32) -> Self {
+        Self { own: Some(self.places.of(owner)), ..self.clone() }
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed.
+        Arc::clone(self.own.as_ref()?).acquire_owned().await.ok()
     }
 
     operations! {
@@ -162,5 +181,38 @@ impl Privileged {
         list List "list what it holds" (after: Option<VmId>) -> HoldingPage;
         release Release "release the VM" (vm: VmId) -> (), point;
         identity Identity "say what it holds" (vm: VmId) -> Holding;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn one_users_requests_do_not_fill_the_queue_in_front_of_anothers() {
+        let helper = sim::SimHelper::default();
+        let all = Privileged::over(Arc::new(helper.clone()));
+        let vm = VmId::from_bytes([7; 32]).unwrap();
+        helper.set_busy(true);
+        let ask = |owner| {
+            let asked = all.of(owner);
+            tokio::spawn(async move { asked.identity(vm).await })
+        };
+        let his: Vec<_> = (0..20).map(|_| ask(1)).collect();
+        let hers = ask(2);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(all.places.of(1).available_permits(), 0);
+        assert_eq!(all.places.of(2).available_permits(), IN_FLIGHT - 1);
+        assert_eq!(helper.asked(), IN_FLIGHT + 1, "what the helper has before it");
+        helper.set_busy(false);
+        assert!(hers.await.unwrap().is_err_and(|error| error.refusal() == Some(HelperError::NotYours)));
+        for one in his {
+            assert!(one.await.unwrap().is_err());
+        }
+        assert!(all.place().now_or_never().is_some(), "nobody's: the sweep and the doctor wait for nobody");
     }
 }

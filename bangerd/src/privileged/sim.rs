@@ -96,6 +96,11 @@ impl SimHelper {
         self.lock().ledger.values().filter(|holding| holding.cow.is_some()).count()
     }
 
+    /// Requests that wait for it while it is busy.
+    pub(crate) fn asked(&self) -> usize {
+        self.lock().busy.receiver_count()
+    }
+
     /// What was asked since the last look.
     pub(crate) fn take_log(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.lock().log)

@@ -66,7 +66,7 @@ impl Actor {
         // can be told today.
         room::claim("the VM's disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         make_folder(&seat.paths.dir)?;
-        let reserved = self.ctx.privileged.create_disk(seat.id, seat.owner, seat.image, root).await;
+        let reserved = self.ctx.privileged.of(seat.owner).create_disk(seat.id, seat.owner, seat.image, root).await;
         reserved.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
         job.go_on()?;
         job.stage("work disk");

@@ -321,7 +321,7 @@ impl Vms {
             // Before the row: who finds that shall not take the VM for one that an earlier run left half made.
             let place = actor::Place::new();
             vms.ctx.actors.lock().insert(id, Entry::of(&place));
-            let inserted = match vms.helper_answers(id).await {
+            let inserted = match vms.helper_answers(peer.uid, id).await {
                 Ok(()) => vms.insert(&peer, new, name.is_some()).await,
                 Err(error) => Err(error),
             };
@@ -340,8 +340,8 @@ impl Vms {
     }
 
     /// Without the helper nothing can be made, and nothing that was begun could be undone: then not even a row.
-    async fn helper_answers(&self, vm: VmId) -> Result<(), ApiError> {
-        match self.ctx.privileged.identity(vm).await {
+    async fn helper_answers(&self, owner: u32, vm: VmId) -> Result<(), ApiError> {
+        match self.ctx.privileged.of(owner).identity(vm).await {
             Err(error) if error.refusal().is_none() => Err(error.api("the helper")),
             _ => Ok(()),
         }

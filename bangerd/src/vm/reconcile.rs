@@ -135,7 +135,7 @@ impl Actor {
     async fn find(&mut self, seat: &Seat) -> Result<bool, ApiError> {
         let saved = self.held(seat);
         let Some(running) = self.ctx.machine.adopt(seat, &saved).await? else { return Ok(false) };
-        match self.ctx.privileged.process_running(seat.id, running.pid()).await {
+        match self.ctx.privileged.of(seat.owner).process_running(seat.id, running.pid()).await {
             Ok(ProcessState::Running) => {}
             Ok(other) => {
                 tracing::warn!(?other, pid = running.pid(), "the helper does not know this process as the VM's");
@@ -185,7 +185,7 @@ impl Actor {
         if !self.held(seat).is_zero() || self.ctx.machine.populated(seat.owner, &seat.id) {
             return true;
         }
-        match self.ctx.privileged.identity(seat.id).await {
+        match self.ctx.privileged.of(seat.owner).identity(seat.id).await {
             Ok(holding) => holds(&holding),
             Err(_) => false,
         }

@@ -71,7 +71,7 @@ impl Actor {
         let work = spec.work_disk_size_bytes.saturating_sub(has);
         room::claim("larger disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         if cow > 0 {
-            let grown = self.ctx.privileged.grow_disk(seat.id, seat.owner, root).await;
+            let grown = self.ctx.privileged.of(seat.owner).grow_disk(seat.id, seat.owner, root).await;
             grown.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Actor {
     /// Brings the kernel's NAT of a running VM to what the row says.
     pub(super) async fn align_nat(&self) -> Result<(), ApiError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
-        let helper = &self.ctx.privileged;
+        let helper = self.ctx.privileged.of(seat.owner);
         let aligned = match seat.spec.nat_enabled {
             true => helper.enable_nat(seat.id).await,
             false => helper.disable_nat(seat.id).await,

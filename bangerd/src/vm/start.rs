@@ -20,6 +20,7 @@ impl Actor {
     /// From nothing held to a guest that is ready.
     pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, ApiError> {
         let ctx = Arc::clone(&self.ctx);
+        let helper = ctx.privileged.of(seat.owner);
         let begin = |step: Step| {
             job.go_on()?;
             job.stage(step.name());
@@ -40,7 +41,7 @@ impl Actor {
         })?;
         held.hold_disk(&disk);
         ctx.handles.seed(seat.id, held.clone());
-        if let Ok(Some(cow)) = ctx.privileged.identity(seat.id).await.map(|held| held.cow) {
+        if let Ok(Some(cow)) = helper.identity(seat.id).await.map(|held| held.cow) {
             self.align_root_size(cow.root_bytes).await?;
         }
 
@@ -49,14 +50,13 @@ impl Actor {
         work_disk_is_there(seat)?;
 
         begin(Step::Tap)?;
-        let tap =
-            ctx.privileged.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
+        let tap = helper.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
         held.hold_tap(&tap);
         ctx.handles.seed(seat.id, held.clone());
 
         if seat.spec.nat_enabled {
             begin(Step::Nat)?;
-            ctx.privileged.enable_nat(seat.id).await.map_err(|e| e.api("NAT"))?;
+            helper.enable_nat(seat.id).await.map_err(|e| e.api("NAT"))?;
         }
 
         begin(Step::Launch)?;
@@ -70,7 +70,7 @@ impl Actor {
         running.boot(seat, &devices).await?;
 
         begin(Step::Bind)?;
-        ctx.privileged.bind_process(seat.id, running.pid()).await.map_err(|e| e.api("the VM's process"))?;
+        helper.bind_process(seat.id, running.pid()).await.map_err(|e| e.api("the VM's process"))?;
 
         begin(Step::Handles)?;
         self.row.mirror = held.mirror();
@@ -87,7 +87,7 @@ impl Actor {
 
     /// The helper's record of the disk has the owner of the time when it was made. One that the VM was given to since comes into it here.
     async fn attach(&self, seat: &Seat) -> Result<DiskIdentity, PrivilegedError> {
-        let helper = &self.ctx.privileged;
+        let helper = self.ctx.privileged.of(seat.owner);
         match helper.attach_disk(seat.id, seat.owner).await {
             Err(error) if error.refusal() == Some(HelperError::NotYours) => {
                 helper.give_disk(seat.id, seat.owner).await?;

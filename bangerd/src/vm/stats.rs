@@ -53,7 +53,7 @@ async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
         let Some((rss_bytes, cpu_usec)) = vms.ctx.machine.usage(row.owner, &row.id) else { continue };
         let looked = Instant::now();
         let paths = vms.ctx.paths.vm(&row.id);
-        let overlay = vms.ctx.privileged.identity(row.id).await.ok().and_then(|held| held.cow);
+        let overlay = vms.ctx.privileged.of(row.owner).identity(row.id).await.ok().and_then(|held| held.cow);
         let pid = vms.ctx.handles.cached(&row.id).and_then(|held| held.pid);
         entry.shared.set_stats(VmStats {
             collected_at: Timestamp::now(),

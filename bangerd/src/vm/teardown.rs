@@ -24,7 +24,7 @@ impl Actor {
     /// Releases by what the daemon remembers, then whatever the helper still has for this VM: its ledger is the
     /// fact. So a claim that is refused (a corrupt file, a lost mirror) leaks nothing, and only the last word counts.
     pub(super) async fn tear_down(&self, seat: &Seat) -> Result<(), ApiError> {
-        let helper = &self.ctx.privileged;
+        let helper = self.ctx.privileged.of(seat.owner);
         let held = self.held(seat);
         let mut failures = Vec::new();
         let mut note = |result: Result<(), PrivilegedError>| {
@@ -59,7 +59,7 @@ impl Actor {
 
     /// The root disk and the VM's folder.
     pub(super) async fn remove_files(&self, seat: &Seat) -> Result<(), ApiError> {
-        let discarded = match self.ctx.privileged.discard_disk(seat.id).await {
+        let discarded = match self.ctx.privileged.of(seat.owner).discard_disk(seat.id).await {
             // It never had one.
             Err(error) if error.refusal() == Some(HelperError::NotYours) => Ok(()),
             other => other.map_err(|error| error.api("the root disk")),
