@@ -15,11 +15,11 @@ pub enum Setup {
     Nothing,
     /// The distribution alone, with the package beside the suite.
     Package,
-    /// The package is installed as shipped; alice and bob are in group `banger`; nothing of the bench touches its units.
+    /// The package is installed as shipped, and has imported the host's kernel; alice and bob are in group `banger`; nothing of the bench touches its units.
     Installed,
-    /// And the VMM is in place; nothing is imported.
+    /// And the VMM is in place.
     Vmm,
-    /// And VMs can be started, in a VMM that boots nothing: the distribution's kernel and the tiny image are imported.
+    /// And VMs can be started, in a VMM that boots nothing: the tiny image is imported.
     Still,
     /// And guests can boot.
     Guests,
@@ -137,7 +137,6 @@ pub fn all() -> Vec<Suite> {
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
         scenarios::faults::SUITE,
-        scenarios::hostile_agent::SUITE,
         scenarios::stops::SUITE,
         scenarios::services::SUITE,
     ]
@@ -148,6 +147,8 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
+        // Not in every run until it has been seen to pass under emulation.
+        scenarios::hostile_agent::SUITE,
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,

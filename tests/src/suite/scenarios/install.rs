@@ -42,8 +42,19 @@ fn install_use_purge(scene: &mut Scene) -> Result<Outcome> {
         scene.banger("alice", &["vm", "list"])?.ok()?;
         scene.banger("carol", &["vm", "list"])?.refused(&["banger"]).map(drop)
     })?;
-    scene.step("installing once more changes nothing", |scene| {
+    scene.step(
+        "the host's kernel is there for everybody, and nobody's to take away but an administrator's",
+        |scene| {
+            let kernel = scene.root("uname -r")?.trim().to_owned();
+            scene.banger("alice", &["kernel", "list"])?.ok()?.says(&kernel)?.says("shared")?;
+            scene.banger("alice", &["kernel", "delete", &kernel])?.refused(&[])?;
+            scene.root(&format!("banger kernel delete {kernel}")).map(drop)
+        },
+    )?;
+    scene.step("installing once more changes nothing, and brings nothing back", |scene| {
         scene.root(INSTALL)?;
+        let kernels = scene.banger("alice", &["kernel", "list"])?.ok()?;
+        ensure!(kernels.stdout.is_empty() && kernels.stderr.contains("no kernels"), "{kernels}");
         scene.banger("alice", &["vm", "list"])?.ok().map(drop)
     })?;
     scene.step("purge leaves nothing", |scene| {
