@@ -5,6 +5,8 @@ use super::report::print_line;
 
 /// Suites of which a sampled run takes so many scenarios.
 const SAMPLED: &[(&str, usize)] = &[
+    ("inventory-control", 4),
+    ("confinement", 3),
     ("hostile-client", 5),
     ("undo", 4),
     ("crowd", 3),
@@ -79,7 +81,7 @@ mod tests {
             }
             assert_eq!(seen, all.into_iter().collect(), "{suite}");
         }
-        assert_eq!(names("confinement", Some(1))?, names("confinement", None)?);
+        assert_eq!(names("two-users", Some(1))?, names("two-users", None)?);
         Ok(())
     }
 }

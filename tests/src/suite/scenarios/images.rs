@@ -39,7 +39,8 @@ fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
     let guest = Guest::known(scene, "alice", "own-init")?;
     scene.step("systemd is PID 1 and comes up with the agent beside it", |scene| {
         guest.shell(scene, "cat /proc/1/comm")?.ok()?.says("systemd")?;
-        scene.wait_until("systemd is up in the guest", Duration::from_secs(30), || {
+        // It waits 90 s for the device of its serial getty when its udev is slow, which it is in an emulated guest.
+        scene.wait_until("systemd is up in the guest", Duration::from_secs(75), || {
             let state = guest.shell(scene, "systemctl is-system-running; :")?.ok()?.stdout;
             Ok((!["running", "degraded"].contains(&state.trim())).then_some(state))
         })?;
