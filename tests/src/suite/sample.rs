@@ -11,13 +11,14 @@ const SAMPLED: &[(&str, usize)] = &[
     ("undo", 4),
     ("crowd", 3),
     ("packets", 3),
-    ("lifecycle", 5),
+    ("lifecycle", 4),
     ("using", 4),
     ("crash", 4),
     ("bad-input", 4),
     ("faults", 2),
     ("services", 2),
-    ("stops", 2),
+    ("stops", 1),
+    ("images", 1),
 ];
 
 /// A sample by itself, and therefore in every sample.

@@ -45,7 +45,7 @@ const GIVE_UP: usize = 12;
 /// Rows of a sample beside those that bring every step of the daemon's once.
 const FURTHER: usize = 2;
 /// Of the former, so many: a row takes a quarter of a minute under emulation.
-const STEPS: usize = 18;
+const STEPS: usize = 12;
 
 fn run(scene: &mut Scene, operations: &'static [Operation]) -> Result<Outcome> {
     scene.allow_database_growth();
