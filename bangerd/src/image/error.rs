@@ -110,9 +110,7 @@ pub enum ImageError {
         limit: u64,
     },
     /// Others that are imported at the same time have it.
-    #[error(
-        "{limit} bytes for the names, folders and attributes of all images that are imported now are in use; try again later"
-    )]
+    #[error("{limit} bytes for the names, folders and attributes of all images that are imported now are in use")]
     MemoryInUse {
         /// For all together.
         limit: u64,

@@ -5,9 +5,10 @@ use super::error::ImageError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Together, bytes, estimated.
-const TOGETHER: u64 = 1 << 30;
-/// One of them, bytes: a quarter is left for others. A Debian desktop of 300,000 files takes 450 MiB.
-pub(super) const ONE: u64 = TOGETHER / 4 * 3;
+const TOGETHER: u64 = 1280 << 20;
+/// One of them, bytes. A Debian desktop of 300,000 files takes 450 MiB. A user has one import and one work disk in the making at a time:
+/// whoever makes the most of both leaves a quarter for others.
+pub(super) const ONE: u64 = 480 << 20;
 
 /// What is taken now.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -64,13 +65,16 @@ mod tests {
             large.reach(used).unwrap();
         }
         assert!(matches!(large.reach(ONE + 1), Err(ImageError::TooMuchMetadata { .. })));
-        let mut other = claim();
-        other.reach(TOGETHER - ONE).unwrap();
-        assert!(matches!(other.reach(TOGETHER - ONE + 1), Err(ImageError::MemoryInUse { .. })));
+        let (mut same_users, mut other) = (claim(), claim());
+        same_users.reach(ONE).unwrap();
+        let rest = TOGETHER - 2 * ONE;
+        assert!(rest >= TOGETHER / 4, "what one user leaves for the others");
+        other.reach(rest).unwrap();
+        assert!(matches!(other.reach(rest + 1), Err(ImageError::MemoryInUse { .. })));
         assert_eq!(POOL.load(Ordering::Relaxed), TOGETHER, "a refusal takes nothing");
         drop(large);
-        other.reach(TOGETHER - ONE + 1).unwrap();
-        drop(other);
+        other.reach(rest + 1).unwrap();
+        drop((other, same_users));
         assert_eq!(POOL.load(Ordering::Relaxed), 0);
     }
 }

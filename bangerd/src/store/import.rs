@@ -340,6 +340,8 @@ fn image_refused(error: &ImageError) -> ApiError {
         ImageError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
         error if is_full(error) => no_space("the image does not fit the host's disk".to_owned()),
         ImageError::Read { .. } | ImageError::Write { .. } => failed("the image", error),
+        ImageError::MemoryInUse { .. } => ApiError::new(ErrorCode::Limit, crate::error::chain(error))
+            .hint("Nothing is wrong with the image: import it again when others are done."),
         error => ApiError::new(ErrorCode::BadRequest, crate::error::chain(error)),
     }
 }
