@@ -1,4 +1,5 @@
-//! One running host VM: QEMU on a private copy of the image, reached by ssh over a loopback port, with a key made for this run.
+//! One running host VM: QEMU on a private copy of the image, reached by ssh over a loopback port, with a key that is made for it, or under emulation
+//! for the kept host VM that it goes on from.
 //!
 //! Called by `banger-bench`. Whatever happens to the bench, QEMU ends with it: by `Drop`, and by a parent-death signal when `Drop` never runs. The guest
 //! network is closed (`restrict=on`): traffic stays inside the host VM.
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 use super::accel::Accel;
 use super::booted::{self, Booted};
 use super::image::Image;
+use super::payload::DISK_BYTES;
 
 /// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -89,6 +91,11 @@ impl Machine {
         let mut words = accel.arguments().to_vec();
         words.extend(["-smp", "2", "-m", &memory, "-device", "virtio-rng-pci"]);
         words.into_iter().map(str::to_owned).collect()
+    }
+
+    /// All that a kept host VM has of what stands in this file.
+    pub(super) fn made_of(accel: Accel) -> (Vec<String>, &'static str, &'static str, u64) {
+        (Self::hardware(accel), accel.kernel_words(), IDLE_GUEST, DISK_BYTES)
     }
 
     /// Starts QEMU on the present disk, from this memory if there is one, and waits for sshd.

@@ -10,7 +10,7 @@ pub const INSIDE: &str = "/srv/bench";
 
 /// Bytes of the disk, of which the tar is the beginning and the rest takes no room. Always the same: a host VM that has booted with one payload goes on
 /// with another.
-const DISK_BYTES: u64 = 2 << 30;
+pub(super) const DISK_BYTES: u64 = 2 << 30;
 
 /// Files to take in, each with its name inside and its mode.
 #[derive(Debug, Default)]

@@ -1,7 +1,8 @@
 //! A guest that stands still, or is reset, before it has read a disk: under emulation, and there only, it is begun again. Called by `vmm`.
 //!
 //! Under QEMU's emulation of SVM about one nested boot in twenty ends like that, whatever the VMM. Nobody has seen anything of such a guest but its
-//! console, so a reset of the machine is a boot that took longer. On real CPUs it is a finding, and nothing is done.
+//! console, so a reset of the machine is a boot that took longer. A kernel that panics that early is begun again too, and ends the same way after the last try.
+//! On real CPUs it is a finding, and nothing is done.
 
 use std::arch::x86_64::__cpuid;
 use std::sync::mpsc::Sender;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::vmm::Event;
 use crate::qmp::{Monitor, QmpError};
 
-/// From power on to the first disk, at most: what it takes under emulation beside a second host VM, several times over.
+/// From power on to the first disk, at most: twice what was seen under emulation beside a second host VM.
 const LIMIT: Duration = Duration::from_secs(40);
 /// How often a guest is begun again.
 const TRIES: u32 = 2;
@@ -47,9 +48,10 @@ impl Early {
     pub(super) fn look(&mut self, monitor: &mut Monitor) -> (Option<String>, bool) {
         match has_read(monitor) {
             Ok(true) => (Some(format!("first disk after {:.1} s", self.since.elapsed().as_secs_f64())), true),
-            Ok(false) if self.since.elapsed() > LIMIT && self.left > 0 => {
-                (Some(self.again("stood still", monitor)), false)
-            }
+            Ok(false) if self.since.elapsed() > LIMIT && self.left > 0 => match self.again("stood still", monitor) {
+                Ok(said) => (Some(said), false),
+                Err(error) => (Some(format!("the guest stands still, and is not begun again: {error}")), true),
+            },
             Ok(false) => (None, false),
             Err(error) => (Some(format!("not watched any longer: {error}")), true),
         }
@@ -60,16 +62,15 @@ impl Early {
         if self.left == 0 || has_read(monitor).unwrap_or(true) {
             return None;
         }
-        Some(self.again("was reset", monitor))
+        // One that cannot be begun again has ended, as after any reset.
+        self.again("was reset", monitor).ok()
     }
 
-    fn again(&mut self, what: &str, monitor: &mut Monitor) -> String {
+    fn again(&mut self, what: &str, monitor: &mut Monitor) -> Result<String, QmpError> {
         self.left -= 1;
         self.since = Instant::now();
-        match reset(monitor) {
-            Ok(()) => format!("the guest {what} before its first disk; it is begun again"),
-            Err(error) => format!("the guest {what} before its first disk, and is not begun again: {error}"),
-        }
+        reset(monitor)?;
+        Ok(format!("the guest {what} before its first disk; it is begun again"))
     }
 }
 
@@ -97,8 +98,9 @@ fn reset(monitor: &mut Monitor) -> Result<(), QmpError> {
         thread::sleep(Duration::from_millis(100));
         gone_on = monitor.execute("cont", &json!({}));
     }
-    gone_on?;
-    monitor.execute("set-action", &json!({ "reboot": "shutdown" })).map(drop)
+    // Whatever came of it: the guest's own next reset ends the machine again.
+    monitor.execute("set-action", &json!({ "reboot": "shutdown" }))?;
+    gone_on.map(drop)
 }
 
 /// Whether this very machine is emulated: the signature of QEMU's TCG where hypervisors have theirs (`Documentation/virt/kvm/x86/cpuid.rst`).
