@@ -5,7 +5,9 @@ SUITE ?=
 ONLY ?=
 SECONDS ?=
 
-export PATH := $(CURDIR)/target/tools/bin:$(PATH):/usr/sbin:/sbin
+# What takes long to make and fits other checkouts, too: the host VM's image and tools of cargo.
+export BANGER_BENCH_CACHE ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/banger-bench
+export PATH := $(PATH):/usr/sbin:/sbin:$(BANGER_BENCH_CACHE)/tools/bin
 
 NEED = tests/tools/need.sh
 # With the features that the tests have: a package by itself would want its dependencies built once more.

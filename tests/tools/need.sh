@@ -38,10 +38,12 @@ install_missing() {
     apt-get $lock -qq install -y --no-install-recommends --allow-downgrades $missing $also >/dev/null
 }
 
-cargo_tool() { # cargo_tool SUBCOMMAND VERSION: built once into target/tools; without optimisation, which halves the wait
-    command -v "cargo-$1" >/dev/null 2>&1 && return 0
-    echo "need.sh: building cargo-$1" >&2
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root target/tools --target-dir target/tools/build "cargo-$1@$2"
+cargo_tool() { # cargo_tool SUBCOMMAND VERSION: built once, without optimisation, which halves the wait; one of the machine's own is taken as it is
+    tools=$BANGER_BENCH_CACHE/tools
+    grep -qs "^\"cargo-$1 $2 " "$tools/.crates.toml" && return 0
+    case $(command -v "cargo-$1") in ""|"$tools"/*) ;; *) return 0 ;; esac
+    echo "need.sh: building cargo-$1 $2 into $tools" >&2
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --force --root "$tools" --target-dir target/tools "cargo-$1@$2"
 }
 
 for group in "$@"; do

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::product::{Needs, Product};
 use super::tally::{self, Tally};
-use super::{budgets, fuzz, lanes, session, shown};
+use super::{budgets, fuzz, lanes, shown};
 use crate::{hostvm, suite};
 
 /// The longest single check is a cold build for clippy or the tests.
@@ -41,7 +41,7 @@ pub(super) fn run() -> Result<bool> {
     };
 
     // Beside the builds: most of its time it waits for packages. The first suite waits for it, or makes it again and shows what was wrong.
-    std::thread::spawn(|| hostvm::prepare(&session::cache()));
+    std::thread::spawn(hostvm::prepare);
     stage("format", &mut || check("cargo fmt --all --check", &[]));
     stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
     stage("licences and sources", &mut || check("cargo deny --offline --locked check bans licenses sources", &[]));

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
-use super::session::{self, How, Session, Suites};
+use super::session::{How, Session, Suites};
 use super::{budgets, checks, fuzz, here, interrupt, product};
 use crate::suite::{self, Setup};
 
@@ -84,7 +84,7 @@ fn run(command: Command) -> Result<bool> {
     std::env::set_current_dir(&root).with_context(|| format!("go to {}", root.display()))?;
     interrupt::watch()?;
     match command {
-        Command::Image => crate::hostvm::prepare(&session::cache()).map(|()| true),
+        Command::Image => crate::hostvm::prepare().map(|()| true),
         Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
         Command::Bench => {
             here::reconcile()?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::product::Product;
 use super::tally::Tally;
 use super::{interrupt, shown};
+use crate::hostvm;
 use crate::hostvm::accel::{self, Accel};
 use crate::hostvm::image::{Image, ensure_image};
 use crate::hostvm::machine::Machine;
@@ -20,7 +21,7 @@ const SUITE_LIMIT: Duration = Duration::from_secs(40 * 60);
 /// The same when nothing is left to a sample.
 const WHOLE_LIMIT: Duration = Duration::from_secs(5 * 60 * 60);
 
-/// Images, runs and reports.
+/// Runs and reports.
 pub(super) fn cache() -> PathBuf {
     PathBuf::from("target/host-vm")
 }
@@ -60,8 +61,8 @@ impl Session {
     pub(super) fn open(product: &Product) -> Result<Self> {
         let cache = cache();
         forget_dead_runs(&cache);
-        let image = ensure_image(&cache)?;
-        let accel = accel::choose(&cache, &image)?;
+        let image = ensure_image(&hostvm::kept())?;
+        let accel = accel::choose(&hostvm::kept(), &image)?;
         match Self::boot(product, &cache, &image, accel) {
             Err(error) if accel == Accel::Tcg => {
                 eprintln!("bench: the host VM did not come up, and is started once more: {error:#}");

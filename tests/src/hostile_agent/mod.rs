@@ -1,7 +1,7 @@
 //! A guest that attacks the daemon with all that a guest can say: what answers on its SSH port, and what talks on its control
 //! channel. It needs no machine, so it is a VMM that boots nothing.
 //!
-//! A VM of the name [`NAME`] is hostile; every other one has an agent that behaves. Run by the suite `hostile-agent`. Three kinds of attempts: on the
+//! A VM of the name [`NAME`] is hostile; every other one has an agent and a server that behave. Run by the suite `hostile-agent`. Three kinds of attempts: on the
 //! control channel, by itself, with the results on standard output, which is the VM's console; on the SSH port before any login, one for each of the
 //! first connections; and after the login, one for each word that is run in the VM.
 
@@ -54,16 +54,13 @@ pub fn main() -> ExitCode {
 
 fn called(guest: &GuestConfig, stream: UnixStream) {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
-    if guest.hostname != NAME {
-        return;
-    }
-    match raw::ATTEMPTS.get(CALLS.fetch_add(1, Ordering::Relaxed)) {
+    if guest.hostname == NAME
+        && let Some((_, attempt)) = raw::ATTEMPTS.get(CALLS.fetch_add(1, Ordering::Relaxed))
+    {
         // That the daemon hangs up is how every one of them is to end.
-        Some((_, attempt)) => drop(attempt(stream)),
-        None => {
-            if let Err(error) = ssh::serve(guest, stream) {
-                eprintln!("ssh: {error}");
-            }
-        }
+        return drop(attempt(stream));
+    }
+    if let Err(error) = ssh::serve(guest, stream) {
+        eprintln!("ssh: {error}");
     }
 }

@@ -36,9 +36,16 @@ impl Booted {
         let lock = File::create(image.folder.join("booted.lock")).context("create the lock of the booted host VM")?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("lock it")?;
         let folder = image.folder.join(format!("booted-{}", fingerprint(accel)?));
-        if !folder.is_dir() {
-            forget_others(&image.folder)?;
+        if folder.is_dir() {
+            super::used(&folder)?;
+        } else {
+            for other in super::unused(&image.folder, "booted-")? {
+                fs::remove_dir_all(&other).with_context(|| format!("remove {}", other.display()))?;
+            }
             let unfinished = image.folder.join("booted.unfinished");
+            if unfinished.exists() {
+                fs::remove_dir_all(&unfinished).with_context(|| format!("remove {}", unfinished.display()))?;
+            }
             fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
             make(image, accel, &unfinished)?;
             fs::rename(&unfinished, &folder).with_context(|| format!("publish {}", folder.display()))?;
@@ -107,14 +114,4 @@ fn save(files: &Files, target: &Path) -> Result<()> {
 
 pub(super) fn copy_disk(from: &Path, to: &Path) -> Result<()> {
     run(std::process::Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to))
-}
-
-/// Those of another QEMU, and one that was not finished.
-fn forget_others(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("booted") && entry.path().is_dir() {
-            fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
 }

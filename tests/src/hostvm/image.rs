@@ -41,6 +41,7 @@ pub fn ensure_image(cache: &Path) -> Result<Image> {
 
     let folder = cache.join(format!("image-{}", fingerprint()));
     if folder.is_dir() {
+        super::used(&folder)?;
         return Ok(Image::at(&folder));
     }
     let started = Instant::now();
@@ -50,7 +51,7 @@ pub fn ensure_image(cache: &Path) -> Result<Image> {
     fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
     trees(&unfinished)?;
     pack(&unfinished)?;
-    forget_older_images(cache)?;
+    super::unused(cache, "image-")?.iter().try_for_each(|folder| remove_tree(folder))?;
     fs::rename(&unfinished, &folder).with_context(|| format!("publish {}", folder.display()))?;
     eprintln!("bench: image made in {:.0} s", started.elapsed().as_secs_f64());
     Ok(Image::at(&folder))
@@ -153,15 +154,4 @@ fn remove_tree(folder: &Path) -> Result<()> {
         (Some(parent), Some(name)) if folder.exists() => in_folder(parent, &format!("rm -rf {}", name.display())),
         _ => Ok(()),
     }
-}
-
-/// Images of older recipes only take room.
-fn forget_older_images(cache: &Path) -> Result<()> {
-    for entry in fs::read_dir(cache).with_context(|| format!("read {}", cache.display()))? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("image-") {
-            remove_tree(&entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -124,6 +124,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::confinement::SUITE,
         scenarios::demo::SUITE,
         scenarios::hostile_client::SUITE,
+        scenarios::hostile_agent::SUITE,
         scenarios::helper_kills::SUITE,
         scenarios::undo::SUITE,
         scenarios::crowd::SUITE,
@@ -147,8 +148,6 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
-        // Not in every run until it has been seen to pass under emulation.
-        scenarios::hostile_agent::SUITE,
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,
