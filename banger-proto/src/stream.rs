@@ -75,6 +75,8 @@ pub enum StreamRequest {
         build_size: Option<u64>,
         /// Everybody may use it; for administrators.
         shared: bool,
+        /// Which image, when the archive holds several: its name or tag there, or its digest.
+        reference: Option<String>,
     },
     /// As [`StreamRequest::ImportImage`]; a tar with `vmlinuz` and `modules/...`.
     ImportKernel {

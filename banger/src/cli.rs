@@ -271,20 +271,8 @@ pub(crate) struct Json {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
-    /// Make an image of a root file system: a tar, an OCI archive, or the folder of an OCI layout
-    Import {
-        /// The file (plain, gzip or zstd), the folder, or - for standard input
-        path: PathBuf,
-        /// The image's name
-        #[arg(long)]
-        name: String,
-        /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
-        #[arg(long, allow_hyphen_values = true)]
-        size: Option<String>,
-        /// For everybody (for administrators)
-        #[arg(long)]
-        shared: bool,
-    },
+    /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or what `docker save` writes
+    Import(ImportImage),
     /// Let everybody use images, or only their owners again (for administrators)
     #[command(group(ArgGroup::new("whom").args(["shared", "private"]).required(true)))]
     Promote {
@@ -308,6 +296,24 @@ pub(crate) enum Image {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportImage {
+    /// The file (plain, or compressed with gzip, zstd, xz, bzip2 or lz4), the folder, or - for standard input
+    pub(crate) path: PathBuf,
+    /// The image's name
+    #[arg(long)]
+    pub(crate) name: String,
+    /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) size: Option<String>,
+    /// Which image, when the archive holds several: its name or tag there
+    #[arg(long = "ref", value_name = "NAME")]
+    pub(crate) reference: Option<String>,
+    /// For everybody (for administrators)
+    #[arg(long)]
+    pub(crate) shared: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -24,11 +24,9 @@ mod turns;
 mod users;
 mod vm;
 
-pub mod boot;
 pub mod cgroup;
 pub mod firecracker;
 pub mod guest;
-pub mod image;
 pub mod pidfd;
 pub mod stream;
 

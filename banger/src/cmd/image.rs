@@ -1,8 +1,8 @@
 //! `image import`, `list`, `delete`.
 
-use crate::cli::{Image, List};
+use crate::cli::{Image, ImportImage, List};
 use crate::client::{Client, answer, soon};
-use crate::cmd::spec::{checked, size};
+use crate::cmd::spec::{self, checked};
 use crate::error::{FAILED, say};
 use crate::job::{self, Ended};
 use crate::output::{self, age, amount, line, short, table, took};
@@ -16,26 +16,27 @@ use std::time::Instant;
 
 pub(super) async fn run(command: Image) -> anyhow::Result<u8> {
     match command {
-        Image::Import { path, name, size, shared } => import(&path, &name, size.as_deref(), shared).await,
+        Image::Import(options) => import(options).await,
         Image::Promote { shared, images, .. } => promote(images, shared).await,
         Image::List(options) => list(options).await,
         Image::Delete { images } => delete(images).await,
     }
 }
 
-async fn import(path: &Path, name: &str, build_size: Option<&str>, shared: bool) -> anyhow::Result<u8> {
+async fn import(options: ImportImage) -> anyhow::Result<u8> {
+    let ImportImage { path, name, size, reference, shared } = options;
     let what = || format!("cannot import {}", path.display());
     let began = Instant::now();
-    checked::<ImageName>(Some(name)).with_context(what)?;
-    let build_size = size("--size", build_size).with_context(what)?;
-    let source = pack::image(path).with_context(what)?;
+    checked::<ImageName>(Some(&name)).with_context(what)?;
+    let build_size = spec::size("--size", size.as_deref()).with_context(what)?;
+    let source = pack::image(&path).with_context(what)?;
     let client = Client::connect().await?;
     let shown = if path == Path::new("-") {
         "standard input".to_owned()
     } else {
-        std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+        std::path::absolute(&path).unwrap_or_else(|_| path.clone()).display().to_string()
     };
-    let request = StreamRequest::ImportImage { name: name.to_owned(), source: shown, build_size, shared };
+    let request = StreamRequest::ImportImage { name: name.clone(), source: shown, build_size, shared, reference };
     match upload::run(&client, request, source).await.with_context(what)? {
         Ended::Done(result) => {
             let image = job::image(result)?;

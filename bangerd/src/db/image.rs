@@ -2,8 +2,8 @@
 
 use super::store::{IMAGES, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
-use crate::image::{ROOTFS_FILE, SEED_FILE};
 use crate::paths::{Paths, text};
+use banger_image::{ROOTFS_FILE, SEED_FILE};
 use banger_policy::Digest;
 use banger_policy::access::Owner;
 use banger_policy::quota::UserLimits;

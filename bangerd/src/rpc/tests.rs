@@ -65,7 +65,13 @@ async fn end_of(client: &DaemonClient, job: JobId) -> JobState {
 }
 
 fn upload(name: &str) -> StreamRequest {
-    StreamRequest::ImportImage { name: name.into(), source: "test".into(), build_size: Some(64 << 20), shared: false }
+    StreamRequest::ImportImage {
+        name: name.into(),
+        source: "test".into(),
+        build_size: Some(64 << 20),
+        shared: false,
+        reference: None,
+    }
 }
 
 #[test]

@@ -2,16 +2,16 @@
 //! thread in a staging folder, published by one rename and a row.
 
 use super::{Named as _, STAGING, Store, mark, remove, unmark};
-use crate::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
 use crate::db::DbError;
 use crate::db::store::{IMAGES, KERNELS};
 use crate::error::{failed, internal, is_full, no_space, over_limit};
-use crate::image::{self, ImageError, ImportedRootfs, Limits, Progress};
 use crate::jobs::Job;
 use crate::room::Room;
 use crate::stream::{self, UploadError};
 use crate::vm::host::blocking;
 use crate::vm::stats::allocated;
+use banger_image::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
+use banger_image::{ImageError, ImportedRootfs, Limits, Progress, Wanted as Which};
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
 use banger_policy::quota::{self, Limited};
 use banger_policy::{ImageName, KernelName, Peer};
@@ -21,6 +21,7 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::UnixStream;
 
 /// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
@@ -30,10 +31,13 @@ pub(super) const AT_ONCE: usize = 2;
 /// The longest text of where an image came from, characters.
 const MAX_SOURCE: usize = 200;
 
+/// Warnings of one import that are shown and logged.
+const MAX_WARNINGS: u32 = 10;
+
 /// What an upload shall become, checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    Image { name: ImageName, source: String, build_size: u64, shared: bool },
+    Image { name: ImageName, source: String, build_size: u64, shared: bool, which: Which },
     Kernel { name: Option<KernelName>, shared: bool },
 }
 
@@ -52,7 +56,13 @@ impl Wanted {
 
     /// # Errors
     /// `BadRequest` for a bad name or size.
-    pub(crate) fn image(name: &str, source: &str, build_size: Option<u64>, shared: bool) -> Result<Self, ApiError> {
+    pub(crate) fn image(
+        name: &str,
+        source: &str,
+        build_size: Option<u64>,
+        shared: bool,
+        reference: Option<&str>,
+    ) -> Result<Self, ApiError> {
         let size = build_size.unwrap_or(DEFAULT_BUILD_BYTES);
         if size > MAX_DISK_BYTES {
             return Err(ApiError::new(
@@ -65,6 +75,7 @@ impl Wanted {
             source: source.chars().filter(|c| !c.is_control()).take(MAX_SOURCE).collect(),
             build_size: size.next_multiple_of(4096),
             shared,
+            which: Which { reference: reference.map(|text| text.chars().take(MAX_SOURCE).collect()) },
         })
     }
 
@@ -101,6 +112,8 @@ fn bad(error: &dyn std::error::Error) -> ApiError {
 struct Watched {
     job: Arc<Job>,
     room: Arc<Room>,
+    /// How often it was warned: an archive decides that.
+    warned: Arc<AtomicU32>,
 }
 
 impl Watched {
@@ -119,6 +132,14 @@ impl Progress for Watched {
     fn bytes(&self, done: u64, total: u64) {
         let (done, total) = (done >> 20, total >> 20);
         self.job.detail(if total > 0 { format!("{done} of {total} MiB") } else { format!("{done} MiB") });
+    }
+
+    fn warn(&self, text: &str) {
+        match self.warned.fetch_add(1, Ordering::Relaxed) {
+            ..MAX_WARNINGS => self.job.warn(text.to_owned()),
+            MAX_WARNINGS => self.job.warn("there are more such warnings, which are not shown".to_owned()),
+            _ => {}
+        }
     }
 
     fn cancelled(&self) -> bool {
@@ -221,7 +242,8 @@ impl Store {
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
             turn = self.imports.take(peer.uid) => turn,
         };
-        let watched = |folder: &Path| Watched { job: Arc::clone(job), room: Arc::new(Room::of(folder)) };
+        let watched =
+            |folder: &Path| Watched { job: Arc::clone(job), room: Arc::new(Room::of(folder)), warned: Arc::default() };
         match wanted {
             Wanted::Image { .. } => self.image(spool, peer, wanted, &watched(&self.paths.images())).await,
             Wanted::Kernel { .. } => self.kernel(spool, peer, wanted, &watched(&self.paths.kernels())).await,
@@ -229,12 +251,13 @@ impl Store {
     }
 
     async fn image(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
-        let Wanted::Image { name, source, build_size, shared } = wanted else { return Err(not_that()) };
+        let Wanted::Image { name, source, build_size, shared, which } = wanted else { return Err(not_that()) };
         let staging = Staging::new(&self.paths.images(), &watched.job)?;
         let (dir, progress) = (staging.0.clone(), watched.clone());
         let made = blocking(move || {
             let limits = Limits::for_build_size(build_size);
-            image::import(spool, &dir, build_size, limits, &progress).map_err(|error| image_refused(&error))
+            banger_image::import(spool, &dir, build_size, &which, limits, &progress)
+                .map_err(|error| image_refused(&error))
         });
         let made: ImportedRootfs = made.await.map_err(|error| watched.or_short(error, "the image"))?;
         crate::fail::point("import", "converted");
@@ -255,11 +278,11 @@ impl Store {
             owner_name: peer.name.clone().into_owned(),
             shared,
             managed: true,
-            rootfs_path: crate::paths::text(&dir.join(image::ROOTFS_FILE)),
-            work_seed_path: Some(crate::paths::text(&dir.join(image::SEED_FILE))),
+            rootfs_path: crate::paths::text(&dir.join(banger_image::ROOTFS_FILE)),
+            work_seed_path: Some(crate::paths::text(&dir.join(banger_image::SEED_FILE))),
             artifact_dir: crate::paths::text(&dir),
             build_size: made.build_size,
-            allocated_bytes: allocated(&dir.join(image::ROOTFS_FILE)),
+            allocated_bytes: allocated(&dir.join(banger_image::ROOTFS_FILE)),
             docker: false,
             source,
             created_at: now,

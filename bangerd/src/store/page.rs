@@ -35,7 +35,7 @@ fn key<T: Named>(one: &T) -> StoreKey {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::boot::kernel::{MAX_MODULE_NAME, MAX_MODULES};
+    use banger_image::boot::kernel::{MAX_MODULE_NAME, MAX_MODULES};
     use banger_policy::Digest;
     use banger_proto::model::KernelRecord;
     use banger_proto::time::Timestamp;

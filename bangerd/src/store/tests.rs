@@ -212,7 +212,7 @@ fn one_user_cannot_fill_the_store() {
         insert(image(&BOB, "one", 1)).await.unwrap();
         // Before the upload, with whom to ask.
         let peer = Peer { limits, ..ALICE };
-        let wanted = import::Wanted::image("more", "x", None, false).unwrap();
+        let wanted = import::Wanted::image("more", "x", None, false, None).unwrap();
         let refused = store.check_free(&peer, &wanted).await.unwrap_err();
         assert!(refused.code == ErrorCode::Limit && refused.hint.contains("[limits.users.alice]"), "{refused:?}");
     });

@@ -2,8 +2,6 @@
 
 use super::machine::{BootDevices, Machine, Running, Seat};
 use crate::args::Args;
-use crate::boot::initramfs::{self, Initramfs};
-use crate::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use crate::cgroup::{Cgroups, Limits, VmCgroup};
 use crate::config::Config;
 use crate::error::failed;
@@ -16,9 +14,11 @@ use crate::guest::monitor::{self, Parts};
 use crate::guest::ssh::Session;
 use crate::guest::token;
 use crate::handles::Handles;
-use crate::image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use crate::paths::Paths;
 use crate::turns::Turns;
+use banger_image::boot::initramfs::{self, Initramfs};
+use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
+use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
@@ -189,7 +189,6 @@ impl Host {
         let disk = work_disk::WorkDisk {
             size: seat.spec.work_disk_size_bytes,
             seed: Some(&seed).filter(|seed| seed.exists()).map(PathBuf::as_path),
-            extra: &[],
             uuid,
         };
         // Under its name only when it is whole: a crash leaves none that looks like one.
@@ -360,7 +359,7 @@ impl Guest {
             mem_size_mib: seat.spec.memory_mib,
             kernel: self.vmlinux.clone(),
             initrd: seat.paths.initramfs(),
-            boot_args: crate::boot::KERNEL_ARGS.to_owned(),
+            boot_args: banger_image::boot::KERNEL_ARGS.to_owned(),
             drives: vec![drive("root", devices.root.into()), drive("work", seat.paths.work_disk())],
             tap: devices.tap,
             mac: seat.index.mac(seat.address),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -155,20 +155,30 @@ impl Run {
     }
 
     /// Waits for its end; past the limit it is killed, and that is the error.
-    pub fn wait(mut self, limit: Duration) -> Result<Finished> {
-        let status = loop {
+    pub fn wait(self, limit: Duration) -> Result<Finished> {
+        let (finished, killed) = self.wait_or_kill(limit)?;
+        ensure!(!killed, "no end within {} s: {finished}", limit.as_secs());
+        Ok(finished)
+    }
+
+    /// The same where it may also go on: past the limit it is killed, and `None` is returned.
+    pub fn wait_or_end(self, limit: Duration) -> Result<Option<Finished>> {
+        let (finished, killed) = self.wait_or_kill(limit)?;
+        Ok((!killed).then_some(finished))
+    }
+
+    fn wait_or_kill(mut self, limit: Duration) -> Result<(Finished, bool)> {
+        loop {
             if let Some(status) = self.child.try_wait().with_context(|| format!("watch `{}`", self.line))? {
-                break status;
+                return Ok((self.finish(status), false));
             }
             if self.started.elapsed() > limit {
                 self.signal(Signal::SIGKILL)?;
                 let status = self.child.wait().with_context(|| format!("wait for `{}`", self.line))?;
-                let finished = self.finish(status);
-                bail!("no end within {} s: {finished}", limit.as_secs());
+                return Ok((self.finish(status), true));
             }
             std::thread::sleep(Duration::from_millis(20));
-        };
-        Ok(self.finish(status))
+        }
     }
 
     fn finish(&mut self, status: ExitStatus) -> Finished {

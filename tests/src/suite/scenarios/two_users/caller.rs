@@ -313,6 +313,7 @@ async fn without_words(rpc: &DaemonClient, targets: &Targets) -> Result<Vec<Atte
         source: "-".to_owned(),
         build_size: None,
         shared: true,
+        reference: None,
     };
     for (what, request) in [
         ("import-shared-image", image),

@@ -1,0 +1,95 @@
+//! Runs the image and kernel imports by hand, without a daemon:
+//! `cargo run --release -p banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
+//! `initramfs` and `work-disk`. The results are for `e2fsck`, `debugfs`, `readelf` and
+//! `qemu-system-x86_64 -M microvm`.
+#![expect(clippy::print_stdout, reason = "a tool for the terminal")]
+
+use banger_image::boot::initramfs::{self, Initramfs};
+use banger_image::{self as image, Limits, Progress, Wanted};
+use banger_proto::guest::GuestConfig;
+use std::cell::Cell;
+use std::error::Error;
+use std::fs::{File, read_to_string};
+use std::path::Path;
+use std::time::Instant;
+
+struct Stages {
+    begun: Instant,
+    last: Cell<Option<(&'static str, Instant)>>,
+}
+
+impl Stages {
+    fn end(&self) {
+        if let Some((name, at)) = self.last.take() {
+            println!("{name:<24} {:>8.3} s", at.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Progress for Stages {
+    fn stage(&self, name: &'static str) {
+        self.end();
+        self.last.set(Some((name, Instant::now())));
+    }
+
+    fn warn(&self, text: &str) {
+        println!("warning: {text}");
+    }
+}
+
+/// A guest without a daemon: nobody listens on its control port; one key is the host's and the user's.
+fn demo_config(host_key: String, public: String) -> GuestConfig {
+    GuestConfig {
+        hostname: "demo".into(),
+        address: [172, 16, 0, 2].into(),
+        gateway: [172, 16, 0, 1].into(),
+        dns: [1, 1, 1, 1].into(),
+        daemon_key: public,
+        authorized_keys: Vec::new(),
+        host_key,
+        control_port: 10_001,
+        token: banger_proto::guest::BootToken::new([1; 32]),
+        root_device: "/dev/vda".into(),
+        work_device: Some("/dev/vdb".into()),
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let progress = Stages { begun: Instant::now(), last: Cell::new(None) };
+    match args.as_slice() {
+        ["rootfs", tar, folder, rest @ ..] => {
+            let size = rest.first().map_or(Ok(image::DEFAULT_BUILD_SIZE), |size| size.parse())?;
+            let limits = Limits::for_build_size(size);
+            let wanted = Wanted { reference: rest.get(1).map(|reference| (*reference).to_owned()) };
+            let imported = image::import(File::open(tar)?, Path::new(folder), size, &wanted, limits, &progress)?;
+            progress.end();
+            println!("{imported:#?}");
+        }
+        ["kernel", tar, folder] => {
+            let imported = banger_image::boot::kernel::import(File::open(tar)?, Path::new(folder), &progress)?;
+            progress.end();
+            println!("{imported:#?}");
+        }
+        ["initramfs", kernel, init, key, path] => {
+            let modules = Path::new(kernel).join(banger_image::boot::kernel::MODULES_FOLDER);
+            let key = Path::new(key);
+            let config = demo_config(read_to_string(key)?, read_to_string(key.with_extension("pub"))?);
+            let contents = Initramfs { init: Path::new(init), modules: Some(&modules), config: &config };
+            println!("{} bytes", initramfs::write(Path::new(path), &contents)?);
+        }
+        ["work-disk", seed, path, size] => {
+            let seed = (*seed != "-").then_some(Path::new(seed));
+            let disk = image::work_disk::WorkDisk { size: size.parse()?, seed, uuid: [0x42; 16] };
+            image::work_disk::create(&disk, Path::new(path), &progress)?;
+        }
+        _ => {
+            return Err(
+                "usage: import rootfs TAR FOLDER [SIZE [REF]] | kernel TAR FOLDER | initramfs KERNEL-FOLDER GUEST KEY PATH | work-disk SEED|- PATH SIZE".into()
+            );
+        }
+    }
+    println!("{:.3} s in all", progress.begun.elapsed().as_secs_f64());
+    Ok(())
+}

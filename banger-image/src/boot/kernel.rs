@@ -1,0 +1,301 @@
+//! Import of a kernel: a distribution's `vmlinuz` with its modules, or a plain `vmlinux`.
+//!
+//! Called by the import job with one spooled tar, whose form is fixed by `banger_policy::kernel`. Everything the
+//! CLI says is checked again: which modules a guest needs is decided here from the index that came along.
+//! Nothing is published; the caller renames the staging folder.
+
+use super::bzimage;
+use super::elf::{self, ElfFault};
+use crate::codec::Codec;
+use crate::source::{Budget, Progress, Window, check, sha256, spool};
+use crate::{ImageError, archive};
+use banger_policy::Digest;
+use banger_policy::kernel::{KERNEL_ENTRY, KernelError, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, BufReader, Read as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// The kernel in a staging folder, and in a kernel's folder.
+pub const VMLINUX_FILE: &str = "vmlinux";
+/// The folder of its modules there: `NN-name.ko`, decompressed, in load order.
+pub const MODULES_FOLDER: &str = "modules";
+
+/// A whole tar of kernel and modules; the CLI sends about 15 MiB.
+const MAX_TAR: u64 = 2 << 30;
+/// The largest of Debian's boot modules, ext4, has 1.5 MiB.
+const MAX_MODULE: u64 = 64 << 20;
+/// Modules that go into the initramfs; a distribution's kernel has about ten.
+pub const MAX_MODULES: usize = 64;
+/// The longest name of one, bytes: the kernel's own limit is 55 (`MODULE_NAME_LEN`).
+pub const MAX_MODULE_NAME: usize = 64;
+/// Names of drivers as strings in a kernel that has them built in. Only asked when no module index came along.
+const DRIVERS: [&str; 5] = ["virtio-mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
+
+/// A finished import.
+#[derive(Clone, Debug)]
+pub struct ImportedKernel {
+    /// Of kernel and modules, however they were packed: the same digest means the same guest kernel.
+    pub digest: Digest,
+    /// `uname -r` in the guest, such as `6.12.48+deb13-cloud-amd64`.
+    pub version: String,
+    /// The ELF in the staging folder: mode 0440, synced.
+    pub vmlinux: PathBuf,
+    /// The modules folder in the staging folder; empty when all is built in.
+    pub modules_dir: PathBuf,
+    /// File names in it, in load order.
+    pub modules: Vec<String>,
+}
+
+/// Failure of [`import`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelImportError {
+    /// The caller's [`Progress::cancelled`] said so.
+    #[error("cancelled")]
+    Cancelled,
+    /// The tar has no `vmlinuz`.
+    #[error("no kernel was sent")]
+    NoKernel,
+    /// Neither bzImage nor ELF.
+    #[error("the file is not a Linux kernel; give a distribution's vmlinuz or a vmlinux")]
+    NotAKernel,
+    /// Another architecture.
+    #[error("the kernel is not for x86-64")]
+    NotX86_64,
+    /// The file ends early.
+    #[error("the kernel is truncated; copy or install it again")]
+    Truncated,
+    /// A payload that we cannot decompress.
+    #[error(
+        "the kernel is compressed with {format}, which is not supported; use one compressed with zstd, gzip, xz or lz4"
+    )]
+    Compression {
+        /// The format's name.
+        format: &'static str,
+    },
+    /// A payload that does not decompress.
+    #[error("the kernel is damaged; copy or install it again")]
+    Corrupt(#[source] io::Error),
+    /// No `Linux version` in it.
+    #[error("the file has no Linux version string; give a distribution's vmlinuz or a vmlinux")]
+    NoVersion,
+    /// The module index, or what it says is missing.
+    #[error(transparent)]
+    Index(#[from] KernelError),
+    /// A kernel without a module index that lacks drivers.
+    #[error(
+        "the kernel has no {} built in, and its modules were not given; \
+         give the folder lib/modules/VERSION that belongs to it", .names.join(", ")
+    )]
+    NotBuiltIn {
+        /// Drivers.
+        names: Vec<String>,
+    },
+    /// Module files that the index names and that were not sent.
+    #[error("the modules folder has no file for {}; reinstall the kernel's package", .paths.join(", "))]
+    ModuleFiles {
+        /// Paths relative to the modules folder.
+        paths: Vec<String>,
+    },
+    /// More than a kernel of a distribution has.
+    #[error(
+        "what a guest needs to boot is spread over more than {MAX_MODULES} modules, or over names of more than \
+         {MAX_MODULE_NAME} bytes; use a distribution's kernel"
+    )]
+    ManyModules,
+    /// A module that is none.
+    #[error("{path} is not a kernel module for x86-64: {why}")]
+    Module {
+        /// Relative to the modules folder.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// A module of another kernel.
+    #[error("{path} belongs to kernel {found}, not to {expected}; give the modules of the same kernel")]
+    Vermagic {
+        /// Relative to the modules folder.
+        path: String,
+        /// The module's kernel.
+        found: String,
+        /// The kernel's own.
+        expected: String,
+    },
+    /// The tar itself.
+    #[error("what was sent is not usable")]
+    Archive(#[source] ImageError),
+    /// Reading the spooled source.
+    #[error("the spooled file cannot be read")]
+    Read(#[source] io::Error),
+    /// Writing to the staging folder; most often a full disk.
+    #[error("cannot write to the staging folder")]
+    Write(#[source] io::Error),
+}
+
+impl KernelImportError {
+    pub(super) fn write(source: io::Error) -> Self {
+        Self::Write(source)
+    }
+}
+
+impl From<ImageError> for KernelImportError {
+    fn from(error: ImageError) -> Self {
+        if matches!(error, ImageError::Cancelled) { Self::Cancelled } else { Self::Archive(error) }
+    }
+}
+
+impl From<ElfFault> for KernelImportError {
+    fn from(fault: ElfFault) -> Self {
+        match fault {
+            ElfFault::NotElf | ElfFault::NoSegments => Self::NotAKernel,
+            ElfFault::NotX86_64 => Self::NotX86_64,
+            ElfFault::Truncated => Self::Truncated,
+        }
+    }
+}
+
+/// Imports a kernel into `staging`, an existing, empty folder of the caller, who removes it on failure.
+///
+/// # Errors
+/// [`KernelImportError`].
+pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<ImportedKernel, KernelImportError> {
+    progress.stage("read archive");
+    let mut budget = Budget::new(MAX_TAR, 100_000);
+    let source = Window::whole(source)?;
+    let tar = spool(&source, "the archive", staging, &mut budget, progress)?.window;
+    let files = Files::collect(&tar, &mut budget, progress)?;
+    progress.stage("extract kernel");
+    let vmlinux = staging.join(VMLINUX_FILE);
+    let image = extract(files.0.get(KERNEL_ENTRY).ok_or(KernelImportError::NoKernel)?, &vmlinux, progress)?;
+    elf::check_kernel(&image)?;
+    let strings = elf::strings(&image, &DRIVERS).map_err(KernelImportError::Read)?;
+    let version = strings.release.ok_or(KernelImportError::NoVersion)?;
+    let needed = match files.index()? {
+        Some(index) => index.boot_modules()?,
+        None => {
+            let missing = DRIVERS.iter().filter(|name| !strings.names.contains(*name));
+            let names: Vec<String> = missing.map(|name| (*name).to_owned()).collect();
+            if !names.is_empty() {
+                return Err(KernelImportError::NotBuiltIn { names });
+            }
+            Vec::new()
+        }
+    };
+    progress.stage("extract modules");
+    let modules_dir = staging.join(MODULES_FOLDER);
+    std::fs::create_dir(&modules_dir).map_err(KernelImportError::Write)?;
+    let mut identity = Sha256::new();
+    identity.update(format!("banger kernel 1\nvmlinux {}\n", hex(&sha256(&image, progress)?)));
+    let mut modules = Vec::new();
+    for (path, packed) in files.modules(&needed)? {
+        check(progress)?;
+        // They are kept with the kernel, and shown in lists.
+        if modules.len() >= MAX_MODULES || path.name().len() > MAX_MODULE_NAME {
+            return Err(KernelImportError::ManyModules);
+        }
+        let module = unpack_module(path.as_str(), packed, &version)?;
+        let name = format!("{:02}-{}.ko", modules.len(), path.name());
+        identity.update(format!("{name} {}\n", hex(&Sha256::digest(&module))));
+        write_new(&modules_dir.join(&name), &mut module.as_slice())?;
+        modules.push(name);
+    }
+    let digest: [u8; 32] = identity.finalize().into();
+    let digest = Digest::from_bytes(digest).map_err(|error| KernelImportError::Corrupt(io::Error::other(error)))?;
+    Ok(ImportedKernel { digest, version, vmlinux, modules_dir, modules })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Regular files of the tar by name.
+struct Files(BTreeMap<String, Window>);
+
+impl Files {
+    fn collect(tar: &Window, budget: &mut Budget, progress: &dyn Progress) -> Result<Self, KernelImportError> {
+        Ok(Self(archive::files(tar, budget, progress)?))
+    }
+
+    /// `None` when the tar has a kernel and nothing else.
+    fn index(&self) -> Result<Option<ModuleIndex>, KernelImportError> {
+        if !self.0.keys().any(|name| name.starts_with(MODULES_PREFIX)) {
+            return Ok(None);
+        }
+        let text = |name: &str| {
+            let Some(window) = self.0.get(&format!("{MODULES_PREFIX}{name}")) else {
+                return Ok(String::new());
+            };
+            let too_long = || KernelImportError::Index(KernelError::Line { line: 1 });
+            if window.len() > MAX_INDEX_BYTES {
+                return Err(too_long());
+            }
+            String::from_utf8(window.read_all().map_err(KernelImportError::Read)?).map_err(|_| too_long())
+        };
+        Ok(Some(ModuleIndex::parse(&text("modules.dep")?, &text("modules.builtin")?)?))
+    }
+
+    /// The file of each module; an error names all that are missing.
+    fn modules<'a>(&'a self, needed: &'a [ModulePath]) -> Result<Vec<(&'a ModulePath, &'a Window)>, KernelImportError> {
+        let file = |path: &ModulePath| self.0.get(&format!("{MODULES_PREFIX}{}", path.as_str()));
+        let found: Vec<_> = needed.iter().filter_map(|path| Some((path, file(path)?))).collect();
+        if found.len() == needed.len() {
+            return Ok(found);
+        }
+        let missing = needed.iter().filter(|path| file(path).is_none());
+        Err(KernelImportError::ModuleFiles { paths: missing.map(|path| path.as_str().to_owned()).collect() })
+    }
+}
+
+/// The ELF of what may be a bzImage, written to `path`.
+fn extract(kernel: &Window, path: &Path, progress: &dyn Progress) -> Result<Window, KernelImportError> {
+    let mut header = vec![0; usize::try_from(kernel.len().min(0x268)).unwrap_or_default()];
+    kernel.read_exact_at(&mut header, 0).map_err(KernelImportError::Read)?;
+    if bzimage::is_bzimage(&header) {
+        let mut file = create_new(path)?;
+        bzimage::extract(kernel, &mut file, progress)?;
+        file.sync_all().map_err(KernelImportError::Write)?;
+    } else {
+        // Before a wrong file is copied.
+        elf::check_kernel(kernel)?;
+        write_new(path, &mut kernel.reader())?;
+    }
+    Ok(Window::whole(File::open(path).map_err(KernelImportError::Read)?)?)
+}
+
+/// The module's ELF, checked to be one of kernel `version`.
+fn unpack_module(path: &str, packed: &Window, version: &str) -> Result<Vec<u8>, KernelImportError> {
+    let bad = |why: String| KernelImportError::Module { path: path.to_owned(), why };
+    let codec = Codec::of(&packed.head().map_err(KernelImportError::Read)?);
+    let reader = codec.decode(BufReader::new(packed.reader())).map_err(|error| bad(error.to_string()))?;
+    let mut module = Vec::new();
+    reader.take(MAX_MODULE + 1).read_to_end(&mut module).map_err(|error| bad(error.to_string()))?;
+    if module.len() as u64 > MAX_MODULE {
+        return Err(bad("it is larger than 64 MiB".to_owned()));
+    }
+    if elf::check(&module) != Ok(elf::ET_REL) {
+        return Err(bad("it is not a relocatable x86-64 ELF file".to_owned()));
+    }
+    let vermagic = module.split(|b| *b == 0).find_map(|text| text.strip_prefix(b"vermagic="));
+    match vermagic.and_then(elf::release) {
+        Some(found) if found == version => Ok(module),
+        Some(found) => Err(KernelImportError::Vermagic { path: path.to_owned(), found, expected: version.to_owned() }),
+        None => Err(bad("it has no vermagic".to_owned())),
+    }
+}
+
+fn create_new(path: &Path) -> Result<File, KernelImportError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o440).open(path);
+    let file = file.map_err(KernelImportError::Write)?;
+    // Whatever the umask was.
+    file.set_permissions(Permissions::from_mode(0o440)).map_err(KernelImportError::Write)?;
+    Ok(file)
+}
+
+fn write_new(path: &Path, from: &mut dyn io::Read) -> Result<(), KernelImportError> {
+    let mut file = create_new(path)?;
+    io::copy(from, &mut file).map_err(KernelImportError::Write)?;
+    file.sync_all().map_err(KernelImportError::Write)
+}

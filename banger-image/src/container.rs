@@ -1,0 +1,270 @@
+//! The files of an archive that holds an image: an OCI layout, or what `docker save` writes.
+
+use super::archive::{Archive, Kind};
+use super::error::ImageError;
+use super::names::printable;
+use super::source::{Budget, Progress, Quiet, Window, check};
+use banger_policy::Digest;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing Manifests").
+pub(super) const MAX_JSON: u64 = 4 << 20;
+/// Files and links that are looked at.
+const MAX_FILES: usize = 100_000;
+/// The longest name of one.
+const MAX_NAME: usize = 255;
+/// Links on the way to a file.
+const MAX_LINKS: usize = 8;
+
+/// What an archive seems to be, by the names at its top.
+#[derive(Debug, Default)]
+pub(super) struct Kinds {
+    /// An OCI layout.
+    pub(super) layout: bool,
+    /// `docker save` since 1.10.
+    pub(super) manifest: bool,
+    /// `docker save` before.
+    pub(super) repositories: bool,
+    /// A root file system.
+    root: bool,
+}
+
+impl Kinds {
+    /// Reads all names, since an index may come last, and no contents.
+    ///
+    /// # Errors
+    /// All that can be wrong with an archive.
+    pub(super) fn of(outer: &Window, entries: u64, progress: &dyn Progress) -> Result<Self, ImageError> {
+        let quiet = Quiet(progress);
+        let mut budget = Budget::new(u64::MAX, entries);
+        let mut archive = Archive::new(outer, "the archive");
+        let mut kinds = Self::default();
+        let (mut marker, mut index) = (false, false);
+        while let Some(entry) = archive.next(&mut budget, &quiet)? {
+            check(progress)?;
+            let path = entry.path.as_bytes();
+            match path {
+                b"oci-layout" => marker = true,
+                b"index.json" => index = true,
+                b"manifest.json" => kinds.manifest = true,
+                b"repositories" => kinds.repositories = true,
+                _ => {}
+            }
+            let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+            kinds.root |= matches!(top, b"bin" | b"sbin" | b"usr" | b"etc");
+        }
+        kinds.layout = marker && index;
+        // A root file system may have a file of any name.
+        kinds.manifest &= !kinds.root;
+        kinds.repositories &= !kinds.root;
+        Ok(kinds)
+    }
+}
+
+/// Regular files by name, and links between them.
+pub(super) struct Files {
+    files: BTreeMap<String, Window>,
+    links: BTreeMap<String, String>,
+}
+
+impl Files {
+    /// # Errors
+    /// All that can be wrong with an archive, and too many files.
+    pub(super) fn of(outer: &Window, entries: u64, progress: &dyn Progress) -> Result<Self, ImageError> {
+        let quiet = Quiet(progress);
+        let mut budget = Budget::new(u64::MAX, entries);
+        let mut archive = Archive::new(outer, "the archive");
+        let mut found = Self { files: BTreeMap::new(), links: BTreeMap::new() };
+        while let Some(entry) = archive.next(&mut budget, &quiet)? {
+            check(progress)?;
+            let Ok(name) = std::str::from_utf8(entry.path.as_bytes()) else { continue };
+            if name.len() > MAX_NAME {
+                continue;
+            }
+            match &entry.kind {
+                Kind::File { offset, size } => {
+                    let window = outer.part(*offset, *size);
+                    found.files.extend(window.map(|window| (name.to_owned(), window)));
+                }
+                // docker saves a layer that two images share as a link.
+                Kind::Symlink(target) => found.link(name, &String::from_utf8_lossy(target)),
+                Kind::Hardlink(target) => {
+                    let target = format!("/{}", String::from_utf8_lossy(target.as_bytes()));
+                    found.link(name, &target);
+                }
+                _ => {}
+            }
+            if found.files.len() + found.links.len() > MAX_FILES {
+                return Err(bad(&format!("it has more than {MAX_FILES} files")));
+            }
+        }
+        Ok(found)
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let whole = if target.starts_with('/') { target.to_owned() } else { format!("{folder}/{target}") };
+        let mut parts: Vec<&str> = Vec::new();
+        for part in whole.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                _ => parts.push(part),
+            }
+        }
+        let target = parts.join("/");
+        if target.len() <= MAX_NAME {
+            self.links.insert(name.to_owned(), target);
+        }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file(name).is_ok()
+    }
+
+    /// # Errors
+    /// When it is missing.
+    pub(super) fn file(&self, name: &str) -> Result<&Window, ImageError> {
+        let mut name = name.strip_prefix("./").unwrap_or(name);
+        for _ in 0..MAX_LINKS {
+            if let Some(window) = self.files.get(name) {
+                return Ok(window);
+            }
+            match self.links.get(name) {
+                Some(target) => name = target,
+                None => break,
+            }
+        }
+        Err(bad(&format!("{name} is missing from it")))
+    }
+
+    /// A small file, whole.
+    ///
+    /// # Errors
+    /// When it is missing, or larger than a manifest may be.
+    pub(super) fn small(&self, name: &str) -> Result<Vec<u8>, ImageError> {
+        let window = self.file(name)?;
+        if window.len() > MAX_JSON {
+            return Err(bad(&format!("{name} is larger than 4 MiB")));
+        }
+        window.read_all().map_err(|source| ImageError::Read { source })
+    }
+}
+
+/// What of an image's configuration is looked at (OCI image specification, `config.md`).
+#[derive(Deserialize)]
+pub(super) struct Config {
+    architecture: Option<String>,
+    os: Option<String>,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+impl Config {
+    /// Digests of the layers' plain bytes; `None` when this is the configuration of no image.
+    pub(super) fn diff_ids(&self) -> Option<&[String]> {
+        self.rootfs.as_ref().map(|rootfs| rootfs.diff_ids.as_slice())
+    }
+
+    /// Old images say nothing of it: they are for Linux on x86-64.
+    pub(super) fn platform(&self) -> Platform {
+        let or = |word: &Option<String>, usual: &str| {
+            word.as_deref().filter(|word| !word.is_empty()).unwrap_or(usual).to_owned()
+        };
+        Platform { architecture: or(&self.architecture, "amd64"), os: or(&self.os, "linux") }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Platform {
+    architecture: String,
+    os: String,
+}
+
+impl Platform {
+    pub(super) fn is_ours(&self) -> bool {
+        self.os == "linux" && self.architecture == "amd64"
+    }
+
+    /// What buildx says of attestations.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.os == "unknown"
+    }
+
+    pub(super) fn short(&self) -> String {
+        let short = |word: &str| word.chars().filter(|c| !c.is_control()).take(20).collect::<String>();
+        format!("{}/{}", short(&self.os), short(&self.architecture))
+    }
+}
+
+/// One layer of the chosen image, not yet read.
+#[derive(Clone)]
+pub(super) struct LayerBlob {
+    pub(super) window: Window,
+    /// For messages: a digest, or a name in the archive.
+    pub(super) name: String,
+    /// Of the bytes as they are, when a manifest says it.
+    pub(super) digest: Option<Digest>,
+    /// Of the plain bytes, when a configuration says it.
+    pub(super) diff_id: Option<Digest>,
+}
+
+/// The chosen image.
+pub(super) struct Image {
+    /// Of its manifest, or of its configuration where there is none.
+    pub(super) digest: Digest,
+    /// Oldest first.
+    pub(super) layers: Vec<LayerBlob>,
+}
+
+/// Chooses among several images: the wanted one, else the only one.
+///
+/// # Errors
+/// Lists their names when there are several or the wanted one is not there.
+pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, wanted: &super::Wanted) -> Result<T, ImageError> {
+    const NAMED: usize = 8;
+    let names = |found: &[(Vec<String>, T)]| {
+        let all: Vec<String> =
+            found.iter().take(NAMED).map(|(names, _)| names.first().cloned().unwrap_or_default()).collect();
+        let more = if found.len() > NAMED { ", ..." } else { "" };
+        format!("{}{more}", all.join(", "))
+    };
+    if let Some(reference) = &wanted.reference {
+        let listed = names(&found);
+        let means =
+            |name: &String| name == reference || name.rsplit_once([':', '/']).is_some_and(|(_, tag)| tag == reference);
+        let mut meant: Vec<T> =
+            found.into_iter().filter(|(names, _)| names.iter().any(means)).map(|(_, image)| image).collect();
+        return match (meant.pop(), meant.is_empty()) {
+            (Some(image), true) => Ok(image),
+            (Some(_), false) => Err(bad(&format!("several of its images are called {reference:?}; it holds {listed}"))),
+            (None, _) => Err(bad(&format!("none of its images is called {reference:?}; it holds {listed}"))),
+        };
+    }
+    if found.len() > 1 {
+        let listed = names(&found);
+        return Err(bad(&format!("it holds several images: {listed}; name one with --ref")));
+    }
+    found.pop().map(|(_, image)| image).ok_or_else(|| bad("it holds no image"))
+}
+
+pub(super) fn parse_digest(text: &str) -> Result<Digest, ImageError> {
+    text.strip_prefix("sha256:")
+        .and_then(|hex| hex.parse().ok())
+        .ok_or_else(|| bad(&format!("{:?} is not a sha256 digest", printable(text.as_bytes()))))
+}
+
+pub(super) fn json<T: for<'de> Deserialize<'de>>(data: &[u8], name: &str) -> Result<T, ImageError> {
+    serde_json::from_slice(data).map_err(|error| bad(&format!("{name}: {error}")))
+}
+
+/// `why` may quote the image, the words of the JSON parser above all.
+pub(super) fn bad(why: &str) -> ImageError {
+    ImageError::Oci { why: printable(why.as_bytes()) }
+}

@@ -1,0 +1,190 @@
+//! From what a user gives (a root file system's tar, an OCI image) to an ext4 root file system.
+//!
+//! Called by the daemon's import jobs on a blocking thread, with one spooled file. Everything goes from the
+//! archive to a tree in memory and from there to ext4: no entry of an archive ever becomes a file on the host,
+//! nothing is mounted, no program runs and no privilege is needed. Nothing is published either: the results
+//! stand in a staging folder, and the caller renames it when its database row is ready.
+//!
+//! It must not know of the database, of the daemon's configuration or of the daemon's wire.
+#![forbid(unsafe_code)]
+
+mod acl;
+mod archive;
+pub mod boot;
+mod codec;
+mod container;
+mod content;
+mod docker;
+mod error;
+mod ext4;
+mod header;
+mod layers;
+mod memory;
+mod names;
+mod oci;
+mod pax;
+mod plausible;
+mod rootfs;
+mod source;
+mod tree;
+pub mod work_disk;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::ImageError;
+pub use names::NameFault;
+pub use source::Progress;
+
+use banger_policy::Digest;
+use banger_policy::limits::MAX_DISK_BYTES;
+use content::Contents;
+use ext4::{Size, Written};
+use layers::Layer;
+use memory::Claim;
+use sha2::{Digest as _, Sha256};
+use source::{Budget, Window};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use tree::Tree;
+
+/// The most that an image may hold when nobody says otherwise, bytes.
+pub const DEFAULT_BUILD_SIZE: u64 = 8 << 30;
+
+pub use banger_policy::id::ROOTFS_FILE;
+/// The image's `/root`, from which work disks are made.
+pub const SEED_FILE: &str = "work-seed.tar";
+
+/// Caps on what an import may expand to.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Entries over all layers, meta entries included; a Debian desktop has 300,000.
+    pub entries: u64,
+    /// Bytes of memory for the tree and the file system's metadata, estimated. Contents need none.
+    pub memory: u64,
+    /// Decompressed bytes over all layers.
+    pub expanded_bytes: u64,
+}
+
+impl Limits {
+    /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its end.
+    #[must_use]
+    pub fn for_build_size(build_size: u64) -> Self {
+        Self { entries: 2_000_000, memory: memory::ONE, expanded_bytes: build_size }
+    }
+}
+
+/// What the source was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A root file system; its digest is that of the decompressed tar.
+    Tar,
+    /// An OCI image; its digest is that of the linux/amd64 manifest.
+    Oci,
+}
+
+/// A finished import.
+#[derive(Clone, Debug)]
+pub struct ImportedRootfs {
+    /// Identifies the image: source, most that it may hold, and version of this code. The same digest means the
+    /// same bytes.
+    pub digest: Digest,
+    /// What was imported.
+    pub source: SourceKind,
+    /// Digest of the source itself, however it was compressed or packed.
+    pub source_digest: Digest,
+    /// `rootfs.ext4` in the staging folder: mode 0440, sparse, synced.
+    pub rootfs_path: PathBuf,
+    /// `work-seed.tar` in the staging folder: mode 0440, synced.
+    pub seed_path: PathBuf,
+    /// Size of the root file system, bytes: as small as its contents allow. No root disk of a VM is smaller.
+    pub build_size: u64,
+    /// Bytes of file contents.
+    pub content_bytes: u64,
+    /// Entries of all layers.
+    pub entries: u64,
+}
+
+/// Part of every image digest: raised when the same source would be written differently.
+const FORMAT: &str = "banger rootfs 3";
+
+/// Which of several images of an archive is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name or tag in the archive, or its manifest's digest.
+    pub reference: Option<String>,
+}
+
+/// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file system's tar, or a tar of an OCI layout
+/// or of what `docker save` writes, plain or compressed with gzip, zstd, xz, bzip2 or lz4.
+///
+/// `staging` is an existing, empty folder of the caller on the file system of the images; on failure the caller
+/// removes it. Memory: about [`Limits::memory`] at most. A cancelled
+/// import ends within a second, but for the layout of a file system of millions of entries, which takes some.
+///
+/// # Errors
+/// [`ImageError`]; nothing but files in `staging` is left behind.
+pub fn import(
+    source: File,
+    staging: &Path,
+    most: u64,
+    wanted: &Wanted,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<ImportedRootfs, ImageError> {
+    rootfs::check_size(most)?;
+    let source = Window::whole(source)?;
+    if source.len() == 0 {
+        return Err(ImageError::EmptyFile);
+    }
+    progress.stage("read archive");
+    // What contains the layers is not one of them: it has a budget of its own, of the same size.
+    let mut container = Budget::new(limits.expanded_bytes, limits.entries);
+    let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
+    let mut budget = Budget { memory: Claim::new(limits.memory), ..Budget::new(limits.expanded_bytes, limits.entries) };
+    let (kind, source_digest, layers) = match oci::open(&outer.window, wanted, limits.entries, progress)? {
+        Some(image) => {
+            progress.stage("verify and unpack layers");
+            let layers = oci::layers(&image, staging, &mut budget, progress)?;
+            (SourceKind::Oci, image.digest, layers)
+        }
+        None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)]),
+    };
+    progress.stage("merge layers");
+    let mut tree = Tree::new();
+    for (window, layer) in (0..).zip(&layers) {
+        layers::apply(&mut tree, layer, window, &mut budget, progress)?;
+    }
+    if kind == SourceKind::Tar {
+        plausible::check(&tree, progress)?;
+    }
+    let windows: Vec<Window> = layers.into_iter().map(|layer| layer.window).collect();
+    progress.stage("write work disk seed");
+    let seed_path = staging.join(SEED_FILE);
+    work_disk::write_seed(&mut tree, &windows, &seed_path, progress)?;
+    progress.stage("write root file system");
+    let identity = Sha256::digest(format!("{FORMAT}\nsource {source_digest}\nsize {most}\n"));
+    let digest = digest(identity.into())?;
+    let rootfs_path = staging.join(ROOTFS_FILE);
+    let uuid = rootfs::uuid(&digest);
+    let size = Size::Smallest { most };
+    let ext4 = rootfs::Ext4 { size, file_bytes: MAX_DISK_BYTES, uuid, label: "rootfs", host_mode: 0o440 };
+    let written = rootfs::write(&tree, &Contents(&windows), &ext4, &rootfs_path, progress)?;
+    let Written { bytes: build_size, content_bytes } = written;
+    let entries = budget.entries;
+    Ok(ImportedRootfs {
+        digest,
+        source: kind,
+        source_digest,
+        rootfs_path,
+        seed_path,
+        build_size,
+        content_bytes,
+        entries,
+    })
+}
+
+fn digest(bytes: [u8; 32]) -> Result<Digest, ImageError> {
+    Digest::from_bytes(bytes).map_err(|error| ImageError::Oci { why: error.to_string() })
+}

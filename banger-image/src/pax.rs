@@ -1,0 +1,313 @@
+//! PAX extended headers (POSIX.1-2017, `pax`, "pax Extended Header") as image builders write them.
+//!
+//! Records are split by their declared length, never at newlines: a file capability is a binary value that may
+//! contain one. The `tar` crate splits at newlines, which is why this is ours.
+
+/// What the extended headers in front of an entry say about it.
+#[derive(Debug, Default)]
+pub(crate) struct Pax {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) linkpath: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u64>,
+    pub(crate) gid: Option<u64>,
+    pub(crate) mtime: Option<(i64, u32)>,
+    pub(crate) devmajor: Option<u64>,
+    pub(crate) devminor: Option<u64>,
+    /// Name and value as in the archive, in order of appearance; ACLs of star and GNU tar as text.
+    pub(crate) xattrs: Vec<(String, Vec<u8>)>,
+    pub(crate) acl_access: Option<Vec<u8>>,
+    pub(crate) acl_default: Option<Vec<u8>>,
+    pub(crate) sparse: Sparse,
+    /// The first record that we understand and cannot keep.
+    pub(crate) unsupported: Option<(String, &'static str)>,
+}
+
+/// What GNU tar says of a sparse file, in its formats 0.0, 0.1 and 1.0 ("Storing Sparse Files" in its manual).
+#[derive(Debug, Default)]
+pub(crate) struct Sparse {
+    /// Of the map's format; absent before 1.0.
+    pub(crate) version: Option<(u64, u64)>,
+    /// The file's own name: the header has another one.
+    pub(crate) name: Option<Vec<u8>>,
+    /// Of the file, bytes.
+    pub(crate) size: Option<u64>,
+    /// Offsets and lengths, one after the other.
+    pub(crate) map: Vec<u64>,
+    /// Whether any record said that the file is sparse.
+    pub(crate) any: bool,
+}
+
+/// Numbers that a sparse map in headers may have: more than fit a header of ours.
+const MAX_MAP: usize = 1 << 17;
+
+/// Why a header is not a PAX header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+impl Pax {
+    /// Adds the records of one extended header.
+    ///
+    /// # Errors
+    /// [`Malformed`] for a record without length, `=` or newline, or a number that is none.
+    pub(crate) fn extend(&mut self, data: &[u8]) -> Result<(), Malformed> {
+        let mut libarchive = Vec::new();
+        for record in Records(data) {
+            let (key, value) = record?;
+            match key {
+                "path" => self.path = Some(value.to_vec()),
+                "linkpath" => self.linkpath = Some(value.to_vec()),
+                "size" => self.size = Some(number(value)?),
+                "uid" => self.uid = Some(number(value)?),
+                "gid" => self.gid = Some(number(value)?),
+                "SCHILY.devmajor" => self.devmajor = Some(number(value)?),
+                "SCHILY.devminor" => self.devminor = Some(number(value)?),
+                "mtime" => self.mtime = Some(time(value)?),
+                // GNU tar and star write the label without its NUL, the kernel keeps it with one.
+                "RHT.security.selinux" => {
+                    let mut value = value.to_vec();
+                    if value.last() != Some(&0) {
+                        value.push(0);
+                    }
+                    self.set_xattr("security.selinux", &value);
+                }
+                "SCHILY.acl.access" => self.acl_access = Some(value.to_vec()),
+                "SCHILY.acl.default" => self.acl_default = Some(value.to_vec()),
+                "hdrcharset" if value != b"BINARY" && value != b"ISO-IR 10646 2000 UTF-8" => {
+                    self.refuse(key, "make the archive with UTF-8 names");
+                }
+                _ => {
+                    if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                        self.set_xattr(name, value);
+                    } else if let Some(word) = key.strip_prefix("GNU.sparse.") {
+                        self.sparse.record(word, value)?;
+                    } else if let Some(name) = key.strip_prefix("LIBARCHIVE.xattr.") {
+                        libarchive.push((name.to_owned(), value.to_vec()));
+                    }
+                    // Everything else (atime, comment, uname, LIBARCHIVE.creationtime ...) does not change
+                    // what a guest sees.
+                }
+            }
+        }
+        // bsdtar writes each attribute in both forms: the other one needs no decoding.
+        if self.xattrs.is_empty() {
+            for (name, value) in libarchive {
+                let name =
+                    percent(&name).ok_or(Malformed("a PAX attribute whose name is not encoded as it must be"))?;
+                let value = base64(&value).ok_or(Malformed("a PAX attribute whose value is not base64"))?;
+                self.set_xattr(&name, &value);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_xattr(&mut self, name: &str, value: &[u8]) {
+        self.xattrs.retain(|(old, _)| old != name);
+        self.xattrs.push((name.to_owned(), value.to_vec()));
+    }
+
+    fn refuse(&mut self, what: &str, instead: &'static str) {
+        self.unsupported.get_or_insert((what.to_owned(), instead));
+    }
+}
+
+impl Sparse {
+    fn record(&mut self, word: &str, value: &[u8]) -> Result<(), Malformed> {
+        self.any = true;
+        match word {
+            "major" => self.version = Some((number(value)?, self.version.map_or(0, |(_, minor)| minor))),
+            "minor" => self.version = Some((self.version.map_or(0, |(major, _)| major), number(value)?)),
+            "name" => self.name = Some(value.to_vec()),
+            "size" | "realsize" => self.size = Some(number(value)?),
+            "offset" | "numbytes" => self.map.push(number(value)?),
+            "map" => self.map = value.split(|byte| *byte == b',').map(number).collect::<Result<_, _>>()?,
+            // How many pieces there are shows by itself.
+            _ => {}
+        }
+        if self.map.len() > MAX_MAP { Err(Malformed("a sparse map of more than 65536 pieces")) } else { Ok(()) }
+    }
+}
+
+/// `%41` for `A` (RFC 3986 section 2.1), as libarchive encodes names.
+fn percent(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let (digits, after) = rest.split_at_checked(2)?;
+        rest = after;
+        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// RFC 4648 section 4; libarchive leaves the padding out.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let (mut bits, mut held) = (0_u32, 0_u32);
+    for symbol in text.iter().take_while(|symbol| **symbol != b'=') {
+        let value = match symbol {
+            b'A'..=b'Z' => symbol - b'A',
+            b'a'..=b'z' => symbol - b'a' + 26,
+            b'0'..=b'9' => symbol - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 & 0xffff | u32::from(value);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push(u8::try_from(bits >> held & 0xff).ok()?);
+        }
+    }
+    Some(bytes)
+}
+
+/// `length SP key=value LF`, the length counting all of it.
+struct Records<'a>(&'a [u8]);
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<(&'a str, &'a [u8]), Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Some writers pad with NUL.
+        if self.0.iter().all(|b| *b == 0) {
+            return None;
+        }
+        let parsed = record(self.0);
+        self.0 = parsed.as_ref().map_or(&[][..], |(_, _, rest)| *rest);
+        Some(parsed.map(|(key, value, _)| (key, value)))
+    }
+}
+
+fn record(data: &[u8]) -> Result<(&str, &[u8], &[u8]), Malformed> {
+    let space = data.iter().take(20).position(|b| *b == b' ').ok_or(Malformed("a PAX record without length"))?;
+    let (digits, _) = data.split_at(space);
+    let length = usize::try_from(number(digits)?).map_err(|_| Malformed("a PAX record that is too long"))?;
+    let whole = data.get(..length).ok_or(Malformed("a PAX record longer than its header"))?;
+    let body = whole.get(space + 1..).ok_or(Malformed("a PAX record with a wrong length"))?;
+    let body = body.strip_suffix(b"\n").ok_or(Malformed("a PAX record that does not end in a newline"))?;
+    let equals = body.iter().position(|b| *b == b'=').ok_or(Malformed("a PAX record without `=`"))?;
+    let (key, value) = body.split_at(equals);
+    let key = std::str::from_utf8(key).map_err(|_| Malformed("a PAX key that is not UTF-8"))?;
+    Ok((key, value.get(1..).unwrap_or_default(), data.get(length..).unwrap_or_default()))
+}
+
+fn number(digits: &[u8]) -> Result<u64, Malformed> {
+    std::str::from_utf8(digits)
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|text| text.parse().ok())
+        .ok_or(Malformed("a PAX number that is none"))
+}
+
+/// `[-]seconds[.fraction]`; digits beyond nanoseconds are cut.
+fn time(value: &[u8]) -> Result<(i64, u32), Malformed> {
+    const BAD: Malformed = Malformed("a PAX time that is none");
+    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let (negative, whole) = whole.strip_prefix('-').map_or((false, whole), |rest| (true, rest));
+    let seconds = i64::try_from(number(whole.as_bytes())?).map_err(|_| BAD)?;
+    let nine: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanos = u32::try_from(number(nine.as_bytes())?).map_err(|_| BAD)?;
+    Ok(match (negative, nanos) {
+        (false, _) => (seconds, nanos),
+        (true, 0) => (-seconds, 0),
+        // -1.25 is 0.75 s after -2.
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanos),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A record with its own length, as writers compute it.
+    fn rec(key: &str, value: &[u8]) -> Vec<u8> {
+        let rest = key.len() + value.len() + 3;
+        let length = (1..).find(|digits| (rest + digits).to_string().len() == *digits).map(|d| rest + d).unwrap();
+        [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+    }
+
+    fn parse(data: &[u8]) -> Result<Pax, Malformed> {
+        let mut pax = Pax::default();
+        pax.extend(data)?;
+        Ok(pax)
+    }
+
+    #[test]
+    fn binary_values_with_newlines_are_kept() {
+        let capability = b"\x01\0\0\x02\n\x0a\0\0\0=\0\0";
+        let data = [rec("SCHILY.xattr.security.capability", capability), rec("path", b"bin/ping")].concat();
+        let pax = parse(&data).unwrap();
+        assert_eq!(pax.xattrs, [("security.capability".to_owned(), capability.to_vec())]);
+        assert_eq!(pax.path.unwrap(), b"bin/ping");
+    }
+
+    #[test]
+    fn numbers_and_times() {
+        let data = [rec("size", b"9000000000"), rec("uid", b"4294967294"), rec("mtime", b"12.0345678919")].concat();
+        let pax = parse(&data).unwrap();
+        assert_eq!((pax.size, pax.uid, pax.mtime), (Some(9_000_000_000), Some(4_294_967_294), Some((12, 34_567_891))));
+        assert_eq!(time(b"-1.25"), Ok((-2, 750_000_000)));
+        assert_eq!(time(b"-3"), Ok((-3, 0)));
+        assert!(time(b"1e9").is_err() && time(b"").is_err() && time(b"--1").is_err());
+    }
+
+    #[test]
+    fn attributes_as_libarchive_writes_them() {
+        let both = [rec("LIBARCHIVE.xattr.user.x", b"djE="), rec("SCHILY.xattr.user.x", b"v2")].concat();
+        assert_eq!(parse(&both).unwrap().xattrs, [("user.x".to_owned(), b"v2".to_vec())]);
+        let alone = parse(&rec("LIBARCHIVE.xattr.user.a%3db%25", b"AP/+djE")).unwrap();
+        assert_eq!(alone.xattrs, [("user.a=b%".to_owned(), b"\0\xff\xfev1".to_vec())]);
+        assert!(parse(&rec("LIBARCHIVE.xattr.user.x", b"d!E=")).is_err());
+        assert!(parse(&rec("comment", b"harmless")).unwrap().unsupported.is_none());
+    }
+
+    #[test]
+    fn sparse_maps_of_all_formats() {
+        let old = [
+            rec("GNU.sparse.size", b"9"),
+            rec("GNU.sparse.numblocks", b"2"),
+            rec("GNU.sparse.offset", b"0"),
+            rec("GNU.sparse.numbytes", b"2"),
+            rec("GNU.sparse.offset", b"7"),
+            rec("GNU.sparse.numbytes", b"1"),
+        ]
+        .concat();
+        let newer =
+            [rec("GNU.sparse.size", b"9"), rec("GNU.sparse.name", b"n"), rec("GNU.sparse.map", b"0,2,7,1")].concat();
+        for (data, name) in [(old, None), (newer, Some(b"n".to_vec()))] {
+            let sparse = parse(&data).unwrap().sparse;
+            assert_eq!((sparse.size, sparse.map, sparse.name, sparse.version), (Some(9), vec![0, 2, 7, 1], name, None));
+        }
+        let newest = [rec("GNU.sparse.major", b"1"), rec("GNU.sparse.minor", b"0"), rec("GNU.sparse.realsize", b"9")];
+        let newest = parse(&newest.concat()).unwrap().sparse;
+        assert_eq!((newest.version, newest.size, newest.any), (Some((1, 0)), Some(9), true));
+        assert!(parse(&rec("GNU.sparse.map", b"0,x")).is_err());
+    }
+
+    #[test]
+    fn malformed_records_are_errors() {
+        for bad in [&b"x"[..], b"5 a=b", b"99 a=b\n", b"3 a=b\n", b"6 ab \n", b"18446744073709551616 a=b\n", b"1 a=b\n"]
+        {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_total_and_keeps_values(value in proptest::collection::vec(any::<u8>(), 0..300), junk in any::<Vec<u8>>()) {
+            let pax = parse(&rec("SCHILY.xattr.user.v", &value)).unwrap();
+            prop_assert_eq!(&pax.xattrs[0].1, &value);
+            let _ = parse(&junk);
+        }
+    }
+}

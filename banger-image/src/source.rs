@@ -1,0 +1,301 @@
+//! Bytes of archives with random access: windows on the spooled file, and decompression into a spool of ours.
+//!
+//! File contents are never held in memory: the tree of an image refers to windows, and the writer reads from
+//! them. Spools are unlinked files in the staging folder, so an import that dies leaves none behind.
+
+use super::codec::Codec;
+use super::error::ImageError;
+use super::memory::Claim;
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Copy unit, and therefore how far a cancelled import still runs: a few milliseconds.
+const CHUNK: usize = 1 << 20;
+
+/// Progress of a long import, and the way to end it early. Called often: it must be cheap.
+pub trait Progress {
+    /// A stage begins; its name is for users, such as `read archive`.
+    fn stage(&self, _name: &'static str) {}
+    /// Bytes of this stage done so far, of `total`; 0 when the total is not known.
+    fn bytes(&self, _done: u64, _total: u64) {}
+    /// Something was left out or changed that nobody needs to mend; a sentence for users. An archive decides how often.
+    fn warn(&self, _text: &str) {}
+    /// True ends the import with [`ImageError::Cancelled`] within a second.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// No progress wanted, never cancelled.
+impl Progress for () {}
+
+/// Passes on nothing but that the import is cancelled: for a first look, whose warnings come again.
+pub(crate) struct Quiet<'a>(pub(crate) &'a dyn Progress);
+
+impl Progress for Quiet<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+/// # Errors
+/// [`ImageError::Cancelled`].
+pub(crate) fn check(progress: &dyn Progress) -> Result<(), ImageError> {
+    if progress.cancelled() { Err(ImageError::Cancelled) } else { Ok(()) }
+}
+
+/// What may still be expanded, over all layers of one import.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub(crate) bytes_limit: u64,
+    pub(crate) bytes: u64,
+    pub(crate) entries_limit: u64,
+    pub(crate) entries: u64,
+    pub(crate) memory: Claim,
+}
+
+impl Budget {
+    /// Without a limit of memory, which only a tree needs.
+    pub(crate) fn new(bytes_limit: u64, entries_limit: u64) -> Self {
+        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory: Claim::new(u64::MAX) }
+    }
+
+    fn spend_bytes(&mut self, n: usize) -> Result<(), ImageError> {
+        self.bytes = self.bytes.saturating_add(n as u64);
+        if self.bytes > self.bytes_limit { Err(ImageError::TooLarge { limit: self.bytes_limit }) } else { Ok(()) }
+    }
+
+    pub(crate) fn spend_entry(&mut self) -> Result<(), ImageError> {
+        self.entries = self.entries.saturating_add(1);
+        if self.entries > self.entries_limit {
+            Err(ImageError::TooManyEntries { limit: self.entries_limit })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A range of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Window {
+    file: Arc<File>,
+    start: u64,
+    len: u64,
+}
+
+impl Window {
+    /// # Errors
+    /// [`ImageError::Read`] when the length cannot be read.
+    pub(crate) fn whole(file: File) -> Result<Self, ImageError> {
+        let len = file.metadata().map_err(|source| ImageError::Read { source })?.len();
+        Ok(Self { file: Arc::new(file), start: 0, len })
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Which bytes of its file it is: two windows of one file are the same when this is.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.start, self.len)
+    }
+
+    /// The part of `len` bytes from `offset`; `None` when it is not inside.
+    pub(crate) fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| Self { file: Arc::clone(&self.file), start: self.start + offset, len })
+    }
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the window ends before.
+    pub(crate) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match offset.checked_add(buf.len() as u64) {
+            Some(end) if end <= self.len => self.file.read_exact_at(buf, self.start + offset),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Sequential reading from the beginning.
+    pub(crate) fn reader(&self) -> WindowReader<'_> {
+        WindowReader { window: self, offset: 0 }
+    }
+
+    /// All bytes; the caller has looked at the length.
+    pub(crate) fn read_all(&self) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        self.reader().read_to_end(&mut all)?;
+        Ok(all)
+    }
+
+    /// The first bytes, up to 512.
+    pub(crate) fn head(&self) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        self.reader().take(512).read_to_end(&mut head)?;
+        Ok(head)
+    }
+}
+
+/// See [`Window::reader`].
+#[derive(Debug)]
+pub(crate) struct WindowReader<'a> {
+    window: &'a Window,
+    offset: u64,
+}
+
+impl Read for WindowReader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let left = self.window.len - self.offset;
+        let want = usize::try_from(left).map_or(buf.len(), |left| left.min(buf.len()));
+        let into = buf.get_mut(..want).unwrap_or_default();
+        let n = self.window.file.read_at(into, self.window.start + self.offset)?;
+        if n == 0 && !into.is_empty() {
+            // The file was cut while we read it.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.offset += n as u64;
+        Ok(n)
+    }
+}
+
+/// A plain archive and the SHA-256 of its (decompressed) bytes.
+pub(crate) struct Spooled {
+    pub(crate) window: Window,
+    pub(crate) sha256: [u8; 32],
+}
+
+/// Decompresses `source` into an unlinked file in `dir`; a plain source is only read through for its hash.
+///
+/// # Errors
+/// `Truncated`, `Corrupt`, `Compression`, `TooLarge`, `Write` (a full disk), `Cancelled`.
+pub(crate) fn spool(
+    source: &Window,
+    layer: &str,
+    dir: &Path,
+    budget: &mut Budget,
+    progress: &dyn Progress,
+) -> Result<Spooled, ImageError> {
+    let codec = Codec::of(&source.head().map_err(|source| ImageError::Read { source })?);
+    if let Codec::Other(format) = codec {
+        return Err(ImageError::Compression { layer: layer.to_owned(), format });
+    }
+    let write_error = |source| ImageError::Write { path: dir.to_owned(), source };
+    let mut file = if codec == Codec::Plain { None } else { Some(tempfile::tempfile_in(dir).map_err(write_error)?) };
+    let decode_error = |source: io::Error| {
+        let layer = layer.to_owned();
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                ImageError::Truncated { layer, at: "the compressed stream has no end".to_owned() }
+            }
+            io::ErrorKind::Unsupported => ImageError::Wide { layer, why: source.to_string() },
+            _ => ImageError::Corrupt { layer, source },
+        }
+    };
+    let counted = Counted { inner: source.reader(), done: 0, total: source.len(), progress };
+    let mut reader = codec.decode(BufReader::with_capacity(CHUNK, counted)).map_err(decode_error)?;
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; CHUNK];
+    loop {
+        check(progress)?;
+        let n = reader.read(&mut buf).map_err(decode_error)?;
+        let chunk = buf.get(..n).unwrap_or_default();
+        if chunk.is_empty() {
+            break;
+        }
+        budget.spend_bytes(n)?;
+        hash.update(chunk);
+        if let Some(file) = &mut file {
+            file.write_all(chunk).map_err(write_error)?;
+        }
+    }
+    drop(reader);
+    let window = file.map_or_else(|| Ok(source.clone()), Window::whole)?;
+    Ok(Spooled { window, sha256: hash.finalize().into() })
+}
+
+/// Hash of a window as it is.
+///
+/// # Errors
+/// `Read`, `Cancelled`.
+pub(crate) fn sha256(window: &Window, progress: &dyn Progress) -> Result<[u8; 32], ImageError> {
+    let mut hash = Sha256::new();
+    let mut buf = vec![0; CHUNK];
+    let mut reader = window.reader();
+    loop {
+        check(progress)?;
+        let n = reader.read(&mut buf).map_err(|source| ImageError::Read { source })?;
+        match buf.get(..n) {
+            Some(chunk) if !chunk.is_empty() => hash.update(chunk),
+            _ => return Ok(hash.finalize().into()),
+        }
+    }
+}
+
+/// Reports how much of the *compressed* source is read: the only total that is known.
+struct Counted<'a, R> {
+    inner: R,
+    done: u64,
+    total: u64,
+    progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.done += n as u64;
+        self.progress.bytes(self.done, self.total);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn window(data: &[u8]) -> Window {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(data).unwrap();
+        Window::whole(file).unwrap()
+    }
+
+    #[test]
+    fn parts_never_reach_outside() {
+        let whole = window(b"0123456789");
+        let part = whole.part(2, 5).unwrap();
+        assert_eq!(part.read_all().unwrap(), b"23456");
+        assert_eq!(part.part(1, 2).unwrap().read_all().unwrap(), b"34");
+        assert!(part.part(1, 5).is_none() && part.part(u64::MAX, 2).is_none());
+        assert!(part.read_exact_at(&mut [0; 2], 4).is_err());
+    }
+
+    #[test]
+    fn expansion_is_capped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gz.write_all(&vec![0; 8 << 20]).unwrap();
+        let bomb = window(&gz.finish().unwrap());
+        let result = spool(&bomb, "archive", dir.path(), &mut Budget::new(4 << 20, 10), &());
+        assert!(matches!(result, Err(ImageError::TooLarge { .. })));
+        let spooled = spool(&bomb, "archive", dir.path(), &mut Budget::new(8 << 20, 10), &()).unwrap();
+        assert_eq!(spooled.window.len(), 8 << 20);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "spools have no name");
+    }
+
+    #[test]
+    fn a_cancelled_spool_stops() {
+        struct Stop;
+        impl Progress for Stop {
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
+        let result = spool(&window(b"x"), "archive", Path::new("/"), &mut Budget::new(10, 10), &Stop);
+        assert!(matches!(result, Err(ImageError::Cancelled)));
+    }
+}

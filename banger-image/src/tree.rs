@@ -1,0 +1,667 @@
+//! The file tree of an image in memory: names, owners and where the contents are, never the contents.
+//!
+//! Layers are applied to it (`layers`), then it is written (`rootfs`). All of it is bookkeeping: a symlink is a
+//! string that is followed inside the tree only, so no archive can reach anything else. About 200 bytes an entry.
+
+use super::content::{Content, Sparse};
+use super::names::{EntryPath, MAX_PATH, NameFault, component, printable};
+use super::xattr::Xattr;
+use std::collections::{BTreeMap, HashSet};
+
+/// The kernel's own limit of symlinks in one path (`MAXSYMLINKS`).
+const MAX_SYMLINKS: u32 = 40;
+/// ext4's limit of names of one file (`EXT4_LINK_MAX`).
+const MAX_LINKS: u32 = 65_000;
+
+/// Owner, permissions, time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Of the last change: seconds since the epoch, and nanoseconds behind them.
+    pub(crate) mtime: (i64, u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NodeId(u32);
+
+/// What a name in a folder leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Child {
+    pub(crate) id: NodeId,
+    /// Number of the layer that has put the name there.
+    layer: u16,
+}
+
+/// The names of a folder.
+pub(crate) type Names = BTreeMap<Box<[u8]>, Child>;
+
+#[derive(Clone, Debug)]
+pub(crate) enum NodeKind {
+    Dir(Names),
+    File(Content),
+    Sparse(Box<Sparse>),
+    Symlink(Box<[u8]>),
+    Char(u32, u32),
+    Block(u32, u32),
+    Fifo,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) kind: NodeKind,
+    pub(crate) meta: Meta,
+    pub(crate) xattrs: Box<[Xattr]>,
+    /// Names of this node; a folder has one.
+    links: u32,
+    /// Length of a folder's own path below the root, bytes. A folder never moves, so it never changes.
+    path_bytes: u32,
+}
+
+/// Why an entry has no place in the tree.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TreeError {
+    #[error("\"{0}\" on its path is not a folder")]
+    NotADirectory(String),
+    #[error("its path has too many levels of symlinks")]
+    SymlinkLoop,
+    #[error("its path, symlinks followed, has more than {MAX_PATH} bytes: no program could open it")]
+    PathTooLong,
+    #[error("a link on its path leads to {0}")]
+    Name(NameFault),
+    #[error("the root must be a folder")]
+    Root,
+    #[error("hard link to \"{0}\", which is not in the image")]
+    LinkTargetMissing(String),
+    #[error("hard link to the folder \"{0}\"")]
+    LinkToDirectory(String),
+    #[error("more than 65000 hard links to \"{0}\"")]
+    TooManyLinks(String),
+}
+
+impl Node {
+    /// Whether hard links make it reachable by several names.
+    pub(crate) fn has_more_names(&self) -> bool {
+        self.links > 1
+    }
+
+    /// Names of what is no folder.
+    pub(crate) fn links(&self) -> u32 {
+        self.links
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Tree {
+    nodes: Vec<Node>,
+    /// The layer that is being applied.
+    layer: u16,
+    /// Folders in which it has hidden everything already: an archive may ask for that as often as it likes.
+    purged: HashSet<NodeId>,
+    memory: u64,
+}
+
+/// A folder that is met while what is below another one is hidden.
+struct Met {
+    id: NodeId,
+    /// Where it is; not for the one that all others are below.
+    place: Option<(NodeId, Box<[u8]>)>,
+    /// Whether the present layer has put it there.
+    own: bool,
+}
+
+/// What one entry costs, bytes: here, and its numbers in the writer. Measured, resident: see `tests/memory.rs`.
+const ENTRY_MEMORY: u64 = 260;
+
+/// A folder's list of names, which is made with room for eleven.
+const FOLDER_MEMORY: u64 = 340;
+
+/// What stands for folders that no entry describes.
+pub(crate) const IMPLICIT: Meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: (0, 0) };
+
+impl Tree {
+    pub(crate) const ROOT: NodeId = NodeId(0);
+
+    pub(crate) fn new() -> Self {
+        let kind = NodeKind::Dir(Names::new());
+        let root = Node { kind, meta: IMPLICIT, xattrs: Box::default(), links: 1, path_bytes: 0 };
+        Self { nodes: vec![root], layer: 0, purged: HashSet::new(), memory: 0 }
+    }
+
+    /// What is put from now on belongs to another layer.
+    pub(crate) fn next_layer(&mut self) {
+        self.layer = self.layer.saturating_add(1);
+        self.purged.clear();
+    }
+
+    /// What this tree takes until it is written, removed entries included: an estimate.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "a NodeId only comes from this tree, which never shrinks")]
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[Self::index(id)]
+    }
+
+    #[expect(clippy::indexing_slicing, reason = "as in node()")]
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+
+    /// Nodes ever made; ids are below it.
+    pub(crate) fn capacity(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) const fn index(id: NodeId) -> usize {
+        id.0 as usize
+    }
+
+    fn entry(&self, dir: NodeId, name: &[u8]) -> Option<Child> {
+        match &self.node(dir).kind {
+            NodeKind::Dir(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.entry(dir, name).map(|child| child.id)
+    }
+
+    /// The folder at `path`, symlinks followed inside the tree; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// [`TreeError::NotADirectory`], [`TreeError::SymlinkLoop`].
+    pub(crate) fn find_dir(&mut self, path: &[u8]) -> Result<Option<NodeId>, TreeError> {
+        self.walk(path, None)
+    }
+
+    /// The folder at `path`; missing ones are made, as `mkdir -p` does, with `implicit`.
+    fn make_dir(&mut self, path: &[u8], mtime: (i64, u32)) -> Result<NodeId, TreeError> {
+        // walk() returns None only when it may not make folders.
+        self.walk(path, Some(Meta { mtime, ..IMPLICIT })).map(|dir| dir.unwrap_or(Self::ROOT))
+    }
+
+    fn walk(&mut self, path: &[u8], implicit: Option<Meta>) -> Result<Option<NodeId>, TreeError> {
+        fn parts(path: &[u8]) -> impl Iterator<Item = Box<[u8]>> + '_ {
+            path.rsplit(|byte| *byte == b'/').map(Into::into)
+        }
+        let mut above: Vec<NodeId> = Vec::new();
+        let mut here = Self::ROOT;
+        let mut links = 0;
+        let mut todo: Vec<Box<[u8]>> = parts(path).collect();
+        while let Some(part) = todo.pop() {
+            match part.as_ref() {
+                b"" | b"." => continue,
+                // As in a chroot, the root's parent is the root. Only symlink targets contain `..`.
+                b".." => {
+                    here = above.pop().unwrap_or(Self::ROOT);
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(child) = self.child(here, &part) else {
+                let Some(meta) = implicit else {
+                    return Ok(None);
+                };
+                // It may have come from a link's target, which is not a name until something is put there.
+                component(&part).map_err(TreeError::Name)?;
+                let made = self.insert(here, &part, NodeKind::Dir(Names::new()), meta, Box::default())?;
+                above.push(std::mem::replace(&mut here, made));
+                continue;
+            };
+            match &self.node(child).kind {
+                NodeKind::Dir(_) => above.push(std::mem::replace(&mut here, child)),
+                NodeKind::Symlink(target) => {
+                    links += 1;
+                    if links > MAX_SYMLINKS {
+                        return Err(TreeError::SymlinkLoop);
+                    }
+                    if target.starts_with(b"/") {
+                        above.clear();
+                        here = Self::ROOT;
+                    }
+                    todo.extend(parts(target));
+                }
+                _ => return Err(TreeError::NotADirectory(printable(&part))),
+            }
+        }
+        Ok(Some(here))
+    }
+
+    /// The folder at `path` for what hides things: links of lower layers are not followed, and what is no folder hides nothing.
+    fn find_hidden(&mut self, path: &[u8]) -> Option<NodeId> {
+        let mut here = Self::ROOT;
+        let mut walked = 0;
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            walked += part.len() + 1;
+            let child = self.entry(here, part)?;
+            here = match &self.node(child.id).kind {
+                NodeKind::Dir(_) => child.id,
+                NodeKind::Symlink(_) if child.layer == self.layer => {
+                    let upto = path.get(..walked.min(path.len())).unwrap_or_default().to_owned();
+                    self.find_dir(&upto).ok().flatten()?
+                }
+                _ => return None,
+            };
+        }
+        Some(here)
+    }
+
+    /// Puts a node at `path`. A folder over a folder replaces owner, mode and attributes and keeps the children;
+    /// anything else replaces what was there. The last component is never followed.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub(crate) fn put(
+        &mut self,
+        path: &EntryPath,
+        kind: NodeKind,
+        meta: Meta,
+        xattrs: Box<[Xattr]>,
+    ) -> Result<(), TreeError> {
+        let is_dir = matches!(kind, NodeKind::Dir(_));
+        let Some((parent, name)) = path.split() else {
+            if !is_dir {
+                return Err(TreeError::Root);
+            }
+            self.describe(Self::ROOT, meta, xattrs);
+            return Ok(());
+        };
+        let dir = self.make_dir(parent, meta.mtime)?;
+        match self.child(dir, name) {
+            Some(child) if is_dir && matches!(self.node(child).kind, NodeKind::Dir(_)) => {
+                self.describe(child, meta, xattrs);
+                self.attach(dir, name, child);
+            }
+            _ => {
+                self.remove(dir, name);
+                self.insert(dir, name, kind, meta, xattrs)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&mut self, folder: NodeId, meta: Meta, xattrs: Box<[Xattr]>) {
+        self.account(&xattrs);
+        let node = self.node_mut(folder);
+        node.meta = meta;
+        node.xattrs = xattrs;
+    }
+
+    /// Another name for the file at `target`.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub(crate) fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<(), TreeError> {
+        let (parent, name) = path.split().ok_or(TreeError::Root)?;
+        let shown = || printable(target.as_bytes());
+        let (target_parent, target_name) = target.split().ok_or_else(|| TreeError::LinkToDirectory(String::new()))?;
+        let node = self.find_dir(target_parent)?.and_then(|dir| self.child(dir, target_name));
+        let node = node.ok_or_else(|| TreeError::LinkTargetMissing(shown()))?;
+        if matches!(self.node(node).kind, NodeKind::Dir(_)) {
+            return Err(TreeError::LinkToDirectory(shown()));
+        }
+        if self.node(node).links >= MAX_LINKS {
+            return Err(TreeError::TooManyLinks(shown()));
+        }
+        let mtime = self.node(node).meta.mtime;
+        let dir = self.make_dir(parent, mtime)?;
+        if self.child(dir, name) == Some(node) {
+            self.attach(dir, name, node);
+            return Ok(());
+        }
+        self.path_bytes(dir, name)?;
+        self.node_mut(node).links += 1;
+        self.remove(dir, name);
+        self.attach(dir, name, node);
+        Ok(())
+    }
+
+    /// Removes a name, and what only it reached. Nothing happens when it does not exist.
+    pub(crate) fn remove(&mut self, dir: NodeId, name: &[u8]) {
+        let mut gone: Vec<NodeId> = match &mut self.node_mut(dir).kind {
+            NodeKind::Dir(children) => children.remove(name).map(|child| child.id).into_iter().collect(),
+            _ => Vec::new(),
+        };
+        // With its own stack: the archive decides how deep the tree is.
+        while let Some(id) = gone.pop() {
+            let node = self.node_mut(id);
+            node.links = node.links.saturating_sub(1);
+            if let NodeKind::Dir(children) = &mut node.kind {
+                gone.extend(std::mem::take(children).into_values().map(|child| child.id));
+            }
+        }
+    }
+
+    /// Removes the names in a folder that are `unwanted`.
+    pub(crate) fn remove_all(&mut self, dir: NodeId, unwanted: impl Fn(&[u8]) -> bool) {
+        let NodeKind::Dir(children) = &self.node(dir).kind else { return };
+        let names: Vec<Box<[u8]>> = children.keys().filter(|name| unwanted(name)).cloned().collect();
+        for name in names {
+            self.remove(dir, &name);
+        }
+    }
+
+    /// Hides what the layers below have put at `name` in the folder at `path`. What this layer has put there stays, wherever its
+    /// entry stands in the archive.
+    pub(crate) fn hide(&mut self, path: &[u8], name: &[u8]) {
+        let Some(dir) = self.find_hidden(path) else { return };
+        let Some(child) = self.entry(dir, name) else { return };
+        if !matches!(self.node(child.id).kind, NodeKind::Dir(_)) {
+            if child.layer != self.layer {
+                self.remove(dir, name);
+            }
+        } else if self.purge(child.id) || child.layer == self.layer {
+            // A folder of a layer below that this one has something in: it is made anew around that.
+            if child.layer != self.layer {
+                self.describe(child.id, IMPLICIT, Box::default());
+            }
+        } else {
+            self.remove(dir, name);
+        }
+    }
+
+    /// Hides all that the layers below have put into the folder at `path`.
+    pub(crate) fn hide_all(&mut self, path: &[u8]) {
+        if let Some(dir) = self.find_hidden(path) {
+            self.purge(dir);
+        }
+    }
+
+    /// Removes what layers below have put into a folder, at any depth; true when something of this layer is left in it.
+    fn purge(&mut self, folder: NodeId) -> bool {
+        // Folders in the order in which they are met: each stands behind the one that it is in.
+        let mut folders = vec![Met { id: folder, place: None, own: true }];
+        let mut next = 0;
+        while let Some(id) = folders.get(next).map(|met| met.id) {
+            next += 1;
+            if self.purged.contains(&id) {
+                continue;
+            }
+            let NodeKind::Dir(children) = &self.node(id).kind else { continue };
+            for (name, child) in children {
+                if matches!(self.node(child.id).kind, NodeKind::Dir(_)) {
+                    let place = Some((id, name.clone()));
+                    folders.push(Met { id: child.id, place, own: child.layer == self.layer });
+                }
+            }
+        }
+        let mut left = false;
+        while let Some(Met { id, place, own }) = folders.pop() {
+            if self.purged.insert(id) {
+                for name in self.lower_files(id) {
+                    self.remove(id, &name);
+                }
+            }
+            let is_empty = matches!(&self.node(id).kind, NodeKind::Dir(children) if children.is_empty());
+            match place {
+                None => left = !is_empty,
+                Some(_) if own => {}
+                Some((parent, name)) if is_empty => self.remove(parent, &name),
+                // Of a layer below, and this one has put something into it: it is made anew around that.
+                Some(_) => self.describe(id, IMPLICIT, Box::default()),
+            }
+        }
+        left
+    }
+
+    /// Names in a folder that are of layers below and lead to no folder.
+    fn lower_files(&self, folder: NodeId) -> Vec<Box<[u8]>> {
+        let NodeKind::Dir(children) = &self.node(folder).kind else { return Vec::new() };
+        let is_hidden =
+            |child: &Child| child.layer != self.layer && !matches!(self.node(child.id).kind, NodeKind::Dir(_));
+        children.iter().filter(|(_, child)| is_hidden(child)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Length of the path of `name` in `dir`. An entry's own path is short (`names`), but through links one folder is
+    /// put below another without end: fifty thousand deep, each path would be written with every entry below it.
+    fn path_bytes(&self, dir: NodeId, name: &[u8]) -> Result<u32, TreeError> {
+        let above = self.node(dir).path_bytes as usize;
+        let whole = above + usize::from(above > 0) + name.len();
+        if whole > MAX_PATH {
+            Err(TreeError::PathTooLong)
+        } else {
+            u32::try_from(whole).map_err(|_| TreeError::PathTooLong)
+        }
+    }
+
+    fn insert(
+        &mut self,
+        dir: NodeId,
+        name: &[u8],
+        kind: NodeKind,
+        meta: Meta,
+        xattrs: Box<[Xattr]>,
+    ) -> Result<NodeId, TreeError> {
+        let path_bytes = self.path_bytes(dir, name)?;
+        // The budget of entries is far below 2^32.
+        let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
+        let own = match &kind {
+            NodeKind::Dir(_) => FOLDER_MEMORY,
+            NodeKind::Symlink(target) => target.len() as u64,
+            NodeKind::Sparse(sparse) => 24 * sparse.pieces.len() as u64 + 64,
+            _ => 0,
+        };
+        self.memory += ENTRY_MEMORY + own;
+        self.account(&xattrs);
+        self.nodes.push(Node { kind, meta, xattrs, links: 1, path_bytes });
+        self.attach(dir, name, id);
+        Ok(id)
+    }
+
+    fn account(&mut self, xattrs: &[Xattr]) {
+        let bytes: usize = xattrs.iter().map(|xattr| 64 + xattr.name.len() + xattr.value.len()).sum();
+        self.memory += bytes as u64;
+    }
+
+    fn attach(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
+        // Each name is an allocation of its own, and another one in the folder's index when that is written.
+        self.memory += 2 * name.len() as u64;
+        let child = Child { id, layer: self.layer };
+        if let NodeKind::Dir(children) = &mut self.node_mut(dir).kind {
+            match children.get_mut(name) {
+                Some(known) => *known = child,
+                None => drop(children.insert(name.into(), child)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn path(text: &str) -> EntryPath {
+        EntryPath::parse(text.as_bytes()).unwrap()
+    }
+
+    fn file(size: u64) -> NodeKind {
+        NodeKind::File(Content { window: 0, offset: 0, size })
+    }
+
+    fn put(tree: &mut Tree, name: &str, kind: NodeKind) -> Result<(), TreeError> {
+        tree.put(&path(name), kind, IMPLICIT, Box::default())
+    }
+
+    fn get(tree: &mut Tree, name: &str) -> Option<NodeId> {
+        let path = path(name);
+        let (parent, name) = path.split().unwrap();
+        let dir = tree.find_dir(parent).ok().flatten()?;
+        tree.child(dir, name)
+    }
+
+    #[test]
+    fn symlinked_parents_are_followed_inside_the_tree() {
+        let mut tree = Tree::new();
+        put(&mut tree, "usr/lib", NodeKind::Dir(Names::new())).unwrap();
+        put(&mut tree, "lib", NodeKind::Symlink(b"/usr/lib"[..].into())).unwrap();
+        put(&mut tree, "out", NodeKind::Symlink(b"../../../../../etc"[..].into())).unwrap();
+        put(&mut tree, "lib/x.so", file(1)).unwrap();
+        put(&mut tree, "out/passwd", file(2)).unwrap();
+        assert!(get(&mut tree, "usr/lib/x.so").is_some(), "as any container runtime does");
+        assert!(get(&mut tree, "etc/passwd").is_some(), "the image's own /etc");
+    }
+
+    #[test]
+    fn folders_that_a_links_target_asks_for_have_names_that_are_allowed() {
+        for target in [vec![b'x'; 256], b"a/b\nc".to_vec(), b"\xff\x07".to_vec()] {
+            let mut tree = Tree::new();
+            put(&mut tree, "l", NodeKind::Symlink(target.into())).unwrap();
+            assert!(matches!(put(&mut tree, "l/x", file(0)), Err(TreeError::Name(_))));
+        }
+    }
+
+    #[test]
+    fn loops_and_files_on_the_path_are_errors() {
+        let mut tree = Tree::new();
+        put(&mut tree, "a", NodeKind::Symlink(b"b"[..].into())).unwrap();
+        put(&mut tree, "b", NodeKind::Symlink(b"a"[..].into())).unwrap();
+        assert_eq!(put(&mut tree, "a/x", file(0)), Err(TreeError::SymlinkLoop));
+        put(&mut tree, "f", file(0)).unwrap();
+        assert_eq!(put(&mut tree, "f/x", file(0)), Err(TreeError::NotADirectory("f".into())));
+        assert_eq!(put(&mut tree, ".", file(0)), Err(TreeError::Root));
+    }
+
+    #[test]
+    fn hard_links_share_a_node_and_survive_each_other() {
+        let mut tree = Tree::new();
+        put(&mut tree, "d/a", file(5)).unwrap();
+        tree.link(&path("b"), &path("d/a")).unwrap();
+        assert_eq!(get(&mut tree, "b"), get(&mut tree, "d/a"));
+        tree.remove(Tree::ROOT, b"d");
+        let b = get(&mut tree, "b").unwrap();
+        assert_eq!(tree.node(b).links, 1);
+        tree.link(&path("b"), &path("b")).unwrap();
+        assert_eq!(tree.node(b).links, 1, "a link to itself changes nothing");
+        assert!(matches!(tree.link(&path("c"), &path("d/a")), Err(TreeError::LinkTargetMissing(_))));
+        put(&mut tree, "e", NodeKind::Dir(Names::new())).unwrap();
+        assert!(matches!(tree.link(&path("c"), &path("e")), Err(TreeError::LinkToDirectory(_))));
+    }
+
+    #[test]
+    fn a_deep_tree_is_removed_without_recursion() {
+        let mut tree = Tree::new();
+        let mut dir = Tree::ROOT;
+        for _ in 0..2_000 {
+            dir = tree.insert(dir, b"d", NodeKind::Dir(Names::new()), IMPLICIT, Box::default()).unwrap();
+        }
+        tree.remove(Tree::ROOT, b"d");
+        assert!(get(&mut tree, "d").is_none());
+    }
+
+    /// Each entry's own path is short; the links before it make the real one long.
+    #[test]
+    fn no_path_grows_through_links_beyond_what_a_program_can_open() {
+        let mut tree = Tree::new();
+        let step = "d".repeat(200);
+        put(&mut tree, "l0", NodeKind::Dir(Names::new())).unwrap();
+        let refused = (0..1_000).find_map(|number| {
+            put(&mut tree, &format!("l{number}/{step}"), NodeKind::Dir(Names::new())).err().or_else(|| {
+                let target = format!("l{number}/{step}");
+                put(&mut tree, &format!("l{}", number + 1), NodeKind::Symlink(target.into_bytes().into())).err()
+            })
+        });
+        // Forty links deep the kernel gives up as well; whichever limit comes first ends it.
+        assert!(matches!(refused, Some(TreeError::PathTooLong | TreeError::SymlinkLoop)), "{refused:?}");
+        let longest = tree.nodes.iter().map(|node| node.path_bytes).max().unwrap();
+        assert!(longest as usize <= MAX_PATH, "{longest}");
+        // Absolute links start again at the root, so that only the length of the path ends it.
+        let mut tree = Tree::new();
+        let mut below = String::new();
+        let refused = (0..1_000).find_map(|number| {
+            below = format!("{below}/{step}");
+            let here = format!("l{number}");
+            let made = put(&mut tree, &format!("{here}x/{step}"), NodeKind::Dir(Names::new()));
+            made.err().or_else(|| {
+                let next = format!("l{}x", number + 1);
+                put(&mut tree, &next, NodeKind::Symlink(format!("/{here}x/{step}").into_bytes().into())).err()
+            })
+        });
+        assert!(refused.is_some());
+        assert!(tree.nodes.iter().all(|node| node.path_bytes as usize <= MAX_PATH));
+    }
+
+    #[test]
+    fn a_hard_link_is_measured_like_any_name() {
+        let mut tree = Tree::new();
+        put(&mut tree, "file", file(0)).unwrap();
+        let mut dir = Tree::ROOT;
+        for _ in 0..20 {
+            dir = tree
+                .insert(dir, "d".repeat(200).as_bytes(), NodeKind::Dir(Names::new()), IMPLICIT, Box::default())
+                .unwrap();
+        }
+        assert_eq!(tree.path_bytes(dir, "x".repeat(200).as_bytes()), Err(TreeError::PathTooLong));
+        assert_eq!(tree.path_bytes(dir, b"x"), Ok(20 * 201 + 1));
+    }
+
+    fn names(tree: &Tree) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut todo = vec![(Tree::ROOT, String::new())];
+        while let Some((id, at)) = todo.pop() {
+            if let NodeKind::Dir(children) = &tree.node(id).kind {
+                for (name, child) in children {
+                    let path = format!("{at}{}", String::from_utf8_lossy(name));
+                    todo.push((child.id, format!("{path}/")));
+                    found.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// A layer below with `d/old`, `d/sub/old`, the file `f` and the link `l` to `d`; then another layer.
+    fn two_layers() -> Tree {
+        let mut tree = Tree::new();
+        put(&mut tree, "d/old", file(1)).unwrap();
+        put(&mut tree, "d/sub/old", file(1)).unwrap();
+        put(&mut tree, "f", file(1)).unwrap();
+        put(&mut tree, "l", NodeKind::Symlink(b"d"[..].into())).unwrap();
+        tree.next_layer();
+        tree
+    }
+
+    #[test]
+    fn a_layer_hides_what_is_below_it_and_never_what_it_brings() {
+        for first in [true, false] {
+            let mut tree = two_layers();
+            if first {
+                tree.hide(b"", b"d");
+            }
+            put(&mut tree, "d/sub/new", file(2)).unwrap();
+            if !first {
+                tree.hide(b"", b"d");
+            }
+            assert_eq!(names(&tree), ["d", "d/sub", "d/sub/new", "f", "l"], "first: {first}");
+            tree.hide_all(b"d");
+            tree.hide_all(b"d/sub");
+            assert_eq!(names(&tree).len(), 5);
+        }
+    }
+
+    #[test]
+    fn nothing_is_hidden_through_a_link_of_a_layer_below() {
+        let mut tree = two_layers();
+        tree.hide_all(b"l");
+        tree.hide(b"l", b"old");
+        tree.hide(b"f", b"x");
+        tree.hide_all(b"nothing/here");
+        assert_eq!(names(&tree), ["d", "d/old", "d/sub", "d/sub/old", "f", "l"]);
+        // The link becomes a folder, and hides what the link showed: nothing of that is below it.
+        put(&mut tree, "l", NodeKind::Dir(Names::new())).unwrap();
+        tree.hide_all(b"l");
+        put(&mut tree, "f", NodeKind::Dir(Names::new())).unwrap();
+        tree.hide_all(b"f");
+        assert_eq!(names(&tree), ["d", "d/old", "d/sub", "d/sub/old", "f", "l"]);
+        tree.hide(b"d", b"sub");
+        tree.hide(b"", b"l");
+        tree.next_layer();
+        tree.hide(b"", b"l");
+        assert_eq!(names(&tree), ["d", "d/old", "f"]);
+    }
+}
