@@ -43,6 +43,7 @@ use content::Contents;
 use ext4::{Size, Written};
 use layers::Layer;
 use memory::Claim;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use source::{Budget, Window};
 use std::fs::File;
@@ -76,7 +77,7 @@ impl Limits {
 }
 
 /// What the source was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceKind {
     /// A root file system; its digest is that of the decompressed tar.
     Tar,
@@ -85,7 +86,7 @@ pub enum SourceKind {
 }
 
 /// A finished import.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImportedRootfs {
     /// Identifies the image: source, most that it may hold, and version of this code. The same digest means the
     /// same bytes.

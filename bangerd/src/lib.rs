@@ -25,6 +25,7 @@ mod users;
 mod vm;
 
 pub mod cgroup;
+pub mod convert;
 pub mod firecracker;
 pub mod guest;
 pub mod pidfd;
@@ -53,6 +54,9 @@ pub fn main() -> ExitCode {
     // Before any thread: it becomes the VMM.
     if words.next_if(|word| word == firecracker::launcher::COMMAND).is_some() {
         return firecracker::launcher::main();
+    }
+    if words.next_if(|word| word == convert::child::COMMAND).is_some() {
+        return convert::child::main();
     }
     match args::parse(words, |name| std::env::var_os(name)).and_then(|args| run(&args)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -119,7 +123,9 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
     let host = vm::host::Host::new(&args, &config, cgroups, client_key);
     let jobs = jobs::Jobs::load(db.clone()).await?;
-    let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.default_image_name.clone());
+    let converter = convert::Converter::Process(firecracker::Launch::self_exe());
+    let default_image = config.default_image_name.clone();
+    let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), default_image, converter);
     store.remove_leftovers().await?;
     store.collect_in_background();
     let context = vm::Context {

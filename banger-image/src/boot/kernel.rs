@@ -11,6 +11,7 @@ use crate::source::{Budget, Progress, Window, check, sha256, spool};
 use crate::{ImageError, archive};
 use banger_policy::Digest;
 use banger_policy::kernel::{KERNEL_ENTRY, KernelError, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, Permissions};
@@ -35,7 +36,7 @@ pub const MAX_MODULE_NAME: usize = 64;
 const DRIVERS: [&str; 5] = ["virtio-mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
 
 /// A finished import.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImportedKernel {
     /// Of kernel and modules, however they were packed: the same digest means the same guest kernel.
     pub digest: Digest,

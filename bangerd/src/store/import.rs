@@ -2,23 +2,24 @@
 //! thread in a staging folder, published by one rename and a row.
 
 use super::{Named as _, STAGING, Store, mark, remove, unmark};
+use crate::convert::{ConvertError, Made, What};
 use crate::db::DbError;
 use crate::db::store::{IMAGES, KERNELS};
-use crate::error::{failed, internal, is_full, no_space, over_limit};
+use crate::error::{failed, internal, no_space, over_limit};
 use crate::jobs::Job;
 use crate::room::Room;
 use crate::stream::{self, UploadError};
 use crate::vm::host::blocking;
 use crate::vm::stats::allocated;
-use banger_image::boot::kernel::{self, KernelImportError, VMLINUX_FILE};
-use banger_image::{ImageError, ImportedRootfs, Limits, Progress, Wanted as Which};
+use banger_image::Progress;
+use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
 use banger_policy::quota::{self, Limited};
 use banger_policy::{ImageName, KernelName, Peer};
 use banger_proto::model::{ApiError, ErrorCode, ImageRecord, JobResult, KernelRecord};
 use banger_proto::time::Timestamp;
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,7 +27,7 @@ use tokio::net::UnixStream;
 
 /// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
-/// Conversions at once on the host. Each may take the memory that [`Limits`] allows and a thread for minutes.
+/// Conversions at once on the host. Each is a process that may take a gigabyte, for minutes.
 pub(super) const AT_ONCE: usize = 2;
 /// The longest text of where an image came from, characters.
 const MAX_SOURCE: usize = 200;
@@ -37,7 +38,7 @@ const MAX_WARNINGS: u32 = 10;
 /// What an upload shall become, checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    Image { name: ImageName, source: String, build_size: u64, shared: bool, which: Which },
+    Image { name: ImageName, source: String, build_size: u64, shared: bool, reference: Option<String> },
     Kernel { name: Option<KernelName>, shared: bool },
 }
 
@@ -75,7 +76,7 @@ impl Wanted {
             source: source.chars().filter(|c| !c.is_control()).take(MAX_SOURCE).collect(),
             build_size: size.next_multiple_of(4096),
             shared,
-            which: Which { reference: reference.map(|text| text.chars().take(MAX_SOURCE).collect()) },
+            reference: reference.map(|text| text.chars().take(MAX_SOURCE).collect()),
         })
     }
 
@@ -161,6 +162,24 @@ impl Staging {
         mark(&path);
         crate::fail::point("import", "staging folder made");
         Ok(Self(path))
+    }
+
+    /// The digest is a converter's word: whoever took one over could name another user's content, and would be given it.
+    async fn is_same(&self, published: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<(), ApiError> {
+        let pairs: Vec<_> = files.into_iter().map(|file| (self.0.join(&file), published.join(&file))).collect();
+        let compare = move || {
+            for (made, known) in &pairs {
+                if !same_bytes(made, known).map_err(|error| failed("the store", &error))? {
+                    return Err(ApiError::new(
+                        ErrorCode::OperationFailed,
+                        "what was made is not what its digest stands for",
+                    )
+                    .hint("Import it again. If that fails, too, tell an administrator of this host."));
+                }
+            }
+            Ok(())
+        };
+        blocking(compare).await
     }
 
     fn publish(&self, to: &Path) -> Result<(), ApiError> {
@@ -251,15 +270,12 @@ impl Store {
     }
 
     async fn image(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
-        let Wanted::Image { name, source, build_size, shared, which } = wanted else { return Err(not_that()) };
+        let Wanted::Image { name, source, build_size, shared, reference } = wanted else { return Err(not_that()) };
         let staging = Staging::new(&self.paths.images(), &watched.job)?;
-        let (dir, progress) = (staging.0.clone(), watched.clone());
-        let made = blocking(move || {
-            let limits = Limits::for_build_size(build_size);
-            banger_image::import(spool, &dir, build_size, &which, limits, &progress)
-                .map_err(|error| image_refused(&error))
-        });
-        let made: ImportedRootfs = made.await.map_err(|error| watched.or_short(error, "the image"))?;
+        let what = What::Image { most: build_size, reference };
+        let Made::Image(made) = self.convert(what, spool, &staging, watched, "the image").await? else {
+            return Err(not_that());
+        };
         crate::fail::point("import", "converted");
         let _publishing = self.publishing.lock().await;
         watched.job.go_on()?;
@@ -267,7 +283,9 @@ impl Store {
         let dir = self.paths.image_dir(&made.digest);
         // The same content is there already: it gets one more name.
         let known = self.db.contents(&IMAGES).await.map_err(|error| internal(&error))?.contains(&made.digest);
-        if !known {
+        if known {
+            staging.is_same(&dir, [banger_image::ROOTFS_FILE, banger_image::SEED_FILE].map(PathBuf::from)).await?;
+        } else {
             staging.publish(&dir)?;
         }
         let now = Timestamp::now();
@@ -298,12 +316,27 @@ impl Store {
         Ok(JobResult::Image(Box::new(record)))
     }
 
+    /// In a process of its own, which is waited for on a thread of its own.
+    async fn convert(
+        &self,
+        what: What,
+        spool: File,
+        staging: &Staging,
+        watched: &Watched,
+        called: &'static str,
+    ) -> Result<Made, ApiError> {
+        let (dir, progress, converter) = (staging.0.clone(), watched.clone(), self.converter.clone());
+        let made =
+            blocking(move || converter.run(what, spool, &dir, &progress).map_err(|error| refused(called, error)));
+        made.await.map_err(|error| watched.or_short(error, called))
+    }
+
     async fn kernel(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
         let Wanted::Kernel { name, shared } = wanted else { return Err(not_that()) };
         let staging = Staging::new(&self.paths.kernels(), &watched.job)?;
-        let (dir, progress) = (staging.0.clone(), watched.clone());
-        let made = blocking(move || kernel::import(spool, &dir, &progress).map_err(|error| kernel_refused(&error)));
-        let made = made.await.map_err(|error| watched.or_short(error, "the kernel"))?;
+        let Made::Kernel(made) = self.convert(What::Kernel, spool, &staging, watched, "the kernel").await? else {
+            return Err(not_that());
+        };
         let name = match name {
             Some(name) => name,
             None => made.version.parse().map_err(|error: banger_policy::name::NameError| {
@@ -316,7 +349,10 @@ impl Store {
         watched.job.stage("publish");
         let dir = self.paths.kernel_dir(&made.digest);
         let known = self.db.contents(&KERNELS).await.map_err(|error| internal(&error))?.contains(&made.digest);
-        if !known {
+        if known {
+            let files: Vec<PathBuf> = made.modules.iter().map(|name| Path::new(MODULES_FOLDER).join(name)).collect();
+            staging.is_same(&dir, files.into_iter().chain([VMLINUX_FILE.into()])).await?;
+        } else {
             staging.publish(&dir)?;
         }
         let record = KernelRecord {
@@ -358,23 +394,48 @@ fn taken(what: &str, name: &str) -> ApiError {
         .hint("Choose another name with --name, or delete it first.")
 }
 
-fn image_refused(error: &ImageError) -> ApiError {
+fn refused(what: &str, error: ConvertError) -> ApiError {
     match error {
-        ImageError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
-        error if is_full(error) => no_space("the image does not fit the host's disk".to_owned()),
-        ImageError::Read { .. } | ImageError::Write { .. } => failed("the image", error),
-        ImageError::MemoryInUse { .. } => ApiError::new(ErrorCode::Limit, crate::error::chain(error))
-            .hint("Nothing is wrong with the image: import it again when others are done."),
-        error => ApiError::new(ErrorCode::BadRequest, crate::error::chain(error)),
+        ConvertError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
+        ConvertError::Full => no_space(format!("{what} does not fit the host's disk")),
+        ConvertError::Refused(why) => ApiError::new(ErrorCode::BadRequest, why),
+        ConvertError::Host(why) => ApiError::new(ErrorCode::OperationFailed, format!("{what}: {why}")),
     }
 }
 
-fn kernel_refused(error: &KernelImportError) -> ApiError {
-    match error {
-        KernelImportError::Cancelled => ApiError::new(ErrorCode::Cancelled, "cancelled"),
-        error if is_full(error) => no_space("the kernel does not fit the host's disk".to_owned()),
-        KernelImportError::Read(_) | KernelImportError::Write(_) => failed("the kernel", error),
-        error => ApiError::new(ErrorCode::BadRequest, crate::error::chain(error)),
+/// Whether two sparse files have the same bytes: what has data in one of them is compared.
+pub(super) fn same_bytes(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    Ok(data_is_in(&one, &other)? && data_is_in(&other, &one)?)
+}
+
+fn data_is_in(one: &File, other: &File) -> std::io::Result<bool> {
+    const CHUNK: u64 = 1 << 20;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    loop {
+        let from = match rustix::fs::seek(one, rustix::fs::SeekFrom::Data(at)) {
+            Ok(from) => from,
+            // Only a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        };
+        let to = rustix::fs::seek(one, rustix::fs::SeekFrom::Hole(from))?;
+        at = from;
+        while at < to {
+            let length = usize::try_from(CHUNK.min(to - at)).unwrap_or_default();
+            ours.resize(length, 0);
+            theirs.resize(length, 0);
+            one.read_exact_at(&mut ours, at)?;
+            other.read_exact_at(&mut theirs, at)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+            at += length as u64;
+        }
     }
 }
 

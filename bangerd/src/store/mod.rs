@@ -9,6 +9,7 @@
 pub(crate) mod import;
 pub(crate) mod page;
 
+use crate::convert::Converter;
 use crate::db::store::{IMAGES, KERNELS, Kind, User};
 use crate::db::{Db, DbError};
 use crate::error::internal;
@@ -69,10 +70,17 @@ pub(crate) struct Store {
     publishing: Mutex<()>,
     /// Conversions at work.
     imports: Arc<Turns>,
+    converter: Converter,
 }
 
 impl Store {
-    pub(crate) fn new(paths: Paths, db: Db, jobs: Arc<Jobs>, default_image: Option<ImageName>) -> Arc<Self> {
+    pub(crate) fn new(
+        paths: Paths,
+        db: Db,
+        jobs: Arc<Jobs>,
+        default_image: Option<ImageName>,
+        converter: Converter,
+    ) -> Arc<Self> {
         Arc::new(Self {
             paths,
             db,
@@ -80,6 +88,7 @@ impl Store {
             default_image,
             publishing: Mutex::new(()),
             imports: Turns::new(import::AT_ONCE),
+            converter,
         })
     }
 

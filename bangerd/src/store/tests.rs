@@ -247,3 +247,26 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
     });
     assert!(matches!(refused, DbError::Gone), "{refused}");
 }
+
+/// A digest is a converter's word. What is there under it already is only shared with whoever has made the same bytes.
+#[test]
+fn content_is_compared_before_two_are_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, at: u64, bytes: &[u8]| {
+        use std::os::unix::fs::FileExt as _;
+        let path = dir.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+        path
+    };
+    let one = file("one", 5 << 30, b"the same");
+    let same = |other: &Path| import::same_bytes(&one, other).unwrap();
+    assert!(same(&file("same", 5 << 30, b"the same")));
+    assert!(!same(&file("changed", 5 << 30, b"the s\0me")));
+    assert!(!same(&file("elsewhere", 6 << 30, b"the same")));
+    assert!(!same(&file("nothing", 0, b"")));
+    let shorter = dir.path().join("shorter");
+    std::fs::write(&shorter, b"the same").unwrap();
+    assert!(!same(&shorter));
+}

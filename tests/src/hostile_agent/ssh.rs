@@ -30,7 +30,7 @@ pub(super) const TRICKS: &[(&str, Trick)] = &[
     ("ssh-debug-messages", |on, _| many(|| on.debug(true, "a message of no use to anybody", "en"))),
     ("ssh-keepalive-requests", |on, _| many(|| on.keepalive_request())),
     ("ssh-exit-statuses", |on, id| many(|| on.exit_status_request(id, 7))),
-    ("ssh-answers-to-nothing", |on, id| many(|| on.channel_success(id))),
+    ("ssh-flow-control-requests", |on, id| many(|| on.xon_xoff_request(id, true))),
 ];
 
 fn many(mut again: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {

@@ -15,6 +15,7 @@ use super::resume::Turns;
 use super::sim::SimMachine;
 use super::{Context, Verb, Vms};
 use crate::config::{Config, VmDefaults};
+use crate::convert::Converter;
 use crate::db::Db;
 use crate::handles;
 use crate::jobs::Jobs;
@@ -164,7 +165,7 @@ impl World {
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
-            let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None);
+            let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None, Converter::Here);
             let context = Context {
                 paths,
                 config,

@@ -1,0 +1,151 @@
+//! `bangerd convert`: reads its orders, gives everything else up, and converts.
+//!
+//! Started by [`super::Converter`] only, with what a user has brought as standard input and a socket as standard output. One
+//! thread, no runtime. Every step of [`confine`] is irreversible; nothing of the input is read before the last one.
+
+use super::{ConvertError, Orders, Said, calls, work};
+use banger_image::Progress;
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
+    RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
+};
+use nix::sys::resource::{Resource, setrlimit};
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// The word after `bangerd` that selects this.
+pub(crate) const COMMAND: &str = "convert";
+
+/// Orders are some hundred bytes.
+const MAX_ORDERS: u64 = 64 * 1024;
+/// Address space, bytes: the tree of the largest image that is accepted, the window of an xz stream, and this program.
+const MEMORY: u64 = 1 << 30;
+/// Seconds of a CPU: a hundred times what a Debian desktop takes.
+const SECONDS: u64 = 3600;
+/// Descriptors: the input, its spools, what is written.
+const DESCRIPTORS: u64 = 1024;
+/// How often it is told how far this is.
+const TELL: Duration = Duration::from_millis(200);
+
+/// What it may do in its folder, and nowhere else.
+const RIGHTS: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
+    ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir
+});
+
+#[derive(Debug, thiserror::Error)]
+enum Step {
+    #[error("no orders: this is not started by hand")]
+    Orders,
+    #[error("cannot take over its descriptors: {0}")]
+    Descriptors(#[source] io::Error),
+    #[error("cannot end with the daemon, or limit itself: {0}")]
+    Limits(#[from] nix::Error),
+    #[error("the kernel cannot confine it as it must be (Linux 6.12 with Landlock): {0}")]
+    Landlock(#[from] landlock::RulesetError),
+    #[error("the kernel applies its Landlock rules in part only (Linux 6.12 is the least)")]
+    Partial,
+    #[error(transparent)]
+    Path(#[from] landlock::PathFdError),
+    #[error("its filter of system calls: {0}")]
+    Filter(#[from] calls::FilterError),
+}
+
+/// Converts; the exit status tells nobody anything.
+#[must_use]
+pub(crate) fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(step) => {
+            eprintln!("bangerd {COMMAND}: {step}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Step> {
+    let channel = io::stdout().as_fd().try_clone_to_owned().map(File::from).map_err(Step::Descriptors)?;
+    let source = io::stdin().as_fd().try_clone_to_owned().map(File::from).map_err(Step::Descriptors)?;
+    let mut line = String::new();
+    BufReader::new(&channel).take(MAX_ORDERS).read_line(&mut line).map_err(Step::Descriptors)?;
+    let orders: Orders = serde_json::from_str(&line).map_err(|_| Step::Orders)?;
+    let teller = Teller { channel: RefCell::new(channel), gone: Cell::new(false), told: Cell::new(None) };
+    let result = match confine(&orders.staging) {
+        Ok(()) => work(&orders, source, &teller),
+        Err(step) => Err(ConvertError::Host(format!("cannot convert: {step}"))),
+    };
+    teller.say(&Said::Ended(result));
+    Ok(())
+}
+
+fn confine(staging: &Path) -> Result<(), Step> {
+    // 1. It ends with the thread that waits for it, so that nothing is written behind the back of the next daemon.
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // 2. A bomb meets a limit here, not the host's.
+    for (resource, limit) in [
+        (Resource::RLIMIT_CORE, 0),
+        (Resource::RLIMIT_AS, MEMORY),
+        (Resource::RLIMIT_CPU, SECONDS),
+        (Resource::RLIMIT_NOFILE, DESCRIPTORS),
+    ] {
+        setrlimit(resource, limit, limit)?;
+    }
+    // 3. No exec from here on gains anything.
+    nix::sys::prctl::set_no_new_privs()?;
+    // 4. One folder (landlock(7), ABI 6: Linux 6.12). No port, no signal, no abstract socket.
+    let rules = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V6))?
+        .handle_access(AccessNet::from_all(ABI::V6))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .add_rule(PathBeneath::new(PathFd::new(staging)?, RIGHTS))?;
+    if rules.restrict_self()?.ruleset != RulesetStatus::FullyEnforced {
+        return Err(Step::Partial);
+    }
+    // 5. The system calls of a program that reads and writes files.
+    Ok(calls::restrict()?)
+}
+
+/// Says how far it is, and notices when nobody listens any more.
+struct Teller {
+    channel: RefCell<File>,
+    gone: Cell<bool>,
+    told: Cell<Option<Instant>>,
+}
+
+impl Teller {
+    fn say(&self, said: &Said) {
+        let Ok(mut line) = serde_json::to_vec(said) else { return };
+        line.push(b'\n');
+        if self.channel.borrow_mut().write_all(&line).is_err() {
+            self.gone.set(true);
+        }
+    }
+}
+
+impl Progress for Teller {
+    fn stage(&self, name: &'static str) {
+        self.say(&Said::Stage(name.to_owned()));
+    }
+
+    fn bytes(&self, done: u64, total: u64) {
+        let now = Instant::now();
+        if self.told.get().is_none_or(|told| now.duration_since(told) > TELL) {
+            self.told.set(Some(now));
+            self.say(&Said::Bytes(done, total));
+        }
+    }
+
+    fn warn(&self, text: &str) {
+        self.say(&Said::Warning(text.to_owned()));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.gone.get()
+    }
+}

@@ -1,0 +1,239 @@
+//! What users bring is parsed by a process of its own: this program again, as `bangerd convert`, which may reach one folder and
+//! nothing else. A crash, a bomb or an endless loop there is an error of that import.
+//!
+//! Called by the store's import jobs on a blocking thread. [`child`] is the other side. What comes back is believed as little
+//! as what came in: its length is bounded, and the store compares bytes before it takes two contents for one.
+
+mod calls;
+pub(crate) mod child;
+
+use banger_image::boot::kernel::{ImportedKernel, KernelImportError};
+use banger_image::{ImageError, ImportedRootfs, Limits, Progress, Wanted};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// The longest line that is read from a converter, bytes: the names of a kernel's modules.
+const MAX_LINE: u64 = 256 * 1024;
+/// How long a cancelled conversion still runs at most.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What is to be made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum What {
+    /// An image that holds so many bytes at most; the reference names one of several.
+    Image {
+        /// Bytes.
+        most: u64,
+        /// Its name or tag in the archive, or its digest.
+        reference: Option<String>,
+    },
+    /// A kernel and its modules.
+    Kernel,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Orders {
+    /// An empty folder: all that the converter may write to, or read.
+    staging: PathBuf,
+    what: What,
+}
+
+/// What was made in the staging folder.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Made {
+    /// An image.
+    Image(ImportedRootfs),
+    /// A kernel.
+    Kernel(ImportedKernel),
+}
+
+/// Why nothing was made.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+pub enum ConvertError {
+    /// The caller has changed his mind.
+    #[error("cancelled")]
+    Cancelled,
+    /// For want of room.
+    #[error("it does not fit the host's disk")]
+    Full,
+    /// Something is wrong with what was brought.
+    #[error("{0}")]
+    Refused(String),
+    /// Something is wrong on the host.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// A line of the converter.
+#[derive(Debug, Serialize, Deserialize)]
+enum Said {
+    Stage(String),
+    Bytes(u64, u64),
+    Warning(String),
+    Ended(Result<Made, ConvertError>),
+}
+
+/// Where conversions are done.
+#[derive(Clone, Debug)]
+pub enum Converter {
+    /// In a process of this program.
+    Process(PathBuf),
+    /// Here: in unit tests, which are another program.
+    #[cfg(test)]
+    Here,
+}
+
+impl Converter {
+    /// Converts `source` into `staging`; returns when nothing runs any more.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; what stands in `staging` then is the caller's to remove.
+    pub fn run(&self, what: What, source: File, staging: &Path, progress: &dyn Progress) -> Result<Made, ConvertError> {
+        let orders = Orders { staging: staging.to_owned(), what };
+        match self {
+            Self::Process(program) => in_a_process(program, &orders, source, progress),
+            #[cfg(test)]
+            Self::Here => work(&orders, source, progress),
+        }
+    }
+}
+
+/// The conversion itself.
+fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, ConvertError> {
+    let staging = &orders.staging;
+    match &orders.what {
+        What::Image { most, reference } => {
+            let (wanted, limits) = (Wanted { reference: reference.clone() }, Limits::for_build_size(*most));
+            let made = banger_image::import(source, staging, *most, &wanted, limits, progress);
+            made.map(Made::Image).map_err(|error| ConvertError::of_image(&error))
+        }
+        What::Kernel => {
+            let made = banger_image::boot::kernel::import(source, staging, progress);
+            made.map(Made::Kernel).map_err(|error| ConvertError::of_kernel(&error))
+        }
+    }
+}
+
+impl ConvertError {
+    fn of_image(error: &ImageError) -> Self {
+        match error {
+            ImageError::Cancelled => Self::Cancelled,
+            error if crate::error::is_full(error) => Self::Full,
+            ImageError::Read { .. } | ImageError::Write { .. } => Self::Host(crate::error::chain(error)),
+            error => Self::Refused(crate::error::chain(error)),
+        }
+    }
+
+    fn of_kernel(error: &KernelImportError) -> Self {
+        match error {
+            KernelImportError::Cancelled => Self::Cancelled,
+            error if crate::error::is_full(error) => Self::Full,
+            KernelImportError::Read(_) | KernelImportError::Write(_) => Self::Host(crate::error::chain(error)),
+            error => Self::Refused(crate::error::chain(error)),
+        }
+    }
+
+    fn host(what: &str, error: &io::Error) -> Self {
+        Self::Host(format!("{what}: {error}"))
+    }
+}
+
+fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, ConvertError> {
+    let broken = |error: io::Error| ConvertError::host("the converter", &error);
+    let (mut ours, theirs) = UnixStream::pair().map_err(broken)?;
+    let orders = serde_json::to_string(orders).map_err(|error| ConvertError::Host(error.to_string()))?;
+    // In the socket's buffer before anybody reads it: some hundred bytes.
+    writeln!(ours, "{orders}").map_err(broken)?;
+    ours.set_read_timeout(Some(LOOK)).map_err(broken)?;
+    let child = Command::new(program)
+        .arg(child::COMMAND)
+        .env_clear()
+        .stdin(Stdio::from(source))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .map_err(|error| ConvertError::host("cannot start the converter", &error))?;
+    // From here on it is ended and waited for, whatever comes.
+    let mut running = Running(Some(child));
+    let said = listen(&ours, progress);
+    let status = running.end();
+    match said {
+        Ok(Some(ended)) => ended,
+        Ok(None) if progress.cancelled() => Err(ConvertError::Cancelled),
+        Ok(None) => Err(ConvertError::Refused(format!(
+            "what parses it ended without a result ({status}); it asks for too much memory or time, or is made to break programs"
+        ))),
+        Err(error) => Err(broken(error)),
+    }
+}
+
+/// Until the converter has said how it ended; `None` when it says no more, or shall not.
+fn listen(stream: &UnixStream, progress: &dyn Progress) -> io::Result<Option<Result<Made, ConvertError>>> {
+    let mut from = BufReader::new(stream);
+    let mut line = Vec::new();
+    loop {
+        if progress.cancelled() {
+            return Ok(None);
+        }
+        let left = MAX_LINE.saturating_sub(line.len() as u64);
+        match (&mut from).take(left).read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(None),
+            Ok(_) if line.last() == Some(&b'\n') => {
+                match serde_json::from_slice(&line) {
+                    // The name of a stage is one of ours, or none.
+                    Ok(Said::Stage(name)) => {
+                        STAGES.iter().filter(|known| **known == name).for_each(|s| progress.stage(s))
+                    }
+                    Ok(Said::Bytes(done, total)) => progress.bytes(done, total),
+                    Ok(Said::Warning(text)) => progress.warn(&text),
+                    Ok(Said::Ended(ended)) => return Ok(Some(ended)),
+                    Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                }
+                line.clear();
+            }
+            // The end of the stream, or of the longest line, comes next.
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Of `banger_image`.
+const STAGES: [&str; 7] = [
+    "read archive",
+    "verify and unpack layers",
+    "merge layers",
+    "write work disk seed",
+    "write root file system",
+    "extract kernel",
+    "extract modules",
+];
+
+/// A process that does not outlive this.
+struct Running(Option<Child>);
+
+impl Running {
+    fn end(&mut self) -> String {
+        let Some(mut child) = self.0.take() else { return String::new() };
+        // It has ended by itself, or shall. It is our child until it is waited for, so the number is its own.
+        std::thread::sleep(Duration::from_millis(1));
+        let ended = match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            _ => child.kill().and_then(|()| child.wait()),
+        };
+        ended.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

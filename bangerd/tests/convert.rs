@@ -1,0 +1,135 @@
+//! The real converter: `bangerd convert` in a process of its own.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use banger_image::{Limits, Progress, Wanted};
+use bangerd::convert::{ConvertError, Converter, Made, What};
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File};
+use std::io::Seek as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const MOST: u64 = 256 << 20;
+
+fn bangerd() -> Converter {
+    Converter::Process(env!("CARGO_BIN_EXE_bangerd").into())
+}
+
+fn tar(files: &[(&str, usize)]) -> File {
+    let mut builder = tar::Builder::new(tempfile::tempfile().unwrap());
+    for (name, size) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(u64::try_from(*size).unwrap());
+        builder.append_data(&mut header, name, vec![0x5a; *size].as_slice()).unwrap();
+    }
+    let mut file = builder.into_inner().unwrap();
+    file.rewind().unwrap();
+    file
+}
+
+fn image(converter: &Converter, source: File, staging: &Path, progress: &dyn Progress) -> Result<Made, ConvertError> {
+    converter.run(What::Image { most: MOST, reference: None }, source, staging, progress)
+}
+
+/// What /proc says of the children of this process that convert.
+fn children() -> Vec<String> {
+    let own = format!("PPid:\t{}\n", std::process::id());
+    let status = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("status")).ok();
+    let all = fs::read_dir("/proc").unwrap().flatten().filter_map(status);
+    all.filter(|status| status.contains(&own) && status.starts_with("Name:\tbangerd\n")).collect()
+}
+
+#[derive(Default)]
+struct Looks {
+    seen: RefCell<Vec<String>>,
+    stages: RefCell<Vec<&'static str>>,
+    cancel: Cell<bool>,
+    warnings: Cell<u32>,
+}
+
+impl Progress for Looks {
+    fn stage(&self, name: &'static str) {
+        self.stages.borrow_mut().push(name);
+        self.seen.borrow_mut().extend(children());
+    }
+
+    fn warn(&self, _: &str) {
+        self.warnings.set(self.warnings.get() + 1);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.get()
+    }
+}
+
+#[test]
+fn a_confined_process_makes_what_this_one_would() {
+    let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let files = [("etc/hostname", 5), ("root/notes", 70_000), ("usr/large", 30 << 20)];
+    let looks = Looks::default();
+    let Made::Image(made) = image(&bangerd(), tar(&files), there.path(), &looks).unwrap() else { unreachable!() };
+    let limits = Limits::for_build_size(MOST);
+    let same = banger_image::import(tar(&files), here.path(), MOST, &Wanted::default(), limits, &()).unwrap();
+    assert_eq!((made.digest, made.build_size, made.entries), (same.digest, same.build_size, same.entries));
+    for name in ["rootfs.ext4", "work-seed.tar"] {
+        let mut same = std::process::Command::new("cmp");
+        same.args(["-n", &MOST.to_string()]).args([there.path().join(name), here.path().join(name)]);
+        assert!(same.status().unwrap().success(), "{name}");
+    }
+    assert_eq!(looks.stages.borrow().last(), Some(&"write root file system"));
+    let seen = looks.seen.borrow();
+    let confined = |status: &&String| status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1");
+    assert!(!seen.is_empty() && seen.iter().any(|status| confined(&status)), "{seen:?}");
+    assert!(children().is_empty(), "nothing is left running");
+}
+
+#[test]
+fn what_is_wrong_with_an_archive_is_said_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let looks = Looks::default();
+    let error = image(&bangerd(), tar(&[("root.x86_64/etc/x", 1)]), folder.path(), &looks).unwrap_err();
+    assert!(matches!(&error, ConvertError::Refused(why) if why.contains("root.x86_64")), "{error:?}");
+    let folder = tempfile::tempdir().unwrap();
+    image(&bangerd(), tar(&[("only-this", 1)]), folder.path(), &looks).unwrap();
+    assert_eq!(looks.warnings.get(), 1);
+    let kernel = bangerd().run(What::Kernel, tar(&[("vmlinuz", 1000)]), folder.path(), &());
+    assert!(matches!(&kernel, Err(ConvertError::Refused(why)) if why.contains("not a Linux kernel")), "{kernel:?}");
+}
+
+#[test]
+fn a_cancelled_conversion_is_ended_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let looks = Looks { cancel: Cell::new(true), ..Looks::default() };
+    let begun = Instant::now();
+    let result = image(&bangerd(), tar(&[("usr/x", 60 << 20)]), folder.path(), &looks);
+    assert!(matches!(result, Err(ConvertError::Cancelled)), "{result:?}");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(children().is_empty());
+}
+
+/// Whatever was taken over: what it says is bounded, and that it says nothing is an error of this import.
+#[test]
+fn a_converter_that_misbehaves_fails_its_own_import() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = |line: &str| {
+        let path = folder.path().join("program");
+        fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Converter::Process(path)
+    };
+    for (line, words) in [
+        ("exit 0", "without a result"),
+        ("kill -KILL $$", "signal: 9"),
+        ("echo nonsense", "the converter"),
+        ("/usr/bin/head -c 10000000 /dev/zero; exec /usr/bin/sleep 100", "without a result"),
+    ] {
+        let begun = Instant::now();
+        let error = image(&program(line), tar(&[("etc/x", 1)]), folder.path(), &()).unwrap_err();
+        assert!(error.to_string().contains(words), "{line}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{line}");
+    }
+    let missing = image(&Converter::Process("/nonexistent".into()), tar(&[("etc/x", 1)]), folder.path(), &());
+    assert!(matches!(missing, Err(ConvertError::Host(_))), "{missing:?}");
+}
