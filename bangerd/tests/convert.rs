@@ -5,7 +5,7 @@ use banger_image::{Limits, Progress, Wanted};
 use bangerd::convert::{ConvertError, Converter, Made, What};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::Seek as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -83,6 +83,21 @@ fn a_confined_process_makes_what_this_one_would() {
     let confined = |status: &&String| status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1");
     assert!(!seen.is_empty() && seen.iter().any(|status| confined(&status)), "{seen:?}");
     assert!(children().is_empty(), "nothing is left running");
+}
+
+/// Its spool is a file of the folder, too.
+#[test]
+fn a_compressed_archive_is_unpacked_inside_the_folder() {
+    let mut plain = Vec::new();
+    tar(&[("etc/hostname", 5), ("root/x", 3 << 20)]).read_to_end(&mut plain).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(tempfile::tempfile().unwrap(), flate2::Compression::fast());
+    packed.write_all(&plain).unwrap();
+    let mut packed = packed.finish().unwrap();
+    packed.rewind().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let result = image(&bangerd(), packed, folder.path(), &());
+    assert!(matches!(&result, Ok(Made::Image(image)) if image.entries == 2), "{result:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the image and its seed");
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn kind() -> impl Strategy<Value = NodeKind> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Trees and sizes of all kinds: e2fsck finds nothing, and the same input gives the same bytes.
     #[test]
@@ -266,11 +266,15 @@ proptest! {
         match written(&tree, &windows, size, &first) {
             Err(Ext4Error::LostAndFound) => return Ok(()),
             Err(Ext4Error::Full { .. }) if matches!(size, Size::Exactly { .. }) => return Ok(()),
-            result => prop_assert!(result.is_ok(), "{:?}", result),
+            result => {
+                prop_assert!(result.is_ok(), "{:?}", result);
+                is_clean(&first);
+                let length = result.map(|written| written.bytes).unwrap_or_default().to_string();
+                written(&tree, &windows, size, &second).unwrap();
+                // Behind the file system there is one hole.
+                let same = Command::new("cmp").args(["-n", &length]).arg(&first).arg(&second).status().unwrap();
+                prop_assert!(same.success());
+            }
         }
-        is_clean(&first);
-        written(&tree, &windows, size, &second).unwrap();
-        let same = Command::new("cmp").arg(&first).arg(&second).status().unwrap();
-        prop_assert!(same.success());
     }
 }

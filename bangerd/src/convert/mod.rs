@@ -16,12 +16,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest line that is read from a converter, bytes: the names of a kernel's modules.
 const MAX_LINE: u64 = 256 * 1024;
 /// How long a cancelled conversion still runs at most.
 const LOOK: Duration = Duration::from_millis(200);
+/// A converter that has said its last word gives its memory back, and ends.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What is to be made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -161,7 +164,7 @@ fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Pr
     // From here on it is ended and waited for, whatever comes.
     let mut running = Running(Some(child));
     let said = listen(&ours, progress);
-    let status = running.end();
+    let status = running.end(if progress.cancelled() { Duration::ZERO } else { PATIENCE });
     match said {
         Ok(Some(ended)) => ended,
         Ok(None) if progress.cancelled() => Err(ConvertError::Cancelled),
@@ -220,13 +223,17 @@ const STAGES: [&str; 7] = [
 struct Running(Option<Child>);
 
 impl Running {
-    fn end(&mut self) -> String {
+    /// Waits for its end, which comes by force after some time. Says how it ended.
+    fn end(&mut self, patience: Duration) -> String {
         let Some(mut child) = self.0.take() else { return String::new() };
-        // It has ended by itself, or shall. It is our child until it is waited for, so the number is its own.
-        std::thread::sleep(Duration::from_millis(1));
-        let ended = match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            _ => child.kill().and_then(|()| child.wait()),
+        let begun = Instant::now();
+        let ended = loop {
+            match child.try_wait() {
+                Ok(None) if begun.elapsed() < patience => std::thread::sleep(PAUSE),
+                Ok(Some(status)) => break Ok(status),
+                // It is our child until it is waited for, so the number is its own.
+                _ => break child.kill().and_then(|()| child.wait()),
+            }
         };
         ended.map_or_else(|error| error.to_string(), |status: ExitStatus| status.to_string())
     }
@@ -234,6 +241,6 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.end();
+        self.end(Duration::ZERO);
     }
 }
