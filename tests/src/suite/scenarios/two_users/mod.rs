@@ -56,8 +56,7 @@ impl Victim {
         let beats = self.vm.counter(scene)?;
         ensure!(beats > self.beats, "the heartbeat of alice's VM stands at {beats}");
         self.beats = beats;
-        ensure!(reaches(scene, "alice", &self.address)?, "alice does not reach her own guest");
-        Ok(())
+        reaches_in_time(scene, "alice", &self.address)
     }
 }
 
@@ -133,6 +132,15 @@ fn reaches(scene: &Scene, user: &str, address: &str) -> Result<bool> {
     Ok(scene.user(user, &line)?.stdout.contains("SSH-"))
 }
 
+/// A user reaches his own guest, which may be slow to answer when the host is an emulated one.
+fn reaches_in_time(scene: &Scene, user: &str, address: &str) -> Result<()> {
+    let what = format!("{user} reaches the guest at {address}");
+    let tried = scene.wait_until(&what, Duration::from_secs(8), || {
+        Ok((!reaches(scene, user, address)?).then(|| "no answer from its SSH server".to_owned()))
+    });
+    tried.map(drop)
+}
+
 /// Files, sockets, processes and devices. Root's own look at each is the control: what is not there proves nothing.
 fn on_the_host(scene: &mut Scene, alice: &Victim) -> Result<usize> {
     let (id, vmm, cgroup) = (&alice.vm.id, alice.vm.vmm(scene)?, alice.vm.cgroup(scene)?);
@@ -176,7 +184,7 @@ fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
     let (hers, gateway) = (&alice.address, "172.16.0.1");
     let record = bob.record(scene)?;
     let his = record.pointer("/runtime/guest_ip").and_then(|value| value.as_str()).unwrap_or_default().to_owned();
-    ensure!(reaches(scene, "bob", &his)?, "the control: bob does not reach his own guest");
+    reaches_in_time(scene, "bob", &his).context("the control")?;
     let hear = |options: &str, address: &str, port: u16| {
         format!("nc -w 3 {options} {address} {port} </dev/null | grep -q SSH-")
     };
