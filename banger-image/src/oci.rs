@@ -25,6 +25,8 @@ const NAMED_PLATFORMS: usize = 4;
 /// Media types of configurations that make an image; all others are artifacts.
 const CONFIGS: [&str; 3] =
     ["", "application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+/// Of such a name, characters: it is passed on to everything below an index.
+const MAX_NAME: usize = 255;
 /// Annotations with an image's name.
 const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
@@ -165,7 +167,7 @@ fn images(files: &Files, visit: &mut Visit, progress: &dyn Progress) -> Result<V
                 for key in NAMES {
                     if let (Some(name), false) = (descriptor.annotations.get(key), inner.annotations.contains_key(key))
                     {
-                        inner.annotations.insert(key.to_owned(), name.clone());
+                        inner.annotations.insert(key.to_owned(), name.chars().take(MAX_NAME).collect());
                     }
                 }
             }

@@ -7,8 +7,9 @@
 mod calls;
 pub(crate) mod child;
 
-use banger_image::boot::kernel::{ImportedKernel, KernelImportError};
+use banger_image::boot::kernel::{ImportedKernel, KernelImportError, MAX_MODULE_NAME, MAX_MODULES};
 use banger_image::{ImageError, ImportedRootfs, Limits, Progress, Wanted};
+use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -20,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// The longest line that is read from a converter, bytes: the names of a kernel's modules.
 const MAX_LINE: u64 = 256 * 1024;
+/// The longest file name of a module: its number in the order of loading stands before its name.
+const MAX_MODULE_FILE: usize = "00-".len() + MAX_MODULE_NAME + ".ko".len();
+/// The longest release of a kernel, bytes (`__NEW_UTS_LEN` of `linux/utsname.h`).
+const MAX_VERSION: usize = 64;
 /// How long a cancelled conversion still runs at most.
 const LOOK: Duration = Duration::from_millis(200);
 /// A converter that has said its last word gives its memory back, and ends.
@@ -123,6 +128,29 @@ fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, 
     }
 }
 
+impl Made {
+    /// Whether a converter of ours could say that. What it says is kept and listed: names and numbers have their bounds here, too.
+    fn is_plausible(&self) -> bool {
+        match self {
+            Self::Image(image) => {
+                image.build_size <= MAX_DISK_BYTES && image.build_size.is_multiple_of(ROOT_STEP_BYTES)
+            }
+            Self::Kernel(kernel) => {
+                let is_name = |name: &String| {
+                    let plain = |c: char| c.is_ascii_graphic() && c != '/';
+                    name.len() <= MAX_MODULE_FILE
+                        && !name.starts_with('.')
+                        && !name.is_empty()
+                        && name.chars().all(plain)
+                };
+                let version = &kernel.version;
+                let is_version = version.len() <= MAX_VERSION && version.chars().all(|c| c.is_ascii_graphic());
+                is_version && kernel.modules.len() <= MAX_MODULES && kernel.modules.iter().all(is_name)
+            }
+        }
+    }
+}
+
 impl ConvertError {
     fn of_image(error: &ImageError) -> Self {
         match error {
@@ -166,6 +194,9 @@ fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Pr
     let said = listen(&ours, progress);
     let status = running.end(if progress.cancelled() { Duration::ZERO } else { PATIENCE });
     match said {
+        Ok(Some(Ok(made))) if !made.is_plausible() => Err(ConvertError::Refused(
+            "what parses it has said what no import comes to; it is made to break programs".to_owned(),
+        )),
         Ok(Some(ended)) => ended,
         Ok(None) if progress.cancelled() => Err(ConvertError::Cancelled),
         Ok(None) => Err(ConvertError::Refused(format!(
@@ -242,5 +273,49 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.end(Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// Whoever has taken a converter over may say anything: what is kept for lists is what an import comes to.
+    #[test]
+    fn nothing_is_kept_that_no_import_comes_to() {
+        let digest = format!("1{}", "0".repeat(63));
+        let kernel = |version: &str, modules: &[String]| -> Made {
+            let value = serde_json::json!({"Kernel": {"digest": digest, "version": version, "vmlinux": "x", "modules_dir": "y", "modules": modules}});
+            serde_json::from_value(value).unwrap()
+        };
+        let image = |size: u64| -> Made {
+            let value = serde_json::json!({"Image": {"digest": digest, "source": "Tar", "source_digest": digest, "rootfs_path": "x",
+                "seed_path": "y", "build_size": size, "content_bytes": 0, "entries": 0}});
+            serde_json::from_value(value).unwrap()
+        };
+        let names = |name: &str, count: usize| vec![name.to_owned(); count];
+        assert!(
+            kernel(
+                "6.12.118+deb13-cloud-amd64",
+                &names(&format!("00-{}.ko", "m".repeat(MAX_MODULE_NAME)), MAX_MODULES)
+            )
+            .is_plausible()
+        );
+        assert!(image(ROOT_STEP_BYTES).is_plausible());
+        for made in [
+            kernel(&"6".repeat(65), &[]),
+            kernel("6.12 \u{1b}[31m", &[]),
+            kernel("6.12", &names("a.ko", MAX_MODULES + 1)),
+            kernel("6.12", &names("../../x", 1)),
+            kernel("6.12", &names("..", 1)),
+            kernel("6.12", &names("/etc/passwd", 1)),
+            kernel("6.12", &names("", 1)),
+            kernel("6.12", &names(&"x".repeat(MAX_MODULE_FILE + 1), 1)),
+            image(MAX_DISK_BYTES + ROOT_STEP_BYTES),
+            image(4096),
+        ] {
+            assert!(!made.is_plausible(), "{made:?}");
+        }
     }
 }
