@@ -1,10 +1,10 @@
 //! The checks that only the daemon can make. Each says what was found and, when it is not well, what to do.
 
-use crate::firecracker::confine;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
 use crate::vm::host::{check_kvm, find_vmm};
 use banger_proto::model::{ApiError, Check, CheckStatus};
+use banger_vmm::confine;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl Doctor {
         {
             return asked.version.clone();
         }
-        let version = crate::firecracker::api::version(&path).await;
+        let version = banger_vmm::api::version(&path).await;
         let version = version.map_err(|error| crate::error::failed("firecracker", &error));
         *known = Some(Asked { binary, at: Instant::now(), version: version.clone() });
         version

@@ -42,7 +42,7 @@ pub(crate) enum StartError {
     Cgroup(#[source] io::Error),
     /// The key to the guests.
     #[error("cannot make or read the daemon's ssh key")]
-    Key(#[from] crate::guest::keys::KeyError),
+    Key(#[from] banger_link::keys::KeyError),
     /// The key that names the folders of sockets.
     #[error("cannot make or read {}", .path.display())]
     SocketKey { path: PathBuf, source: io::Error },

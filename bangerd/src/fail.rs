@@ -1,5 +1,6 @@
-//! Points at which the bench stops the daemon to kill something: one after each step whose effect outlives this process (a row, a call of the
-//! helper, a file, a cgroup, a process, a word to the guest).
+//! Points at which the bench stops the daemon to kill something: one after each step whose effect
+//! outlives this process (a row, a call of the helper, a file, a cgroup, a process, a word to the
+//! guest). The crates below call theirs through the hook of [`banger_vmm::fail`].
 //!
 //! Only with the feature `failpoints`, which no package has; without it everything here is empty. A point is called where the effect is had, so that a
 //! new caller brings its points with it. The bench speaks through the folder `failpoints` of the state folder, while a daemon runs:
@@ -8,7 +9,7 @@
 //! - `passed`: every point that is passed under a plan, one a line, and whether a process of a VM lived then;
 //! - `reached`: made by the point that was wanted, which then waits until it is removed, or until it is killed.
 
-use crate::cgroup::Cgroups;
+use banger_vmm::cgroup::Cgroups;
 use std::path::Path;
 
 /// From now on points look for a plan.
@@ -53,6 +54,7 @@ mod armed {
 
     pub(super) fn arm(state: &Path, cgroups: &Cgroups) {
         BENCH.get_or_init(|| (state.join("failpoints"), cgroups.clone()));
+        banger_vmm::fail::set_hook(super::point);
     }
 
     pub(super) fn point(name: &str) {

@@ -24,14 +24,12 @@ mod turns;
 mod users;
 mod vm;
 
-pub mod cgroup;
 pub mod convert;
-pub mod firecracker;
-pub mod guest;
-pub mod pidfd;
 pub mod stream;
 
 use args::{Args, Mode};
+use banger_vmm::cgroup::Cgroups;
+use banger_vmm::{Launch, launcher};
 use error::StartError;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,8 +50,8 @@ const FAILED_PAUSE: Duration = Duration::from_secs(2);
 pub fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
     // Before any thread: it becomes the VMM.
-    if words.next_if(|word| word == firecracker::launcher::COMMAND).is_some() {
-        return firecracker::launcher::main();
+    if words.next_if(|word| word == launcher::COMMAND).is_some() {
+        return launcher::main();
     }
     if words.next_if(|word| word == convert::child::COMMAND).is_some() {
         return convert::child::main();
@@ -116,14 +114,14 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let boot_id = std::fs::read_to_string(BOOT_ID).map_err(StartError::BootId)?.trim().to_owned();
     let db = db::Db::open(&args.paths.database()).await?;
     db.back_up_daily(args.paths.backups());
-    let cgroups = cgroup::Cgroups::discover().map_err(StartError::Cgroup)?;
+    let cgroups = Cgroups::discover().map_err(StartError::Cgroup)?;
     fail::arm(&args.paths.state, &cgroups);
     let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
-    let client_key = guest::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
+    let client_key = banger_link::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
     let host = vm::host::Host::new(&args, &config, cgroups, client_key);
     let jobs = jobs::Jobs::load(db.clone()).await?;
-    let converter = convert::Converter::Process(firecracker::Launch::self_exe());
+    let converter = convert::Converter::Process(Launch::self_exe());
     let default_image = config.default_image_name.clone();
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), default_image, converter);
     store.remove_leftovers().await?;

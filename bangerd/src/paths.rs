@@ -186,7 +186,7 @@ impl SocketKey {
                 let mut key = [0; 32];
                 // Up to 256 bytes come whole or not at all (getrandom(2)).
                 rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
-                crate::guest::keys::write_new(path, &key)?;
+                banger_link::keys::write_new(path, &key)?;
                 Ok(Self(key))
             }
             Err(error) => Err(error),

@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use banger_policy::VmId;
-use bangerd::cgroup::{Cgroups, Limits};
-use bangerd::firecracker::{Files, Launch, StandIn, VmmEnd, VmmError, launch};
+use banger_vmm::cgroup::{Cgroups, Limits};
+use banger_vmm::{Files, Launch, StandIn, VmmEnd, VmmError, launch};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -155,9 +155,9 @@ async fn the_vmm_runs_in_its_group_and_ends_with_it() {
     assert_eq!(group.procs().unwrap(), [vmm.pid()]);
     assert!(group.create(&limits).is_err() && group.remove().is_err());
     // Another daemon finds it by its group alone; the socket is this process', which is not in it.
-    let adopted = bangerd::firecracker::Vmm::adopt(group.clone(), &orders.api_socket, Some(vmm.pid())).await.unwrap();
+    let adopted = banger_vmm::Vmm::adopt(group.clone(), &orders.api_socket, Some(vmm.pid())).await.unwrap();
     assert_eq!(adopted.unwrap().pid(), vmm.pid());
-    let stranger = bangerd::firecracker::Vmm::adopt(group.clone(), &orders.api_socket, Some(std::process::id())).await;
+    let stranger = banger_vmm::Vmm::adopt(group.clone(), &orders.api_socket, Some(std::process::id())).await;
     assert!(stranger.unwrap().is_none());
     group.kill().await.unwrap();
     assert!(!group.populated().unwrap());

@@ -1,7 +1,7 @@
 //! A command in the guest for a client.
 
 use super::client::{Client, Gone, Sender};
-use crate::guest::ssh::{Command, Input, Output, Said, Session, SshError};
+use banger_link::ssh::{Command, Input, Output, Said, Session, SshError};
 use banger_proto::stream::{Frame, Terminal, read};
 use std::io;
 use tokio::net::UnixStream;

@@ -1,8 +1,8 @@
 //! A VM's console for a client, from the file: a chunk in memory, whatever its size.
 
 use super::client::{Client, Sender, until_gone};
-use crate::guest::console;
 use banger_proto::stream::Frame;
+use banger_vmm::console;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};

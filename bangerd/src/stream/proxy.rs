@@ -1,7 +1,7 @@
 //! The user's own `ssh`: raw bytes between it and the guest's SSH server.
 
 use super::client::Client;
-use crate::guest::ssh::Session;
+use banger_link::ssh::Session;
 use banger_proto::stream::{Frame, read};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 use super::*;
-use crate::guest::ssh::tests::{Guest, guest, words};
+use banger_link::fakes::{Guest, guest, words};
 use banger_proto::stream::{Frame, Terminal, read, write};
 use std::fs::File;
 use std::io::{Read, Seek, Write};

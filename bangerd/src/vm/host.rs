@@ -2,28 +2,28 @@
 
 use super::machine::{BootDevices, Machine, Running, Seat};
 use crate::args::Args;
-use crate::cgroup::{Cgroups, Limits, VmCgroup};
 use crate::config::Config;
 use crate::error::failed;
-use crate::firecracker::api::{self, Drive, VmmConfig};
-use crate::firecracker::{self, Files, Launch, StandIn, Vmm, confine};
-use crate::guest::console;
-use crate::guest::control::Control;
-use crate::guest::keys::KeyPair;
-use crate::guest::monitor::{self, Parts};
-use crate::guest::ssh::Session;
-use crate::guest::token;
 use crate::handles::Handles;
 use crate::paths::Paths;
 use crate::turns::Turns;
 use banger_image::boot::initramfs::{self, Initramfs};
 use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
+use banger_link::control::Control;
+use banger_link::keys::KeyPair;
+use banger_link::monitor::{self, Parts};
+use banger_link::ssh::Session;
+use banger_link::token;
 use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::{BootToken, GuestConfig};
 use banger_proto::model::{ApiError, ErrorCode};
+use banger_vmm::api::{self, Drive, VmmConfig};
+use banger_vmm::cgroup::{Cgroups, Limits, VmCgroup};
+use banger_vmm::console;
+use banger_vmm::{Files, Launch, StandIn, Vmm, confine};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rustix::process::Signal;
@@ -147,7 +147,7 @@ impl Host {
             stand_in: self.stand_in.clone(),
             launcher: Launch::self_exe(),
         };
-        let vmm = firecracker::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
+        let vmm = banger_vmm::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
         Ok(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             session: self.session(&seat)?,

@@ -2,9 +2,9 @@
 //! that the actor's tests run against a simulator without root, KVM or a guest.
 
 use crate::db::VmRow;
-use crate::guest::ssh::Session;
 use crate::handles::Handles;
 use crate::paths::{Paths, VmPaths};
+use banger_link::ssh::Session;
 use banger_policy::net::{AddressIndex, Network};
 use banger_policy::{Digest, VmId};
 use banger_proto::daemon::KillSignal;

@@ -30,13 +30,13 @@ pub(crate) mod tests;
 use crate::config::Config;
 use crate::db::{Db, DbError, NewVm, VmRow};
 use crate::error::{internal, over_limit};
-use crate::guest::ssh::Session;
 use crate::handles;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
 use crate::users::UserDatabase;
+use banger_link::ssh::Session;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName, access};
 use banger_proto::daemon::{KillSignal, SshAccess};
@@ -400,7 +400,7 @@ impl Vms {
 
     /// Lets the holder of a key into the peer's VM, now and at later boots.
     pub(crate) async fn ssh_access(&self, peer: &Peer, word: &str, public_key: &str) -> Result<SshAccess, ApiError> {
-        let key = crate::guest::keys::parse_public(public_key)
+        let key = banger_link::keys::parse_public(public_key)
             .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
         let row = self.find(peer, word).await?;
         let vm = row.id;

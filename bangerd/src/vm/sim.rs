@@ -1,9 +1,9 @@
 //! A machine in memory: VMMs are numbers that live or do not, and outlive the daemon as real ones do.
 
 use super::machine::{BootDevices, Machine, Running, Seat};
-use crate::guest::ssh::Session;
 use crate::handles::Handles;
 use crate::privileged::sim::SimHelper;
+use banger_link::ssh::Session;
 use banger_policy::VmId;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode};

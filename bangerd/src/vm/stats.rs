@@ -2,10 +2,10 @@
 
 use super::order::Order;
 use super::{Vms, entry_of};
-use crate::guest::console;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
 use banger_proto::time::Timestamp;
+use banger_vmm::console;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

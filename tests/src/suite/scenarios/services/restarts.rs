@@ -27,7 +27,7 @@ pub(super) fn under_load(scene: &mut Scene, times: u32) -> Result<Outcome> {
     scene.allow_database_growth();
     // Each word of the agent is a line of the journal then, with the time at which the daemon heard it.
     scene.root(&format!(
-        "cp --archive {CONFIG} /run/bench.toml && sed -i 's/^log_level.*/log_level = \"info,bangerd::guest::control=trace\"/' {CONFIG} && \
+        "cp --archive {CONFIG} /run/bench.toml && sed -i 's/^log_level.*/log_level = \"info,banger_link::control=trace\"/' {CONFIG} && \
          grep -q control=trace {CONFIG} && systemctl restart {DAEMON}"
     ))?;
     let result = restarted(scene, times);

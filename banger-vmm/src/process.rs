@@ -1,19 +1,12 @@
-//! VMM processes: start, configure, recognise.
+//! VMM processes: start, recognise, end.
 //!
-//! Called by the VM's actor. [`launch`] spawns this program again as [`launcher`], which becomes Firecracker;
-//! [`api`] tells it what to run. Whether a process is a VM's own is decided by the VM's cgroup and the API
-//! socket's peer, never by a number alone. What a VMM may reach is in [`confine`]. Nothing here acquires or releases what the helper makes.
-
-pub mod api;
-pub mod confine;
-mod error;
-pub mod launcher;
-
-pub use confine::{Files, StandIn};
-pub use error::VmmError;
+//! [`launch`] spawns this program again as [`launcher`], which becomes Firecracker.
 
 use crate::cgroup::VmCgroup;
-use crate::guest::console;
+use crate::confine::{Files, StandIn};
+use crate::console;
+use crate::error::VmmError;
+use crate::launcher;
 use crate::pidfd::Pidfd;
 use rustix::process::Signal;
 use std::fmt;
@@ -210,8 +203,8 @@ async fn wait_for_socket(vmm: &Vmm, launch: &Launch) -> Result<(), VmmError> {
 }
 
 impl Vmm {
-    /// `process` holds `child`.
-    pub(crate) fn of_child(process: Pidfd, cgroup: VmCgroup, child: Child) -> Self {
+    /// A child of this process; `process` holds it.
+    pub fn of_child(process: Pidfd, cgroup: VmCgroup, child: Child) -> Self {
         Self { process, cgroup, status: Some(reap(child)) }
     }
 

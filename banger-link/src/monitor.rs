@@ -11,10 +11,10 @@
 //! stood there before it began prove nothing about an end that is announced now. Where nothing is
 //! announced, an agent that is not heard for [`CONFIRM_FOUND`] proves them: a guest may have ended while no daemon ran, and its VMM run on.
 
-use super::console::{LastWord, Scanner};
 use super::control::Control;
-use crate::firecracker::{Vmm, VmmEnd};
 use banger_proto::guest::ShutdownKind;
+use banger_vmm::console::{LastWord, Scanner};
+use banger_vmm::{Vmm, VmmEnd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -168,7 +168,7 @@ async fn send_keys(connection: &Connection, lines: &[String]) -> Result<(), SshE
             Some(0) => Ok(()),
             Some(_) => {
                 complaint.truncate(MAX_COMPLAINT);
-                Err(SshError::Keys(crate::guest::console::clean(&String::from_utf8_lossy(&complaint))))
+                Err(SshError::Keys(banger_vmm::console::clean(&String::from_utf8_lossy(&complaint))))
             }
             None => Err(SshError::Lost),
         }
@@ -179,4 +179,4 @@ async fn send_keys(connection: &Connection, lines: &[String]) -> Result<(), SshE
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

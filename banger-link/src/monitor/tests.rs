@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
-use crate::guest::control::{socket_path, tests as fakes};
+use crate::control::{socket_path, tests as fakes};
 use rustix::process::Signal;
 use std::io::Write;
 use tokio::io::AsyncWriteExt;

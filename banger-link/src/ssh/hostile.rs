@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 //! Against a server that is not our agent, but has its host key: a guest whose root is hostile.
-use super::tests::words;
 use super::*;
+use crate::fakes::words;
 use russh::server::{self, Auth, ChannelOpenHandle, Session as Serving, VerifiedPublicKey};
 use russh::{ChannelId, Preferred, kex};
 use std::borrow::Cow;

@@ -1,26 +1,26 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
-use crate::cgroup::Cgroups;
-use crate::pidfd::Pidfd;
 use banger_policy::VmId;
+use banger_vmm::cgroup::Cgroups;
+use banger_vmm::pidfd::Pidfd;
 
-pub(in crate::guest) fn group() -> VmCgroup {
+pub(crate) fn group() -> VmCgroup {
     Cgroups::untracked().vm(1000, &VmId::from_bytes([9; 32]).unwrap())
 }
 
 /// Something that lives until it is killed, in the place of a VMM.
-pub(in crate::guest) fn vmm() -> Vmm {
+pub(crate) fn vmm() -> Vmm {
     let child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
     let process = Pidfd::open(child.id().unwrap()).unwrap();
     Vmm::of_child(process, group(), child)
 }
 
-pub(in crate::guest) fn token() -> BootToken {
+pub(crate) fn token() -> BootToken {
     BootToken::new([3; 32])
 }
 
 /// What an agent says first.
-pub(in crate::guest) fn hello() -> String {
+pub(crate) fn hello() -> String {
     format!("{}\n", serde_json::to_string(&Hello { token: token() }).unwrap())
 }
 

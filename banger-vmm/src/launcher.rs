@@ -1,11 +1,11 @@
 //! The moment between daemon and VMM: `bangerd launch-vmm` reads its orders and becomes Firecracker.
 //!
-//! Started by [`super::launch`] only. Every step here is irreversible and made by the process itself, in this
+//! Started by [`crate::launch`] only. Every step here is irreversible and made by the process itself, in this
 //! order, so that nothing of the VMM ever runs outside its cgroup, with the daemon's descriptors or
 //! unconfined. One thread, no runtime. The only way back is one line on the standard error that it was started with.
 
-use super::confine::{self, ConfineError, Files, StandIn};
-use super::{Launch, VmmError};
+use crate::confine::{self, ConfineError, Files, StandIn};
+use crate::{Launch, VmmError};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ pub const COMMAND: &str = "launch-vmm";
 const MAX_ORDERS: u64 = 256 * 1024;
 
 /// What is to be done, as JSON on standard input: every user of the host reads command lines, and where a VM's sockets
-/// lie is not for everybody (see [`crate::paths`]).
+/// lie is not for everybody.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Orders {

@@ -10,9 +10,9 @@
 //! first, which init and agent alone know; until then it is waited for a short time, beside few others, and
 //! decides nothing. The newest that was proved is the agent's.
 
-use crate::cgroup::VmCgroup;
-use crate::firecracker::Vmm;
 use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, Hello, MAX_CONTROL_LINE, ShutdownKind};
+use banger_vmm::Vmm;
+use banger_vmm::cgroup::VmCgroup;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -130,7 +130,7 @@ impl Control {
         }
         let listener = bind_unseen(&socket)?;
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-        crate::fail::point("control channel", "open");
+        banger_vmm::fail::point("control channel", "open");
         let (told, view) = watch::channel(View::default());
         let agent = Arc::new(Mutex::new(None));
         // In the caller's span, so that what it logs says whose it is.
@@ -315,4 +315,4 @@ fn note(view: &mut View, event: GuestEvent) {
 }
 
 #[cfg(test)]
-pub(in crate::guest) mod tests;
+pub(crate) mod tests;

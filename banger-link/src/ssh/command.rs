@@ -2,7 +2,7 @@
 
 use super::SshError;
 use super::connect::{Connection, accepted};
-use crate::guest::quote;
+use crate::quote;
 use banger_proto::signal;
 use banger_proto::stream::Terminal;
 use bytes::Bytes;

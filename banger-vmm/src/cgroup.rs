@@ -3,7 +3,7 @@
 //! Under systemd the daemon runs in the leaf `daemon` of its delegated unit (`DelegateSubgroup=daemon`), and
 //! VMs lie beside it as `vms/<owner uid>/<vm id>`: found again from the VM's id alone, ended as a whole by
 //! `cgroup.kill` (cgroup-v2 documentation of the kernel). Without delegation, in a build folder, a pidfd
-//! stands in and there are no limits. Called by the VM's actor and by [`crate::firecracker`]; it must not
+//! stands in and there are no limits. Called by the VM's actor and by [`crate::launch`]; it must not
 //! touch any group outside `vms`.
 
 use crate::pidfd::Pidfd;

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-use super::api::{Drive, VmmConfig, configure_and_start, version};
 use super::*;
+use crate::api::{Drive, VmmConfig, configure_and_start, version};
 use crate::cgroup::Cgroups;
 use banger_policy::VmId;
 use std::os::unix::fs::PermissionsExt;

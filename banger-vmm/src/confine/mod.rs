@@ -61,7 +61,7 @@ pub(super) enum ConfineError {
 ///
 /// # Errors
 /// What the kernel does not know.
-pub(crate) fn supported() -> Result<(), landlock::RulesetError> {
+pub fn supported() -> Result<(), landlock::RulesetError> {
     files::rules().map(drop)
 }
 

@@ -33,7 +33,7 @@ pub enum VmmError {
     #[error("firecracker ended at once ({end}): {console}")]
     Ended {
         /// How.
-        end: super::VmmEnd,
+        end: crate::VmmEnd,
         /// The last line that it wrote.
         console: String,
     },

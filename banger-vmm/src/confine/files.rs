@@ -2,7 +2,7 @@
 //!
 //! Not allowed, because not listed: the database, other VMs' folders and disks, `/proc`, `/sys` with the cgroups
 //! that the daemon's user may write, `/run`. Processes outside cannot be signalled, traced or read. What this
-//! ABI does not know: `connect()` to a socket with a path (see [`crate::paths`] for why other VMs' paths are
+//! ABI does not know: `connect()` to a socket with a path (the daemon says where they lie: its `paths` has why other VMs' paths are
 //! not known to a VMM) and changes of modes and owners, which [`super::calls`] takes away.
 
 use super::{ConfineError, Files, StandIn};

@@ -1,0 +1,14 @@
+//! The daemon's end of a guest: control channel, monitor, SSH.
+//!
+//! Called by the daemon's VM actors and by its byte streams. All of it comes from a machine that
+//! its user controls: every read is bounded, and nothing decides about more than that one VM.
+#![forbid(unsafe_code)]
+
+pub mod control;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fakes;
+pub mod keys;
+pub mod monitor;
+pub mod quote;
+pub mod ssh;
+pub mod token;
