@@ -25,7 +25,7 @@ help:
 	@echo 'make packages             the Debian package'
 	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=...)'
 	@echo 'make budgets              the helper against its budgets'
-	@echo 'make fmt, make lint       format; clippy, dependency rules'
+	@echo 'make fmt, make lint       format; clippy, dependency rules, who may use whom'
 
 demo:
 	@$(NEED) build vm deb
@@ -68,3 +68,4 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo deny --offline --locked check bans licenses sources
+	@$(BENCH) layers

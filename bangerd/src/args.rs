@@ -3,8 +3,8 @@
 //! Every path has a flag and an environment variable, so that a build folder runs without systemd or root's
 //! folders. A flag wins over the variable, the variable over the default.
 
-use crate::error::StartError;
 use crate::paths::Paths;
+use crate::start_error::StartError;
 use std::ffi::OsString;
 use std::path::PathBuf;
 

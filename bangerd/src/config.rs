@@ -2,11 +2,13 @@
 //!
 //! Used by the start-up and, through [`Config`], by whoever needs a default. It holds no state.
 
-use crate::error::StartError;
-use crate::limits::{self, Limits, RawLimits};
+pub(crate) mod limits;
+
+use crate::start_error::StartError;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::{BridgeKeys, Network};
 use banger_policy::{ByteSize, ImageName};
+use limits::{Limits, RawLimits};
 use serde::Deserialize;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

@@ -197,7 +197,7 @@ fn free_space(folder: &Path) -> Check {
 }
 
 async fn leaks(ctx: &Context) -> Check {
-    match crate::vm::orphans::count(ctx).await {
+    match crate::vm::sweep::count(ctx).await {
         Ok(0) => check("leaks", CheckStatus::Pass, "nothing is left behind"),
         Ok(count) => {
             let detail = format!("{count} things belong to no VM. As an administrator: banger doctor --leaks --fix");

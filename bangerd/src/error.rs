@@ -1,61 +1,10 @@
-//! Why the daemon does not start, and how errors of its parts become what a user reads.
+//! How errors of the daemon's parts become what a user reads.
 
 use banger_policy::Peer;
 use banger_policy::quota::Exceeded;
 use banger_proto::model::{ApiError, ErrorCode, MAX_ERROR, cut};
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
-
-/// Why the daemon did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
-    /// The command line.
-    #[error("{0}; `bangerd --help` lists what there is")]
-    Usage(String),
-    /// The configuration is there but cannot be read, or was named and is not there.
-    #[error("cannot read the configuration {}", .path.display())]
-    ConfigRead { path: PathBuf, source: io::Error },
-    /// The configuration is wrong.
-    #[error("{}, {place}: {why}", .path.display())]
-    Config { path: PathBuf, place: String, why: String },
-    /// The log filter.
-    #[error("log_level {0:?} is neither a level nor a filter")]
-    LogLevel(String),
-    /// Sockets of VMs would not fit their address.
-    #[error("the runtime folder {} is too deep: a VM's socket path would have {longest} of at most 107 bytes", .path.display())]
-    RuntimeTooDeep { path: PathBuf, longest: usize },
-    /// A folder of the daemon's own.
-    #[error("cannot make the folder {}", .path.display())]
-    Folder { path: PathBuf, source: io::Error },
-    /// The database.
-    #[error("cannot open the database")]
-    Database(#[from] crate::db::DbError),
-    /// The socket.
-    #[error("cannot listen on {}", .path.display())]
-    Listen { path: PathBuf, source: io::Error },
-    /// The descriptors that systemd passed.
-    #[error("systemd passed {0} sockets, one was expected: look at bangerd.socket")]
-    Inherited(usize),
-    /// The cgroup tree.
-    #[error("cannot find the daemon's cgroup")]
-    Cgroup(#[source] io::Error),
-    /// The key to the guests.
-    #[error("cannot make or read the daemon's ssh key")]
-    Key(#[from] banger_link::keys::KeyError),
-    /// The key that names the folders of sockets.
-    #[error("cannot make or read {}", .path.display())]
-    SocketKey { path: PathBuf, source: io::Error },
-    /// Which boot of the host this is.
-    #[error("cannot read the host's boot id")]
-    BootId(#[source] io::Error),
-    /// Its memory could be read by other processes of its user.
-    #[error("cannot close the daemon's memory to its own user")]
-    Dumpable(#[source] nix::Error),
-    /// The runtime.
-    #[error("cannot start the runtime")]
-    Runtime(#[source] io::Error),
-}
 
 /// An error and its sources in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {

@@ -1,7 +1,7 @@
 //! Folders, the socket, and what systemd is told: the edges of the process.
 
-use crate::error::StartError;
 use crate::paths::Paths;
+use crate::start_error::StartError;
 use rustix::io::{FdFlags, fcntl_setfd};
 use sd_notify::NotifyState;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};

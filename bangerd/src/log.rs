@@ -1,7 +1,7 @@
 //! Where log lines go: to the journal with `BANGER_VM`, `BANGER_JOB` and `BANGER_UID` as fields of their own
 //! when systemd gave us the journal as standard error, else to standard error as text.
 
-use crate::error::StartError;
+use crate::start_error::StartError;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;

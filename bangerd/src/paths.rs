@@ -8,11 +8,14 @@
 //! secret, for a tap carries one. So the folder's name is: no VMM can list, watch or work it out, and no command
 //! line and no table of sockets tells it, because sockets are bound by names without it.
 
-use crate::error::StartError;
+use crate::start_error::StartError;
 use banger_policy::{Digest, VmId};
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
+
+/// The folder of the database's copies, beside the database.
+pub(crate) const BACKUPS: &str = "backups";
 
 /// What `sun_path` holds with its final zero (unix(7)).
 const SUN_PATH_MAX: usize = 108;
@@ -70,7 +73,7 @@ impl Paths {
 
     /// Copies of the database.
     pub(crate) fn backups(&self) -> PathBuf {
-        self.state.join(crate::db::BACKUPS)
+        self.state.join(BACKUPS)
     }
 
     /// Where imports are assembled; on the file system of what they become.
@@ -198,11 +201,6 @@ impl SocketKey {
         let hash = Sha256::new().chain_update(self.0).chain_update(vm.to_string()).finalize();
         hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-/// A path as it is shown.
-pub(crate) fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

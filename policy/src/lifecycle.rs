@@ -1,7 +1,11 @@
-//! The life of a VM as a pure table: what each event means in each state. Effects run elsewhere, in the order
-//! given. One that fails keeps the later ones from running that would forget what is still held: `BringUp`,
-//! `ClearHandles`, `RemoveFiles`, `RemoveRow`. All others run all the same, and the failure is
+//! The life of a VM as a pure table: what each event means in each state. Effects run elsewhere, in
+//! the order given. What a failed effect means for the others stands in the table too:
+//! [`Effect::needs_success`], [`Effect::may_fail`]. A failure that counts is
 //! [`Event::TeardownFailed`] at the end.
+
+mod diagnosis;
+
+pub use diagnosis::{Finding, Look, Process, Question, Recorded, Seen, diagnose};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -93,8 +97,6 @@ impl Event {
 /// What is to be done about an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Run the steps of a start; ends in [`Event::Started`] or [`Event::StartFailed`].
-    BringUp,
     /// Write `handles.json`, then the cache, and the mirror in the same step.
     RecordHandles,
     /// Seed the cache from what was found.
@@ -107,19 +109,46 @@ pub enum Effect {
     TearDown,
     /// Clear mirror, file and cache entry.
     ClearHandles,
+    /// The same for a VM that is removed: its folder and row go anyway.
+    DropHandles,
     /// Remove the root disk and the VM's folder.
     RemoveFiles,
     /// Remove the row.
     RemoveRow,
 }
 
+impl Effect {
+    /// Skipped after an effect that failed: it would forget what is still held.
+    #[must_use]
+    pub fn needs_success(self) -> bool {
+        matches!(self, Effect::ClearHandles | Effect::DropHandles | Effect::RemoveFiles | Effect::RemoveRow)
+    }
+
+    /// Its own failure is worth a warning only. On a full disk, removal is what makes room.
+    #[must_use]
+    pub fn may_fail(self) -> bool {
+        self == Effect::DropHandles
+    }
+}
+
+/// What comes after an event's effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The VM is in this state.
+    Is(State),
+    /// The steps of a start; they end in [`Event::Started`] or [`Event::StartFailed`].
+    BringUp,
+    /// There is no VM any more.
+    Gone,
+}
+
 /// What an event leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The state afterwards; `None` when the VM is gone.
-    pub next: Option<State>,
     /// To be done, in order.
     pub effects: &'static [Effect],
+    /// And then, when none of them failed.
+    pub then: Then,
 }
 
 /// An event that has no meaning in a state.
@@ -144,14 +173,17 @@ pub enum Illegal {
 /// [`Illegal`]: nothing is to be done.
 pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
     use Effect::{
-        BringUp, ClearHandles, KillProcesses, RecordHandles, RemoveFiles, RemoveRow, SeedCache, ShutDownGuest, TearDown,
+        ClearHandles, DropHandles, KillProcesses, RecordHandles, RemoveFiles, RemoveRow, SeedCache, ShutDownGuest,
+        TearDown,
     };
-    let to = |next, effects| Ok(Outcome { next: Some(next), effects });
+    let to = |state, effects| Ok(Outcome { effects, then: Then::Is(state) });
     match (state, event) {
         (State::Running, Event::Start) => Err(Illegal::AlreadyRunning),
-        (State::Created | State::Stopped, Event::Start) => to(state, &[BringUp]),
+        (State::Created | State::Stopped, Event::Start) => Ok(Outcome { effects: &[], then: Then::BringUp }),
         // What a failed teardown left must go before anything new is acquired.
-        (State::Error, Event::Start) => to(state, &[KillProcesses, TearDown, ClearHandles, BringUp]),
+        (State::Error, Event::Start) => {
+            Ok(Outcome { effects: &[KillProcesses, TearDown, ClearHandles], then: Then::BringUp })
+        }
 
         (State::Created | State::Stopped | State::Error, Event::Started) => to(State::Running, &[RecordHandles]),
         (State::Created | State::Stopped | State::Error, Event::StartFailed) => {
@@ -187,11 +219,11 @@ pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
         (_, Event::TeardownFailed) => to(State::Error, &[]),
 
         (State::Running, Event::Delete) => Ok(Outcome {
-            next: None,
-            effects: &[ShutDownGuest, KillProcesses, TearDown, ClearHandles, RemoveFiles, RemoveRow],
+            effects: &[ShutDownGuest, KillProcesses, TearDown, DropHandles, RemoveFiles, RemoveRow],
+            then: Then::Gone,
         }),
         (State::Created | State::Stopped | State::Error, Event::Delete) => {
-            Ok(Outcome { next: None, effects: &[KillProcesses, TearDown, ClearHandles, RemoveFiles, RemoveRow] })
+            Ok(Outcome { effects: &[KillProcesses, TearDown, DropHandles, RemoveFiles, RemoveRow], then: Then::Gone })
         }
 
         (State::Running, Event::Started | Event::StartFailed)
@@ -216,9 +248,10 @@ mod tests {
         for_all(|state, event, outcome| {
             let Ok(outcome) = outcome else { return };
             let leaves =
-                state == State::Running && outcome.next != Some(State::Running) && event != Event::TeardownFailed;
+                state == State::Running && outcome.then != Then::Is(State::Running) && event != Event::TeardownFailed;
             if leaves {
-                let wanted = [Effect::KillProcesses, Effect::TearDown, Effect::ClearHandles];
+                let forget = if event == Event::Delete { Effect::DropHandles } else { Effect::ClearHandles };
+                let wanted = [Effect::KillProcesses, Effect::TearDown, forget];
                 assert!(outcome.effects.windows(3).any(|three| three == wanted), "{state} {event:?}: {outcome:?}");
             }
         });
@@ -228,7 +261,7 @@ mod tests {
     fn handles_are_recorded_exactly_when_running_begins() {
         for_all(|state, event, outcome| {
             let Ok(outcome) = outcome else { return };
-            let begins = state != State::Running && outcome.next == Some(State::Running);
+            let begins = state != State::Running && outcome.then == Then::Is(State::Running);
             assert_eq!(begins, outcome.effects.contains(&Effect::RecordHandles), "{state} {event:?}");
         });
     }
@@ -237,7 +270,7 @@ mod tests {
     fn only_delete_removes_and_it_always_does() {
         for_all(|state, event, outcome| {
             let removes =
-                outcome.is_ok_and(|outcome| outcome.next.is_none() && outcome.effects.contains(&Effect::RemoveRow));
+                outcome.is_ok_and(|outcome| outcome.then == Then::Gone && outcome.effects.contains(&Effect::RemoveRow));
             assert_eq!(removes, event == Event::Delete, "{state} {event:?}");
         });
     }
@@ -255,11 +288,31 @@ mod tests {
     }
 
     #[test]
+    fn nothing_new_is_acquired_while_something_old_may_be_held() {
+        let held = next(State::Error, Event::Start).map(|outcome| outcome.effects);
+        assert_eq!(held, Ok([Effect::KillProcesses, Effect::TearDown, Effect::ClearHandles].as_slice()));
+        for_all(|state, event, outcome| {
+            let brings_up = outcome.is_ok_and(|outcome| outcome.then == Then::BringUp);
+            assert_eq!(brings_up, event == Event::Start && state != State::Running, "{state} {event:?}");
+        });
+    }
+
+    #[test]
+    fn what_forgets_comes_last_and_waits_for_what_releases() {
+        for_all(|state, event, outcome| {
+            let Ok(outcome) = outcome else { return };
+            let first = outcome.effects.iter().position(|effect| effect.needs_success());
+            let after = outcome.effects.iter().skip(first.unwrap_or(usize::MAX));
+            assert!(after.copied().all(Effect::needs_success), "{state} {event:?}: {outcome:?}");
+        });
+    }
+
+    #[test]
     fn a_start_leads_to_running_or_error_from_every_state() {
         for state in [State::Created, State::Stopped, State::Error] {
-            assert_eq!(next(state, Event::Start).map(|o| o.next), Ok(Some(state)));
-            assert_eq!(next(state, Event::Started).map(|o| o.next), Ok(Some(State::Running)));
-            assert_eq!(next(state, Event::StartFailed).map(|o| o.next), Ok(Some(State::Error)));
+            assert_eq!(next(state, Event::Start).map(|o| o.then), Ok(Then::BringUp));
+            assert_eq!(next(state, Event::Started).map(|o| o.then), Ok(Then::Is(State::Running)));
+            assert_eq!(next(state, Event::StartFailed).map(|o| o.then), Ok(Then::Is(State::Error)));
         }
         assert_eq!(next(State::Running, Event::Start), Err(Illegal::AlreadyRunning));
     }

@@ -100,7 +100,7 @@ pub(super) fn refused(path: &Path, source: rusqlite::Error) -> DbError {
 
 /// Copies the database into the folder `backups` beside it, before its schema is changed.
 pub(super) fn copy_before(connection: &Connection, path: &Path, from: i64) -> Result<(), DbError> {
-    let folder = path.parent().unwrap_or(Path::new("/")).join(super::BACKUPS);
+    let folder = path.parent().unwrap_or(Path::new("/")).join(crate::paths::BACKUPS);
     copy(connection, &folder, &format!("before-schema-{}.db", from.saturating_add(1)))
 }
 
@@ -290,9 +290,9 @@ mod tests {
         super::super::bring_up(&mut raw, &path, &steps).unwrap();
         let row = raw.query_row("SELECT name || later FROM vms", [], |row| row.get::<_, String>(0)).unwrap();
         assert_eq!((row.as_str(), schema(&raw, &path, KNOWN + 1).unwrap()), ("demonew", KNOWN + 1));
-        let copies = names(&dir.path().join(super::super::BACKUPS));
+        let copies = names(&dir.path().join(crate::paths::BACKUPS));
         assert_eq!(copies, [format!("before-schema-{}.db", KNOWN + 1)]);
-        let copy = dir.path().join(super::super::BACKUPS).join(&copies[0]);
+        let copy = dir.path().join(crate::paths::BACKUPS).join(&copies[0]);
         assert_eq!(inspect(&copy).unwrap(), Verdict::Fine { schema: KNOWN });
     }
 

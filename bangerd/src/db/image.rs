@@ -2,7 +2,8 @@
 
 use super::store::{IMAGES, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
-use crate::paths::{Paths, text};
+use crate::paths::Paths;
+use crate::util::text;
 use banger_image::{ROOTFS_FILE, SEED_FILE};
 use banger_policy::Digest;
 use banger_policy::access::Owner;

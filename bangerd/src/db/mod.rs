@@ -27,9 +27,6 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema/0001.sql")];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before the first release has none.
 const APPLICATION_ID: i32 = 0x626e_6772;
 
-/// The folder of copies, beside the database.
-pub(crate) const BACKUPS: &str = "backups";
-
 /// What goes wrong with records.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DbError {

@@ -2,7 +2,7 @@
 //! members of group `banger`; here the kernel's word on the peer becomes a [`Peer`].
 
 use super::rate::Rates;
-use crate::limits::Limits;
+use crate::config::limits::Limits;
 use crate::users::{Named, UserDatabase};
 use banger_policy::Peer;
 use nix::unistd::Uid;

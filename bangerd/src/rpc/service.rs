@@ -2,9 +2,9 @@
 //! its job. A call that is dropped at any point changes nothing about what was ordered.
 
 use super::Daemon;
+use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::store::page;
-use crate::ticket::Promise;
 use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};

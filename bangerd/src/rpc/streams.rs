@@ -2,9 +2,9 @@
 
 use super::Daemon;
 use super::admission::Place;
+use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::stream;
-use crate::ticket::Promise;
 use banger_policy::Peer;
 use banger_proto::model::ApiError;
 use banger_proto::stream::{Frame, StreamRequest, Ticket};

@@ -9,8 +9,8 @@ use crate::error::{failed, internal, no_space, over_limit};
 use crate::jobs::Job;
 use crate::room::Room;
 use crate::stream::{self, UploadError};
-use crate::vm::host::blocking;
-use crate::vm::stats::allocated;
+use crate::util::allocated;
+use crate::util::blocking;
 use banger_image::Progress;
 use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
@@ -296,9 +296,9 @@ impl Store {
             owner_name: peer.name.clone().into_owned(),
             shared,
             managed: true,
-            rootfs_path: crate::paths::text(&dir.join(banger_image::ROOTFS_FILE)),
-            work_seed_path: Some(crate::paths::text(&dir.join(banger_image::SEED_FILE))),
-            artifact_dir: crate::paths::text(&dir),
+            rootfs_path: crate::util::text(&dir.join(banger_image::ROOTFS_FILE)),
+            work_seed_path: Some(crate::util::text(&dir.join(banger_image::SEED_FILE))),
+            artifact_dir: crate::util::text(&dir),
             build_size: made.build_size,
             allocated_bytes: allocated(&dir.join(banger_image::ROOTFS_FILE)),
             docker: false,

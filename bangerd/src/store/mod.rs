@@ -16,7 +16,7 @@ use crate::error::internal;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::vm::host::blocking;
+use crate::util::blocking;
 use banger_policy::access::{Owner, Refusal};
 use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};

@@ -4,14 +4,14 @@
 
 use super::Context;
 use super::machine::{Running, Seat};
-use super::order::Order;
+use super::order::{Order, Verb};
 use super::shared::{Shared, Wait};
 use super::teardown::{also, joined};
 use crate::db::{DbError, Mirror, VmRow};
 use crate::error::{internal, over_limit};
 use crate::jobs::Job;
 use banger_policy::access::Owner;
-use banger_policy::lifecycle::{self, Effect, Event, Illegal, State};
+use banger_policy::lifecycle::{self, Effect, Event, Illegal, Look, State, Then};
 use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Peer, VmId};
@@ -101,7 +101,7 @@ impl Actor {
         let ctx = Arc::clone(&self.ctx);
         // The semaphore is never closed.
         let _turn = ctx.turns.looks.acquire().await;
-        self.was_deleted().await || self.reconcile().await
+        self.was_deleted().await || self.reconcile(Look::First).await
     }
 
     /// The order came with a row that was read before the VM's deletion: nothing may be made for it any more.
@@ -120,37 +120,11 @@ impl Actor {
                 let span = job_span(&job);
                 self.create(job, start, keep).instrument(span).await
             }
-            Order::Start(job) => self.answer(job, Event::Start).await,
-            Order::Stop(job) => self.answer(job, Event::Stop).await,
-            Order::HostDown(job) => self.answer(job, Event::HostDown).await,
+            Order::Asked(job, verb) => self.asked(job, verb).await,
             Order::Resume { job, turn } => {
                 let span = job_span(&job);
                 self.resume(job).instrument(span).await;
                 drop(turn);
-                false
-            }
-            Order::Delete(job) => self.answer(job, Event::Delete).await,
-            Order::Kill(job, signal) => {
-                if signal != KillSignal::Kill
-                    && let Some(running) = self.shared.running()
-                {
-                    job.stage("signal");
-                    running.signal(signal, SIGNAL_LIMIT).await;
-                }
-                self.answer(job, Event::Kill).await
-            }
-            Order::Restart(job) => {
-                if self.row.state == State::Running
-                    && let Err(error) = self.apply(Event::Stop, Some(&job), "").await
-                {
-                    job.finish(Err(error));
-                    return false;
-                }
-                self.answer(job, Event::Start).await
-            }
-            Order::Set(job, request) => {
-                let span = job_span(&job);
-                self.set(job, request).instrument(span).await;
                 false
             }
             Order::Give(job, to) => {
@@ -179,8 +153,38 @@ impl Actor {
                 }
                 false
             }
-            Order::Look => {
-                self.look_again().await;
+            Order::Look => self.reconcile(Look::Later).await,
+        }
+    }
+
+    /// Does what a user asked for. True when the VM is gone.
+    async fn asked(&mut self, job: Job, verb: Verb) -> bool {
+        match verb {
+            Verb::Start => self.answer(job, Event::Start).await,
+            Verb::Stop => self.answer(job, Event::Stop).await,
+            Verb::HostDown => self.answer(job, Event::HostDown).await,
+            Verb::Delete => self.answer(job, Event::Delete).await,
+            Verb::Kill(signal) => {
+                if signal != KillSignal::Kill
+                    && let Some(running) = self.shared.running()
+                {
+                    job.stage("signal");
+                    running.signal(signal, SIGNAL_LIMIT).await;
+                }
+                self.answer(job, Event::Kill).await
+            }
+            Verb::Restart => {
+                if self.row.state == State::Running
+                    && let Err(error) = self.apply(Event::Stop, Some(&job), "").await
+                {
+                    job.finish(Err(error));
+                    return false;
+                }
+                self.answer(job, Event::Start).await
+            }
+            Verb::Set(request) => {
+                let span = job_span(&job);
+                self.set(job, request).instrument(span).await;
                 false
             }
         }
@@ -199,12 +203,12 @@ impl Actor {
         let span = job_span(&job);
         async {
             let reason = if event == Event::HostDown { "the host went down" } else { "" };
-            let result = self.apply(event, Some(&job), reason).await;
-            let gone = matches!(result, Ok(None));
+            let result = self.carry_out(event, &job, reason).await;
+            let gone = matches!(result, Ok(Then::Gone));
             let result = match result {
                 Err(error) => Err(error),
-                Ok(None) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),
-                Ok(Some(_)) => self.record().await,
+                Ok(Then::Gone) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),
+                Ok(Then::Is(_) | Then::BringUp) => self.record().await,
             };
             job.finish(result);
             gone
@@ -229,66 +233,56 @@ impl Actor {
         }
     }
 
-    /// The table's answer to an event, and its effects. Answers the state that it led to; `None`: the VM is gone.
-    pub(super) async fn apply(
-        &mut self,
-        event: Event,
-        job: Option<&Job>,
-        reason: &str,
-    ) -> Result<Option<State>, ApiError> {
+    /// An event and, when it asks for one, the start.
+    pub(super) async fn carry_out(&mut self, event: Event, job: &Job, reason: &str) -> Result<Then, ApiError> {
+        match self.apply(event, Some(job), reason).await? {
+            Then::BringUp => self.start(job).await,
+            then => Ok(then),
+        }
+    }
+
+    /// The table's answer to an event, and its effects. A start is the caller's to run.
+    pub(super) async fn apply(&mut self, event: Event, job: Option<&Job>, reason: &str) -> Result<Then, ApiError> {
         let outcome = lifecycle::next(self.row.state, event).map_err(|illegal| self.illegal(&illegal))?;
-        if self.row.state == State::Running && outcome.next == Some(State::Stopped) {
+        if self.row.state == State::Running && outcome.then == Then::Is(State::Stopped) {
             self.shared.set_ended(reason);
         }
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         let mut failed = Ok(());
-        for effect in outcome.effects {
-            if *effect == Effect::BringUp {
-                // Nothing new is acquired while something old may be held.
-                self.settle(failed, event, reason).await?;
-                let Some(job) = job else { return Err(ApiError::new(ErrorCode::Internal, "a start without a job")) };
-                return self.start(&seat, job).await;
-            }
-            // What is still held must stay known: files and row go only when everything before went well.
-            if failed.is_err() && matches!(effect, Effect::ClearHandles | Effect::RemoveFiles | Effect::RemoveRow) {
+        for effect in outcome.effects.iter().copied() {
+            if failed.is_err() && effect.needs_success() {
                 continue;
             }
             if let Some(job) = job
-                && let Some(stage) = stage_of(*effect)
+                && let Some(stage) = stage_of(effect)
             {
                 job.stage(stage);
             }
-            let result = self.effect(*effect, &seat, job).await;
-            match result {
-                // What is remembered goes with row and folder; and with a full disk, deletion is what makes room.
-                Err(error) if event == Event::Delete && *effect == Effect::ClearHandles => {
-                    tracing::warn!("{}", error.message);
-                }
+            match self.effect(effect, &seat, job).await {
+                Err(error) if effect.may_fail() => tracing::warn!("{}", error.message),
                 result => failed = joined([failed, result]),
             }
         }
         self.settle(failed, event, reason).await?;
-        match outcome.next {
-            None => {
-                self.ctx.forget(&self.row.id);
-                Ok(None)
-            }
-            Some(next) => {
+        match outcome.then {
+            Then::BringUp => {}
+            Then::Gone => self.ctx.forget(&self.row.id),
+            Then::Is(next) => {
                 let boot_id = self.boot_after(next, event);
                 // To stop what waits for its turn after a reboot is to change it: it no longer waits.
                 if next != self.row.state || !outcome.effects.is_empty() || boot_id != self.row.boot_id {
                     self.set_state(next, reason, boot_id).await?;
                 }
-                Ok(Some(next))
             }
         }
+        Ok(outcome.then)
     }
 
     /// A teardown that could not finish is a state of its own.
     async fn settle(&mut self, failed: Result<(), ApiError>, event: Event, reason: &str) -> Result<(), ApiError> {
         let Err(error) = failed else { return Ok(()) };
         if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
-            && let Some(next) = outcome.next
+            && let Then::Is(next) = outcome.then
         {
             // Tried again by the sweep each minute: said once.
             let told = if self.row.state == State::Error && reason == self.row.last_error && !reason.is_empty() {
@@ -303,27 +297,28 @@ impl Actor {
         Err(error)
     }
 
-    async fn start(&mut self, seat: &Seat, job: &Job) -> Result<Option<State>, ApiError> {
+    async fn start(&mut self, job: &Job) -> Result<Then, ApiError> {
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         self.owner_is_there().await?;
         let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
-        let result = self.bring_up(seat, job).await;
+        let result = self.bring_up(&seat, job).await;
         self.shared.set_waiting(None);
         let result = match result {
             Ok(running) => {
                 self.watch(running);
-                Box::pin(self.apply(Event::Started, None, "")).await
+                self.apply(Event::Started, None, "").await
             }
             Err(error) => Err(error),
         };
         match result {
-            Ok(state) => Ok(state),
+            Ok(then) => Ok(then),
             // One that runs and cannot be recorded is undone like any other.
             Err(error) => {
                 job.stage("undo");
                 tracing::warn!("start failed: {}", error.message);
-                match Box::pin(self.apply(Event::StartFailed, None, &error.message)).await {
+                match self.apply(Event::StartFailed, None, &error.message).await {
                     Ok(_) => Err(error),
                     Err(more) => Err(also(error, more)),
                 }
@@ -333,8 +328,6 @@ impl Actor {
 
     async fn effect(&mut self, effect: Effect, seat: &Seat, job: Option<&Job>) -> Result<(), ApiError> {
         match effect {
-            // `apply` runs it; it answers for itself.
-            Effect::BringUp => Ok(()),
             Effect::RecordHandles => {
                 let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
                 self.row.mirror = held.mirror();
@@ -352,7 +345,7 @@ impl Actor {
             }
             Effect::KillProcesses => self.kill_processes(seat).await,
             Effect::TearDown => self.tear_down(seat).await,
-            Effect::ClearHandles => self.clear_handles(seat).await,
+            Effect::ClearHandles | Effect::DropHandles => self.clear_handles(seat).await,
             Effect::RemoveFiles => {
                 if let Err(error) = self.ctx.db.set_vm_unmade(seat.id).await {
                     // A crash before the row is removed then leaves a VM that says which disk is gone.
@@ -484,6 +477,8 @@ fn stage_of(effect: Effect) -> Option<&'static str> {
         Effect::KillProcesses => Some("end processes"),
         Effect::TearDown => Some("teardown"),
         Effect::RemoveFiles => Some("remove disks"),
-        Effect::BringUp | Effect::RecordHandles | Effect::SeedCache | Effect::ClearHandles | Effect::RemoveRow => None,
+        Effect::RecordHandles | Effect::SeedCache | Effect::ClearHandles | Effect::DropHandles | Effect::RemoveRow => {
+            None
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::jobs::Job;
 use crate::privileged::PrivilegedError;
 use crate::room;
 use banger_policy::ByteSize;
-use banger_policy::lifecycle::{Event, State};
+use banger_policy::lifecycle::{Event, State, Then};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_proto::helper::HelperError;
 use banger_proto::model::{ApiError, JobResult};
@@ -45,7 +45,7 @@ impl Actor {
         }
         job.stage("undo");
         let undone = self.apply(Event::Delete, None, "").await;
-        let gone = matches!(undone, Ok(None));
+        let gone = matches!(undone, Ok(Then::Gone));
         job.finish(Err(match undone {
             Ok(_) => error,
             Err(more) => also(error, more),
@@ -76,7 +76,7 @@ impl Actor {
             self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
         }
         if start {
-            self.apply(Event::Start, Some(job), "").await?;
+            self.carry_out(Event::Start, job, "").await?;
         }
         self.record().await
     }

@@ -7,6 +7,7 @@ use crate::error::failed;
 use crate::handles::Handles;
 use crate::paths::Paths;
 use crate::turns::Turns;
+use crate::util::{blocking, fill_random};
 use banger_image::boot::initramfs::{self, Initramfs};
 use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
@@ -252,25 +253,11 @@ pub(crate) fn find_vmm(named: Option<&Path>) -> Result<PathBuf, ApiError> {
     }
 }
 
-pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), ApiError> {
-    let filled = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
-    // Up to 256 bytes come whole or not at all (getrandom(2)).
-    filled.map(drop).map_err(|errno| failed("random numbers", &std::io::Error::from(errno)))
-}
-
 /// The channel logs as the VM for as long as that runs, and not as the job that has started it.
 fn control_of(seat: &Seat, cgroup: VmCgroup, token: BootToken) -> Result<Control, ApiError> {
     let span = tracing::info_span!(parent: None, "guest", banger_vm = %seat.id, banger_uid = seat.owner);
     let listening = span.in_scope(|| Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup, token));
     listening.map_err(|error| failed("the control channel", &error))
-}
-
-/// Runs work that blocks on a thread of its own.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker thread ended: {error}")))?
 }
 
 impl Machine for Host {

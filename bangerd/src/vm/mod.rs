@@ -9,7 +9,6 @@ pub(crate) mod host;
 pub(crate) mod machine;
 mod names;
 mod order;
-pub(crate) mod orphans;
 mod owner;
 mod reconcile;
 mod record;
@@ -20,7 +19,11 @@ mod size;
 mod start;
 pub(crate) mod stats;
 mod steps;
+pub(crate) mod sweep;
 mod teardown;
+mod view;
+
+pub(crate) use order::Verb;
 
 #[cfg(test)]
 mod sim;
@@ -38,19 +41,17 @@ use crate::store::Store;
 use crate::users::UserDatabase;
 use banger_link::ssh::Session;
 use banger_policy::lifecycle::State;
-use banger_policy::{Peer, VmId, VmName, access};
-use banger_proto::daemon::{KillSignal, SshAccess};
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leaks, SetRequest, VmPage, VmRecord, VmStats};
+use banger_policy::{Peer, VmId, VmName};
+use banger_proto::daemon::SshAccess;
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leaks};
 use machine::{Machine, Seat};
 use order::Order;
-use shared::{Shared, Wait};
-use std::collections::{HashMap, HashSet};
+use shared::Shared;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
-/// VMs per page of a list; a page fits a frame.
-const PAGE: u32 = 16;
 /// Attempts at a name that nobody has.
 const NAME_ATTEMPTS: usize = 10;
 
@@ -114,19 +115,6 @@ pub(crate) struct Vms {
     store: Arc<Store>,
 }
 
-/// A VM's order that needs nothing but a job.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Verb {
-    Start,
-    Stop,
-    /// A stop because the host goes down.
-    HostDown,
-    Restart,
-    Kill(KillSignal),
-    Set(SetRequest),
-    Delete,
-}
-
 impl Vms {
     pub(crate) fn new(ctx: Context, store: Arc<Store>) -> Arc<Self> {
         Arc::new(Self { ctx: Arc::new(ctx), store })
@@ -145,80 +133,6 @@ impl Vms {
         entry
     }
 
-    /// A page of the peer's VMs; of everyone's for an administrator with `all`.
-    pub(crate) async fn list(&self, peer: &Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
-        if all && !peer.admin {
-            return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
-        }
-        let owner = if all { None } else { Some(peer.owner()) };
-        let settled = self.settled();
-        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
-        let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row, &settled))).collect();
-        let next = vms.last().map(|vm| vm.id).filter(|_| more);
-        Ok(VmPage { vms, next })
-    }
-
-    pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, ApiError> {
-        let settled = self.settled();
-        Ok(self.record(&self.find(peer, word).await?, &settled))
-    }
-
-    /// A glance tells one that cannot be running, whatever its row still says: a list that is asked for right after a crash does not lie, nor one
-    /// while it takes long to release what a dead VM held. Of one whose end is watched for, its monitor knows more than a glance.
-    fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
-        let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
-        let shared = self.ctx.actors.lock().get(&row.id).map(|entry| Arc::clone(&entry.shared));
-        let shared = shared.filter(|_| settled.contains(&row.id));
-        if shared.as_ref().is_some_and(|shared| shared.running().is_some()) {
-            return record;
-        }
-        let glance = reconcile::glance(row, &self.ctx);
-        // Why it ended, while its end is at work.
-        let known = shared.map(|shared| shared.ended());
-        let ends = row.state == State::Running && known.as_ref().is_some_and(|known| !known.is_empty());
-        if glance.is_some() || ends {
-            (record.state, record.runtime.state) = (State::Stopped, State::Stopped);
-            record.runtime.last_error = known.or_else(|| glance.map(str::to_owned)).unwrap_or_default();
-        }
-        record
-    }
-
-    /// VMs of which it is known what became of their earlier run. To be asked before their rows are read, so that a row is never older than the
-    /// answer.
-    fn settled(&self) -> HashSet<VmId> {
-        let actors = self.ctx.actors.lock();
-        actors.iter().filter(|(_, entry)| entry.shared.is_settled()).map(|(vm, _)| *vm).collect()
-    }
-
-    fn stats_of(&self, vm: &VmId) -> Option<VmStats> {
-        entry_of(self, vm)?.shared.stats()
-    }
-
-    /// By exact name first, then id, then unique prefix of an id; another user's, for an administrator, by `user/name` or id. What the peer may not
-    /// see does not exist.
-    async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, ApiError> {
-        let found = self.ctx.db.find_vms(peer, word.to_owned()).await;
-        let mut rows = found.map_err(|error| internal(&error))?;
-        let no_such = || {
-            let quoted = word.chars().filter(|c| !c.is_control()).take(80).collect::<String>();
-            let hint = if peer.admin {
-                "`banger vm list` shows your VMs. One of another user is named USER/VM or by its id: `banger vm list --all`."
-            } else {
-                "`banger vm list` shows the VMs that there are."
-            };
-            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}")).hint(hint)
-        };
-        if rows.len() > 1 {
-            return Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one VM"))
-                .hint("Name it by its whole id: `banger vm list --json` shows them."));
-        }
-        let row = rows.pop().ok_or_else(no_such)?;
-        access::vm(peer, &row.who()).granted().map_err(|_| no_such())?;
-        Ok(row)
-    }
-
     /// What belongs to no VM; with `fix` it is released.
     pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Leaks, ApiError> {
         if !peer.admin {
@@ -227,43 +141,22 @@ impl Vms {
                 "only root and the group banger-admin see what belongs to no VM",
             ));
         }
-        orphans::leaks(&self.ctx, fix).await
+        sweep::leaks(&self.ctx, fix).await
     }
 
     /// Leaves an order with the VM's actor. The answer is the job to watch.
     pub(crate) async fn order(&self, peer: &Peer, word: &str, verb: Verb) -> Result<JobId, ApiError> {
         let row = self.find(peer, word).await?;
-        let title = match verb {
-            Verb::Start => format!("start {}", row.name),
-            Verb::Stop | Verb::HostDown => format!("stop {}", row.name),
-            Verb::Restart => format!("restart {}", row.name),
-            Verb::Kill(_) => format!("kill {}", row.name),
-            Verb::Set(_) => format!("set {}", row.name),
-            Verb::Delete => format!("delete {}", row.name),
-        };
+        let title = format!("{} {}", verb.word(), row.name);
         let vm = row.id;
         let entry = self.actor(row);
         let job = self.ctx.jobs.begin(peer, title.clone())?;
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
-        let order = match verb {
-            Verb::Start => Order::Start(job),
-            Verb::Stop => Order::Stop(job),
-            Verb::HostDown => Order::HostDown(job),
-            Verb::Restart => Order::Restart(job),
-            Verb::Kill(signal) => Order::Kill(job, signal),
-            Verb::Set(request) => Order::Set(job, request),
-            Verb::Delete => Order::Delete(job),
-        };
-        // A wait for a guest that shall end anyway ends now. A stop does not cut a clean shutdown short.
-        match verb {
-            Verb::Kill(_) => entry.shared.interrupt(&[Wait::Start, Wait::Shutdown]),
-            Verb::Stop | Verb::HostDown | Verb::Delete => entry.shared.interrupt(&[Wait::Start]),
-            Verb::Start | Verb::Restart | Verb::Set(_) => {}
-        }
+        entry.shared.interrupt(verb.interrupts());
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));
-        entry.orders.send(order).map_err(|_| gone())?;
+        entry.orders.send(Order::Asked(job, verb)).map_err(|_| gone())?;
         self.touch(vm).await;
         Ok(id)
     }
@@ -294,7 +187,7 @@ impl Vms {
         size::fits(&image, spec)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
         let mut bytes = [0; 32];
-        host::fill_random(&mut bytes)?;
+        crate::util::fill_random(&mut bytes)?;
         let id = VmId::from_bytes(bytes).map_err(|error| bad(&error))?;
         let first = match &name {
             Some(name) => name.clone(),

@@ -1,54 +1,85 @@
-//! After a start of the daemon: which VMs still run, and what a crash left half done. Each VM's own part runs in its
-//! actor before any order; calls are answered meanwhile. What belongs to no VM is [`super::orphans`]' business.
+//! What became of a VM: asked by its actor before the first order after a start of the daemon, and
+//! again whenever the sweep sees that row and host disagree. The decision is the policy's
+//! ([`diagnose`]); this file answers the questions that it asks and acts on the finding.
 
+use super::Context;
 use super::actor::Actor;
 use super::machine::Seat;
-use super::orphans::holds;
-use super::{Context, Vms};
+use super::shared::Shared;
 use crate::db::{Mirror, VmRow};
 use crate::error::chain;
-use banger_policy::lifecycle::{Event, State};
+use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
 use banger_policy::vm::RestartPolicy;
-use banger_proto::helper::ProcessState;
+use banger_proto::helper::{Holding, ProcessState};
 use banger_proto::model::ApiError;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
 /// Why a VM that is recorded as running ended with the host.
 const REBOOTED: &str = "the host rebooted";
-/// Why it ended otherwise.
+/// Why a VM is dead that was alive when the last daemon ended.
 const ENDED: &str = "it ended while the daemon was not running";
-
-/// Why it does not run though the row still says so.
+/// Why a VM is dead that was alive while this daemon ran, when nobody has seen more.
 const ENDED_UNSEEN: &str = "its VMM has ended";
 
 /// How long an agent may take to find a daemon that has just begun; it tries each half second.
 const AGENT: Duration = Duration::from_secs(10);
 /// How long the monitor may take to say why a VMM has ended.
 const REASON: Duration = Duration::from_secs(2);
-/// Between two attempts to read the rows.
-const PAUSE: Duration = Duration::from_secs(5);
 
-/// It ran in another boot of the host, or until the host went down.
+/// The VM ran in another boot of the host, or until the host went down.
 pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
     row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
 }
 
-/// Why a VM whose row says that it runs certainly does not; a look at one file. Without delegated groups nothing is certain before it was looked for.
-pub(super) fn glance(row: &VmRow, ctx: &Context) -> Option<&'static str> {
-    if row.state != State::Running || ctx.machine.populated(row.owner, &row.id) {
-        None
-    } else if rebooted(row, ctx) {
-        Some(REBOOTED)
-    } else {
-        ctx.machine.delegated().then_some(ENDED)
+/// Whether a row of the helper's ledger has more than a COW file: what belongs to one boot of a VM.
+pub(super) fn holds(holding: &Holding) -> bool {
+    holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some()
+}
+
+fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
+    Recorded {
+        state: row.state,
+        making: row.making,
+        other_boot: rebooted(row, ctx),
+        names_handles: row.mirror != Mirror::default(),
     }
 }
 
+/// What one look at the cgroup shows.
+fn seen(row: &VmRow, ctx: &Context, watched: bool, look: Look) -> Seen {
+    Seen {
+        look,
+        lives: ctx.machine.populated(row.owner, &row.id),
+        certain: ctx.machine.delegated(),
+        watched,
+        process: None,
+        held: None,
+    }
+}
+
+/// Why a VM whose row says "running" certainly does not run. Reads one file, for answers to users.
+pub(super) fn why_dead(row: &VmRow, ctx: &Context) -> Option<&'static str> {
+    if row.state != State::Running {
+        return None;
+    }
+    match diagnose(&recorded(row, ctx), &seen(row, ctx, false, Look::Later)) {
+        Finding::Happened(Event::FoundRebooted) => Some(REBOOTED),
+        Finding::Happened(Event::FoundDead) => Some(ENDED),
+        Finding::Happened(_) | Finding::Ask(_) | Finding::True => None,
+    }
+}
+
+/// Whether row and host disagree, or may; `held`: the helper holds something for the VM.
+pub(super) fn disagrees(row: &VmRow, ctx: &Context, shared: &Shared, held: bool) -> bool {
+    let mut seen = seen(row, ctx, shared.running().is_some(), Look::Later);
+    seen.held = Some(held || seen.lives);
+    diagnose(&recorded(row, ctx), &seen) != Finding::True
+}
+
 impl Actor {
-    /// Finds out what became of this VM. True when nothing is left of it.
-    pub(super) async fn reconcile(&mut self) -> bool {
+    /// Finds out what became of this VM, and brings row and host together. True when the VM is gone.
+    pub(super) async fn reconcile(&mut self, look: Look) -> bool {
         let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) {
             Ok(seat) => seat,
             Err(error) => {
@@ -56,83 +87,104 @@ impl Actor {
                 return false;
             }
         };
-        if self.row.making {
-            tracing::info!("its creation or removal was cut short; removed");
-            return matches!(self.apply(Event::Delete, None, "").await, Ok(None));
-        }
-        let lives = self.ctx.machine.populated(self.row.owner, &self.row.id);
-        // No process outlives the host: one that lives though the row is of another boot is of a time after an older copy of the database.
-        if self.row.state == State::Running && (lives || !rebooted(&self.row, &self.ctx)) {
-            match self.find(&seat).await {
-                Ok(true) => {
-                    tracing::info!("found running");
-                    self.found_alive().await;
-                }
-                Ok(false) => self.quietly(Event::FoundDead, ENDED).await,
-                // Not known is not dead: nothing is torn down under a guest that may live.
-                Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
+        let mut seen = seen(&self.row, &self.ctx, self.shared.running().is_some(), look);
+        let event = loop {
+            match diagnose(&recorded(&self.row, &self.ctx), &seen) {
+                Finding::True => return false,
+                Finding::Ask(Question::Process) => seen.process = Some(self.process(&seat).await),
+                Finding::Ask(Question::Held) => seen.held = Some(self.holds_something(&seat).await),
+                Finding::Happened(event) => break event,
             }
-        } else if self.take_back_unrecorded(&seat).await {
-        } else if rebooted(&self.row, &self.ctx) {
-            tracing::info!("it ran when the host went down");
-            self.found_rebooted(&seat).await;
-        } else if self.holds_something(&seat).await {
-            tracing::info!("a start or a teardown was cut short; cleaned up");
-            let reason = self.row.last_error.clone();
-            self.quietly(Event::FoundDead, &reason).await;
+        };
+        self.found(event, &seat, look).await
+    }
+
+    /// Acts on a finding. True when the VM is gone.
+    async fn found(&mut self, event: Event, seat: &Seat, look: Look) -> bool {
+        match event {
+            Event::Delete => {
+                tracing::info!("its creation or removal was cut short; removed");
+                return matches!(self.apply(Event::Delete, None, "").await, Ok(Then::Gone));
+            }
+            Event::FoundAlive => self.found_alive().await,
+            Event::FoundRebooted => self.found_rebooted(seat).await,
+            _ => {
+                let reason = self.why_it_ended(look).await;
+                self.quietly(event, &reason).await;
+            }
         }
         false
     }
 
     async fn found_rebooted(&mut self, seat: &Seat) {
+        tracing::info!("it ran when the host went down");
         self.quietly(Event::FoundRebooted, REBOOTED).await;
         if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
             self.resume_in_turn(seat);
         }
     }
 
-    /// Of a VM whose row says that it does not run, and has nothing of a start that a crash cut short: does it run as well as one can? Then it is
-    /// taken back. True when there is nothing else to be done about it: it runs, or cannot be looked at.
-    async fn take_back_unrecorded(&mut self, seat: &Seat) -> bool {
-        if self.row.mirror != Mirror::default() || !self.ctx.machine.populated(self.row.owner, &self.row.id) {
-            return false;
+    async fn found_alive(&mut self) {
+        let recorded = self.row.state == State::Running;
+        if recorded {
+            tracing::info!("found running");
+        } else {
+            tracing::warn!("found running, and the database does not say so: is it an older copy?");
         }
-        if self.shared.running().is_none() {
-            match self.find(seat).await {
-                Ok(true) => {}
-                Ok(false) => return false,
-                Err(error) => {
-                    tracing::error!("cannot tell whether it runs: {}", error.message);
-                    return true;
-                }
-            }
-        }
-        let Some(running) = self.shared.running() else { return false };
-        if !matches!(timeout(AGENT, running.ready(AGENT)).await, Ok(Ok(()))) {
-            return false;
-        }
-        tracing::warn!("found running, and the database does not say so: is it an older copy?");
-        self.found_alive().await;
+        self.quietly(Event::FoundAlive, "").await;
         if self.row.state != State::Running {
             // It could not be recorded: the next look tries again.
             self.row.mirror = Mirror::default();
+            return;
         }
-        true
-    }
-
-    async fn found_alive(&mut self) {
-        self.quietly(Event::FoundAlive, "").await;
         // A change that a crash cut short, or that an older row does not know.
-        if self.row.state == State::Running
-            && let Err(error) = self.align_nat().await
-        {
+        if let Err(error) = self.align_nat().await {
             tracing::warn!("{}", error.message);
         }
     }
 
-    /// Alive: the row says running, the process is found in the VM's own cgroup, and the helper knows that process
-    /// as this VM's. An alive VM is taken back.
-    async fn find(&mut self, seat: &Seat) -> Result<bool, ApiError> {
+    /// The reason for a VM that was found dead, as its row will show it.
+    async fn why_it_ended(&self, look: Look) -> String {
+        if self.row.state != State::Running {
+            tracing::info!("a start or a teardown was cut short; cleaned up");
+            return self.row.last_error.clone();
+        }
+        if look == Look::First {
+            return ENDED.to_owned();
+        }
+        let known = match self.shared.running() {
+            // Its monitor is about to report the end, and knows why.
+            Some(running) => timeout(REASON, running.ended()).await.unwrap_or_default(),
+            None => self.shared.ended(),
+        };
+        if known.is_empty() { ENDED_UNSEEN.to_owned() } else { known }
+    }
+
+    /// Looks for the VM's process, and takes it back when there is one. Of a VM whose row does not
+    /// say "running" the guest must answer, too.
+    async fn process(&mut self, seat: &Seat) -> Process {
+        let found = if self.shared.running().is_some() { Ok(true) } else { self.adopt(seat).await };
+        match found {
+            Ok(true) => {}
+            Ok(false) => return Process::Gone,
+            Err(error) => {
+                tracing::error!("cannot tell whether it runs: {}", error.message);
+                return Process::Unknown;
+            }
+        }
+        if self.row.state == State::Running {
+            return Process::Alive;
+        }
+        let Some(running) = self.shared.running() else { return Process::Gone };
+        match timeout(AGENT, running.ready(AGENT)).await {
+            Ok(Ok(())) => Process::Alive,
+            Ok(Err(_)) | Err(_) => Process::Silent,
+        }
+    }
+
+    /// A VM's process is its own when it is found in the VM's cgroup and the helper knows it as this
+    /// VM's. From then on its end is watched for.
+    async fn adopt(&mut self, seat: &Seat) -> Result<bool, ApiError> {
         let saved = self.held(seat);
         let Some(running) = self.ctx.machine.adopt(seat, &saved).await? else { return Ok(false) };
         match self.ctx.privileged.of(seat.owner).process_running(seat.id, running.pid()).await {
@@ -148,38 +200,6 @@ impl Actor {
         Ok(true)
     }
 
-    /// The host shows something else than the row says, for longer than an order takes: what was missed before is made good.
-    pub(super) async fn look_again(&mut self) {
-        let Ok(seat) = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) else { return };
-        let lives = self.ctx.machine.populated(self.row.owner, &self.row.id);
-        if rebooted(&self.row, &self.ctx) && !lives && matches!(self.row.state, State::Running | State::Error) {
-            // What could not be recorded, or released, when it was looked at first.
-            self.found_rebooted(&seat).await;
-        } else if self.row.state != State::Running {
-            if !self.take_back_unrecorded(&seat).await && self.holds_something(&seat).await {
-                tracing::info!("something of it was left; cleaned up");
-                let reason = self.row.last_error.clone();
-                self.quietly(Event::FoundDead, &reason).await;
-            }
-        } else if let Some(running) = self.shared.running() {
-            if self.ctx.machine.delegated() && !lives {
-                // Its monitor is about to say so, and knows why.
-                let reason = timeout(REASON, running.ended()).await.unwrap_or_else(|_| ENDED_UNSEEN.to_owned());
-                self.quietly(Event::FoundDead, &reason).await;
-            }
-        } else {
-            match self.find(&seat).await {
-                Ok(true) => self.found_alive().await,
-                Ok(false) => {
-                    let known = self.shared.ended();
-                    let reason = if known.is_empty() { ENDED_UNSEEN } else { &known };
-                    self.quietly(Event::FoundDead, reason).await;
-                }
-                Err(error) => tracing::error!("cannot tell whether it runs: {}", error.message),
-            }
-        }
-    }
-
     /// Is there anything of a VM that does not run: a process, a handle, or a row in the helper's ledger?
     async fn holds_something(&self, seat: &Seat) -> bool {
         if !self.held(seat).is_zero() || self.ctx.machine.populated(seat.owner, &seat.id) {
@@ -189,23 +209,5 @@ impl Actor {
             Ok(holding) => holds(&holding),
             Err(_) => false,
         }
-    }
-}
-
-impl Vms {
-    /// One actor for each row, each of which looks after its own; then what belongs to no row.
-    pub(crate) fn reconcile_in_background(self: &Arc<Self>) {
-        let vms = Arc::clone(self);
-        tokio::spawn(async move {
-            let rows = loop {
-                match vms.ctx.db.vms(None, None, u32::MAX).await {
-                    Ok(rows) => break rows,
-                    Err(error) => tracing::error!("cannot read the VMs: {}", chain(&error)),
-                }
-                tokio::time::sleep(PAUSE).await;
-            };
-            rows.into_iter().for_each(|row| drop(vms.actor(row)));
-            super::orphans::spawn(&vms.ctx);
-        });
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::db::VmRow;
-use crate::paths::text;
+use crate::util::text;
 use banger_policy::VmName;
 use banger_proto::model::{VmRecord, VmRuntime, VmStats};
 use std::net::Ipv4Addr;

@@ -64,7 +64,7 @@ impl Actor {
         let cow = cow_file_bytes(root).saturating_sub(cow_file_bytes(was.system_overlay_size_bytes));
         // What the sparse work disk has already is not needed again.
         let has = if spec.work_disk_size_bytes > was.work_disk_size_bytes {
-            super::stats::allocated(&seat.paths.work_disk())
+            crate::util::allocated(&seat.paths.work_disk())
         } else {
             spec.work_disk_size_bytes
         };

@@ -2,12 +2,12 @@
 
 use super::order::Order;
 use super::{Vms, entry_of};
+use crate::util::allocated;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
 use banger_proto::time::Timestamp;
 use banger_vmm::console;
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,11 +79,6 @@ fn vsz_of(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = text.split(' ').next()?.parse().ok()?;
     pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
-}
-
-/// What a sparse file takes, bytes; `st_blocks` counts 512-byte units (stat(2)).
-pub(crate) fn allocated(path: &Path) -> u64 {
-    path.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
 /// Firecracker appends an object a line, as long as the VM runs: what is long ago is freed.

@@ -2,10 +2,10 @@
 //! helper's own view of it. Every step runs whatever failed before it.
 
 use super::actor::Actor;
-use super::host::blocking;
 use super::machine::Seat;
 use crate::handles::Handles;
 use crate::privileged::PrivilegedError;
+use crate::util::blocking;
 use banger_proto::helper::HelperError;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::path::Path;

@@ -11,7 +11,7 @@ use super::main::needs;
 use super::product::{Needs, Product};
 use super::session::{How, Suites, transcript};
 use super::tally::Tally;
-use crate::suite::Suite;
+use crate::suite::{Random, Suite};
 
 /// Host VMs at a time, if there are so many cores.
 const LANES: usize = 2;
@@ -27,8 +27,11 @@ pub(super) struct Ended {
     pub(super) text: String,
 }
 
-/// Runs all suites; `tell` hears of each when it has ended. Without `built` only those run that need no package.
-pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, mut tell: impl FnMut(Ended)) {
+/// Runs all suites; `tell` hears of each when it has ended. Without `built` only those run that need
+/// no package. None is begun after `until`: those that are left are told as skipped. Which ones these
+/// are is another choice each run, since suites of one setup come in an order that is drawn.
+pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, until: Instant, mut tell: impl FnMut(Ended)) {
+    let suites = drawn(suites, How::draw());
     let lanes = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(LANES));
     let chains = Mutex::new(VecDeque::from(chains(suites, lanes)));
     let next = || chains.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -39,7 +42,7 @@ pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, mut tell: 
             // The thread lives as long as its host VM: QEMU ends with the thread that has started it.
             scope.spawn(move || {
                 while let Some(chain) = next() {
-                    one_after_the_other(&chain, product, built, &sender);
+                    one_after_the_other(&chain, product, built, until, &sender);
                 }
             });
         }
@@ -48,11 +51,26 @@ pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, mut tell: 
     });
 }
 
-fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, sender: &Sender<Ended>) {
+/// Suites of the same setup in the order that the seed says.
+fn drawn(mut suites: Vec<Suite>, seed: u64) -> Vec<Suite> {
+    let mut random = Random::new(seed);
+    suites.sort_by_cached_key(|suite| (suite.setup, random.below(usize::MAX)));
+    suites
+}
+
+fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, until: Instant, sender: &Sender<Ended>) {
     let mut runs = Suites::new(product, How { quiet: true, sample: Some(How::draw()) });
     for (index, suite) in chain.iter().enumerate() {
-        eprintln!("bench: suite {} begins", suite.name);
         let started = Instant::now();
+        if started > until {
+            let text = format!("skipped: {}: the time for suites is over; another run may draw it", suite.name);
+            let ended = Ended { name: suite.name, tally: Ok(Tally::SKIP), took: Duration::ZERO, again: None, text };
+            if sender.send(ended).is_err() {
+                return;
+            }
+            continue;
+        }
+        eprintln!("bench: suite {} begins", suite.name);
         let run = || -> Result<Tally> {
             ensure!(built || needs(suite.setup) == Needs::Nothing, "not run: the package was not built");
             runs.run(suite, None, chain.get(index + 1))
@@ -93,6 +111,18 @@ fn chains(suites: Vec<Suite>, lanes: usize) -> Vec<Vec<Suite>> {
 mod tests {
     use super::*;
     use crate::suite;
+
+    #[test]
+    fn the_draw_keeps_every_suite_and_the_order_of_setups() {
+        let of = |seed| drawn(suite::all(), seed).iter().map(|suite| (suite.setup, suite.name)).collect::<Vec<_>>();
+        let (one, other) = (of(1), of(2));
+        assert!(one.is_sorted_by_key(|(setup, _)| *setup) && one != other);
+        let sorted = |mut names: Vec<_>| {
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(sorted(one), sorted(other));
+    }
 
     #[test]
     fn every_suite_is_in_one_chain_and_the_lanes_are_even() {

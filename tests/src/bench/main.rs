@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
 use super::session::{How, Session, Suites};
-use super::{budgets, checks, fuzz, here, interrupt, product};
+use super::{budgets, checks, fuzz, here, interrupt, layers, product};
 use crate::suite::{self, Setup};
 
 /// Builds banger, boots the host VM and runs the suites in it.
@@ -56,6 +56,8 @@ enum Command {
     },
     /// Prints the helper's budgets and what is used of them.
     Budgets,
+    /// Which crate and which module may use which: prints what is against the rules.
+    Layers,
 }
 
 /// What `main` calls.
@@ -105,6 +107,7 @@ fn run(command: Command) -> Result<bool> {
             tally.failed == 0
         }),
         Command::Budgets => budgets::print(),
+        Command::Layers => layers::check(&root),
     }
 }
 

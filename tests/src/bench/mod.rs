@@ -6,6 +6,7 @@ mod fuzz;
 mod here;
 mod interrupt;
 mod lanes;
+mod layers;
 mod main;
 mod product;
 mod session;

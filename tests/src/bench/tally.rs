@@ -18,6 +18,8 @@ impl Tally {
     pub(super) const PASS: Self = Self { passed: 1, failed: 0, skipped: 0 };
     /// A check that is one thing and failed.
     pub(super) const FAIL: Self = Self { passed: 0, failed: 1, skipped: 0 };
+    /// A check that was not made.
+    pub(super) const SKIP: Self = Self { passed: 0, failed: 0, skipped: 1 };
 }
 
 impl AddAssign for Tally {

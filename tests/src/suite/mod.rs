@@ -22,4 +22,5 @@ pub use list::{Outcome, Reboot, Scenario, Setup, Suite, all, find};
 pub use main::main;
 pub use report::{Report, Result as ScenarioResult, Verdict};
 pub use runner::REBOOT_STATUS;
+pub use sample::Random;
 pub use scene::{Scene, Surroundings};

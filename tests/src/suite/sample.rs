@@ -44,10 +44,17 @@ pub(super) fn scenarios(suite: &Suite, seed: Option<u64>) -> Vec<Scenario> {
 
 /// Numbers that a seed determines: SplitMix64.
 #[derive(Debug)]
-pub(super) struct Random(pub(super) u64);
+pub struct Random(pub(super) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, bound: usize) -> usize {
+    /// Starts from a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number, below `bound`.
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -136,7 +136,7 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
     assert_eq!(row.state, State::Stopped);
     world.until_true("recorded", || {
-        world.life().runtime.block_on(crate::vm::orphans::sweep(&world.life().vms.ctx));
+        world.life().runtime.block_on(crate::vm::sweep::once(&world.life().vms.ctx));
         let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
         row.state == State::Running
     });

@@ -165,7 +165,7 @@ fn an_end_that_cannot_be_recorded_is_told_and_recorded_later() {
     refuse_states(&world, false);
     world.until_true("recorded", || {
         // What the sweep does each minute.
-        world.life().runtime.block_on(crate::vm::orphans::sweep(&world.life().vms.ctx));
+        world.life().runtime.block_on(crate::vm::sweep::once(&world.life().vms.ctx));
         let row = world.life().runtime.block_on(world.life().vms.ctx.db.vm(vm.id)).unwrap().unwrap();
         row.state == State::Stopped && row.last_error.contains("powered off")
     });
@@ -187,7 +187,7 @@ fn what_was_left_while_the_helper_was_away_is_released_when_it_is_back() {
     assert!(!world.helper.held().is_empty());
     world.helper.set_unreachable(false);
     world.until_true("released", || {
-        world.life().runtime.block_on(crate::vm::orphans::sweep(&world.life().vms.ctx));
+        world.life().runtime.block_on(crate::vm::sweep::once(&world.life().vms.ctx));
         world.helper.held().is_empty()
     });
 }

@@ -153,7 +153,7 @@ fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
     assert!(vm.runtime.last_error.starts_with(REBOOTED), "{}", vm.runtime.last_error);
     world.helper.set_unreachable(false);
     world.until_true("started again", || {
-        world.life().runtime.block_on(crate::vm::orphans::sweep(&world.life().vms.ctx));
+        world.life().runtime.block_on(crate::vm::sweep::once(&world.life().vms.ctx));
         world.show(ALICE, "again").unwrap().state == State::Running
     });
 }

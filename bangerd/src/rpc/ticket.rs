@@ -2,7 +2,7 @@
 //! got it, void after a minute.
 
 use crate::jobs::Job;
-use crate::vm::host::fill_random;
+use crate::util::fill_random;
 use banger_policy::Peer;
 use banger_proto::model::{ApiError, ErrorCode};
 use banger_proto::stream::{StreamRequest, TICKET_SECONDS, Ticket};

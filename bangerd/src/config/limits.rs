@@ -1,6 +1,6 @@
 //! The sections `[limits...]` of the configuration: how much a user may have.
 
-use crate::config::Refused;
+use super::Refused;
 use banger_policy::ByteSize;
 use banger_policy::quota::{Overrides, UserLimits};
 use serde::Deserialize;

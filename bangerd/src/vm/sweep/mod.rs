@@ -1,0 +1,127 @@
+//! What the daemon mends by itself, at its start and each minute: a VM whose row and host disagree
+//! is looked at again by its actor, and what belongs to no VM ([`orphans`]) is released.
+//!
+//! The sweep releases by itself what it has found twice, but for what has data in it: no crash
+//! leaves a disk without a row (the row is written first and removed last), so a disk without one
+//! means another database, and the right one may come back. An administrator sees and removes all
+//! of it by `banger doctor --leaks --fix`.
+
+mod orphans;
+mod release;
+
+use super::order::Order;
+use super::{Context, Vms, reconcile};
+use crate::error::chain;
+use banger_policy::VmId;
+use banger_proto::model::{ApiError, Leaks};
+use orphans::{Orphan, Seen, look};
+use release::{Data, release};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+/// Between two looks; also how long an orphan must be one before it is released without being asked.
+const SWEEP: Duration = Duration::from_secs(60);
+/// How soon database and helper are asked again, while they do not answer.
+const PAUSE: Duration = Duration::from_secs(5);
+/// An answer fits a frame; with more, an administrator asks again after the first were released.
+const SHOWN: usize = 200;
+
+impl Vms {
+    /// One actor for each row, each of which looks after its own; then what belongs to no row.
+    pub(crate) fn reconcile_in_background(self: &Arc<Self>) {
+        let vms = Arc::clone(self);
+        tokio::spawn(async move {
+            let rows = loop {
+                match vms.ctx.db.vms(None, None, u32::MAX).await {
+                    Ok(rows) => break rows,
+                    Err(error) => tracing::error!("cannot read the VMs: {}", chain(&error)),
+                }
+                sleep(PAUSE).await;
+            };
+            rows.into_iter().for_each(|row| drop(vms.actor(row)));
+            each_minute(&vms.ctx).await;
+        });
+    }
+}
+
+/// Looks at the start and then each minute, as long as the daemon runs.
+async fn each_minute(ctx: &Context) {
+    let mut before = loop {
+        match look(ctx).await {
+            Ok(seen) => {
+                order_second_looks(ctx, &seen);
+                break seen.orphans;
+            }
+            Err(error) => tracing::warn!("cannot look for what belongs to no VM yet: {}", error.message),
+        }
+        sleep(PAUSE).await;
+    };
+    release_after_a_crash(ctx, &before).await;
+    let mut tick = interval(SWEEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        let Ok(seen) = look(ctx).await else { continue };
+        order_second_looks(ctx, &seen);
+        let known: HashSet<Orphan> = before.into_iter().collect();
+        for orphan in seen.orphans.iter().filter(|orphan| known.contains(orphan) && !orphan.is_data()) {
+            let _ = release(ctx, orphan, Data::Kept).await;
+        }
+        before = seen.orphans;
+    }
+}
+
+/// After a crash the rest of a deletion waits for nobody. A VM that runs does, with all that is its:
+/// an administrator who has brought back the wrong copy of the database has a minute to notice.
+async fn release_after_a_crash(ctx: &Context, found: &[Orphan]) {
+    let alive: Vec<VmId> = found.iter().filter_map(Orphan::running).collect();
+    for orphan in found.iter().filter(|orphan| !alive.iter().any(|vm| orphan.is_of(vm, &ctx.paths.vm(vm)))) {
+        let _ = release(ctx, orphan, Data::Kept).await;
+    }
+}
+
+/// Has the actor look again whose VM's row disagrees with the host: what an earlier attempt could
+/// not release while the helper was away, or could not record on a full disk. The look is an order
+/// like any other: one that is at work now explains what is seen.
+fn order_second_looks(ctx: &Context, seen: &Seen) {
+    for row in &seen.rows {
+        let holding = seen.held.iter().find(|holding| holding.vm == row.id);
+        let Some(entry) = ctx.actors.lock().get(&row.id).cloned() else { continue };
+        let held = holding.is_some_and(reconcile::holds);
+        if entry.shared.is_settled() && reconcile::disagrees(row, ctx, &entry.shared, held) {
+            // An actor that is gone has no VM to look at.
+            drop(entry.orders.send(Order::Look));
+        }
+    }
+}
+
+/// The sweep's look, now.
+#[cfg(test)]
+pub(super) async fn once(ctx: &Context) {
+    if let Ok(seen) = look(ctx).await {
+        order_second_looks(ctx, &seen);
+    }
+}
+
+/// What there is, for an administrator; with `fix` it is released first.
+pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, ApiError> {
+    let mut leaks = Vec::new();
+    let orphans = look(ctx).await?.orphans;
+    let more = u64::try_from(orphans.len().saturating_sub(SHOWN)).unwrap_or(u64::MAX);
+    for orphan in orphans.into_iter().take(SHOWN) {
+        let mut leak = orphan.leak();
+        if fix {
+            leak.fixed = Some(release(ctx, &orphan, Data::Removed).await);
+        }
+        leaks.push(leak);
+    }
+    Ok(Leaks { leaks, more })
+}
+
+/// How much there is.
+pub(crate) async fn count(ctx: &Context) -> Result<usize, ApiError> {
+    Ok(look(ctx).await?.orphans.len())
+}

@@ -1,0 +1,90 @@
+//! What users see of VMs: lists, one VM, and which VM a word means.
+
+use super::{Vms, entry_of, reconcile, record};
+use crate::db::VmRow;
+use crate::error::internal;
+use banger_policy::lifecycle::State;
+use banger_policy::{Peer, VmId, access};
+use banger_proto::model::{ApiError, ErrorCode, VmPage, VmRecord, VmStats};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// VMs per page of a list; a page fits a frame.
+const PAGE: u32 = 16;
+
+impl Vms {
+    /// A page of the peer's VMs; of everyone's for an administrator with `all`.
+    pub(crate) async fn list(&self, peer: &Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+        if all && !peer.admin {
+            return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
+        }
+        let owner = if all { None } else { Some(peer.owner()) };
+        let settled = self.settled();
+        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
+        let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
+        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row, &settled))).collect();
+        let next = vms.last().map(|vm| vm.id).filter(|_| more);
+        Ok(VmPage { vms, next })
+    }
+
+    pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, ApiError> {
+        let settled = self.settled();
+        Ok(self.record(&self.find(peer, word).await?, &settled))
+    }
+
+    /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a list
+    /// right after a crash does not lie, nor one while it takes long to release what a dead VM held.
+    /// Of a VM whose end is watched for, the monitor knows more than the cgroup.
+    fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
+        let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
+        let shared = self.ctx.actors.lock().get(&row.id).map(|entry| Arc::clone(&entry.shared));
+        let shared = shared.filter(|_| settled.contains(&row.id));
+        if shared.as_ref().is_some_and(|shared| shared.running().is_some()) {
+            return record;
+        }
+        let dead = reconcile::why_dead(row, &self.ctx);
+        // Why it ended, while its end is at work.
+        let known = shared.map(|shared| shared.ended());
+        let ends = row.state == State::Running && known.as_ref().is_some_and(|known| !known.is_empty());
+        if dead.is_some() || ends {
+            (record.state, record.runtime.state) = (State::Stopped, State::Stopped);
+            record.runtime.last_error = known.or_else(|| dead.map(str::to_owned)).unwrap_or_default();
+        }
+        record
+    }
+
+    /// VMs of which it is known what became of their earlier run. To be asked before their rows are read, so that a row is never older than the
+    /// answer.
+    fn settled(&self) -> HashSet<VmId> {
+        let actors = self.ctx.actors.lock();
+        actors.iter().filter(|(_, entry)| entry.shared.is_settled()).map(|(vm, _)| *vm).collect()
+    }
+
+    fn stats_of(&self, vm: &VmId) -> Option<VmStats> {
+        entry_of(self, vm)?.shared.stats()
+    }
+
+    /// By exact name first, then id, then unique prefix of an id; another user's, for an administrator, by `user/name` or id. What the peer may not
+    /// see does not exist.
+    pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, ApiError> {
+        let found = self.ctx.db.find_vms(peer, word.to_owned()).await;
+        let mut rows = found.map_err(|error| internal(&error))?;
+        let no_such = || {
+            let quoted = word.chars().filter(|c| !c.is_control()).take(80).collect::<String>();
+            let hint = if peer.admin {
+                "`banger vm list` shows your VMs. One of another user is named USER/VM or by its id: `banger vm list --all`."
+            } else {
+                "`banger vm list` shows the VMs that there are."
+            };
+            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}")).hint(hint)
+        };
+        if rows.len() > 1 {
+            return Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one VM"))
+                .hint("Name it by its whole id: `banger vm list --json` shows them."));
+        }
+        let row = rows.pop().ok_or_else(no_such)?;
+        access::vm(peer, &row.who()).granted().map_err(|_| no_such())?;
+        Ok(row)
+    }
+}
