@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// Smallest disk: journal and tables have room in it.
 pub(crate) const MIN_SIZE: u64 = 16 << 20;
-/// Largest disk of the contract.
+/// The largest disk (docs/contract.md, "Limits and defaults").
 pub(crate) const MAX_SIZE: u64 = 128 << 30;
 
 /// What is not in the tree.

@@ -154,7 +154,6 @@ pub(super) fn public(line: &str) -> Result<PublicKey, KeyError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 

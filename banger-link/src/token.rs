@@ -33,7 +33,6 @@ pub fn load(path: &Path) -> io::Result<BootToken> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -1,5 +1,6 @@
-//! What the daemon knows and shows. Field names are the JSON names and a contract with users' scripts:
-//! add, never rename. No serde attribute that depends on the format: these types cross the wire too.
+//! What the daemon knows and shows. Field names are the JSON names and a contract with users' scripts
+//! (docs/contract.md, "JSON"): add, never rename. No serde attribute that depends on the format: these
+//! types cross the wire too.
 
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;

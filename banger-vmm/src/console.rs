@@ -252,7 +252,6 @@ fn free(file: &File, cap: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::fs::OpenOptions;
     use std::io::Write;

@@ -72,7 +72,6 @@ impl Pidfd {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::process::Command;
 

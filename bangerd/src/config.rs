@@ -69,7 +69,7 @@ pub(crate) struct VmDefaults {
     pub(crate) system_overlay_size: Option<u64>,
 }
 
-/// The file as it is written. Names are the contract.
+/// The file as it is written. Names are a contract (docs/contract.md, "Limits and defaults"): add, never rename.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Raw {

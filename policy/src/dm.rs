@@ -166,7 +166,6 @@ fn split(device: u64) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]

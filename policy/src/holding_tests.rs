@@ -1,6 +1,5 @@
 //! The state table of `holding`, whole: every row state against every operation, then every field of every
 //! claim changed in turn.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
 
 const OWNER: u32 = 1000;

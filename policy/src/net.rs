@@ -204,7 +204,6 @@ impl AddressIndex {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     fn default() -> Network {

@@ -1,4 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
 use crate::limits::{MAX_DISK_BYTES, MIN_ROOT_BYTES, ROOT_STEP_BYTES};
 use proptest::prelude::*;

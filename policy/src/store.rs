@@ -123,7 +123,6 @@ pub fn share(peer: &Peer) -> Decision<StoreGrant, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     const ALICE: Peer = Peer::new(1001, "alice", false);

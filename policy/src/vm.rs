@@ -138,7 +138,6 @@ fn disk(what: &'static str, bytes: u64, min: u64, step: u64) -> Result<u64, Spec
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]

@@ -1,11 +1,27 @@
-//! What SECURITY.md says of tests, against the tree: a name that nothing bears holds nothing.
+//! What the pages say of tests and files, against the tree: a name that nothing bears holds nothing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-/// Words of the table that are no tests: lints of clippy, keys of the configuration.
+/// Pages with a table whose column names tests: how that column is called.
+const TABLES: [(&str, &str); 2] = [("SECURITY.md", "held by"), ("docs/threat-model.md", "test")];
+
+/// Pages that name files.
+const PAGES: [&str; 9] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/architecture.md",
+    "docs/contract.md",
+    "docs/dependencies.md",
+    "docs/known-issues.md",
+    "docs/threat-model.md",
+    "tests/README.md",
+];
+
+/// Words of the tables that are no tests: lints of clippy, keys of the configuration.
 const NO_TESTS: [&str; 3] = ["indexing_slicing", "arithmetic_side_effects", "bridge_ip"];
 
 /// What the tree has.
@@ -64,9 +80,14 @@ impl Tree {
         }
     }
 
+    /// Is there a file or folder whose path ends so?
+    fn has_file(&self, word: &str) -> bool {
+        self.paths.iter().any(|path| path == word || path.ends_with(&format!("/{word}")))
+    }
+
     /// Is there something of this name? Words with underscores are tests, with hyphens scenarios or crates.
     fn has(&self, word: &str) -> bool {
-        let file = |word: &str| self.paths.iter().any(|path| path == word || path.ends_with(&format!("/{word}")));
+        let file = |word: &str| self.has_file(word);
         if [".rs", ".toml", "/"].iter().any(|end| word.ends_with(end)) {
             return file(word);
         }
@@ -77,24 +98,77 @@ impl Tree {
     }
 }
 
-/// Words in backticks in the column "held by" of the table of rules.
-fn claims(text: &str) -> Vec<(usize, &str)> {
-    let rows = text.lines().enumerate().skip_while(|(_, line)| !line.starts_with("| rule |")).skip(2);
-    let column = rows.filter_map(|(at, row)| Some((at + 1, row.strip_prefix("| ")?.split(" | ").nth(1)?)));
-    let words = column.flat_map(|(at, held)| held.split('`').skip(1).step_by(2).map(move |word| (at, word)));
+/// Words in backticks, each with the number of its line.
+fn words(line: (usize, &str)) -> impl Iterator<Item = (usize, &str)> {
+    let (at, text) = line;
+    text.split('`').skip(1).step_by(2).map(move |word| (at, word))
+}
+
+/// Names in backticks in the column of that title, of all tables of a page.
+fn claims<'a>(page: &'a str, title: &str) -> Vec<(usize, &'a str)> {
+    let mut column = None;
+    let mut found = Vec::new();
+    for (at, line) in (1..).zip(page.lines()) {
+        let Some(cells) = line.strip_prefix("| ").map(|row| row.trim_end_matches(" |").split(" | ")) else {
+            // The line below a head is of bars and hyphens only.
+            column = column.filter(|_| line.starts_with("|-"));
+            continue;
+        };
+        let cells: Vec<&str> = cells.collect();
+        match column {
+            None => column = cells.iter().position(|cell| *cell == title).or(Some(usize::MAX)),
+            Some(column) => found.extend(cells.get(column).into_iter().flat_map(|cell| words((at, cell)))),
+        }
+    }
     let is_name = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
-    words.filter(|(_, word)| is_name(word) && word.starts_with(|c: char| c.is_ascii_lowercase())).collect()
+    found.retain(|(_, word)| is_name(word) && word.starts_with(|c: char| c.is_ascii_lowercase()));
+    found
+}
+
+/// Files of the repository that a page names: with a folder before them, or one of ours alone.
+fn files(page: &str) -> Vec<(usize, &str)> {
+    let lines = (1..).zip(page.lines());
+    let is_path = |word: &str| {
+        let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
+        plain && !word.starts_with('/') && [".rs", ".md", ".toml", ".sh", ".sql"].iter().any(|end| word.ends_with(end))
+    };
+    // `000N` stands for the next number.
+    lines.flat_map(words).filter(|(_, word)| is_path(word) && !word.contains("000N")).collect()
+}
+
+fn page(root: &Path, name: &str) -> Result<String> {
+    std::fs::read_to_string(root.join(name)).with_context(|| format!("read {name}"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 #[test]
-fn every_test_that_security_md_names_is_there() -> Result<()> {
-    let root: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let tree = Tree::read(&root)?;
+fn every_test_that_a_table_names_is_there() -> Result<()> {
+    let tree = Tree::read(&root())?;
     ensure!(!tree.has("only_whole_marks_are_ours") && !tree.has("no-such-scenario"), "everything is there");
-    let text = std::fs::read_to_string(root.join("SECURITY.md")).context("read SECURITY.md")?;
-    let claims = claims(&text);
-    ensure!(claims.len() > 60, "the table was not read: {claims:?}");
-    let missing: Vec<_> = claims.into_iter().filter(|(_, word)| !tree.has(word)).collect();
-    ensure!(missing.is_empty(), "SECURITY.md names what is not there (line, name): {missing:?}");
+    for (name, title) in TABLES {
+        let text = page(&root(), name)?;
+        let claims = claims(&text, title);
+        ensure!(claims.len() > 50, "the tables of {name} were not read: {claims:?}");
+        let missing: Vec<_> = claims.into_iter().filter(|(_, word)| !tree.has(word)).collect();
+        ensure!(missing.is_empty(), "{name} names what is not there (line, name): {missing:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() -> Result<()> {
+    let tree = Tree::read(&root())?;
+    let mut seen = 0;
+    for name in PAGES {
+        let text = page(&root(), name)?;
+        let files = files(&text);
+        seen += files.len();
+        let missing: Vec<_> = files.into_iter().filter(|(_, word)| !tree.has_file(word)).collect();
+        ensure!(missing.is_empty(), "{name} names files that are not there (line, name): {missing:?}");
+    }
+    ensure!(seen > 80, "only {seen} names of files were read");
     Ok(())
 }

@@ -1,4 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
 use crate::control::{socket_path, tests as fakes};
 use rustix::process::Signal;

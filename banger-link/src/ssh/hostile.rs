@@ -1,4 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 //! Against a server that is not our agent, but has its host key: a guest whose root is hostile.
 use super::*;
 use crate::fakes::words;

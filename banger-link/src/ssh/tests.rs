@@ -1,4 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 //! Against the guest's own SSH server, behind a socket that speaks Firecracker's vsock protocol.
 use super::*;
 use crate::fakes::{guest, guest_with, words};

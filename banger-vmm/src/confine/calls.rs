@@ -204,7 +204,6 @@ fn x32() -> BpfProgram {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]

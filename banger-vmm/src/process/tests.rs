@@ -1,4 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
 use crate::api::{Drive, VmmConfig, configure_and_start, version};
 use crate::cgroup::Cgroups;

@@ -137,7 +137,6 @@ fn checked_id(id: Option<&str>) -> Result<&str, RequestError> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::super::model::CacheType;
     use super::*;

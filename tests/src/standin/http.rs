@@ -105,7 +105,6 @@ fn absolute_path(uri: &str) -> &str {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 

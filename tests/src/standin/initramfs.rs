@@ -33,7 +33,6 @@ pub(super) fn inherited_path(fd: &OwnedFd) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 

@@ -164,7 +164,6 @@ fn kernel_arguments(config: &Config, boot: &BootSource) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 

@@ -294,7 +294,6 @@ fn ports_beside(path: &Path) -> Vec<u32> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 

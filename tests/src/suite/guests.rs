@@ -12,7 +12,7 @@ use super::scene::Scene;
 pub(super) const TINY: &[&str] =
     &["--image", "tiny", "--vcpu", "1", "--memory", "256M", "--root-size", "128M", "--disk-size", "64M"];
 
-/// The cgroup of all VMs; design section 7.
+/// The cgroup of all VMs (docs/architecture.md, "Processes").
 const VMS: &str = "/sys/fs/cgroup/system.slice/bangerd.service/vms";
 
 /// A VM of the suites. Not removed by itself: a scenario that ends early shows what it has left.

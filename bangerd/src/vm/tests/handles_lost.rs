@@ -1,5 +1,5 @@
-//! The three places in which handles are remembered (cache, `handles.json`, mirror): cleared together on every path that ends holding, and none of
-//! them believed against the helper's ledger. Spec section 2, points 3, 4 and 8.
+//! The three places in which handles are remembered (cache, `handles.json`, mirror): each path on which a VM ends
+//! clears all three, and none is believed against the helper's ledger (docs/architecture.md, "A VM's life").
 
 use super::*;
 use crate::db::Mirror;
@@ -26,7 +26,7 @@ fn ordered(world: &World, verb: Verb) {
     assert!(matches!(end, JobState::Done(_)), "{verb:?}: {end:?}");
 }
 
-/// Every path of the list in spec section 2.4, by its name there; and the guest's own end.
+/// Every path on which a VM ends holding something, by its name in the messages of these tests.
 const PATHS: &[(&str, Path)] = &[
     ("stop", |world, _| ordered(world, Verb::Stop)),
     ("stop of a stale VM", |world, vm| {

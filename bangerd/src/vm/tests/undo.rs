@@ -17,7 +17,7 @@ fn break_step(world: &World, step: Step) {
         Step::Nat => helper("enable NAT"),
         Step::Bind => helper("bind the process"),
         Step::Handles => {
-            // The folder is in the way of the file: writing it is logged and no more (spec section 2).
+            // The folder is in the way of the file: writing it is logged and no more: the row has the same handles.
         }
     }
 }

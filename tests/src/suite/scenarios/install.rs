@@ -87,7 +87,7 @@ fn active(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table of design section 1.
+/// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table in docs/architecture.md, "Processes".
 const OWNERS: &[(&str, &str)] = &[
     ("/run/banger", "directory 755 root:root"),
     ("/run/banger/bangerd.sock", "socket 660 root:banger"),

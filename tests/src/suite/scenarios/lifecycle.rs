@@ -36,7 +36,7 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Spec section 4: the truth within five seconds.
+/// Within this `vm list` tells the truth (docs/contract.md, "States of a VM").
 const TRUTH: Duration = Duration::from_secs(5);
 
 fn exit_status(scene: &mut Scene) -> Result<Outcome> {

@@ -15,7 +15,7 @@ use crate::suite::scene::Scene;
 
 /// Within this the services are back, under KVM.
 const BACK: Duration = Duration::from_secs(10);
-/// Within this `vm list` tells the truth; the contract's.
+/// Within this `vm list` tells the truth (docs/contract.md, "States of a VM").
 const TRUTH: Duration = Duration::from_secs(5);
 /// What stays longer than this has leaked, under KVM.
 const SETTLE: Duration = Duration::from_secs(5);

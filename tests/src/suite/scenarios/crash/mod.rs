@@ -134,7 +134,7 @@ fn dies_unseen(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// Spec section 2.3: a missing or corrupt file must not leak anything, for the mirror in the database has the same facts.
+/// A missing or corrupt `handles.json` leaks nothing: the mirror in the database has the same facts.
 fn corrupt_handles(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     for damage in ["echo '{' >", "rm -f"] {

@@ -138,7 +138,6 @@ fn file<W: std::io::Write>(tar: &mut tar::Builder<W>, name: &str, bytes: &[u8]) 
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failing test says where")]
 mod tests {
     use super::*;
 
