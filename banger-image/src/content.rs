@@ -1,7 +1,6 @@
 //! Where the bytes of files are: in a range of a window, or, for a sparse file, in several.
 
 use crate::source::Window;
-use crate::tree::NodeKind;
 use std::io;
 
 /// A range of a window of the import.
@@ -50,13 +49,17 @@ pub(crate) struct Bytes<'a> {
 }
 
 impl Contents<'_> {
-    /// `None` for what is no file, and for one whose window is not there.
-    pub(crate) fn of<'b>(&'b self, kind: &'b NodeKind) -> Option<Bytes<'b>> {
-        let (data, size, pieces): (_, _, &[Piece]) = match kind {
-            NodeKind::File(content) => (*content, content.size, &[]),
-            NodeKind::Sparse(sparse) => (sparse.data, sparse.size, &sparse.pieces),
-            _ => return None,
-        };
+    /// `None`: the window is not there.
+    pub(crate) fn file(&self, content: Content) -> Option<Bytes<'_>> {
+        self.bytes(content, content.size, &[])
+    }
+
+    /// `None`: the window is not there.
+    pub(crate) fn sparse<'b>(&'b self, sparse: &'b Sparse) -> Option<Bytes<'b>> {
+        self.bytes(sparse.data, sparse.size, &sparse.pieces)
+    }
+
+    fn bytes<'b>(&'b self, data: Content, size: u64, pieces: &'b [Piece]) -> Option<Bytes<'b>> {
         let window = self.0.get(usize::try_from(data.window).ok()?)?;
         Some(Bytes { window, data, size, pieces })
     }
@@ -118,9 +121,9 @@ mod tests {
         let windows = [Window::whole(file).unwrap()];
         let pieces = [Piece { at: 2, size: 3, from: 0 }, Piece { at: 10, size: 5, from: 3 }].into();
         let data = Content { window: 0, offset: 2, size: 8 };
-        let kind = NodeKind::Sparse(Box::new(Sparse { data, size: 20, pieces }));
+        let sparse = Sparse { data, size: 20, pieces };
         let contents = Contents(&windows);
-        let bytes = contents.of(&kind).unwrap();
+        let bytes = contents.sparse(&sparse).unwrap();
         let mut whole = vec![1; 20];
         bytes.read_at(0, &mut whole).unwrap();
         assert_eq!(whole, b"\0\0abc\0\0\0\0\0defgh\0\0\0\0\0");

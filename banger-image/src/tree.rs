@@ -3,7 +3,7 @@
 //! Layers are applied to it (`layers`), then it is written (`rootfs`). All of it is bookkeeping: a symlink is a
 //! string that is followed inside the tree only, so no archive can reach anything else. About 200 bytes an entry.
 
-use super::content::{Content, Sparse};
+use super::content::{Bytes, Content, Contents, Sparse};
 use super::names::{EntryPath, MAX_PATH, NameFault, component, printable};
 use super::xattr::Xattr;
 use std::collections::{BTreeMap, HashSet};
@@ -46,6 +46,17 @@ pub(crate) enum NodeKind {
     Char(u32, u32),
     Block(u32, u32),
     Fifo,
+}
+
+impl NodeKind {
+    /// The bytes of a file; `None` for what is no file, and for a file whose window is not there.
+    pub(crate) fn bytes<'b>(&'b self, contents: &'b Contents<'_>) -> Option<Bytes<'b>> {
+        match self {
+            Self::File(content) => contents.file(*content),
+            Self::Sparse(sparse) => contents.sparse(sparse),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

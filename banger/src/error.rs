@@ -2,7 +2,7 @@
 //!
 //! What failed and why is the context chain of an [`anyhow::Error`]; what to do is carried by [`Explained`].
 
-use crate::output;
+use crate::output::{self, ReaderGone};
 use banger_proto::model::ApiError;
 use std::fmt;
 use std::process::ExitCode;
@@ -43,27 +43,6 @@ impl From<ApiError> for Explained {
 /// An error with advice.
 pub(crate) fn explained(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Explained { message: message.into(), hint: hint.into() })
-}
-
-/// Whoever reads our output went away: nothing is to be said to them.
-#[derive(Debug)]
-pub(crate) struct ReaderGone;
-
-impl fmt::Display for ReaderGone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("standard output was closed")
-    }
-}
-
-impl std::error::Error for ReaderGone {}
-
-/// Turns a failed write to standard output into [`ReaderGone`] or a sentence.
-pub(crate) fn on_write(error: std::io::Error) -> anyhow::Error {
-    if error.kind() == std::io::ErrorKind::BrokenPipe {
-        anyhow::Error::new(ReaderGone)
-    } else {
-        anyhow::Error::new(error).context("cannot write to standard output")
-    }
 }
 
 /// Says on standard error what went wrong.

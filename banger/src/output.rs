@@ -3,12 +3,12 @@
 //! another user or the daemon wrote part of it.
 #![expect(clippy::disallowed_methods, reason = "this is the one place that writes to the outputs")]
 
-use crate::error::on_write;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_proto::time::Timestamp;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -19,6 +19,27 @@ fn write(text: &str) -> anyhow::Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(on_write)
 }
 
+/// Whoever reads our output went away: nothing is to be said to them.
+#[derive(Debug)]
+pub(crate) struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Turns a failed write to standard output into [`ReaderGone`] or a sentence.
+fn on_write(error: std::io::Error) -> anyhow::Error {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        anyhow::Error::new(ReaderGone)
+    } else {
+        anyhow::Error::new(error).context("cannot write to standard output")
+    }
+}
+
 /// Is there a person at standard output?
 pub(crate) fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
@@ -27,7 +48,7 @@ pub(crate) fn is_terminal() -> bool {
 /// Writes text of several lines to standard output.
 ///
 /// # Errors
-/// [`crate::error::ReaderGone`] when nobody reads any more.
+/// [`ReaderGone`] when nobody reads any more.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     write(&plain(text))
 }

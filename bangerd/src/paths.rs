@@ -8,7 +8,6 @@
 //! secret, for a tap carries one. So the folder's name is: no VMM can list, watch or work it out, and no command
 //! line and no table of sockets tells it, because sockets are bound by names without it.
 
-use crate::start_error::StartError;
 use banger_policy::{Digest, VmId};
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
@@ -56,13 +55,21 @@ impl Default for Paths {
     }
 }
 
+/// Sockets of VMs would not fit their address.
+#[derive(Debug, thiserror::Error)]
+#[error("the runtime folder {} is too deep: a VM's socket path would have {longest} of at most 107 bytes", .path.display())]
+pub(crate) struct RuntimeTooDeep {
+    path: PathBuf,
+    longest: usize,
+}
+
 impl Paths {
     /// # Errors
     /// A runtime folder so deep that a VM's sockets would not fit a socket address.
-    pub(crate) fn check(&self) -> Result<(), StartError> {
+    pub(crate) fn check(&self) -> Result<(), RuntimeTooDeep> {
         let longest = self.runtime.join("vm/0123456789abcdef/vsock.sock_75535");
         if longest.as_os_str().len() >= SUN_PATH_MAX {
-            return Err(StartError::RuntimeTooDeep { path: self.runtime.clone(), longest: longest.as_os_str().len() });
+            return Err(RuntimeTooDeep { path: self.runtime.clone(), longest: longest.as_os_str().len() });
         }
         Ok(())
     }
@@ -230,6 +237,6 @@ mod tests {
     fn socket_paths_fit_their_address() {
         assert!(Paths::default().check().is_ok());
         let deep = Paths { runtime: PathBuf::from("/").join("d".repeat(80)), ..Paths::default() };
-        assert!(matches!(deep.check(), Err(StartError::RuntimeTooDeep { .. })));
+        assert!(deep.check().is_err());
     }
 }

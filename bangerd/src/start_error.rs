@@ -19,8 +19,8 @@ pub(crate) enum StartError {
     #[error("log_level {0:?} is neither a level nor a filter")]
     LogLevel(String),
     /// Sockets of VMs would not fit their address.
-    #[error("the runtime folder {} is too deep: a VM's socket path would have {longest} of at most 107 bytes", .path.display())]
-    RuntimeTooDeep { path: PathBuf, longest: usize },
+    #[error(transparent)]
+    RuntimeTooDeep(#[from] crate::paths::RuntimeTooDeep),
     /// A folder of the daemon's own.
     #[error("cannot make the folder {}", .path.display())]
     Folder { path: PathBuf, source: io::Error },

@@ -148,7 +148,7 @@ fn contents_holes_and_attributes_are_what_they_were() {
     mounted(&path, |root| {
         for name in ["large", "small", "empty", "pieces"] {
             let id = tree.child(Tree::ROOT, name.as_bytes()).unwrap();
-            let wanted = contents.of(&tree.node(id).kind).unwrap();
+            let wanted = tree.node(id).kind.bytes(&contents).unwrap();
             let mut whole = vec![0; usize::try_from(wanted.size()).unwrap()];
             wanted.read_at(0, &mut whole).unwrap();
             assert!(std::fs::read(root.join(name)).unwrap() == whole, "{name}");

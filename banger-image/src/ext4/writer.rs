@@ -282,7 +282,7 @@ impl Writer<'_> {
 
     /// Writes a file's contents; blocks of zeros become holes. Returns its size.
     fn file(&mut self, node: &crate::tree::Node) -> Result<u64, Ext4Error> {
-        let Some(content) = self.contents.of(&node.kind) else { return Ok(0) };
+        let Some(content) = node.kind.bytes(self.contents) else { return Ok(0) };
         let size = content.size();
         if size.div_ceil(BLOCK) > MOST_FILE_BLOCKS {
             return Err(Ext4Error::File { size });

@@ -1,9 +1,10 @@
 //! `vm chown`: an administrator gives VMs away, one after the other.
 
 use crate::client::{Client, answer, soon};
-use crate::error::{FAILED, ReaderGone, say};
+use crate::error::{FAILED, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
+use crate::output::ReaderGone;
 use crate::output::line;
 use crate::progress::{Detail, Progress};
 use anyhow::Context as _;

@@ -108,7 +108,7 @@ async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -
             // An interruption outranks a failure: it is what the user did last.
             Ok(interrupted) => status = interrupted,
             Err(error) => {
-                if error.is::<crate::error::ReaderGone>() {
+                if error.is::<crate::output::ReaderGone>() {
                     return Err(error);
                 }
                 say(&error);
