@@ -1,7 +1,7 @@
 //! What lies in the store: images and kernels, each as one of its names.
 
 use crate::time::Timestamp;
-use banger_policy::{Digest, ImageName, KernelName};
+use banger_policy::{Digest, ImageConfig, ImageName, KernelName};
 use serde::{Deserialize, Serialize};
 
 /// A root file system in the store.
@@ -33,6 +33,8 @@ pub struct ImageRecord {
     pub docker: bool,
     /// Where it came from, as the user named it.
     pub source: String,
+    /// How commands run in it. The command line shows its fields beside these.
+    pub config: ImageConfig,
     /// When it was imported.
     pub created_at: Timestamp,
     /// When its row last changed.

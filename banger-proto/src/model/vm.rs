@@ -3,7 +3,7 @@
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;
 use banger_policy::vm::RestartPolicy;
-use banger_policy::{Digest, ImageName, KernelName, VmId, VmName};
+use banger_policy::{Digest, ImageName, VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
