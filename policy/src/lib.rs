@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod access;
+pub mod command;
 pub mod dm;
 pub mod firewall;
 pub mod holding;
