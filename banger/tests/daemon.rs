@@ -61,7 +61,7 @@ fn tables() {
     // Times are those of this run.
     let fixed = |line: &str| {
         if line.starts_with("created ") || line.starts_with("updated ") {
-            line[..9].to_owned() + "TIME"
+            line[..13].to_owned() + "TIME"
         } else {
             line.to_owned()
         }
