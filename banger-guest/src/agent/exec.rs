@@ -60,6 +60,14 @@ pub(super) struct Request {
     pub(super) pressure: Pressure,
 }
 
+impl Request {
+    /// The variables that the client has named. The kind of the terminal is one of them, and may be named anew.
+    fn said(&self) -> Vec<(String, String)> {
+        let terminal = self.terminal.iter().map(|terminal| ("TERM".to_owned(), terminal.term.clone()));
+        terminal.chain(self.environment.iter().cloned()).collect()
+    }
+}
+
 /// Why a command is not started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
@@ -137,7 +145,7 @@ fn login(request: &Request) -> Result<Prepared, StartError> {
         name: account.shell_name(),
         arguments,
         folder: account.folder().to_owned(),
-        variables: environment::of_login(&account, &request.shared.image.env, &request.environment),
+        variables: environment::of_login(&account, &request.shared.image.env, &request.said()),
         account,
     })
 }
@@ -151,7 +159,7 @@ fn command(request: &Request, user: Option<&str>, folder: Option<&str>) -> Resul
         (None, Some(of_image)) => program::image_folder(of_image)?,
         (None, None) => account.folder().to_owned(),
     };
-    let variables = environment::of_command(&account, &image.env, &request.environment);
+    let variables = environment::of_command(&account, &image.env, &request.said());
     let Some(line) = &request.command else {
         let (program, name) = (account.shell.clone(), account.shell_name());
         return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
@@ -181,7 +189,7 @@ fn with_pipes(mut command: std::process::Command, identity: Identity) -> io::Res
 fn with_terminal(mut command: std::process::Command, terminal: &Terminal, identity: Identity) -> io::Result<Started> {
     let pair = terminal.open()?;
     command.stdin(pair.user.try_clone()?).stdout(pair.user.try_clone()?).stderr(pair.user);
-    command.env("TERM", &terminal.term).env("SSH_TTY", &pair.name);
+    command.env("SSH_TTY", &pair.name);
     spawn::in_own_session(&mut command, true, identity);
     let (reader, writer) = (pair.controller.try_clone()?, pair.controller.try_clone()?);
     let child = tokio::process::Command::from(command).spawn()?;

@@ -84,7 +84,7 @@ enum Said {
     Stage(String),
     Bytes(u64, u64),
     Warning(String),
-    Ended(Result<Made, ConvertError>),
+    Ended(Box<Result<Made, ConvertError>>),
 }
 
 /// Where conversions are done.
@@ -226,7 +226,7 @@ fn listen(stream: &UnixStream, progress: &dyn Progress) -> io::Result<Option<Res
                     }
                     Ok(Said::Bytes(done, total)) => progress.bytes(done, total),
                     Ok(Said::Warning(text)) => progress.warn(&text),
-                    Ok(Said::Ended(ended)) => return Ok(Some(ended)),
+                    Ok(Said::Ended(ended)) => return Ok(Some(*ended)),
                     Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
                 }
                 line.clear();
