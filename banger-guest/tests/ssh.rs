@@ -3,97 +3,14 @@
 //! Needs `ssh` and `ssh-keygen`; without them each test says that it is skipped.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use banger_guest::agent::Server;
-use banger_proto::guest::GuestConfig;
+mod guest;
+
+use guest::{Guest, text};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, mpsc};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-struct Guest {
-    folder: TempDir,
-    port: u16,
-}
-
-impl Guest {
-    /// A server in a thread of its own, with one user key and one daemon key.
-    fn start() -> Option<Self> {
-        if Command::new("ssh").arg("-V").stderr(Stdio::null()).status().is_err() {
-            eprintln!("skipped: no ssh client on this machine");
-            return None;
-        }
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["host", "daemon", "user", "other"] {
-            let path = folder.path().join(name);
-            let mut keygen = Command::new("ssh-keygen");
-            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path);
-            assert!(keygen.status().unwrap().success());
-        }
-        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
-        let config = GuestConfig {
-            hostname: "test".into(),
-            address: Ipv4Addr::LOCALHOST,
-            gateway: Ipv4Addr::LOCALHOST,
-            dns: Ipv4Addr::LOCALHOST,
-            daemon_key: read("daemon.pub"),
-            authorized_keys: vec![read("user.pub")],
-            host_key: read("host"),
-            control_port: 0,
-            token: banger_proto::guest::BootToken::new([1; 32]),
-            root_device: String::new(),
-            work_device: None,
-        };
-        let passwd = folder.path().join("passwd");
-        fs::write(&passwd, format!("root:x:0:0::{}:/bin/bash\n", folder.path().display())).unwrap();
-        let (send, receive) = mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let server = Arc::new(Server::with_passwd(&config, passwd).unwrap());
-                let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-                send.send(listener.local_addr().unwrap().port()).unwrap();
-                loop {
-                    let (stream, _) = listener.accept().await.unwrap();
-                    let server = Arc::clone(&server);
-                    tokio::spawn(async move { server.serve(stream).await });
-                }
-            });
-        });
-        let port = receive.recv().unwrap();
-        let known = format!("[127.0.0.1]:{port} {}", read("host.pub"));
-        fs::write(folder.path().join("known_hosts"), known).unwrap();
-        Some(Self { folder, port })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn ssh_as(&self, user: &str, key: &str) -> Command {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes"]);
-        ssh.arg("-o").arg(format!("UserKnownHostsFile={}", self.path("known_hosts").display()));
-        ssh.arg("-i").arg(self.path(key)).arg("-p").arg(self.port.to_string());
-        ssh.args(["-l", user]);
-        ssh.env_remove("SSH_AUTH_SOCK");
-        ssh
-    }
-
-    /// A command as the user; options come before the host.
-    fn ssh(&self, options: &[&str], command: &[&str]) -> Command {
-        let mut ssh = self.ssh_as("root", "user");
-        ssh.args(options).arg("127.0.0.1").args(command).stdin(Stdio::null());
-        ssh
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Bytes that compress badly and repeat nowhere near.
 fn noise(length: usize) -> Vec<u8> {

@@ -51,6 +51,7 @@ fn demo_config(host_key: String, public: String) -> GuestConfig {
         token: banger_proto::guest::BootToken::new([1; 32]),
         root_device: "/dev/vda".into(),
         work_device: Some("/dev/vdb".into()),
+        image: banger_policy::ImageConfig::default(),
     }
 }
 

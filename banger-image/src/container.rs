@@ -4,7 +4,7 @@ use super::archive::{Archive, Kind};
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Budget, Progress, Quiet, Window, check};
-use banger_policy::Digest;
+use banger_policy::{Digest, ImageConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -152,7 +152,8 @@ impl Files {
     }
 }
 
-/// What of an image's configuration is looked at (OCI image specification, `config.md`).
+/// What of an image's configuration says whether it is for us, and of which layers it is (OCI image specification, `config.md`). The rest is
+/// read of the chosen image alone.
 #[derive(Deserialize)]
 pub(super) struct Config {
     architecture: Option<String>,
@@ -221,6 +222,8 @@ pub(super) struct Image {
     pub(super) digest: Digest,
     /// Oldest first.
     pub(super) layers: Vec<LayerBlob>,
+    /// How commands run in it.
+    pub(super) config: ImageConfig,
 }
 
 /// Chooses among several images: the wanted one, else the only one.

@@ -5,7 +5,7 @@ use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, parse
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
-use super::{Wanted, digest};
+use super::{Wanted, configuration, digest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -59,12 +59,12 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
         let id = digest(Sha256::digest(&raw).into())?;
         let mut names = image.repo_tags.unwrap_or_default();
         names.push(format!("sha256:{id}"));
-        found.push((names, (id, config, image.layers)));
+        found.push((names, (id, config, image.layers, image.config)));
     }
     if let (true, Some(platform)) = (found.is_empty(), foreign) {
         return Err(bad(&format!("it is for {platform}; an image for linux/amd64 is needed")));
     }
-    let (id, config, layers) = choose(found, wanted)?;
+    let (id, config, layers, path) = choose(found, wanted)?;
     let diff_ids = config.diff_ids().unwrap_or_default();
     if layers.len() != diff_ids.len() || layers.len() > MAX_LAYERS {
         return Err(bad("its manifest and its configuration name different numbers of layers, or too many"));
@@ -73,7 +73,9 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
         let window = files.file(name)?.clone();
         Ok(LayerBlob { window, name: printable(name.as_bytes()), digest: None, diff_id: Some(parse_digest(diff_id)?) })
     });
-    Ok(Some(Image { digest: id, layers: layers.collect::<Result<_, ImageError>>()? }))
+    let layers = layers.collect::<Result<_, ImageError>>()?;
+    let config = configuration::parse(&files.small(&path)?, &path, progress)?;
+    Ok(Some(Image { digest: id, layers, config }))
 }
 
 /// The image of a chain of layers; `None` when there is none.
@@ -95,12 +97,18 @@ pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress
     let mut next = Some(choose(found, wanted)?);
     let mut layers = Vec::new();
     let mut whole = Sha256::new();
+    let mut config = None;
     while let Some(id) = next {
         check(progress)?;
         if layers.len() >= MAX_LAYERS {
             return Err(bad("it has too many layers, or they are their own parents"));
         }
-        let described: Chained = json(&files.small(&format!("{id}/json"))?, "json")?;
+        let raw = files.small(&format!("{id}/json"))?;
+        let described: Chained = json(&raw, "json")?;
+        // The first one is the image's own; those below it are of the images that it was made from.
+        if config.is_none() {
+            config = Some(configuration::parse(&raw, "json", progress)?);
+        }
         let for_us = |word: Option<String>, ours: &str| word.is_none_or(|word| word.is_empty() || word == ours);
         if !for_us(described.architecture, "amd64") || !for_us(described.os, "linux") {
             return Err(bad("it is not for linux/amd64"));
@@ -112,5 +120,5 @@ pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress
         next = described.parent.filter(|parent| !parent.is_empty());
     }
     layers.reverse();
-    Ok(Some(Image { digest: digest(whole.finalize().into())?, layers }))
+    Ok(Some(Image { digest: digest(whole.finalize().into())?, layers, config: config.unwrap_or_default() }))
 }

@@ -2,6 +2,7 @@
 //! pass the sentence on to the user; none carries a host path but the two that are about the host.
 
 use super::names::NameFault;
+use banger_policy::image::ConfigFault;
 use std::io;
 use std::path::PathBuf;
 
@@ -72,6 +73,12 @@ pub enum ImageError {
         offset: u64,
         /// What is wrong.
         why: String,
+    },
+    /// A configuration that no process could have, or that does not fit a record.
+    #[error("the image's configuration is refused: {fault}")]
+    Config {
+        /// What is wrong with it.
+        fault: ConfigFault,
     },
     /// A name that is refused.
     #[error("{layer}: entry \"{entry}\" is refused: {fault}; such an archive is damaged or hostile")]

@@ -12,6 +12,7 @@ mod acl;
 mod archive;
 pub mod boot;
 mod codec;
+mod configuration;
 mod container;
 mod content;
 mod docker;
@@ -37,8 +38,8 @@ pub use error::ImageError;
 pub use names::NameFault;
 pub use source::Progress;
 
-use banger_policy::Digest;
 use banger_policy::limits::MAX_DISK_BYTES;
+use banger_policy::{Digest, ImageConfig};
 use content::Contents;
 use ext4::{Size, Written};
 use layers::Layer;
@@ -105,6 +106,9 @@ pub struct ImportedRootfs {
     pub content_bytes: u64,
     /// Entries of all layers.
     pub entries: u64,
+    /// What an OCI image says about the commands that run in it. It is no part of `digest`: it belongs to the name that the
+    /// image gets, and not to the bytes, which several names share.
+    pub config: ImageConfig,
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
@@ -144,13 +148,13 @@ pub fn import(
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
     let mut budget = Budget { memory: Claim::new(limits.memory), ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers) = match oci::open(&outer.window, wanted, limits.entries, progress)? {
+    let (kind, source_digest, layers, config) = match oci::open(&outer.window, wanted, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, &mut budget, progress)?;
-            (SourceKind::Oci, image.digest, layers)
+            (SourceKind::Oci, image.digest, layers, image.config)
         }
-        None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)]),
+        None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)], ImageConfig::default()),
     };
     progress.stage("merge layers");
     let mut tree = Tree::new();
@@ -183,6 +187,7 @@ pub fn import(
         build_size,
         content_bytes,
         entries,
+        config,
     })
 }
 

@@ -3,12 +3,12 @@
 //!
 //! Nothing of a blob is used before its digest and size are checked against the descriptor that led to it.
 
-use super::Wanted;
 use super::container::{Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, parse_digest};
 use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::layers::Layer;
 use super::source::{Budget, Progress, Window, check, sha256, spool};
+use super::{Wanted, configuration};
 use banger_policy::Digest;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -125,7 +125,7 @@ pub(super) fn open(
         let mut visit = Visit::default();
         let found = images(&files, &mut visit, progress)?;
         if !found.is_empty() {
-            return choose(found, wanted).and_then(|found| image(&files, found)).map(Some);
+            return choose(found, wanted).and_then(|found| image(&files, found, progress)).map(Some);
         }
         // docker saves an image that it knows by its digest alone without a word in the index.
         let saved = if files.has("manifest.json") { docker::open(&files, wanted, progress)? } else { None };
@@ -139,7 +139,8 @@ pub(super) fn open(
     if kinds.repositories { docker::open_chain(&files, wanted, progress) } else { Ok(None) }
 }
 
-type Found = (Digest, Vec<Descriptor>, Config);
+/// The manifest's digest, the layers, the configuration and its blob.
+type Found = (Digest, Vec<Descriptor>, Config, Digest);
 
 /// All images for our platform, with their names.
 fn images(files: &Files, visit: &mut Visit, progress: &dyn Progress) -> Result<Vec<(Vec<String>, Found)>, ImageError> {
@@ -181,7 +182,7 @@ fn images(files: &Files, visit: &mut Visit, progress: &dyn Progress) -> Result<V
         if document.artifact_type.is_some() {
             continue;
         }
-        let raw = json_blob(files, &config, visit, progress)?;
+        let (raw, blob) = (json_blob(files, &config, visit, progress)?, parse_digest(&config.digest)?);
         let config: Config = json(&raw, &config.digest)?;
         if config.diff_ids().is_none() {
             continue;
@@ -192,12 +193,13 @@ fn images(files: &Files, visit: &mut Visit, progress: &dyn Progress) -> Result<V
         }
         let mut names: Vec<String> = NAMES.iter().filter_map(|key| descriptor.annotations.get(*key).cloned()).collect();
         names.push(descriptor.digest);
-        found.push((names, (digest, document.layers.unwrap_or_default(), config)));
+        found.push((names, (digest, document.layers.unwrap_or_default(), config, blob)));
     }
     Ok(found)
 }
 
-fn image(files: &Files, (digest, layers, config): Found) -> Result<Image, ImageError> {
+fn image(files: &Files, found: Found, progress: &dyn Progress) -> Result<Image, ImageError> {
+    let (digest, layers, config, blob) = found;
     let diff_ids = config.diff_ids().unwrap_or_default();
     if layers.len() != diff_ids.len() || layers.len() > MAX_LAYERS {
         return Err(bad("its manifest and its configuration name different numbers of layers, or too many"));
@@ -211,7 +213,10 @@ fn image(files: &Files, (digest, layers, config): Found) -> Result<Image, ImageE
         let diff_id = Some(parse_digest(diff_id)?);
         Ok(LayerBlob { window, name: descriptor.digest.clone(), digest: Some(digest), diff_id })
     });
-    Ok(Image { digest, layers: layers.collect::<Result<_, _>>()? })
+    let layers = layers.collect::<Result<_, _>>()?;
+    // Verified when it was read for the first time.
+    let config = configuration::parse(&files.small(&blob_path(&blob))?, &format!("sha256:{blob}"), progress)?;
+    Ok(Image { digest, layers, config })
 }
 
 /// Verifies and decompresses the layers, oldest first.
@@ -251,11 +256,15 @@ pub(super) fn layers(
     Ok(layers)
 }
 
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{digest}")
+}
+
 /// A descriptor's blob, of the size that it says.
 fn sized<'a>(files: &'a Files, descriptor: &Descriptor) -> Result<&'a Window, ImageError> {
     let digest = parse_digest(&descriptor.digest)?;
     // From here on the text is 71 bytes long, and may stand in messages.
-    let window = files.file(&format!("blobs/sha256/{digest}"))?;
+    let window = files.file(&blob_path(&digest))?;
     if window.len() == descriptor.size {
         Ok(window)
     } else {

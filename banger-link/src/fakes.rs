@@ -48,6 +48,7 @@ pub(crate) fn guest_with(shown: &KeyPair, pinned: &KeyPair, client: &KeyPair, kn
         token: banger_proto::guest::BootToken::new([1; 32]),
         root_device: "/dev/vda".into(),
         work_device: None,
+        image: Default::default(),
     };
     let passwd = folder.path().join("passwd");
     std::fs::write(&passwd, format!("root:x:0:0::{}:/bin/bash\n", folder.path().display())).unwrap();

@@ -81,6 +81,8 @@ pub trait Daemon {
 
     /// The caller's images and those that are shared; everyone's for an administrator with `all`.
     async fn list_images(all: bool, after: Option<StoreKey>) -> Result<StorePage<ImageRecord>, ApiError>;
+    /// One image, by name or beginning of an id.
+    async fn show_image(image: String) -> Result<ImageRecord, ApiError>;
     /// Lets everybody use an image, or only its owner again; for administrators.
     async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;
     /// Removes an image; refused while a VM uses it.

@@ -5,6 +5,7 @@
 //! guest image may carry an agent older than the daemon: unknown fields are ignored on both sides.
 //! Nothing that a guest sends is trusted for more than that VM's own state.
 
+use banger_policy::ImageConfig;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -22,6 +23,12 @@ pub const HEARTBEAT_MS: u64 = 1000;
 /// The SSH subsystem by which the daemon replaces the set of authorised keys: standard input is one
 /// public key per line (OpenSSH format). Refused on connections that do not use the daemon's own key.
 pub const KEYS_SUBSYSTEM: &str = "banger-authorized-keys";
+
+/// The SSH environment request by which the daemon names the user of a command: `user`, `uid`, `user:group` or `uid:gid`. No
+/// variable has `=` in its name, so nobody means one; an agent that does not know it refuses the request.
+pub const USER_REQUEST: &str = "=user";
+/// As [`USER_REQUEST`]: the absolute path of the folder in which a command starts.
+pub const FOLDER_REQUEST: &str = "=folder";
 
 /// Everything a guest is told at boot.
 #[derive(Clone, Serialize, Deserialize)]
@@ -48,6 +55,9 @@ pub struct GuestConfig {
     pub root_device: String,
     /// The work disk's device, mounted on `/root`; `None` when the VM has none.
     pub work_device: Option<String>,
+    /// What the image says about commands. It is the VM's: the image may have another name or be gone meanwhile.
+    #[serde(default)]
+    pub image: ImageConfig,
 }
 
 /// A secret of one boot. Any process in a guest may connect to the control port; init and agent alone

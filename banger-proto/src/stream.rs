@@ -45,8 +45,12 @@ pub enum StreamRequest {
         vm: String,
         /// The words of the command; none for a login shell.
         command: Vec<String>,
-        /// `LANG` and the like.
+        /// Variables beside the image's own, whose values they replace; of two with one name the last counts.
         env: Vec<(String, String)>,
+        /// Absolute path of the folder in which it starts; the image's, else the user's home, when `None`.
+        working_dir: Option<String>,
+        /// Who runs it: `user`, `uid`, `user:group` or `uid:gid`; the image's user, else root, when `None`.
+        user: Option<String>,
         /// The caller's terminal, when there is one.
         terminal: Option<Terminal>,
     },

@@ -170,9 +170,25 @@ pub(crate) struct Run {
     /// Only start the VM; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+/// How a command is run in the VM, where that is not the image's to say.
+#[derive(Debug, Args)]
+pub(crate) struct With {
+    /// Set a variable; with a NAME alone, to its value here
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The folder to start in [default: the image's, or the user's home]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<String>,
+    /// A user of the VM, by name or number, with or without a group: app, 1000:1000 [default: the image's, or root]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +204,8 @@ pub(crate) struct Exec {
     /// Do not read standard input
     #[arg(short = 'n', long, conflicts_with = "tty")]
     pub(crate) no_stdin: bool,
+    #[command(flatten)]
+    pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
@@ -288,7 +306,14 @@ pub(crate) enum Image {
     },
     /// List your images and those that are shared
     #[command(visible_alias = "ls")]
-    List(List),
+    List(ListImages),
+    /// Show one image, and how commands run in it
+    Show {
+        /// The image
+        image: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Remove images that no VM uses
     #[command(visible_alias = "rm")]
     Delete {
@@ -296,6 +321,15 @@ pub(crate) enum Image {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListImages {
+    #[command(flatten)]
+    pub(crate) list: List,
+    /// The short names of the catalogue instead, and what they stand for
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) available: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 // With `clippy.toml`: `output` alone writes.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod catalogue;
 mod cli;
 mod client;
 mod cmd;

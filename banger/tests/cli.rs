@@ -43,7 +43,7 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 18] = [
+    let refused: [&[&str]; 22] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "run", "-d", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
@@ -59,6 +59,10 @@ fn refusals_before_anybody_is_asked() {
         &["vm", "create", "--overlay-size", "1K"],
         &["vm", "set", "--root-size", "127M", "demo"],
         &["vm", "kill", "--signal", "STOP", "demo"],
+        &["vm", "exec", "-w", "srv", "demo", "--", "true"],
+        &["vm", "exec", "-u", "a b", "demo", "--", "true"],
+        &["vm", "exec", "-e", "=x", "demo", "--", "true"],
+        &["vm", "run", "-u", "", "--", "true"],
         &["image", "import", "/nonexistent.tar", "--name", "a"],
         &["image", "import", "/usr", "--name", "a"],
         &["kernel", "import", "/nonexistent/vmlinuz"],

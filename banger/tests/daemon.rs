@@ -42,10 +42,11 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["image", "list"],
+        &["image", "show", "debian:13"],
         &["kernel", "list"],
         &["image", "promote", "--shared", "debian:13"],
         &["image", "promote", "--private", "debian:13"],
@@ -57,7 +58,15 @@ fn tables() {
         &["vm", "logs", "demo"],
     ];
     let shown = commands.map(|c| format!("$ banger {}\n{}", c.join(" "), all(&fake.banger(c).output().unwrap())));
-    insta::assert_snapshot!(shown.join("\n"));
+    // Times are those of this run.
+    let fixed = |line: &str| {
+        if line.starts_with("created ") || line.starts_with("updated ") {
+            line[..13].to_owned() + "TIME"
+        } else {
+            line.to_owned()
+        }
+    };
+    insta::assert_snapshot!(shown.join("\n").lines().map(fixed).collect::<Vec<_>>().join("\n"));
 }
 
 #[test]
@@ -161,6 +170,86 @@ fn exec_keeps_the_outputs_apart_and_the_status() {
 }
 
 #[test]
+fn an_image_is_shown_with_the_names_of_the_contract() {
+    let fake = demo();
+    let shown = |command: &[&str]| -> serde_json::Value {
+        serde_json::from_slice(&fake.banger(command).output().unwrap().stdout).unwrap()
+    };
+    for image in [shown(&["image", "show", "debian:13", "--json"]), shown(&["image", "list", "--json"])[0].clone()] {
+        assert_eq!(image["env"], serde_json::json!(["PATH=/opt/bin:/usr/bin", "BANNER=two\nlines\u{1b}[31m"]));
+        assert_eq!((&image["working_dir"], &image["user"]), (&"/srv".into(), &"app".into()));
+        assert_eq!(image["entrypoint"], serde_json::json!(["/entry point", "it's"]));
+        assert_eq!(image["cmd"], serde_json::json!(["serve", ""]));
+        assert!(image["created_at"].is_string() && image.get("config").is_none(), "{image}");
+    }
+    let missing = fake.banger(&["image", "show", "../x"]).output().unwrap();
+    assert_eq!(all(&missing), "banger: cannot show the image ../x: no such image: ../x\nstatus Some(1)\n");
+}
+
+#[test]
+fn a_commands_variables_folder_and_user_are_sent_over_the_callers_language() {
+    let fake = demo();
+    let words = [
+        "vm",
+        "exec",
+        "-n",
+        "-e",
+        "A=b=c",
+        "-e",
+        "HERE",
+        "-e",
+        "NOT_HERE",
+        "-e",
+        "LANG=C",
+        "-w",
+        "/srv",
+        "-u",
+        "app:staff",
+        "demo",
+        "--",
+        "said",
+    ];
+    for command in [
+        &words[..],
+        &[
+            "vm",
+            "run",
+            "--name",
+            "new",
+            "-e",
+            "A=b=c",
+            "-e",
+            "HERE",
+            "-e",
+            "NOT_HERE",
+            "-e",
+            "LANG=C",
+            "-w",
+            "/srv",
+            "-u",
+            "app:staff",
+            "--",
+            "said",
+        ],
+    ] {
+        let mut banger = fake.banger(command);
+        banger.env_clear().env("BANGER_SOCKET", fake.socket()).env("HOME", "/nonexistent");
+        banger.env("HERE", "ours").env("LANG", "de_DE.UTF-8").env("TZ", "UTC").env("TERM", "vt100").env("SECRET", "x");
+        let output = banger.output().unwrap();
+        assert!(output.status.success(), "{}", all(&output));
+        let said = fake.state().calls.pop().unwrap();
+        let pairs = said.split_once('[').unwrap().1;
+        let mut env: Vec<&str> = pairs.split("(\"").skip(1).collect();
+        let given = env.split_off(3);
+        env.sort_unstable();
+        assert!(said.starts_with("Some(\"/srv\") Some(\"app:staff\") ["), "{said}");
+        let expected = ["LANG\", \"de_DE.UTF-8\"), ", "TERM\", \"vt100\"), ", "TZ\", \"UTC\"), "];
+        assert_eq!(env, expected, "{said}");
+        assert_eq!(given, ["A\", \"b=c\"), ", "HERE\", \"ours\"), ", "LANG\", \"C\")]"], "{said}");
+    }
+}
+
+#[test]
 fn exec_carries_much_data_both_ways() {
     for command in [&["vm", "exec", "demo", "--", "cat"][..], &["vm", "proxy", "demo"]] {
         let fake = demo();
@@ -243,7 +332,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
     let kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.as_file().set_len(4096).unwrap();
     let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 24] = [
         &["version"],
         &["vm", "list", "--all"],
         &["vm", "show", "demo"],
@@ -253,6 +342,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["vm", "stop", "demo", "broken"],
         &["vm", "delete", "nobody"],
         &["image", "list"],
+        &["image", "show", "debian:13"],
         &["image", "delete", "used"],
         &["kernel", "import", kernel, "--modules", "/tmp"],
         &["kernel", "list"],
@@ -263,6 +353,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["vm", "list", "--all", "--json"],
         &["vm", "show", "demo", "--json"],
         &["image", "list", "--json"],
+        &["image", "show", "debian:13", "--json"],
         &["kernel", "list", "--json"],
         &["job", "list", "--json"],
         &["doctor", "--json"],

@@ -86,6 +86,8 @@ fn daemon() -> Result<()> {
         vm: vm(),
         command: vec!["uname".to_owned(), "-a".to_owned()],
         env: vec![("LANG".to_owned(), "C.UTF-8".to_owned())],
+        working_dir: Some("/srv".to_owned()),
+        user: Some("app".to_owned()),
         terminal: None,
     };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None };

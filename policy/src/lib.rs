@@ -6,10 +6,12 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod access;
+pub mod command;
 pub mod dm;
 pub mod firewall;
 pub mod holding;
 pub mod id;
+pub mod image;
 pub mod kernel;
 pub mod lifecycle;
 pub mod limits;
@@ -27,5 +29,6 @@ pub mod vm;
 
 pub use access::{Decision, Peer};
 pub use id::{Digest, VmId};
+pub use image::ImageConfig;
 pub use name::{ImageName, KernelName, VmName};
 pub use size::ByteSize;

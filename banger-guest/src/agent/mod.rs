@@ -23,15 +23,17 @@ use crate::sys::{signals, vsock};
 pub use server::{Error, Server};
 use startups::{Place, Startups};
 
+mod account;
 mod control;
 mod duplex;
+mod environment;
 mod exec;
 mod forward;
 mod input;
 mod keys;
 mod keys_subsystem;
 pub(crate) mod launch;
-mod login;
+mod program;
 mod pty;
 mod server;
 mod session;
@@ -39,6 +41,7 @@ mod shutdown;
 mod ssh;
 mod startups;
 mod switch_off;
+mod words;
 
 /// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
 /// this one wants to be told.

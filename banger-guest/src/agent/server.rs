@@ -2,6 +2,7 @@
 //!
 //! Used by the agent with vsock streams; tests give it others.
 
+use banger_policy::ImageConfig;
 use banger_proto::guest::GuestConfig;
 use russh::keys::PrivateKey;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
@@ -87,7 +88,10 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) keys: Keys,
+    /// The table of users; that of groups lies beside it.
     pub(super) passwd: PathBuf,
+    /// What the image says about commands.
+    pub(super) image: ImageConfig,
     /// The process groups of those that run; and has it a terminal?
     commands: Mutex<HashMap<i32, bool>>,
 }
@@ -126,7 +130,7 @@ impl Server {
             channel_buffer_size: BUFFERED_PACKETS,
             ..Default::default()
         };
-        let shared = Shared { keys, passwd, commands: Mutex::default() };
+        let shared = Shared { keys, passwd, image: config.image.clone(), commands: Mutex::default() };
         Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared), startups: Arc::default() })
     }
 

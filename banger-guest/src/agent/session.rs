@@ -25,8 +25,8 @@ const CHUNK: usize = 32 * 1024;
 const HANG_UP: Duration = Duration::from_secs(2);
 /// Data of this type is standard error (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
-/// What a shell answers for a command that cannot be executed.
-const NOT_FOUND: u32 = 127;
+/// For a command of which the kernel says neither status nor signal.
+const UNKNOWN: u32 = 255;
 
 /// Serves the channel until its command has ended, or the client has gone and the command is ended.
 pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request, shared: Arc<Shared>) {
@@ -34,9 +34,9 @@ pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request,
     let started = match exec::start(&request) {
         Ok(started) => started,
         Err(error) => {
-            let text = format!("banger-agent: cannot start the login shell: {error}\n");
+            let text = format!("banger-agent: {error}\n");
             let _ = to_client.extended_data_bytes(STDERR, text.into_bytes()).await;
-            let _ = to_client.exit_status(NOT_FOUND).await;
+            let _ = to_client.exit_status(error.status()).await;
             let _ = to_client.close().await;
             return;
         }
@@ -153,7 +153,7 @@ async fn send_status(to_client: &ChannelWriteHalf<Msg>, handle: &Handle, status:
         let _ = handle.exit_signal_request(to_client.id(), name, core, String::new(), String::new()).await;
         return;
     }
-    let code = status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(NOT_FOUND);
+    let code = status.code().and_then(|code| u32::try_from(code).ok()).unwrap_or(UNKNOWN);
     let _ = to_client.exit_status(code).await;
 }
 

@@ -12,20 +12,20 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::duplex::Pressure;
-use super::exec::Request;
+use super::exec::{Asked, Request};
 use super::keys::Access;
 use super::pty::Terminal;
 use super::server::Shared;
 use super::{forward, keys_subsystem, session};
-use banger_proto::guest::KEYS_SUBSYSTEM;
+use banger_proto::guest::{FOLDER_REQUEST, KEYS_SUBSYSTEM, USER_REQUEST};
 
-/// The only user: a guest is its owner's, and everything is done as root.
+/// The only user who logs in: a guest is its owner's, who is root there.
 const USER: &str = "root";
 /// Channels that a connection may have open without having started anything on them.
 const MAX_WAITING: usize = 64;
-/// Variables that a client may set, as in Debian's sshd_config.
+/// Variables that a user's client may set, as in Debian's sshd_config. The daemon sets what its caller names.
 const ENVIRONMENT: [&str; 3] = ["LANG", "TERM", "COLORTERM"];
-const MAX_VARIABLES: usize = 64;
+const MAX_VARIABLES: usize = 512;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -40,6 +40,29 @@ struct Waiting {
     channel: Channel<Msg>,
     terminal: Option<Terminal>,
     environment: Vec<(String, String)>,
+    /// [`USER_REQUEST`] and [`FOLDER_REQUEST`].
+    user: Option<String>,
+    folder: Option<String>,
+}
+
+impl Waiting {
+    fn new(channel: Channel<Msg>) -> Self {
+        Self { channel, terminal: None, environment: Vec::new(), user: None, folder: None }
+    }
+
+    /// What an environment request says; false when it is not taken.
+    fn take(&mut self, access: Option<Access>, name: &str, value: &str) -> bool {
+        match name {
+            _ if value.contains('\0') => return false,
+            USER_REQUEST if access == Some(Access::Daemon) => self.user = Some(value.to_owned()),
+            FOLDER_REQUEST if access == Some(Access::Daemon) => self.folder = Some(value.to_owned()),
+            _ if accepted(access, name) && self.environment.len() < MAX_VARIABLES => {
+                self.environment.push((name.to_owned(), value.to_owned()));
+            }
+            _ => return false,
+        }
+        true
+    }
 }
 
 impl Connection {
@@ -61,11 +84,16 @@ impl Connection {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
+        let asked = match self.access {
+            Some(Access::Daemon) => Asked::Daemon { user: waiting.user, folder: waiting.folder },
+            _ => Asked::Login,
+        };
         let request = Request {
             command: command.map(<[u8]>::to_vec),
+            asked,
             terminal: waiting.terminal,
             environment: waiting.environment,
-            passwd: self.shared.passwd.clone(),
+            shared: Arc::clone(&self.shared),
             pressure: self.pressure.clone(),
         };
         tokio::spawn(session::run(waiting.channel, session.handle(), request, Arc::clone(&self.shared)));
@@ -102,7 +130,7 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        self.waiting.insert(channel.id(), Waiting { channel, terminal: None, environment: Vec::new() });
+        self.waiting.insert(channel.id(), Waiting::new(channel));
         reply.accept().await;
         Ok(())
     }
@@ -157,13 +185,9 @@ impl Handler for Connection {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        match self.waiting.get_mut(&id) {
-            Some(waiting) if accepted(name, value) && waiting.environment.len() < MAX_VARIABLES => {
-                waiting.environment.push((name.to_owned(), value.to_owned()));
-                session.channel_success(id)
-            }
-            _ => session.channel_failure(id),
-        }
+        let access = self.access;
+        let taken = self.waiting.get_mut(&id).is_some_and(|waiting| waiting.take(access, name, value));
+        if taken { session.channel_success(id) } else { session.channel_failure(id) }
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
@@ -225,21 +249,26 @@ impl Handler for Connection {
     }
 }
 
-fn accepted(name: &str, value: &str) -> bool {
-    (ENVIRONMENT.contains(&name) || name.starts_with("LC_")) && !name.contains(['=', '\0']) && !value.contains('\0')
+fn accepted(access: Option<Access>, name: &str) -> bool {
+    let usual = ENVIRONMENT.contains(&name) || name.starts_with("LC_");
+    (usual || access == Some(Access::Daemon)) && !name.is_empty() && !name.contains(['=', '\0'])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::accepted;
+    use super::{Access, accepted};
 
     #[test]
-    fn only_harmless_variables_are_accepted() {
-        assert!(accepted("LANG", "C.UTF-8"));
-        assert!(accepted("LC_ALL", ""));
-        for name in ["LD_PRELOAD", "PATH", "lang", "LANGUAGE", "", "LC_=x", "LC_\0"] {
-            assert!(!accepted(name, "x"), "{name:?}");
+    fn only_harmless_variables_are_accepted_of_a_user_and_all_of_the_daemon() {
+        let (user, daemon) = (Some(Access::User), Some(Access::Daemon));
+        for name in ["LANG", "LC_ALL"] {
+            assert!(accepted(user, name) && accepted(daemon, name), "{name:?}");
         }
-        assert!(!accepted("LANG", "a\0b"));
+        for name in ["LD_PRELOAD", "PATH", "lang", "LANGUAGE"] {
+            assert!(!accepted(user, name) && !accepted(None, name) && accepted(daemon, name), "{name:?}");
+        }
+        for name in ["", "LC_=x", "LC_\0", "=user"] {
+            assert!(!accepted(user, name) && !accepted(daemon, name), "{name:?}");
+        }
     }
 }

@@ -162,17 +162,23 @@ pub(super) fn fsck(image: &Path) {
 pub(super) struct Oci {
     pub(super) layers: Vec<(Vec<u8>, String)>,
     pub(super) platform: (&'static str, &'static str),
+    /// What the configuration says about commands.
+    pub(super) config: serde_json::Value,
 }
 
 impl Oci {
     pub(super) fn new(layers: &[Vec<u8>]) -> Self {
-        Self { layers: layers.iter().map(|tar| (gzip(tar), sha256(tar))).collect(), platform: ("linux", "amd64") }
+        Self {
+            layers: layers.iter().map(|tar| (gzip(tar), sha256(tar))).collect(),
+            platform: ("linux", "amd64"),
+            config: serde_json::Value::Null,
+        }
     }
 
     pub(super) fn blobs(&self) -> (Vec<(String, Vec<u8>)>, String) {
         let (os, architecture) = self.platform;
         let diff_ids: Vec<String> = self.layers.iter().map(|(_, id)| format!("sha256:{id}")).collect();
-        let config = serde_json::json!({"os": os, "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let config = serde_json::json!({"os": os, "architecture": architecture, "config": self.config, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
         let config = serde_json::to_vec(&config).unwrap();
         let descriptor = |data: &[u8], media_type: &str| serde_json::json!({"mediaType": media_type, "digest": format!("sha256:{}", sha256(data)), "size": data.len()});
         let layers: Vec<_> = self

@@ -1,6 +1,7 @@
 //! Tests of the whole way from an archive to ext4; those of single steps stand in their files.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and skips aloud")]
 
+mod configuration;
 mod ext4;
 mod hostile;
 mod maker;

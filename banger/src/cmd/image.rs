@@ -1,14 +1,16 @@
-//! `image import`, `list`, `delete`.
+//! `image import`, `promote`, `list`, `show`, `delete`.
 
-use crate::cli::{Image, ImportImage, List};
+use crate::catalogue;
+use crate::cli::{Image, ImportImage, Json, List, ListImages};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::{self, checked};
 use crate::error::{FAILED, say};
 use crate::job::{self, Ended};
-use crate::output::{self, age, amount, line, short, table, took};
+use crate::output::{self, age, amount, facts, line, short, table, took};
 use crate::{pack, upload};
 use anyhow::Context as _;
 use banger_policy::ImageName;
+use banger_proto::model::ImageRecord;
 use banger_proto::stream::StreamRequest;
 use banger_proto::time::Timestamp;
 use std::path::Path;
@@ -18,7 +20,9 @@ pub(super) async fn run(command: Image) -> anyhow::Result<u8> {
     match command {
         Image::Import(options) => import(options).await,
         Image::Promote { shared, images, .. } => promote(images, shared).await,
-        Image::List(options) => list(options).await,
+        Image::List(ListImages { list, available: true }) => list_available(list.json),
+        Image::List(ListImages { list: options, .. }) => list(options).await,
+        Image::Show { image, json } => show(image, json).await,
         Image::Delete { images } => delete(images).await,
     }
 }
@@ -89,7 +93,7 @@ async fn list(options: List) -> anyhow::Result<u8> {
     }
     images.sort_by(|a, b| (&a.name, &a.owner_name).cmp(&(&b.name, &b.owner_name)));
     if options.json.json {
-        output::json(&images)?;
+        output::json(&images.iter().map(json).collect::<Result<Vec<_>, _>>()?)?;
         return Ok(0);
     }
     if images.is_empty() {
@@ -113,6 +117,85 @@ async fn list(options: List) -> anyhow::Result<u8> {
         .collect();
     table(&["NAME", "OWNER", "ID", "SIZE", "USED", "AGE", "SOURCE"], &rows, |_, _| None)?;
     Ok(0)
+}
+
+/// What the catalogue names; nobody is asked for it.
+fn list_available(as_json: Json) -> anyhow::Result<u8> {
+    let all = catalogue::all()?;
+    let digest = |entry: &catalogue::Entry| entry.digest.map(|digest| format!("sha256:{digest}"));
+    if as_json.json {
+        let entry = |(name, entry): (&String, &catalogue::Entry)| serde_json::json!({"name": name, "reference": entry.reference, "digest": digest(entry)});
+        output::json(&all.iter().map(entry).collect::<Vec<_>>())?;
+        return Ok(0);
+    }
+    if all.is_empty() {
+        output::note("the catalogue is empty; name images by their whole reference");
+        return Ok(0);
+    }
+    let row = |(name, entry): (&String, &catalogue::Entry)| {
+        vec![name.clone(), entry.reference.clone(), digest(entry).unwrap_or_default()]
+    };
+    table(&["NAME", "REFERENCE", "DIGEST"], &all.iter().map(row).collect::<Vec<_>>(), |_, _| None)?;
+    Ok(0)
+}
+
+async fn show(image: String, as_json: Json) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let what = format!("cannot show the image {image}");
+    let image = answer(client.rpc.show_image(soon(), image)).await.context(what)?;
+    if as_json.json {
+        output::json(&json(&image)?)?;
+        return Ok(0);
+    }
+    let config = &image.config;
+    facts(&[
+        ("name", image.name.to_string()),
+        ("id", image.id.to_string()),
+        ("owner", owner(&image.owner_name, image.shared)),
+        ("source", image.source.clone()),
+        ("size", output::size(image.build_size)),
+        ("used", amount(image.allocated_bytes)),
+        ("managed", yes_no(image.managed)),
+        ("created", image.created_at.to_string()),
+        ("updated", image.updated_at.to_string()),
+        ("folder", image.artifact_dir.clone()),
+        ("user", config.user.clone().unwrap_or_default()),
+        ("working dir", config.working_dir.clone().unwrap_or_default()),
+        ("entrypoint", words(&config.entrypoint)),
+        ("cmd", words(&config.cmd)),
+    ])?;
+    for entry in &config.env {
+        line(&format!("env          {entry}"))?;
+    }
+    Ok(0)
+}
+
+/// The model's JSON, with what the configuration says beside everything else, where scripts look for it.
+fn json(image: &ImageRecord) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(image)?;
+    if let Some(image) = value.as_object_mut()
+        && let Some(serde_json::Value::Object(config)) = image.remove("config")
+    {
+        image.extend(config);
+    }
+    Ok(value)
+}
+
+/// A command as somebody would type it.
+fn words(words: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:,+@%=".contains(c);
+    let quoted = words.iter().map(|word| {
+        if !word.is_empty() && word.chars().all(plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+fn yes_no(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
 }
 
 /// Whose it is, and whether everybody may use it.

@@ -33,7 +33,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let what = "cannot run a VM";
     refuse_contradictions(&options).context(what)?;
     let request = spec::request(&options.spec, false).context(what)?;
-    exec::check(&options.command).context(what)?;
+    let settings = exec::check(&options.command, options.with).context(what)?;
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
@@ -47,7 +47,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
         line(vm.name.as_str())?;
         return Ok(0);
     }
-    let how = How { tty: terminal::interactive(), stdin: true };
+    let how = How { tty: terminal::interactive(), stdin: true, settings };
     let used = exec::command(&client, vm.id.to_string(), options.command, how, Some(&mut interrupts)).await;
     let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
     if !options.rm {

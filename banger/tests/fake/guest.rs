@@ -9,7 +9,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest, job: Option<u64>) {
     let (mut from, mut to) = stream.into_split();
     match request {
-        StreamRequest::Exec { command, terminal, .. } => {
+        StreamRequest::Exec { command, terminal, env, working_dir, user, .. } => {
+            fake.state().calls.extend(
+                command.first().filter(|word| *word == "said").map(|_| format!("{working_dir:?} {user:?} {env:?}")),
+            );
             let tty = terminal.map(|t| format!("{} {}x{}\n", t.term, t.cols, t.rows));
             exec(&mut from, &mut to, &command, tty).await;
         }

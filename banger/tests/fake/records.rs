@@ -2,7 +2,7 @@
 
 use banger_policy::lifecycle::State;
 use banger_policy::vm::RestartPolicy;
-use banger_policy::{Digest, VmId};
+use banger_policy::{Digest, ImageConfig, VmId};
 use banger_proto::model::{ImageRecord, JobId, JobState, JobView, KernelRecord, Stage, VmRecord, VmRuntime, VmSpec};
 use banger_proto::time::Timestamp;
 
@@ -97,6 +97,13 @@ pub fn image(name: &str, bytes: u64) -> ImageRecord {
         allocated_bytes: bytes,
         docker: false,
         source: "/home/alice/root\x1b[31mfs.tar".into(),
+        config: ImageConfig {
+            env: vec!["PATH=/opt/bin:/usr/bin".into(), "BANNER=two\nlines\x1b[31m".into()],
+            working_dir: Some("/srv".into()),
+            user: Some("app".into()),
+            entrypoint: vec!["/entry point".into(), "it's".into()],
+            cmd: vec!["serve".into(), String::new()],
+        },
         created_at: hours_ago(3),
         updated_at: hours_ago(3),
     }

@@ -193,6 +193,18 @@ impl Daemon for Fake {
         })
     }
 
+    async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
+        let state = self.state();
+        let Ok(name) = image.parse() else {
+            return Err(ApiError::new(ErrorCode::NotFound, state.text(&format!("no such image: {image}"))));
+        };
+        let mut image = ImageRecord { name, ..records::image("debian:13", 300 << 20) };
+        for text in [&mut image.source, &mut image.artifact_dir].into_iter().chain(&mut image.config.env) {
+            *text = state.text(text);
+        }
+        Ok(image)
+    }
+
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
         if image == "used" {
             return Err(ApiError::new(ErrorCode::InUse, "the VM demo uses it").hint("delete that first"));

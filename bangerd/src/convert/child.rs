@@ -78,7 +78,7 @@ fn run() -> Result<(), Step> {
         Ok(()) => work(&orders, source, &teller),
         Err(step) => Err(ConvertError::Host(format!("cannot convert: {step}"))),
     };
-    teller.say(&Said::Ended(result));
+    teller.say(&Said::Ended(Box::new(result)));
     Ok(())
 }
 

@@ -84,7 +84,7 @@ enum Said {
     Stage(String),
     Bytes(u64, u64),
     Warning(String),
-    Ended(Result<Made, ConvertError>),
+    Ended(Box<Result<Made, ConvertError>>),
 }
 
 /// Where conversions are done.
@@ -133,7 +133,8 @@ impl Made {
     fn is_plausible(&self) -> bool {
         match self {
             Self::Image(image) => {
-                image.build_size <= MAX_DISK_BYTES && image.build_size.is_multiple_of(ROOT_STEP_BYTES)
+                let is_size = image.build_size <= MAX_DISK_BYTES && image.build_size.is_multiple_of(ROOT_STEP_BYTES);
+                is_size && image.config.check().is_ok()
             }
             Self::Kernel(kernel) => {
                 let is_name = |name: &String| {
@@ -225,7 +226,7 @@ fn listen(stream: &UnixStream, progress: &dyn Progress) -> io::Result<Option<Res
                     }
                     Ok(Said::Bytes(done, total)) => progress.bytes(done, total),
                     Ok(Said::Warning(text)) => progress.warn(&text),
-                    Ok(Said::Ended(ended)) => return Ok(Some(ended)),
+                    Ok(Said::Ended(ended)) => return Ok(Some(*ended)),
                     Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
                 }
                 line.clear();
@@ -289,10 +290,17 @@ mod tests {
             let value = serde_json::json!({"Kernel": {"digest": digest, "version": version, "vmlinux": "x", "modules_dir": "y", "modules": modules}});
             serde_json::from_value(value).unwrap()
         };
-        let image = |size: u64| -> Made {
+        let image_with = |size: u64, config: serde_json::Value| -> Made {
             let value = serde_json::json!({"Image": {"digest": digest, "source": "Tar", "source_digest": digest, "rootfs_path": "x",
-                "seed_path": "y", "build_size": size, "content_bytes": 0, "entries": 0}});
+                "seed_path": "y", "build_size": size, "content_bytes": 0, "entries": 0, "config": config}});
             serde_json::from_value(value).unwrap()
+        };
+        let empty = serde_json::to_value(banger_policy::ImageConfig::default()).unwrap();
+        let image = |size: u64| image_with(size, empty.clone());
+        let configured = |key: &str, value: serde_json::Value| {
+            let mut config = empty.clone();
+            config[key] = value;
+            image_with(ROOT_STEP_BYTES, config)
         };
         let names = |name: &str, count: usize| vec![name.to_owned(); count];
         assert!(
@@ -303,6 +311,7 @@ mod tests {
             .is_plausible()
         );
         assert!(image(ROOT_STEP_BYTES).is_plausible());
+        assert!(configured("env", serde_json::json!(["A=b\nc"])).is_plausible());
         for made in [
             kernel(&"6".repeat(65), &[]),
             kernel("6.12 \u{1b}[31m", &[]),
@@ -314,6 +323,10 @@ mod tests {
             kernel("6.12", &names(&"x".repeat(MAX_MODULE_FILE + 1), 1)),
             image(MAX_DISK_BYTES + ROOT_STEP_BYTES),
             image(4096),
+            configured("env", serde_json::json!(["A"])),
+            configured("user", serde_json::json!("a\0")),
+            configured("working_dir", serde_json::json!("../..")),
+            configured("cmd", serde_json::json!(["x".repeat(1 << 16)])),
         ] {
             assert!(!made.is_plausible(), "{made:?}");
         }

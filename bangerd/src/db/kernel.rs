@@ -1,11 +1,10 @@
 //! Rows of kernels.
 
 use super::store::{KERNELS, bytes_fit, name_fits, stored};
-use super::{Db, DbError, Text, is_unique, signed, time, unsigned};
+use super::{Db, DbError, Json, Text, is_unique, signed, time, unsigned};
 use banger_policy::access::Owner;
 use banger_policy::quota::UserLimits;
 use banger_proto::model::KernelRecord;
-use rusqlite::types::Type;
 use rusqlite::{Row, named_params};
 
 impl Db {
@@ -18,13 +17,11 @@ impl Db {
             let owner = Owner { uid: kernel.owner, name: kernel.owner_name.clone().into() };
             name_fits(sql, &KERNELS, &owner, &limits)?;
             let before = stored(sql, &owner)?;
-            let modules = serde_json::to_string(&kernel.modules)
-                .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
             sql.execute(
                 "INSERT INTO kernels (id, version, modules, size_bytes) VALUES (:id, :version, :modules, :size)
                  ON CONFLICT (id) DO NOTHING",
                 named_params! {
-                    ":id": Text(kernel.id), ":version": kernel.version, ":modules": modules, ":size": signed(kernel.size_bytes),
+                    ":id": Text(kernel.id), ":version": kernel.version, ":modules": Json(&kernel.modules), ":size": signed(kernel.size_bytes),
                 },
             )?;
             sql.execute(
@@ -56,9 +53,6 @@ impl Db {
 }
 
 fn row(row: &Row<'_>) -> rusqlite::Result<KernelRecord> {
-    let modules: String = row.get("modules")?;
-    let modules = serde_json::from_str(&modules)
-        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))?;
     Ok(KernelRecord {
         id: row.get::<_, Text<_>>("id")?.0,
         name: row.get::<_, Text<_>>("name")?.0,
@@ -66,7 +60,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<KernelRecord> {
         owner_name: row.get("owner_name")?,
         shared: row.get("shared")?,
         version: row.get("version")?,
-        modules,
+        modules: row.get::<_, Json<_>>("modules")?.0,
         size_bytes: unsigned(row, "size_bytes")?,
         created_at: time(row, "created_at")?,
     })

@@ -1,13 +1,13 @@
 //! Rows of VMs and their leases.
 
-use super::{Db, DbError, Text, is_reference, is_unique, signed, time, unsigned};
+use super::{Db, DbError, Json, Text, is_reference, is_unique, signed, time, unsigned};
 use crate::net::lease;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
 use banger_policy::net::{AddressIndex, Network};
 use banger_policy::quota::{self, Limited, UserLimits};
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
-use banger_policy::{Digest, ImageName, VmId, VmName};
+use banger_policy::{Digest, ImageConfig, ImageName, VmId, VmName};
 use banger_proto::model::VmSpec;
 use banger_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
@@ -21,6 +21,8 @@ pub(crate) struct VmRow {
     pub(crate) name: VmName,
     pub(crate) image_id: Digest,
     pub(crate) image_name: ImageName,
+    /// The image's when the VM was made.
+    pub(crate) image_config: ImageConfig,
     pub(crate) kernel_id: Digest,
     pub(crate) state: State,
     /// The creation has not come to its end, or the removal has begun.
@@ -64,6 +66,7 @@ pub(crate) struct NewVm {
     pub(crate) name: VmName,
     pub(crate) image_id: Digest,
     pub(crate) image_name: ImageName,
+    pub(crate) image_config: ImageConfig,
     pub(crate) kernel_id: Digest,
     pub(crate) spec: CheckedSpec,
     pub(crate) nat: bool,
@@ -94,16 +97,16 @@ impl Db {
             sql.execute(
                 "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, starting, created_at,
                  updated_at, last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled,
-                 restart)
+                 restart, image_config)
                  VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :starts, :now, :now, :now,
-                 :vcpus, :memory, :overlay, :work, :nat, :restart)",
+                 :vcpus, :memory, :overlay, :work, :nat, :restart, :image_config)",
                 named_params! {
                     ":id": Text(vm.id), ":owner": vm.owner.uid, ":owner_name": vm.owner.name, ":name": vm.name.as_str(),
                     ":starts": vm.starts,
                     ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
                     ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
                     ":overlay": signed(vm.spec.root_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
-                    ":restart": vm.restart.as_str(),
+                    ":restart": vm.restart.as_str(), ":image_config": Json(&vm.image_config),
                 },
             )
             .map_err(|error| match error {
@@ -389,6 +392,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
         name: row.get::<_, Text<_>>("name")?.0,
         image_id: row.get::<_, Text<_>>("image_id")?.0,
         image_name: row.get::<_, Text<_>>("image_name")?.0,
+        image_config: row.get::<_, Json<_>>("image_config")?.0,
         kernel_id: row.get::<_, Text<_>>("kernel_id")?.0,
         // The column's CHECK leaves no other word.
         state: State::ALL.into_iter().find(|known| known.as_str() == state).unwrap_or(State::Error),

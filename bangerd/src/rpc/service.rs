@@ -147,6 +147,11 @@ impl banger_proto::daemon::Daemon for Service {
         Ok(page::of(self.daemon.store.images(&self.peer, all).await?, after.as_ref()))
     }
 
+    async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
+        self.pay()?;
+        self.daemon.store.show_image(&self.peer, &image).await
+    }
+
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
         self.pay()?;
         self.daemon.store.share_image(&self.peer, &image, shared).await

@@ -6,7 +6,7 @@ use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::stream;
 use banger_policy::Peer;
-use banger_proto::model::ApiError;
+use banger_proto::model::{ApiError, ErrorCode};
 use banger_proto::stream::{Frame, StreamRequest, Ticket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,12 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Exec { vm, .. } | StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
+        StreamRequest::Exec { vm, env, working_dir, user, .. } => {
+            banger_policy::command::check(env, working_dir.as_deref(), user.as_deref())
+                .map_err(|fault| ApiError::new(ErrorCode::BadRequest, fault.to_string()))?;
+            daemon.vms.session(peer, vm).await.map(|_| None)
+        }
+        StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference } => {
             Wanted::image(name, source, *build_size, *shared, reference.as_deref())?.may_be_of(peer).map(Some)
@@ -41,10 +46,15 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     };
     let Promise { peer, request, job } = promise;
     let served = match request {
-        StreamRequest::Exec { vm, command, env, terminal } => match daemon.vms.session(&peer, &vm).await {
-            Ok((session, _visit)) => stream::exec(io, &session, &command, &env, terminal.as_ref()).await,
-            Err(error) => return refuse(io, &error.message).await,
-        },
+        StreamRequest::Exec { vm, command, env, working_dir, user, terminal } => {
+            match daemon.vms.session(&peer, &vm).await {
+                Ok((session, _visit)) => {
+                    let env = stream::requests(env, working_dir, user);
+                    stream::exec(io, &session, &command, &env, terminal.as_ref()).await
+                }
+                Err(error) => return refuse(io, &error.message).await,
+            }
+        }
         StreamRequest::Ssh { vm } => match daemon.vms.session(&peer, &vm).await {
             Ok((session, _visit)) => stream::ssh_proxy(io, &session).await,
             Err(error) => return refuse(io, &error.message).await,

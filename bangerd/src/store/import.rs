@@ -303,6 +303,7 @@ impl Store {
             allocated_bytes: allocated(&dir.join(banger_image::ROOTFS_FILE)),
             docker: false,
             source,
+            config: made.config,
             created_at: now,
             updated_at: now,
         };

@@ -161,6 +161,16 @@ impl Store {
         Ok(images)
     }
 
+    /// One of the images that the peer may use.
+    pub(crate) async fn show_image(&self, peer: &Peer, word: &str) -> Result<ImageRecord, ApiError> {
+        let images = self.db.images(&self.paths).await.map_err(|error| internal(&error))?;
+        let mut image = named(peer, images, word, &IMAGES)?;
+        if !peer.admin && !peer.owns(&image.entry().owner) {
+            self.without_paths(&mut image);
+        }
+        Ok(image)
+    }
+
     /// Of another user's shared image nobody learns where it lay on that user's disk, nor where it lies in the store.
     fn without_paths(&self, image: &mut ImageRecord) {
         if let Some(name) = Path::new(&image.source).file_name().filter(|_| image.source.starts_with('/')) {

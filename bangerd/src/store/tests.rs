@@ -2,8 +2,9 @@
 use super::*;
 use crate::vm::Verb;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
+use banger_policy::ImageConfig;
 use banger_policy::quota::UserLimits;
-use banger_proto::model::CreateRequest;
+use banger_proto::model::{CreateRequest, JobState};
 use banger_proto::time::Timestamp;
 
 /// Has alice's number.
@@ -30,6 +31,7 @@ fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
         allocated_bytes: 100,
         docker: false,
         source: format!("/home/{}/secret/{name}.tar", peer.name),
+        config: ImageConfig { user: Some(format!("{}-{name}", peer.name)), ..ImageConfig::default() },
         created_at: Timestamp::from_unix(first.into()),
         updated_at: Timestamp::now(),
     }
@@ -120,6 +122,53 @@ fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
         store.db.insert_image(image(&ALICE, "given", 4), UserLimits::NONE).await.unwrap();
         let twice = store.share_image(&ROOT, "alice/given", true).await.unwrap_err();
         assert_eq!(twice.code, ErrorCode::AlreadyExists);
+    });
+}
+
+/// The bytes are one; how commands run in them is each name's own, and a VM keeps what was true when it was made.
+#[test]
+fn what_an_images_configuration_says_belongs_to_the_name() {
+    let world =
+        world(&[image(&ALICE, "one", 1), image(&ALICE, "two", 1), image(&BOB, "his", 1)], &[kernel(&ROOT, "k", 2)]);
+    let user = |image: ImageRecord| image.config.user.unwrap();
+    let job = world.store(async |store| {
+        store.share_kernel(&ROOT, "k", true).await.unwrap();
+        for (peer, word, expected) in
+            [(&ALICE, "one", "alice-one"), (&ALICE, "two", "alice-two"), (&BOB, "his", "bob-his")]
+        {
+            assert_eq!(user(store.show_image(peer, word).await.unwrap()), expected);
+        }
+        let request = CreateRequest { image_name: Some("two".into()), no_start: true, ..vm_named("web") };
+        world.life().vms.create(&ALICE, request, false).await.unwrap()
+    });
+    let made = world.wait(job);
+    assert!(matches!(made, JobState::Done(_)), "{made:?}");
+    world.store(async |store| {
+        let row = store.db.find_vms(&ALICE, "web".into()).await.unwrap().remove(0);
+        assert_eq!(row.image_config.user.as_deref(), Some("alice-two"));
+    });
+}
+
+#[test]
+fn an_image_is_shown_to_those_who_see_it_and_its_paths_to_its_owner() {
+    let world = world(&[image(&BOB, "his", 1), image(&BOB, "given", 2)], &[]);
+    world.store(async |store| {
+        store.share_image(&ROOT, "bob/given", true).await.unwrap();
+        let state = world.paths().state.display().to_string();
+        for (peer, whole) in [(&BOB, true), (&ROOT, true), (&ALICE, false)] {
+            let told = serde_json::to_string(&store.show_image(peer, "given").await.unwrap()).unwrap();
+            assert_eq!((told.contains(&state), told.contains("/home/bob")), (whole, whole), "{}: {told}", peer.name);
+            assert!(told.contains("given.tar") && told.contains("bob-given"), "{told}");
+        }
+        assert!(store.show_image(&BOB, "his").await.is_ok() && store.show_image(&ROOT, "bob/his").await.is_ok());
+        for (peer, word) in [(&ALICE, "his"), (&CAROL, "his"), (&ALICE, "bob/his"), (&ROOT, "his")] {
+            assert_eq!(
+                store.show_image(peer, word).await.unwrap_err().code,
+                ErrorCode::NotFound,
+                "{} {word}",
+                peer.name
+            );
+        }
     });
 }
 
@@ -237,6 +286,7 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
             name: "web".parse().unwrap(),
             image_id: image.id,
             image_name: image.name,
+            image_config: image.config,
             kernel_id: kernel.id,
             spec: banger_policy::vm::CheckedSpec::new(1, 256, 1 << 30, 1 << 30).unwrap(),
             nat: false,

@@ -2,6 +2,7 @@
 
 use super::client::{Client, Gone, Sender};
 use banger_link::ssh::{Command, Input, Output, Said, Session, SshError};
+use banger_proto::guest::{FOLDER_REQUEST, USER_REQUEST};
 use banger_proto::stream::{Frame, Terminal, read};
 use std::io;
 use tokio::net::UnixStream;
@@ -49,6 +50,18 @@ pub async fn exec(
             Err(error)
         }
     }
+}
+
+/// What the agent is asked for before a command: its variables, and by names that no variable has, folder and user.
+#[must_use]
+pub fn requests(
+    env: Vec<(String, String)>,
+    working_dir: Option<String>,
+    user: Option<String>,
+) -> Vec<(String, String)> {
+    let named = [(FOLDER_REQUEST, working_dir), (USER_REQUEST, user)];
+    let named = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    named.chain(env).collect()
 }
 
 async fn pass_output(output: &mut Output, to: &mut Sender) -> End {

@@ -10,7 +10,7 @@ mod logs;
 mod proxy;
 mod upload;
 
-pub use exec::exec;
+pub use exec::{exec, requests};
 pub use logs::logs;
 pub use proxy::ssh_proxy;
 pub use upload::{UploadError, upload};

@@ -238,3 +238,37 @@ async fn a_full_disk_ends_an_upload() {
     assert!(matches!(done, Err(UploadError::File(error)) if error.kind() == std::io::ErrorKind::StorageFull));
     assert!(matches!(last, Some(Frame::Failed(_))));
 }
+
+/// As a client sends them, through the daemon's own SSH client, to the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn variables_folder_and_user_reach_the_command() {
+    let guest = guest();
+    let folder = tempfile::tempdir().unwrap();
+    let env = vec![("GREETING".to_owned(), "a=b\n c".to_owned()), ("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
+    let run = async |command: &[&str], env: &[(String, String)], folder: Option<&Path>, user: Option<&str>| {
+        let folder = folder.map(|folder| folder.to_str().unwrap().to_owned());
+        let asked = requests(env.to_vec(), folder, user.map(str::to_owned));
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let (session, command) = (guest.session.clone(), words(command));
+        let serving = tokio::spawn(async move { exec(server, &session, &command, &asked, None).await });
+        let said = all(&mut client).await;
+        serving.await.unwrap().unwrap();
+        said
+    };
+    let show = ["sh", "-c", "pwd; echo \"$GREETING|$PATH\""];
+    let (out, err, end) = run(&show, &env, Some(folder.path()), None).await;
+    assert_eq!((out, end), (format!("{}\na=b\n c|/usr/bin:/bin\n", folder.path().display()), Frame::Exit(0)), "{err}");
+    let (_, err, end) = run(&["true"], &[], Some(&folder.path().join("none")), None).await;
+    assert!(end == Frame::Exit(126) && err.contains("there is no folder") && err.contains("-w"), "{end:?} {err}");
+    let (_, err, end) = run(&["true"], &[], None, Some("nobody-knows")).await;
+    assert!(end == Frame::Exit(126) && err.contains("\"nobody-knows\"") && err.contains("-u root"), "{end:?} {err}");
+    if nix::unistd::geteuid().is_root() {
+        let (out, err, end) = run(&["id"], &[], Some(Path::new("/")), Some("4711:4712")).await;
+        assert!(
+            end == Frame::Exit(0) && out.starts_with("uid=4711") && out.contains("gid=4712"),
+            "{end:?} {out} {err}"
+        );
+    } else {
+        eprintln!("skipped: not root: only root can become another user");
+    }
+}

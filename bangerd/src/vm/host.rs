@@ -104,6 +104,7 @@ impl Host {
             token: token.clone(),
             root_device: "/dev/vda".to_owned(),
             work_device: Some("/dev/vdb".to_owned()),
+            image: seat.image_config.clone(),
         };
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
         let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };

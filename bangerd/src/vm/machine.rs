@@ -6,7 +6,7 @@ use crate::handles::Handles;
 use crate::paths::{Paths, VmPaths};
 use banger_link::ssh::Session;
 use banger_policy::net::{AddressIndex, Network};
-use banger_policy::{Digest, VmId};
+use banger_policy::{Digest, ImageConfig, VmId};
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode, VmSpec};
 use futures::future::BoxFuture;
@@ -23,6 +23,7 @@ pub(crate) struct Seat {
     pub(crate) owner: u32,
     pub(crate) hostname: String,
     pub(crate) image: Digest,
+    pub(crate) image_config: ImageConfig,
     pub(crate) kernel: Digest,
     pub(crate) spec: VmSpec,
     pub(crate) index: AddressIndex,
@@ -43,6 +44,7 @@ impl Seat {
             owner: row.owner,
             hostname: row.name.to_string(),
             image: row.image_id,
+            image_config: row.image_config.clone(),
             kernel: row.kernel_id,
             spec: row.spec,
             index,

@@ -199,6 +199,7 @@ impl Vms {
             name: first,
             image_id: image.id,
             image_name: image.name,
+            image_config: image.config,
             kernel_id: kernel.id,
             spec,
             nat: request.nat,

@@ -26,7 +26,7 @@ use crate::store::Store;
 use crate::users::{Account, Named, UserDatabase};
 use banger_policy::lifecycle::State;
 use banger_policy::quota::UserLimits;
-use banger_policy::{Digest, Peer, VmId};
+use banger_policy::{Digest, ImageConfig, Peer, VmId};
 use banger_proto::model::{
     ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, SetRequest, VmRecord,
 };
@@ -130,6 +130,7 @@ impl World {
                 allocated_bytes: 0,
                 docker: false,
                 source: "test".into(),
+                config: ImageConfig { user: Some("app".into()), ..ImageConfig::default() },
                 created_at: now,
                 updated_at: now,
             };

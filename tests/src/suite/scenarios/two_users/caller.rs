@@ -95,7 +95,14 @@ async fn bare<T>(call: impl Future<Output = Result<Result<T, ApiError>, RpcError
 }
 
 fn exec(vm: String) -> StreamRequest {
-    StreamRequest::Exec { vm, command: vec!["id".to_owned()], env: Vec::new(), terminal: None }
+    StreamRequest::Exec {
+        vm,
+        command: vec!["id".to_owned()],
+        env: Vec::new(),
+        working_dir: None,
+        user: None,
+        terminal: None,
+    }
 }
 
 /// A job and a ticket of whoever runs this.
@@ -161,7 +168,7 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
     }
 }
 
-const ON_AN_IMAGE: [&str; 4] = ["share-image", "unshare-image", "delete-image", "create-with-image"];
+const ON_AN_IMAGE: [&str; 5] = ["show-image", "share-image", "unshare-image", "delete-image", "create-with-image"];
 const ON_A_KERNEL: [&str; 4] = ["share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel"];
 
 async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Result<(), ApiError>> {
@@ -178,6 +185,7 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
         no_start: true,
     };
     match call {
+        "show-image" => bare(rpc.show_image(soon(), word)).await,
         "share-image" => bare(rpc.share_image(soon(), word, true)).await,
         "unshare-image" => bare(rpc.share_image(soon(), word, false)).await,
         "delete-image" => bare(rpc.delete_image(soon(), word)).await,

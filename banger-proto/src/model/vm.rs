@@ -1,0 +1,170 @@
+//! VMs: what they are made of, what they hold, and what is asked of them.
+
+use crate::time::Timestamp;
+use banger_policy::lifecycle::State;
+use banger_policy::vm::RestartPolicy;
+use banger_policy::{Digest, ImageName, VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// What a VM is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// vCPUs.
+    pub vcpu_count: u32,
+    /// Memory, MiB.
+    pub memory_mib: u32,
+    /// The root disk, bytes.
+    pub system_overlay_size_bytes: u64,
+    /// The disk on `/root`, bytes.
+    pub work_disk_size_bytes: u64,
+    /// May the VM reach out through the uplink?
+    pub nat_enabled: bool,
+}
+
+/// What the daemon remembers of a VM across restarts: durable facts, and the mirror of the handles from
+/// which a teardown works when cache and `handles.json` are lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRuntime {
+    /// As [`VmRecord::state`].
+    pub state: State,
+    /// The guest's address, its as long as the VM exists.
+    pub guest_ip: Ipv4Addr,
+    /// Firecracker's API socket.
+    pub api_sock_path: String,
+    /// The vsock device's socket.
+    pub vsock_path: String,
+    /// The guest's vsock CID.
+    pub vsock_cid: u32,
+    /// The guest's console.
+    pub log_path: String,
+    /// Firecracker's metrics.
+    pub metrics_path: String,
+    /// `<vm>.<user>.vm`.
+    pub dns_name: String,
+    /// The VM's folder.
+    pub vm_dir: String,
+    /// The COW file; the helper's.
+    pub system_overlay_path: String,
+    /// The work disk.
+    pub work_disk_path: String,
+    /// Why the VM is in the state it is in, one sentence; empty when there is nothing to say.
+    pub last_error: String,
+    /// Mirror of the handle: name of the tap.
+    pub tap_device: Option<String>,
+    /// Mirror of the handle: loop device of the base image.
+    pub base_loop: Option<String>,
+    /// Mirror of the handle: loop device of the COW file.
+    pub cow_loop: Option<String>,
+    /// Mirror of the handle: name of the dm device.
+    pub dm_name: Option<String>,
+    /// Mirror of the handle: node of the dm device.
+    pub dm_dev: Option<String>,
+    /// Mirror of the handle: the helper's generation of all of them.
+    pub generation: Option<u64>,
+}
+
+/// What was last measured of a running VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmStats {
+    /// When.
+    pub collected_at: Timestamp,
+    /// Of one CPU, over the last interval.
+    pub cpu_percent: f64,
+    /// Resident memory of the VMM, bytes.
+    pub rss_bytes: u64,
+    /// Virtual memory of the VMM, bytes.
+    pub vsz_bytes: u64,
+    /// What the root disk takes on the host, bytes: all of it, from the VM's making on.
+    pub system_overlay_bytes: u64,
+    /// What the work disk takes on the host, bytes.
+    pub work_disk_bytes: u64,
+    /// Firecracker's own metrics, one JSON object, as it wrote them.
+    pub metrics_raw: String,
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: VmId,
+    /// Its name, unique per owner.
+    pub name: VmName,
+    /// The image's id.
+    pub image_id: Digest,
+    /// The image's name when the VM was made.
+    pub image_name: ImageName,
+    /// The kernel's id.
+    pub kernel_id: Digest,
+    /// The owner's uid.
+    pub owner: u32,
+    /// The login name that the owner's uid had when the VM was made or given.
+    pub owner_name: String,
+    /// What it is.
+    pub state: State,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When its row last changed.
+    pub updated_at: Timestamp,
+    /// When somebody last used it.
+    pub last_touched_at: Timestamp,
+    /// Is it started again after a reboot of the host?
+    pub restart: RestartPolicy,
+    /// What it is made of.
+    pub spec: VmSpec,
+    /// What it holds.
+    pub runtime: VmRuntime,
+    /// What was measured.
+    pub stats: Option<VmStats>,
+}
+
+/// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size, else built in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// `None`: a name is generated.
+    pub name: Option<String>,
+    /// `None`: the configured default, or the caller's own only image.
+    pub image_name: Option<String>,
+    /// `None`: the newest shared kernel, or the caller's own newest.
+    pub kernel_name: Option<String>,
+    /// vCPUs.
+    pub vcpu_count: Option<u32>,
+    /// Memory, MiB.
+    pub memory_mib: Option<u32>,
+    /// The root disk, bytes.
+    pub system_overlay_size_bytes: Option<u64>,
+    /// Bytes.
+    pub work_disk_size_bytes: Option<u64>,
+    /// Reach out through the uplink.
+    pub nat: bool,
+    /// Start it again after a reboot of the host?
+    pub restart: RestartPolicy,
+    /// Only make it.
+    pub no_start: bool,
+}
+
+/// What is to be another about a VM. What is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetRequest {
+    /// vCPUs; of a VM that does not run.
+    pub vcpu_count: Option<u32>,
+    /// Memory, MiB; of a VM that does not run.
+    pub memory_mib: Option<u32>,
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    pub root_size_bytes: Option<u64>,
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    pub work_disk_size_bytes: Option<u64>,
+    /// Reach out through the uplink; takes effect at once.
+    pub nat: Option<bool>,
+    /// Start it again after a reboot of the host?
+    pub restart: Option<RestartPolicy>,
+}
+
+/// Some of the VMs, ordered by id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmPage {
+    /// At most 16, so that a page fits a frame.
+    pub vms: Vec<VmRecord>,
+    /// Pass it on to get the rest.
+    pub next: Option<VmId>,
+}
