@@ -5,7 +5,7 @@ use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, parse
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
-use super::{Wanted, digest};
+use super::{SourceKind, Wanted, digest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
         let window = files.file(name)?.clone();
         Ok(LayerBlob { window, name: printable(name.as_bytes()), digest: None, diff_id: Some(parse_digest(diff_id)?) })
     });
-    Ok(Some(Image { digest: id, layers: layers.collect::<Result<_, ImageError>>()? }))
+    Ok(Some(Image { kind: SourceKind::Docker, digest: id, layers: layers.collect::<Result<_, ImageError>>()? }))
 }
 
 /// The image of a chain of layers; `None` when there is none.
@@ -112,5 +112,5 @@ pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress
         next = described.parent.filter(|parent| !parent.is_empty());
     }
     layers.reverse();
-    Ok(Some(Image { digest: digest(whole.finalize().into())?, layers }))
+    Ok(Some(Image { kind: SourceKind::Docker, digest: digest(whole.finalize().into())?, layers }))
 }

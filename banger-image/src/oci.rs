@@ -3,12 +3,12 @@
 //!
 //! Nothing of a blob is used before its digest and size are checked against the descriptor that led to it.
 
-use super::Wanted;
 use super::container::{Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, parse_digest};
 use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::layers::Layer;
 use super::source::{Budget, Progress, Window, check, sha256, spool};
+use super::{SourceKind, Wanted};
 use banger_policy::Digest;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -211,7 +211,7 @@ fn image(files: &Files, (digest, layers, config): Found) -> Result<Image, ImageE
         let diff_id = Some(parse_digest(diff_id)?);
         Ok(LayerBlob { window, name: descriptor.digest.clone(), digest: Some(digest), diff_id })
     });
-    Ok(Image { digest, layers: layers.collect::<Result<_, _>>()? })
+    Ok(Image { kind: SourceKind::Oci, digest, layers: layers.collect::<Result<_, _>>()? })
 }
 
 /// Verifies and decompresses the layers, oldest first.
