@@ -146,8 +146,10 @@ pub struct ImageRecord {
     pub allocated_bytes: u64,
     /// The image carries a container engine; informational.
     pub docker: bool,
-    /// Where it came from, as the user named it.
+    /// Where it came from, as the user named it; of a pulled one the reference.
     pub source: String,
+    /// Digest of the image's manifest, when it was an OCI image: what registries call it.
+    pub manifest_digest: Option<Digest>,
     /// When it was imported.
     pub created_at: Timestamp,
     /// When its row last changed.
@@ -200,6 +202,21 @@ pub struct CreateRequest {
     pub restart: RestartPolicy,
     /// Only make it.
     pub no_start: bool,
+}
+
+/// An image of a registry that the daemon may have: by the digest of its manifest, for one size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRequest {
+    /// Name of the image.
+    pub name: String,
+    /// The reference. A name that was pulled from the same one before changes its meaning; another one is taken.
+    pub source: String,
+    /// Of the manifest for one platform.
+    pub manifest: Digest,
+    /// The most that it may hold, bytes; the default when `None`.
+    pub build_size: Option<u64>,
+    /// Everybody may use it; for administrators.
+    pub shared: bool,
 }
 
 /// What is to be another about a VM. What is `None` stays.

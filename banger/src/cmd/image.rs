@@ -36,7 +36,7 @@ async fn import(options: ImportImage) -> anyhow::Result<u8> {
     } else {
         std::path::absolute(&path).unwrap_or_else(|_| path.clone()).display().to_string()
     };
-    let request = StreamRequest::ImportImage { name: name.clone(), source: shown, build_size, shared, reference };
+    let request = StreamRequest::ImportImage { name: name.clone(), source: shown, build_size, shared, reference, pulled: false };
     match upload::run(&client, request, source).await.with_context(what)? {
         Ended::Done(result) => {
             let image = job::image(result)?;

@@ -97,6 +97,7 @@ pub fn image(name: &str, bytes: u64) -> ImageRecord {
         allocated_bytes: bytes,
         docker: false,
         source: "/home/alice/root\x1b[31mfs.tar".into(),
+        manifest_digest: None,
         created_at: hours_ago(3),
         updated_at: hours_ago(3),
     }

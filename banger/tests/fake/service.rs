@@ -6,7 +6,8 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult,
-    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage,
+    VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -154,6 +155,25 @@ impl Daemon for Fake {
         };
         state.streams.push((ticket.clone(), request, upload));
         Ok(OpenStream { ticket, job: upload.map(JobId) })
+    }
+
+    async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
+        let state = self.state();
+        let known = image == "debian:13" || state.pulled.iter().any(|(name, ..)| *name == image);
+        if known {
+            Ok(records::image(&image, 300 << 20))
+        } else {
+            Err(ApiError::new(ErrorCode::NotFound, "no such image"))
+        }
+    }
+
+    async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
+        let mut state = self.state();
+        state.calls.push(format!("link {} from {}", request.name, request.source));
+        let LinkRequest { name, source, manifest, .. } = request;
+        let known = state.pulled.iter().any(|(_, _, known)| *known == manifest);
+        state.asked = Some((name.clone(), source, manifest));
+        Ok(known.then(|| records::image(&name, 300 << 20)))
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {

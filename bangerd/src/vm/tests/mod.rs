@@ -130,6 +130,7 @@ impl World {
                 allocated_bytes: 0,
                 docker: false,
                 source: "test".into(),
+                manifest_digest: None,
                 created_at: now,
                 updated_at: now,
             };
