@@ -9,17 +9,20 @@ A VM is named by its name, its id, or the beginning of its id. Administrators na
 Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
 
 Environment:
-  BANGER_SOCKET                        the daemon's socket [default: /run/banger/bangerd.sock]
-  HTTPS_PROXY, ALL_PROXY, NO_PROXY     the way to registries
-  SSL_CERT_FILE                        certificate authorities for registries, in the place of the host's
-  DOCKER_CONFIG                        the folder of config.json, with your logins [default: ~/.docker]
-  NO_COLOR                             no colour
+  BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
+  HTTPS_PROXY    the way to registries; NO_PROXY: hosts that are reached without it
+  SSL_CERT_FILE  certificate authorities of registries, instead of the host's
+  DOCKER_CONFIG  the folder with your logins to registries [default: ~/.docker]
+  NO_COLOR       no colour
 
 Files:
-  ~/.config/banger/registries.toml     cache_size = \"10G\", and mirrors, such as
-                                       [mirrors]
-                                       \"docker.io\" = [\"https://mirror.example\"]
-  ~/.cache/banger                      downloaded layers";
+  ~/.config/banger/registries.toml
+                 mirrors of registries, and the size of the cache:
+                   cache_size = \"10G\"
+                   [mirrors]
+                   \"docker.io\" = [\"https://mirror.example\"]
+  ~/.cache/banger
+                 downloaded layers";
 
 /// microVM sandboxes for every user of a host, without sudo
 #[derive(Debug, Parser)]

@@ -218,7 +218,7 @@ pub(super) fn check_config(bytes: &[u8], wanted: &Platform) -> anyhow::Result<()
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
     use super::*;
 
     fn entry(number: u8, platform: &str) -> String {
