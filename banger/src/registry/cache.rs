@@ -4,13 +4,15 @@
 //! A partial file is locked (`flock`) by the process that fills it, so that two of them do not download the same blob.
 
 use super::manifest::Blob;
+use crate::private::{self, Missing};
 use anyhow::Context as _;
 use banger_policy::Digest;
+use nix::unistd::geteuid;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -61,13 +63,14 @@ pub(crate) struct Pruned {
 }
 
 impl Cache {
+    /// In the user's folder of caches.
+    ///
     /// # Errors
-    /// When its folder cannot be made.
-    pub(crate) fn open(root: &Path, most: u64) -> anyhow::Result<Self> {
-        let folder = root.join("blobs/sha256");
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.with_context(|| format!("cannot make the cache {}", folder.display()))?;
-        Ok(Self { folder, most })
+    /// When its folder cannot be made, or is not the user's: root with the home of somebody else writes nothing there.
+    pub(crate) fn open(caches: &Path, most: u64) -> anyhow::Result<Self> {
+        let own = Path::new("banger/blobs/sha256");
+        private::open(caches, own, geteuid(), Missing::Make).context("cannot keep what is downloaded")?;
+        Ok(Self { folder: caches.join(own), most })
     }
 
     fn target(&self, digest: &Digest) -> PathBuf {

@@ -65,7 +65,10 @@ impl Http {
         let mut authorization = ask.authorization.clone();
         for _ in 0..=MAX_REDIRECTS {
             let answer = self.once(&at, ask, authorization.as_ref()).await;
-            let answer = answer.map_err(|fault| fault.context(at.authority()))?;
+            // Whoever asks names the host that was asked; it may be another one by now.
+            let elsewhere =
+                |fault: Fault| if at.origin() == url.origin() { fault } else { fault.context(at.authority()) };
+            let answer = answer.map_err(elsewhere)?;
             let is_redirect = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             // A login is not sent on.
             if !is_redirect || ask.form.is_some() {

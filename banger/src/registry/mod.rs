@@ -74,7 +74,7 @@ pub(crate) struct Found {
 /// # Errors
 /// When it cannot be made, or the settings have a mistake.
 pub(crate) fn cache() -> anyhow::Result<Cache> {
-    Cache::open(&settings::cache_folder()?, settings::read()?.cache_size)
+    Cache::open(&settings::caches()?, settings::read()?.cache_size)
 }
 
 impl Registries {
@@ -88,7 +88,7 @@ impl Registries {
         let connector = Connector::new(proxy::Proxies::of_environment()?, patience);
         Ok(Self {
             http: Arc::new(Http { connector, patience }),
-            cache: Cache::open(&settings::cache_folder()?, settings.cache_size)?,
+            cache: Cache::open(&settings::caches()?, settings.cache_size)?,
             mirrors: settings.mirrors,
             docker_config: credentials::config_file(),
             patience,

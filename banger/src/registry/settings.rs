@@ -61,9 +61,9 @@ fn parse(text: &str) -> anyhow::Result<Settings> {
 
 /// # Errors
 /// When there is no home to look for it in.
-pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
-    let folder = xdg("XDG_CACHE_HOME", ".cache").map(|folder| folder.join("banger"));
-    folder.ok_or_else(|| explained("there is no HOME for the cache of layers", "set HOME, or XDG_CACHE_HOME"))
+pub(super) fn caches() -> anyhow::Result<PathBuf> {
+    xdg("XDG_CACHE_HOME", ".cache")
+        .ok_or_else(|| explained("there is no HOME for the cache of layers", "set HOME, or XDG_CACHE_HOME"))
 }
 
 /// A folder of the XDG base directory specification, in which a relative path does not count.

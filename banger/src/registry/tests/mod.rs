@@ -98,7 +98,7 @@ impl User {
 
     /// Names and sizes in the cache.
     fn cached(&self) -> Vec<(String, u64)> {
-        let entries = fs::read_dir(self.home.path().join("blobs/sha256")).unwrap().map(|entry| entry.unwrap());
+        let entries = fs::read_dir(self.home.path().join("banger/blobs/sha256")).unwrap().map(|entry| entry.unwrap());
         let named = entries.map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().len()));
         let mut all: Vec<_> = named.collect();
         all.sort();
@@ -106,7 +106,7 @@ impl User {
     }
 
     fn blob(&self, bytes: &[u8]) -> PathBuf {
-        self.home.path().join("blobs/sha256").join(sha256(bytes))
+        self.home.path().join("banger/blobs/sha256").join(sha256(bytes))
     }
 }
 

@@ -15,7 +15,7 @@ async fn an_image_is_downloaded_once() {
     assert!(user.cached().iter().all(|(name, _)| name.len() == 64), "{:?}", user.cached());
     use std::os::unix::fs::PermissionsExt as _;
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&user.blob(&sample.parts[1])), mode(&user.home.path().join("blobs"))), (0o600, 0o700));
+    assert_eq!((mode(&user.blob(&sample.parts[1])), mode(&user.home.path().join("banger/blobs"))), (0o600, 0o700));
 }
 
 #[tokio::test]
@@ -116,12 +116,12 @@ async fn what_was_not_used_for_longest_goes_first() {
     user.cache_size = 250_000;
     let answers = sample.clone();
     let server = Server::start(move |seen| answers.answer(seen)).await;
-    let old = user.home.path().join("blobs/sha256").join("ab".repeat(32));
+    let old = user.home.path().join("banger/blobs/sha256").join("ab".repeat(32));
     let _folder = user.client();
     fs::write(&old, vec![1; 50_000]).unwrap();
     let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
     fs::File::options().write(true).open(&old).unwrap().set_modified(hour).unwrap();
-    fs::write(user.home.path().join("blobs/sha256/notes"), "mine").unwrap();
+    fs::write(user.home.path().join("banger/blobs/sha256/notes"), "mine").unwrap();
     user.pull(&server.address).await.unwrap();
     let names: Vec<String> = user.cached().into_iter().map(|(name, _)| name).collect();
     assert!(names.len() == 4 && !names.contains(&"ab".repeat(32)) && names.contains(&"notes".to_owned()), "{names:?}");
