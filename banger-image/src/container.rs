@@ -1,5 +1,6 @@
 //! The files of an archive that holds an image: an OCI layout, or what `docker save` writes.
 
+use super::SourceKind;
 use super::archive::{Archive, Kind};
 use super::error::ImageError;
 use super::names::printable;
@@ -218,6 +219,7 @@ pub(super) struct LayerBlob {
 
 /// The chosen image.
 pub(super) struct Image {
+    pub(super) kind: SourceKind,
     /// Of its manifest, or of its configuration where there is none.
     pub(super) digest: Digest,
     /// Oldest first.

@@ -5,7 +5,7 @@ use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, parse
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
-use super::{Wanted, configuration, digest};
+use super::{SourceKind, Wanted, configuration, digest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
     });
     let layers = layers.collect::<Result<_, ImageError>>()?;
     let config = configuration::parse(&files.small(&path)?, &path, progress)?;
-    Ok(Some(Image { digest: id, layers, config }))
+    Ok(Some(Image { kind: SourceKind::Docker, digest: id, layers, config }))
 }
 
 /// The image of a chain of layers; `None` when there is none.
@@ -120,5 +120,6 @@ pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress
         next = described.parent.filter(|parent| !parent.is_empty());
     }
     layers.reverse();
-    Ok(Some(Image { digest: digest(whole.finalize().into())?, layers, config: config.unwrap_or_default() }))
+    let digest = digest(whole.finalize().into())?;
+    Ok(Some(Image { kind: SourceKind::Docker, digest, layers, config: config.unwrap_or_default() }))
 }

@@ -84,6 +84,8 @@ pub enum SourceKind {
     Tar,
     /// An OCI image; its digest is that of the linux/amd64 manifest.
     Oci,
+    /// What `docker save` writes; its digest is that of the configuration, or of all layers where there is none.
+    Docker,
 }
 
 /// A finished import.
@@ -109,6 +111,21 @@ pub struct ImportedRootfs {
     /// What an OCI image says about the commands that run in it. It is no part of `digest`: it belongs to the name that the
     /// image gets, and not to the bytes, which several names share.
     pub config: ImageConfig,
+}
+
+impl ImportedRootfs {
+    /// What registries call it, if it came with a manifest.
+    #[must_use]
+    pub fn manifest(&self) -> Option<Digest> {
+        (self.source == SourceKind::Oci).then_some(self.source_digest)
+    }
+}
+
+/// The digest that an import of a source comes to, when it may hold `most` bytes: known before it is made.
+#[must_use]
+pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
+    let identity = Sha256::digest(format!("{FORMAT}\nsource {source}\nsize {most}\n"));
+    Digest::from_bytes(identity.into()).ok()
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
@@ -152,7 +169,7 @@ pub fn import(
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, &mut budget, progress)?;
-            (SourceKind::Oci, image.digest, layers, image.config)
+            (image.kind, image.digest, layers, image.config)
         }
         None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)], ImageConfig::default()),
     };
@@ -169,8 +186,8 @@ pub fn import(
     let seed_path = staging.join(SEED_FILE);
     work_disk::write_seed(&mut tree, &windows, &seed_path, progress)?;
     progress.stage("write root file system");
-    let identity = Sha256::digest(format!("{FORMAT}\nsource {source_digest}\nsize {most}\n"));
-    let digest = digest(identity.into())?;
+    let digest =
+        digest_of(&source_digest, most).ok_or_else(|| ImageError::Oci { why: "its digest is 0".to_owned() })?;
     let rootfs_path = staging.join(ROOTFS_FILE);
     let uuid = rootfs::uuid(&digest);
     let size = Size::Smallest { most };

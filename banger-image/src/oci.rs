@@ -8,7 +8,7 @@ use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::layers::Layer;
 use super::source::{Budget, Progress, Window, check, sha256, spool};
-use super::{Wanted, configuration};
+use super::{SourceKind, Wanted, configuration};
 use banger_policy::Digest;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -216,7 +216,7 @@ fn image(files: &Files, found: Found, progress: &dyn Progress) -> Result<Image, 
     let layers = layers.collect::<Result<_, _>>()?;
     // Verified when it was read for the first time.
     let config = configuration::parse(&files.small(&blob_path(&blob))?, &format!("sha256:{blob}"), progress)?;
-    Ok(Image { digest, layers, config })
+    Ok(Image { kind: SourceKind::Oci, digest, layers, config })
 }
 
 /// Verifies and decompresses the layers, oldest first.

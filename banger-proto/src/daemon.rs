@@ -4,8 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, SetRequest,
-    StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, LinkRequest,
+    SetRequest, StoreKey, StorePage, VmPage, VmRecord,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -81,8 +81,10 @@ pub trait Daemon {
 
     /// The caller's images and those that are shared; everyone's for an administrator with `all`.
     async fn list_images(all: bool, after: Option<StoreKey>) -> Result<StorePage<ImageRecord>, ApiError>;
-    /// One image, by name or beginning of an id.
+    /// One image: the caller's own name, then a shared one, then the beginning of an id.
     async fn show_image(image: String) -> Result<ImageRecord, ApiError>;
+    /// Gives a name to what the daemon has of the caller's own or of what administrators pulled and share; `None`: it must be sent.
+    async fn link_image(request: LinkRequest) -> Result<Option<ImageRecord>, ApiError>;
     /// Lets everybody use an image, or only its owner again; for administrators.
     async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;
     /// Removes an image; refused while a VM uses it.

@@ -10,7 +10,19 @@ Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
 
 Environment:
   BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
-  NO_COLOR       no colour";
+  HTTPS_PROXY    the way to registries; NO_PROXY: hosts that are reached without it
+  SSL_CERT_FILE  certificate authorities of registries, instead of the host's
+  DOCKER_CONFIG  the folder with your logins to registries [default: ~/.docker]
+  NO_COLOR       no colour
+
+Files:
+  ~/.config/banger/registries.toml
+                 mirrors of registries, and the size of the cache:
+                   cache_size = \"10G\"
+                   [mirrors]
+                   \"docker.io\" = [\"https://mirror.example\"]
+  ~/.cache/banger
+                 downloaded layers";
 
 /// microVM sandboxes for every user of a host, without sudo
 #[derive(Debug, Parser)]
@@ -131,7 +143,7 @@ pub(crate) struct Spec {
     // A value may begin with a hyphen here and below: then our own sentence says what is wrong with it.
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) name: Option<String>,
-    /// The image [default: the configured one, or your only one]
+    /// The image; one that is not here is pulled from its registry [default: the configured one, or your only one]
     #[arg(long)]
     pub(crate) image: Option<String>,
     /// The kernel [default: the newest that is shared, or your newest]
@@ -289,6 +301,8 @@ pub(crate) struct Json {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
+    /// Get an image from a registry, with your own network, logins (docker's) and certificate authorities
+    Pull(PullImage),
     /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or what `docker save` writes
     Import(ImportImage),
     /// Let everybody use images, or only their owners again (for administrators)
@@ -321,6 +335,38 @@ pub(crate) enum Image {
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
+    /// What pulls keep on your own disk
+    #[command(subcommand)]
+    Cache(Cache),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cache {
+    /// Remove all downloaded layers, those of interrupted downloads too
+    Prune {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullImage {
+    /// Such as debian:13 (of docker.io), ghcr.io/acme/tool:v1, localhost:5000/tool
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    /// The image's name [default: REF as it is]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) size: Option<String>,
+    /// OS/ARCH[/VARIANT], when the image is made for several [default: that of this host]
+    #[arg(long)]
+    pub(crate) platform: Option<String>,
+    /// For everybody (for administrators)
+    #[arg(long)]
+    pub(crate) shared: bool,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod pack;
 mod private;
 mod programs;
 mod progress;
+mod registry;
 mod session;
 mod ssh;
 mod terminal;

@@ -3,6 +3,10 @@
 //! another user or the daemon wrote part of it.
 #![expect(clippy::disallowed_methods, reason = "this is the one place that writes to the outputs")]
 
+mod bars;
+
+pub(crate) use bars::{Transfer, Transfers};
+
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_proto::time::Timestamp;

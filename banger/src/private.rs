@@ -158,7 +158,7 @@ fn elsewhere(me: Uid) -> String {
     if me.is_root() {
         "run it as yourself, or with root's own home: sudo -H banger ...".to_owned()
     } else {
-        "name a folder of your own: XDG_DATA_HOME=/path".to_owned()
+        "name folders of your own: XDG_DATA_HOME=/path XDG_CACHE_HOME=/path".to_owned()
     }
 }
 

@@ -29,8 +29,12 @@ pub(crate) struct Source {
 ///
 /// # Errors
 /// Why a file of ours could not be read, why the daemon's job failed, or a lost connection.
-pub(crate) async fn run(client: &Client, request: StreamRequest, source: Source) -> anyhow::Result<Ended> {
-    let mut interrupts = Interrupts::listen()?;
+pub(crate) async fn run(
+    client: &Client,
+    request: StreamRequest,
+    source: Source,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Ended> {
     let mut progress = Progress::new(Detail::Live);
     let (stream, opened) = client.stream(request).await?;
     let Some(job) = opened.job else {
@@ -51,19 +55,17 @@ pub(crate) async fn run(client: &Client, request: StreamRequest, source: Source)
     };
     match uploading.await {
         // A refusal is the job's to explain, and so is what came of the bytes.
-        Ok(Sent::All | Sent::Refused) => {
-            job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await
-        }
+        Ok(Sent::All | Sent::Refused) => job::follow(client, job, &mut progress, interrupts, OnInterrupt::Cancel).await,
         Ok(Sent::Interrupted(status)) => {
             progress.say("interrupted: undoing what was done (interrupt again to leave that to bangerd)");
             answer(client.rpc.cancel_job(soon(), job)).await?;
-            drop(job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await);
+            drop(job::follow(client, job, &mut progress, interrupts, OnInterrupt::Cancel).await);
             Ok(Ended::Interrupted(status, None))
         }
         Err(error) => {
             answer(client.rpc.cancel_job(soon(), job)).await?;
             // The job can only say that it was cancelled, or why it gave up; ours came first.
-            drop(job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await);
+            drop(job::follow(client, job, &mut progress, interrupts, OnInterrupt::Cancel).await);
             Err(error)
         }
     }

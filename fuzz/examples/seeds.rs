@@ -90,7 +90,7 @@ fn daemon() -> Result<()> {
         user: Some("app".to_owned()),
         terminal: None,
     };
-    let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None };
+    let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };
     let requests = [
         ("info", DaemonRequest::Info {}),
         ("list-vms", DaemonRequest::ListVms { all: true, after: Some(VmId::from_bytes([1; 32])?) }),

@@ -12,7 +12,7 @@ pub enum NameError {
     Vm(String),
     /// An image's or a kernel's name.
     #[error(
-        "{0:?} is not a name for an image or a kernel: 1 to 128 characters of a-z, A-Z, 0-9, '.', '_', '-', '+', '~', ':' and '/', beginning and ending with a letter or digit, without '..' or '//'"
+        "{0:?} is not a name for an image or a kernel: 1 to 128 characters of a-z, A-Z, 0-9, '.', '_', '-', '+', '~', ':' and '/' (an image's also '@'), beginning and ending with a letter or digit, without '..' or '//'"
     )]
     Store(String),
 }
@@ -37,7 +37,7 @@ impl FromStr for VmName {
 /// The names of images and kernels share one grammar: a reference, a catalogue name or a kernel's release (Debian's
 /// have a `+`) is legal as it is.
 macro_rules! store_name {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident, $signs:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -49,7 +49,7 @@ macro_rules! store_name {
             fn from_str(text: &str) -> Result<Self, NameError> {
                 let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
                 let good = (1..=128).contains(&text.len())
-                    && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-+~:/".contains(&c))
+                    && text.bytes().all(|c| c.is_ascii_alphanumeric() || $signs.contains(&c))
                     && edge(text.chars().next())
                     && edge(text.chars().next_back())
                     && !text.contains("..")
@@ -61,12 +61,14 @@ macro_rules! store_name {
 }
 
 store_name!(
-    /// The name of an image in the store.
-    ImageName
+    /// The name of an image in the store. A reference may have a digest, behind an `@`.
+    ImageName,
+    b"._-+~:/@"
 );
 store_name!(
     /// The name of a kernel in the store.
-    KernelName
+    KernelName,
+    b"._-+~:/"
 );
 
 /// What every name type offers beside parsing.
@@ -120,11 +122,13 @@ mod tests {
 
     #[test]
     fn image_names() {
-        for good in ["debian", "debian:13", "ghcr.io/acme/tool:v1.2", "6.12.48+deb13-cloud-amd64"] {
+        for good in ["debian", "debian:13", "ghcr.io/acme/tool:v1.2", "6.12.48+deb13-cloud-amd64", "debian@sha256:00ff"]
+        {
             assert!(good.parse::<ImageName>().is_ok(), "{good}");
         }
         for bad in ["", "/etc", "../x", "a/../b", "a//b", "a b", "a\n", "a-", "ä", &"x".repeat(129)] {
             assert!(bad.parse::<ImageName>().is_err(), "{bad:?}");
         }
+        assert!("6.12@x".parse::<KernelName>().is_err());
     }
 }

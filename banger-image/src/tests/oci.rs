@@ -1,6 +1,6 @@
 //! OCI images: selection, verification, whiteouts.
 
-use super::super::{ImageError, Limits, SourceKind, Wanted, import};
+use super::super::{ImageError, Limits, SourceKind, Wanted, digest_of, import};
 use super::maker::{Oci, SIZE, Tar, file_of, fsck, import_bytes, import_error, pack, sha256, tool};
 
 fn listing(layers: &[Vec<u8>], folder: &str) -> Option<Vec<String>> {
@@ -19,7 +19,8 @@ fn layers_are_merged_and_the_manifest_names_the_image() {
     let dir = tempfile::tempdir().unwrap();
     let result = import_bytes(&oci.tar(), dir.path()).unwrap();
     assert_eq!(result.source, SourceKind::Oci);
-    assert_eq!(result.source_digest.to_string(), oci.blobs().1);
+    assert_eq!(result.manifest().unwrap().to_string(), oci.blobs().1);
+    assert_eq!(digest_of(&result.source_digest, SIZE), Some(result.digest), "known before");
     if let Some(names) = listing(&layers, "/a") {
         assert_eq!(names, ["one", "two"]);
     }
@@ -188,7 +189,7 @@ fn what_docker_save_writes_is_an_image() {
     let files = saved(&[("app:1", &layers)]);
     let dir = tempfile::tempdir().unwrap();
     let result = import_bytes(&pack(&files), dir.path()).unwrap();
-    assert_eq!(result.source, SourceKind::Oci);
+    assert_eq!((result.source, result.manifest()), (SourceKind::Docker, None));
     if let Some(text) = tool("debugfs", &["-R", "ls -p /d", result.rootfs_path.to_str().unwrap()]) {
         assert!(text.contains("/new/") && !text.contains("old"), "{text}");
     }

@@ -11,5 +11,5 @@ mod vm;
 pub use error::{ApiError, ErrorCode, MAX_ERROR, cut};
 pub use host::{Check, CheckStatus, DaemonInfo, Leak, LeakKind, Leaks};
 pub use job::{JobId, JobPage, JobResult, JobState, JobView, Stage};
-pub use store::{ImageRecord, KernelRecord, StoreKey, StorePage};
+pub use store::{ImageRecord, KernelRecord, LinkRequest, StoreKey, StorePage};
 pub use vm::{CreateRequest, SetRequest, VmPage, VmRecord, VmRuntime, VmSpec, VmStats};

@@ -33,6 +33,8 @@ pub struct ImageRecord {
     pub docker: bool,
     /// Where it came from, as the user named it.
     pub source: String,
+    /// Digest of the image's manifest, when it was an OCI image: what registries call it.
+    pub manifest_digest: Option<Digest>,
     /// How commands run in it. The command line shows its fields beside these.
     pub config: ImageConfig,
     /// When it was imported.
@@ -82,4 +84,20 @@ pub struct StorePage<T> {
     pub entries: Vec<T>,
     /// Pass it on to get the rest.
     pub next: Option<StoreKey>,
+}
+
+/// An image of a registry that the daemon may have: by the digest of its manifest, for one size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkRequest {
+    /// Name of the image.
+    pub name: String,
+    /// The reference. A name that was pulled from the same one before changes its meaning; another
+    /// one is taken.
+    pub source: String,
+    /// Of the manifest for one platform.
+    pub manifest: Digest,
+    /// The most that it may hold, bytes; the default when `None`.
+    pub build_size: Option<u64>,
+    /// Everybody may use it; for administrators.
+    pub shared: bool,
 }

@@ -4,7 +4,9 @@ use crate::catalogue;
 use crate::cli::{Image, ImportImage, Json, List, ListImages};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::{self, checked};
+use crate::cmd::{cache, pull};
 use crate::error::{FAILED, say};
+use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::output::{self, age, amount, facts, line, short, table, took};
 use crate::{pack, upload};
@@ -18,12 +20,14 @@ use std::time::Instant;
 
 pub(super) async fn run(command: Image) -> anyhow::Result<u8> {
     match command {
+        Image::Pull(options) => pull::run(options).await,
         Image::Import(options) => import(options).await,
         Image::Promote { shared, images, .. } => promote(images, shared).await,
         Image::List(ListImages { list, available: true }) => list_available(list.json),
         Image::List(ListImages { list: options, .. }) => list(options).await,
         Image::Show { image, json } => show(image, json).await,
         Image::Delete { images } => delete(images).await,
+        Image::Cache(command) => cache::run(&command),
     }
 }
 
@@ -40,17 +44,12 @@ async fn import(options: ImportImage) -> anyhow::Result<u8> {
     } else {
         std::path::absolute(&path).unwrap_or_else(|_| path.clone()).display().to_string()
     };
-    let request = StreamRequest::ImportImage { name: name.clone(), source: shown, build_size, shared, reference };
-    match upload::run(&client, request, source).await.with_context(what)? {
+    let (name_of, pulled) = (name.clone(), false);
+    let request = StreamRequest::ImportImage { name: name_of, source: shown, build_size, shared, reference, pulled };
+    let mut interrupts = Interrupts::listen()?;
+    match upload::run(&client, request, source, &mut interrupts).await.with_context(what)? {
         Ended::Done(result) => {
-            let image = job::image(result)?;
-            let (id, size) = (short(&image.id), output::size(image.build_size));
-            line(&format!(
-                "imported {} ({id}, {size}, {} used) in {}",
-                image.name,
-                amount(image.allocated_bytes),
-                took(began.elapsed())
-            ))?;
+            line(&format!("imported {} in {}", described(&job::image(result)?), took(began.elapsed())))?;
             Ok(0)
         }
         Ended::Interrupted(status, None) => Ok(status),
@@ -61,6 +60,12 @@ async fn import(options: ImportImage) -> anyhow::Result<u8> {
             Ok(status)
         }
     }
+}
+
+/// Its name, and what it is.
+pub(super) fn described(image: &ImageRecord) -> String {
+    let (id, size) = (short(&image.id), output::size(image.build_size));
+    format!("{} ({id}, {size}, {} used)", image.name, amount(image.allocated_bytes))
 }
 
 async fn promote(images: Vec<String>, shared: bool) -> anyhow::Result<u8> {
@@ -97,7 +102,9 @@ async fn list(options: List) -> anyhow::Result<u8> {
         return Ok(0);
     }
     if images.is_empty() {
-        output::note("no images; make one with: banger image import rootfs.tar --name NAME");
+        output::note(
+            "no images; get one with: banger image pull debian:13, or banger image import rootfs.tar --name NAME",
+        );
         return Ok(0);
     }
     let now = Timestamp::now();
@@ -110,12 +117,13 @@ async fn list(options: List) -> anyhow::Result<u8> {
                 short(&image.id),
                 output::size(image.build_size),
                 amount(image.allocated_bytes),
-                age(image.created_at, now),
+                age(image.updated_at, now),
+                image.manifest_digest.as_ref().map(short).unwrap_or_default(),
                 image.source.clone(),
             ]
         })
         .collect();
-    table(&["NAME", "OWNER", "ID", "SIZE", "USED", "AGE", "SOURCE"], &rows, |_, _| None)?;
+    table(&["NAME", "OWNER", "ID", "SIZE", "USED", "AGE", "MANIFEST", "SOURCE"], &rows, |_, _| None)?;
     Ok(0)
 }
 

@@ -4,6 +4,7 @@ use crate::cli::{Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
 use crate::error::{FAILED, say};
+use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::kernel_file::modules_folder;
 use crate::output::{self, age, amount, line, short, table, took};
@@ -37,7 +38,9 @@ async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>, share
     let modules = modules.map_or_else(|| modules_folder(path, &file), |given| Ok(Some(given))).with_context(what)?;
     let source = pack::kernel(file, modules.as_deref()).with_context(what)?;
     let client = Client::connect().await?;
-    match upload::run(&client, StreamRequest::ImportKernel { name, shared }, source).await.with_context(what)? {
+    let request = StreamRequest::ImportKernel { name, shared };
+    let mut interrupts = Interrupts::listen()?;
+    match upload::run(&client, request, source, &mut interrupts).await.with_context(what)? {
         Ended::Done(result) => {
             let kernel = job::kernel(result)?;
             line(&format!(

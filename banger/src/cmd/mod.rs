@@ -1,5 +1,6 @@
 //! One file per command, or per group of commands that differ in a word. Each gives the exit status.
 
+mod cache;
 mod chown;
 mod completion;
 mod doctor;
@@ -10,6 +11,7 @@ mod kernel;
 mod lifecycle;
 mod list;
 mod login;
+mod pull;
 mod run;
 mod spec;
 mod version;

@@ -3,7 +3,7 @@
 use crate::cli::{Run, Spec};
 use crate::client::{Client, answer, soon};
 use crate::cmd::exec::{self, How};
-use crate::cmd::{lifecycle, spec};
+use crate::cmd::{lifecycle, pull, spec};
 use crate::error::{explained, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
@@ -19,7 +19,10 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
     let what = "cannot create a VM";
     let request = spec::request(options, true).context(what)?;
     let client = Client::connect().await?;
-    let interrupts = Interrupts::listen()?;
+    let mut interrupts = Interrupts::listen()?;
+    if let Some(status) = pull::missing(&client, &request, &mut interrupts).await.context(what)? {
+        return Ok(status);
+    }
     match make(&client, request, false, Detail::Live, interrupts).await.context(what)? {
         Made::Vm(vm) => {
             line(vm.name.as_str())?;
@@ -37,6 +40,9 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
+    if let Some(status) = pull::missing(&client, &request, &mut interrupts).await.context(what)? {
+        return Ok(status);
+    }
     let vm =
         match make(&client, request, options.keep_on_error, Detail::Steps, interrupts.clone()).await.context(what)? {
             Made::Vm(vm) => vm,

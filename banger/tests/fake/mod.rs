@@ -7,6 +7,7 @@ mod service;
 
 pub use records::vm;
 
+use banger_policy::Digest;
 use banger_proto::daemon::Daemon as _;
 use banger_proto::model::{JobResult, JobState, JobView, VmRecord};
 use banger_proto::stream::{StreamRequest, Ticket};
@@ -32,6 +33,10 @@ pub struct State {
     pub evil: &'static str,
     /// Bytes that the last upload brought.
     pub uploaded: Vec<u8>,
+    /// Images that it has: name, source and manifest.
+    pub pulled: Vec<(String, String, Digest)>,
+    /// What was last asked for, and not there.
+    pub asked: Option<(String, String, Digest)>,
     jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
 }

@@ -104,6 +104,7 @@ pub fn image(name: &str, bytes: u64) -> ImageRecord {
             entrypoint: vec!["/entry point".into(), "it's".into()],
             cmd: vec!["serve".into(), String::new()],
         },
+        manifest_digest: None,
         created_at: hours_ago(3),
         updated_at: hours_ago(3),
     }

@@ -6,7 +6,8 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult,
-    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage,
+    VmRecord,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -156,6 +157,15 @@ impl Daemon for Fake {
         Ok(OpenStream { ticket, job: upload.map(JobId) })
     }
 
+    async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
+        let mut state = self.state();
+        state.calls.push(format!("link {} from {}", request.name, request.source));
+        let LinkRequest { name, source, manifest, .. } = request;
+        let known = state.pulled.iter().any(|(_, _, known)| *known == manifest);
+        state.asked = Some((name.clone(), source, manifest));
+        Ok(known.then(|| records::image(&name, 300 << 20)))
+    }
+
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
         self.state().calls.push(format!("share image {image} {shared}"));
         Ok(())
@@ -195,7 +205,8 @@ impl Daemon for Fake {
 
     async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
         let state = self.state();
-        let Ok(name) = image.parse() else {
+        let known = image == "debian:13" || state.pulled.iter().any(|(name, ..)| *name == image);
+        let Some(name) = image.parse().ok().filter(|_| known) else {
             return Err(ApiError::new(ErrorCode::NotFound, state.text(&format!("no such image: {image}"))));
         };
         let mut image = ImageRecord { name, ..records::image("debian:13", 300 << 20) };

@@ -9,7 +9,7 @@ use banger_policy::Digest;
 use banger_policy::access::Owner;
 use banger_policy::quota::UserLimits;
 use banger_proto::model::ImageRecord;
-use rusqlite::{Row, named_params};
+use rusqlite::{Row, Transaction, named_params};
 
 impl Db {
     /// A name, and the content unless it is there.
@@ -21,26 +21,8 @@ impl Db {
             let owner = Owner { uid: image.owner, name: image.owner_name.clone().into() };
             name_fits(sql, &IMAGES, &owner, &limits)?;
             let before = stored(sql, &owner)?;
-            sql.execute(
-                "INSERT INTO images (id, build_size, allocated_bytes, docker) VALUES (:id, :build, :allocated, :docker)
-                 ON CONFLICT (id) DO NOTHING",
-                named_params! {
-                    ":id": Text(image.id), ":build": signed(image.build_size), ":allocated": signed(image.allocated_bytes),
-                    ":docker": image.docker,
-                },
-            )?;
-            sql.execute(
-                "INSERT INTO image_names (owner, owner_name, name, image_id, managed, source, shared, created_at, updated_at,
-                 config)
-                 VALUES (:owner, :owner_name, :name, :id, :managed, :source, :shared, :created, :updated, :config)",
-                named_params! {
-                    ":owner": image.owner, ":owner_name": image.owner_name, ":name": image.name.as_str(), ":id": Text(image.id),
-                    ":managed": image.managed, ":source": image.source, ":shared": image.shared,
-                    ":created": signed(image.created_at.unix()), ":updated": signed(image.updated_at.unix()),
-                    ":config": Json(&image.config),
-                },
-            )
-            .map_err(|error| if is_unique(&error) { DbError::Taken(image.name.to_string()) } else { error.into() })?;
+            insert_content(sql, &image)?;
+            insert_name(sql, &image)?;
             bytes_fit(sql, &owner, before, &limits)
         })
         .await
@@ -60,7 +42,37 @@ impl Db {
     }
 }
 
-fn row(row: &Row<'_>, paths: &Paths) -> rusqlite::Result<ImageRecord> {
+/// The row of the content, unless there is one.
+pub(super) fn insert_content(sql: &Transaction<'_>, image: &ImageRecord) -> Result<(), DbError> {
+    sql.execute(
+        "INSERT INTO images (id, build_size, allocated_bytes, docker) VALUES (:id, :build, :allocated, :docker)
+         ON CONFLICT (id) DO NOTHING",
+        named_params! {
+            ":id": Text(image.id), ":build": signed(image.build_size), ":allocated": signed(image.allocated_bytes),
+            ":docker": image.docker,
+        },
+    )?;
+    Ok(())
+}
+
+/// The row of a new name.
+pub(super) fn insert_name(sql: &Transaction<'_>, image: &ImageRecord) -> Result<(), DbError> {
+    sql.execute(
+        "INSERT INTO image_names (owner, owner_name, name, image_id, managed, source, manifest, config, shared, created_at,
+         updated_at)
+         VALUES (:owner, :owner_name, :name, :id, :managed, :source, :manifest, :config, :shared, :created, :updated)",
+        named_params! {
+            ":owner": image.owner, ":owner_name": image.owner_name, ":name": image.name.as_str(), ":id": Text(image.id),
+            ":managed": image.managed, ":source": image.source, ":manifest": image.manifest_digest.map(Text),
+            ":config": Json(&image.config),
+            ":shared": image.shared, ":created": signed(image.created_at.unix()), ":updated": signed(image.updated_at.unix()),
+        },
+    )
+    .map_err(|error| if is_unique(&error) { DbError::Taken(image.name.to_string()) } else { error.into() })?;
+    Ok(())
+}
+
+pub(super) fn row(row: &Row<'_>, paths: &Paths) -> rusqlite::Result<ImageRecord> {
     let id = row.get::<_, Text<Digest>>("id")?.0;
     let dir = paths.image_dir(&id);
     Ok(ImageRecord {
@@ -78,6 +90,7 @@ fn row(row: &Row<'_>, paths: &Paths) -> rusqlite::Result<ImageRecord> {
         docker: row.get("docker")?,
         source: row.get("source")?,
         config: row.get::<_, Json<_>>("config")?.0,
+        manifest_digest: row.get::<_, Option<Text<Digest>>>("manifest")?.map(|digest| digest.0),
         created_at: time(row, "created_at")?,
         updated_at: time(row, "updated_at")?,
     })

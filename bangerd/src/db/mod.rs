@@ -8,10 +8,12 @@ mod image;
 mod job;
 mod kernel;
 mod key;
+mod pulled;
 pub(crate) mod store;
 mod vm;
 
 pub(crate) use care::{Verdict, inspect};
+pub(crate) use pulled::Link;
 pub(crate) use vm::{Mirror, NewVm, VmRow};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
@@ -23,7 +25,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 2] = [include_str!("schema/0001.sql"), include_str!("schema/0003.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("schema/0001.sql"), include_str!("schema/0002.sql"), include_str!("schema/0003.sql")];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before the first release has none.
 const APPLICATION_ID: i32 = 0x626e_6772;
 
@@ -59,6 +62,8 @@ pub(crate) enum DbError {
     /// A unique name or number was taken.
     #[error("{0} is taken already")]
     Taken(String),
+    #[error("{0} is shared, and only administrators change what everybody uses")]
+    IsShared(String),
     #[error(transparent)]
     Limit(#[from] banger_policy::quota::Exceeded),
     #[error("its image or kernel was deleted meanwhile")]
@@ -289,9 +294,16 @@ fn is_reference(error: &rusqlite::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    /// A new database as an earlier release made it.
+    pub(crate) fn of_schema(path: &Path, steps: usize) -> Connection {
+        let mut raw = Connection::open(path).unwrap();
+        bring_up(&mut raw, path, &MIGRATIONS[..steps]).unwrap();
+        raw
+    }
 
     #[tokio::test]
     async fn a_newer_database_is_refused_with_a_sentence_and_left_alone() {

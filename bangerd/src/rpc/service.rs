@@ -10,7 +10,7 @@ use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -150,6 +150,11 @@ impl banger_proto::daemon::Daemon for Service {
     async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
         self.pay()?;
         self.daemon.store.show_image(&self.peer, &image).await
+    }
+
+    async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
+        self.pay()?;
+        self.daemon.store.link_image(&self.peer, request).await
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {

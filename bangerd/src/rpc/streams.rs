@@ -26,8 +26,9 @@ pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest)
         }
         StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
-        StreamRequest::ImportImage { name, source, build_size, shared, reference } => {
-            Wanted::image(name, source, *build_size, *shared, reference.as_deref())?.may_be_of(peer).map(Some)
+        StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
+            let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
+            if *pulled { wanted.pulled() } else { wanted }.may_be_of(peer).map(Some)
         }
         StreamRequest::ImportKernel { name, shared } => {
             Wanted::kernel(name.as_deref(), *shared)?.may_be_of(peer).map(Some)

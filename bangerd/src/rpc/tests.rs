@@ -71,6 +71,7 @@ fn upload(name: &str) -> StreamRequest {
         build_size: Some(64 << 20),
         shared: false,
         reference: None,
+        pulled: false,
     }
 }
 

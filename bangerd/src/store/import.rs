@@ -38,7 +38,7 @@ const MAX_WARNINGS: u32 = 10;
 /// What an upload shall become, checked.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    Image { name: ImageName, source: String, build_size: u64, shared: bool, reference: Option<String> },
+    Image { name: ImageName, source: String, build_size: u64, shared: bool, reference: Option<String>, pulled: bool },
     Kernel { name: Option<KernelName>, shared: bool },
 }
 
@@ -77,7 +77,16 @@ impl Wanted {
             build_size: size.next_multiple_of(4096),
             shared,
             reference: reference.map(|text| text.chars().take(MAX_SOURCE).collect()),
+            pulled: false,
         })
+    }
+
+    /// The source is a registry's reference.
+    pub(crate) fn pulled(mut self) -> Self {
+        if let Self::Image { pulled, .. } = &mut self {
+            *pulled = true;
+        }
+        self
     }
 
     /// # Errors
@@ -95,6 +104,11 @@ impl Wanted {
         }
     }
 
+    /// Was it pulled from the same place before?
+    fn renews(&self, image: &ImageRecord) -> bool {
+        matches!(self, Self::Image { name, source, pulled: true, .. } if *name == image.name && *source == image.source)
+    }
+
     fn cap(&self) -> u64 {
         match self {
             // Layers may replace each other's files, and a tar has its own headers: more than the result, not much more.
@@ -104,7 +118,7 @@ impl Wanted {
     }
 }
 
-fn bad(error: &dyn std::error::Error) -> ApiError {
+pub(super) fn bad(error: &dyn std::error::Error) -> ApiError {
     ApiError::new(ErrorCode::BadRequest, error.to_string())
 }
 
@@ -205,6 +219,8 @@ impl Store {
             Wanted::Image { name, .. } => {
                 let images = self.images(peer, false).await?;
                 let own = images.into_iter().filter(|image| peer.owns(&image.entry().owner));
+                // A name that is pulled again is not one more.
+                let own = own.filter(|image| !wanted.renews(image));
                 let names: Vec<String> = own.map(|image| image.name.into()).collect();
                 ("image", Some(name.as_str()), names, Limited::Images)
             }
@@ -270,7 +286,9 @@ impl Store {
     }
 
     async fn image(&self, spool: File, peer: Peer, wanted: Wanted, watched: &Watched) -> Result<JobResult, ApiError> {
-        let Wanted::Image { name, source, build_size, shared, reference } = wanted else { return Err(not_that()) };
+        let Wanted::Image { name, source, build_size, shared, reference, pulled } = wanted else {
+            return Err(not_that());
+        };
         let staging = Staging::new(&self.paths.images(), &watched.job)?;
         let what = What::Image { most: build_size, reference };
         let Made::Image(made) = self.convert(what, spool, &staging, watched, "the image").await? else {
@@ -303,11 +321,17 @@ impl Store {
             allocated_bytes: allocated(&dir.join(banger_image::ROOTFS_FILE)),
             docker: false,
             source,
+            manifest_digest: made.manifest(),
             config: made.config,
             created_at: now,
             updated_at: now,
         };
-        if let Err(error) = self.db.insert_image(record.clone(), peer.limits).await {
+        let inserted = if pulled {
+            self.db.insert_pulled(record.clone(), peer.admin, peer.limits).await
+        } else {
+            self.db.insert_image(record.clone(), peer.limits).await
+        };
+        if let Err(error) = inserted {
             if !known {
                 remove(&dir);
             }
@@ -382,9 +406,11 @@ fn not_that() -> ApiError {
     ApiError::new(ErrorCode::Internal, "an upload became something else")
 }
 
-fn not_inserted(peer: &Peer, what: &str, name: &str, error: DbError) -> ApiError {
+pub(super) fn not_inserted(peer: &Peer, what: &str, name: &str, error: DbError) -> ApiError {
     match error {
         DbError::Taken(_) => taken(what, name),
+        error @ DbError::IsShared(_) => ApiError::new(ErrorCode::Denied, error.to_string())
+            .hint("Pull it under another name with --name, or ask an administrator to pull it."),
         DbError::Limit(why) => over_limit(peer, &why),
         error => internal(&error),
     }

@@ -8,6 +8,7 @@
 
 pub(crate) mod import;
 pub(crate) mod page;
+mod pulled;
 
 use crate::convert::Converter;
 use crate::db::store::{IMAGES, KERNELS, Kind, User};

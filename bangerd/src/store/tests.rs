@@ -10,13 +10,13 @@ use banger_proto::time::Timestamp;
 /// Has alice's number.
 const CAROL: Peer = Peer::new(1001, "carol", false);
 
-fn id(first: u8) -> Digest {
+pub(super) fn id(first: u8) -> Digest {
     let mut bytes = [0x11; 32];
     bytes[0] = first;
     Digest::from_bytes(bytes).unwrap()
 }
 
-fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
+pub(super) fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
     ImageRecord {
         id: id(first),
         name: name.parse().unwrap(),
@@ -32,6 +32,7 @@ fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
         docker: false,
         source: format!("/home/{}/secret/{name}.tar", peer.name),
         config: ImageConfig { user: Some(format!("{}-{name}", peer.name)), ..ImageConfig::default() },
+        manifest_digest: None,
         created_at: Timestamp::from_unix(first.into()),
         updated_at: Timestamp::now(),
     }
@@ -52,7 +53,7 @@ fn kernel(peer: &Peer, name: &str, first: u8) -> KernelRecord {
 }
 
 /// A store without what [`World`] has put into it: each entry with its folder.
-fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
+pub(super) fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
     let world = World::new();
     let store = Arc::clone(&world.life().store);
     world.life().runtime.block_on(async {
@@ -71,7 +72,7 @@ fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
 }
 
 impl World {
-    fn store<T>(&self, work: impl AsyncFnOnce(&Arc<Store>) -> T) -> T {
+    pub(super) fn store<T>(&self, work: impl AsyncFnOnce(&Arc<Store>) -> T) -> T {
         self.life().runtime.block_on(work(&self.life().store))
     }
 }

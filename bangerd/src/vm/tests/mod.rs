@@ -131,6 +131,7 @@ impl World {
                 docker: false,
                 source: "test".into(),
                 config: ImageConfig { user: Some("app".into()), ..ImageConfig::default() },
+                manifest_digest: None,
                 created_at: now,
                 updated_at: now,
             };

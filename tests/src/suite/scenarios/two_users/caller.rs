@@ -322,6 +322,7 @@ async fn without_words(rpc: &DaemonClient, targets: &Targets) -> Result<Vec<Atte
         build_size: None,
         shared: true,
         reference: None,
+        pulled: false,
     };
     for (what, request) in [
         ("import-shared-image", image),

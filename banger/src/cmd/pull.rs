@@ -1,0 +1,135 @@
+//! `image pull`, and the pull of an image that `vm run` and `vm create` name and the daemon does not have.
+
+use crate::cli::PullImage;
+use crate::client::{Client, answer, soon};
+use crate::cmd::image::described;
+use crate::cmd::spec::{self, checked};
+use crate::interrupt::Interrupts;
+use crate::job::{self, Ended};
+use crate::output::{Transfers, line, note, took};
+use crate::registry::{Platform, Reference, Registries};
+use crate::upload;
+use anyhow::Context as _;
+use banger_policy::ImageName;
+use banger_proto::model::{CreateRequest, ErrorCode, ImageRecord, LinkRequest};
+use banger_proto::stream::StreamRequest;
+use std::time::Instant;
+
+/// What is to be pulled, and as what.
+struct Wanted {
+    reference: Reference,
+    platform: Platform,
+    name: String,
+    build_size: Option<u64>,
+    shared: bool,
+}
+
+enum Pulled {
+    /// Downloaded, or taken from the cache, and sent.
+    Sent(Box<ImageRecord>),
+    /// The daemon had it.
+    Known(Box<ImageRecord>),
+    /// Interrupted, and undone but for what is in the cache; end with this status.
+    Nothing(u8),
+}
+
+pub(super) async fn run(options: PullImage) -> anyhow::Result<u8> {
+    let PullImage { reference: text, name, size, platform, shared } = options;
+    let what = || format!("cannot pull {text}");
+    let wanted = (|| {
+        let reference = Reference::parse(&text)?;
+        let platform = platform.as_deref().map(Platform::parse).transpose().context("--platform")?;
+        let name = name.unwrap_or_else(|| text.clone());
+        checked::<ImageName>(Some(&name)).context("give it a name with --name")?;
+        let build_size = spec::size("--size", size.as_deref())?;
+        anyhow::Ok(Wanted { reference, platform: platform.unwrap_or_else(Platform::of_host), name, build_size, shared })
+    })();
+    let wanted = wanted.with_context(what)?;
+    let client = Client::connect().await?;
+    let mut interrupts = Interrupts::listen()?;
+    let began = Instant::now();
+    match pull(&client, &wanted, &mut interrupts).await.with_context(what)? {
+        Pulled::Sent(image) => line(&format!("pulled {} in {}", described(&image), took(began.elapsed())))?,
+        Pulled::Known(image) => line(&format!("{} is up to date; nothing was downloaded", described(&image)))?,
+        Pulled::Nothing(status) => return Ok(status),
+    }
+    Ok(0)
+}
+
+/// Pulls the image of a request when its name means nothing to the daemon. Gives the status to end with when the user
+/// interrupted.
+///
+/// # Errors
+/// Why it cannot be pulled; the daemon's refusal.
+pub(super) async fn missing(
+    client: &Client,
+    request: &CreateRequest,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Option<u8>> {
+    let Some(name) = request.image_name.clone() else { return Ok(None) };
+    let unknown = match client.rpc.show_image(soon(), name.clone()).await {
+        Ok(Err(error)) if error.code == ErrorCode::NotFound => error,
+        other => return answer(async { other }).await.map(|_| None),
+    };
+    // What no registry can have is only not here.
+    let Ok(reference) = Reference::parse(&name) else {
+        return answer(async { Ok(Err(unknown)) }).await;
+    };
+    note(&format!("image {name} is not here: pulling {reference}"));
+    let wanted = Wanted { reference, platform: Platform::of_host(), name, build_size: None, shared: false };
+    let what = || format!("there is no image {} here, and it cannot be pulled", wanted.name);
+    let began = Instant::now();
+    Ok(match pull(client, &wanted, interrupts).await.with_context(what)? {
+        Pulled::Sent(image) => {
+            note(&format!("pulled {} in {}", described(&image), took(began.elapsed())));
+            None
+        }
+        Pulled::Known(_) => None,
+        Pulled::Nothing(status) => Some(status),
+    })
+}
+
+async fn pull(client: &Client, wanted: &Wanted, interrupts: &mut Interrupts) -> anyhow::Result<Pulled> {
+    let Wanted { reference, platform, name, build_size, shared } = wanted;
+    let registries = Registries::new()?;
+    let found = tokio::select! {
+        found = registries.find(reference, platform.clone()) => found?,
+        status = interrupts.next() => return Ok(Pulled::Nothing(status)),
+    };
+    let link = LinkRequest {
+        name: name.clone(),
+        source: reference.to_string(),
+        manifest: found.digest,
+        build_size: *build_size,
+        shared: *shared,
+    };
+    if let Some(image) = answer(client.rpc.link_image(soon(), link)).await? {
+        return Ok(Pulled::Known(Box::new(image)));
+    }
+    let lines = Transfers::new();
+    let source = tokio::select! {
+        source = registries.fetch(found, &lines) => source?,
+        status = interrupts.next() => {
+            lines.say("interrupted; what was downloaded is kept, and the next pull goes on from there");
+            return Ok(Pulled::Nothing(status));
+        }
+    };
+    let request = StreamRequest::ImportImage {
+        name: name.clone(),
+        source: reference.to_string(),
+        build_size: *build_size,
+        shared: *shared,
+        reference: None,
+        pulled: true,
+    };
+    let ended = upload::run(client, request, source, interrupts).await;
+    registries.tidy();
+    Ok(match ended? {
+        Ended::Done(result) => Pulled::Sent(Box::new(job::image(result)?)),
+        Ended::Interrupted(status, None) => Pulled::Nothing(status),
+        Ended::Interrupted(status, Some(_)) => {
+            note(&format!("it was done before the interruption arrived; undo it with: banger image delete {name}"));
+            Pulled::Nothing(status)
+        }
+    })
+}

@@ -1,0 +1,164 @@
+//! Connections: TCP, through a proxy where there is one, and TLS inside.
+
+use super::fault::{Again, Fault, Patience};
+use super::proxy::{Proxies, Proxy};
+use super::tls;
+use super::url::Url;
+use crate::error::explained;
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
+
+/// A proxy's answer to `CONNECT`, bytes.
+const MAX_ANSWER: usize = 16 * 1024;
+/// How long a registry on this host may take to show that it does not speak TLS.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// A connection of whatever layers.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// Makes connections.
+pub(super) struct Connector {
+    proxies: Proxies,
+    /// Read when it is first needed: a plain registry on this host needs no certificates.
+    tls: OnceLock<Arc<ClientConfig>>,
+    patience: Patience,
+}
+
+impl Connector {
+    pub(super) fn new(proxies: Proxies, patience: Patience) -> Self {
+        Self { proxies, tls: OnceLock::new(), patience }
+    }
+
+    #[cfg(test)]
+    pub(super) fn trusting(self, config: Arc<ClientConfig>) -> Self {
+        drop(self.tls.set(config));
+        self
+    }
+
+    /// # Errors
+    /// With the host, and why.
+    pub(super) async fn open(&self, url: &Url) -> Result<Box<dyn Wire>, Fault> {
+        let connected = timeout(self.patience.connect, self.layers(url)).await;
+        connected.unwrap_or_else(|_| {
+            let time = self.patience.connect.as_secs();
+            Err(Fault::soon(explained(format!("no connection within {time} s"), NETWORK)))
+        })
+    }
+
+    async fn layers(&self, url: &Url) -> Result<Box<dyn Wire>, Fault> {
+        let stream: Box<dyn Wire> = match self.proxies.towards(url) {
+            None => Box::new(tcp(url).await?),
+            Some(proxy) => {
+                let through = |fault: Fault| fault.context(format!("through the proxy {}", proxy.url.authority()));
+                let stream: Box<dyn Wire> = Box::new(tcp(&proxy.url).await.map_err(through)?);
+                let stream = if proxy.url.https { self.secure(&proxy.url, stream).await } else { Ok(stream) };
+                tunnel(stream.map_err(through)?, proxy, url).await.map_err(through)?
+            }
+        };
+        if url.https { self.secure(url, stream).await } else { Ok(stream) }
+    }
+
+    async fn secure(&self, url: &Url, stream: Box<dyn Wire>) -> Result<Box<dyn Wire>, Fault> {
+        match self.handshake(url, stream).await? {
+            Ok(stream) => Ok(stream),
+            Err(error) => Err(of_tls(&error)),
+        }
+    }
+
+    /// The inner error is the handshake's.
+    async fn handshake(&self, url: &Url, stream: Box<dyn Wire>) -> Result<io::Result<Box<dyn Wire>>, Fault> {
+        let config = match self.tls.get() {
+            Some(config) => Arc::clone(config),
+            None => {
+                let config = tls::config().map_err(Fault::never)?;
+                Arc::clone(self.tls.get_or_init(|| config))
+            }
+        };
+        let name = ServerName::try_from(url.host.clone()).map_err(|error| Fault::never(error.into()))?;
+        let stream = TlsConnector::from(config).connect(name, stream).await;
+        Ok(stream.map(|stream| -> Box<dyn Wire> { Box::new(stream) }))
+    }
+
+    /// Does a registry on this host speak plain HTTP? As docker does, TLS is tried first.
+    pub(super) async fn is_plain(&self, url: &Url) -> Result<bool, Fault> {
+        let stream: Box<dyn Wire> = Box::new(tcp(url).await?);
+        match timeout(PROBE, self.handshake(url, stream)).await {
+            // A certificate that we do not believe comes from somebody who speaks TLS.
+            Ok(Ok(Err(error))) => Ok(distrusted(&error).is_none()),
+            Ok(Ok(Ok(_))) => Ok(false),
+            // Without any certificate authorities there is no TLS to ask for.
+            Ok(Err(_)) | Err(_) => Ok(true),
+        }
+    }
+}
+
+const NETWORK: &str = "check the network, and HTTPS_PROXY and NO_PROXY where a proxy is needed";
+
+async fn tcp(url: &Url) -> Result<TcpStream, Fault> {
+    let stream = TcpStream::connect((url.host.as_str(), url.port)).await;
+    let stream = stream.map_err(|error| {
+        // Nobody listens there, which a moment does not change.
+        let again = if error.kind() == io::ErrorKind::ConnectionRefused { Again::Never } else { Again::Soon };
+        Fault { again, error: explained(format!("cannot connect: {error}"), NETWORK) }
+    })?;
+    // Requests are small and answers are waited for.
+    drop(stream.set_nodelay(true));
+    Ok(stream)
+}
+
+fn distrusted(error: &io::Error) -> Option<String> {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
+        Some(TlsError::InvalidCertificate(why)) => Some(why.to_string()),
+        _ => None,
+    }
+}
+
+fn of_tls(error: &io::Error) -> Fault {
+    if let Some(why) = distrusted(error) {
+        let hint = format!("for an authority of your own, set {} to its certificate (PEM)", tls::VARIABLE);
+        return Fault::never(explained(format!("its certificate is not trusted: {why}"), hint));
+    }
+    let is_ours = error.get_ref().is_some_and(|inner| inner.is::<TlsError>());
+    let again = if is_ours { Again::Never } else { Again::Soon };
+    Fault { again, error: anyhow::anyhow!("TLS: {error}") }
+}
+
+async fn tunnel(mut stream: Box<dyn Wire>, proxy: &Proxy, url: &Url) -> Result<Box<dyn Wire>, Fault> {
+    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
+    let place = format!("{host}:{}", url.port);
+    let mut request = format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n").into_bytes();
+    if let Some(value) = &proxy.authorization {
+        request.extend(b"Proxy-Authorization: ");
+        request.extend(value.as_bytes());
+        request.extend(b"\r\n");
+    }
+    request.extend(b"\r\n");
+    let lost = |error: io::Error| Fault::soon(anyhow::Error::new(error));
+    stream.write_all(&request).await.map_err(lost)?;
+    // A byte at a time: what comes behind the answer is not ours to take.
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if answer.len() >= MAX_ANSWER {
+            return Err(Fault::never(anyhow::anyhow!("its answer has no end")));
+        }
+        answer.push(stream.read_u8().await.map_err(lost)?);
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let line = text.lines().next().unwrap_or_default();
+    match line.split(' ').nth(1) {
+        Some(status) if status.len() == 3 && status.starts_with('2') => Ok(stream),
+        Some("407") => Err(Fault::never(explained(
+            "it wants a login",
+            "such as: HTTPS_PROXY=http://USER:PASSWORD@proxy.example:3128",
+        ))),
+        _ => Err(Fault::never(anyhow::anyhow!("it refused: {}", line.chars().take(100).collect::<String>()))),
+    }
+}

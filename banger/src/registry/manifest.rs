@@ -1,0 +1,290 @@
+//! What a registry says an image consists of: an index of platforms, a manifest of layers (OCI image specification v1.1:
+//! `image-index.md`, `manifest.md`; docker's schema 2 says the same in other words).
+
+use super::reference::Reference;
+use crate::error::explained;
+use banger_policy::Digest;
+use serde::Deserialize;
+use std::fmt;
+
+/// Registries do not take larger ones (OCI distribution specification, "Pushing Manifests").
+pub(super) const MAX_MANIFEST: usize = 4 << 20;
+/// Docker's own limit is 127; the daemon takes as many as this.
+const MAX_LAYERS: usize = 512;
+/// Platforms that a message names.
+const NAMED: usize = 12;
+/// What we ask for.
+pub(super) const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+/// `os/architecture[/variant]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Platform {
+    architecture: String,
+    variant: Option<String>,
+}
+
+impl Platform {
+    /// What the host's VMs run.
+    pub(crate) fn of_host() -> Self {
+        Self { architecture: go_name(std::env::consts::ARCH).to_owned(), variant: None }
+    }
+
+    /// # Errors
+    /// For what no VM of this host runs.
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
+        let host = Self::of_host();
+        let mut words = text.split('/');
+        let (os, architecture, variant) = (words.next().unwrap_or_default(), words.next(), words.next());
+        let Some(architecture) = architecture.filter(|_| words.next().is_none()) else {
+            return Err(explained(format!("{text:?} is not a platform"), format!("such as: {host}, {host}/v3")));
+        };
+        if os != "linux" || go_name(architecture) != host.architecture {
+            return Err(explained(format!("VMs of this host run {host}, and not {text}"), ""));
+        }
+        Ok(Self { variant: variant.map(str::to_owned), ..host })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(f, "/{variant}"))
+    }
+}
+
+/// The names of Go, which images use.
+fn go_name(architecture: &str) -> &str {
+    match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// A blob: what it must be when it has arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    /// Bytes; not 0.
+    pub(super) size: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Descriptor {
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    platform: Option<Described>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Described {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(rename = "schemaVersion", default)]
+    schema: u32,
+    #[serde(rename = "mediaType", default)]
+    media_type: String,
+    #[serde(default)]
+    manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Option<Vec<Descriptor>>,
+}
+
+/// One of the two.
+#[derive(Debug)]
+pub(super) enum Manifest {
+    Index(Index),
+    Image { media_type: String, config: Blob, layers: Vec<Blob> },
+}
+
+/// Manifests of an image for several platforms.
+#[derive(Debug)]
+pub(super) struct Index(Vec<Descriptor>);
+
+impl Manifest {
+    /// # Errors
+    /// For what is neither.
+    pub(super) fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        let document: Document = serde_json::from_slice(bytes)
+            .map_err(|error| anyhow::anyhow!("what the registry calls a manifest is none: {error}"))?;
+        if document.schema == 1 {
+            return Err(explained(
+                "the image has a manifest of schema 1, which has been out of use since 2017",
+                "push it again with a current docker, podman or skopeo",
+            ));
+        }
+        if let Some(manifests) = document.manifests {
+            return Ok(Self::Index(Index(manifests)));
+        }
+        let (Some(config), Some(layers)) = (document.config, document.layers) else {
+            return Err(anyhow::anyhow!("the manifest names no layers: it is not that of an image"));
+        };
+        if layers.len() > MAX_LAYERS {
+            return Err(anyhow::anyhow!("the image has {} layers; {MAX_LAYERS} are the most", layers.len()));
+        }
+        if config.size > MAX_MANIFEST as u64 {
+            return Err(anyhow::anyhow!("the image's configuration is larger than {} MiB", MAX_MANIFEST >> 20));
+        }
+        let media_type = match document.media_type.as_str() {
+            "" => "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            other => other.to_owned(),
+        };
+        let layers = layers.iter().map(blob).collect::<Result<_, _>>()?;
+        Ok(Self::Image { media_type, config: blob(&config)?, layers })
+    }
+}
+
+impl Index {
+    /// The manifest for a platform.
+    ///
+    /// # Errors
+    /// With the platforms that there are.
+    pub(super) fn choose(&self, wanted: &Platform, reference: &Reference) -> anyhow::Result<Blob> {
+        let fits =
+            |platform: &Described| platform.os == "linux" && go_name(&platform.architecture) == wanted.architecture;
+        let fitting: Vec<&Descriptor> =
+            self.0.iter().filter(|descriptor| descriptor.platform.as_ref().is_none_or(fits)).collect();
+        let variant =
+            |descriptor: &Descriptor| descriptor.platform.as_ref().and_then(|platform| platform.variant.clone());
+        // Without a wish, one for any machine of the architecture comes before one for newer machines only.
+        let chosen = match &wanted.variant {
+            Some(_) => fitting.iter().find(|descriptor| variant(descriptor) == wanted.variant),
+            None => fitting.iter().min_by_key(|descriptor| (descriptor.platform.is_none(), variant(descriptor))),
+        };
+        chosen.map(|descriptor| blob(descriptor)).unwrap_or_else(|| {
+            let described = self.0.iter().filter_map(|descriptor| descriptor.platform.as_ref());
+            // Attestations stand beside images as "unknown".
+            let mut names: Vec<String> =
+                described.filter(|platform| platform.os != "unknown").map(Described::short).collect();
+            names.dedup();
+            let more = if names.len() > NAMED { ", ..." } else { "" };
+            names.truncate(NAMED);
+            Err(explained(
+                format!("{reference} is not made for {wanted}, but for: {}{more}", names.join(", ")),
+                "choose another image, or another tag of this one",
+            ))
+        })
+    }
+}
+
+impl Described {
+    fn short(&self) -> String {
+        let words = [Some(self.os.as_str()), Some(&self.architecture), self.variant.as_deref()];
+        let words = words.into_iter().flatten().map(|word| word.chars().filter(|c| !c.is_control()).take(20).collect());
+        words.collect::<Vec<String>>().join("/")
+    }
+}
+
+fn blob(descriptor: &Descriptor) -> anyhow::Result<Blob> {
+    let digest = descriptor.digest.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
+    let Some(digest) = digest else {
+        let shown: String = descriptor.digest.chars().filter(|c| !c.is_control()).take(80).collect();
+        return Err(anyhow::anyhow!("the manifest names a blob by {shown:?}, which is not a sha256 digest"));
+    };
+    if descriptor.size == 0 {
+        return Err(anyhow::anyhow!("the manifest names a blob without a byte, sha256:{digest}"));
+    }
+    Ok(Blob { digest, size: descriptor.size })
+}
+
+/// What the image's configuration says it is for. Old images say nothing.
+///
+/// # Errors
+/// When that is another platform.
+pub(super) fn check_config(bytes: &[u8], wanted: &Platform) -> anyhow::Result<()> {
+    let config: Described = serde_json::from_slice(bytes)
+        .map_err(|error| anyhow::anyhow!("the image's configuration cannot be read: {error}"))?;
+    let is = |word: &str, wanted: &str| word.is_empty() || word == wanted;
+    if is(&config.os, "linux") && is(go_name(&config.architecture), &wanted.architecture) {
+        return Ok(());
+    }
+    Err(explained(
+        format!("the image is for {}, and VMs of this host run {wanted}", config.short()),
+        "choose another tag",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn entry(number: u8, platform: &str) -> String {
+        format!(r#"{{"digest":"sha256:{}","size":5{platform}}}"#, format!("{number:02x}").repeat(32))
+    }
+
+    fn on(os: &str, architecture: &str, variant: &str) -> String {
+        let variant = if variant.is_empty() { String::new() } else { format!(r#","variant":"{variant}""#) };
+        format!(r#","platform":{{"os":"{os}","architecture":"{architecture}"{variant}}}"#)
+    }
+
+    fn chosen(entries: &[String], wanted: &Platform) -> anyhow::Result<u8> {
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","));
+        let Manifest::Index(index) = Manifest::parse(text.as_bytes()).unwrap() else { panic!("it is an index") };
+        index.choose(wanted, &Reference::parse("x").unwrap()).map(|blob| blob.digest.as_bytes()[0])
+    }
+
+    #[test]
+    fn the_platform_of_the_machine_is_chosen() {
+        let amd64 = Platform { architecture: "amd64".into(), variant: None };
+        let v3 = Platform { variant: Some("v3".into()), ..amd64.clone() };
+        let arm = Platform { architecture: "arm64".into(), variant: None };
+        let all = [
+            entry(1, &on("unknown", "unknown", "")),
+            entry(2, &on("windows", "amd64", "")),
+            entry(3, &on("linux", "amd64", "v3")),
+            entry(4, &on("linux", "amd64", "")),
+            entry(5, &on("linux", "arm64", "v8")),
+        ];
+        assert_eq!(chosen(&all, &amd64).unwrap(), 4);
+        assert_eq!(chosen(&all, &v3).unwrap(), 3);
+        assert_eq!(chosen(&all, &arm).unwrap(), 5);
+        assert_eq!(chosen(&[entry(7, "")], &amd64).unwrap(), 7, "an index with one entry need not say for what");
+        let error = chosen(&[all[0].clone(), all[1].clone(), all[4].clone()], &amd64).unwrap_err().to_string();
+        assert!(error.contains("windows/amd64, linux/arm64/v8") && !error.contains("unknown"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        let layer = entry(1, "");
+        let image = |layers: &str| format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layers}]}}"#);
+        assert!(Manifest::parse(image(&layer).as_bytes()).is_ok());
+        for bad in [
+            String::new(),
+            "[]".to_owned(),
+            r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
+            r#"{"schemaVersion":2}"#.to_owned(),
+            image(r#"{"digest":"sha512:00","size":5}"#),
+            image(r#"{"digest":"sha256:../../../etc/passwd","size":5}"#),
+            image(&layer.replace(":5", ":0")),
+            image(&layer.replace(":5", ":-1")),
+            image(&vec![layer.clone(); MAX_LAYERS + 1].join(",")),
+        ] {
+            assert!(Manifest::parse(bad.as_bytes()).is_err(), "{bad:.80}");
+        }
+    }
+
+    #[test]
+    fn platforms() {
+        let host = Platform::of_host();
+        assert_eq!(Platform::parse(&host.to_string()).unwrap(), host);
+        assert_eq!(Platform::parse(&format!("{host}/v3")).unwrap().to_string(), format!("{host}/v3"));
+        for bad in ["", "linux", "windows/amd64", "linux/s390x", "linux/amd64/v3/x"] {
+            assert!(Platform::parse(bad).is_err(), "{bad}");
+        }
+        assert!(check_config(b"{}", &host).is_ok());
+        assert!(check_config(br#"{"os":"linux","architecture":"s390x"}"#, &host).is_err());
+    }
+}
