@@ -209,7 +209,8 @@ pub struct CreateRequest {
 pub struct LinkRequest {
     /// Name of the image.
     pub name: String,
-    /// The reference. A name that was pulled from the same one before changes its meaning; another one is taken.
+    /// The reference. A name that was pulled from the same one before changes its meaning; another
+    /// one is taken.
     pub source: String,
     /// Of the manifest for one platform.
     pub manifest: Digest,
