@@ -84,7 +84,8 @@ pub enum SourceKind {
     Tar,
     /// An OCI image; its digest is that of the linux/amd64 manifest.
     Oci,
-    /// What `docker save` writes; its digest is that of the configuration, or of all layers where there is none.
+    /// What `docker save` writes; its digest is that of the configuration, or of all layers where
+    /// there is none.
     Docker,
 }
 
@@ -121,7 +122,8 @@ impl ImportedRootfs {
     }
 }
 
-/// The digest that an import of a source comes to, when it may hold `most` bytes: known before it is made.
+/// The digest that an import of a source comes to, when it may hold `most` bytes: known before it
+/// is made.
 #[must_use]
 pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
     let identity = Sha256::digest(format!("{FORMAT}\nsource {source}\nsize {most}\n"));

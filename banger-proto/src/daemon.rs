@@ -83,7 +83,8 @@ pub trait Daemon {
     async fn list_images(all: bool, after: Option<StoreKey>) -> Result<StorePage<ImageRecord>, ApiError>;
     /// One image: the caller's own name, then a shared one, then the beginning of an id.
     async fn show_image(image: String) -> Result<ImageRecord, ApiError>;
-    /// Gives a name to what the daemon has of the caller's own or of what administrators pulled and share; `None`: it must be sent.
+    /// Gives a name to what the daemon has of the caller's own, or of what administrators pulled
+    /// and share; `None`: it must be sent.
     async fn link_image(request: LinkRequest) -> Result<Option<ImageRecord>, ApiError>;
     /// Lets everybody use an image, or only its owner again; for administrators.
     async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;

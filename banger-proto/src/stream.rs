@@ -81,7 +81,8 @@ pub enum StreamRequest {
         shared: bool,
         /// Which image, when the archive holds several: its name or tag there, or its digest.
         reference: Option<String>,
-        /// `source` is a registry's reference, and a name that was pulled from there before changes its meaning.
+        /// `source` is a registry's reference, and a name that was pulled from there before changes
+        /// its meaning.
         pulled: bool,
     },
     /// As [`StreamRequest::ImportImage`]; a tar with `vmlinuz` and `modules/...`.

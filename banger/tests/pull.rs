@@ -1,4 +1,5 @@
-//! `image pull` and `vm run --image REF` of the real program, with a registry on loopback and a fake daemon.
+//! `image pull` and `vm run --image REF` of the real program, with a registry on loopback and a
+//! fake daemon.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, reason = "the fake is part of this test")]
 #![expect(dead_code, reason = "the fake and the registry have more than these tests use")]

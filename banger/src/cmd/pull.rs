@@ -1,4 +1,5 @@
-//! `image pull`, and the pull of an image that `vm run` and `vm create` name and the daemon does not have.
+//! `image pull`, and the pull of an image that `vm run` and `vm create` name and the daemon does
+//! not have.
 
 use crate::cli::PullImage;
 use crate::client::{Client, answer, soon};
@@ -56,8 +57,8 @@ pub(super) async fn run(options: PullImage) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Pulls the image of a request when its name means nothing to the daemon. Gives the status to end with when the user
-/// interrupted.
+/// Pulls the image of a request when its name means nothing to the daemon. Gives the status to end
+/// with when the user interrupted.
 ///
 /// # Errors
 /// Why it cannot be pulled; the daemon's refusal.

@@ -1,4 +1,5 @@
-//! The pulled image as the daemon reads it: a tar of an OCI layout (OCI image specification v1.1, `image-layout.md`).
+//! The pulled image as the daemon reads it: a tar of an OCI layout (OCI image specification v1.1,
+//! `image-layout.md`).
 
 use super::manifest::Blob;
 use crate::upload::{Source, WriteAll};

@@ -1,6 +1,7 @@
 //! From a registry's challenge to the header that it wants to see: a token, or the password itself.
 //!
-//! Source: distribution.github.io/distribution, "Token Authentication Specification" and its OAuth2 companion; RFC 9110 section 11.6.
+//! Source: distribution.github.io/distribution, "Token Authentication Specification" and its OAuth2
+//! companion; RFC 9110 section 11.6.
 
 use super::credentials::{Found, Login};
 use super::fault::Fault;
@@ -118,9 +119,10 @@ pub(super) async fn answer(
     }
 }
 
-/// Where a registry sends us for a token may be another host, and docker sends the registry's password there: who has the
-/// registry's certificate could ask for the password outright. But it goes nowhere unencrypted, unless registry and token server
-/// are on this host; and a registry elsewhere does not send us to this host.
+/// Where a registry sends us for a token may be another host, and docker sends the registry's
+/// password there: who has the registry's certificate could ask for the password outright. But it
+/// goes nowhere unencrypted, unless registry and token server are on this host; and a registry
+/// elsewhere does not send us to this host.
 fn usable(registry: &Url, realm: &str) -> anyhow::Result<Url> {
     let shown: String = realm.chars().filter(|c| !c.is_control()).take(200).collect();
     let bad = |why: &str| explained(format!("the registry sends us to {shown:?} for a token, {why}"), "");

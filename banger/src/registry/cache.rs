@@ -1,7 +1,9 @@
-//! Blobs on the user's disk, by digest, as far as they have arrived: `blobs/sha256/HEX`, and `HEX.partial` for one that is on its
-//! way. Nothing is believed because it lies here: what is read is verified each time.
+//! Blobs on the user's disk, by digest, as far as they have arrived: `blobs/sha256/HEX`, and
+//! `HEX.partial` for one that is on its way. Nothing is believed because it lies here: what is read
+//! is verified each time.
 //!
-//! A partial file is locked (`flock`) by the process that fills it, so that two of them do not download the same blob.
+//! A partial file is locked (`flock`) by the process that fills it, so that two of them do not
+//! download the same blob.
 
 use super::manifest::Blob;
 use crate::private::{self, Missing};
@@ -66,7 +68,8 @@ impl Cache {
     /// In the user's folder of caches.
     ///
     /// # Errors
-    /// When its folder cannot be made, or is not the user's: root with the home of somebody else writes nothing there.
+    /// When its folder cannot be made, or is not the user's: root with the home of somebody else
+    /// writes nothing there.
     pub(crate) fn open(caches: &Path, most: u64) -> anyhow::Result<Self> {
         let own = Path::new("banger/blobs/sha256");
         private::open(caches, own, geteuid(), Missing::Make).context("cannot keep what is downloaded")?;
@@ -102,7 +105,8 @@ impl Cache {
         .await?
     }
 
-    /// The blob, or the right to download it. `waiting` is called once when another process does that already.
+    /// The blob, or the right to download it. `waiting` is called once when another process does
+    /// that already.
     pub(super) async fn begin(&self, blob: &Blob, waiting: impl Fn()) -> anyhow::Result<Begun> {
         let target = self.target(&blob.digest);
         let path = self.folder.join(format!("{}{PARTIAL}", blob.digest));
@@ -158,7 +162,8 @@ impl Cache {
         Ok(kept)
     }
 
-    /// Removes what was not used for longest until there is room for what is needed, which has so many bytes in all.
+    /// Removes what was not used for longest until there is room for what is needed, which has so
+    /// many bytes in all.
     pub(super) fn make_room(&self, needed: &BTreeSet<Digest>, bytes: u64) -> anyhow::Result<()> {
         let mut others = self.kept()?;
         others.retain(|file| !needed.contains(&file.digest));

@@ -1,4 +1,5 @@
-//! The user's logins, as docker keeps them: `auths`, `credHelpers` and `credsStore` of `~/.docker/config.json`.
+//! The user's logins, as docker keeps them: `auths`, `credHelpers` and `credsStore` of
+//! `~/.docker/config.json`.
 //!
 //! Nothing is written there; `docker login`, `podman login` and the like do that.
 
@@ -84,7 +85,8 @@ pub(super) fn config_file() -> Option<PathBuf> {
     Some(folder?.join("config.json"))
 }
 
-/// The login for a registry (`host` or `host:port`). A helper that fails is not the end: most images want no login.
+/// The login for a registry (`host` or `host:port`). A helper that fails is not the end: most
+/// images want no login.
 ///
 /// # Errors
 /// When the file is there and cannot be read.

@@ -30,7 +30,8 @@ pub(super) enum Part {
     Blob,
 }
 
-/// The blob, verified and at its beginning. Dropped in the middle, it leaves a partial file for the next attempt.
+/// The blob, verified and at its beginning. Dropped in the middle, it leaves a partial file for the
+/// next attempt.
 ///
 /// # Errors
 /// Of the last endpoint that was tried, or of the disk.

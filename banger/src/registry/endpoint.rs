@@ -1,5 +1,6 @@
-//! One registry, or one mirror of it, and one repository there: the requests of the distribution protocol, with a login where it
-//! is asked for. Source: OCI distribution specification v1.1, "Pull".
+//! One registry, or one mirror of it, and one repository there: the requests of the distribution
+//! protocol, with a login where it is asked for. Source: OCI distribution specification v1.1,
+//! "Pull".
 
 use super::auth::{self, Challenge};
 use super::credentials::{self, Found};
@@ -69,7 +70,8 @@ impl Endpoint {
         &self.name
     }
 
-    /// Asks for `manifests/...` or `blobs/...`. The answer is a success, 404 or 416; everything else is a fault.
+    /// Asks for `manifests/...` or `blobs/...`. The answer is a success, 404 or 416; everything
+    /// else is a fault.
     pub(super) async fn get(&self, what: &str, accept: &str, from: u64) -> Result<Answer, Fault> {
         self.get_here(what, accept, from).await.map_err(|fault| fault.context(self.name.clone()))
     }
@@ -134,7 +136,8 @@ impl Endpoint {
         self.found.get_or_try_init(find).await
     }
 
-    /// Registries answer so for what does not exist, too: who may not see it shall not learn that it is there.
+    /// Registries answer so for what does not exist, too: who may not see it shall not learn that
+    /// it is there.
     async fn denied(&self, answer: Answer) -> Fault {
         let status = answer.status.as_u16();
         let said = quote(answer).await;

@@ -1,7 +1,7 @@
 //! Requests and answers, over HTTP/1.1, a connection each: an image is a handful of them.
 //!
-//! Called by [`super::endpoint`] and [`super::auth`]. It follows redirects, and decides who is told a password: the host that
-//! was asked, and nobody to whom that host sends us.
+//! Called by [`super::endpoint`] and [`super::auth`]. It follows redirects, and decides who is told
+//! a password: the host that was asked, and nobody to whom that host sends us.
 
 use super::connect::Connector;
 use super::fault::{Fault, Patience};

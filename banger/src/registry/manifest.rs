@@ -1,5 +1,6 @@
-//! What a registry says an image consists of: an index of platforms, a manifest of layers (OCI image specification v1.1:
-//! `image-index.md`, `manifest.md`; docker's schema 2 says the same in other words).
+//! What a registry says an image consists of: an index of platforms, a manifest of layers (OCI
+//! image specification v1.1: `image-index.md`, `manifest.md`; docker's schema 2 says the same in
+//! other words).
 
 use super::reference::Reference;
 use crate::error::explained;
@@ -158,7 +159,8 @@ impl Index {
             self.0.iter().filter(|descriptor| descriptor.platform.as_ref().is_none_or(fits)).collect();
         let variant =
             |descriptor: &Descriptor| descriptor.platform.as_ref().and_then(|platform| platform.variant.clone());
-        // Without a wish, one for any machine of the architecture comes before one for newer machines only.
+        // Without a wish, one for any machine of the architecture comes before one for newer
+        // machines only.
         let chosen = match &wanted.variant {
             Some(_) => fitting.iter().find(|descriptor| variant(descriptor) == wanted.variant),
             None => fitting.iter().min_by_key(|descriptor| (descriptor.platform.is_none(), variant(descriptor))),

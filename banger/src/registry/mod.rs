@@ -1,7 +1,9 @@
-//! The registry's client: from a reference to the bytes that the daemon's import reads. It runs with the user's own rights: network,
-//! proxy, logins, certificate authorities and cache are the user's, and the daemon needs no network at all.
+//! The registry's client: from a reference to the bytes that the daemon's import reads. It runs
+//! with the user's own rights: network, proxy, logins, certificate authorities and cache are the
+//! user's, and the daemon needs no network at all.
 //!
-//! Called by `cmd::pull`. It knows nothing of the daemon. `fetch` is dropped when the user interrupts; what has arrived stays.
+//! Called by `cmd::pull`. It knows nothing of the daemon. `fetch` is dropped when the user
+//! interrupts; what has arrived stays.
 
 mod archive;
 mod auth;
@@ -120,7 +122,8 @@ impl Registries {
     /// Looks an image up.
     ///
     /// # Errors
-    /// It is not there, the user may not have it, it is for other machines; the registry cannot be reached.
+    /// It is not there, the user may not have it, it is for other machines; the registry cannot be
+    /// reached.
     pub(crate) async fn find(&self, reference: &Reference, platform: Platform) -> anyhow::Result<Found> {
         let endpoints = self.endpoints(reference).await.map_err(|fault| fault.error)?;
         let mut manifest = self.named(&endpoints, reference).await?;
@@ -151,7 +154,8 @@ impl Registries {
         Err(last)
     }
 
-    /// What an index names. It may be in the cache: registries count manifests against a limit, docker.io above all.
+    /// What an index names. It may be in the cache: registries count manifests against a limit,
+    /// docker.io above all.
     async fn below(&self, endpoints: &[Endpoint], blob: &Blob) -> anyhow::Result<Vec<u8>> {
         anyhow::ensure!(blob.size <= MAX_MANIFEST as u64, "the manifest sha256:{} is larger than 4 MiB", blob.digest);
         let mut file = download::fetch(endpoints, &self.cache, Part::Manifest, blob, &self.patience, &Unseen).await?;

@@ -1,4 +1,5 @@
-//! Which proxy leads to a host: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in small letters as well, as curl and Go read them.
+//! Which proxy leads to a host: `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in small letters as
+//! well, as curl and Go read them.
 
 use super::url::{Url, is_loopback};
 use crate::error::explained;
@@ -85,7 +86,8 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-/// Does a word of `NO_PROXY` mean the host? A domain means what is below it, too; an address may have a prefix length.
+/// Does a word of `NO_PROXY` mean the host? A domain means what is below it, too; an address may
+/// have a prefix length.
 fn covers(word: &str, host: &str, port: u16) -> bool {
     if word == "*" {
         return true;

@@ -1,6 +1,7 @@
 //! What a user calls an image: `debian`, `ghcr.io/acme/tool:v1`, `localhost:5000/x@sha256:...`.
 //!
-//! The rules are docker's (`reference/` of github.com/distribution/reference), so that a name means the same image to both.
+//! The rules are docker's (`reference/` of github.com/distribution/reference), so that a name means
+//! the same image to both.
 
 use crate::error::explained;
 use banger_policy::Digest;
@@ -99,7 +100,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Docker takes what is before the first slash for a registry when it looks like a host, or cannot be part of a repository.
+/// Docker takes what is before the first slash for a registry when it looks like a host, or cannot
+/// be part of a repository.
 fn is_registry(first: &str) -> bool {
     first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase())
 }

@@ -1,4 +1,5 @@
-//! Whom we believe: the certificate authorities of the host, or those of the user's `SSL_CERT_FILE`.
+//! Whom we believe: the certificate authorities of the host, or those of the user's
+//! `SSL_CERT_FILE`.
 
 use crate::error::explained;
 use anyhow::Context as _;

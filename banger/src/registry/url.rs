@@ -1,4 +1,5 @@
-//! Addresses of registries, token servers and blobs: `http` and `https` only, and never with a password in them.
+//! Addresses of registries, token servers and blobs: `http` and `https` only, and never with a
+//! password in them.
 
 use hyper::Uri;
 use std::fmt;
@@ -38,7 +39,8 @@ impl Url {
         Some(Self { https, host, port: authority.port_u16().unwrap_or(if https { 443 } else { 80 }), path })
     }
 
-    /// Where a redirect from here leads (RFC 9110 section 10.2.2): an absolute address, or a path of the same host.
+    /// Where a redirect from here leads (RFC 9110 section 10.2.2): an absolute address, or a path
+    /// of the same host.
     pub(super) fn join(&self, location: &str) -> Option<Self> {
         if location.starts_with('/') && !location.starts_with("//") {
             // Through the parser, so that no control character gets into a request.
@@ -70,7 +72,8 @@ impl Url {
 }
 
 impl fmt::Display for Url {
-    /// Without the query, which may be a secret: storage behind a registry signs its addresses there.
+    /// Without the query, which may be a secret: storage behind a registry signs its addresses
+    /// there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.origin(), self.path.split('?').next().unwrap_or_default())
     }

@@ -1,4 +1,5 @@
-//! Images of registries: a name whose content is another one after the next pull, and content that need not be sent again.
+//! Images of registries: a name whose content is another one after the next pull, and content that
+//! need not be sent again.
 
 use super::image::{insert_content, insert_name, row};
 use super::store::{IMAGES, bytes_fit, name_fits, stored};
@@ -26,7 +27,8 @@ pub(crate) struct Link {
     pub(crate) now: Timestamp,
 }
 
-/// Of the owner's own names, and of those that an administrator has pulled and shared: never of another user's.
+/// Of the owner's own names, and of those that an administrator has pulled and shared: never of
+/// another user's.
 const KNOWN: &str = "SELECT * FROM image_names JOIN images ON images.id = image_names.image_id
     WHERE image_id = :id AND manifest = :manifest
     AND ((owner = :owner AND owner_name = :owner_name) OR (shared AND by_admin))
@@ -36,10 +38,12 @@ const NAMED: &str = "SELECT * FROM image_names JOIN images ON images.id = image_
     WHERE owner = ?1 AND owner_name = ?2 AND name = ?3";
 
 impl Db {
-    /// Content that was uploaded, and its name: a new one, or one that was pulled from the same source before.
+    /// Content that was uploaded, and its name: a new one, or one that was pulled from the same
+    /// source before.
     ///
     /// # Errors
-    /// [`DbError::Taken`] when the name is of something else, [`DbError::IsShared`], [`DbError::Limit`].
+    /// [`DbError::Taken`] when the name is of something else, [`DbError::IsShared`],
+    /// [`DbError::Limit`].
     pub(crate) async fn insert_pulled(
         &self,
         image: ImageRecord,

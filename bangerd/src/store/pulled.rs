@@ -1,7 +1,8 @@
 //! What the daemon has of an image that a user's command line found in a registry.
 //!
-//! A digest is only a question here: whoever asks is given what is his own already, or what an administrator has pulled and shares.
-//! That another user has the same image is not told, and what others claim about digests is not believed.
+//! A digest is only a question here: whoever asks is given what is his own already, or what an
+//! administrator has pulled and shares. That another user has the same image is not told, and what
+//! others claim about digests is not believed.
 
 use super::Store;
 use super::import::{Wanted, bad, not_inserted};
@@ -87,7 +88,8 @@ mod tests {
             insert(&ALICE, "hers", 1).await.unwrap();
             insert(&BOB, "his", 2).await.unwrap();
             insert(&ROOT, "roots", 3).await.unwrap();
-            // Bob says of his content that it is this manifest; that an administrator shares it makes that no truer.
+            // Bob says of his content that it is this manifest; that an administrator shares it
+            // makes that no truer.
             store.share_image(&ROOT, "bob/his", true).await.unwrap();
             let known = async |peer: &Peer, name: &str, manifest: u8| {
                 store.link_image(peer, link(name, manifest)).await.unwrap().map(|image| image.name.to_string())
@@ -106,7 +108,8 @@ mod tests {
             let for_all = LinkRequest { shared: true, ..link("for-all", 3) };
             assert_eq!(store.link_image(&ALICE, for_all.clone()).await.unwrap_err().code, ErrorCode::Denied);
             assert!(store.link_image(&ROOT, for_all).await.unwrap().unwrap().shared);
-            // What she has by a link is hers; that it was an administrator's does not go on with it.
+            // What she has by a link is hers; that it was an administrator's does not go on with
+            // it.
             store.share_image(&ROOT, "alice/new", true).await.unwrap();
             store.share_image(&ROOT, "roots", false).await.unwrap();
             store.share_image(&ROOT, "for-all", false).await.unwrap();

@@ -37,7 +37,8 @@ async fn tls_server(sample: Sample) -> (Server, String) {
     (server, address)
 }
 
-/// A proxy that connects to one place, wherever it is asked to; gives its address and remembers what was asked.
+/// A proxy that connects to one place, wherever it is asked to; gives its address and remembers
+/// what was asked.
 async fn proxy(to: String, answer: &'static str) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
