@@ -16,10 +16,12 @@ use crate::console::say;
 use crate::init_kind::InitKind;
 use crate::sys::vsock;
 use error::Error;
+use image::Image;
 use pid1::Ending;
 
 mod error;
 mod identity;
+mod image;
 mod image_init;
 mod modules;
 mod mounts;
@@ -62,21 +64,20 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     if let Some(device) = &config.work_device {
         mounts::work_disk(Path::new(device))?;
     }
-    identity::apply(&config);
+    let image = Image::at("/");
+    identity::apply(&image, &config);
     if let Err(error) = network::configure(&config) {
         // The agent needs no network, so the VM stays usable and its owner can look.
         say(format_args!("no network: {}", describe(&error)));
     }
-    match image_init::find(Path::new("/")) {
-        Some(found) => {
-            start_agent(&config, found.kind)?;
-            Err(hand_over(&found.path))
-        }
-        None => {
-            mounts::without_image_init();
-            pid1::run(|| start_agent(&config, InitKind::Own))
-        }
+    for found in image_init::find(&image) {
+        start_agent(&config, found.kind)?;
+        say(describe(&hand_over(&found.path)));
+        // Another architecture, no interpreter, no loader. The agent has been told of an init that is none.
+        pid1::end_all();
     }
+    mounts::without_image_init();
+    pid1::run(|| start_agent(&config, InitKind::Own))
 }
 
 /// Executes the image's init in this process. Returns only the error.
@@ -135,6 +136,23 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The configuration of some VM.
+    pub(super) fn config() -> GuestConfig {
+        GuestConfig {
+            hostname: "web".into(),
+            address: [172, 16, 0, 2].into(),
+            gateway: [172, 16, 0, 1].into(),
+            dns: [1, 1, 1, 1].into(),
+            daemon_key: String::new(),
+            authorized_keys: Vec::new(),
+            host_key: String::new(),
+            control_port: 10001,
+            token: banger_proto::guest::BootToken::new([1; 32]),
+            root_device: "/dev/vda".into(),
+            work_device: None,
+        }
+    }
 
     #[test]
     fn a_reason_fits_a_control_line() {
