@@ -20,6 +20,7 @@ use image::Image;
 use pid1::Ending;
 
 mod error;
+mod fresh;
 mod identity;
 mod image;
 mod image_init;
@@ -66,6 +67,7 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     }
     let image = Image::at("/");
     identity::apply(&image, &config);
+    fresh::apply(&image, &config);
     if let Err(error) = network::configure(&config) {
         // The agent needs no network, so the VM stays usable and its owner can look.
         say(format_args!("no network: {}", describe(&error)));
