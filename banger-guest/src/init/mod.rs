@@ -19,15 +19,19 @@ use error::Error;
 use image::Image;
 use pid1::Ending;
 
+mod attached;
 mod error;
 mod fresh;
+mod fstab;
 mod identity;
 mod image;
 mod image_init;
+mod managers;
 mod modules;
 mod mounts;
 mod network;
 mod pid1;
+mod systemd;
 
 /// Search path of everything that is started here, as login(1) sets it for root.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -72,7 +76,11 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
         // The agent needs no network, so the VM stays usable and its owner can look.
         say(format_args!("no network: {}", describe(&error)));
     }
+    managers::prepare(&image);
     for found in image_init::find(&image) {
+        if found.kind == InitKind::Systemd {
+            systemd::prepare(&image);
+        }
         start_agent(&config, found.kind)?;
         say(describe(&hand_over(&found.path)));
         // Another architecture, no interpreter, no loader. The agent has been told of an init that is none.
