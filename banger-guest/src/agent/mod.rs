@@ -57,6 +57,9 @@ const ANNOUNCE: Duration = Duration::from_millis(1500);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// An image with one of these serves SSH on its network itself.
 const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
+/// How often the agent looks whether one has been installed. A package unpacks its program some
+/// seconds before it starts it.
+const GIVE_WAY: Duration = Duration::from_secs(1);
 /// Wait after a failed accept, which is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -108,7 +111,8 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let (announce, announced) = watch::channel(None);
     let (asked, was_asked) = watch::channel(false);
     let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
-    let network = network_listener().await;
+    let mut network = network_listener().await;
+    let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
     let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked));
     let (kind, given_up) = loop {
@@ -118,6 +122,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
             () = &mut given_up => break (ShutdownKind::Poweroff, true),
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
+            _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon()),
         }
     };
     server.end_commands();
@@ -165,15 +170,19 @@ async fn serve_one<S>(
     }
 }
 
-/// The same server on the guest's network, when the image has none of its own: for tools that know only
-/// an address.
+/// The same server on the guest's network, while the guest has none of its own: for tools that know
+/// only an address.
 async fn network_listener() -> Option<TcpListener> {
-    if SSH_DAEMONS.iter().any(|path| Path::new(path).exists()) {
+    if has_ssh_daemon() {
         return None;
     }
     let port = u16::try_from(SSH_PORT).ok()?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
     listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
+}
+
+fn has_ssh_daemon() -> bool {
+    SSH_DAEMONS.iter().any(|path| Path::new(path).exists())
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr)> {

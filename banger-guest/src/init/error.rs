@@ -10,7 +10,7 @@ pub(crate) enum Error {
     #[error("cannot mount {kind} on {target}")]
     Mount { kind: &'static str, target: PathBuf, source: Errno },
     #[error("cannot mount {device} as ext4 on {target}")]
-    MountDevice { device: PathBuf, target: &'static str, source: Errno },
+    MountDevice { device: PathBuf, target: PathBuf, source: Errno },
     #[error("cannot make the folder {path}")]
     Folder { path: PathBuf, source: io::Error },
     #[error("cannot read the configuration {path}")]

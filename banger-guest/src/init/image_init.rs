@@ -3,23 +3,25 @@
 //! Which one it is tells the agent later how to ask for an end, so it is found out from the program that is
 //! executed and not from what a running system looks like: early in a boot that looks like nothing yet.
 //!
-//! Called by `init` with `/` after the switch; tests give it a folder. Container images often ship a
+//! Called by `init` after the switch of the root. Container images often ship a
 //! busybox whose `/sbin/init` is there and whose inittab names programs that are not: that is no init.
 
-use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
+use super::image::Image;
 use crate::init_kind::InitKind;
 
 /// Places of an init, in the kernel's own order (`init/main.c`), with systemd's before the fallbacks.
-const CANDIDATES: [&str; 5] = ["sbin/init", "usr/lib/systemd/systemd", "lib/systemd/systemd", "etc/init", "bin/init"];
-/// Links that are followed before a path counts as broken, as in the kernel.
-const MAX_LINKS: usize = 40;
+const CANDIDATES: [&str; 5] =
+    ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
+/// Places of a busybox, of which an init may be a hard link.
+const BUSYBOXES: [&str; 4] = ["/bin/busybox", "/usr/bin/busybox", "/sbin/busybox", "/bin/busybox.static"];
 
-/// As much of a program as is looked at. sysvinit is 50 KiB.
-const LOOKED_AT: u64 = 1024 * 1024;
+/// As much of a program as is looked at. sysvinit has 50 KiB, a static busybox 2 MiB.
+const LOOKED_AT: u64 = 4 << 20;
+/// Longest inittab, bytes.
+const MAX_INITTAB: u64 = 1 << 20;
 
 /// The init of an image.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,47 +32,57 @@ pub(super) struct ImageInit {
     pub(super) kind: InitKind,
 }
 
-/// The init to execute, or `None`.
-pub(super) fn find(root: &Path) -> Option<ImageInit> {
-    CANDIDATES.into_iter().find_map(|path| {
-        let kind = kind(root, Path::new(path))?;
-        Some(ImageInit { path: Path::new("/").join(path), kind })
-    })
+/// The inits to execute, best first. A later one counts when the kernel refuses to execute those
+/// before it.
+pub(super) fn find(image: &Image) -> Vec<ImageInit> {
+    let found = |path: &str| Some(ImageInit { path: path.into(), kind: kind(image, path)? });
+    CANDIDATES.into_iter().filter_map(found).collect()
 }
 
 /// `None` when the path is no usable init.
-fn kind(root: &Path, path: &Path) -> Option<InitKind> {
-    let program = resolve(root, path)?;
-    if !executable(root, &program) {
+fn kind(image: &Image, path: &str) -> Option<InitKind> {
+    if !image.is_program(path) {
         return None;
     }
+    let program = image.seen(path)?;
     let name = program.file_name()?.to_string_lossy().into_owned();
-    if name.starts_with("busybox") {
-        return busybox_is_configured(root).then_some(InitKind::Busybox);
-    }
-    Some(InitKind::of_program(&name).unwrap_or_else(|| of_content(&root.join(program))))
+    let kind = match InitKind::of_program(&name) {
+        Some(known) => known,
+        None if name.starts_with("busybox") || is_hard_link_to_busybox(image, path) => InitKind::Busybox,
+        None => of_content(&image.read_beginning(path, LOOKED_AT).unwrap_or_default()),
+    };
+    (kind != InitKind::Busybox || busybox_is_configured(image)).then_some(kind)
 }
 
-/// sysvinit is called `init` like many others, and is the one that makes a pipe of this name.
-fn of_content(program: &Path) -> InitKind {
-    let mut bytes = Vec::new();
-    let _ = fs::File::open(program).and_then(|file| file.take(LOOKED_AT).read_to_end(&mut bytes));
+fn is_hard_link_to_busybox(image: &Image, path: &str) -> bool {
+    let file = |path: &str| image.metadata(path).map(|found| (found.dev(), found.ino()));
+    let init = file(path);
+    BUSYBOXES.into_iter().any(|busybox| init.is_some() && file(busybox) == init)
+}
+
+/// sysvinit is called `init` like many others, and is the one that makes a pipe of this name. A
+/// copy of busybox may have any name and bears its own inside (`libbb/messages.c`).
+fn of_content(bytes: &[u8]) -> InitKind {
+    let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
     if bytes.starts_with(b"#!") {
-        return InitKind::Script;
+        InitKind::Script
+    } else if has(b"BusyBox v") {
+        InitKind::Busybox
+    } else if has(b"/initctl") {
+        InitKind::Sysvinit
+    } else {
+        InitKind::Other
     }
-    let pipe = b"/initctl";
-    if bytes.windows(pipe.len()).any(|window| window == pipe) { InitKind::Sysvinit } else { InitKind::Other }
 }
 
 /// busybox init runs what `/etc/inittab` says, or `/etc/init.d/rcS` when there is none.
-fn busybox_is_configured(root: &Path) -> bool {
-    let exists = |path: &str| resolve(root, Path::new(path)).is_some_and(|found| executable(root, &found));
-    let Some(table) = resolve(root, Path::new("etc/inittab")).and_then(|path| fs::read(root.join(path)).ok()) else {
-        return exists("etc/init.d/rcS");
+fn busybox_is_configured(image: &Image) -> bool {
+    let Ok(table) = image.read("/etc/inittab", MAX_INITTAB) else {
+        return image.is_program("/etc/init.d/rcS");
     };
     let table = String::from_utf8_lossy(&table);
     let mut startup = table.lines().filter_map(startup_program).peekable();
-    startup.peek().is_some() && startup.all(exists)
+    startup.peek().is_some() && startup.all(|program| image.is_program(program))
 }
 
 /// The program of an inittab line `id:runlevels:sysinit:command` (or wait, once).
@@ -88,53 +100,12 @@ fn startup_program(line: &str) -> Option<&str> {
     program.starts_with('/').then_some(program)
 }
 
-fn executable(root: &Path, path: &Path) -> bool {
-    fs::metadata(root.join(path)).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-}
-
-/// Follows links with `root` as `/`: the result is relative to `root` and has none left.
-fn resolve(root: &Path, path: &Path) -> Option<PathBuf> {
-    let mut todo: Vec<PathBuf> = parts(path);
-    let mut done = PathBuf::new();
-    let mut links = 0;
-    while let Some(part) = todo.pop() {
-        if part == Path::new("..") {
-            done.pop();
-            continue;
-        }
-        let here = done.join(&part);
-        match fs::read_link(root.join(&here)) {
-            Ok(target) => {
-                links += 1;
-                if links > MAX_LINKS {
-                    return None;
-                }
-                if target.is_absolute() {
-                    done = PathBuf::new();
-                }
-                todo.extend(parts(&target));
-            }
-            Err(_not_a_link) => done = here,
-        }
-    }
-    fs::symlink_metadata(root.join(&done)).ok().map(|_| done)
-}
-
-/// The names in `path`, last first.
-fn parts(path: &Path) -> Vec<PathBuf> {
-    let named = |part: Component<'_>| match part {
-        Component::Normal(name) => Some(PathBuf::from(name)),
-        Component::ParentDir => Some(PathBuf::from("..")),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    };
-    path.components().rev().filter_map(named).collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use tempfile::TempDir;
 
     fn image() -> TempDir {
@@ -152,12 +123,16 @@ mod tests {
     }
 
     fn path(image: &TempDir) -> Option<PathBuf> {
-        find(image.path()).map(|init| init.path)
+        first(image).map(|init| init.path)
+    }
+
+    fn first(image: &TempDir) -> Option<ImageInit> {
+        find(&Image::at(image.path())).into_iter().next()
     }
 
     #[test]
     fn an_init_is_known_by_its_program() {
-        let kind = |image: &TempDir| find(image.path()).map(|init| init.kind);
+        let kind = |image: &TempDir| first(image).map(|init| init.kind);
         let image = image();
         let init = image.path().join("sbin/init");
         program(&image, "sbin/init", 0o755);
@@ -184,9 +159,9 @@ mod tests {
     #[test]
     fn an_image_without_an_init_has_none() {
         let image = image();
-        assert_eq!(find(image.path()), None);
+        assert_eq!(first(&image), None);
         program(&image, "sbin/init", 0o644);
-        assert_eq!(find(image.path()), None);
+        assert_eq!(first(&image), None);
     }
 
     #[test]
@@ -207,7 +182,7 @@ mod tests {
     fn a_loop_of_links_ends() {
         let image = image();
         symlink("/sbin/init", image.path().join("sbin/init")).unwrap();
-        assert_eq!(find(image.path()), None);
+        assert_eq!(first(&image), None);
     }
 
     #[test]
@@ -215,13 +190,65 @@ mod tests {
         let image = image();
         program(&image, "bin/busybox", 0o755);
         symlink("/bin/busybox", image.path().join("sbin/init")).unwrap();
-        assert_eq!(find(image.path()), None);
+        assert_eq!(first(&image), None);
         program(&image, "etc/init.d/rcS", 0o755);
         assert_eq!(path(&image), Some("/sbin/init".into()));
         fs::write(image.path().join("etc/inittab"), "# x\n::sysinit:/sbin/openrc sysinit\n::respawn:/bin/sh\n")
             .unwrap();
-        assert_eq!(find(image.path()), None);
+        assert_eq!(first(&image), None);
         program(&image, "sbin/openrc", 0o755);
         assert_eq!(path(&image), Some("/sbin/init".into()));
+    }
+
+    #[test]
+    fn chains_of_links_and_what_is_no_program() {
+        let image = image();
+        program(&image, "usr/bin/real", 0o755);
+        symlink("/etc/one", image.path().join("sbin/init")).unwrap();
+        symlink("../usr/two", image.path().join("etc/one")).unwrap();
+        symlink("../../../../usr/bin/real", image.path().join("usr/two")).unwrap();
+        assert_eq!(path(&image), Some("/sbin/init".into()));
+        // An end that is a folder, and one that does not exist: the next candidate counts.
+        program(&image, "bin/init", 0o755);
+        for target in ["/usr/bin", "/usr/bin/none", "/etc/none/../../usr/none"] {
+            fs::remove_file(image.path().join("usr/two")).unwrap();
+            symlink(target, image.path().join("usr/two")).unwrap();
+            assert_eq!(path(&image), Some("/bin/init".into()), "{target}");
+        }
+        fs::remove_file(image.path().join("sbin/init")).unwrap();
+        fs::create_dir(image.path().join("sbin/init")).unwrap();
+        assert_eq!(path(&image), Some("/bin/init".into()));
+    }
+
+    #[test]
+    fn every_candidate_is_named_in_case_one_does_not_execute() {
+        let image = image();
+        program(&image, "sbin/init", 0o755);
+        program(&image, "usr/lib/systemd/systemd", 0o755);
+        let found = find(&Image::at(image.path()));
+        let paths: Vec<_> = found.iter().map(|init| init.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/sbin/init", "/usr/lib/systemd/systemd"]);
+    }
+
+    #[test]
+    fn a_busybox_is_known_without_its_name() {
+        let image = image();
+        program(&image, "usr/bin/busybox", 0o755);
+        fs::hard_link(image.path().join("usr/bin/busybox"), image.path().join("bin/init")).unwrap();
+        assert_eq!(path(&image), None, "a hard link, and nothing that it would run");
+        program(&image, "sbin/init", 0o755);
+        fs::write(image.path().join("sbin/init"), b"\x7fELF /dev/initctl BusyBox v1.36.1").unwrap();
+        assert_eq!(path(&image), None, "a copy");
+        program(&image, "etc/init.d/rcS", 0o755);
+        assert_eq!(first(&image).unwrap().kind, InitKind::Busybox);
+    }
+
+    #[test]
+    fn an_inittab_that_is_a_pipe_holds_nothing_up() {
+        let image = image();
+        program(&image, "bin/busybox", 0o755);
+        symlink("busybox", image.path().join("bin/init")).unwrap();
+        nix::unistd::mkfifo(&image.path().join("etc/inittab"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(path(&image), None);
     }
 }

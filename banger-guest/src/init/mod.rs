@@ -14,20 +14,32 @@ use std::process::{Child, Command, ExitCode};
 use crate::agent::launch::launch;
 use crate::console::say;
 use crate::init_kind::InitKind;
-use crate::sys::vsock;
+use crate::sys::{random, vsock};
 use error::Error;
+use image::Image;
+use nix::sys::resource::{Resource, setrlimit};
 use pid1::Ending;
 
+mod attached;
 mod error;
+mod fresh;
+mod fstab;
 mod identity;
+mod image;
 mod image_init;
+mod managers;
 mod modules;
 mod mounts;
 mod network;
 mod pid1;
+mod systemd;
 
 /// Search path of everything that is started here, as login(1) sets it for root.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Open files of a process, as systemd has them for services: few enough that a program which
+/// closes every possible descriptor is quick, and more for those that ask.
+const OPEN_FILES: (u64, u64) = (1024, 512 * 1024);
 
 /// Boots the guest.
 pub(crate) fn main() -> ExitCode {
@@ -51,6 +63,7 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     mounts::open_console();
     let config = read_config()?;
     *seen = Some(config.clone());
+    seed_random(&config);
     modules::load_all(Path::new(banger_proto::guest::MODULES_DIR))?;
     let root = Path::new(&config.root_device);
     mounts::wait_for_device(root)?;
@@ -62,20 +75,37 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     if let Some(device) = &config.work_device {
         mounts::work_disk(Path::new(device))?;
     }
-    identity::apply(&config);
+    let image = Image::at("/");
+    identity::apply(&image, &config);
+    fresh::apply(&image, &config);
     if let Err(error) = network::configure(&config) {
         // The agent needs no network, so the VM stays usable and its owner can look.
         say(format_args!("no network: {}", describe(&error)));
     }
-    match image_init::find(Path::new("/")) {
-        Some(found) => {
-            start_agent(&config, found.kind)?;
-            Err(hand_over(&found.path))
+    managers::prepare(&image);
+    if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1) {
+        say(format_args!("cannot set the limit of open files: {error}"));
+    }
+    for found in image_init::find(&image) {
+        if found.kind == InitKind::Systemd {
+            systemd::prepare(&image);
         }
-        None => {
-            mounts::without_image_init();
-            pid1::run(|| start_agent(&config, InitKind::Own))
-        }
+        start_agent(&config, found.kind)?;
+        say(describe(&hand_over(&found.path)));
+        // Another architecture, no interpreter, no loader. The agent has been told of an init that
+        // is none.
+        pid1::end_all();
+    }
+    mounts::without_image_init();
+    pid1::run(|| start_agent(&config, InitKind::Own))
+}
+
+/// A guest has few events by which the kernel could gather randomness early, and a virtual CPU may
+/// have no source of its own. The token is 256 bits from the host's generator, new at each boot;
+/// what the kernel makes of it tells nothing about it.
+fn seed_random(config: &GuestConfig) {
+    if let Err(error) = random::add(config.token.reveal().as_bytes(), 256) {
+        say(format_args!("the kernel's random generator is not seeded: {error}"));
     }
 }
 
@@ -135,6 +165,24 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The configuration of some VM.
+    pub(super) fn config() -> GuestConfig {
+        GuestConfig {
+            hostname: "web".into(),
+            address: [172, 16, 0, 2].into(),
+            gateway: [172, 16, 0, 1].into(),
+            dns: [1, 1, 1, 1].into(),
+            daemon_key: String::new(),
+            authorized_keys: Vec::new(),
+            host_key: String::new(),
+            control_port: 10001,
+            token: banger_proto::guest::BootToken::new([1; 32]),
+            root_device: "/dev/vda".into(),
+            work_device: None,
+            image: banger_policy::ImageConfig::default(),
+        }
+    }
 
     #[test]
     fn a_reason_fits_a_control_line() {

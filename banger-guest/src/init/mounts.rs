@@ -1,16 +1,18 @@
 //! File systems of a booting guest.
 //!
-//! Called by `init` only, single-threaded. Before [`switch_root`] paths are the initramfs's, afterwards
-//! the image's. Nothing here repairs a file system.
+//! Called by `init` only, single-threaded. Before [`switch_root`] paths are the initramfs's,
+//! afterwards the image's. Nothing here repairs a file system. A place to mount on is a folder of
+//! the image, which is made where the image has none ([`Image::folder`]).
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::Error;
+use super::image::Image;
 use crate::console::say;
 use crate::sys::ext4;
 
@@ -22,6 +24,13 @@ const DEVICE_WAIT: Duration = Duration::from_secs(15);
 /// How often a device is looked for.
 const DEVICE_POLL: Duration = Duration::from_millis(10);
 const BASIC: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+
+/// First names of paths where a link at `/root` cannot have the work disk: it would hide what the
+/// system needs.
+const SYSTEM_FOLDERS: [&str; 12] =
+    ["bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys", "usr"];
+/// Folders that hold more than a home, and whose own folders may well be one.
+const SHARED_FOLDERS: [&str; 8] = ["home", "media", "mnt", "opt", "run", "srv", "tmp", "var"];
 
 /// `/proc`, `/sys` and `/dev`, in the initramfs and again in the image.
 pub(super) fn kernel_file_systems() -> Result<(), Error> {
@@ -38,6 +47,13 @@ pub(super) fn runtime_file_systems() {
     try_virtual_fs("devpts", "/dev/pts", terminals, Some("gid=5,mode=620,ptmxmode=666"));
     try_virtual_fs("tmpfs", "/dev/shm", hidden, Some("mode=1777"));
     try_virtual_fs("tmpfs", "/run", hidden, Some("mode=755,size=20%"));
+    let image = Image::at("/");
+    if !image.exists("/tmp") {
+        let made = image.folder("/tmp").and_then(|tmp| fs::set_permissions(tmp, fs::Permissions::from_mode(0o1777)));
+        if let Err(error) = made {
+            say(format_args!("/tmp: {error}"));
+        }
+    }
 }
 
 /// The rest of what an init would have done, for an image that has none.
@@ -46,7 +62,7 @@ pub(super) fn without_image_init() {
     for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(name));
     }
-    if let Err(error) = fs::create_dir_all("/run/lock") {
+    if let Err(error) = Image::at("/").folder("/run/lock") {
         say(format_args!("/run/lock: {error}"));
     }
     // /var/run of an image may be a folder with stale pid files or a link to /run: both work.
@@ -77,14 +93,23 @@ pub(super) fn wait_for_device(device: &Path) -> Result<(), Error> {
     }
 }
 
-/// Mounts the image's root, read-write, and grows it to the VM's root disk.
+/// Mounts the image's root, read-write, and grows it to the VM's root disk. One that can only be
+/// read is mounted so, without its journal if need be: its owner can look and save what is there.
 ///
 /// `noinit_itable`: the kernel would write zeros into the inode tables of all groups that were added, hundreds of
 /// MiB for a large disk. Behind the image's own file system the disk reads zeros anyway.
 pub(super) fn root(device: &Path) -> Result<(), Error> {
-    make_folder(Path::new(NEW_ROOT))?;
-    mount(Some(device), NEW_ROOT, Some("ext4"), MsFlags::MS_NOATIME, Some("noinit_itable"))
-        .map_err(|source| Error::MountDevice { device: device.to_owned(), target: "/", source })?;
+    folder(NEW_ROOT)?;
+    let mount_as = |flags: MsFlags, options| {
+        mount(Some(device), NEW_ROOT, Some("ext4"), flags | MsFlags::MS_NOATIME, Some(options))
+    };
+    if let Err(source) = mount_as(MsFlags::empty(), "noinit_itable") {
+        let read_only = mount_as(MsFlags::MS_RDONLY, "").or_else(|_| mount_as(MsFlags::MS_RDONLY, "noload"));
+        // The first error is the cause.
+        read_only.map_err(|_| Error::MountDevice { device: device.to_owned(), target: "/".into(), source })?;
+        say(format_args!("the root disk is mounted read-only, because it cannot be written to: {source}"));
+        return Ok(());
+    }
     if let Err(error) = grow(device, Path::new(NEW_ROOT)) {
         say(format_args!("the root disk keeps its size: {error}"));
     }
@@ -110,20 +135,40 @@ pub(super) fn switch_root() -> Result<(), Error> {
 }
 
 /// Mounts the work disk on `/root` and grows it when the daemon has made the device larger.
+///
+/// An image without a place for it boots nevertheless. A disk that cannot be mounted is an error:
+/// what is written to `/root` would be elsewhere at the next start.
 pub(super) fn work_disk(device: &Path) -> Result<(), Error> {
-    const TARGET: &str = "/root";
     wait_for_device(device)?;
-    make_folder(Path::new(TARGET))?;
+    let target = match home(&Image::at("/")) {
+        Ok(target) => target,
+        Err(error) => {
+            say(format_args!("the work disk is not mounted, because /root cannot be made: {error}"));
+            return Ok(());
+        }
+    };
     let flags = MsFlags::MS_NOATIME.union(MsFlags::MS_NODEV);
-    mount(Some(device), TARGET, Some("ext4"), flags, None::<&str>).map_err(|source| Error::MountDevice {
+    mount(Some(device), &target, Some("ext4"), flags, None::<&str>).map_err(|source| Error::MountDevice {
         device: device.to_owned(),
-        target: TARGET,
+        target: target.clone(),
         source,
     })?;
-    if let Err(error) = grow(device, Path::new(TARGET)) {
+    if let Err(error) = grow(device, &target) {
         say(format_args!("the work disk keeps its size: {error}"));
     }
     Ok(())
+}
+
+/// The folder for the work disk: `/root`, or where it leads if that can be a home.
+fn home(image: &Image) -> std::io::Result<PathBuf> {
+    const HOME: &str = "/root";
+    let leads = image.seen(HOME).unwrap_or_default();
+    let mut names = leads.components().skip(1).map(|name| name.as_os_str());
+    let usable = names.next().is_some_and(|first| {
+        let is_in = |list: &[&str]| list.iter().any(|name| first == *name);
+        !is_in(&SYSTEM_FOLDERS) && (names.next().is_some() || !is_in(&SHARED_FOLDERS))
+    });
+    if usable { image.folder(HOME) } else { image.own_folder(Path::new(HOME)) }
 }
 
 fn grow(device: &Path, folder: &Path) -> std::io::Result<()> {
@@ -134,11 +179,11 @@ fn grow(device: &Path, folder: &Path) -> std::io::Result<()> {
 }
 
 fn virtual_fs(kind: &'static str, target: &str, flags: MsFlags, data: Option<&str>) -> Result<(), Error> {
-    make_folder(Path::new(target))?;
-    match mount(Some(kind), target, Some(kind), flags, data) {
+    let target = folder(target)?;
+    match mount(Some(kind), &target, Some(kind), flags, data) {
         // EBUSY: the kernel has mounted devtmpfs there itself.
         Ok(()) | Err(Errno::EBUSY) => Ok(()),
-        Err(source) => Err(Error::Mount { kind, target: target.into(), source }),
+        Err(source) => Err(Error::Mount { kind, target, source }),
     }
 }
 
@@ -148,10 +193,38 @@ fn try_virtual_fs(kind: &'static str, target: &str, flags: MsFlags, data: Option
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
-    match fs::create_dir(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(Error::Folder { path: path.to_owned(), source }),
+fn folder(path: &str) -> Result<PathBuf, Error> {
+    Image::at("/").folder(path).map_err(|source| Error::Folder { path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// Where the work disk is mounted when `/root` is made by `odd` in an image that has
+    /// `/usr/bin`.
+    fn home_of(odd: impl FnOnce(&Path)) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("usr/bin")).unwrap();
+        odd(&folder.path().join("root"));
+        let home = home(&Image::at(folder.path())).unwrap();
+        assert!(fs::symlink_metadata(&home).unwrap().is_dir());
+        home.strip_prefix(folder.path()).unwrap().to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_work_disk_has_a_place_in_every_image() {
+        assert_eq!(home_of(|_| {}), "root");
+        assert_eq!(home_of(|root| fs::create_dir(root).unwrap()), "root");
+        assert_eq!(home_of(|root| fs::write(root, "a file").unwrap()), "root");
+        let of_link = |target: &str| home_of(|root| symlink(target, root).unwrap());
+        assert_eq!(of_link("var/roothome"), "var/roothome");
+        assert_eq!(of_link("/home/root"), "home/root");
+        assert_eq!(of_link("../../workspace"), "workspace");
+        for target in ["/", "root", "/usr", "/usr/bin", "/etc/x", "proc/self", "/home", "/var/../home/.", "/run"] {
+            assert_eq!(of_link(target), "root", "{target}");
+        }
     }
 }

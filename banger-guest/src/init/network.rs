@@ -1,7 +1,7 @@
 //! The guest's one interface: an address without neighbours and a default route to the host.
 //!
-//! Called by `init` once. The image's own network managers are told nothing; they leave an interface
-//! alone that they have no configuration for.
+//! Called by `init` once. The image's own network managers are told to leave it alone
+//! ([`super::managers`], [`super::systemd`]).
 
 use banger_proto::guest::GuestConfig;
 use std::path::Path;
@@ -11,7 +11,8 @@ use super::error::Error;
 use crate::sys::ifconf::Control;
 use nix::errno::Errno;
 
-const INTERFACE: &str = "eth0";
+/// The name that the kernel gives to the only one.
+pub(super) const INTERFACE: &str = "eth0";
 /// How long the interface may take to appear after its driver is loaded.
 const WAIT: Duration = Duration::from_secs(3);
 

@@ -107,6 +107,15 @@ impl Agent {
     }
 }
 
+/// Ends all other processes at once, for another attempt.
+pub(super) fn end_all() {
+    let _ = signals::send(-1, libc::SIGKILL);
+    wait_until(TERM_WAIT, || {
+        reap();
+        no_children()
+    });
+}
+
 /// Ends everything and the machine itself. Nothing comes back from here.
 pub(super) fn end_machine(ending: Ending) -> ! {
     let _ = signals::send(-1, libc::SIGTERM);

@@ -8,6 +8,7 @@ pub(crate) mod ext4;
 pub(crate) mod ifconf;
 pub(crate) mod module;
 pub(crate) mod pty;
+pub(crate) mod random;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub(crate) mod stream;
