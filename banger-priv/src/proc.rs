@@ -102,6 +102,14 @@ impl Processes {
         read_under(self.proc.as_fd(), &format!("{}/status", self.own))
     }
 
+    /// The status of one of this process's threads.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn own_thread_status(&self, thread: u32) -> std::io::Result<String> {
+        read_under(self.proc.as_fd(), &format!("{}/task/{thread}/status", self.own))
+    }
+
     /// The process at the other end of a connection: its pid, if it is alive and in the daemon's own
     /// cgroup. VMMs share the daemon's uid and its unit; only the leaf tells them apart.
     ///

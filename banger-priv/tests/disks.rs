@@ -76,7 +76,7 @@ fn a_failed_attach_leaves_nothing() {
         assert_eq!(objects(), before);
         machine.discard_disk(vm(1)).await.unwrap();
         machine.discard_disk(vm(1)).await.unwrap();
-        assert_eq!(std::fs::read_dir(folders.path("cow")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folders.path("state/cow")).unwrap().count(), 0);
     });
 }
 
@@ -224,7 +224,7 @@ fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
     in_namespace(async {
         let folders = Folders::new();
         folders.add_image(BASE);
-        let cow = folders.path("cow");
+        let cow = folders.path("state/cow");
         // Not seen by any other process: the mounts of this thread are its own.
         run("mount --make-rprivate /");
         let room = (HOST_RESERVE_BYTES + cow_file_bytes(MIN_ROOT_BYTES) + cow_file_bytes(2 * MIN_ROOT_BYTES)) >> 20;

@@ -4,13 +4,16 @@
 //! what was made is in it before the caller is answered. Operations on one VM wait for each other; those of
 //! different VMs do not. Nothing here looks at who is asking: [`crate::serve`] admits the daemon alone.
 
+mod cow;
 mod disk;
 mod process;
 mod recover;
 mod tap;
 
-use crate::cow::{Cows, Images};
+use crate::cow::Cows;
+use crate::disk_thread::DiskThread;
 use crate::fail;
+use crate::images::Images;
 use crate::kernel::{Kernel, KernelError, Outcome};
 use crate::ledger::Ledger;
 use banger_policy::VmId;
@@ -66,6 +69,17 @@ impl From<Refusal> for Denied {
 /// What every operation answers.
 pub type Answer<T> = Result<T, Denied>;
 
+/// What the helper has on the host's disk, and the thread that waits for that.
+#[derive(Debug)]
+pub struct Files {
+    /// The helper's own.
+    pub cows: Cows,
+    /// The daemon's.
+    pub images: Images,
+    /// Need not have been started yet.
+    pub disk: DiskThread,
+}
+
 /// Everything that the helper knows and holds.
 #[derive(Debug)]
 pub struct Machine<K> {
@@ -73,6 +87,7 @@ pub struct Machine<K> {
     ledger: RefCell<Ledger>,
     cows: RefCell<Cows>,
     images: Images,
+    disk: DiskThread,
     network: Network,
     daemon_uid: u32,
     turns: RefCell<BTreeMap<VmId, Arc<Mutex<()>>>>,
@@ -81,9 +96,10 @@ pub struct Machine<K> {
 impl<K: Kernel> Machine<K> {
     /// Nothing is changed yet; see [`Machine::recover`].
     #[must_use]
-    pub fn new(kernel: K, ledger: Ledger, cows: Cows, images: Images, network: Network, daemon_uid: u32) -> Self {
+    pub fn new(kernel: K, ledger: Ledger, files: Files, network: Network, daemon_uid: u32) -> Self {
+        let Files { cows, images, disk } = files;
         let (ledger, cows) = (RefCell::new(ledger), RefCell::new(cows));
-        Self { kernel, ledger, cows, images, network, daemon_uid, turns: RefCell::default() }
+        Self { kernel, ledger, cows, images, disk, network, daemon_uid, turns: RefCell::default() }
     }
 
     /// The kernel, for tests.
@@ -217,7 +233,7 @@ impl<K: Kernel> Machine<K> {
         let enough = PAGE.saturating_add(1);
         let mut ids = BTreeSet::new();
         ids.extend(self.ledger.borrow().rows().range(range).map(|(vm, _)| *vm).take(enough));
-        ids.extend(self.cows.borrow().records().range(range).map(|(vm, _)| *vm).take(enough));
+        ids.extend(self.cows.borrow().after(range.0).take(enough));
         let more = ids.len() > PAGE;
         let holdings: Vec<Holding> = ids.into_iter().take(PAGE).filter_map(|vm| self.holding(vm)).collect();
         let next = holdings.last().filter(|_| more).map(|holding| holding.vm);
@@ -226,7 +242,8 @@ impl<K: Kernel> Machine<K> {
 
     fn holding(&self, vm: VmId) -> Option<Holding> {
         let cows = self.cows.borrow();
-        Holding::of(vm, self.row(&vm).as_ref(), cows.get(&vm).map(|cow| (cow, cows.allocated(&vm))))
+        let cow = cows.get(&vm).map(|kept| (&kept.cow, kept.allocated_bytes));
+        Holding::of(vm, self.row(&vm).as_ref(), cow)
     }
 }
 
