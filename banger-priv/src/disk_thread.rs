@@ -15,6 +15,7 @@ use crate::kernel::{KernelError, Outcome};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use tokio::sync::oneshot;
@@ -27,10 +28,10 @@ const GONE: KernelError = KernelError { step: "disk-thread", errno: libc::EIO };
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A handle on the thread. The thread ends with the last handle, which the helper never gives up.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct DiskThread(Arc<Handle>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Handle(Arc<Queue>);
 
 /// Own code, because the channels of std and tokio sometimes call sched_yield(2), for which the system call
@@ -54,17 +55,16 @@ impl DiskThread {
     /// The kernel's, when it has no room for a thread.
     pub fn start(&self) -> io::Result<u32> {
         let queue = Arc::clone(&self.0.0);
-        let (number, told) = (Arc::new(Mutex::new(None)), Arc::new(Barrier::new(2)));
-        let (own_number, begun) = (Arc::clone(&number), Arc::clone(&told));
+        let begun = Arc::new((Barrier::new(2), AtomicU32::new(0)));
+        let begins = Arc::clone(&begun);
         thread::Builder::new().stack_size(STACK).spawn(move || {
-            *lock(&own_number) = Some(nix::unistd::gettid().as_raw().cast_unsigned());
-            begun.wait();
+            begins.1.store(nix::unistd::gettid().as_raw().cast_unsigned(), Ordering::Release);
+            begins.0.wait();
             queue.work();
         })?;
         // What a thread does at its beginning must be over before the filter comes, which has no row for it.
-        told.wait();
-        let number = *lock(&number);
-        number.ok_or_else(|| io::Error::other("the thread has not begun"))
+        begun.0.wait();
+        Ok(begun.1.load(Ordering::Acquire))
     }
 
     /// Queues a job; its answer comes over the channel.
@@ -125,9 +125,9 @@ impl Drop for Handle {
     }
 }
 
-impl fmt::Debug for Queue {
+impl fmt::Debug for DiskThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("jobs", &lock(&self.waiting).jobs.len()).finish()
+        f.write_str("DiskThread")
     }
 }
 

@@ -13,7 +13,7 @@ use banger_policy::room;
 use rustix::fs::{
     AtFlags, FallocateFlags, Mode, OFlags, fallocate, fstat, fstatvfs, fsync, ftruncate, openat2, statat,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -111,7 +111,8 @@ impl Folder {
         let missing = end.saturating_sub(from);
         self.room(missing)?;
         let piece = PIECE.min(missing);
-        reserve(file, from, piece)?;
+        // On a full disk nothing that runs is hurt, because the file is whole before anything uses it.
+        retry_on_intr(|| fallocate(file, FallocateFlags::empty(), from, piece)).at("cow-reserve")?;
         crate::fail::point("cow-piece");
         Ok(from.saturating_add(piece))
     }
@@ -123,7 +124,11 @@ impl Folder {
     pub fn finish(&self, file: BorrowedFd<'_>, cow: Cow) -> Outcome<Kept> {
         fsync(file).at("cow-sync")?;
         crate::fail::point("cow-reserved");
-        let cow = Cow { ready: true, growing_to: None, ..cow };
+        self.keep(file, Cow { ready: true, growing_to: None, ..cow })
+    }
+
+    /// Writes the last record of a file that is whole.
+    fn keep(&self, file: BorrowedFd<'_>, cow: Cow) -> Outcome<Kept> {
         self.write(&cow)?;
         Ok(Kept { cow, allocated_bytes: allocated(&fstat(file).at("cow-stat")?) })
     }
@@ -139,9 +144,7 @@ impl Folder {
             fsync(&file).at("cow-sync")?;
         }
         crate::fail::point("cow-shrunk");
-        let cow = Cow { growing_to: None, ..cow };
-        self.write(&cow)?;
-        Ok(Kept { cow, allocated_bytes: allocated(&fstat(&file).at("cow-stat")?) })
+        self.keep(file.as_fd(), Cow { growing_to: None, ..cow })
     }
 
     /// Frees a piece of an attempt's file, and at last removes file and record; answers whether there is
@@ -221,17 +224,6 @@ impl Folder {
         let stat = fstatvfs(&self.0).at("cow-room")?;
         let short = room::check(bytes, stat.f_bavail.saturating_mul(stat.f_frsize)).is_err();
         if short { Err(KernelError { step: "host-reserve", errno: libc::ENOSPC }) } else { Ok(()) }
-    }
-}
-
-/// Reserves `bytes` from `from` on; on a full disk nothing that runs is hurt, because the file is whole
-/// before anything uses it.
-fn reserve(file: BorrowedFd<'_>, from: u64, bytes: u64) -> Outcome<()> {
-    loop {
-        match fallocate(file, FallocateFlags::empty(), from, bytes) {
-            Err(Errno::INTR) => {}
-            other => return other.at("cow-reserve"),
-        }
     }
 }
 

@@ -8,6 +8,7 @@ mod folder;
 
 pub use folder::{Folder, Kept, PIECE};
 
+use crate::kernel::KernelError;
 use crate::log::{self, Level};
 use banger_policy::VmId;
 use banger_policy::holding::Cow;
@@ -114,9 +115,8 @@ fn found(folder: &Folder, cow: Cow) -> Kept {
     if cow.growing_to.is_some() {
         match folder.shrink_back(cow.clone()) {
             Ok(kept) => return kept,
-            Err(error) => {
-                // The VM's next call tries again, and is told.
-                let (step, errno) = (error.step, error.errno);
+            // The VM's next call tries again, and is told.
+            Err(KernelError { step, errno }) => {
                 log::record(Level::Critical, &format!("cow vm={vm} verdict=failed rule={step} errno={errno}"));
             }
         }

@@ -55,15 +55,7 @@ impl<K: Kernel> Machine<K> {
         let attempt = Cow { vm, owner, image, base_bytes, root_bytes, file_bytes, growing_to, generation, ready };
         // Counted from here on, before anybody else is let in; its base is looked at next.
         self.cows.borrow_mut().attempted(attempt.clone());
-        let made = match self.begin(attempt).await {
-            // Nothing was made, so there is nothing to undo.
-            Err(denied) => {
-                self.cows.borrow_mut().erased(&vm);
-                return Err(denied);
-            }
-            Ok((cow, file)) => self.fill(cow, file, 0).await,
-        };
-        match made {
+        match self.make(attempt).await {
             Ok(kept) => self.cows.borrow_mut().keep(kept),
             Err(denied) => {
                 // If even this fails, the attempt is known as one.
@@ -74,24 +66,24 @@ impl<K: Kernel> Machine<K> {
         self.made(&vm)
     }
 
-    /// Looks at the base image, then writes the attempt's record and makes its empty file.
-    async fn begin(&self, attempt: Cow) -> Answer<(Cow, OwnedFd)> {
+    /// Looks at the base image, writes the attempt's record, makes its file and fills it.
+    async fn make(&self, attempt: Cow) -> Answer<Kept> {
         let (_, base_bytes) = self.base(attempt.image).await?;
         if base_bytes < attempt.root_bytes {
             return Err(Denied::new(HelperError::BadImage, "base-too-short"));
         }
         let cow = Cow { base_bytes, ..attempt };
-        self.cows.borrow_mut().attempted(cow.clone());
         let begun = self.on_disk(move |folder| {
             folder.room(cow.file_bytes)?;
             let file = folder.begin(&cow)?;
             Ok((cow, file))
         });
-        begun.await.map_err(|error| match error.errno {
+        let (cow, file) = begun.await.map_err(|error| match error.errno {
             // Somebody put a file there; it is not overwritten, and not removed either.
             libc::EEXIST => Denied::new(HelperError::Quarantined, "cow-without-record"),
             _ => error.into(),
-        })
+        })?;
+        self.fill(cow, file, 0).await
     }
 
     /// Reserves a file from `from` bytes to the length that its record will have, and makes both durable.
@@ -107,11 +99,10 @@ impl<K: Kernel> Machine<K> {
     /// Removes what there is of the VM's attempt, if there is one.
     async fn erase(&self, vm: &VmId) -> Outcome<()> {
         let Some(attempt) = self.cows.borrow().attempt(vm).cloned() else { return Ok(()) };
-        loop {
+        let mut more = true;
+        while more {
             let attempt = attempt.clone();
-            if !self.on_disk(move |folder| folder.erase_piece(&attempt)).await? {
-                break;
-            }
+            more = self.on_disk(move |folder| folder.erase_piece(&attempt)).await?;
         }
         self.cows.borrow_mut().erased(vm);
         Ok(())

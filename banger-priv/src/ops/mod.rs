@@ -69,17 +69,6 @@ impl From<Refusal> for Denied {
 /// What every operation answers.
 pub type Answer<T> = Result<T, Denied>;
 
-/// What the helper has on the host's disk, and the thread that waits for that.
-#[derive(Debug)]
-pub struct Files {
-    /// The helper's own.
-    pub cows: Cows,
-    /// The daemon's.
-    pub images: Images,
-    /// Need not have been started yet.
-    pub disk: DiskThread,
-}
-
 /// Everything that the helper knows and holds.
 #[derive(Debug)]
 pub struct Machine<K> {
@@ -94,10 +83,17 @@ pub struct Machine<K> {
 }
 
 impl<K: Kernel> Machine<K> {
-    /// Nothing is changed yet; see [`Machine::recover`].
+    /// Nothing is changed yet; see [`Machine::recover`]. The disk's thread need not have been started.
     #[must_use]
-    pub fn new(kernel: K, ledger: Ledger, files: Files, network: Network, daemon_uid: u32) -> Self {
-        let Files { cows, images, disk } = files;
+    pub fn new(
+        kernel: K,
+        ledger: Ledger,
+        cows: Cows,
+        images: Images,
+        disk: DiskThread,
+        network: Network,
+        daemon_uid: u32,
+    ) -> Self {
         let (ledger, cows) = (RefCell::new(ledger), RefCell::new(cows));
         Self { kernel, ledger, cows, images, disk, network, daemon_uid, turns: RefCell::default() }
     }

@@ -16,7 +16,7 @@ use banger_priv::disk_thread::DiskThread;
 use banger_priv::host::{Daemon, Host};
 use banger_priv::images::Images;
 use banger_priv::ledger::Ledger;
-use banger_priv::ops::{Files, Machine};
+use banger_priv::ops::Machine;
 use banger_priv::proc::Processes;
 use banger_priv::record;
 use std::net::Ipv4Addr;
@@ -103,7 +103,7 @@ impl Folders {
         let folder = |name: &str| record::folder(&self.path(name), rustix::fs::OFlags::RDONLY).unwrap();
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
         let (cows, images) = (Cows::open(folder("state/cow")).unwrap(), Images::new(folder("images"), DAEMON));
-        Rc::new(Machine::new(kernel, ledger, Files { cows, images, disk }, network, DAEMON))
+        Rc::new(Machine::new(kernel, ledger, cows, images, disk, network, DAEMON))
     }
 }
 

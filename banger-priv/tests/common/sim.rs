@@ -17,7 +17,7 @@ use banger_priv::disk_thread::DiskThread;
 use banger_priv::images::Images;
 use banger_priv::kernel::{Kernel, KernelError, Link, LinkKind, Outcome, Seen};
 use banger_priv::ledger::Ledger;
-use banger_priv::ops::{Files, Machine};
+use banger_priv::ops::Machine;
 use banger_priv::record;
 use banger_priv::sys::dm::Device;
 use std::cell::RefCell;
@@ -323,6 +323,6 @@ impl Host {
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
         let (cows, images) = (Cows::open(folder("cow")).unwrap(), Images::new(folder("images"), self.daemon));
         let network = Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap();
-        Rc::new(Machine::new(sim, ledger, Files { cows, images, disk }, network, self.daemon))
+        Rc::new(Machine::new(sim, ledger, cows, images, disk, network, self.daemon))
     }
 }
