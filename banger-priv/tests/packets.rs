@@ -58,6 +58,11 @@ fn nothing_passes_but_what_must() {
         let (mut vmm, second) = (Vmm::start(), Vmm::start());
         machine.bind_process(vm(1), vmm.pid()).await.unwrap();
         machine.bind_process(vm(2), second.pid()).await.unwrap();
+        // The other guest may leave through the uplink, so that nothing but its address tells them apart there.
+        machine.set_nat(vm(2), true).await.unwrap();
+        // To another port than the guest's datagrams, so that both keep their own behind the host's address.
+        let own = udp(mac(&other_name), OTHER, LAN, 8);
+        assert_eq!(through(&mut other, &own, &mut uplink), [(UPLINK, LAN)], "control: from its own tap");
 
         // Out, with the host's address; and only with the guest's own before.
         assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), [(UPLINK, LAN)]);

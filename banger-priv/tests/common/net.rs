@@ -23,7 +23,7 @@ pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 pub(crate) const UDP: u8 = 17;
 pub(crate) const TCP: u8 = 6;
 
-/// These tests change foreign tables with `nft`: without it they would show less than they say.
+/// These tests read or change tables with `nft`: without it they would show less than they say.
 pub(crate) fn can_run() -> bool {
     let nft = works("command -v nft");
     if !nft {
