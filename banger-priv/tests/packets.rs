@@ -7,10 +7,12 @@ mod net;
 
 use common::{DAEMON, Folders, OWNER, Vmm, Wire, in_namespace, mac, run, udp, vm};
 use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink};
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
+
+const LAN_6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 9);
 
 /// A datagram from the host, as `uid`; whether it was let go.
 fn from_host(uid: u32, to: Ipv4Addr, wire: &mut Wire) -> bool {
@@ -25,6 +27,21 @@ fn through(guest: &mut Wire, frame: &[u8], out: &mut Wire) -> Vec<(Ipv4Addr, Ipv
     drop(out.packets());
     guest.send(frame);
     out.packets().iter().filter(|packet| protocol(packet) == UDP).map(|packet| addresses(packet)).collect()
+}
+
+/// A datagram to the LAN's fd09::9. Bytes 12 to 15 of its header, where IPv4 has the source, are
+/// [`GUEST`].
+fn ipv6(to_mac: [u8; 6]) -> Vec<u8> {
+    let source = Ipv6Addr::new(0xfd00, 0, 0xac10, 2, 0, 0, 0, 2);
+    let header = [&[0x60, 0, 0, 0, 0, 12, UDP, 64][..], &source.octets(), &LAN_6.octets()].concat();
+    assert_eq!(header[12..16], GUEST.octets());
+    let datagram = [&[0x0f, 0xa0, 0, 7, 0, 12, 0, 0][..], b"text"].concat();
+    [&to_mac[..], &[6, 0, 0, 0, 0, 1], &[0x86, 0xdd], &header, &datagram].concat()
+}
+
+/// How many of these have left through the uplink.
+fn ipv6_that_left(uplink: &mut Wire) -> usize {
+    uplink.packets_of([0x86, 0xdd]).iter().filter(|packet| packet[24..40] == LAN_6.octets()).count()
 }
 
 #[test]
@@ -58,9 +75,11 @@ fn nothing_passes_but_what_must() {
         let (mut vmm, second) = (Vmm::start(), Vmm::start());
         machine.bind_process(vm(1), vmm.pid()).await.unwrap();
         machine.bind_process(vm(2), second.pid()).await.unwrap();
-        // The other guest may leave through the uplink, so that nothing but its address tells them apart there.
+        // The other guest may leave through the uplink, so that nothing but its address tells them
+        // apart there.
         machine.set_nat(vm(2), true).await.unwrap();
-        // To another port than the guest's datagrams, so that both keep their own behind the host's address.
+        // To another port than the guest's datagrams, so that both keep their own behind the host's
+        // address.
         let own = udp(mac(&other_name), OTHER, LAN, 8);
         assert_eq!(through(&mut other, &own, &mut uplink), [(UPLINK, LAN)], "control: from its own tap");
 
@@ -97,10 +116,15 @@ fn nothing_passes_but_what_must() {
         asking.send_to(b"?", (GUEST, 4000)).unwrap();
         guest.send(&udp(gateway, GUEST, HOST, 5000));
         assert!(asking.recv(&mut [0; 64]).is_ok(), "an answer to the host");
-        // IPv6 is not carried at all.
-        let mut ipv6 = to(GUEST, LAN);
-        ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
-        assert_eq!(through(&mut guest, &ipv6, &mut uplink), []);
+        // IPv6 is not carried at all, not even where the guest's own address stands at the place at
+        // which an IPv4 packet has its source.
+        let mut control = Wire::open("ctl0").unwrap();
+        run("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip link set ctl0 up");
+        run("ip -6 addr add fd09::1/64 dev uplink nodad; ip -6 neigh add fd09::9 lladdr 02:00:00:00:00:09 dev uplink");
+        control.send(&ipv6(mac("ctl0")));
+        assert_eq!(ipv6_that_left(&mut uplink), 1, "control: IPv6 passes from a link that is no guest's");
+        guest.send(&ipv6(gateway));
+        assert_eq!(ipv6_that_left(&mut uplink), 0, "IPv6 of a guest");
 
         // NAT off: no way out, without a restart.
         machine.set_nat(vm(1), false).await.unwrap();

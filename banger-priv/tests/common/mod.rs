@@ -163,8 +163,8 @@ impl Wire {
         request[..name.len()].copy_from_slice(name.as_bytes());
         // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
         request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
-        // Another test of this process may start a program at this moment, which has the helper's handle on
-        // the tap until it begins.
+        // Another test of this process may start a program at this moment, which has the helper's
+        // handle on the tap until it begins.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
         loop {
             // SAFETY: the descriptor is open and the request is as long as a struct ifreq.
@@ -191,14 +191,19 @@ impl Wire {
 
     /// IPv4 packets that came within a short time.
     pub(crate) fn packets(&mut self) -> Vec<Vec<u8>> {
+        self.packets_of([8, 0])
+    }
+
+    /// Packets of an Ethernet type that came within a short time.
+    pub(crate) fn packets_of(&mut self, ether_type: [u8; 2]) -> Vec<Vec<u8>> {
         use std::io::Read;
         let mut packets = Vec::new();
         let end = std::time::Instant::now() + std::time::Duration::from_millis(150);
         let mut frame = [0; 2048];
         while std::time::Instant::now() < end {
             match self.0.read(&mut frame) {
-                // Behind the virtio header and the Ethernet header; type IPv4.
-                Ok(length) if frame[22..24] == [8, 0] => packets.push(frame[24..length].to_vec()),
+                // Behind the virtio header and the Ethernet header.
+                Ok(length) if frame[22..24] == ether_type => packets.push(frame[24..length].to_vec()),
                 Ok(_) => {}
                 Err(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
             }
