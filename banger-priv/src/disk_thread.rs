@@ -1,15 +1,17 @@
 //! The thread that waits for the host's disk, so that the serving thread never does.
 //!
 //! Whoever changes a file on a journalled file system may have to wait for the journal: not only in
-//! fsync(2), but in fallocate(2), rename(2) and unlink(2) as well. On a disk to which VMs write, that takes
-//! seconds. The serving thread must be able to withdraw an address at any time, so it gives whatever reads or
-//! changes files below `/var/lib` to this thread as a job, and goes on with the calls of other VMs.
+//! fsync(2), but in fallocate(2), rename(2) and unlink(2) as well. On a disk to which VMs write,
+//! that takes seconds. The serving thread must be able to withdraw an address at any time, so it
+//! gives whatever reads or changes files below `/var/lib` to this thread as a job, and goes on with
+//! the calls of other VMs.
 //!
-//! There is one such thread, and its jobs are done in turn, each short enough to let others in between: a
-//! large file is reserved and freed piece by piece. The ledger is not its business: it lies in memory (tmpfs).
+//! There is one such thread, and its jobs are done in turn, each short enough to let others in
+//! between: a large file is reserved and freed piece by piece. The ledger is not its business: it
+//! lies in memory (tmpfs).
 //!
-//! The thread is started once, after Landlock, which holds for the calling thread and those that it starts,
-//! and before the system call filter, in which nothing can start a thread.
+//! The thread is started once, after Landlock, which holds for the calling thread and those that it
+//! starts, and before the system call filter, in which nothing can start a thread.
 
 use crate::kernel::{KernelError, Outcome};
 use std::collections::VecDeque;
@@ -22,7 +24,8 @@ use tokio::sync::oneshot;
 
 /// Enough for one record as JSON, several times over. Bytes.
 const STACK: usize = 256 * 1024;
-/// The thread ended in the middle of a job. A panic ends the whole process, so this is seen in tests only.
+/// The thread ended in the middle of a job. A panic ends the whole process, so this is seen in
+/// tests only.
 const GONE: KernelError = KernelError { step: "disk-thread", errno: libc::EIO };
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -34,8 +37,8 @@ pub struct DiskThread(Arc<Handle>);
 #[derive(Default)]
 struct Handle(Arc<Queue>);
 
-/// Own code, because the channels of std and tokio sometimes call sched_yield(2), for which the system call
-/// filter has no row. A mutex and a condition variable use futex(2) only.
+/// Own code, because the channels of std and tokio sometimes call sched_yield(2), for which the
+/// system call filter has no row. A mutex and a condition variable use futex(2) only.
 #[derive(Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
@@ -62,7 +65,8 @@ impl DiskThread {
             begins.0.wait();
             queue.work();
         })?;
-        // What a thread does at its beginning must be over before the filter comes, which has no row for it.
+        // What a thread does at its beginning must be over before the filter comes, which has no
+        // row for it.
         begun.0.wait();
         Ok(begun.1.load(Ordering::Acquire))
     }
@@ -78,7 +82,8 @@ impl DiskThread {
         answered
     }
 
-    /// Does a job on the thread and waits for its answer. The job is done to its end even if nobody waits.
+    /// Does a job on the thread and waits for its answer. The job is done to its end even if nobody
+    /// waits.
     ///
     /// # Errors
     /// The job's.

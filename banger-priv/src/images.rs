@@ -24,8 +24,8 @@ impl Images {
         Self { folder: Arc::new(folder), daemon_uid }
     }
 
-    /// Opens a base image: a plain, read-only file of the daemon's, in whole chunks. Answers its size too.
-    /// May wait for the disk.
+    /// Opens a base image: a plain, read-only file of the daemon's, in whole chunks. Answers its
+    /// size too. May wait for the disk.
     ///
     /// # Errors
     /// EINVAL when it is anything else.

@@ -124,7 +124,8 @@ mod tests {
     }
 
     fn open(path: &std::path::Path, boot: &str) -> io::Result<Ledger> {
-        // Another test of this process may start a program at this moment, which has the lock until it begins.
+        // Another test of this process may start a program at this moment, which has the lock until
+        // it begins.
         let mut opened = Ledger::open(record::folder(path, OFlags::RDONLY).unwrap(), boot.to_owned());
         for _ in 0..20 {
             if opened.is_ok() {

@@ -148,7 +148,8 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     // 3. Two capabilities, nothing new, no core file.
     confine::privileges()?;
 
-    // 4. This thread serves. What waits for the host's disk is another one's, which does not run yet.
+    // 4. This thread serves. What waits for the host's disk is another one's, which does not run
+    // yet.
     let disk = DiskThread::default();
     let runtime = step("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -166,7 +167,8 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         // 6. What was needed up to here and is not needed any more (devices by name, /sys/block, new sockets, most
         //    system calls) is given up. After the sweep, so that the lists hold nothing for its sake.
         confine::landlock(reach(config))?;
-        // Between the two: it has this thread's capabilities and Landlock, and the filter is put on both.
+        // Between the two: it has this thread's capabilities and Landlock, and the filter is put on
+        // both.
         step("start the disk's thread", disk.start())?;
         confine::seccomp()?;
 

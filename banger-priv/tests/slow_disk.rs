@@ -1,4 +1,5 @@
-//! A disk that is slow, or does not answer at all, holds up the VM whose disk it is, and nobody's firewall.
+//! A disk that is slow, or does not answer at all, holds up the VM whose disk it is, and nobody's
+//! firewall.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -27,7 +28,8 @@ use std::time::{Duration, Instant};
 use tarpc::context;
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 
-/// After that a disk answers again, so that a helper that waits for it fails its test and does not hang it.
+/// After that a disk answers again, so that a helper that waits for it fails its test and does not
+/// hang it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn simulated<F: Future>(test: F) -> F::Output {
@@ -82,7 +84,8 @@ fn withdrawals_are_answered_while_the_disk_does_not() {
                 spawn_local(async move {
                     b.grow_disk(vm(4), OWNER, 2 * MIN_ROOT_BYTES).await.map(drop).map_err(|denied| denied.code)
                 }),
-                // The second calls of these VMs, which wait for the first, though they need no disk.
+                // The second calls of these VMs, which wait for the first, though they need no
+                // disk.
                 spawn_local(async move { c.release(vm(1)).await.map_err(|denied| denied.code) }),
                 spawn_local(
                     async move { d.acquire_tap(vm(4), OWNER, 4).await.map(drop).map_err(|denied| denied.code) },
@@ -114,7 +117,8 @@ fn withdrawals_are_answered_while_the_disk_does_not() {
     });
 }
 
-/// One call has the disk's thread for a piece at a time: a small disk is made before a large one is.
+/// One call has the disk's thread for a piece at a time: a small disk is made before a large one
+/// is.
 #[test]
 fn a_large_disk_is_made_between_others() {
     simulated(async {
@@ -177,8 +181,9 @@ fn a_create_that_was_cut_short_between_two_pieces_leaves_nothing() {
     });
 }
 
-/// A file system that is frozen until this is dropped: whoever would change a file there waits. Not for
-/// longer than [`PATIENCE`], or a helper that waits as a whole, in this very process, would never end.
+/// A file system that is frozen until this is dropped: whoever would change a file there waits. Not
+/// for longer than [`PATIENCE`], or a helper that waits as a whole, in this very process, would
+/// never end.
 struct Frozen {
     thaw: Option<mpsc::Sender<()>>,
     thawed: Option<std::thread::JoinHandle<()>>,
@@ -208,7 +213,8 @@ impl Drop for Frozen {
 struct Throttled(String);
 
 impl Throttled {
-    /// The knob, of the first version of cgroups; the second has none for what the journal's thread writes.
+    /// The knob, of the first version of cgroups; the second has none for what the journal's thread
+    /// writes.
     const KNOB: &str = "/sys/fs/cgroup/blkio/blkio.throttle.write_iops_device";
 
     fn new(path: &Path) -> Option<Self> {
@@ -233,7 +239,8 @@ impl Drop for Throttled {
     }
 }
 
-/// How long NAT takes to be switched while a large disk is made and removed, and how long these take.
+/// How long NAT takes to be switched while a large disk is made and removed, and how long these
+/// take.
 async fn measure(client: &HelperClient, disk: &str) {
     let (began, mut times) = (Instant::now(), Vec::new());
     let work = {

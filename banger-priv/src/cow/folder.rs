@@ -1,8 +1,9 @@
-//! COW files and their records on the host's disk. Everything here may wait for that disk, so it is called
-//! on the disk's thread, and at start, when nothing is served yet.
+//! COW files and their records on the host's disk. Everything here may wait for that disk, so it is
+//! called on the disk's thread, and at start, when nothing is served yet.
 //!
-//! Each file has a durable record beside it, written first and removed last, because the files outlive a
-//! reboot and the ledger does not. A record that is not `ready` is an attempt that was interrupted.
+//! Each file has a durable record beside it, written first and removed last, because the files
+//! outlive a reboot and the ledger does not. A record that is not `ready` is an attempt that was
+//! interrupted.
 
 use crate::images::{plain, size};
 use crate::kernel::{At, KernelError, Outcome};
@@ -90,7 +91,8 @@ impl Folder {
         made.at("cow-create")
     }
 
-    /// Writes the record of a growth to `root_bytes`; answers it, and the file that is to become longer.
+    /// Writes the record of a growth to `root_bytes`; answers it, and the file that is to become
+    /// longer.
     ///
     /// # Errors
     /// As [`Folder::file`].
@@ -102,8 +104,9 @@ impl Folder {
         Ok((growing, file))
     }
 
-    /// Reserves the next piece of a file that is to have `end` bytes and has `from` of them; answers how
-    /// many it has then. The host's reserve is looked at for all that is still to come: others write too.
+    /// Reserves the next piece of a file that is to have `end` bytes and has `from` of them;
+    /// answers how many it has then. The host's reserve is looked at for all that is still to come:
+    /// others write too.
     ///
     /// # Errors
     /// ENOSPC, or EOPNOTSUPP on a file system that cannot reserve.
@@ -111,7 +114,8 @@ impl Folder {
         let missing = end.saturating_sub(from);
         self.room(missing)?;
         let piece = PIECE.min(missing);
-        // On a full disk nothing that runs is hurt, because the file is whole before anything uses it.
+        // On a full disk nothing that runs is hurt, because the file is whole before anything uses
+        // it.
         retry_on_intr(|| fallocate(file, FallocateFlags::empty(), from, piece)).at("cow-reserve")?;
         crate::fail::point("cow-piece");
         Ok(from.saturating_add(piece))
@@ -133,7 +137,8 @@ impl Folder {
         Ok(Kept { cow, allocated_bytes: allocated(&fstat(file).at("cow-stat")?) })
     }
 
-    /// Undoes a growth that was not finished: nothing has used what the file has beyond its recorded length.
+    /// Undoes a growth that was not finished: nothing has used what the file has beyond its
+    /// recorded length.
     ///
     /// # Errors
     /// As [`Folder::file`]; the record stays as it is then.
@@ -147,8 +152,9 @@ impl Folder {
         self.keep(file.as_fd(), Cow { growing_to: None, ..cow })
     }
 
-    /// Frees a piece of an attempt's file, and at last removes file and record; answers whether there is
-    /// more to do. A file without the attempt's own record is not ours and stays; gone already is success.
+    /// Frees a piece of an attempt's file, and at last removes file and record; answers whether
+    /// there is more to do. A file without the attempt's own record is not ours and stays; gone
+    /// already is success.
     ///
     /// # Errors
     /// The kernel's.

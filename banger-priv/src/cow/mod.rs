@@ -1,8 +1,8 @@
-//! What the helper knows of the COW files: their records in memory. The files themselves, which may wait for
-//! the host's disk, are [`Folder`]'s.
+//! What the helper knows of the COW files: their records in memory. The files themselves, which may
+//! wait for the host's disk, are [`Folder`]'s.
 //!
-//! The files are the helper's own, never the daemon's: a forged header in one makes the kernel allocate four
-//! times the chunk size that it claims.
+//! The files are the helper's own, never the daemon's: a forged header in one makes the kernel
+//! allocate four times the chunk size that it claims.
 
 mod folder;
 
@@ -17,8 +17,8 @@ use std::io;
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
 
-/// All COW files of the host, as their records on the disk say. An attempt is known from before its first
-/// step until nothing of it is left.
+/// All COW files of the host, as their records on the disk say. An attempt is known from before its
+/// first step until nothing of it is left.
 #[derive(Debug)]
 pub struct Cows {
     folder: Folder,

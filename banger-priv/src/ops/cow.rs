@@ -1,8 +1,9 @@
-//! COW files: made, lengthened, given away and removed. Every step that touches a file is a job of the disk's
-//! thread, so between any two of them other VMs' calls go on, while those of the same VM wait for its turn.
+//! COW files: made, lengthened, given away and removed. Every step that touches a file is a job of
+//! the disk's thread, so between any two of them other VMs' calls go on, while those of the same VM
+//! wait for its turn.
 //!
-//! What is half done when a step fails is undone at once; what cannot be undone is known as such, and the
-//! VM's next call, or the helper's next start, completes it.
+//! What is half done when a step fails is undone at once; what cannot be undone is known as such,
+//! and the VM's next call, or the helper's next start, completes it.
 
 use super::{Answer, Denied, Machine};
 use crate::cow::{Folder, Kept};
@@ -25,8 +26,8 @@ impl<K: Kernel> Machine<K> {
         self.disk.run(move || job(&folder)).await
     }
 
-    /// The record of the VM's COW file. The caller has the VM's turn, so what is half done was interrupted,
-    /// and is undone first.
+    /// The record of the VM's COW file. The caller has the VM's turn, so what is half done was
+    /// interrupted, and is undone first.
     pub(super) async fn cow(&self, vm: &VmId) -> Answer<Option<Cow>> {
         if self.cows.borrow().is_damaged(vm) {
             return Err(Denied::new(HelperError::Quarantined, "damaged-cow-record"));
@@ -86,7 +87,8 @@ impl<K: Kernel> Machine<K> {
         self.fill(cow, file, 0).await
     }
 
-    /// Reserves a file from `from` bytes to the length that its record will have, and makes both durable.
+    /// Reserves a file from `from` bytes to the length that its record will have, and makes both
+    /// durable.
     async fn fill(&self, cow: Cow, file: OwnedFd, from: u64) -> Answer<Kept> {
         let (file, end, mut reserved) = (Arc::new(file), cow.file_bytes, from);
         while reserved < end {

@@ -83,7 +83,8 @@ pub struct Machine<K> {
 }
 
 impl<K: Kernel> Machine<K> {
-    /// Nothing is changed yet; see [`Machine::recover`]. The disk's thread need not have been started.
+    /// Nothing is changed yet; see [`Machine::recover`]. The disk's thread need not have been
+    /// started.
     #[must_use]
     pub fn new(
         kernel: K,

@@ -1,4 +1,5 @@
-//! What only start-up does: descriptors, environment and heap of the process, before it has threads.
+//! What only start-up does: descriptors, environment and heap of the process, before it has
+//! threads.
 
 use nix::errno::Errno;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -30,10 +31,10 @@ pub fn clear_environment() -> Result<(), Errno> {
     unsafe { nix::env::clearenv() }.map_err(|_| Errno::ENOMEM)
 }
 
-/// Makes all threads use the first one's heap. Glibc gives each thread a heap of its own otherwise, which
-/// grows by mprotect(2), and that has no row in the system call filter.
+/// Makes all threads use the first one's heap. Glibc gives each thread a heap of its own otherwise,
+/// which grows by mprotect(2), and that has no row in the system call filter.
 pub fn share_one_heap() {
-    // SAFETY: one thread, and the parameter is a number that glibc knows; it changes where memory comes from
-    // and nothing about memory that is in use.
+    // SAFETY: one thread, and the parameter is a number that glibc knows; it changes where memory
+    // comes from and nothing about memory that is in use.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

@@ -1,4 +1,5 @@
-//! What the tests of the firewall share: the host's addresses, its uplink, and what is read of packets.
+//! What the tests of the firewall share: the host's addresses, its uplink, and what is read of
+//! packets.
 #![allow(
     dead_code,
     clippy::allow_attributes,
@@ -40,7 +41,8 @@ pub(crate) fn uplink() -> Wire {
     wire
 }
 
-/// The neighbour's datagram from `from` to the host's port `to`: how an answer comes back through NAT.
+/// The neighbour's datagram from `from` to the host's port `to`: how an answer comes back through
+/// NAT.
 pub(crate) fn from_lan(gateway: [u8; 6], from: u16, to: u16) -> Vec<u8> {
     let mut frame = super::common::udp(gateway, LAN, UPLINK, to);
     frame[34..36].copy_from_slice(&from.to_be_bytes());

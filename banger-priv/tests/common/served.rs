@@ -21,11 +21,13 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Starts it in these folders, with `state` as its own, and in the namespaces of the calling thread.
+    /// Starts it in these folders, with `state` as its own, and in the namespaces of the calling
+    /// thread.
     ///
-    /// `BANGER_PRIV_PROGRAM` names a release build of the program, which is confined then as it is under
-    /// systemd but for the unit. Without it, this process serves, unconfined. (A debug build of the program
-    /// cannot: it asks by fcntl(2) whether each descriptor that it closes is open, and its filter kills it.)
+    /// `BANGER_PRIV_PROGRAM` names a release build of the program, which is confined then as it is
+    /// under systemd but for the unit. Without it, this process serves, unconfined. (A debug build
+    /// of the program cannot: it asks by fcntl(2) whether each descriptor that it closes is open,
+    /// and its filter kills it.)
     pub(crate) async fn start(folders: &Folders) -> Self {
         let socket = folders.path("socket");
         let Some(program) = std::env::var_os("BANGER_PRIV_PROGRAM") else {
@@ -80,9 +82,11 @@ impl Drop for Served {
     }
 }
 
-/// Does it with the daemon's user as the thread's effective one, which is what a socket's peer is told.
+/// Does it with the daemon's user as the thread's effective one, which is what a socket's peer is
+/// told.
 fn as_daemon<T>(act: impl FnOnce() -> T) -> T {
-    // By system call, so that it is this thread's: libc's functions change all threads of the process.
+    // By system call, so that it is this thread's: libc's functions change all threads of the
+    // process.
     let set = |call: libc::c_long, id: u32| {
         // SAFETY: the arguments are numbers.
         let answer = unsafe { libc::syscall(call, u32::MAX, id, u32::MAX) };
