@@ -51,6 +51,10 @@ const PLAIN: &[Is] = &[
 const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
 const DONTWAIT: u32 = libc::MSG_DONTWAIT.cast_unsigned();
 const NOSIGNAL: u32 = libc::MSG_NOSIGNAL.cast_unsigned();
+/// What locks ask for (glibc's the first two, std's the last two), of threads of this process only.
+const WAIT: u32 = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG).cast_unsigned();
+const WAKE: u32 = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG).cast_unsigned();
+const WAIT_BITSET: u32 = (libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG).cast_unsigned();
 const SOL_SOCKET: Is = is(1, libc::SOL_SOCKET.cast_unsigned());
 
 /// The table, by name.
@@ -69,6 +73,12 @@ pub(crate) const ROWS: &[Row] = &[
     row("fstatfs", libc::SYS_fstatfs, &[], "what the host's disk has free, before anything is reserved"),
     row("fsync", libc::SYS_fsync, &[], "COW files and their records are durable before the answer"),
     row("ftruncate", libc::SYS_ftruncate, &[], "a COW file that could not grow gets its length back"),
+    row(
+        "futex",
+        libc::SYS_futex,
+        &[&[is(1, WAIT)], &[is(1, WAKE)], &[is(1, WAIT_BITSET)]],
+        "the serving thread and the disk's wait for each other",
+    ),
     row("getrandom", libc::SYS_getrandom, &[&[is(2, 0)]], "generations"),
     row(
         "getsockopt",

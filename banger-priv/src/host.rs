@@ -1,6 +1,7 @@
 //! The real kernel. Sockets and device files are opened at start; while serving, only files below the
 //! handles kept here are opened.
 
+use crate::disk_thread::DiskThread;
 use crate::firewall::Firewall;
 use crate::kernel::{At, Kernel, KernelError, Link, LinkKind, Outcome, Seen};
 use crate::links::{Links, Setup};
@@ -23,13 +24,15 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Every handle through which the kernel is asked.
 #[derive(Debug)]
 pub struct Host {
     dev: OwnedFd,
     loop_control: Option<OwnedFd>,
-    dm_control: Option<OwnedFd>,
+    dm_control: Option<Arc<OwnedFd>>,
+    disk: DiskThread,
     firewall: Firewall,
     links: Links,
     processes: Rc<Processes>,
@@ -56,16 +59,16 @@ impl Host {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn open(processes: Rc<Processes>, network: Network, daemon: Daemon) -> Outcome<Self> {
+    pub fn open(processes: Rc<Processes>, network: Network, daemon: Daemon, disk: DiskThread) -> Outcome<Self> {
         let dev = record::folder(Path::new("/dev"), OFlags::PATH).at("open-dev")?;
         let device = |path: &'static str| {
             let opened = openat2(&dev, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
             opened.inspect_err(|_| log::record(Level::Warning, &format!("start missing=/dev/{path}: no disks"))).ok()
         };
-        let (loop_control, dm_control) = (device("loop-control"), device("mapper/control"));
+        let (loop_control, dm_control) = (device("loop-control"), device("mapper/control").map(Arc::new));
         let firewall = Firewall::open(daemon.uid).at("firewall-open")?;
         let links = Links::open().at("links-open")?;
-        Ok(Self { dev, loop_control, dm_control, firewall, links, processes, network, daemon })
+        Ok(Self { dev, loop_control, dm_control, disk, firewall, links, processes, network, daemon })
     }
 
     /// Makes the link that carries the bridge address: a dummy, because a bridge without ports has no
@@ -91,8 +94,8 @@ impl Host {
         self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, address, prefix }).await
     }
 
-    fn dm(&self) -> Outcome<BorrowedFd<'_>> {
-        Ok(self.dm_control.as_ref().ok_or(Errno::NODEV).at("dm-control")?.as_fd())
+    fn dm(&self) -> Outcome<&Arc<OwnedFd>> {
+        self.dm_control.as_ref().ok_or(Errno::NODEV).at("dm-control")
     }
 
     /// Is the node of this dm device root's and the daemon's group's? `None` while there is no node.
@@ -175,17 +178,18 @@ impl Kernel for Host {
     }
 
     fn dm_create(&self, name: &str, uuid: &str) -> Outcome<u32> {
-        dm::create(self.dm()?, name, uuid).at("dm-create")
+        dm::create(self.dm()?.as_fd(), name, uuid).at("dm-create")
     }
 
-    fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()> {
+    async fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()> {
         // P: persistent, the store outlives the device. O: an overflow fails the write and not the disk.
         let table = format!("{LOOP_MAJOR}:{base} {LOOP_MAJOR}:{cow} PO {CHUNK_SECTORS}");
-        dm::load(self.dm()?, uuid, sectors, "snapshot", &table).at("dm-load")
+        let (control, uuid) = (Arc::clone(self.dm()?), uuid.to_owned());
+        self.disk.run(move || dm::load(control.as_fd(), &uuid, sectors, "snapshot", &table).at("dm-load")).await
     }
 
     fn dm_resume(&self, uuid: &str) -> Outcome<()> {
-        dm::resume(self.dm()?, uuid).at("dm-resume")
+        dm::resume(self.dm()?.as_fd(), uuid).at("dm-resume")
     }
 
     fn dm_find(&self, uuid: &str) -> Outcome<Option<Device>> {
@@ -208,7 +212,7 @@ impl Kernel for Host {
     }
 
     fn dm_remove(&self, uuid: &str) -> Outcome<()> {
-        match dm::remove(self.dm()?, uuid) {
+        match dm::remove(self.dm()?.as_fd(), uuid) {
             Err(nix::errno::Errno::ENXIO) => Ok(()),
             other => other.at("dm-remove"),
         }

@@ -113,11 +113,12 @@ pub trait Kernel: 'static {
     /// # Errors
     /// The kernel's.
     fn dm_create(&self, name: &str, uuid: &str) -> Outcome<u32>;
-    /// Loads the snapshot's table: base and COW are loop numbers.
+    /// Loads the snapshot's table: base and COW are loop numbers. The kernel reads the exception
+    /// tables of the COW file meanwhile, up to a 257th of it, so this waits on the disk's thread.
     ///
     /// # Errors
     /// The kernel's.
-    fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()>;
+    async fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()>;
     /// Makes it live.
     ///
     /// # Errors

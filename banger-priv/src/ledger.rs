@@ -124,7 +124,17 @@ mod tests {
     }
 
     fn open(path: &std::path::Path, boot: &str) -> io::Result<Ledger> {
-        Ledger::open(record::folder(path, OFlags::RDONLY).unwrap(), boot.to_owned())
+        // Another test of this process may start a program at this moment, which has the lock until
+        // it begins.
+        let mut opened = Ledger::open(record::folder(path, OFlags::RDONLY).unwrap(), boot.to_owned());
+        for _ in 0..20 {
+            if opened.is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            opened = Ledger::open(record::folder(path, OFlags::RDONLY).unwrap(), boot.to_owned());
+        }
+        opened
     }
 
     #[test]

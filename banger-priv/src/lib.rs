@@ -9,10 +9,12 @@
 pub mod config;
 pub mod confine;
 pub mod cow;
+pub mod disk_thread;
 mod fail;
 mod filter;
 pub mod firewall;
 pub mod host;
+pub mod images;
 pub mod kernel;
 pub mod ledger;
 pub mod links;
@@ -28,7 +30,9 @@ pub mod sys;
 
 use config::{Asked, Config, ConfigError};
 use confine::ConfineError;
-use cow::{Cows, Images};
+use cow::Cows;
+use disk_thread::DiskThread;
+use images::Images;
 use kernel::KernelError;
 use landlock::{AccessFs, BitFlags};
 use ledger::Ledger;
@@ -123,6 +127,7 @@ fn fail_with(error: &StartError) -> ExitCode {
 fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     // 1. What else the manager says; then the environment is emptied.
     fail::arm();
+    sys::start::share_one_heap();
     let notifier = step("connect to NOTIFY_SOCKET", notify::Notifier::connect())?;
     confine::alone()?;
     confine::join_group(config.daemon.gid)?;
@@ -143,14 +148,17 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     // 3. Two capabilities, nothing new, no core file.
     confine::privileges()?;
 
-    // 4. One thread, on which everything else happens.
+    // 4. This thread serves. What waits for the host's disk is another one's, which does not run
+    // yet.
+    let disk = DiskThread::default();
     let runtime = step("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
-        let host = host::Host::open(Rc::clone(&processes), network, config.daemon)?;
+        let host = host::Host::open(Rc::clone(&processes), network, config.daemon, disk.clone())?;
         host.make_bridge(config.bridge.name()).await?;
         host.probe_flows().map_err(StartError::Flows)?;
-        let machine = Rc::new(Machine::new(host, ledger, cows, images, network, config.daemon.uid));
+        let machine = Machine::new(host, ledger, cows, images, disk.clone(), network, config.daemon.uid);
+        let machine = Rc::new(machine);
         machine.recover().await?;
         machine.watch_all();
         step("listen", listener.set_nonblocking(true))?;
@@ -159,6 +167,9 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         // 6. What was needed up to here and is not needed any more (devices by name, /sys/block, new sockets, most
         //    system calls) is given up. After the sweep, so that the lists hold nothing for its sake.
         confine::landlock(reach(config))?;
+        // Between the two: it has this thread's capabilities and Landlock, and the filter is put on
+        // both.
+        step("start the disk's thread", disk.start())?;
         confine::seccomp()?;
 
         // 7. Serve.
@@ -225,7 +236,7 @@ fn own_folder(path: &Path) -> Result<OwnedFd, StartError> {
     step(format!("use the folder {}", path.display()), private)
 }
 
-/// Tells systemd that the one thread still turns.
+/// Tells systemd that the serving thread still turns.
 async fn keep_alive(notifier: notify::Notifier) {
     let Some(interval) = notifier.interval else { return };
     loop {

@@ -94,12 +94,12 @@ impl Processes {
         watched.readable().await.map(drop).at("pidfd-watch")
     }
 
-    /// This process's own status.
+    /// The status of one of this process's own threads.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn own_status(&self) -> std::io::Result<String> {
-        read_under(self.proc.as_fd(), &format!("{}/status", self.own))
+    pub fn own_status(&self, thread: u32) -> std::io::Result<String> {
+        read_under(self.proc.as_fd(), &format!("{}/task/{thread}/status", self.own))
     }
 
     /// The process at the other end of a connection: its pid, if it is alive and in the daemon's own
@@ -184,7 +184,8 @@ mod tests {
         assert_eq!(look(pid), Some(seen), "the identity is stable");
         child.kill().unwrap();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
-        while alive(pidfd.as_fd()).unwrap() {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while alive(pidfd.as_fd()).unwrap() && std::time::Instant::now() < end {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert!(!look(pid).unwrap().alive, "a zombie is not alive");

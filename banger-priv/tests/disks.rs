@@ -26,13 +26,17 @@ fn objects() -> String {
     )
 }
 
-fn has_dm() -> bool {
+fn dm_is_there() -> bool {
     // The node may be there without the driver.
-    let dm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/mapper/control").is_ok();
-    if !dm {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/mapper/control").is_ok()
+}
+
+/// For tests that show nothing without it.
+fn has_dm() -> bool {
+    if !dm_is_there() {
         skipped("this kernel has no device-mapper");
     }
-    dm
+    dm_is_there()
 }
 
 fn has_loop() -> bool {
@@ -70,13 +74,13 @@ fn a_failed_attach_leaves_nothing() {
         std::fs::rename(&path, path.with_extension("away")).unwrap();
         assert_eq!(code(machine.attach_disk(vm(1), OWNER).await), HelperError::BadImage);
         std::fs::rename(path.with_extension("away"), &path).unwrap();
-        if !has_dm() {
+        if !dm_is_there() {
             assert!(matches!(code(machine.attach_disk(vm(1), OWNER).await), HelperError::Kernel(_)));
         }
         assert_eq!(objects(), before);
         machine.discard_disk(vm(1)).await.unwrap();
         machine.discard_disk(vm(1)).await.unwrap();
-        assert_eq!(std::fs::read_dir(folders.path("cow")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folders.path("state/cow")).unwrap().count(), 0);
     });
 }
 
@@ -224,7 +228,7 @@ fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
     in_namespace(async {
         let folders = Folders::new();
         folders.add_image(BASE);
-        let cow = folders.path("cow");
+        let cow = folders.path("state/cow");
         // Not seen by any other process: the mounts of this thread are its own.
         run("mount --make-rprivate /");
         let room = (HOST_RESERVE_BYTES + cow_file_bytes(MIN_ROOT_BYTES) + cow_file_bytes(2 * MIN_ROOT_BYTES)) >> 20;

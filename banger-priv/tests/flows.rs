@@ -2,41 +2,22 @@
 //! holder's. And what the host's own DNAT would make of a guest's packets. Each is first seen to pass where it must.
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
+#[path = "common/net.rs"]
+mod net;
 
 use banger_priv::host::Host;
 use banger_priv::ops::Machine;
-use common::{Folders, OWNER, Vmm, Wire, in_namespace, is_root, mac, run, skipped, tcp, udp, vm, works};
+use common::{Folders, OWNER, Vmm, Wire, in_namespace, mac, run, tcp, udp, vm};
+use net::{GUEST, HOST, LAN, TCP, UDP, UPLINK, can_run, from_lan, protocol, uplink};
 use nix::unistd::{Uid, setfsuid};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::rc::Rc;
 use std::time::Duration;
 
-const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
-const UPLINK: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
-const LAN: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 const SYN: u8 = 2;
 const SYN_ACK: u8 = 0x12;
 const PUSH_ACK: u8 = 0x18;
-const UDP: u8 = 17;
-const TCP: u8 = 6;
-
-fn can_run() -> bool {
-    let nft = works("command -v nft");
-    if !nft {
-        skipped("no nft");
-    }
-    nft && is_root()
-}
-
-/// A host that forwards, with a neighbour on its uplink.
-fn uplink() -> Wire {
-    let wire = Wire::open("uplink").unwrap();
-    run("echo 1 > /proc/sys/net/ipv4/ip_forward; ip addr add 10.9.9.1/24 dev uplink; ip link set uplink up");
-    run("ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:09 dev uplink; ip route add default via 10.9.9.9");
-    wire
-}
 
 /// A VM with NAT whose process lives.
 struct Guest {
@@ -70,11 +51,9 @@ fn flows(address: Ipv4Addr) -> usize {
     text.lines().filter(|line| line.contains(&format!("={address} "))).count()
 }
 
-/// Packets of a protocol by their ports.
-fn ports(wire: &mut Wire, protocol: u8) -> Vec<(u16, u16)> {
-    let port = |packet: &[u8], at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let packets = wire.packets();
-    packets.iter().filter(|packet| packet[9] == protocol).map(|packet| (port(packet, 20), port(packet, 22))).collect()
+/// The packets of a protocol that come, by their ports.
+fn ports(wire: &mut Wire, of: u8) -> Vec<(u16, u16)> {
+    wire.packets().iter().filter(|packet| protocol(packet) == of).map(|packet| net::ports(packet)).collect()
 }
 
 /// What a user of the host has: sockets opened with that user's rights.
@@ -139,9 +118,7 @@ impl Flows {
     }
 
     fn answers_from_the_lan(&self, uplink: &mut Wire) {
-        let mut answer = udp(mac("uplink"), LAN, UPLINK, self.left_from.0);
-        answer[34..36].copy_from_slice(&7_u16.to_be_bytes());
-        uplink.send(&answer);
+        uplink.send(&from_lan(mac("uplink"), 7, self.left_from.0));
         uplink.send(&tcp(mac("uplink"), (LAN, 80), (UPLINK, self.left_from.1), SYN_ACK, 1, 8, b""));
     }
 
@@ -170,8 +147,7 @@ fn one(ports: Vec<(u16, u16)>, to: u16, what: &str) -> u16 {
 }
 
 fn ports_of_both(guest: &mut Guest) -> Vec<(u16, u16)> {
-    let port = |packet: &[u8], at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    guest.wire.packets().iter().map(|packet| (port(packet, 20), port(packet, 22))).collect()
+    guest.wire.packets().iter().map(|packet| net::ports(packet)).collect()
 }
 
 #[test]

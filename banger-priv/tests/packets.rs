@@ -2,50 +2,46 @@
 //! sockets of several users on the host's.
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
+#[path = "common/net.rs"]
+mod net;
 
-use common::{DAEMON, Folders, OWNER, Vmm, Wire, in_namespace, is_root, mac, run, skipped, udp, vm, works};
-use std::net::{Ipv4Addr, UdpSocket};
+use common::{DAEMON, Folders, OWNER, Vmm, Wire, in_namespace, mac, run, udp, vm};
+use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
-const GUEST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
-const OTHER: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 3);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
+const LAN_6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 9);
 
 /// A datagram from the host, as `uid`; whether it was let go.
 fn from_host(uid: u32, to: Ipv4Addr, wire: &mut Wire) -> bool {
     drop(wire.packets());
     let line = format!("echo x > /dev/udp/{to}/9");
     drop(Command::new("bash").args(["-c", &line]).uid(uid).gid(uid).output().unwrap());
-    wire.packets().iter().any(|packet| packet[16..20] == to.octets())
+    wire.packets().iter().any(|packet| addresses(packet).1 == to)
 }
 
 /// What leaves through `out` after a frame was sent by a guest: source and destination.
 fn through(guest: &mut Wire, frame: &[u8], out: &mut Wire) -> Vec<(Ipv4Addr, Ipv4Addr)> {
     drop(out.packets());
     guest.send(frame);
-    let address = |packet: &[u8], at: usize| Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]);
-    let udp = |packet: &Vec<u8>| packet[9] == 17;
-    out.packets().into_iter().filter(udp).map(|packet| (address(&packet, 12), address(&packet, 16))).collect()
+    out.packets().iter().filter(|packet| protocol(packet) == UDP).map(|packet| addresses(packet)).collect()
 }
 
-/// An uplink with a neighbour; the host forwards.
-fn uplink() -> Wire {
-    let wire = Wire::open("uplink").unwrap();
-    run("echo 1 > /proc/sys/net/ipv4/ip_forward; ip addr add 10.9.9.1/24 dev uplink; ip link set uplink up");
-    run("ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:09 dev uplink; ip route add default via 10.9.9.9");
-    wire
+/// A datagram to the LAN's fd09::9. Bytes 12 to 15 of its header, where IPv4 has the source, are
+/// [`GUEST`].
+fn ipv6(to_mac: [u8; 6]) -> Vec<u8> {
+    let source = Ipv6Addr::new(0xfd00, 0, 0xac10, 2, 0, 0, 0, 2);
+    let header = [&[0x60, 0, 0, 0, 0, 12, UDP, 64][..], &source.octets(), &LAN_6.octets()].concat();
+    assert_eq!(header[12..16], GUEST.octets());
+    let datagram = [&[0x0f, 0xa0, 0, 7, 0, 12, 0, 0][..], b"text"].concat();
+    [&to_mac[..], &[6, 0, 0, 0, 0, 1], &[0x86, 0xdd], &header, &datagram].concat()
 }
 
-/// These tests say who they are with `nft`: without it they would show less than they say.
-fn can_run() -> bool {
-    let nft = works("command -v nft");
-    if !nft {
-        skipped("no nft");
-    }
-    nft && is_root()
+/// How many of these have left through the uplink.
+fn ipv6_that_left(uplink: &mut Wire) -> usize {
+    uplink.packets_of([0x86, 0xdd]).iter().filter(|packet| packet[24..40] == LAN_6.octets()).count()
 }
 
 #[test]
@@ -73,26 +69,29 @@ fn nothing_passes_but_what_must() {
 
         // Before a process is bound an idle tap carries nothing, whoever holds it.
         machine.set_nat(vm(1), true).await.unwrap();
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink), []);
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
         assert!(!from_host(OWNER, GUEST, &mut guest), "no registration, no way in");
 
         let (mut vmm, second) = (Vmm::start(), Vmm::start());
         machine.bind_process(vm(1), vmm.pid()).await.unwrap();
         machine.bind_process(vm(2), second.pid()).await.unwrap();
+        // The other guest may leave through the uplink, so that nothing but its address tells them
+        // apart there.
+        machine.set_nat(vm(2), true).await.unwrap();
+        // To another port than the guest's datagrams, so that both keep their own behind the host's
+        // address.
+        let own = udp(mac(&other_name), OTHER, LAN, 8);
+        assert_eq!(through(&mut other, &own, &mut uplink), [(UPLINK, LAN)], "control: from its own tap");
 
         // Out, with the host's address; and only with the guest's own before.
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink), [(Ipv4Addr::new(10, 9, 9, 1), OUTSIDE)]);
-        for spoofed in [OTHER, OUTSIDE, HOST, Ipv4Addr::LOCALHOST, Ipv4Addr::new(8, 8, 8, 8)] {
-            assert_eq!(through(&mut guest, &to(spoofed, OUTSIDE), &mut uplink), [], "spoofed {spoofed}");
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), [(UPLINK, LAN)]);
+        for spoofed in [OTHER, LAN, HOST, Ipv4Addr::LOCALHOST, Ipv4Addr::new(8, 8, 8, 8)] {
+            assert_eq!(through(&mut guest, &to(spoofed, LAN), &mut uplink), [], "spoofed {spoofed}");
         }
         // An answer comes back to the guest, and nothing else does.
-        let answer = {
-            let mut frame = udp(mac("uplink"), OUTSIDE, Ipv4Addr::new(10, 9, 9, 1), 4000);
-            frame[34..36].copy_from_slice(&7_u16.to_be_bytes());
-            frame
-        };
-        assert_eq!(through(&mut uplink, &answer, &mut guest), [(OUTSIDE, GUEST)]);
-        let inbound = udp(mac("uplink"), OUTSIDE, GUEST, 22);
+        let answer = from_lan(mac("uplink"), 7, 4000);
+        assert_eq!(through(&mut uplink, &answer, &mut guest), [(LAN, GUEST)]);
+        let inbound = udp(mac("uplink"), LAN, GUEST, 22);
         assert_eq!(through(&mut uplink, &inbound, &mut guest), [], "a new connection from outside");
         // Metadata services, the other guest, the host itself.
         for service in ["169.254.169.254", "169.254.0.1", "168.63.129.16", "100.100.100.200", "192.0.0.192"] {
@@ -100,7 +99,7 @@ fn nothing_passes_but_what_must() {
         }
         assert_eq!(through(&mut guest, &to(GUEST, OTHER), &mut other), [], "guest to guest");
         assert_eq!(through(&mut guest, &to(OTHER, OTHER), &mut other), []);
-        for address in [HOST, Ipv4Addr::new(10, 9, 9, 1)] {
+        for address in [HOST, UPLINK] {
             guest.send(&to(GUEST, address));
             assert!(listener.recv(&mut [0; 64]).is_err(), "guest to host");
         }
@@ -117,30 +116,35 @@ fn nothing_passes_but_what_must() {
         asking.send_to(b"?", (GUEST, 4000)).unwrap();
         guest.send(&udp(gateway, GUEST, HOST, 5000));
         assert!(asking.recv(&mut [0; 64]).is_ok(), "an answer to the host");
-        // IPv6 is not carried at all.
-        let mut ipv6 = to(GUEST, OUTSIDE);
-        ipv6[12..14].copy_from_slice(&[0x86, 0xdd]);
-        assert_eq!(through(&mut guest, &ipv6, &mut uplink), []);
+        // IPv6 is not carried at all, not even where the guest's own address stands at the place at
+        // which an IPv4 packet has its source.
+        let mut control = Wire::open("ctl0").unwrap();
+        run("echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip link set ctl0 up");
+        run("ip -6 addr add fd09::1/64 dev uplink nodad; ip -6 neigh add fd09::9 lladdr 02:00:00:00:00:09 dev uplink");
+        control.send(&ipv6(mac("ctl0")));
+        assert_eq!(ipv6_that_left(&mut uplink), 1, "control: IPv6 passes from a link that is no guest's");
+        guest.send(&ipv6(gateway));
+        assert_eq!(ipv6_that_left(&mut uplink), 0, "IPv6 of a guest");
 
         // NAT off: no way out, without a restart.
         machine.set_nat(vm(1), false).await.unwrap();
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink), []);
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
         machine.set_nat(vm(1), true).await.unwrap();
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink).len(), 1);
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink).len(), 1);
 
         // Nobody else can open it while the helper lives, and it stays when the helper dies.
         run("nft add table inet somebodys");
         run("nft flush ruleset");
         assert_eq!(run("nft list tables | grep -v somebodys"), "table inet banger\n", "the flush has flushed");
         assert_eq!(run("nft list tables | grep -c somebodys || true"), "0\n", "the flush has flushed");
-        assert_eq!(through(&mut guest, &to(OTHER, OUTSIDE), &mut uplink), []);
+        assert_eq!(through(&mut guest, &to(OTHER, LAN), &mut uplink), []);
         drop(machine);
         tokio::task::yield_now().await;
-        assert_eq!(through(&mut guest, &to(OTHER, OUTSIDE), &mut uplink), []);
+        assert_eq!(through(&mut guest, &to(OTHER, LAN), &mut uplink), []);
         assert!(!from_host(OWNER + 1, GUEST, &mut guest));
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink).len(), 1, "VMs go on");
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink).len(), 1, "VMs go on");
         let machine = folders.start().await;
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink).len(), 1);
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink).len(), 1);
         assert!(!from_host(OWNER + 1, GUEST, &mut guest));
 
         // Withdrawn before the tap goes, even while the tap cannot go yet.
@@ -151,7 +155,7 @@ fn nothing_passes_but_what_must() {
             tokio::task::spawn_local(async move { machine.release(vm(1)).await })
         };
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert_eq!(through(&mut guest, &to(GUEST, OUTSIDE), &mut uplink), []);
+        assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
         drop(guest);
         release.await.unwrap().unwrap();
         drop(other);

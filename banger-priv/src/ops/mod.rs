@@ -4,13 +4,16 @@
 //! what was made is in it before the caller is answered. Operations on one VM wait for each other; those of
 //! different VMs do not. Nothing here looks at who is asking: [`crate::serve`] admits the daemon alone.
 
+mod cow;
 mod disk;
 mod process;
 mod recover;
 mod tap;
 
-use crate::cow::{Cows, Images};
+use crate::cow::Cows;
+use crate::disk_thread::DiskThread;
 use crate::fail;
+use crate::images::Images;
 use crate::kernel::{Kernel, KernelError, Outcome};
 use crate::ledger::Ledger;
 use banger_policy::VmId;
@@ -73,17 +76,27 @@ pub struct Machine<K> {
     ledger: RefCell<Ledger>,
     cows: RefCell<Cows>,
     images: Images,
+    disk: DiskThread,
     network: Network,
     daemon_uid: u32,
     turns: RefCell<BTreeMap<VmId, Arc<Mutex<()>>>>,
 }
 
 impl<K: Kernel> Machine<K> {
-    /// Nothing is changed yet; see [`Machine::recover`].
+    /// Nothing is changed yet; see [`Machine::recover`]. The disk's thread need not have been
+    /// started.
     #[must_use]
-    pub fn new(kernel: K, ledger: Ledger, cows: Cows, images: Images, network: Network, daemon_uid: u32) -> Self {
+    pub fn new(
+        kernel: K,
+        ledger: Ledger,
+        cows: Cows,
+        images: Images,
+        disk: DiskThread,
+        network: Network,
+        daemon_uid: u32,
+    ) -> Self {
         let (ledger, cows) = (RefCell::new(ledger), RefCell::new(cows));
-        Self { kernel, ledger, cows, images, network, daemon_uid, turns: RefCell::default() }
+        Self { kernel, ledger, cows, images, disk, network, daemon_uid, turns: RefCell::default() }
     }
 
     /// The kernel, for tests.
@@ -217,7 +230,7 @@ impl<K: Kernel> Machine<K> {
         let enough = PAGE.saturating_add(1);
         let mut ids = BTreeSet::new();
         ids.extend(self.ledger.borrow().rows().range(range).map(|(vm, _)| *vm).take(enough));
-        ids.extend(self.cows.borrow().records().range(range).map(|(vm, _)| *vm).take(enough));
+        ids.extend(self.cows.borrow().after(range.0).take(enough));
         let more = ids.len() > PAGE;
         let holdings: Vec<Holding> = ids.into_iter().take(PAGE).filter_map(|vm| self.holding(vm)).collect();
         let next = holdings.last().filter(|_| more).map(|holding| holding.vm);
@@ -226,7 +239,8 @@ impl<K: Kernel> Machine<K> {
 
     fn holding(&self, vm: VmId) -> Option<Holding> {
         let cows = self.cows.borrow();
-        Holding::of(vm, self.row(&vm).as_ref(), cows.get(&vm).map(|cow| (cow, cows.allocated(&vm))))
+        let cow = cows.get(&vm).map(|kept| (&kept.cow, kept.allocated_bytes));
+        Holding::of(vm, self.row(&vm).as_ref(), cow)
     }
 }
 

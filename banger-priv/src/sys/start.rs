@@ -1,4 +1,5 @@
-//! What only start-up does: descriptors and environment of the process, before it has threads.
+//! What only start-up does: descriptors, environment and heap of the process, before it has
+//! threads.
 
 use nix::errno::Errno;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -28,4 +29,12 @@ pub fn take_descriptors(passed: u32) -> nix::Result<Option<OwnedFd>> {
 pub fn clear_environment() -> Result<(), Errno> {
     // SAFETY: one thread, and nothing holds a pointer into the environment.
     unsafe { nix::env::clearenv() }.map_err(|_| Errno::ENOMEM)
+}
+
+/// Makes all threads use the first one's heap. Glibc gives each thread a heap of its own otherwise,
+/// which grows by mprotect(2), and that has no row in the system call filter.
+pub fn share_one_heap() {
+    // SAFETY: one thread, and the parameter is a number that glibc knows; it changes where memory
+    // comes from and nothing about memory that is in use.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }

@@ -11,8 +11,10 @@
 
 use banger_policy::net::Network;
 use banger_policy::{Digest, VmId};
-use banger_priv::cow::{Cows, Images};
+use banger_priv::cow::Cows;
+use banger_priv::disk_thread::DiskThread;
 use banger_priv::host::{Daemon, Host};
+use banger_priv::images::Images;
 use banger_priv::ledger::Ledger;
 use banger_priv::ops::Machine;
 use banger_priv::proc::Processes;
@@ -62,8 +64,11 @@ impl Folders {
         let folder = tempfile::tempdir().unwrap();
         // Others must be able to reach the images below it.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["run", "cow", "images"] {
+        for name in ["run", "images", "state", "state/cow"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        for name in ["run", "state", "state/cow"] {
+            std::fs::set_permissions(folder.path().join(name), std::fs::Permissions::from_mode(0o700)).unwrap();
         }
         Self(folder)
     }
@@ -92,12 +97,13 @@ impl Folders {
     pub(crate) fn start_unrecovered(&self) -> Rc<Machine<Host>> {
         let network = Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap();
         let processes = Rc::new(Processes::open(None).unwrap());
-        let kernel = Host::open(processes, network, Daemon { uid: DAEMON, gid: DAEMON }).unwrap();
+        let disk = DiskThread::default();
+        disk.start().unwrap();
+        let kernel = Host::open(processes, network, Daemon { uid: DAEMON, gid: DAEMON }, disk.clone()).unwrap();
         let folder = |name: &str| record::folder(&self.path(name), rustix::fs::OFlags::RDONLY).unwrap();
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
-        let cows = Cows::open(folder("cow")).unwrap();
-        let images = Images::new(folder("images"), DAEMON);
-        Rc::new(Machine::new(kernel, ledger, cows, images, network, DAEMON))
+        let (cows, images) = (Cows::open(folder("state/cow")).unwrap(), Images::new(folder("images"), DAEMON));
+        Rc::new(Machine::new(kernel, ledger, cows, images, disk, network, DAEMON))
     }
 }
 
@@ -157,8 +163,22 @@ impl Wire {
         request[..name.len()].copy_from_slice(name.as_bytes());
         // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
         request[16..18].copy_from_slice(&0x5002_u16.to_ne_bytes());
-        // SAFETY: the descriptor is open and the request is as long as a struct ifreq.
-        nix::errno::Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) })?;
+        // Another test of this process may start a program at this moment, which has the helper's
+        // handle on the tap until it begins.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        loop {
+            // SAFETY: the descriptor is open and the request is as long as a struct ifreq.
+            let answer = unsafe { libc::ioctl(file.as_raw_fd(), 0x4004_54ca, request.as_mut_ptr()) };
+            match nix::errno::Errno::result(answer) {
+                Err(nix::errno::Errno::EBUSY) if std::time::Instant::now() < end => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                other => {
+                    other?;
+                    break;
+                }
+            }
+        }
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         Ok(Self(file))
     }
@@ -171,14 +191,19 @@ impl Wire {
 
     /// IPv4 packets that came within a short time.
     pub(crate) fn packets(&mut self) -> Vec<Vec<u8>> {
+        self.packets_of([8, 0])
+    }
+
+    /// Packets of an Ethernet type that came within a short time.
+    pub(crate) fn packets_of(&mut self, ether_type: [u8; 2]) -> Vec<Vec<u8>> {
         use std::io::Read;
         let mut packets = Vec::new();
         let end = std::time::Instant::now() + std::time::Duration::from_millis(150);
         let mut frame = [0; 2048];
         while std::time::Instant::now() < end {
             match self.0.read(&mut frame) {
-                // Behind the virtio header and the Ethernet header; type IPv4.
-                Ok(length) if frame[22..24] == [8, 0] => packets.push(frame[24..length].to_vec()),
+                // Behind the virtio header and the Ethernet header.
+                Ok(length) if frame[22..24] == ether_type => packets.push(frame[24..length].to_vec()),
                 Ok(_) => {}
                 Err(_) => std::thread::sleep(std::time::Duration::from_millis(2)),
             }

@@ -12,7 +12,9 @@ use banger_policy::VmId;
 use banger_policy::firewall::{Change, Element, LIVE, elements};
 use banger_policy::holding::{Process, Registration};
 use banger_policy::net::Network;
-use banger_priv::cow::{Cows, Images};
+use banger_priv::cow::Cows;
+use banger_priv::disk_thread::DiskThread;
+use banger_priv::images::Images;
 use banger_priv::kernel::{Kernel, KernelError, Link, LinkKind, Outcome, Seen};
 use banger_priv::ledger::Ledger;
 use banger_priv::ops::Machine;
@@ -199,7 +201,7 @@ impl Kernel for Sim {
         })
     }
 
-    fn dm_load(&self, uuid: &str, _: u64, base: u32, cow: u32) -> Outcome<()> {
+    async fn dm_load(&self, uuid: &str, _: u64, base: u32, cow: u32) -> Outcome<()> {
         self.change(|world| {
             world.dms.get_mut(uuid).unwrap().uses = vec![(7, cow), (7, base)];
             Ok(())
@@ -309,12 +311,18 @@ impl Host {
 
     /// What a start of the helper does, up to recovery.
     pub(crate) fn start(&self) -> Rc<Machine<Sim>> {
+        let disk = DiskThread::default();
+        disk.start().unwrap();
+        self.start_with(disk)
+    }
+
+    /// The same, on this disk.
+    pub(crate) fn start_with(&self, disk: DiskThread) -> Rc<Machine<Sim>> {
         let folder = |name: &str| record::folder(&self.folder.path().join(name), rustix::fs::OFlags::RDONLY).unwrap();
         let sim = Sim { world: Rc::clone(&self.world), ledger: self.folder.path().join("run") };
         let ledger = Ledger::open(folder("run"), "this-boot".to_owned()).unwrap();
-        let cows = Cows::open(folder("cow")).unwrap();
-        let images = Images::new(folder("images"), self.daemon);
+        let (cows, images) = (Cows::open(folder("cow")).unwrap(), Images::new(folder("images"), self.daemon));
         let network = Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap();
-        Rc::new(Machine::new(sim, ledger, cows, images, network, self.daemon))
+        Rc::new(Machine::new(sim, ledger, cows, images, disk, network, self.daemon))
     }
 }

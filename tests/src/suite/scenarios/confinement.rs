@@ -62,7 +62,7 @@ fn as_they_run(scene: &mut Scene) -> Result<Outcome> {
         let found = status(scene, "banger-priv.service")?;
         let sets = [("CapPrm", TWO), ("CapEff", TWO), ("CapBnd", TWO), ("CapInh", NONE), ("CapAmb", NONE)];
         must("banger-priv", &found, &sets)?;
-        must("banger-priv", &found, &[("NoNewPrivs", "1"), ("Seccomp", "2"), ("Threads", "1")])
+        must("banger-priv", &found, &[("NoNewPrivs", "1"), ("Seccomp", "2"), ("Threads", "2")])
     })?;
     scene.step("the daemon has none", |scene| {
         let found = status(scene, "bangerd.service")?;

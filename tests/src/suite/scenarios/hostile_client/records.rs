@@ -139,8 +139,8 @@ pub(super) fn observed(scene: &mut Scene) -> Result<Outcome> {
         let table = Table::read(&scene.root(&format!("{HELPER} --self-check"))?)?;
         let log = "/run/bench-strace";
         let pid = scene.main_pid("banger-priv.service")?;
-        // Arguments as numbers, whatever they mean.
-        let line = format!("exec strace -q -e raw=all -e signal=none -o {log} -p {pid}");
+        // Arguments as numbers, whatever they mean. Both threads, each into a file of its own.
+        let line = format!("exec strace -ff -q -e raw=all -e signal=none -o {log} -p {pid}");
         let strace = crate::suite::Run::start(None, &["sh", "-c", &line])?;
         scene.wait_until("strace has attached", Duration::from_secs(10), || {
             let status = scene.root(&format!("grep TracerPid /proc/{pid}/status"))?;
@@ -160,7 +160,7 @@ pub(super) fn observed(scene: &mut Scene) -> Result<Outcome> {
         strace.signal(nix::sys::signal::Signal::SIGTERM)?;
         drop(strace.wait(scene.limit(Duration::from_secs(10)))?);
         lived?;
-        let text = scene.root(&format!("cat {log}; rm {log}"))?;
+        let text = scene.root(&format!("cat {log}.*; rm {log}.*"))?;
         let seen = table.compare(&text)?;
         scene.measured("system calls seen", seen.calls);
         scene.measured("rows of the table seen", format!("{} of {}", seen.rows.len(), table.rows.len()));
