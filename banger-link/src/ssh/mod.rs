@@ -1,6 +1,6 @@
 //! The daemon's SSH client into a guest.
 //!
-//! One [`Session`] per running VM, kept by its actor and used by [`crate::stream`]. It keeps one
+//! One [`Session`] per running VM, kept by its actor and used by the daemon's streams. It keeps one
 //! connection and takes it for one command at a time; a command beside another gets a connection of its
 //! own, because russh gives a channel's window back when data arrives, not when it is used: a reader that
 //! stalls would stop everything else on its connection. The host key is pinned: no trust on first use.
