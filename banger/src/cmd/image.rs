@@ -161,6 +161,7 @@ async fn show(image: String, as_json: Json) -> anyhow::Result<u8> {
         ("id", image.id.to_string()),
         ("owner", owner(&image.owner_name, image.shared)),
         ("source", image.source.clone()),
+        ("manifest", image.manifest_digest.map(|digest| digest.to_string()).unwrap_or_default()),
         ("size", output::size(image.build_size)),
         ("used", amount(image.allocated_bytes)),
         ("managed", yes_no(image.managed)),
