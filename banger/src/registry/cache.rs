@@ -21,10 +21,14 @@ use std::time::{Duration, SystemTime};
 /// How often one that another process downloads is looked for.
 const LOOK: Duration = Duration::from_millis(200);
 const PARTIAL: &str = ".partial";
+/// Where the blobs lie in the user's folder of caches.
+const OWN: &str = "banger/blobs/sha256";
 
 /// The cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
+    /// The user's folder of caches.
+    base: PathBuf,
     folder: PathBuf,
     /// Bytes.
     most: u64,
@@ -65,15 +69,14 @@ pub(crate) struct Pruned {
 }
 
 impl Cache {
-    /// In the user's folder of caches.
-    ///
-    /// # Errors
-    /// When its folder cannot be made, or is not the user's: root with the home of somebody else
-    /// writes nothing there.
-    pub(crate) fn open(caches: &Path, most: u64) -> anyhow::Result<Self> {
-        let own = Path::new("banger/blobs/sha256");
-        private::open(caches, own, geteuid(), Missing::Make).context("cannot keep what is downloaded")?;
-        Ok(Self { folder: caches.join(own), most })
+    /// In the user's folder of caches. Nothing is made there before something is to be kept.
+    pub(crate) fn new(caches: &Path, most: u64) -> Self {
+        Self { base: caches.to_owned(), folder: caches.join(OWN), most }
+    }
+
+    /// Makes the folder, or sees that it is the user's: root with the home of somebody else writes nothing there.
+    fn open(&self, missing: Missing) -> anyhow::Result<()> {
+        private::open(&self.base, Path::new(OWN), geteuid(), missing).map(drop)
     }
 
     fn target(&self, digest: &Digest) -> PathBuf {
@@ -108,6 +111,7 @@ impl Cache {
     /// The blob, or the right to download it. `waiting` is called once when another process does
     /// that already.
     pub(super) async fn begin(&self, blob: &Blob, waiting: impl Fn()) -> anyhow::Result<Begun> {
+        self.open(Missing::Make).context("cannot keep what is downloaded")?;
         let target = self.target(&blob.digest);
         let path = self.folder.join(format!("{}{PARTIAL}", blob.digest));
         let mut told = false;
@@ -147,6 +151,10 @@ impl Cache {
 
     fn kept(&self) -> anyhow::Result<Vec<Kept>> {
         let what = || format!("cannot read {}", self.folder.display());
+        if !fs::exists(&self.folder).with_context(what)? {
+            return Ok(Vec::new());
+        }
+        self.open(Missing::Refuse)?;
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.folder).with_context(what)? {
             let entry = entry.with_context(what)?;

@@ -103,7 +103,12 @@ impl Connector {
 const NETWORK: &str = "check the network, and HTTPS_PROXY and NO_PROXY where a proxy is needed";
 
 async fn tcp(url: &Url) -> Result<TcpStream, Fault> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await;
+    let addresses = tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(|error| {
+        // On a host without a network every attempt says so, and a name with a mistake in it has no address ever.
+        Fault { again: Again::Once, error: explained(format!("cannot find {}: {error}", url.host), NETWORK) }
+    })?;
+    let addresses: Vec<_> = addresses.collect();
+    let stream = TcpStream::connect(addresses.as_slice()).await;
     let stream = stream.map_err(|error| {
         // Nobody listens there, which a moment does not change.
         let again = if error.kind() == io::ErrorKind::ConnectionRefused { Again::Never } else { Again::Soon };

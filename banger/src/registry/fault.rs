@@ -33,6 +33,8 @@ impl Default for Patience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
     Never,
+    /// Once: it takes long, and hardly ever helps.
+    Once,
     Soon,
     /// The registry says when.
     After(Duration),
@@ -72,6 +74,7 @@ impl Patience {
         }
         match again {
             Again::Never => None,
+            Again::Once => Some(self.pause).filter(|_| failed == 1),
             Again::Soon => Some(self.pause.saturating_mul(1 << failed.saturating_sub(1).min(5))),
             Again::After(time) => Some(time).filter(|time| *time <= self.longest),
         }

@@ -74,9 +74,9 @@ pub(crate) struct Found {
 /// The user's cache.
 ///
 /// # Errors
-/// When it cannot be made, or the settings have a mistake.
+/// When the settings have a mistake.
 pub(crate) fn cache() -> anyhow::Result<Cache> {
-    Cache::open(&settings::caches()?, settings::read()?.cache_size)
+    Ok(Cache::new(&settings::caches()?, settings::read()?.cache_size))
 }
 
 impl Registries {
@@ -90,7 +90,7 @@ impl Registries {
         let connector = Connector::new(proxy::Proxies::of_environment()?, patience);
         Ok(Self {
             http: Arc::new(Http { connector, patience }),
-            cache: Cache::open(&settings::caches()?, settings.cache_size)?,
+            cache: Cache::new(&settings::caches()?, settings.cache_size),
             mirrors: settings.mirrors,
             docker_config: credentials::config_file(),
             patience,

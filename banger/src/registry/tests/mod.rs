@@ -84,7 +84,7 @@ impl User {
         };
         Registries {
             http: Arc::new(Http { connector: Connector::new(proxy::Proxies::default(), patience), patience }),
-            cache: Cache::open(self.home.path(), self.cache_size).unwrap(),
+            cache: Cache::new(self.home.path(), self.cache_size),
             mirrors: BTreeMap::new(),
             docker_config: Some(self.docker_config()),
             patience,

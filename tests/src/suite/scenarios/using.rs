@@ -149,7 +149,9 @@ fn in_use(scene: &mut Scene) -> Result<Outcome> {
     // Alice's own name for the same bytes is hers, and its content outlives it as long as somebody uses it.
     let words = ["image", "import", "--name", "mine", "--size", "512M", "/srv/bench/tiny.tar"];
     scene.banger_long("alice", &words)?.ok()?;
-    scene.banger("bob", &["vm", "create", "--name", "x", "--image", "mine"])?.refused(&["no such image: mine"])?;
+    scene
+        .banger("bob", &["vm", "create", "--name", "x", "--image", "mine"])?
+        .refused(&["there is no image mine here"])?;
     scene.banger("bob", &["image", "list"])?.ok()?.does_not_say("mine")?;
     scene.banger("alice", &["image", "delete", "mine"])?.refused(&["used by VM user"])?;
     guest.delete(scene)?;
