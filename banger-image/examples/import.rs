@@ -37,14 +37,13 @@ impl Progress for Stages {
     }
 }
 
-/// A guest without a daemon: nobody listens on its control port; one key is the host's and the user's.
-fn demo_config(host_key: String, public: String) -> GuestConfig {
+/// A guest without a daemon: nobody listens on its control port.
+fn demo_config(host_key: String) -> GuestConfig {
     GuestConfig {
         hostname: "demo".into(),
         address: [172, 16, 0, 2].into(),
         gateway: [172, 16, 0, 1].into(),
         dns: [1, 1, 1, 1].into(),
-        daemon_key: public,
         authorized_keys: Vec::new(),
         host_key,
         control_port: 10_001,
@@ -76,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["initramfs", kernel, init, key, path] => {
             let modules = Path::new(kernel).join(banger_image::boot::kernel::MODULES_FOLDER);
             let key = Path::new(key);
-            let config = demo_config(read_to_string(key)?, read_to_string(key.with_extension("pub"))?);
+            let config = demo_config(read_to_string(key)?);
             let contents = Initramfs { init: Path::new(init), modules: Some(&modules), config: &config };
             println!("{} bytes", initramfs::write(Path::new(path), &contents)?);
         }

@@ -1,8 +1,7 @@
 //! SSH keys that the daemon makes, and the form of those that users bring.
 //!
 //! Each VM has a host key pair: made once, given to the guest in its configuration, pinned by the daemon and
-//! by users' `known_hosts`. The daemon has one client key pair, by which it enters all guests. Private halves
-//! leave this module as PEM for a file (0600) or the guest, and never for a log.
+//! by users' `known_hosts`. Private halves leave this module as PEM for a file (0600) or the guest, and never for a log.
 
 use russh::keys::ssh_key::{Algorithm, LineEnding, PublicKey};
 use russh::keys::{PrivateKey, key};
@@ -110,10 +109,6 @@ impl KeyPair {
     pub fn public_line(&self) -> &str {
         &self.public_line
     }
-
-    pub(super) fn private(&self) -> Arc<PrivateKey> {
-        self.key.clone()
-    }
 }
 
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -145,11 +140,6 @@ pub fn parse_public(line: &str) -> Result<String, KeyError> {
     }
     let parsed = PublicKey::from_openssh(line).map_err(|error| KeyError::Public(error.to_string()))?;
     parsed.to_openssh().map_err(|error| KeyError::Public(error.to_string()))
-}
-
-/// The key in a line, for comparing.
-pub(super) fn public(line: &str) -> Result<PublicKey, KeyError> {
-    PublicKey::from_openssh(line.trim()).map_err(|error| KeyError::Public(error.to_string()))
 }
 
 #[cfg(test)]

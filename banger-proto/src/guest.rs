@@ -20,16 +20,6 @@ pub const SSH_PORT: u32 = 22;
 pub const MAX_CONTROL_LINE: usize = 512;
 /// How often the agent sends [`GuestEvent::Heartbeat`], milliseconds.
 pub const HEARTBEAT_MS: u64 = 1000;
-/// The SSH subsystem by which the daemon replaces the set of authorised keys: standard input is one
-/// public key per line (OpenSSH format). Refused on connections that do not use the daemon's own key.
-pub const KEYS_SUBSYSTEM: &str = "banger-authorized-keys";
-
-/// The SSH environment request by which the daemon names the user of a command: `user`, `uid`, `user:group` or `uid:gid`. No
-/// variable has `=` in its name, so nobody means one; an agent that does not know it refuses the request.
-pub const USER_REQUEST: &str = "=user";
-/// As [`USER_REQUEST`]: the absolute path of the folder in which a command starts.
-pub const FOLDER_REQUEST: &str = "=folder";
-
 /// Everything a guest is told at boot.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct GuestConfig {
@@ -41,9 +31,7 @@ pub struct GuestConfig {
     pub gateway: Ipv4Addr,
     /// Resolver for `/etc/resolv.conf`.
     pub dns: Ipv4Addr,
-    /// The daemon's own public key, OpenSSH format: may use [`KEYS_SUBSYSTEM`].
-    pub daemon_key: String,
-    /// Further public keys that may log in as root, OpenSSH format.
+    /// Public keys that may log in as root, OpenSSH format.
     pub authorized_keys: Vec<String>,
     /// The SSH host key of this VM, OpenSSH private key format (PEM). Made by the daemon, pinned there.
     pub host_key: String,
@@ -141,7 +129,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum GuestEvent {
-    /// The agent answers SSH now; the agent's first event on every connection.
+    /// The agent serves commands and SSH now; the agent's first event on every connection.
     Ready {
         /// `/proc/sys/kernel/random/boot_id` of the guest.
         boot_id: String,

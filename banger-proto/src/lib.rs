@@ -3,6 +3,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+#[cfg(feature = "commands")]
+pub mod command;
+#[cfg(feature = "commands")]
+mod frame;
 pub mod guest;
 pub mod signal;
 
@@ -20,5 +24,5 @@ pub mod stream;
 pub mod time;
 #[cfg(feature = "rpc")]
 pub mod transport;
-#[cfg(feature = "rpc")]
+#[cfg(feature = "commands")]
 pub mod wire;

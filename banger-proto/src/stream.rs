@@ -1,16 +1,21 @@
-//! Byte streams beside the calls: `exec`, `ssh`, `logs -f` and uploads.
+//! Byte streams beside the calls: consoles and uploads, and connections to guests, which the daemon hands over.
 //!
 //! A call gives a one-use [`Ticket`]; the client opens a second connection to the same socket with
 //! [`crate::wire::Purpose::Stream`], sends the ticket's 32 bytes, and from then on both sides send frames:
 //! kind (1 byte), length (4 bytes, big endian), payload. The ticket is bound to the uid that got it and
 //! is void after [`TICKET_SECONDS`].
 
+use crate::frame::{self, malformed};
 use serde::{Deserialize, Serialize};
 use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// The longest payload, bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// The kind of [`Frame::Opened`].
+const OPENED: u8 = 6;
+/// [`Frame::Opened`] as it is on the wire, for the system call that sends a descriptor with it.
+pub const OPENED_BYTES: [u8; 5] = [OPENED, 0, 0, 0, 0];
 /// How long a ticket may wait, seconds.
 pub const TICKET_SECONDS: u64 = 60;
 
@@ -24,37 +29,17 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-/// The caller's terminal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terminal {
-    /// `TERM`.
-    pub term: String,
-    /// Columns.
-    pub cols: u16,
-    /// Rows.
-    pub rows: u16,
-}
-
 /// What a stream carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StreamRequest {
-    /// A command in the guest. The client sends `Input`, `InputEnd`, `Resize`, `Signal`; the daemon sends
-    /// `Output`, `ErrorOutput` and at last `Exit` or `Failed`.
-    Exec {
+    /// A connection to the guest's agent on which one command runs ([`crate::command`]). The daemon answers
+    /// `Opened`, with the connection's descriptor beside it, or `Failed`. The client keeps this stream open
+    /// for as long as it uses the connection: meanwhile the VM counts as used.
+    Command {
         /// The VM, as the user named it.
         vm: String,
-        /// The words of the command; none for a login shell.
-        command: Vec<String>,
-        /// Variables beside the image's own, whose values they replace; of two with one name the last counts.
-        env: Vec<(String, String)>,
-        /// Absolute path of the folder in which it starts; the image's, else the user's home, when `None`.
-        working_dir: Option<String>,
-        /// Who runs it: `user`, `uid`, `user:group` or `uid:gid`; the image's user, else root, when `None`.
-        user: Option<String>,
-        /// The caller's terminal, when there is one.
-        terminal: Option<Terminal>,
     },
-    /// Raw bytes to and from the guest's SSH server: `Input`, `InputEnd`; `Output`, then `Exit`.
+    /// As [`StreamRequest::Command`]; a connection to the guest's SSH server.
     Ssh {
         /// The VM, as the user named it.
         vm: String,
@@ -105,18 +90,13 @@ pub enum Frame {
     Output(Vec<u8>),
     /// Daemon to client: standard error.
     ErrorOutput(Vec<u8>),
-    /// Client to daemon: the terminal's size, columns and rows.
-    Resize(u16, u16),
-    /// Client to daemon: a signal's name without `SIG`, such as `INT` (RFC 4254 section 6.9).
-    Signal(String),
-    /// Daemon to client, last: the exit status; 128 + n for signal n.
+    /// Daemon to client, last: there is no more; 0.
     Exit(u8),
     /// Daemon to client, last: why not.
     Failed(String),
-}
-
-fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("malformed stream frame: {what}"))
+    /// Daemon to client, last: the descriptor of a connection to the guest comes with this frame (unix(7),
+    /// `SCM_RIGHTS`).
+    Opened,
 }
 
 impl Frame {
@@ -126,10 +106,9 @@ impl Frame {
             Frame::InputEnd => (1, Vec::new()),
             Frame::Output(bytes) => (2, bytes.clone()),
             Frame::ErrorOutput(bytes) => (3, bytes.clone()),
-            Frame::Resize(cols, rows) => (4, [cols.to_be_bytes(), rows.to_be_bytes()].concat()),
-            Frame::Signal(name) => (5, name.clone().into_bytes()),
-            Frame::Exit(status) => (6, vec![*status]),
-            Frame::Failed(why) => (7, why.clone().into_bytes()),
+            Frame::Exit(status) => (4, vec![*status]),
+            Frame::Failed(why) => (5, why.clone().into_bytes()),
+            Frame::Opened => (OPENED, Vec::new()),
         }
     }
 
@@ -140,10 +119,9 @@ impl Frame {
             (1, []) => Frame::InputEnd,
             (2, _) => Frame::Output(payload),
             (3, _) => Frame::ErrorOutput(payload),
-            (4, &[c0, c1, r0, r1]) => Frame::Resize(u16::from_be_bytes([c0, c1]), u16::from_be_bytes([r0, r1])),
-            (5, name) if name.len() <= 16 => Frame::Signal(text(payload)?),
-            (6, &[status]) => Frame::Exit(status),
-            (7, _) => Frame::Failed(text(payload)?),
+            (4, &[status]) => Frame::Exit(status),
+            (5, _) => Frame::Failed(text(payload)?),
+            (OPENED, []) => Frame::Opened,
             _ => return Err(malformed("unknown kind or length")),
         })
     }
@@ -155,15 +133,7 @@ impl Frame {
 /// What the stream says; a payload over [`MAX_PAYLOAD`] is `InvalidData`.
 pub async fn write<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame) -> io::Result<()> {
     let (kind, payload) = frame.parts();
-    if payload.len() > MAX_PAYLOAD {
-        return Err(malformed("payload over the limit"));
-    }
-    let length = u32::try_from(payload.len()).map_err(|_| malformed("payload over the limit"))?;
-    let mut bytes = Vec::with_capacity(payload.len() + 5);
-    bytes.push(kind);
-    bytes.extend(length.to_be_bytes());
-    bytes.extend(payload);
-    to.write_all(&bytes).await
+    frame::write(to, kind, &payload, MAX_PAYLOAD).await
 }
 
 /// Reads one frame; `None` at the end of the stream. Not cancel safe: keep one reader per stream and do not
@@ -172,18 +142,10 @@ pub async fn write<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame) -> io::Resu
 /// # Errors
 /// What the stream says; `InvalidData` when the bytes are not a frame.
 pub async fn read<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<Frame>> {
-    let kind = match from.read_u8().await {
-        Ok(kind) => kind,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let length = usize::try_from(from.read_u32().await?).map_err(|_| malformed("length"))?;
-    if length > MAX_PAYLOAD {
-        return Err(malformed("length over the limit"));
+    match frame::read(from, |_| MAX_PAYLOAD).await? {
+        Some((kind, payload)) => Frame::from_parts(kind, payload).map(Some),
+        None => Ok(None),
     }
-    let mut payload = vec![0; length];
-    from.read_exact(&mut payload).await?;
-    Frame::from_parts(kind, payload).map(Some)
 }
 
 #[cfg(test)]
@@ -198,10 +160,9 @@ mod tests {
             Frame::InputEnd,
             Frame::Output(vec![0; MAX_PAYLOAD]),
             Frame::ErrorOutput(Vec::new()),
-            Frame::Resize(80, 24),
-            Frame::Signal("INT".into()),
             Frame::Exit(42),
             Frame::Failed("why".into()),
+            Frame::Opened,
         ];
         let mut bytes = Vec::new();
         for frame in &frames {
@@ -212,6 +173,7 @@ mod tests {
             assert_eq!(read(&mut from).await.unwrap(), Some(frame));
         }
         assert_eq!(read(&mut from).await.unwrap(), None);
+        assert_eq!(read(&mut &OPENED_BYTES[..]).await.unwrap(), Some(Frame::Opened));
     }
 
     #[tokio::test]
@@ -219,7 +181,7 @@ mod tests {
         for bad in [
             &[9, 0, 0, 0, 0][..],
             &[1, 0, 0, 0, 1, 0],
-            &[4, 0, 0, 0, 1, 0],
+            &[6, 0, 0, 0, 1, 0],
             &[0, 255, 255, 255, 255],
             &[0, 0, 0, 0, 9, 1],
         ] {

@@ -2,6 +2,7 @@
 
 use banger_policy::vm::RestartPolicy;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
@@ -186,7 +187,7 @@ pub(crate) struct Run {
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
+    pub(crate) command: Vec<OsString>,
 }
 
 /// How a command is run in the VM, where that is not the image's to say.
@@ -194,7 +195,7 @@ pub(crate) struct Run {
 pub(crate) struct With {
     /// Set a variable; with a NAME alone, to its value here
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
+    pub(crate) env: Vec<OsString>,
     /// The folder to start in [default: the image's, or the user's home]
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) workdir: Option<String>,
@@ -220,7 +221,7 @@ pub(crate) struct Exec {
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The connection to the daemon: where it is, hello, calls and streams, and what to do when it is not there.
 
 use crate::error::{Explained, explained};
+use crate::handover::{self, Received};
 use anyhow::Context as _;
 use banger_proto::daemon::{DaemonClient, OpenStream};
 use banger_proto::model::ApiError;
@@ -34,6 +35,12 @@ const WATCH: Duration = Duration::from_secs(45);
 pub(crate) struct Client {
     pub(crate) rpc: DaemonClient,
     socket: PathBuf,
+}
+
+/// A connection to a guest. The stream to the daemon beside it says that the VM is in use.
+pub(crate) struct Opened {
+    pub(crate) guest: UnixStream,
+    pub(crate) _daemon: UnixStream,
 }
 
 /// The context of an ordinary call.
@@ -72,7 +79,22 @@ impl Client {
         Ok(Self { rpc, socket })
     }
 
-    /// Opens a byte stream. No job belongs to `exec`, `ssh` and `logs`.
+    /// Opens a connection to a guest: to its agent for a command, or to its SSH server.
+    ///
+    /// # Errors
+    /// The daemon's refusal, or a lost connection.
+    pub(crate) async fn guest(&self, request: StreamRequest) -> anyhow::Result<Opened> {
+        let (stream, _) = self.stream(request).await?;
+        match handover::receive(&stream).await.map_err(lost)? {
+            Received::Connection(guest) => Ok(Opened { guest, _daemon: stream }),
+            Received::Refusal(why) => {
+                let (message, hint) = why.split_once('\n').unwrap_or((&why, ""));
+                Err(explained(message, hint))
+            }
+        }
+    }
+
+    /// Opens a byte stream. No job belongs to `logs`.
     ///
     /// # Errors
     /// The daemon's refusal, or a lost connection.

@@ -1,7 +1,7 @@
 //! The user's terminal: raw while a guest has it, its size, and the way out of a guest that hangs.
 
 use crate::output;
-use banger_proto::stream::Terminal;
+use banger_proto::command::Terminal;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::IsTerminal as _;
 
@@ -21,7 +21,36 @@ pub(crate) fn window() -> Option<(u16, u16)> {
 pub(crate) fn describe() -> Terminal {
     let (cols, rows) = window().unwrap_or((80, 24));
     let term = std::env::var("TERM").ok().filter(|term| !term.is_empty()).unwrap_or_else(|| "xterm".to_owned());
-    Terminal { term, cols, rows }
+    let modes = tcgetattr(std::io::stdin()).map(|settings| modes(&settings)).unwrap_or_default();
+    Terminal { term, cols, rows, modes }
+}
+
+/// The user's settings that a terminal in the guest should have, too: the keys that erase and interrupt, and
+/// whether a character may have several bytes. Numbers of RFC 4254 section 8, and of RFC 8160 for the last.
+fn modes(settings: &Termios) -> Vec<(u8, u32)> {
+    use rustix::termios::{InputModes, SpecialCodeIndex as Key};
+    let keys = [
+        (1, Key::VINTR),
+        (2, Key::VQUIT),
+        (3, Key::VERASE),
+        (4, Key::VKILL),
+        (5, Key::VEOF),
+        (8, Key::VSTART),
+        (9, Key::VSTOP),
+        (10, Key::VSUSP),
+        (12, Key::VREPRINT),
+        (13, Key::VWERASE),
+        (14, Key::VLNEXT),
+    ];
+    // A character that is switched off is 255 there, and 0 here.
+    let value = |key| match settings.special_codes[key] {
+        0 => 255,
+        byte => u32::from(byte),
+    };
+    let keys = keys.into_iter().map(|(number, key)| (number, value(key)));
+    let flags = [(38, InputModes::IXON), (42, InputModes::IUTF8)];
+    let flags = flags.into_iter().map(|(number, flag)| (number, u32::from(settings.input_modes.contains(flag))));
+    keys.chain(flags).collect()
 }
 
 /// The terminal in raw mode until this is dropped.

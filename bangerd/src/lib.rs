@@ -116,10 +116,8 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     db.back_up_daily(args.paths.backups());
     let cgroups = Cgroups::discover().map_err(StartError::Cgroup)?;
     fail::arm(&args.paths.state, &cgroups);
-    let key_path = config.ssh_key_path.clone().unwrap_or_else(|| args.paths.ssh_key());
-    let client_key = banger_link::keys::KeyPair::load_or_create(&key_path, "bangerd")?;
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
-    let host = vm::host::Host::new(&args, &config, cgroups, client_key);
+    let host = vm::host::Host::new(&args, &config, cgroups);
     let jobs = jobs::Jobs::load(db.clone()).await?;
     let converter = convert::Converter::Process(Launch::self_exe());
     let default_image = config.default_image_name.clone();

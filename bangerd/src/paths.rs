@@ -108,11 +108,6 @@ impl Paths {
         self.images().join(image.to_string())
     }
 
-    /// The key with which the daemon logs in to guests, unless the configuration names another.
-    pub(crate) fn ssh_key(&self) -> PathBuf {
-        self.state.join("ssh_key")
-    }
-
     /// Where the key lies that no VMM may read.
     pub(crate) fn socket_key_file(&self) -> PathBuf {
         self.state.join("socket_key")

@@ -1,11 +1,12 @@
 //! From a client's request to a process: user, folder, environment, program; pipes or a terminal.
 //!
-//! Called by [`super::session`]. The process leads a session and process group of its own. For the daemon's commands the image's
-//! configuration speaks; a user who logs in with ssh is root, as the owner of the machine, with the image's variables.
+//! Called by [`super::command`] and [`super::session`]. The process leads a session and process group of its own. For commands of
+//! `vm exec` and `vm run` the image's configuration speaks; a user who logs in with ssh is root, as the owner of the machine, with
+//! the image's variables.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
 
 use super::account::{Account, NoAccount};
-use super::duplex::Pressure;
 use super::environment::{self, Variables};
 use super::program::{self, Unusable};
 use super::pty::Terminal;
 use super::server::Shared;
-use super::words::{self, BadLine};
 use crate::sys::spawn::{self, Identity};
 use crate::sys::stream::FdStream;
 
@@ -32,38 +31,37 @@ const SFTP_SERVERS: [&str; 4] = [
     "/usr/libexec/sftp-server",
 ];
 
-/// Who asks for a command, which decides what it is started with.
+/// What is asked for, and by whom.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// A user's own ssh, or an IDE: a login as root. Everything goes through the login shell.
-    Login,
-    /// The daemon, for `vm run` and `vm exec`: the image's user, folder and variables, unless the caller names others.
-    Daemon {
+    /// A user's own ssh, or an IDE: a login as root. A line goes to the login shell; `None` is an interactive one.
+    Login(Option<Vec<u8>>),
+    /// `vm run` and `vm exec`: the image's user, folder and variables, unless the caller names others.
+    Command {
+        /// The words; none for a login shell.
+        words: Vec<Vec<u8>>,
         /// Instead of the image's user.
         user: Option<String>,
         /// Instead of the image's folder.
-        folder: Option<String>,
+        folder: Option<Vec<u8>>,
     },
 }
 
-/// What a client asked for on a session channel.
+/// A command that is to be started.
 #[derive(Debug)]
 pub(super) struct Request {
-    /// The command: the daemon's words, quoted, or a line for the login shell; `None` is an interactive shell.
-    pub(super) command: Option<Vec<u8>>,
     pub(super) asked: Asked,
     pub(super) terminal: Option<Terminal>,
-    pub(super) environment: Vec<(String, String)>,
+    /// What the client has said, as bytes: a guest's programs may want other texts than UTF-8.
+    pub(super) environment: Vec<(OsString, OsString)>,
     /// The image's configuration, and where users are looked up.
     pub(super) shared: Arc<Shared>,
-    /// The connection's, for input that the command does not read.
-    pub(super) pressure: Pressure,
 }
 
 impl Request {
     /// The variables that the client has named. The kind of the terminal is one of them, and may be named anew.
-    fn said(&self) -> Vec<(String, String)> {
-        let terminal = self.terminal.iter().map(|terminal| ("TERM".to_owned(), terminal.term.clone()));
+    fn said(&self) -> Vec<(OsString, OsString)> {
+        let terminal = self.terminal.iter().map(|terminal| ("TERM".into(), terminal.term.clone().into()));
         terminal.chain(self.environment.iter().cloned()).collect()
     }
 }
@@ -75,26 +73,32 @@ pub(super) enum StartError {
     Account(#[from] NoAccount),
     #[error(transparent)]
     Program(#[from] Unusable),
-    #[error(transparent)]
-    Line(#[from] BadLine),
+    #[error("the agent is ending")]
+    Ended,
+    #[error("a word, a variable or the folder has a NUL byte, which no program can be given")]
+    Nul,
     #[error("cannot start {}: {source}", .program.display())]
     Spawn { program: PathBuf, source: io::Error },
 }
 
 impl StartError {
     /// The exit status that a shell would give.
-    pub(super) fn status(&self) -> u32 {
+    pub(super) fn status(&self) -> u8 {
         match self {
             Self::Program(error) => error.status(),
             // The interpreter of a script, mostly.
             Self::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
-            Self::Account(_) | Self::Line(_) | Self::Spawn { .. } => 126,
+            Self::Account(_) | Self::Ended | Self::Nul | Self::Spawn { .. } => 126,
         }
     }
 }
 
 pub(super) type Input = Box<dyn AsyncWrite + Unpin + Send>;
-pub(super) type Output = Box<dyn AsyncRead + Unpin + Send>;
+pub(super) type Output = Box<dyn Readable>;
+
+/// A pipe or a terminal.
+pub(super) trait Readable: AsyncRead + AsFd + Unpin + Send {}
+impl<T: AsyncRead + AsFd + Unpin + Send> Readable for T {}
 
 /// A started process and our ends of its streams.
 pub(super) struct Started {
@@ -111,18 +115,18 @@ pub(super) struct Started {
 struct Prepared {
     program: PathBuf,
     /// What the process finds as its own name.
-    name: std::ffi::OsString,
+    name: OsString,
     arguments: Vec<Vec<u8>>,
     account: Account,
     folder: PathBuf,
     variables: Variables,
 }
 
-/// Starts what was asked for.
+/// Starts what was asked for. May wait for the guest's disk.
 pub(super) fn start(request: &Request) -> Result<Started, StartError> {
     let prepared = match &request.asked {
-        Asked::Login => login(request)?,
-        Asked::Daemon { user, folder } => command(request, user.as_deref(), folder.as_deref())?,
+        Asked::Login(line) => login(request, line.as_deref())?,
+        Asked::Command { words, user, folder } => command(request, words, user.as_deref(), folder.as_deref())?,
     };
     let Prepared { program, name, arguments, account, folder, variables } = prepared;
     let mut command = std::process::Command::new(&program);
@@ -130,46 +134,57 @@ pub(super) fn start(request: &Request) -> Result<Started, StartError> {
     command.current_dir(folder).env_clear().envs(variables);
     let identity = Identity { uid: account.uid, gid: account.gid, groups: account.groups };
     let started = match &request.terminal {
-        Some(terminal) => with_terminal(command, terminal, identity),
+        Some(terminal) => {
+            let login = matches!(request.asked, Asked::Login(_));
+            with_terminal(command, terminal, identity, login)
+        }
         None => with_pipes(command, identity),
     };
     started.map_err(|source| StartError::Spawn { program, source })
 }
 
 /// Root's login shell, as login(1) and sshd(8) start it.
-fn login(request: &Request) -> Result<Prepared, StartError> {
+fn login(request: &Request, line: Option<&[u8]>) -> Result<Prepared, StartError> {
     let account = Account::find("root", &request.shared.passwd)?;
-    let arguments = request.command.iter().flat_map(|line| [b"-c".to_vec(), line.clone()]).collect();
+    let arguments = line.iter().flat_map(|line| [b"-c".to_vec(), line.to_vec()]).collect();
     Ok(Prepared {
         program: account.shell.clone(),
         name: account.shell_name(),
         arguments,
         folder: account.folder().to_owned(),
-        variables: environment::of_login(&account, &request.shared.image.env, &request.said()),
+        variables: environment::of_login(&account, &request.shared.image.env, request.said()),
         account,
     })
 }
 
 /// The words themselves, without a shell; without words, the login shell of the same user in the same place.
-fn command(request: &Request, user: Option<&str>, folder: Option<&str>) -> Result<Prepared, StartError> {
+fn command(
+    request: &Request,
+    words: &[Vec<u8>],
+    user: Option<&str>,
+    folder: Option<&[u8]>,
+) -> Result<Prepared, StartError> {
+    let nul = |bytes: &[u8]| bytes.contains(&0);
+    let variables = request.environment.iter().any(|(name, value)| nul(name.as_bytes()) || nul(value.as_bytes()));
+    if variables || words.iter().any(|word| nul(word)) || folder.is_some_and(nul) {
+        return Err(StartError::Nul);
+    }
     let image = &request.shared.image;
     let account = Account::find(user.or(image.user.as_deref()).unwrap_or("root"), &request.shared.passwd)?;
     let folder = match (folder, &image.working_dir) {
-        (Some(named), _) => program::named_folder(named)?,
+        (Some(named), _) => program::named_folder(Path::new(OsStr::from_bytes(named)))?,
         (None, Some(of_image)) => program::image_folder(of_image)?,
         (None, None) => account.folder().to_owned(),
     };
-    let variables = environment::of_command(&account, &image.env, &request.said());
-    let Some(line) = &request.command else {
+    let variables = environment::of_command(&account, &image.env, request.said());
+    let Some((first, others)) = words.split_first() else {
         let (program, name) = (account.shell.clone(), account.shell_name());
         return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
     };
-    let mut words = words::split(line)?.into_iter();
-    let first = words.next().unwrap_or_default();
-    let path = variables.get("PATH").map_or(crate::init::PATH, String::as_str);
-    let program = program::locate(&first, path, &folder)?;
-    let name = OsStr::from_bytes(&first).to_owned();
-    Ok(Prepared { program, name, arguments: words.collect(), account, folder, variables })
+    let path = variables.get(OsStr::new("PATH")).map_or(crate::init::PATH.as_bytes(), |path| path.as_bytes());
+    let program = program::locate(first, path, &folder)?;
+    let name = OsStr::from_bytes(first).to_owned();
+    Ok(Prepared { program, name, arguments: others.to_vec(), account, folder, variables })
 }
 
 fn with_pipes(mut command: std::process::Command, identity: Identity) -> io::Result<Started> {
@@ -186,10 +201,17 @@ fn with_pipes(mut command: std::process::Command, identity: Identity) -> io::Res
     })
 }
 
-fn with_terminal(mut command: std::process::Command, terminal: &Terminal, identity: Identity) -> io::Result<Started> {
+fn with_terminal(
+    mut command: std::process::Command,
+    terminal: &Terminal,
+    identity: Identity,
+    login: bool,
+) -> io::Result<Started> {
     let pair = terminal.open()?;
     command.stdin(pair.user.try_clone()?).stdout(pair.user.try_clone()?).stderr(pair.user);
-    command.env("SSH_TTY", &pair.name);
+    if login {
+        command.env("SSH_TTY", &pair.name);
+    }
     spawn::in_own_session(&mut command, true, identity);
     let (reader, writer) = (pair.controller.try_clone()?, pair.controller.try_clone()?);
     let child = tokio::process::Command::from(command).spawn()?;

@@ -1,19 +1,13 @@
-//! Who may log in: the daemon, always, and a set of keys that only the daemon replaces.
+//! Who may log in over SSH: a set of keys that only the daemon replaces.
 
+use banger_proto::command::MAX_KEYS;
 use russh::keys::PublicKey;
 use russh::keys::ssh_key;
+use std::io;
 use std::sync::{PoisonError, RwLock};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::console::say;
-
-/// What a key opens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
-    /// A user: commands, shells, forwarding.
-    User,
-    /// The daemon: also the set of keys itself.
-    Daemon,
-}
 
 /// A line that is no public key.
 #[derive(Debug, thiserror::Error)]
@@ -24,16 +18,11 @@ pub(super) struct BadKey {
 }
 
 #[derive(Debug)]
-pub(super) struct Keys {
-    daemon: PublicKey,
-    users: RwLock<Vec<PublicKey>>,
-}
+pub(super) struct Keys(RwLock<Vec<PublicKey>>);
 
 impl Keys {
-    /// A user's key that cannot be read is said on the console and left out: it must not keep the
-    /// daemon, and with it everyone, out of the guest.
-    pub(super) fn new(daemon: &str, users: &[String]) -> Result<Self, ssh_key::Error> {
-        let daemon = PublicKey::from_openssh(daemon.trim())?;
+    /// A key that cannot be read is said on the console and left out: it must not keep everyone out of the guest.
+    pub(super) fn new(users: &[String]) -> Self {
         let mut readable = Vec::new();
         for line in users {
             match parse(line) {
@@ -41,25 +30,44 @@ impl Keys {
                 Err(error) => say(format_args!("agent: an authorised key is left out: {}", error.source)),
             }
         }
-        Ok(Self { daemon, users: RwLock::new(readable) })
+        Self(RwLock::new(readable))
     }
 
-    /// What `key` opens, if anything. Comments do not count.
+    /// Whether `key` may log in. Comments do not count.
     #[must_use]
-    pub(super) fn access(&self, key: &PublicKey) -> Option<Access> {
-        if key.key_data() == self.daemon.key_data() {
-            return Some(Access::Daemon);
-        }
-        let users = self.users.read().unwrap_or_else(PoisonError::into_inner);
-        users.iter().any(|user| user.key_data() == key.key_data()).then_some(Access::User)
+    pub(super) fn admits(&self, key: &PublicKey) -> bool {
+        let users = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        users.iter().any(|user| user.key_data() == key.key_data())
     }
 
-    /// Replaces the users' keys by those in `text`, one a line, all or none of them.
+    /// Replaces the keys by those in `text`, one a line, all or none of them.
     pub(super) fn replace(&self, text: &str) -> Result<(), BadKey> {
         let keys = parse(text)?;
-        *self.users.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(())
     }
+}
+
+/// Takes a list from the daemon ([`banger_proto::command::Purpose::Keys`]) and answers.
+pub(super) async fn take<R, W>(from: &mut R, to: &mut W, keys: &Keys) -> io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let length = usize::try_from(from.read_u32().await?).unwrap_or(usize::MAX);
+    if length > MAX_KEYS {
+        return to.write_all(&[1]).await;
+    }
+    let mut list = vec![0; length];
+    from.read_exact(&mut list).await?;
+    let replaced = std::str::from_utf8(&list).is_ok_and(|text| match keys.replace(text) {
+        Ok(()) => true,
+        Err(error) => {
+            say(format_args!("agent: the authorised keys stay as they are: {error}"));
+            false
+        }
+    });
+    to.write_all(&[u8::from(!replaced)]).await
 }
 
 /// One key a line; empty lines and comments are skipped.
@@ -83,17 +91,32 @@ mod tests {
     const B: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFmDDdyA7qJ3Na5ciDuRxLVNgkV6YWn8SQqPDA0bR3UV";
 
     #[test]
-    fn the_daemon_is_known_and_users_are_replaced_as_a_whole() {
+    fn users_are_replaced_as_a_whole() {
         let (a, b) = (PublicKey::from_openssh(A).unwrap(), PublicKey::from_openssh(B).unwrap());
-        let keys = Keys::new(A, &["not a key".into()]).unwrap();
-        assert_eq!(keys.access(&a), Some(Access::Daemon));
-        assert_eq!(keys.access(&b), None);
+        let keys = Keys::new(&[A.into(), "not a key".into()]);
+        assert!(keys.admits(&a) && !keys.admits(&b));
         keys.replace(&format!("# people\n\n{B} bob\n")).unwrap();
-        assert_eq!(keys.access(&b), Some(Access::User));
+        assert!(!keys.admits(&a) && keys.admits(&b));
         assert_eq!(keys.replace(&format!("{A}\nrubbish\n")).unwrap_err().line, 2);
-        assert_eq!(keys.access(&b), Some(Access::User));
+        assert!(!keys.admits(&a) && keys.admits(&b));
         keys.replace("").unwrap();
-        assert_eq!(keys.access(&b), None);
-        assert_eq!(keys.access(&a), Some(Access::Daemon));
+        assert!(!keys.admits(&b));
+    }
+
+    #[tokio::test]
+    async fn a_list_from_the_daemon_is_answered() {
+        let keys = Keys::new(&[]);
+        let send = async |list: &[u8], length: usize| {
+            let mut answer = Vec::new();
+            let bytes = [&u32::try_from(length).unwrap().to_be_bytes(), list].concat();
+            take(&mut bytes.as_slice(), &mut answer, &keys).await.map(|()| answer)
+        };
+        assert_eq!(send(A.as_bytes(), A.len()).await.unwrap(), [0]);
+        assert!(keys.admits(&PublicKey::from_openssh(A).unwrap()));
+        assert_eq!(send(b"rubbish", 7).await.unwrap(), [1]);
+        assert_eq!(send(&[0xff], 1).await.unwrap(), [1]);
+        assert_eq!(send(b"", MAX_KEYS + 1).await.unwrap(), [1]);
+        assert!(send(b"short", 6).await.is_err());
+        assert!(keys.admits(&PublicKey::from_openssh(A).unwrap()), "a bad list changes nothing");
     }
 }

@@ -1,7 +1,7 @@
 //! The agent: the daemon's and the user's way into a running guest.
 //!
 //! Started by init as a second process of the same program, with the configuration on standard input.
-//! It serves SSH on vsock, keeps the control channel to the daemon and announces the end of the guest.
+//! It serves commands and SSH on vsock, keeps the control channel to the daemon and announces the end of the guest.
 //! It lives from the first process of the guest to the last and must not end before it is asked to.
 
 use banger_proto::guest::{GuestConfig, SSH_PORT, ShutdownKind};
@@ -24,15 +24,17 @@ pub use server::{Error, Server};
 use startups::{Place, Startups};
 
 mod account;
+mod command;
 mod control;
 mod duplex;
 mod environment;
 mod exec;
+mod feed;
 mod forward;
 mod input;
 mod keys;
-mod keys_subsystem;
 pub(crate) mod launch;
+mod output;
 mod program;
 mod pty;
 mod server;
@@ -41,7 +43,6 @@ mod shutdown;
 mod ssh;
 mod startups;
 mod switch_off;
-mod words;
 
 /// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
 /// this one wants to be told.
@@ -108,6 +109,7 @@ fn read_config() -> Result<Vec<u8>, Error> {
 async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let server = Arc::new(Server::new(&config)?);
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
+    let commands = vsock::Listener::bind(banger_proto::command::PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
     let (asked, was_asked) = watch::channel(false);
     let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
@@ -121,6 +123,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
             // Nobody else will end it.
             () = &mut given_up => break (ShutdownKind::Poweroff, true),
             connection = listener.accept() => serve_vsock(&server, connection).await,
+            connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
             _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon()),
         }
@@ -139,6 +142,22 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
 
 async fn serve_vsock(server: &Arc<Server>, connection: io::Result<FdStream>) {
     serve_one(server, connection, Startups::host).await;
+}
+
+/// A command: the daemon, which proves itself, or nobody.
+async fn serve_command(server: &Arc<Server>, connection: io::Result<FdStream>) {
+    match connection {
+        Ok(stream) => {
+            let server = Arc::clone(server);
+            tokio::spawn(async move { server.serve_command(stream).await });
+        }
+        Err(error) => failed_accept(&error).await,
+    }
+}
+
+async fn failed_accept(error: &io::Error) {
+    say(format_args!("agent: accept: {error}"));
+    tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
 async fn serve_network(server: &Arc<Server>, connection: io::Result<(TcpStream, IpAddr)>) {
@@ -163,10 +182,7 @@ async fn serve_one<S>(
             let server = Arc::clone(server);
             tokio::spawn(async move { server.serve_from(stream, place).await });
         }
-        Err(error) => {
-            say(format_args!("agent: accept: {error}"));
-            tokio::time::sleep(ACCEPT_RETRY).await;
-        }
+        Err(error) => failed_accept(&error).await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which file a command's first word means, and where the command starts.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +24,7 @@ pub(super) enum Unusable {
 
 impl Unusable {
     /// As shells say it (POSIX, "Exit Status for Commands").
-    pub(super) fn status(&self) -> u32 {
+    pub(super) fn status(&self) -> u8 {
         match self {
             Self::NotInPath { .. } | Self::NoFile { .. } => 127,
             Self::NoProgram { .. } | Self::NoFolder(_) | Self::ImageFolder { .. } => 126,
@@ -32,9 +33,9 @@ impl Unusable {
 }
 
 /// The program that `word` means in `folder`: a path as it is, another word by the folders of `path`.
-pub(super) fn locate(word: &[u8], path: &str, folder: &Path) -> Result<PathBuf, Unusable> {
+pub(super) fn locate(word: &[u8], path: &[u8], folder: &Path) -> Result<PathBuf, Unusable> {
     let shown = || String::from_utf8_lossy(word).into_owned();
-    let name = Path::new(std::ffi::OsStr::from_bytes(word));
+    let name = Path::new(OsStr::from_bytes(word));
     if word.contains(&b'/') {
         return match look(&folder.join(name)) {
             // Relative to where the command starts, and called as it was called.
@@ -45,8 +46,8 @@ pub(super) fn locate(word: &[u8], path: &str, folder: &Path) -> Result<PathBuf, 
     }
     let mut other = false;
     // The empty word would mean the folders themselves.
-    let folders = path.split(':').filter(|_| !word.is_empty());
-    for candidate in folders.map(|entry| folder.join(entry).join(name)) {
+    let folders = path.split(|byte| *byte == b':').filter(|_| !word.is_empty());
+    for candidate in folders.map(|entry| folder.join(OsStr::from_bytes(entry)).join(name)) {
         match look(&candidate) {
             Found::Program => return Ok(candidate),
             Found::Other => other = true,
@@ -56,7 +57,7 @@ pub(super) fn locate(word: &[u8], path: &str, folder: &Path) -> Result<PathBuf, 
     Err(if other {
         Unusable::NoProgram { word: shown() }
     } else {
-        Unusable::NotInPath { word: shown(), path: path.to_owned() }
+        Unusable::NotInPath { word: shown(), path: String::from_utf8_lossy(path).into_owned() }
     })
 }
 
@@ -75,8 +76,7 @@ fn look(path: &Path) -> Found {
 }
 
 /// The folder that a caller has named.
-pub(super) fn named_folder(path: &str) -> Result<PathBuf, Unusable> {
-    let path = Path::new(path);
+pub(super) fn named_folder(path: &Path) -> Result<PathBuf, Unusable> {
     if path.is_absolute() && path.is_dir() { Ok(path.to_owned()) } else { Err(Unusable::NoFolder(path.to_owned())) }
 }
 
@@ -111,14 +111,14 @@ mod tests {
         make(&root.join("work/run.sh"), 0o700);
         fs::create_dir_all(two.join("folder")).unwrap();
         let path = format!("{}:{}", one.display(), two.display());
-        let at = |word: &str| locate(word.as_bytes(), &path, &root.join("work"));
+        let at = |word: &str| locate(word.as_bytes(), path.as_bytes(), &root.join("work"));
         assert_eq!(at("plain").unwrap(), two.join("plain"), "what cannot be executed is passed over");
         assert_eq!(at("./run.sh").unwrap(), Path::new("./run.sh"));
         assert_eq!(at("../work/run.sh").unwrap(), Path::new("../work/run.sh"));
         let absolute = root.join("work/run.sh");
         assert_eq!(at(absolute.to_str().unwrap()).unwrap(), absolute);
         // An empty entry is the folder of the command, as everywhere.
-        assert!(locate(b"run.sh", "/nonexistent:", &root.join("work")).is_ok());
+        assert!(locate(b"run.sh", b"/nonexistent:", &root.join("work")).is_ok());
         for (word, status) in
             [("none", 127), ("", 127), ("./none", 127), ("only", 126), ("folder", 126), ("/proc/version", 126)]
         {
@@ -133,11 +133,11 @@ mod tests {
         let guest = tempfile::tempdir().unwrap();
         let folder = guest.path().join("srv/app");
         let text = folder.to_str().unwrap();
-        let refused = named_folder(text).unwrap_err();
+        let refused = named_folder(&folder).unwrap_err();
         assert!(refused.to_string().contains(text) && refused.status() == 126, "{refused}");
         assert_eq!(image_folder(text).unwrap(), folder);
-        assert_eq!((image_folder(text).unwrap(), named_folder(text).unwrap()), (folder.clone(), folder));
-        assert!(named_folder("etc").is_err());
+        assert_eq!((image_folder(text).unwrap(), named_folder(&folder).unwrap()), (folder.clone(), folder));
+        assert!(named_folder(Path::new("etc")).is_err());
         let file = guest.path().join("file");
         fs::write(&file, "").unwrap();
         let below = file.join("below");

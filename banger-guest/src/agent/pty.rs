@@ -43,6 +43,13 @@ impl Terminal {
         Self { term: if usable { term } else { "dumb" }.to_owned(), size, modes: modes.to_vec() }
     }
 
+    /// As the protocol for commands has it.
+    pub(super) fn of_command(asked: &banger_proto::command::Terminal) -> Self {
+        let modes: Vec<(Pty, u32)> =
+            asked.modes.iter().filter_map(|(number, value)| Some((Pty::from_u8(*number)?, *value))).collect();
+        Self::new(&asked.term, (asked.cols.into(), asked.rows.into(), 0, 0), &modes)
+    }
+
     pub(super) fn resize(&mut self, size: Size) {
         self.size = size;
     }
@@ -71,6 +78,12 @@ pub(super) fn set_size(terminal: impl AsFd, (columns, rows, width, height): Size
     let size =
         Winsize { ws_col: cells(columns), ws_row: cells(rows), ws_xpixel: cells(width), ws_ypixel: cells(height) };
     let _ = set_window_size(terminal, size);
+}
+
+/// The character that ends input; Ctrl-D unless a program has changed it.
+pub(super) fn end_of_file(terminal: impl AsFd) -> u8 {
+    let settings = tcgetattr(terminal);
+    settings.ok().and_then(|settings| settings.control_chars.get(Char::VEOF as usize).copied()).unwrap_or(4)
 }
 
 fn apply(settings: &mut Termios, mode: Pty, value: u32) {

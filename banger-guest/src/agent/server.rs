@@ -1,9 +1,9 @@
-//! The SSH server as a whole: what all connections share, and one connection over any stream.
+//! The agent as a server: what all connections share, and one connection over any stream.
 //!
 //! Used by the agent with vsock streams; tests give it others.
 
 use banger_policy::ImageConfig;
-use banger_proto::guest::GuestConfig;
+use banger_proto::guest::{BootToken, GuestConfig};
 use russh::keys::PrivateKey;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 use std::borrow::Cow;
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 
 use super::duplex::{Duplex, Pressure};
 use super::keys::Keys;
@@ -24,6 +25,9 @@ use crate::sys::signals;
 const AUTH_ATTEMPTS: usize = 32;
 /// A connection that has not authenticated by then is closed.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
+
+/// Commands of `vm exec` at a time. Each takes up to a mebibyte while its client or its own reader stands still.
+const COMMANDS: usize = 256;
 
 /// Packets of input that wait for a slow command.
 const BUFFERED_PACKETS: usize = 4;
@@ -62,9 +66,6 @@ pub enum Error {
     /// The VM's host key is no OpenSSH private key.
     #[error("the host key is not usable")]
     HostKey(#[source] russh::keys::ssh_key::Error),
-    /// The daemon's key is no OpenSSH public key.
-    #[error("the daemon's key is not usable")]
-    DaemonKey(#[source] russh::keys::ssh_key::Error),
     /// The async runtime does not start.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
@@ -76,7 +77,7 @@ pub enum Error {
     Signals(#[source] io::Error),
 }
 
-/// The SSH server of a guest.
+/// The server of a guest: SSH, and commands.
 #[derive(Debug)]
 pub struct Server {
     config: Arc<russh::server::Config>,
@@ -92,6 +93,10 @@ pub(super) struct Shared {
     pub(super) passwd: PathBuf,
     /// What the image says about commands.
     pub(super) image: ImageConfig,
+    /// What the daemon proves itself with.
+    pub(super) token: BootToken,
+    /// For commands at a time.
+    pub(super) places: Arc<Semaphore>,
     /// The process groups of those that run; and has it a terminal?
     commands: Mutex<HashMap<i32, bool>>,
 }
@@ -100,7 +105,7 @@ impl Server {
     /// Takes host key and authorised keys from the configuration.
     ///
     /// # Errors
-    /// When the host key or the daemon's key cannot be used.
+    /// When the host key cannot be used.
     pub fn new(config: &GuestConfig) -> Result<Self, Error> {
         Self::with_passwd(config, "/etc/passwd".into())
     }
@@ -112,7 +117,7 @@ impl Server {
     /// As [`Server::new`].
     pub fn with_passwd(config: &GuestConfig, passwd: PathBuf) -> Result<Self, Error> {
         let host_key = PrivateKey::from_openssh(&config.host_key).map_err(Error::HostKey)?;
-        let keys = Keys::new(&config.daemon_key, &config.authorized_keys).map_err(Error::DaemonKey)?;
+        let keys = Keys::new(&config.authorized_keys);
         let mut methods = MethodSet::empty();
         methods.push(MethodKind::PublicKey);
         let ssh = russh::server::Config {
@@ -130,7 +135,14 @@ impl Server {
             channel_buffer_size: BUFFERED_PACKETS,
             ..Default::default()
         };
-        let shared = Shared { keys, passwd, image: config.image.clone(), commands: Mutex::default() };
+        let shared = Shared {
+            keys,
+            passwd,
+            image: config.image.clone(),
+            token: config.token.clone(),
+            places: Arc::new(Semaphore::new(COMMANDS)),
+            commands: Mutex::default(),
+        };
         Ok(Self { config: Arc::new(ssh), shared: Arc::new(shared), startups: Arc::default() })
     }
 
@@ -139,7 +151,15 @@ impl Server {
         &self.startups
     }
 
-    /// Serves one connection from the host until it ends. Its errors concern only that connection.
+    /// Serves one connection to the commands' port.
+    pub async fn serve_command<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        super::command::serve(stream, Arc::clone(&self.shared)).await;
+    }
+
+    /// Serves one SSH connection from the host until it ends. Its errors concern only that connection.
     pub async fn serve<S>(&self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

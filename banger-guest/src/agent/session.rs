@@ -8,7 +8,6 @@ use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
@@ -17,7 +16,7 @@ use super::duplex::Pressure;
 use super::exec::{self, Output, Request, Started};
 use super::input::Pending;
 use super::pty;
-use super::server::{Running, Shared};
+use super::server::Running;
 
 /// Bytes of output that are read at once: one SSH packet.
 const CHUNK: usize = 32 * 1024;
@@ -29,14 +28,17 @@ const STDERR: u32 = 1;
 const UNKNOWN: u32 = 255;
 
 /// Serves the channel until its command has ended, or the client has gone and the command is ended.
-pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request, shared: Arc<Shared>) {
+pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request, pressure: Pressure) {
+    let shared = std::sync::Arc::clone(&request.shared);
     let (from_client, to_client) = channel.split();
-    let started = match exec::start(&request) {
+    // Looking users up and executing programs wait for the disk, which must not silence the agent.
+    let started = tokio::task::spawn_blocking(move || exec::start(&request)).await;
+    let started = match started.unwrap_or(Err(exec::StartError::Ended)) {
         Ok(started) => started,
         Err(error) => {
             let text = format!("banger-agent: {error}\n");
             let _ = to_client.extended_data_bytes(STDERR, text.into_bytes()).await;
-            let _ = to_client.exit_status(error.status()).await;
+            let _ = to_client.exit_status(error.status().into()).await;
             let _ = to_client.close().await;
             return;
         }
@@ -44,7 +46,7 @@ pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request,
     // A child that is not reaped yet has a number, which is also its group's.
     let terminal = started.terminal.is_some();
     let running = started.child.id().map(|pid| shared.running(pid.cast_signed(), terminal));
-    let ended = converse(from_client, &to_client, started, running, request.pressure).await;
+    let ended = converse(from_client, &to_client, started, running, pressure).await;
     if let Some(status) = ended {
         let _ = to_client.eof().await;
         send_status(&to_client, &handle, status).await;

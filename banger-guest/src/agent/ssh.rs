@@ -13,24 +13,21 @@ use tokio::sync::oneshot;
 
 use super::duplex::Pressure;
 use super::exec::{Asked, Request};
-use super::keys::Access;
 use super::pty::Terminal;
 use super::server::Shared;
-use super::{forward, keys_subsystem, session};
-use banger_proto::guest::{FOLDER_REQUEST, KEYS_SUBSYSTEM, USER_REQUEST};
+use super::{forward, session};
 
 /// The only user who logs in: a guest is its owner's, who is root there.
 const USER: &str = "root";
 /// Channels that a connection may have open without having started anything on them.
 const MAX_WAITING: usize = 64;
-/// Variables that a user's client may set, as in Debian's sshd_config. The daemon sets what its caller names.
+/// Variables that a user's client may set, as in Debian's sshd_config.
 const ENVIRONMENT: [&str; 3] = ["LANG", "TERM", "COLORTERM"];
 const MAX_VARIABLES: usize = 512;
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
     pressure: Pressure,
-    access: Option<Access>,
     authenticated: Option<oneshot::Sender<()>>,
     waiting: HashMap<ChannelId, Waiting>,
 }
@@ -40,28 +37,16 @@ struct Waiting {
     channel: Channel<Msg>,
     terminal: Option<Terminal>,
     environment: Vec<(String, String)>,
-    /// [`USER_REQUEST`] and [`FOLDER_REQUEST`].
-    user: Option<String>,
-    folder: Option<String>,
 }
 
 impl Waiting {
-    fn new(channel: Channel<Msg>) -> Self {
-        Self { channel, terminal: None, environment: Vec::new(), user: None, folder: None }
-    }
-
     /// What an environment request says; false when it is not taken.
-    fn take(&mut self, access: Option<Access>, name: &str, value: &str) -> bool {
-        match name {
-            _ if value.contains('\0') => return false,
-            USER_REQUEST if access == Some(Access::Daemon) => self.user = Some(value.to_owned()),
-            FOLDER_REQUEST if access == Some(Access::Daemon) => self.folder = Some(value.to_owned()),
-            _ if accepted(access, name) && self.environment.len() < MAX_VARIABLES => {
-                self.environment.push((name.to_owned(), value.to_owned()));
-            }
-            _ => return false,
+    fn take(&mut self, name: &str, value: &str) -> bool {
+        let taken = accepted(name) && !value.contains('\0') && self.environment.len() < MAX_VARIABLES;
+        if taken {
+            self.environment.push((name.to_owned(), value.to_owned()));
         }
-        true
+        taken
     }
 }
 
@@ -69,14 +54,11 @@ impl Connection {
     /// The receiver hears of a successful login.
     pub(super) fn new(shared: Arc<Shared>, pressure: Pressure) -> (Self, oneshot::Receiver<()>) {
         let (authenticated, login) = oneshot::channel();
-        (Self { shared, pressure, access: None, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
+        (Self { shared, pressure, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
     }
 
-    fn access_of(&self, user: &str, key: &PublicKey) -> Option<Access> {
-        if user != USER {
-            return None;
-        }
-        self.shared.keys.access(key)
+    fn admits(&self, user: &str, key: &PublicKey) -> Auth {
+        if user == USER && self.shared.keys.admits(key) { Auth::Accept } else { Auth::reject() }
     }
 
     fn start(&mut self, id: ChannelId, command: Option<&[u8]>, session: &mut Session) -> Result<(), russh::Error> {
@@ -84,19 +66,14 @@ impl Connection {
             return session.channel_failure(id);
         };
         session.channel_success(id)?;
-        let asked = match self.access {
-            Some(Access::Daemon) => Asked::Daemon { user: waiting.user, folder: waiting.folder },
-            _ => Asked::Login,
-        };
         let request = Request {
-            command: command.map(<[u8]>::to_vec),
-            asked,
+            asked: Asked::Login(command.map(<[u8]>::to_vec)),
             terminal: waiting.terminal,
-            environment: waiting.environment,
+            environment: waiting.environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
             shared: Arc::clone(&self.shared),
-            pressure: self.pressure.clone(),
         };
-        tokio::spawn(session::run(waiting.channel, session.handle(), request, Arc::clone(&self.shared)));
+        let (channel, pressure) = (waiting.channel, self.pressure.clone());
+        tokio::spawn(session::run(channel, session.handle(), request, pressure));
         Ok(())
     }
 }
@@ -105,12 +82,11 @@ impl Handler for Connection {
     type Error = russh::Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
-        Ok(self.access_of(user, offer.public_key).map_or_else(Auth::reject, |_| Auth::Accept))
+        Ok(self.admits(user, offer.public_key))
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
-        self.access = self.access_of(user, key.public_key);
-        Ok(self.access.map_or_else(Auth::reject, |_| Auth::Accept))
+        Ok(self.admits(user, key.public_key))
     }
 
     async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Self::Error> {
@@ -130,7 +106,7 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        self.waiting.insert(channel.id(), Waiting::new(channel));
+        self.waiting.insert(channel.id(), Waiting { channel, terminal: None, environment: Vec::new() });
         reply.accept().await;
         Ok(())
     }
@@ -185,8 +161,7 @@ impl Handler for Connection {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        let access = self.access;
-        let taken = self.waiting.get_mut(&id).is_some_and(|waiting| waiting.take(access, name, value));
+        let taken = self.waiting.get_mut(&id).is_some_and(|waiting| waiting.take(name, value));
         if taken { session.channel_success(id) } else { session.channel_failure(id) }
     }
 
@@ -199,14 +174,6 @@ impl Handler for Connection {
     }
 
     async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
-        if name == KEYS_SUBSYSTEM && self.access == Some(Access::Daemon) {
-            let Some(waiting) = self.waiting.remove(&id) else {
-                return session.channel_failure(id);
-            };
-            session.channel_success(id)?;
-            tokio::spawn(keys_subsystem::run(waiting.channel, Arc::clone(&self.shared)));
-            return Ok(());
-        }
         if name == "sftp"
             && let Some(program) = super::exec::sftp_server()
         {
@@ -249,26 +216,22 @@ impl Handler for Connection {
     }
 }
 
-fn accepted(access: Option<Access>, name: &str) -> bool {
+fn accepted(name: &str) -> bool {
     let usual = ENVIRONMENT.contains(&name) || name.starts_with("LC_");
-    (usual || access == Some(Access::Daemon)) && !name.is_empty() && !name.contains(['=', '\0'])
+    usual && !name.contains(['=', '\0'])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Access, accepted};
+    use super::accepted;
 
     #[test]
-    fn only_harmless_variables_are_accepted_of_a_user_and_all_of_the_daemon() {
-        let (user, daemon) = (Some(Access::User), Some(Access::Daemon));
+    fn only_harmless_variables_are_accepted() {
         for name in ["LANG", "LC_ALL"] {
-            assert!(accepted(user, name) && accepted(daemon, name), "{name:?}");
+            assert!(accepted(name), "{name:?}");
         }
-        for name in ["LD_PRELOAD", "PATH", "lang", "LANGUAGE"] {
-            assert!(!accepted(user, name) && !accepted(None, name) && accepted(daemon, name), "{name:?}");
-        }
-        for name in ["", "LC_=x", "LC_\0", "=user"] {
-            assert!(!accepted(user, name) && !accepted(daemon, name), "{name:?}");
+        for name in ["LD_PRELOAD", "PATH", "lang", "LANGUAGE", "", "LC_=x", "LC_\0", "=user"] {
+            assert!(!accepted(name), "{name:?}");
         }
     }
 }

@@ -173,7 +173,6 @@ mod tests {
             address: [172, 16, 0, 2].into(),
             gateway: [172, 16, 0, 1].into(),
             dns: [1, 1, 1, 1].into(),
-            daemon_key: String::new(),
             authorized_keys: Vec::new(),
             host_key: String::new(),
             control_port: 10001,

@@ -12,4 +12,5 @@ pub(crate) mod random;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub(crate) mod stream;
+pub(crate) mod unread;
 pub(crate) mod vsock;

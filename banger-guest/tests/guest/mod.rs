@@ -3,6 +3,7 @@
 
 use banger_guest::agent::Server;
 use banger_policy::ImageConfig;
+use banger_proto::command::{Answer, FromGuest, Opening, Purpose, Start, ToGuest};
 use banger_proto::guest::GuestConfig;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -10,14 +11,24 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, mpsc};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// A command that has ended.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) out: String,
+    pub(super) err: String,
+    pub(super) status: u8,
+}
 
 pub(super) struct Guest {
     pub(super) folder: TempDir,
     port: u16,
+    commands: u16,
 }
 
 impl Guest {
-    /// A server in a thread of its own, with one user key and one daemon key.
+    /// A server in a thread of its own, with one user key.
     pub(super) fn start() -> Option<Self> {
         Self::of_image(ImageConfig::default(), "")
     }
@@ -29,7 +40,7 @@ impl Guest {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        for name in ["host", "daemon", "user", "other"] {
+        for name in ["host", "user", "other"] {
             let path = folder.path().join(name);
             let mut keygen = Command::new("ssh-keygen");
             keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path);
@@ -41,7 +52,6 @@ impl Guest {
             address: Ipv4Addr::LOCALHOST,
             gateway: Ipv4Addr::LOCALHOST,
             dns: Ipv4Addr::LOCALHOST,
-            daemon_key: read("daemon.pub"),
             authorized_keys: vec![read("user.pub")],
             host_key: read("host"),
             control_port: 0,
@@ -58,18 +68,68 @@ impl Guest {
             runtime.block_on(async move {
                 let server = Arc::new(Server::with_passwd(&config, passwd).unwrap());
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-                send.send(listener.local_addr().unwrap().port()).unwrap();
+                let commands = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                let port = |listener: &tokio::net::TcpListener| listener.local_addr().unwrap().port();
+                send.send((port(&listener), port(&commands))).unwrap();
                 loop {
-                    let (stream, _) = listener.accept().await.unwrap();
                     let server = Arc::clone(&server);
-                    tokio::spawn(async move { server.serve(stream).await });
+                    tokio::select! {
+                        accepted = listener.accept() => {
+                            let (stream, _) = accepted.unwrap();
+                            tokio::spawn(async move { server.serve(stream).await });
+                        }
+                        accepted = commands.accept() => {
+                            let (stream, _) = accepted.unwrap();
+                            tokio::spawn(async move { server.serve_command(stream).await });
+                        }
+                    }
                 }
             });
         });
-        let port = receive.recv().unwrap();
+        let (port, commands) = receive.recv().unwrap();
         let known = format!("[127.0.0.1]:{port} {}", read("host.pub"));
         fs::write(folder.path().join("known_hosts"), known).unwrap();
-        Some(Self { folder, port })
+        Some(Self { folder, port, commands })
+    }
+
+    async fn open(&self, purpose: Purpose) -> tokio::net::TcpStream {
+        let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.commands)).await.unwrap();
+        let opening = Opening { purpose, token: banger_proto::guest::BootToken::new([1; 32]) };
+        stream.write_all(&opening.encode()).await.unwrap();
+        assert_eq!(Answer::read(&mut stream).await.unwrap(), Answer::Open);
+        stream
+    }
+
+    /// Runs a command as `vm exec` does it; a command that is not started says why as standard error.
+    pub(super) fn exec(&self, words: &[&str]) -> Ended {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut stream = self.open(Purpose::Command).await;
+            let words = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+            ToGuest::Start(Box::new(Start { words, ..Start::default() })).write(&mut stream).await.unwrap();
+            ToGuest::InputEnd.write(&mut stream).await.unwrap();
+            let mut ended = Ended::default();
+            loop {
+                match FromGuest::read(&mut stream).await.unwrap().unwrap() {
+                    FromGuest::Output(bytes) => ended.out += &String::from_utf8(bytes).unwrap(),
+                    FromGuest::ErrorOutput(bytes) => ended.err += &String::from_utf8(bytes).unwrap(),
+                    FromGuest::Exited(status) => return Ended { status, ..ended },
+                    FromGuest::Refused(status, err) => return Ended { status, err, ..ended },
+                    _ => {}
+                }
+            }
+        })
+    }
+
+    /// Replaces the keys of users, as the daemon does it.
+    pub(super) fn set_keys(&self, list: &str) -> Result<(), ()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut stream = self.open(Purpose::Keys).await;
+            stream.write_all(&u32::try_from(list.len()).unwrap().to_be_bytes()).await.unwrap();
+            stream.write_all(list.as_bytes()).await.unwrap();
+            if stream.read_u8().await.unwrap() == 0 { Ok(()) } else { Err(()) }
+        })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

@@ -182,7 +182,6 @@ mod tests {
             address: [172, 16, 0, 2].into(),
             gateway: [172, 16, 0, 1].into(),
             dns: [1, 1, 1, 1].into(),
-            daemon_key: "ssh-ed25519 AAAA bangerd".into(),
             authorized_keys: vec![],
             host_key: "secret".into(),
             control_port: 10_001,

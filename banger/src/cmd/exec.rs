@@ -2,15 +2,13 @@
 
 use crate::cli::{Exec, With};
 use crate::client::Client;
-use crate::error::explained;
 use crate::interrupt::Interrupts;
-use crate::session::{self, Mode};
-use crate::terminal;
+use crate::{guest, session, terminal};
 use anyhow::Context as _;
+use banger_proto::command::Start;
 use banger_proto::stream::StreamRequest;
-
-/// A request travels in one frame of 64 KiB with the environment beside it.
-const MAX_COMMAND_BYTES: usize = 48 * 1024;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 /// How a command is run.
 #[derive(Clone, Debug)]
@@ -23,7 +21,7 @@ pub(super) struct How {
 /// What the command finds, checked.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    env: Vec<(String, String)>,
+    env: Vec<(OsString, OsString)>,
     working_dir: Option<String>,
     user: Option<String>,
 }
@@ -31,38 +29,36 @@ pub(super) struct Settings {
 pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
     let tty = !options.no_tty && !options.no_stdin && (options.tty || terminal::interactive());
     let what = format!("cannot run a command in {}", options.vm);
-    let settings = check(&options.command, options.with).with_context(|| what.clone())?;
+    let settings = check(options.with).with_context(|| what.clone())?;
     let client = Client::connect().await?;
     let how = How { tty, stdin: !options.no_stdin, settings };
     command(&client, options.vm, options.command, how, None).await.context(what)
 }
 
 /// # Errors
-/// When the command and its variables are longer than a request, or no process could have them.
-pub(super) fn check(command: &[String], with: With) -> anyhow::Result<Settings> {
+/// When no process could have these variables, this folder or this user.
+pub(super) fn check(with: With) -> anyhow::Result<Settings> {
     let With { env, workdir: working_dir, user } = with;
-    let given = given(&env, |name| std::env::var(name).ok());
-    let words: usize = command.iter().map(|word| word.len() + 1).sum();
-    let variables: usize = given.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-    if words + variables > MAX_COMMAND_BYTES {
-        return Err(explained(
-            format!(
-                "the command and its variables have {} bytes, and at most {MAX_COMMAND_BYTES} can be sent",
-                words + variables
-            ),
-            "send the data through standard input: banger vm exec VM -- sh -c 'cat > file' < file",
-        ));
-    }
-    banger_policy::command::check(&given, working_dir.as_deref(), user.as_deref())?;
+    let given = given(&env, |name| std::env::var_os(name));
+    let text = |text: &OsString| text.to_string_lossy().into_owned();
+    let texts: Vec<(String, String)> = given.iter().map(|(name, value)| (text(name), text(value))).collect();
+    banger_policy::command::check(&texts, working_dir.as_deref(), user.as_deref())?;
     // What is given comes later, and so counts.
     Ok(Settings { env: environment().into_iter().chain(given).collect(), working_dir, user })
 }
 
 /// The variables that were given: `NAME=VALUE`, or a `NAME` whose value is ours, if there is one.
-fn given(env: &[String], ours: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
-    let pair = |entry: &String| match entry.split_once('=') {
-        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
-        None => ours(entry).map(|value| (entry.clone(), value)),
+fn given(env: &[OsString], ours: impl Fn(&OsStr) -> Option<OsString>) -> Vec<(OsString, OsString)> {
+    let pair = |entry: &OsString| {
+        let bytes = entry.as_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) => {
+                let (name, value) = bytes.split_at(at);
+                let text = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+                Some((text(name), text(value.get(1..).unwrap_or_default())))
+            }
+            None => ours(entry).map(|value| (entry.clone(), value)),
+        }
     };
     env.iter().filter_map(pair).collect()
 }
@@ -75,38 +71,43 @@ fn given(env: &[String], ours: impl Fn(&str) -> Option<String>) -> Vec<(String, 
 pub(super) async fn command(
     client: &Client,
     vm: String,
-    command: Vec<String>,
+    words: Vec<OsString>,
     how: How,
     interrupts: Option<&mut Interrupts>,
 ) -> anyhow::Result<u8> {
-    let terminal = how.tty.then(terminal::describe);
     let Settings { env, working_dir, user } = how.settings;
-    let opening = client.stream(StreamRequest::Exec { vm, command, env, working_dir, user, terminal });
-    let (stream, _) = match interrupts {
+    let start = Start {
+        words: words.into_iter().map(OsString::into_vec).collect(),
+        env: env.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
+        working_dir: working_dir.map(String::into_bytes),
+        user,
+        terminal: how.tty.then(terminal::describe),
+    };
+    let opening = client.guest(StreamRequest::Command { vm });
+    let opened = match interrupts {
         None => opening.await?,
         Some(interrupts) => tokio::select! {
             opened = opening => opened?,
             status = interrupts.next() => return Ok(status),
         },
     };
-    let mode = if how.tty { Mode::Terminal } else { Mode::Command { input: how.stdin } };
-    session::talk(stream, mode).await
+    guest::run(opened, start, how.stdin).await
 }
 
 /// What of the caller's environment a guest should know: language, time zone and kind of terminal. Anything else may be a secret.
-fn environment() -> Vec<(String, String)> {
-    let wanted =
-        |name: &str| matches!(name, "TERM" | "LANG" | "LANGUAGE" | "COLORTERM" | "TZ") || name.starts_with("LC_");
-    let texts =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    texts.filter(|(name, value)| wanted(name) && name.len() + value.len() < 256).take(32).collect()
+fn environment() -> Vec<(OsString, OsString)> {
+    let wanted = |name: &OsStr| {
+        let name = name.as_bytes();
+        [&b"TERM"[..], b"LANG", b"LANGUAGE", b"COLORTERM", b"TZ"].contains(&name) || name.starts_with(b"LC_")
+    };
+    std::env::vars_os().filter(|(name, value)| wanted(name) && name.len() + value.len() < 256).take(32).collect()
 }
 
 pub(super) async fn logs(vm: String, follow: bool, tail: Option<u32>) -> anyhow::Result<u8> {
     let what = format!("cannot show the console of {vm}");
     let client = Client::connect().await?;
     let (stream, _) = client.stream(StreamRequest::Logs { vm, follow, tail }).await.context(what.clone())?;
-    session::talk(stream, Mode::Text).await.context(what)
+    session::text(stream).await.context(what)
 }
 
 #[cfg(test)]
@@ -115,9 +116,16 @@ mod tests {
 
     #[test]
     fn a_variable_is_given_with_its_value_or_taken_from_here() {
-        let entries = ["A=b=c", "EMPTY=", "HERE", "NOT_HERE", "A=last"].map(str::to_owned);
-        let given = given(&entries, |name| (name == "HERE").then(|| "ours".to_owned()));
+        let entries = ["A=b=c", "EMPTY=", "HERE", "NOT_HERE", "A=last"].map(OsString::from);
+        let given = given(&entries, |name| (name == "HERE").then(|| "ours".into()));
         let expected = [("A", "b=c"), ("EMPTY", ""), ("HERE", "ours"), ("A", "last")];
-        assert_eq!(given, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(given, expected.map(|(name, value)| (name.into(), value.into())));
+    }
+
+    #[test]
+    fn what_is_no_text_stays_as_it_is() {
+        let odd = OsString::from_vec(b"A=\xff=\xfe".to_vec());
+        let expected = (OsString::from("A"), OsString::from_vec(b"\xff=\xfe".to_vec()));
+        assert_eq!(given(&[odd], |_| None), [expected]);
     }
 }

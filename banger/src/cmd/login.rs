@@ -3,7 +3,7 @@
 
 use crate::client::{Client, answer, soon};
 use crate::programs;
-use crate::session::{self, Mode};
+use crate::session;
 use crate::ssh::{Store, alias, proxy_word};
 use anyhow::Context as _;
 use banger_proto::daemon::SshAccess;
@@ -66,8 +66,8 @@ fn options(access: &SshAccess, program: &Path, key: &Path, known_hosts: &Path) -
 pub(super) async fn proxy(vm: String) -> anyhow::Result<u8> {
     let what = format!("cannot reach the ssh server of {vm}");
     let client = Client::connect().await?;
-    let (stream, _) = client.stream(StreamRequest::Ssh { vm }).await.context(what.clone())?;
-    session::talk(stream, Mode::Bytes).await.context(what)
+    let opened = client.guest(StreamRequest::Ssh { vm }).await.context(what.clone())?;
+    session::bytes(opened).await.context(what)
 }
 
 #[cfg(test)]

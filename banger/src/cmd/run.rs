@@ -36,7 +36,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let what = "cannot run a VM";
     refuse_contradictions(&options).context(what)?;
     let request = spec::request(&options.spec, false).context(what)?;
-    let settings = exec::check(&options.command, options.with).context(what)?;
+    let settings = exec::check(options.with).context(what)?;
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();

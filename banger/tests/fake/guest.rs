@@ -1,22 +1,23 @@
 //! The streams: what a guest, or an import, would say.
 
 use super::{Fake, records};
+use banger_proto::command::{FromGuest, Start, ToGuest};
 use banger_proto::model::{ApiError, ErrorCode, JobResult, JobState};
-use banger_proto::stream::{Frame, StreamRequest, read, write};
+use banger_proto::stream::{Frame, OPENED_BYTES, StreamRequest, read, write};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::IoSlice;
+use std::os::fd::AsRawFd as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest, job: Option<u64>) {
+    if matches!(request, StreamRequest::Command { .. } | StreamRequest::Ssh { .. }) {
+        return hand_over(&fake, stream, matches!(request, StreamRequest::Ssh { .. })).await;
+    }
     let (mut from, mut to) = stream.into_split();
     match request {
-        StreamRequest::Exec { command, terminal, env, working_dir, user, .. } => {
-            fake.state().calls.extend(
-                command.first().filter(|word| *word == "said").map(|_| format!("{working_dir:?} {user:?} {env:?}")),
-            );
-            let tty = terminal.map(|t| format!("{} {}x{}\n", t.term, t.cols, t.rows));
-            exec(&mut from, &mut to, &command, tty).await;
-        }
-        StreamRequest::Ssh { .. } => exec(&mut from, &mut to, &["cat".into()], None).await,
+        StreamRequest::Command { .. } | StreamRequest::Ssh { .. } => unreachable!("handed over"),
         StreamRequest::Logs { .. } => {
             let evil = fake.state().evil;
             say(&mut to, Frame::Output(format!("console\r\n\x1b[2J{evil}").into_bytes())).await;
@@ -48,41 +49,94 @@ async fn say(to: &mut OwnedWriteHalf, frame: Frame) -> bool {
     write(to, &frame).await.is_ok()
 }
 
-async fn exec(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, command: &[String], tty: Option<String>) {
-    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+/// As the daemon does it; then this is the guest.
+async fn hand_over(fake: &Fake, client: UnixStream, raw: bool) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let rights = [theirs.as_raw_fd()];
+    let beside = [ControlMessage::ScmRights(&rights)];
+    sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&OPENED_BYTES)], &beside, MsgFlags::empty(), None).unwrap();
+    drop(theirs);
+    let (mut from, mut to) = ours.into_split();
+    if raw {
+        let mut bytes = vec![0; 60_000];
+        while let Ok(count @ 1..) = from.read(&mut bytes).await {
+            to.write_all(&bytes[..count]).await.unwrap();
+        }
+        return;
+    }
+    if let Ok(Some(ToGuest::Start(start))) = ToGuest::read(&mut from).await {
+        tell(&mut to, FromGuest::Started).await;
+        exec(fake, &mut from, &mut to, *start).await;
+    }
+}
+
+/// As [`say`].
+async fn tell(to: &mut OwnedWriteHalf, frame: FromGuest) -> bool {
+    frame.write(to).await.is_ok()
+}
+
+async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, start: Start) {
+    let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+    let words: Vec<String> = start.words.iter().map(text).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
+        ["said"] => {
+            let env: Vec<(String, String)> = start.env.iter().map(|(name, value)| (text(name), text(value))).collect();
+            let folder = start.working_dir.as_ref().map(text);
+            fake.state().calls.push(format!("{folder:?} {:?} {env:?}", start.user));
+            tell(to, FromGuest::Exited(0)).await;
+        }
         ["exit", status] => {
-            say(to, Frame::Exit(status.parse().unwrap())).await;
+            tell(to, FromGuest::Exited(status.parse().unwrap())).await;
+        }
+        ["killed", number] => {
+            tell(to, FromGuest::Killed(number.parse().unwrap())).await;
+        }
+        ["missing"] => {
+            let evil = fake.state().evil;
+            tell(to, FromGuest::Refused(127, format!("missing: there is no such program{evil}\nsecond line"))).await;
         }
         ["both"] => {
-            say(to, Frame::Output(b"out\n".to_vec())).await;
-            say(to, Frame::ErrorOutput(b"err\n".to_vec())).await;
-            say(to, Frame::Exit(3)).await;
+            tell(to, FromGuest::Output(b"out\n".to_vec())).await;
+            tell(to, FromGuest::ErrorOutput(b"err\n".to_vec())).await;
+            tell(to, FromGuest::Exited(3)).await;
         }
         ["tty"] => {
-            say(to, Frame::Output(tty.unwrap_or_else(|| "none\n".into()).into_bytes())).await;
-            say(to, Frame::Exit(0)).await;
+            let tty = start.terminal.map(|t| format!("{} {}x{}\n", t.term, t.cols, t.rows));
+            tell(to, FromGuest::Output(tty.unwrap_or_else(|| "none\n".into()).into_bytes())).await;
+            tell(to, FromGuest::Exited(0)).await;
         }
-        ["flood"] => while say(to, Frame::Output(vec![b'y'; 60_000])).await {},
+        ["flood"] => while tell(to, FromGuest::Output(vec![b'y'; 60_000])).await {},
         ["hang-up"] => {}
+        ["generous"] => {
+            for _ in 0..3 {
+                tell(to, FromGuest::Credit(u32::MAX)).await;
+            }
+            tell(to, FromGuest::Exited(0)).await;
+        }
         ["signal"] => {
-            say(to, Frame::Output(b"waiting\n".to_vec())).await;
-            while let Ok(Some(frame)) = read(from).await {
-                if let Frame::Signal(name) = frame {
-                    say(to, Frame::Output(format!("{name}\n").into_bytes())).await;
-                    say(to, Frame::Exit(130)).await;
+            tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
+            while let Ok(Some(frame)) = ToGuest::read(from).await {
+                if let ToGuest::Signal(number) = frame {
+                    let name = banger_proto::signal::name(number).unwrap();
+                    tell(to, FromGuest::Output(format!("{name}\n").into_bytes())).await;
+                    tell(to, FromGuest::Exited(130)).await;
                 }
             }
         }
         ["deaf"] => {
-            say(to, Frame::Output(b"waiting\n".to_vec())).await;
-            while let Ok(Some(_)) = read(from).await {}
+            tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
+            while let Ok(Some(_)) = ToGuest::read(from).await {}
         }
         _ => {
-            while let Ok(Some(frame)) = read(from).await {
+            while let Ok(Some(frame)) = ToGuest::read(from).await {
                 match frame {
-                    Frame::Input(bytes) => say(to, Frame::Output(bytes)).await,
-                    Frame::InputEnd => say(to, Frame::Exit(0)).await,
+                    ToGuest::Input(bytes) => {
+                        let credit = u32::try_from(bytes.len()).unwrap();
+                        tell(to, FromGuest::Output(bytes)).await;
+                        tell(to, FromGuest::Credit(credit)).await
+                    }
+                    ToGuest::InputEnd => tell(to, FromGuest::Exited(0)).await,
                     _ => continue,
                 };
             }

@@ -5,8 +5,9 @@ use super::admission::Place;
 use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::stream;
+use banger_link::link::LinkError;
 use banger_policy::Peer;
-use banger_proto::model::{ApiError, ErrorCode};
+use banger_proto::model::ApiError;
 use banger_proto::stream::{Frame, StreamRequest, Ticket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +20,7 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Exec { vm, env, working_dir, user, .. } => {
-            banger_policy::command::check(env, working_dir.as_deref(), user.as_deref())
-                .map_err(|fault| ApiError::new(ErrorCode::BadRequest, fault.to_string()))?;
-            daemon.vms.session(peer, vm).await.map(|_| None)
-        }
-        StreamRequest::Ssh { vm } => daemon.vms.session(peer, vm).await.map(|_| None),
+        StreamRequest::Command { vm } | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
             let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
@@ -47,17 +43,18 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     };
     let Promise { peer, request, job } = promise;
     let served = match request {
-        StreamRequest::Exec { vm, command, env, working_dir, user, terminal } => {
-            match daemon.vms.session(&peer, &vm).await {
-                Ok((session, _visit)) => {
-                    let env = stream::requests(env, working_dir, user);
-                    stream::exec(io, &session, &command, &env, terminal.as_ref()).await
-                }
-                Err(error) => return refuse(io, &error.message).await,
-            }
-        }
-        StreamRequest::Ssh { vm } => match daemon.vms.session(&peer, &vm).await {
-            Ok((session, _visit)) => stream::ssh_proxy(io, &session).await,
+        StreamRequest::Command { vm } => match daemon.vms.link(&peer, &vm).await {
+            Ok((link, _visit)) => match link.command().await {
+                Ok(guest) => stream::hand_over(io, guest).await,
+                Err(error) => return refuse(io, &unreachable(&error)).await,
+            },
+            Err(error) => return refuse(io, &error.message).await,
+        },
+        StreamRequest::Ssh { vm } => match daemon.vms.link(&peer, &vm).await {
+            Ok((link, _visit)) => match link.ssh().await {
+                Ok(guest) => stream::hand_over(io, guest).await,
+                Err(error) => return refuse(io, &unreachable(&error)).await,
+            },
             Err(error) => return refuse(io, &error.message).await,
         },
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
@@ -86,6 +83,13 @@ async fn import(
     };
     let store = Arc::clone(&daemon.store);
     tokio::spawn(async move { store.import(io, peer, wanted, job).await });
+}
+
+fn unreachable(error: &LinkError) -> String {
+    if error.is_old() {
+        return format!("{error}\nif it was started before an upgrade: banger vm restart, which keeps its disks");
+    }
+    error.to_string()
 }
 
 async fn refuse(mut io: UnixStream, why: &str) {

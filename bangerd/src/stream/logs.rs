@@ -23,7 +23,7 @@ const SEARCH: u64 = 2 * console::CAP;
 /// # Errors
 /// What the client's socket says.
 pub async fn logs(stream: UnixStream, console: &Path, follow: bool, tail: Option<u32>) -> io::Result<()> {
-    let Client { mut from, mut to, .. } = Client::new(stream)?;
+    let Client { mut from, mut to, .. } = Client::new(stream);
     let sending = async {
         match pass(console, follow, tail, &mut to).await {
             Ok(()) => to.last(&Frame::Exit(0)).await,

@@ -42,7 +42,7 @@ pub async fn upload(
     cap: u64,
     mut progress: impl FnMut(u64) -> io::Result<()> + Send,
 ) -> Result<u64, UploadError> {
-    let Client { mut from, mut to, .. } = Client::new(stream).map_err(UploadError::Client)?;
+    let Client { mut from, mut to, .. } = Client::new(stream);
     let mut file = tokio::fs::File::from_std(file);
     let spooled = async {
         let mut total = 0_u64;

@@ -13,8 +13,8 @@ use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use banger_link::control::Control;
 use banger_link::keys::KeyPair;
+use banger_link::link::Link;
 use banger_link::monitor::{self, Parts};
-use banger_link::ssh::Session;
 use banger_link::token;
 use banger_policy::VmId;
 use banger_policy::net::Network;
@@ -54,12 +54,11 @@ pub(crate) struct Host {
     firecracker: Option<PathBuf>,
     stand_in: Option<StandIn>,
     cgroups: Cgroups,
-    client_key: KeyPair,
     work_disks: Arc<Turns>,
 }
 
 impl Host {
-    pub(crate) fn new(args: &Args, config: &Config, cgroups: Cgroups, client_key: KeyPair) -> Self {
+    pub(crate) fn new(args: &Args, config: &Config, cgroups: Cgroups) -> Self {
         Self {
             paths: args.paths.clone(),
             network: config.network,
@@ -67,7 +66,6 @@ impl Host {
             firecracker: args.firecracker.clone().or_else(|| config.firecracker_bin.clone()),
             stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
-            client_key,
             work_disks: Turns::new(WORK_DISKS),
         }
     }
@@ -75,12 +73,6 @@ impl Host {
     fn host_key(&self, seat: &Seat) -> Result<KeyPair, ApiError> {
         let path = seat.paths.dir.join("host_key");
         KeyPair::load_or_create(&path, &seat.hostname).map_err(|error| failed("the VM's host key", &error))
-    }
-
-    fn session(&self, seat: &Seat) -> Result<Arc<Session>, ApiError> {
-        let host_key = self.host_key(seat)?;
-        let session = Session::new(seat.paths.vsock(), host_key.public_line(), &self.client_key);
-        session.map(Arc::new).map_err(|error| failed("the way into the guest", &error))
     }
 
     fn limits(seat: &Seat) -> Limits {
@@ -97,7 +89,6 @@ impl Host {
             address: seat.address,
             gateway: self.network.gateway(),
             dns: self.dns,
-            daemon_key: self.client_key.public_line().to_owned(),
             authorized_keys: user_keys,
             host_key,
             control_port: seat.index.control_port(),
@@ -138,6 +129,7 @@ impl Host {
         let token = blocking(move || host.write_files(&for_files, user_keys)).await?;
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
+        let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
         let control = control_of(&seat, cgroup.clone(), token)?;
         let launch = Launch {
             binary: find_vmm(self.firecracker.as_deref())?,
@@ -152,7 +144,7 @@ impl Host {
         let vmm = banger_vmm::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
         Ok(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
-            session: self.session(&seat)?,
+            link,
             vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
         }))
     }
@@ -162,10 +154,11 @@ impl Host {
         let found = Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await;
         let Some(vmm) = found.map_err(|error| failed("the VM's processes", &error))? else { return Ok(None) };
         let token = token::load(&seat.paths.boot_token()).map_err(|error| failed("the boot's token", &error))?;
+        let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
         let control = control_of(&seat, cgroup, token)?;
         Ok(Some(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
-            session: self.session(&seat)?,
+            link,
             vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
         })))
     }
@@ -335,7 +328,7 @@ impl Machine for Host {
 #[derive(Debug)]
 struct Guest {
     parts: Parts,
-    session: Arc<Session>,
+    link: Arc<Link>,
     vmlinux: PathBuf,
 }
 
@@ -415,7 +408,7 @@ impl Running for Guest {
         .boxed()
     }
 
-    fn session(&self) -> Option<Arc<Session>> {
-        Some(Arc::clone(&self.session))
+    fn link(&self) -> Option<Arc<Link>> {
+        Some(Arc::clone(&self.link))
     }
 }

@@ -4,7 +4,7 @@
 use crate::db::VmRow;
 use crate::handles::Handles;
 use crate::paths::{Paths, VmPaths};
-use banger_link::ssh::Session;
+use banger_link::link::Link;
 use banger_policy::net::{AddressIndex, Network};
 use banger_policy::{Digest, ImageConfig, VmId};
 use banger_proto::daemon::KillSignal;
@@ -109,5 +109,5 @@ pub(crate) trait Running: Send + Sync + fmt::Debug {
     /// Sends the VMM a signal and waits until it is gone; false when it was not within the limit.
     fn signal(&self, signal: KillSignal, limit: Duration) -> BoxFuture<'_, bool>;
     /// The way into the guest.
-    fn session(&self) -> Option<Arc<Session>>;
+    fn link(&self) -> Option<Arc<Link>>;
 }

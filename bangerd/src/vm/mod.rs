@@ -39,7 +39,7 @@ use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
 use crate::users::UserDatabase;
-use banger_link::ssh::Session;
+use banger_link::link::Link;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::daemon::SshAccess;
@@ -268,7 +268,7 @@ impl Vms {
     }
 
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
-    pub(crate) async fn session(&self, peer: &Peer, word: &str) -> Result<(Arc<Session>, shared::Visit), ApiError> {
+    pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), ApiError> {
         let row = self.find(peer, word).await?;
         let name = row.name.clone();
         let id = row.id;
@@ -280,10 +280,9 @@ impl Vms {
             return Err(not_running());
         }
         let entry = self.actor(row);
-        let session =
-            entry.shared.found_running().await.and_then(|running| running.session()).ok_or_else(not_running)?;
+        let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or_else(not_running)?;
         self.touch(id).await;
-        Ok((session, entry.shared.enter()))
+        Ok((link, entry.shared.enter()))
     }
 
     /// The console's file of a VM of the peer's.
@@ -299,14 +298,14 @@ impl Vms {
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
-        let (session, _visit) = self.session(peer, word).await?;
+        let (link, _visit) = self.link(peer, word).await?;
         self.ctx.db.add_key(peer.owner(), key).await.map_err(|error| internal(&error))?;
         let mut keys = self.ctx.db.keys(row.who()).await.map_err(|error| internal(&error))?;
         if !peer.owns(&row.who()) {
             // An administrator gets into this boot of the VM only.
             keys.extend(self.ctx.db.keys(peer.owner()).await.map_err(|error| internal(&error))?);
         }
-        session.set_authorized_keys(&keys).await.map_err(|error| crate::error::failed("the guest's keys", &error))?;
+        link.set_authorized_keys(&keys).await.map_err(|error| crate::error::failed("the guest's keys", &error))?;
         Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })
     }
 }

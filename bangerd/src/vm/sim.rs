@@ -3,7 +3,7 @@
 use super::machine::{BootDevices, Machine, Running, Seat};
 use crate::handles::Handles;
 use crate::privileged::sim::SimHelper;
-use banger_link::ssh::Session;
+use banger_link::link::Link;
 use banger_policy::VmId;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ApiError, ErrorCode};
@@ -241,7 +241,7 @@ impl Running for SimGuest {
         .boxed()
     }
 
-    fn session(&self) -> Option<Arc<Session>> {
+    fn link(&self) -> Option<Arc<Link>> {
         None
     }
 }

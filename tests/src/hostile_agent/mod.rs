@@ -1,13 +1,13 @@
-//! A guest that attacks the daemon with all that a guest can say: what answers on its SSH port, and what talks on its control
-//! channel. It needs no machine, so it is a VMM that boots nothing.
+//! A guest that attacks the daemon and its user with all that a guest can say: what answers on the commands' port, and what talks
+//! on its control channel. It needs no machine, so it is a VMM that boots nothing.
 //!
-//! A VM of the name [`NAME`] is hostile; every other one has an agent and a server that behave. Run by the suite `hostile-agent`. Three kinds of attempts: on the
-//! control channel, by itself, with the results on standard output, which is the VM's console; on the SSH port before any login, one for each of the
-//! first connections; and after the login, one for each word that is run in the VM.
+//! A VM of the name [`NAME`] is hostile; every other one has an agent that behaves. Run by the suite `hostile-agent`. Three kinds of attempts: on the
+//! control channel, by itself, with the results on standard output, which is the VM's console; before a connection is open, one for each of the
+//! first connections, which the daemon hears; and on an open connection, one for each word that is run in the VM, which the command line hears.
 
+mod command;
 mod control;
 mod raw;
-mod ssh;
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -28,16 +28,22 @@ pub fn on_the_control_channel() -> Vec<&'static str> {
     control::ATTEMPTS.iter().map(|(name, _)| *name).collect()
 }
 
-/// The attempts before the login, one for each of the first connections.
+/// The attempts before a connection is open, one for each of the first connections.
 #[must_use]
-pub fn before_the_login() -> Vec<&'static str> {
+pub fn before_it_is_open() -> Vec<&'static str> {
     raw::ATTEMPTS.iter().map(|(name, _)| *name).collect()
 }
 
-/// The attempts after the login; the first does nothing, and is the control.
+/// The attempts on an open connection; the first does nothing, and is the control.
 #[must_use]
-pub fn after_the_login() -> Vec<&'static str> {
-    ssh::TRICKS.iter().map(|(name, _)| *name).collect()
+pub fn on_an_open_connection() -> Vec<&'static str> {
+    command::names().collect()
+}
+
+/// Whether the command line listens to it until its user has enough.
+#[must_use]
+pub fn goes_on(attempt: &str) -> bool {
+    attempt.ends_with("for-ever")
 }
 
 /// How the line of an attempt begins.
@@ -60,7 +66,7 @@ fn called(guest: &GuestConfig, stream: UnixStream) {
         // That the daemon hangs up is how every one of them is to end.
         return drop(attempt(stream));
     }
-    if let Err(error) = ssh::serve(guest, stream) {
-        eprintln!("ssh: {error}");
+    if let Err(error) = command::serve(stream) {
+        eprintln!("command: {error}");
     }
 }

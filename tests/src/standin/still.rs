@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn the_configuration_is_found_behind_other_files() -> anyhow::Result<()> {
         let config = serde_json::json!({
-            "hostname": "h", "address": "172.16.0.2", "gateway": "172.16.0.1", "dns": "1.1.1.1", "daemon_key": "", "authorized_keys": [],
+            "hostname": "h", "address": "172.16.0.2", "gateway": "172.16.0.1", "dns": "1.1.1.1", "authorized_keys": [],
             "host_key": "", "control_port": 10001, "token": "0", "root_device": "/dev/vda", "work_device": null,
         });
         let mut archive = Vec::new();

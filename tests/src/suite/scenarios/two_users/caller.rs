@@ -95,14 +95,7 @@ async fn bare<T>(call: impl Future<Output = Result<Result<T, ApiError>, RpcError
 }
 
 fn exec(vm: String) -> StreamRequest {
-    StreamRequest::Exec {
-        vm,
-        command: vec!["id".to_owned()],
-        env: Vec::new(),
-        working_dir: None,
-        user: None,
-        terminal: None,
-    }
+    StreamRequest::Command { vm }
 }
 
 /// A job and a ticket of whoever runs this.

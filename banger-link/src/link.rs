@@ -1,0 +1,165 @@
+//! The way into a running guest: connections to its agent's ports, through the VMM's vsock socket.
+//!
+//! One [`Link`] per running VM, kept by its actor. The daemon opens a connection, proves itself to the agent,
+//! and hands the connection over to the user's own process. Of what a guest says, the daemon reads the VMM's
+//! line and an answer of two bytes, or one for a list of keys; each within a time.
+
+use banger_proto::command::{Answer, Opening, PORT, Purpose, VERSION};
+use banger_proto::guest::{BootToken, SSH_PORT};
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// How long the VMM and the agent may take to answer. A host under load starves a guest for seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The VMM's answer is `OK <port>`, bytes.
+const MAX_ANSWER: usize = 64;
+/// Connections to one guest that are not answered yet. A guest that lets them wait holds up its own user and
+/// nothing else.
+const STARTUPS: usize = 16;
+
+/// Why there is no connection to a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The VMM does not offer the vsock.
+    #[error("cannot connect to the VMM by {}: {source}", path.display())]
+    Vmm {
+        /// The vsock device's socket.
+        path: PathBuf,
+        /// What the kernel says.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM is there; nobody in the guest listens.
+    #[error("nobody listens in the guest: its agent does not run, or is of an earlier version of banger ({0})")]
+    NoAgent(String),
+    /// The agent closed the connection, or says what no agent says.
+    #[error("the guest's agent does not answer as it should: {0}")]
+    Agent(#[source] io::Error),
+    /// It was started before an upgrade.
+    #[error("the guest's agent speaks version {theirs} of the protocol, and this banger version {VERSION}")]
+    Version {
+        /// The agent's.
+        theirs: u8,
+    },
+    /// The agent has no place left.
+    #[error("the guest's agent serves as many commands as it can")]
+    Busy,
+    /// Nothing for too long.
+    #[error("the guest did not answer within {} s while {doing}", PATIENCE.as_secs())]
+    TimedOut {
+        /// What was done.
+        doing: &'static str,
+    },
+    /// A line is no key to the guest.
+    #[error("the guest did not take the keys")]
+    Keys,
+}
+
+impl LinkError {
+    /// Would a restart of the VM help? It has the agent of the present version.
+    #[must_use]
+    pub fn is_old(&self) -> bool {
+        matches!(self, Self::NoAgent(_) | Self::Version { .. })
+    }
+}
+
+/// The way into one guest.
+#[derive(Debug)]
+pub struct Link {
+    vsock: PathBuf,
+    token: BootToken,
+    startups: Semaphore,
+}
+
+impl Link {
+    /// `token` is that of the present boot.
+    #[must_use]
+    pub fn new(vsock: PathBuf, token: BootToken) -> Self {
+        Self { vsock, token, startups: Semaphore::new(STARTUPS) }
+    }
+
+    /// A raw connection to the guest's SSH server, for a client that speaks SSH itself.
+    ///
+    /// # Errors
+    /// [`LinkError`] when VMM or guest do not answer.
+    pub async fn ssh(&self) -> Result<UnixStream, LinkError> {
+        within("connecting", self.connect(SSH_PORT)).await
+    }
+
+    /// A connection on which the agent waits for one command ([`banger_proto::command`]).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn command(&self) -> Result<UnixStream, LinkError> {
+        within("connecting", self.open(Purpose::Command)).await
+    }
+
+    /// Replaces the keys of users that the guest lets in, one OpenSSH public key a line.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn set_authorized_keys(&self, lines: &[String]) -> Result<(), LinkError> {
+        let list = lines.join("\n").into_bytes();
+        let sent = async {
+            let mut stream = self.open(Purpose::Keys).await?;
+            let length = u32::try_from(list.len()).unwrap_or(u32::MAX);
+            let answered = async {
+                stream.write_all(&length.to_be_bytes()).await?;
+                stream.write_all(&list).await?;
+                stream.read_u8().await
+            };
+            if answered.await.map_err(LinkError::Agent)? == 0 { Ok(()) } else { Err(LinkError::Keys) }
+        };
+        within("taking the keys", sent).await
+    }
+
+    async fn open(&self, purpose: Purpose) -> Result<UnixStream, LinkError> {
+        let _turn = self.startups.acquire().await.map_err(|closed| LinkError::Agent(io::Error::other(closed)))?;
+        let mut stream = self.connect(PORT).await?;
+        let opening = Opening { purpose, token: self.token.clone() }.encode();
+        stream.write_all(&opening).await.map_err(LinkError::Agent)?;
+        match Answer::read(&mut stream).await.map_err(LinkError::Agent)? {
+            Answer::Open => Ok(stream),
+            Answer::Version(theirs) => Err(LinkError::Version { theirs }),
+            Answer::Busy => Err(LinkError::Busy),
+        }
+    }
+
+    /// As Firecracker's docs/vsock.md has it, "Host-Initiated Connections".
+    async fn connect(&self, port: u32) -> Result<UnixStream, LinkError> {
+        let vmm = |source| vmm(&self.vsock, source);
+        let mut stream = UnixStream::connect(&self.vsock).await.map_err(vmm)?;
+        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(vmm)?;
+        let mut answer = Vec::new();
+        // Byte by byte: what follows the newline is the guest's.
+        while answer.last() != Some(&b'\n') {
+            match stream.read_u8().await {
+                Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
+                Ok(_) => return Err(LinkError::NoAgent("the VMM answers too much".into())),
+                // A port on which nobody listens.
+                Err(error) => return Err(LinkError::NoAgent(error.to_string())),
+            }
+        }
+        if answer.starts_with(b"OK ") {
+            return Ok(stream);
+        }
+        Err(LinkError::NoAgent(banger_vmm::console::clean(&String::from_utf8_lossy(&answer))))
+    }
+}
+
+fn vmm(vsock: &Path, source: io::Error) -> LinkError {
+    LinkError::Vmm { path: vsock.to_owned(), source }
+}
+
+async fn within<T>(doing: &'static str, work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    timeout(PATIENCE, work).await.unwrap_or(Err(LinkError::TimedOut { doing }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+use super::*;
+use crate::fakes::guest;
+use banger_proto::command::{FromGuest, Start, ToGuest};
+use tokio::net::UnixListener;
+
+const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti alice@example";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_serves_one_command() {
+    let guest = guest();
+    let mut stream = guest.link.command().await.unwrap();
+    let words = ["sh", "-c", "cat; exit 42"].map(|word| word.as_bytes().to_vec()).to_vec();
+    ToGuest::Start(Box::new(Start { words, ..Start::default() })).write(&mut stream).await.unwrap();
+    ToGuest::Input(b"hello".to_vec()).write(&mut stream).await.unwrap();
+    ToGuest::InputEnd.write(&mut stream).await.unwrap();
+    let mut said = Vec::new();
+    while let Some(frame) = FromGuest::read(&mut stream).await.unwrap() {
+        let last = matches!(frame, FromGuest::Exited(_));
+        said.push(frame);
+        if last {
+            break;
+        }
+    }
+    for frame in [FromGuest::Started, FromGuest::Output(b"hello".to_vec()), FromGuest::Exited(42)] {
+        assert!(said.contains(&frame), "{frame:?}: {said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_keys_are_taken_or_refused_as_a_whole() {
+    let guest = guest();
+    guest.link.set_authorized_keys(&[KEY.to_owned()]).await.unwrap();
+    let refused = guest.link.set_authorized_keys(&[KEY.to_owned(), "rubbish".to_owned()]).await;
+    assert!(matches!(refused, Err(LinkError::Keys)), "{refused:?}");
+    guest.link.set_authorized_keys(&[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_of_another_boot_opens_nothing() {
+    let guest = guest();
+    let other = Link::new(guest.vsock.clone(), BootToken::new([2; 32]));
+    let refused = other.command().await;
+    assert!(matches!(refused, Err(LinkError::Agent(_))), "{refused:?}");
+}
+
+/// A socket that answers each connection with these bytes, then closes it.
+fn answering(bytes: &'static [u8]) -> (tempfile::TempDir, Link) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut line = [0; 13];
+            let _ = stream.read_exact(&mut line).await;
+            let _ = stream.write_all(bytes).await;
+            // The opening, if there is one.
+            if bytes.starts_with(b"OK ") {
+                let _ = stream.read_exact(&mut [0; 70]).await;
+            }
+        }
+    });
+    (folder, Link::new(path, BootToken::new([1; 32])))
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said() {
+    for (bytes, said) in [
+        (&b""[..], "nobody listens in the guest"),
+        (b"NO\n", "nobody listens in the guest"),
+        (b"OK 1\n", "does not answer as it should"),
+        (b"OK 1\n\x07\x01", "speaks version 7"),
+        (b"OK 1\n\x01\x02", "as many commands as it can"),
+        (b"OK 1\n\x01\x09", "does not answer as it should"),
+        (&[b'x'; 200], "the VMM answers too much"),
+    ] {
+        let (_folder, link) = answering(bytes);
+        let error = link.command().await.unwrap_err();
+        assert!(error.to_string().contains(said), "{said}: {error}");
+        assert_eq!(error.is_old(), said.contains("nobody") || said.contains("version") || said.contains("VMM"));
+    }
+    let gone = Link::new("/nonexistent/vsock".into(), BootToken::new([1; 32]));
+    assert!(matches!(gone.ssh().await, Err(LinkError::Vmm { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_says_nothing_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock.sock");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let silent = Link::new(path, BootToken::new([1; 32]));
+    let error = silent.set_authorized_keys(&[]).await.unwrap_err();
+    assert!(matches!(error, LinkError::TimedOut { .. }), "{error}");
+}

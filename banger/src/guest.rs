@@ -1,0 +1,251 @@
+//! A command in a guest: the command line's end of [`banger_proto::command`].
+//!
+//! Everything that arrives comes from the guest, whose root may be hostile: it reaches the outputs that the user
+//! gave the command, and decides nothing else. One task writes the connection, one thread reads standard input,
+//! and the caller's task reads the connection; a signal never waits behind input or output.
+
+use crate::client::Opened;
+use crate::error::explained;
+use crate::input::{self, Chunk};
+use crate::output::{Streams, note};
+use crate::terminal::{Raw, window};
+use anyhow::Context as _;
+use banger_proto::command::{FromGuest, Start, ToGuest, WINDOW};
+use banger_proto::signal::status;
+use std::io;
+use std::sync::Arc;
+use tokio::io::AsyncWrite;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+/// Interruptions that a command may ignore before we hang up.
+const PATIENCE: u32 = 3;
+/// What a shell reports for a program that SIGINT ended.
+const INTERRUPTED: u8 = status(2);
+/// Signals and sizes that wait for the connection, which is always read at the other end.
+const URGENT: usize = 16;
+
+/// Runs a command and talks with it until its end; gives its exit status. `input`: standard input is the
+/// command's.
+///
+/// # Errors
+/// A lost connection, or a reader of ours that went away.
+pub(crate) async fn run(opened: Opened, start: Start, input: bool) -> anyhow::Result<u8> {
+    let Opened { guest, _daemon } = opened;
+    let (mut from, mut to) = guest.into_split();
+    let tty = start.terminal.is_some();
+    ToGuest::Start(Box::new(start)).write(&mut to).await.map_err(too_long_or_lost)?;
+    let raw = if tty && input { Raw::enter() } else { None };
+    let (urgent, hang_up) = (channel::<ToGuest>(URGENT), channel::<u8>(1));
+    if tty {
+        follow_window(&urgent.0, &hang_up.0)?
+    } else {
+        forward_signals(&urgent.0, &hang_up.0)?
+    }
+    let typed = if input { input::read(raw.is_some().then(|| hang_up.0.clone())) } else { input::none() };
+    let credit = Arc::new(Semaphore::new(WINDOW));
+    let writer = tokio::spawn(write_frames(to, urgent.1, typed, Arc::clone(&credit)));
+    let mut hung_up = hang_up.1;
+    // Kept open, so that only a real request ends the wait below.
+    let _keep = (hang_up.0, urgent.0);
+    let outcome = tokio::select! {
+        outcome = show(&mut from, &credit) => outcome,
+        Some(status) = hung_up.recv() => Ok(status),
+    };
+    writer.abort();
+    drop(raw);
+    outcome
+}
+
+fn too_long_or_lost(error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::InvalidData {
+        return explained(
+            "the command and its variables are too long for a program to be started with",
+            "send the data through standard input: banger vm exec VM -- sh -c 'cat > file' < file",
+        );
+    }
+    lost(error)
+}
+
+fn lost(error: io::Error) -> anyhow::Error {
+    explained(format!("the connection to the guest was lost: {error}"), WHAT_TO_SEE)
+}
+
+const WHAT_TO_SEE: &str = "the VM may have ended; see: banger vm list, banger vm logs VM";
+
+/// Shows what the guest sends until the last frame.
+async fn show(from: &mut OwnedReadHalf, credit: &Semaphore) -> anyhow::Result<u8> {
+    let mut streams = Streams::as_written();
+    let mut from = tokio::io::BufReader::with_capacity(128 * 1024, from);
+    loop {
+        match FromGuest::read(&mut from).await.map_err(lost)? {
+            Some(FromGuest::Started) => {}
+            Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
+            Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await,
+            Some(FromGuest::Credit(bytes)) => {
+                // Never above the window, whatever the guest says.
+                let room = WINDOW.saturating_sub(credit.available_permits());
+                credit.add_permits(room.min(usize::try_from(bytes).unwrap_or(usize::MAX)));
+            }
+            Some(FromGuest::Exited(status)) => return Ok(status),
+            Some(FromGuest::Killed(number)) => return Ok(status(number)),
+            Some(FromGuest::Refused(status, why)) => {
+                note(&format!("banger: the command cannot be started: {}", first_line(&why)));
+                return Ok(status);
+            }
+            None => return Err(explained("the connection to the guest ended before the command did", WHAT_TO_SEE)),
+        }
+    }
+}
+
+/// The agent says one line. A guest may say more.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(1000).collect()
+}
+
+/// Input waits for credit; signals and sizes wait for nothing.
+async fn write_frames(
+    mut to: impl AsyncWrite + Unpin,
+    mut urgent: Receiver<ToGuest>,
+    mut typed: Receiver<Chunk>,
+    credit: Arc<Semaphore>,
+) {
+    let mut pending: Option<Vec<u8>> = None;
+    let mut open = true;
+    loop {
+        let next_input = async {
+            match &pending {
+                None => typed.recv().await,
+                Some(bytes) => {
+                    let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    if let Ok(taken) = credit.acquire_many(count).await {
+                        taken.forget();
+                    }
+                    None
+                }
+            }
+        };
+        let frame = tokio::select! {
+            biased;
+            Some(frame) = urgent.recv() => Some(frame),
+            chunk = next_input, if open => match (pending.take(), chunk) {
+                (Some(bytes), _) => Some(ToGuest::Input(bytes)),
+                (None, Some(Chunk::Bytes(bytes))) => {
+                    pending = Some(bytes);
+                    None
+                }
+                (None, Some(Chunk::End)) => {
+                    open = false;
+                    Some(ToGuest::InputEnd)
+                }
+                // Our own end: the user hangs up.
+                (None, None) => {
+                    open = false;
+                    None
+                }
+            },
+        };
+        if let Some(frame) = frame
+            && frame.write(&mut to).await.is_err()
+        {
+            // The reader learns why.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Sends the signals that we get to the command.
+fn forward_signals(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Result<()> {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ];
+    for kind in kinds {
+        let mut signals = signal(kind)?;
+        let number = u8::try_from(kind.as_raw_value()).context("a signal's number")?;
+        let (urgent, hang_up) = (urgent.clone(), hang_up.clone());
+        tokio::spawn(async move {
+            let mut count = 0_u32;
+            while signals.recv().await.is_some() {
+                count = count.saturating_add(1);
+                if kind == SignalKind::interrupt() && count >= PATIENCE {
+                    let _ = hang_up.send(INTERRUPTED).await;
+                }
+                // A guest that takes no more has enough of them already.
+                let _ = urgent.try_send(ToGuest::Signal(number));
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Tells the guest when the window changes, and hangs up when our terminal does.
+fn follow_window(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Result<()> {
+    let mut changes = signal(SignalKind::window_change())?;
+    let urgent = urgent.clone();
+    tokio::spawn(async move {
+        while changes.recv().await.is_some() {
+            if let Some((cols, rows)) = window() {
+                let _ = urgent.send(ToGuest::Resize(cols, rows)).await;
+            }
+        }
+    });
+    for (kind, end) in [
+        (SignalKind::terminate(), status(15)),
+        (SignalKind::hangup(), status(1)),
+        (SignalKind::interrupt(), INTERRUPTED),
+    ] {
+        let mut signals = signal(kind)?;
+        let hang_up = hang_up.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            let _ = hang_up.send(end).await;
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    const SHORT: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn input_waits_for_credit_and_a_signal_does_not() {
+        let (ours, mut guest) = tokio::io::duplex(4 * WINDOW);
+        let (urgent, told) = channel(URGENT);
+        let (chunks, typed) = channel(1);
+        let credit = Arc::new(Semaphore::new(WINDOW));
+        let writing = tokio::spawn(write_frames(ours, told, typed, Arc::clone(&credit)));
+        let typing = tokio::spawn(async move {
+            for _ in 0..WINDOW / 1024 + 8 {
+                chunks.send(Chunk::Bytes(vec![7; 1024])).await.unwrap();
+            }
+            chunks.send(Chunk::End).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let mut next = async || timeout(SHORT, ToGuest::read(&mut guest)).await;
+        for _ in 0..WINDOW / 1024 {
+            assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::Input(vec![7; 1024])));
+        }
+        urgent.send(ToGuest::Signal(2)).await.unwrap();
+        assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::Signal(2)));
+        credit.add_permits(8 * 1024);
+        for _ in 0..8 {
+            assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::Input(vec![7; 1024])));
+        }
+        assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::InputEnd));
+        writing.abort();
+        typing.abort();
+    }
+}
