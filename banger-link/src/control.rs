@@ -10,6 +10,7 @@
 //! first, which init and agent alone know; until then it is waited for a short time, beside few others, and
 //! decides nothing. The newest that was proved is the agent's.
 
+use crate::clock;
 use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, Hello, MAX_CONTROL_LINE, ShutdownKind};
 use banger_vmm::Vmm;
 use banger_vmm::cgroup::VmCgroup;
@@ -192,6 +193,10 @@ async fn tell(agent: &Agent, command: &GuestCommand) -> bool {
     }
 }
 
+async fn tell_time(agent: &Agent) {
+    tell(agent, &GuestCommand::Time { unix_ms: clock::unix_ms() }).await;
+}
+
 /// A connection whose other side knows the token.
 type Proved = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
 
@@ -200,14 +205,20 @@ async fn accept(listener: UnixListener, cgroup: VmCgroup, token: BootToken, told
     let (told, token) = (Arc::new(told), Arc::new(token));
     // Dropped with this task, and with them who reads.
     let (mut unproved, mut reader) = (Unproved::default(), JoinSet::new());
+    let mut jumps = clock::jumps();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Ok(()) = jumps.changed() => {
+                tell_time(&agent).await;
+                continue;
+            }
             Some(proved) = unproved.tasks.join_next(), if !unproved.tasks.is_empty() => {
                 if let Ok(Some((from, to))) = proved {
                     // Waits for the earlier one, so that its end cannot take the new agent away.
                     reader.shutdown().await;
                     *agent.lock().await = Some(to);
+                    tell_time(&agent).await;
                     reader.spawn(listen_to(from, told.clone(), agent.clone()).in_current_span());
                 }
                 continue;

@@ -4,6 +4,7 @@
 //! its user controls: every read is bounded, and nothing decides about more than that one VM.
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod control;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fakes;

@@ -154,6 +154,12 @@ pub enum GuestEvent {
 pub enum GuestCommand {
     /// Shut down cleanly: sync, stop services, unmount, power off.
     Shutdown,
+    /// The host's time, sent when the agent connects and when the host's clock has jumped: a guest's clock stands
+    /// still while the host is suspended.
+    Time {
+        /// Milliseconds since 1970, UTC.
+        unix_ms: u64,
+    },
     /// The announcement of the end has arrived. Firecracker's vsock has no half-close by which an agent could
     /// find that out, and drops what is on its way when a guest closes.
     Noted,
@@ -172,6 +178,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"event":"shutdown","kind":"poweroff"}"#);
         assert_eq!(serde_json::to_string(&GuestCommand::Shutdown).unwrap(), r#"{"command":"shutdown"}"#);
         assert_eq!(serde_json::to_string(&GuestCommand::Noted).unwrap(), r#"{"command":"noted"}"#);
+        let time = GuestCommand::Time { unix_ms: 1_764_398_000_123 };
+        assert_eq!(serde_json::to_string(&time).unwrap(), r#"{"command":"time","unix_ms":1764398000123}"#);
         let token = BootToken::new([0xa5; 32]);
         let hello = format!(r#"{{"token":"{}"}}"#, "a5".repeat(32));
         assert_eq!(serde_json::to_string(&Hello { token }).unwrap(), hello);

@@ -24,8 +24,6 @@ pub(crate) struct Config {
     pub(crate) log_level: String,
     /// The VMM; looked for in the fixed folders when `None`.
     pub(crate) firecracker_bin: Option<PathBuf>,
-    /// The daemon's key to its guests; made in the state folder when `None`.
-    pub(crate) ssh_key_path: Option<PathBuf>,
     /// VMs untouched for longer are stopped; zero: never.
     pub(crate) auto_stop_stale_after: Duration,
     /// How often running VMs are measured.
@@ -75,6 +73,7 @@ pub(crate) struct VmDefaults {
 struct Raw {
     log_level: String,
     firecracker_bin: Option<PathBuf>,
+    /// Has no effect: the daemon logs in to no guest any more.
     ssh_key_path: Option<PathBuf>,
     auto_stop_stale_after: String,
     stats_poll_interval: String,
@@ -188,7 +187,6 @@ fn check(raw: Raw) -> Result<Config, Refused> {
         guest_ready_timeout,
         log_level: raw.log_level,
         firecracker_bin: raw.firecracker_bin,
-        ssh_key_path: raw.ssh_key_path,
         bridge_name: bridge.name().to_owned(),
         default_dns: raw.default_dns,
         default_image_name: raw

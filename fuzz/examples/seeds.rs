@@ -4,7 +4,9 @@
 use banger_policy::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
+use banger_proto::command::{FromGuest, Opening, Purpose as Opens, Start, Terminal, ToGuest};
 use banger_proto::daemon::{DaemonRequest, KillSignal};
+use banger_proto::guest::{BootToken, GuestEvent, Hello as ControlHello};
 use banger_proto::helper::{DiskIdentity, HelperRequest, TapIdentity};
 use banger_proto::model::{CreateRequest, JobId, SetRequest};
 use banger_proto::stream::StreamRequest;
@@ -12,6 +14,7 @@ use banger_proto::transport::{DAEMON_LIMITS, HELPER_LIMITS};
 use banger_proto::wire::{Hello, Purpose, ToServer, encode};
 use banger_priv::record;
 use std::error::Error;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -21,6 +24,8 @@ fn main() -> Result<()> {
     let vm = VmId::from_bytes([0x5a; 32])?;
     helper(vm)?;
     daemon()?;
+    command()?;
+    archives()?;
     ledger(vm)?;
     for (name, hello) in [("hello-calls", Purpose::Calls), ("hello-stream", Purpose::Stream)] {
         write("text", name, &Hello::ours(hello).encode())?;
@@ -82,14 +87,7 @@ fn daemon() -> Result<()> {
         restart: RestartPolicy::Always,
         no_start: false,
     };
-    let exec = StreamRequest::Exec {
-        vm: vm(),
-        command: vec!["uname".to_owned(), "-a".to_owned()],
-        env: vec![("LANG".to_owned(), "C.UTF-8".to_owned())],
-        working_dir: Some("/srv".to_owned()),
-        user: Some("app".to_owned()),
-        terminal: None,
-    };
+    let exec = StreamRequest::Command { vm: vm() };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };
     let requests = [
         ("info", DaemonRequest::Info {}),
@@ -108,6 +106,122 @@ fn daemon() -> Result<()> {
         write("daemon_frame", name, &encode(&call, DAEMON_LIMITS.max_frame)?)?;
     }
     Ok(())
+}
+
+fn command() -> Result<()> {
+    let start = Start {
+        words: vec![b"uname".to_vec(), b"-a".to_vec()],
+        env: vec![(b"LANG".to_vec(), b"C.UTF-8".to_vec())],
+        working_dir: Some(b"/srv".to_vec()),
+        user: Some("app".to_owned()),
+        terminal: Some(Terminal { term: "xterm".to_owned(), cols: 80, rows: 24, modes: vec![(42, 1)] }),
+    };
+    let told = [
+        ToGuest::Start(Box::new(start)),
+        ToGuest::Input(b"hello".to_vec()),
+        ToGuest::InputEnd,
+        ToGuest::Resize(100, 40),
+        ToGuest::Signal(2),
+    ];
+    let said = [
+        FromGuest::Started,
+        FromGuest::Credit(5),
+        FromGuest::Output(b"Linux".to_vec()),
+        FromGuest::ErrorOutput(b"oops".to_vec()),
+        FromGuest::Refused(127, "why".to_owned()),
+        FromGuest::Exited(3),
+        FromGuest::Killed(9),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let (mut to, mut from) = (Vec::new(), Vec::new());
+    runtime.block_on(async {
+        for frame in &told {
+            frame.write(&mut to).await?;
+        }
+        for frame in &said {
+            frame.write(&mut from).await?;
+        }
+        std::io::Result::Ok(())
+    })?;
+    write("command", "told", &to)?;
+    write("command", "said", &from)?;
+    let token = BootToken::new([7; 32]);
+    write("command", "opening", &Opening { purpose: Opens::Command, token: token.clone() }.encode())?;
+    write("command", "hello", &serde_json::to_vec(&ControlHello { token })?)?;
+    write("command", "ready", &serde_json::to_vec(&GuestEvent::Ready { boot_id: "b".to_owned() })?)
+}
+
+/// A small root file system with an entry of each kind.
+fn root(extra: bool) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, target: Option<&str>, data: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(if kind.is_dir() { 0o755 } else { 0o644 });
+        header.set_size(data.len() as u64);
+        match target {
+            Some(target) => tar.append_link(&mut header, name, target),
+            None => tar.append_data(&mut header, name, data),
+        }
+    };
+    for folder in ["bin/", "etc/", "usr/", "root/"] {
+        add(folder, tar::EntryType::Directory, None, b"")?;
+    }
+    add("bin/sh", tar::EntryType::Regular, None, b"#!")?;
+    add("bin/bash", tar::EntryType::Link, Some("bin/sh"), b"")?;
+    add("etc/link", tar::EntryType::Symlink, Some("/bin/sh"), b"")?;
+    if extra {
+        add("etc/.wh.gone", tar::EntryType::Regular, None, b"")?;
+        add("usr/.wh..wh..opq", tar::EntryType::Regular, None, b"")?;
+        add("etc/fifo", tar::EntryType::Fifo, None, b"")?;
+        let pax = [("SCHILY.xattr.user.a", &b"b"[..]), ("mtime", b"1.5"), ("path", b"etc/\xff")];
+        tar.append_pax_extensions(pax)?;
+        let mut header = tar::Header::new_ustar();
+        header.set_size(1);
+        tar.append_data(&mut header, "etc/short", &b"x"[..])?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+fn archives() -> Result<()> {
+    let (plain, odd) = (root(false)?, root(true)?);
+    write("image", "plain", &plain)?;
+    write("image", "odd", &odd)?;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(&odd)?;
+    write("image", "gzip", &gzip.finish()?)?;
+    let file = |tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(data.len() as u64);
+        tar.append_data(&mut header, name, data)
+    };
+    // What `docker save` wrote before it wrote layouts.
+    let mut docker = tar::Builder::new(Vec::new());
+    let config = br#"{"architecture":"amd64","os":"linux","config":{"Env":["A=b"],"User":"1"},"rootfs":{"type":"layers","diff_ids":[]}}"#;
+    file(&mut docker, "c.json", config)?;
+    file(&mut docker, "l/layer.tar", &plain)?;
+    file(&mut docker, "manifest.json", br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l/layer.tar"]}]"#)?;
+    write("image", "docker", &docker.into_inner()?)?;
+    let mut layout = tar::Builder::new(Vec::new());
+    file(&mut layout, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let index = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":2,"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}]}"#;
+    file(&mut layout, "index.json", index.as_bytes())?;
+    file(&mut layout, "blobs/sha256/44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a", b"{}")?;
+    write("image", "layout", &layout.into_inner()?)?;
+    let mut kernel = tar::Builder::new(Vec::new());
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0".to_vec();
+    elf.resize(300, 0);
+    file(&mut kernel, "vmlinuz", &elf)?;
+    file(&mut kernel, "modules/modules.dep", b"kernel/a.ko.xz: kernel/b.ko.xz\nkernel/b.ko.xz:\n")?;
+    file(&mut kernel, "modules/modules.builtin", b"kernel/c.ko\n")?;
+    write("kernel", "elf", &kernel.into_inner()?)?;
+    let mut boot = vec![0; 0x260];
+    boot[0x1f1] = 1;
+    boot[0x202..0x206].copy_from_slice(b"HdrS");
+    let mut kernel = tar::Builder::new(Vec::new());
+    file(&mut kernel, "vmlinuz", &boot)?;
+    write("kernel", "bzimage", &kernel.into_inner()?)
 }
 
 fn ledger(vm: VmId) -> Result<()> {

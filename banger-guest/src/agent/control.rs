@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
+use super::clock;
 use crate::sys::vsock;
 
 /// Wait before a first attempt is repeated, and before all further ones.
@@ -85,6 +86,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                 let mut noted = false;
                 lines.push(chunk.get(..count).unwrap_or_default(), |command| match command {
                     GuestCommand::Shutdown => on_shutdown(),
+                    GuestCommand::Time { unix_ms } => clock::follow(unix_ms),
                     GuestCommand::Noted => noted = true,
                 });
                 if noted && answer_by.is_some() {

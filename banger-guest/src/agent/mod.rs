@@ -24,6 +24,7 @@ pub use server::{Error, Server};
 use startups::{Place, Startups};
 
 mod account;
+mod clock;
 mod command;
 mod control;
 mod duplex;

@@ -129,6 +129,11 @@ impl Scene {
         Run::start(Some(user), &["sh", "-c", line])?.wait(self.limit(LONG))
     }
 
+    /// A shell line as a user, started only.
+    pub fn start_user(&self, user: &str, line: &str) -> Result<Run> {
+        Run::start(Some(user), &["sh", "-c", line])
+    }
+
     /// A shell line as root that must succeed; what it prints.
     pub fn root(&self, line: &str) -> Result<String> {
         Ok(self.root_any(line)?.ok()?.stdout)

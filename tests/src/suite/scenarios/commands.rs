@@ -1,0 +1,178 @@
+//! What a command of `vm exec` does to its caller, to the guest and to the daemon: it outlives the daemon, ends when it ends, hoards no
+//! input, and leaves nothing, however many there are.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::suite::guests::Guest;
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "commands",
+    about: "commands in guests: the daemon's end, streams that stand still, children that stay, many at once",
+    setup: Setup::Guests,
+    scenarios,
+};
+
+fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("the-daemons-end-cuts-no-command", outlives),
+        Scenario::new("a-command-ends-when-it-ends", ends),
+        Scenario::new("streams-that-stand-still-cost-nothing", still),
+        Scenario::new("many-leave-nothing", many),
+    ]
+}
+
+/// Kills of the daemon under commands that count.
+const KILLS: usize = 3;
+/// Commands that count meanwhile.
+const COUNTING: usize = 5;
+
+fn outlives(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "count")?;
+    let script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.1; done; cat; exit 7";
+    let line = format!("(sleep 40; echo typed) | banger vm exec -T count -- sh -c '{script}'");
+    let counting = scene.step("commands count", |scene| {
+        (0..COUNTING).map(|_| scene.start_user("alice", &line)).collect::<Result<Vec<_>>>()
+    })?;
+    std::thread::sleep(scene.limit(Duration::from_secs(3)));
+    scene.step("the daemon is killed under them", |scene| {
+        for _ in 0..KILLS {
+            scene.root("systemctl kill -s KILL bangerd.service")?;
+            std::thread::sleep(scene.limit(Duration::from_secs(2)));
+            scene.banger("alice", &["vm", "list"])?.ok()?.says("running")?;
+        }
+        Ok(())
+    })?;
+    scene.step("and no line is lost, in either direction", |scene| {
+        for command in counting {
+            let ended = command.wait(scene.limit(Duration::from_secs(200)))?.exits(7)?;
+            let lines: Vec<&str> = ended.stdout.lines().collect();
+            let expected: Vec<String> = (1..=300).map(|count| format!("line {count}")).collect();
+            let counted = lines.get(..300).context("lines are missing")?;
+            ensure!(counted == expected && lines.get(300..) == Some(&["typed"]), "{ended}");
+        }
+        Ok(())
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn ends(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "ends")?;
+    scene.step("although a child of it holds its streams", |scene| {
+        let ended = scene.banger("alice", &in_ends(&["sh", "-c", "sleep 300 & echo ok"]))?.ok()?.says("ok")?;
+        ensure!(ended.took < scene.limit(Duration::from_secs(10)), "{ended}");
+        Ok(())
+    })?;
+    scene.step("with the status of every way to end", |scene| {
+        for (script, status) in [("exit 0", 0), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -SYS $$", 159)] {
+            scene.banger("alice", &in_ends(&["sh", "-c", script]))?.exits(status)?;
+        }
+        scene.banger("alice", &in_ends(&["nonesuch"]))?.exits(127)?;
+        scene.banger("alice", &in_ends(&["/etc"]))?.exits(126)?;
+        Ok(())
+    })?;
+    scene.step("with all that it wrote", |scene| {
+        let said = scene.banger("alice", &in_ends(&["sh", "-c", "seq 1 20000; echo last"]))?.ok()?;
+        ensure!(
+            said.stdout.lines().count() == 20_001 && said.stdout.ends_with("last\n"),
+            "{} bytes",
+            said.stdout.len()
+        );
+        Ok(())
+    })?;
+    scene.step("bytes that are no text arrive", |scene| {
+        let line = "banger vm exec -n ends -- printf '%s' \"$(printf '\\377\\376')\" | od -An -tx1";
+        scene.user("alice", line)?.ok()?.says("ff fe").map(drop)
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn in_ends<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    [&["vm", "exec", "-n", "ends", "--"], words].concat()
+}
+
+/// What may come and go in a guest meanwhile, KiB.
+const NOISE: u64 = 4 << 10;
+
+fn still(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "still")?;
+    let used = |scene: &Scene| -> Result<(u64, u64)> {
+        let seen = guest.shell(scene, "df -k /root | tail -n 1; grep MemAvailable /proc/meminfo")?.ok()?;
+        let number = |line: usize, word: usize| -> Result<u64> {
+            let found = seen.stdout.lines().nth(line).and_then(|line| line.split_whitespace().nth(word));
+            found.with_context(|| seen.to_string())?.parse().with_context(|| seen.to_string())
+        };
+        Ok((number(0, 2)?, number(1, 1)?))
+    };
+    let (disk, memory) = used(scene)?;
+    scene.step("a command that does not read makes the writer wait", |scene| {
+        let writing = scene.start_user("alice", "timeout 12 sh -c 'yes | banger vm exec -T still -- sleep 120'")?;
+        std::thread::sleep(scene.limit(Duration::from_secs(6)));
+        let (disk_then, memory_then) = used(scene)?;
+        writing.wait(scene.limit(Duration::from_secs(60)))?.exits(124)?;
+        scene.measured("disk of the guest, KiB more", disk_then.saturating_sub(disk));
+        scene.measured("memory of the guest, KiB less", memory.saturating_sub(memory_then));
+        ensure!(disk_then < disk + NOISE && memory_then + 4 * NOISE > memory, "input is hoarded in the guest");
+        Ok(())
+    })?;
+    scene.step("a reader with a pause gets every byte", |scene| {
+        let line = "banger vm exec -n still -- head -c 30000000 /dev/zero | (sleep 4; wc -c)";
+        let reading = scene.start_user("alice", line)?;
+        std::thread::sleep(scene.limit(Duration::from_secs(3)));
+        let (_, memory_then) = used(scene)?;
+        reading.wait(scene.limit(Duration::from_secs(120)))?.ok()?.says("30000000")?;
+        ensure!(memory_then + 4 * NOISE > memory, "output is hoarded in the guest");
+        Ok(())
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// One after the other, and at once.
+const IN_A_ROW: usize = 60;
+const AT_ONCE: usize = 30;
+
+fn many(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "many")?;
+    let daemon = scene.main_pid("bangerd.service")?;
+    let open = |scene: &Scene| -> Result<usize> { Ok(scene.root(&format!("ls /proc/{daemon}/fd"))?.lines().count()) };
+    // Whatever is opened once and kept.
+    guest.shell(scene, "true")?.ok()?;
+    let before = open(scene)?;
+    let inside =
+        |scene: &Scene| -> Result<String> { Ok(guest.shell(scene, "ls /proc | grep -c '^[0-9]'")?.ok()?.stdout) };
+    let processes = inside(scene)?;
+    scene.step("in a row", |scene| {
+        let line = format!("for i in $(seq {IN_A_ROW}); do banger vm exec -n many -- true || exit 1; done");
+        scene.user("alice", &line)?.ok().map(drop)
+    })?;
+    scene.step("at once", |scene| {
+        let line = format!(
+            "for i in $(seq {AT_ONCE}); do banger vm exec -n many -- sh -c \"sleep 1; exit 3\" & all=\"$all $!\"; done; \
+             for i in $all; do wait $i; [ $? = 3 ] || exit 1; done"
+        );
+        scene.user("alice", &line)?.ok().map(drop)
+    })?;
+    scene.step("nothing is left, in the daemon or in the guest", |scene| {
+        scene
+            .wait_until("the daemon's descriptors are what they were", Duration::from_secs(10), || {
+                let now = open(scene)?;
+                Ok((now > before).then(|| format!("{now}, and {before} before")))
+            })
+            .map(drop)?;
+        let now = inside(scene)?;
+        ensure!(now == processes, "processes of the guest: {now}, and {processes} before");
+        Ok(())
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
