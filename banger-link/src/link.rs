@@ -100,6 +100,14 @@ impl Link {
         within("connecting", self.open(Purpose::Command)).await
     }
 
+    /// A connection on which the agent says how the guest is ([`banger_proto::inside`]).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn inside(&self) -> Result<UnixStream, LinkError> {
+        within("connecting", self.open(Purpose::Inside)).await
+    }
+
     /// Replaces the keys of users that the guest lets in, one OpenSSH public key a line.
     ///
     /// # Errors

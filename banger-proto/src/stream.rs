@@ -39,6 +39,11 @@ pub enum StreamRequest {
         /// The VM, as the user named it.
         vm: String,
     },
+    /// As [`StreamRequest::Command`]; a connection on which the agent says how the guest is ([`crate::inside`]).
+    Inside {
+        /// The VM, as the user named it.
+        vm: String,
+    },
     /// As [`StreamRequest::Command`]; a connection to the guest's SSH server.
     Ssh {
         /// The VM, as the user named it.

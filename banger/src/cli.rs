@@ -119,6 +119,30 @@ pub(crate) enum Vm {
         #[arg(short = 'n', long, value_name = "N")]
         tail: Option<u32>,
     },
+    /// Show what a VM uses, as the host and as the guest sees it
+    Stats {
+        /// The VM
+        vm: String,
+        /// Go on, every two seconds
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List who listens on the network in a VM
+    Ports {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Look after a VM, layer by layer; status 1 when one is not well
+    Health {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Run a command in a VM, or a login shell
     Exec(Exec),
     /// Log in with ssh; what follows the name is ssh's: options, then a command

@@ -42,7 +42,7 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 17] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["image", "list"],
@@ -56,6 +56,10 @@ fn tables() {
         &["version"],
         &["vm", "show", "nobody"],
         &["vm", "logs", "demo"],
+        &["vm", "ports", "demo"],
+        &["vm", "health", "demo"],
+        &["vm", "health", "other"],
+        &["vm", "exec", "-n", "demo", "--", "missing"],
     ];
     let shown = commands.map(|c| format!("$ banger {}\n{}", c.join(" "), all(&fake.banger(c).output().unwrap())));
     // Times are those of this run.
@@ -250,6 +254,17 @@ fn a_commands_variables_folder_and_user_are_sent_over_the_callers_language() {
 }
 
 #[test]
+fn a_command_that_a_signal_ended_has_a_shells_status() {
+    for (number, status) in [("9", 137), ("31", 159), ("64", 192)] {
+        let output = demo().banger(&["vm", "exec", "-n", "demo", "--", "killed", number]).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", all(&output));
+    }
+    // However much credit a guest gives.
+    let output = demo().banger(&["vm", "exec", "-n", "demo", "--", "generous"]).output().unwrap();
+    assert!(output.status.success(), "{}", all(&output));
+}
+
+#[test]
 fn exec_carries_much_data_both_ways() {
     for command in [&["vm", "exec", "demo", "--", "cat"][..], &["vm", "proxy", "demo"]] {
         let fake = demo();
@@ -332,13 +347,17 @@ fn no_command_passes_on_what_steers_a_terminal() {
     let kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.as_file().set_len(4096).unwrap();
     let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 28] = [
         &["version"],
         &["vm", "list", "--all"],
         &["vm", "show", "demo"],
         &["vm", "show", "nobody"],
         &["vm", "run", "-d", "--verbose"],
         &["vm", "run", "--name", "new", "--", "exit", "0"],
+        &["vm", "exec", "-n", "demo", "--", "missing"],
+        &["vm", "ports", "demo"],
+        &["vm", "health", "demo"],
+        &["vm", "ports", "demo", "--json"],
         &["vm", "stop", "demo", "broken"],
         &["vm", "delete", "nobody"],
         &["image", "list"],

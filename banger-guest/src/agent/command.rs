@@ -19,10 +19,10 @@ use tokio::time::timeout;
 
 use super::exec::{self, Asked, Request, StartError, Started};
 use super::feed::{Feed, feed};
-use super::keys;
 use super::output::Stream;
 use super::pty::{self, Terminal};
 use super::server::{Running, Shared};
+use super::{inside, keys};
 
 /// How long a connection may take to say what it is for. The daemon and the command line say it at once, as
 /// far as a host under load lets them.
@@ -60,6 +60,12 @@ where
     match opening.purpose {
         Purpose::Keys => {
             let _ = keys::take(&mut from, &mut to, &shared.keys).await;
+            linger(from).await;
+        }
+        Purpose::Inside => {
+            if let Ok(inside) = tokio::task::spawn_blocking(inside::look).await {
+                let _ = inside.write(&mut to).await;
+            }
             linger(from).await;
         }
         Purpose::Command => {

@@ -33,6 +33,7 @@ mod exec;
 mod feed;
 mod forward;
 mod input;
+mod inside;
 mod keys;
 pub(crate) mod launch;
 mod output;

@@ -34,9 +34,19 @@ async fn agent(control: &Control, lines: &str) -> UnixStream {
     process(control, &(hello() + lines)).await
 }
 
-/// The end, or a reset because not everything was taken.
+/// What the daemon says next.
+async fn command(stream: &mut UnixStream) -> GuestCommand {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        line.push(timeout(SOON, stream.read_u8()).await.unwrap().unwrap());
+    }
+    serde_json::from_slice(&line).unwrap()
+}
+
+/// The end, or a reset because not everything was taken. An agent was told the time before.
 async fn is_closed(stream: &mut UnixStream) -> bool {
-    !matches!(timeout(SOON, stream.read(&mut [0])).await.unwrap(), Ok(1..))
+    let mut rest = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap().is_err() || !rest.ends_with(b"noted\"}\n")
 }
 
 const READY: &str = "{\"event\":\"ready\",\"boot_id\":\"b-1\"}\n";
@@ -62,14 +72,13 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
         .await
         .unwrap();
     assert!(control.shutdown().await);
-    let mut said = [0; 23];
-    second.read_exact(&mut said).await.unwrap();
-    assert_eq!(&said, b"{\"command\":\"shutdown\"}\n");
+    // Whoever has proved itself is told the time first.
+    let GuestCommand::Time { unix_ms } = command(&mut second).await else { panic!("no time") };
+    assert!(unix_ms.abs_diff(clock::unix_ms()) < 60_000);
+    assert_eq!(command(&mut second).await, GuestCommand::Shutdown);
     second.write_all(b"{\"event\":\"shutdown\",\"kind\":\"halt\"}\n").await.unwrap();
     control.view.clone().wait_for(|view| view.ending == Some(ShutdownKind::Halt)).await.unwrap();
-    let mut noted = [0; 20];
-    second.read_exact(&mut noted).await.unwrap();
-    assert_eq!(&noted, b"{\"command\":\"noted\"}\n");
+    assert_eq!(command(&mut second).await, GuestCommand::Noted);
     let socket = control.socket.clone();
     drop(control);
     assert!(!socket.exists());
@@ -136,9 +145,8 @@ async fn a_process_without_the_token_says_nothing() {
     // Its place was not taken.
     assert!(control.view().ending.is_none() && control.view().failed.is_none());
     assert!(control.shutdown().await);
-    let mut said = [0; 23];
-    agent.read_exact(&mut said).await.unwrap();
-    assert_eq!(&said, b"{\"command\":\"shutdown\"}\n");
+    assert!(matches!(command(&mut agent).await, GuestCommand::Time { .. }));
+    assert_eq!(command(&mut agent).await, GuestCommand::Shutdown);
     vmm.signal(rustix::process::Signal::KILL).unwrap();
 }
 

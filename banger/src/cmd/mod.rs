@@ -6,6 +6,7 @@ mod completion;
 mod doctor;
 mod exec;
 mod image;
+mod inside;
 mod job;
 mod kernel;
 mod lifecycle;
@@ -55,6 +56,9 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::List(options) => list::list(options).await,
         Vm::Show { vm, json } => list::show(vm, json).await,
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
+        Vm::Stats { vm, watch, json } => inside::stats(vm, watch, json).await,
+        Vm::Ports { vm, json } => inside::ports(vm, json).await,
+        Vm::Health { vm, json } => inside::health(vm, json).await,
         Vm::Exec(options) => exec::exec(options).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
         Vm::Proxy { vm } => login::proxy(vm).await,

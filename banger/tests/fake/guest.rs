@@ -2,6 +2,7 @@
 
 use super::{Fake, records};
 use banger_proto::command::{FromGuest, Start, ToGuest};
+use banger_proto::inside::{Filled, Inside, Listener};
 use banger_proto::model::{ApiError, ErrorCode, JobResult, JobState};
 use banger_proto::stream::{Frame, OPENED_BYTES, StreamRequest, read, write};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -12,12 +13,17 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest, job: Option<u64>) {
-    if matches!(request, StreamRequest::Command { .. } | StreamRequest::Ssh { .. }) {
-        return hand_over(&fake, stream, matches!(request, StreamRequest::Ssh { .. })).await;
+    if !matches!(
+        request,
+        StreamRequest::Logs { .. } | StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }
+    ) {
+        return hand_over(&fake, stream, &request).await;
     }
     let (mut from, mut to) = stream.into_split();
     match request {
-        StreamRequest::Command { .. } | StreamRequest::Ssh { .. } => unreachable!("handed over"),
+        StreamRequest::Command { .. } | StreamRequest::Inside { .. } | StreamRequest::Ssh { .. } => {
+            unreachable!("handed over")
+        }
         StreamRequest::Logs { .. } => {
             let evil = fake.state().evil;
             say(&mut to, Frame::Output(format!("console\r\n\x1b[2J{evil}").into_bytes())).await;
@@ -50,14 +56,17 @@ async fn say(to: &mut OwnedWriteHalf, frame: Frame) -> bool {
 }
 
 /// As the daemon does it; then this is the guest.
-async fn hand_over(fake: &Fake, client: UnixStream, raw: bool) {
+async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let rights = [theirs.as_raw_fd()];
     let beside = [ControlMessage::ScmRights(&rights)];
     sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&OPENED_BYTES)], &beside, MsgFlags::empty(), None).unwrap();
     drop(theirs);
     let (mut from, mut to) = ours.into_split();
-    if raw {
+    if matches!(request, StreamRequest::Inside { .. }) {
+        return inside(fake).write(&mut to).await.unwrap();
+    }
+    if matches!(request, StreamRequest::Ssh { .. }) {
         let mut bytes = vec![0; 60_000];
         while let Ok(count @ 1..) = from.read(&mut bytes).await {
             to.write_all(&bytes[..count]).await.unwrap();
@@ -67,6 +76,27 @@ async fn hand_over(fake: &Fake, client: UnixStream, raw: bool) {
     if let Ok(Some(ToGuest::Start(start))) = ToGuest::read(&mut from).await {
         tell(&mut to, FromGuest::Started).await;
         exec(fake, &mut from, &mut to, *start).await;
+    }
+}
+
+/// A guest whose root disk is full.
+fn inside(fake: &Fake) -> Inside {
+    let listener = |port, program: &str| Listener {
+        protocol: "tcp".into(),
+        address: "0.0.0.0".into(),
+        port,
+        pid: Some(100),
+        program: format!("{program}{}", fake.state().evil),
+    };
+    Inside {
+        uptime_seconds: 90,
+        load: [0.5, 0.25, 0.125],
+        processes: 12,
+        memory_total: 1 << 30,
+        memory_available: 1 << 29,
+        root: Filled { total: 8 << 30, free: 1 << 20 },
+        work: Some(Filled { total: 1 << 30, free: 1 << 29 }),
+        listeners: vec![listener(22, "banger-agent"), listener(8080, "web")],
     }
 }
 

@@ -5,7 +5,7 @@ use super::admission::Place;
 use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::stream;
-use banger_link::link::LinkError;
+use banger_link::link::{Link, LinkError};
 use banger_policy::Peer;
 use banger_proto::model::ApiError;
 use banger_proto::stream::{Frame, StreamRequest, Ticket};
@@ -20,7 +20,9 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Command { vm } | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
+        StreamRequest::Command { vm } | StreamRequest::Inside { vm } | StreamRequest::Ssh { vm } => {
+            daemon.vms.link(peer, vm).await.map(|_| None)
+        }
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
             let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
@@ -43,20 +45,9 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     };
     let Promise { peer, request, job } = promise;
     let served = match request {
-        StreamRequest::Command { vm } => match daemon.vms.link(&peer, &vm).await {
-            Ok((link, _visit)) => match link.command().await {
-                Ok(guest) => stream::hand_over(io, guest).await,
-                Err(error) => return refuse(io, &unreachable(&error)).await,
-            },
-            Err(error) => return refuse(io, &error.message).await,
-        },
-        StreamRequest::Ssh { vm } => match daemon.vms.link(&peer, &vm).await {
-            Ok((link, _visit)) => match link.ssh().await {
-                Ok(guest) => stream::hand_over(io, guest).await,
-                Err(error) => return refuse(io, &unreachable(&error)).await,
-            },
-            Err(error) => return refuse(io, &error.message).await,
-        },
+        StreamRequest::Command { vm } => return guest(io, &peer, &vm, daemon, async |link| link.command().await).await,
+        StreamRequest::Inside { vm } => return guest(io, &peer, &vm, daemon, async |link| link.inside().await).await,
+        StreamRequest::Ssh { vm } => return guest(io, &peer, &vm, daemon, async |link| link.ssh().await).await,
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
             Err(error) => return refuse(io, &error.message).await,
@@ -83,6 +74,28 @@ async fn import(
     };
     let store = Arc::clone(&daemon.store);
     tokio::spawn(async move { store.import(io, peer, wanted, job).await });
+}
+
+/// Opens a connection to the guest, and hands it over. The visit lasts as long as the client keeps its stream.
+async fn guest(
+    io: UnixStream,
+    peer: &Peer,
+    vm: &str,
+    daemon: &Daemon,
+    open: impl AsyncFn(&Link) -> Result<UnixStream, LinkError>,
+) {
+    let (link, _visit) = match daemon.vms.link(peer, vm).await {
+        Ok(found) => found,
+        Err(error) => return refuse(io, &error.message).await,
+    };
+    match open(&link).await {
+        Ok(guest) => {
+            if let Err(error) = stream::hand_over(io, guest).await {
+                tracing::debug!(banger_uid = peer.uid, "a connection was not handed over: {error}");
+            }
+        }
+        Err(error) => refuse(io, &unreachable(&error)).await,
+    }
 }
 
 fn unreachable(error: &LinkError) -> String {
