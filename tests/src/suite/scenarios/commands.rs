@@ -41,7 +41,7 @@ fn outlives(scene: &mut Scene) -> Result<Outcome> {
     std::thread::sleep(scene.limit(Duration::from_secs(3)));
     scene.step("the daemon is killed under them", |scene| {
         for _ in 0..KILLS {
-            scene.root("systemctl kill -s KILL bangerd.service")?;
+            scene.root("systemctl kill --kill-whom=main -s KILL bangerd.service")?;
             std::thread::sleep(scene.limit(Duration::from_secs(2)));
             scene.banger("alice", &["vm", "list"])?.ok()?.says("running")?;
         }
