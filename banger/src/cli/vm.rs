@@ -1,0 +1,217 @@
+//! `banger vm`.
+
+use super::{Json, List};
+use banger_policy::vm::RestartPolicy;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    /// Make a VM, start it, and open a shell or run a command in it
+    Run(Run),
+    /// Make a VM without starting it
+    Create(Spec),
+    /// Start VMs
+    Start(Names),
+    /// Shut VMs down cleanly
+    Stop(Stop),
+    /// Stop VMs and start them again
+    Restart(Names),
+    /// Change VMs: size while they are stopped, NAT and restart policy at any time
+    Set(Set),
+    /// End VMs without asking their guests
+    Kill(Kill),
+    /// Give VMs that do not run to another user (for administrators)
+    Chown {
+        /// The new owner's login name
+        user: String,
+        #[command(flatten)]
+        names: Names,
+    },
+    /// Stop VMs and remove them with their disks
+    #[command(visible_alias = "rm")]
+    Delete(Names),
+    /// List your VMs
+    #[command(visible_alias = "ls")]
+    List(List),
+    /// Show one VM
+    Show {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Print the console
+    Logs {
+        /// The VM
+        vm: String,
+        /// Go on with what is written from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last N lines
+        #[arg(short = 'n', long, value_name = "N")]
+        tail: Option<u32>,
+    },
+    /// Run a command in a VM, or a login shell
+    Exec(Exec),
+    /// Log in with ssh; what follows the name is ssh's: options, then a command
+    Ssh {
+        /// The VM
+        vm: String,
+        /// Options of ssh and a command
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "SSH ARGUMENTS")]
+        arguments: Vec<String>,
+    },
+    /// Bytes to and from a VM's ssh server: what `ssh` is given as its ProxyCommand
+    #[command(hide = true)]
+    Proxy {
+        /// The VM
+        vm: String,
+    },
+}
+
+/// What a new VM is to be.
+#[derive(Debug, Args)]
+pub(crate) struct Spec {
+    /// Its name [default: generated]
+    // A value may begin with a hyphen here and below: then our own sentence says what is wrong with it.
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) name: Option<String>,
+    /// The image; one that is not here is pulled from its registry [default: the configured one, or your only one]
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// The kernel [default: the newest that is shared, or your newest]
+    #[arg(long)]
+    pub(crate) kernel: Option<String>,
+    /// vCPUs [default: configured, or a quarter of the host's, at most 4]
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory [default: configured, or an eighth of the host's, at most 8G]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// The disk on /root [default: configured, or 8G]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) disk_size: Option<String>,
+    /// The root disk, a multiple of 128M [default: configured, or 8G]
+    #[arg(long, visible_alias = "overlay-size", value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) root_size: Option<String>,
+    /// Let the VM reach out through the host's network
+    #[arg(long)]
+    pub(crate) nat: bool,
+    /// After a reboot of the host, start the VM again if it ran: no or always
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) restart: RestartPolicy,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) spec: Spec,
+    /// Remove the VM at the end, whatever happens
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Keep a VM that did not get ready, to look at its console
+    #[arg(long)]
+    pub(crate) keep_on_error: bool,
+    /// Only start the VM; print its name
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) with: With,
+    /// The command; its exit status is ours [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// How a command is run in the VM, where that is not the image's to say.
+#[derive(Debug, Args)]
+pub(crate) struct With {
+    /// Set a variable; with a NAME alone, to its value here
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The folder to start in [default: the image's, or the user's home]
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<String>,
+    /// A user of the VM, by name or number, with or without a group: app, 1000:1000 [default: the image's, or root]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The VM
+    pub(crate) vm: String,
+    /// Give the command a terminal [default: when standard input and output are terminals]
+    #[arg(short = 't', long, overrides_with = "no_tty")]
+    pub(crate) tty: bool,
+    /// Give the command no terminal
+    #[arg(short = 'T', long)]
+    pub(crate) no_tty: bool,
+    /// Do not read standard input
+    #[arg(short = 'n', long, conflicts_with = "tty")]
+    pub(crate) no_stdin: bool,
+    #[command(flatten)]
+    pub(crate) with: With,
+    /// The command; its exit status is ours [default: a login shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Names {
+    /// The VMs
+    #[arg(required = true, value_name = "VM")]
+    pub(crate) vms: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// The VMs
+    #[arg(required_unless_present = "everyone", conflicts_with = "everyone", value_name = "VM")]
+    pub(crate) vms: Vec<String>,
+    /// Every running VM of every user, for root and members of group banger-admin
+    #[arg(long)]
+    pub(crate) everyone: bool,
+    /// The host goes down: what is stopped now and has --restart always is started with the host again
+    #[arg(long, requires = "everyone", hide = true)]
+    pub(crate) host_down: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "root_size", "disk_size", "nat", "restart"]).required(true).multiple(true)))]
+pub(crate) struct Set {
+    #[command(flatten)]
+    pub(crate) names: Names,
+    /// vCPUs, from the next start on
+    #[arg(long, value_name = "N")]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory, from the next start on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+    /// The root disk, which only grows, from the next start on
+    #[arg(long, visible_alias = "overlay-size", value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) root_size: Option<String>,
+    /// The disk on /root, which only grows, from the next start on
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(crate) disk_size: Option<String>,
+    /// Let the VM reach out through the host's network, or not: on or off
+    #[arg(long, value_name = "SWITCH")]
+    pub(crate) nat: Option<Switch>,
+    /// After a reboot of the host, start the VM again if it ran: no or always
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<RestartPolicy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kill {
+    #[command(flatten)]
+    pub(crate) names: Names,
+    /// KILL, TERM or INT
+    #[arg(long, short, default_value = "KILL")]
+    pub(crate) signal: String,
+}
