@@ -57,7 +57,7 @@ pub(crate) enum Cache {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullImage {
-    /// Such as debian:13 (of docker.io), ghcr.io/acme/tool:v1, localhost:5000/tool
+    /// A name of the catalogue, or such as debian:13 (of docker.io), ghcr.io/acme/tool:v1, localhost:5000/tool
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
     /// The image's name [default: REF as it is]

@@ -29,6 +29,8 @@ Files:
                    cache_size = \"10G\"
                    [mirrors]
                    \"docker.io\" = [\"https://mirror.example\"]
+  ~/.config/banger/catalogue.toml
+                 your own short names of images, as in /usr/share/banger/catalogue.toml
   ~/.cache/banger
                  downloaded layers";
 
