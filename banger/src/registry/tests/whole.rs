@@ -117,7 +117,7 @@ async fn what_was_not_used_for_longest_goes_first() {
     let answers = sample.clone();
     let server = Server::start(move |seen| answers.answer(seen)).await;
     let old = user.home.path().join("banger/blobs/sha256").join("ab".repeat(32));
-    let _folder = user.client();
+    fs::create_dir_all(old.parent().unwrap()).unwrap();
     fs::write(&old, vec![1; 50_000]).unwrap();
     let hour = std::time::SystemTime::now() - Duration::from_secs(3600);
     fs::File::options().write(true).open(&old).unwrap().set_modified(hour).unwrap();
