@@ -177,6 +177,21 @@ fn a_name_of_the_catalogue_is_what_the_catalogue_says() {
 }
 
 #[test]
+fn without_a_kernel_nothing_is_downloaded_for_a_vm() {
+    let (fake, server) = (daemon(), registry(|_| None));
+    let name = format!("{}/debian:13", server.address);
+    let refused = |kernel: &[&str], said_of: &str| {
+        let output = banger(&fake, &[&["vm", "run", "--image", &name], kernel].concat()).output().unwrap();
+        let want = format!("banger: cannot run a VM: no such kernel: {said_of}\n  Import the host's own.\n");
+        assert_eq!((output.status.code(), said(&output)), (Some(1), want));
+    };
+    refused(&["--kernel", "7.0"], "7.0");
+    fake.state().no_kernel = true;
+    refused(&[], "6.12");
+    assert!(server.seen().is_empty() && fake.state().calls.is_empty());
+}
+
+#[test]
 #[cfg(target_arch = "x86_64")]
 fn an_interrupted_pull_leaves_a_part_and_goes_on_from_there() {
     let (_, parts) = image();

@@ -1,6 +1,6 @@
 //! `banger kernel`.
 
-use super::List;
+use super::{Json, List};
 use clap::Subcommand;
 use std::path::PathBuf;
 
@@ -32,6 +32,13 @@ pub(crate) enum Kernel {
     /// List your kernels and those that are shared
     #[command(visible_alias = "ls")]
     List(List),
+    /// Show one kernel, and the modules that it boots with
+    Show {
+        /// The kernel
+        kernel: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Remove kernels that no VM uses
     #[command(visible_alias = "rm")]
     Delete {

@@ -93,6 +93,8 @@ pub(super) async fn missing(
         Err(_) if Reference::parse(&name).is_err() => return answer(async { Ok(Err(unknown)) }).await,
         Err(error) => return Err(error),
     };
+    // No VM boots without a kernel, so nothing is downloaded for one.
+    answer(client.rpc.pick_kernel(soon(), request.kernel_name.clone())).await?;
     note(&format!("image {name} is not here: pulling {reference}"));
     let platform = Platform::of_host();
     let wanted = Wanted { reference, expected, platform, name, build_size: None, shared: false };
