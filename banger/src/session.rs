@@ -9,7 +9,7 @@ use crate::output::Streams;
 use crate::terminal::{Escape, Raw, window};
 use banger_proto::signal::status;
 use banger_proto::stream::{self, Frame};
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +21,9 @@ const CHUNK: usize = 32 * 1024;
 const PATIENCE: u32 = 3;
 /// What a shell reports for a program that SIGINT ended.
 const INTERRUPTED: u8 = status(2);
+
+/// What a terminal takes for the end of its input, at the beginning of a line (VEOF, termios(3)).
+const END_OF_FILE: u8 = 4;
 
 /// What the two sides are to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +108,11 @@ async fn write_frames(mut to: OwnedWriteHalf, mut frames: tokio::sync::mpsc::Rec
 /// Reads standard input on a thread of its own, because a read of a terminal cannot be cancelled.
 fn read_input(frames: Sender<Frame>, hang_up: Option<Sender<u8>>) {
     std::thread::spawn(move || {
-        let mut escape = hang_up.as_ref().map(|_| Escape::new());
         let mut stdin = std::io::stdin().lock();
+        // Only who types wants out by `~.`: in a file or a pipe these are two bytes of many.
+        let typed = stdin.is_terminal();
+        let mut escape = hang_up.as_ref().filter(|_| typed).map(|_| Escape::new());
+        let mut at_line_start = true;
         let mut buffer = vec![0; CHUNK];
         loop {
             let bytes = match stdin.read(&mut buffer) {
@@ -115,6 +121,7 @@ fn read_input(frames: Sender<Frame>, hang_up: Option<Sender<u8>>) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) => break,
             };
+            at_line_start = matches!(bytes.last(), Some(b'\r' | b'\n'));
             let bytes = match &mut escape {
                 None => bytes.to_vec(),
                 Some(escape) => match escape.filter(bytes) {
@@ -130,6 +137,11 @@ fn read_input(frames: Sender<Frame>, hang_up: Option<Sender<u8>>) {
             if frames.blocking_send(Frame::Input(bytes)).is_err() {
                 return;
             }
+        }
+        if hang_up.is_some() && !typed {
+            // A terminal has no end of input but this byte; in the middle of a line, the first one ends the line.
+            let ends = if at_line_start { vec![END_OF_FILE] } else { vec![END_OF_FILE; 2] };
+            drop(frames.blocking_send(Frame::Input(ends)));
         }
         drop(frames.blocking_send(Frame::InputEnd));
     });

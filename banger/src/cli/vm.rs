@@ -30,6 +30,12 @@ pub(crate) enum Vm {
     /// Stop VMs and remove them with their disks
     #[command(visible_alias = "rm")]
     Delete(Names),
+    /// Remove those of your VMs that do not run, with their disks
+    Prune {
+        /// Do not ask
+        #[arg(short, long)]
+        force: bool,
+    },
     /// List your VMs
     #[command(visible_alias = "ls")]
     List(List),
@@ -115,6 +121,9 @@ pub(crate) struct Run {
     /// Only start the VM; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Do not read standard input
+    #[arg(short = 'n', long)]
+    pub(crate) no_stdin: bool,
     #[command(flatten)]
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
