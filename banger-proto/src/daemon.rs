@@ -105,4 +105,7 @@ pub trait Daemon {
     async fn cancel_job(job: JobId) -> Result<(), ApiError>;
     /// What belongs to no VM, for administrators; with `fix` it is released.
     async fn leaks(fix: bool) -> Result<Leaks, ApiError>;
+    /// The kernel that a word means to the caller: their own name, then a shared one, then the beginning of an id.
+    /// Without a word, the one that a VM gets.
+    async fn pick_kernel(kernel: Option<String>) -> Result<KernelRecord, ApiError>;
 }

@@ -1,14 +1,16 @@
 //! Short names of images: what `image pull NAME` fetches when the name is in the catalogue.
 //!
-//! Two files of the same form: the package's, and the host's in `/etc`, whose names replace those of the package. They are read with the
-//! user's rights and only name what is fetched; the registry and the digest decide what arrives.
+//! Three files of the same form: the package's, the host's in `/etc`, and the user's own. A name in a
+//! later file replaces the same name in an earlier one. The files are read with the user's rights and
+//! only name what is fetched; the registry and the digest decide what arrives.
 
 use crate::error::explained;
+use crate::registry::{self, Reference};
 use banger_policy::Digest;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The package's, then the host's.
 const FILES: [&str; 2] = ["/usr/share/banger/catalogue.toml", "/etc/banger/catalogue.toml"];
@@ -20,7 +22,7 @@ const MAX_FILE: u64 = 1 << 20;
 pub(crate) struct Entry {
     /// As `docker pull` takes it.
     pub(crate) reference: String,
-    /// The manifest that the reference must lead to.
+    /// The manifest or index that the reference must lead to, as its registry names it.
     pub(crate) digest: Option<Digest>,
 }
 
@@ -38,12 +40,26 @@ struct Raw {
     digest: Option<String>,
 }
 
-/// All names of this host with what they stand for. A file that is not there has none.
+/// All names with what they stand for. A file that is not there has none.
 ///
 /// # Errors
 /// Which file cannot be read or understood, and where.
 pub(crate) fn all() -> anyhow::Result<BTreeMap<String, Entry>> {
-    read(&FILES.map(Path::new))
+    let own = registry::config_folder().map(|folder| folder.join("catalogue.toml"));
+    let files: Vec<PathBuf> = FILES.iter().map(PathBuf::from).chain(own).collect();
+    read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())
+}
+
+/// What a name stands for; `None` for a name that the catalogue does not have.
+///
+/// # Errors
+/// As [`all`], except for a name with a registry in it: such a name is never looked up, so that
+/// images can be pulled whatever state the catalogue is in.
+pub(crate) fn find(name: &str) -> anyhow::Result<Option<Entry>> {
+    if Reference::names_registry(name) {
+        return Ok(None);
+    }
+    Ok(all()?.remove(name))
 }
 
 fn read(files: &[&Path]) -> anyhow::Result<BTreeMap<String, Entry>> {
@@ -52,7 +68,7 @@ fn read(files: &[&Path]) -> anyhow::Result<BTreeMap<String, Entry>> {
         let refused = |why: String| {
             explained(
                 format!("the catalogue {} cannot be used: {why}", path.display()),
-                "an administrator of this host mends it; until then name the image by its whole reference",
+                "correct the file, or ask an administrator to; until then name the image with its registry: docker.io/debian:13",
             )
         };
         let text = match text(path) {
@@ -81,6 +97,9 @@ fn checked(name: &str, raw: Raw) -> Result<Entry, String> {
     let odd = |c: char| c.is_whitespace() || c.is_control();
     if name.is_empty() || name.contains(odd) {
         return Err(format!("{name:?} is no name of an image"));
+    }
+    if Reference::names_registry(name) {
+        return Err(format!("{name} begins with a registry, and so is a reference of its own"));
     }
     if raw.reference.is_empty() || raw.reference.contains(odd) || raw.reference.contains('@') {
         let why = "it is registry/repository:tag, and a digest has a line of its own";
@@ -129,6 +148,7 @@ mod tests {
             ("[images.a]\nreference = \"a@sha256:12\"\n", "a digest has a line of its own"),
             ("[images.a]\nreference = \"a\"\ndigest = \"12\"\n", "the digest of a"),
             ("[images.\"a b\"]\nreference = \"a\"\n", "no name of an image"),
+            ("[images.\"ghcr.io/a\"]\nreference = \"a\"\n", "begins with a registry"),
             ("[images.a]\n", "reference"),
             ("[image.a]\nreference = \"a\"\n", "unknown field"),
             ("[images", "line 1"),

@@ -71,6 +71,11 @@ pub(crate) fn note(text: &str) {
     drop(std::io::stderr().write_all(format!("{}\n", plain(text)).as_bytes()));
 }
 
+/// Writes a question to standard error; the answer is typed behind it.
+pub(crate) fn question(text: &str) {
+    drop(std::io::stderr().write_all(format!("{} ", plain(text)).as_bytes()));
+}
+
 /// Writes a value as JSON, with the names of the model.
 ///
 /// # Errors

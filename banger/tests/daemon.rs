@@ -42,12 +42,13 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 18] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["image", "list"],
         &["image", "show", "debian:13"],
         &["kernel", "list"],
+        &["kernel", "show", "6.12"],
         &["image", "promote", "--shared", "debian:13"],
         &["image", "promote", "--private", "debian:13"],
         &["kernel", "share", "6.12"],
@@ -324,6 +325,68 @@ fn a_terminal_is_given_when_there_is_one() {
     assert_eq!(text(&output.stdout).trim(), "xterm-test 80x24");
 }
 
+#[test]
+fn input_from_a_pipe_ends_in_a_terminal_too_and_holds_no_way_out() {
+    for (input, got) in [("~.\na\n", "~.\na\n\u{4}"), ("a\n~.", "a\n~.\u{4}\u{4}"), ("", "\u{4}")] {
+        let mut child = demo().banger(&["vm", "exec", "-t", "demo"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), got.to_owned()), "{}", all(&output));
+    }
+}
+
+#[test]
+fn run_reads_no_input_when_told() {
+    // Standard input stays open, and is not waited for.
+    let mut child = demo().banger(&["vm", "run", "-n", "--", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), String::new()), "{}", all(&output));
+    drop(stdin);
+}
+
+#[test]
+fn prune_removes_what_does_not_run_and_asks_before() {
+    let world = || {
+        let vms = [("new", State::Created), ("old", State::Stopped), ("bad", State::Error), ("busy", State::Running)];
+        Fake::start(vms.map(|(name, state)| vm(name, state)).to_vec())
+    };
+    let fake = world();
+    let output = fake.banger(&["vm", "prune"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(text(&output.stdout).contains("old") && !text(&output.stdout).contains("busy"), "{}", all(&output));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        said,
+        "banger: removed nothing: there is no terminal to ask on\n  to remove them without a question: banger vm prune -f\n"
+    );
+    assert_eq!(fake.state().calls, ["list false"]);
+    let output = fake.banger(&["vm", "prune", "-f"]).output().unwrap();
+    assert!(output.status.success(), "{}", all(&output));
+    assert_eq!(fake.state().vms.iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>(), ["busy"]);
+    let output = fake.banger(&["vm", "prune"]).output().unwrap();
+    assert_eq!(all(&output), "all of your VMs run; nothing to remove\nstatus Some(0)\n");
+    for (answer, left) in [("n", 4), ("", 4), ("y", 1)] {
+        let fake = world();
+        let mut script = Command::new("script");
+        script.args(["-qec", &format!("{} vm prune", env!("CARGO_BIN_EXE_banger")), "/dev/null"]);
+        script.env("BANGER_SOCKET", fake.socket()).env("HOME", "/nonexistent");
+        let Ok(mut child) = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+            eprintln!("skipped: there is no script(1)");
+            return;
+        };
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(format!("{answer}\n").as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            text(&output.stdout).contains("Remove these 3 VMs and their disks for good? [y/N]"),
+            "{}",
+            all(&output)
+        );
+        assert_eq!(fake.state().vms.len(), left, "{answer:?}: {}", all(&output));
+    }
+}
+
 /// Escape sequences, their one-byte forms, turned text, a line of its own.
 const EVIL: &str = "\x1b[31m\u{9b}2J\u{7f}\u{202e}\u{2066}\u{2028}\x07\rbanger";
 
@@ -365,6 +428,9 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["image", "delete", "used"],
         &["kernel", "import", kernel, "--modules", "/tmp"],
         &["kernel", "list"],
+        &["kernel", "show", "6.12"],
+        &["kernel", "show", "nothing"],
+        &["vm", "prune"],
         &["job", "list"],
         &["doctor"],
         &["doctor", "--leaks"],
@@ -374,6 +440,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["image", "list", "--json"],
         &["image", "show", "debian:13", "--json"],
         &["kernel", "list", "--json"],
+        &["kernel", "show", "6.12", "--json"],
         &["job", "list", "--json"],
         &["doctor", "--json"],
     ];

@@ -137,6 +137,62 @@ fn what_cannot_be_pulled_makes_no_vm() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
+fn a_name_of_the_catalogue_is_what_the_catalogue_says() {
+    let (fake, server) = (daemon(), registry(|_| None));
+    let (manifest, _) = image();
+    let reference = format!("{}/debian:13", server.address);
+    let write = |text: &str| {
+        fs::create_dir_all(home(&fake).join(".config/banger")).unwrap();
+        fs::write(home(&fake).join(".config/banger/catalogue.toml"), text).unwrap();
+    };
+    let entry = |digest: &str| format!("[images.mine]\nreference = \"{reference}\"\ndigest = \"sha256:{digest}\"\n");
+    let right = sha256(manifest.as_bytes());
+    write(&entry(&right));
+    let available = said(&banger(&fake, &["image", "list", "--available"]).output().unwrap());
+    let is_listed = |line: &str| line.starts_with("mine") && line.contains(&reference) && line.contains(&right);
+    assert!(available.lines().any(is_listed), "{available}");
+    let output = banger(&fake, &["vm", "create", "--image", "mine"]).output().unwrap();
+    assert!(said(&output).contains(&format!("image mine is not here: pulling {reference}")), "{}", said(&output));
+    assert_eq!(fake.state().calls[0], format!("link mine from {reference}"));
+    let output = banger(&fake, &["image", "pull", "mine"]).output().unwrap();
+    assert!(said(&output).starts_with("pulled mine "), "{}", said(&output));
+    // The tag was moved.
+    fake.state().calls.clear();
+    let other = "ab".repeat(32);
+    write(&entry(&other));
+    let output = banger(&fake, &["image", "pull", "mine"]).output().unwrap();
+    let text = said(&output);
+    assert!(output.status.code() == Some(1) && fake.state().calls.is_empty(), "{text}");
+    let repository = format!("{}/debian", server.address);
+    for part in [&right, &other, &format!("banger image pull {repository}@sha256:{other} --name NAME")] {
+        assert!(text.contains(part.as_str()), "{part}: {text}");
+    }
+    // What is wrong with the catalogue stops nobody who names a registry.
+    write("[images");
+    assert!(
+        said(&banger(&fake, &["image", "pull", "mine"]).output().unwrap()).contains("catalogue.toml cannot be used")
+    );
+    let output = banger(&fake, &["image", "pull", &reference]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn without_a_kernel_nothing_is_downloaded_for_a_vm() {
+    let (fake, server) = (daemon(), registry(|_| None));
+    let name = format!("{}/debian:13", server.address);
+    let refused = |kernel: &[&str], said_of: &str| {
+        let output = banger(&fake, &[&["vm", "run", "--image", &name], kernel].concat()).output().unwrap();
+        let want = format!("banger: cannot run a VM: no such kernel: {said_of}\n  Import the host's own.\n");
+        assert_eq!((output.status.code(), said(&output)), (Some(1), want));
+    };
+    refused(&["--kernel", "7.0"], "7.0");
+    fake.state().no_kernel = true;
+    refused(&[], "6.12");
+    assert!(server.seen().is_empty() && fake.state().calls.is_empty());
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
 fn an_interrupted_pull_leaves_a_part_and_goes_on_from_there() {
     let (_, parts) = image();
     let layer = sha256(&parts[1]);

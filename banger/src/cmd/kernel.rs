@@ -1,13 +1,13 @@
-//! `kernel import`, `list`, `delete`.
+//! `kernel import`, `share`, `list`, `show`, `delete`.
 
-use crate::cli::{Kernel, List};
+use crate::cli::{Json, Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
 use crate::error::{FAILED, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::kernel_file::modules_folder;
-use crate::output::{self, age, amount, line, short, table, took};
+use crate::output::{self, age, amount, facts, line, short, table, took};
 use crate::{pack, upload};
 use anyhow::Context as _;
 use banger_policy::KernelName;
@@ -26,6 +26,7 @@ pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
         Kernel::Import { path, modules, name, shared } => import(&path, modules, name.as_deref(), shared).await,
         Kernel::Share { off, kernels } => share(kernels, !off).await,
         Kernel::List(options) => list(options).await,
+        Kernel::Show { kernel, json } => show(kernel, json).await,
         Kernel::Delete { kernels } => delete(kernels).await,
     }
 }
@@ -118,6 +119,26 @@ async fn list(options: List) -> anyhow::Result<u8> {
         })
         .collect();
     table(&["NAME", "OWNER", "ID", "VERSION", "SIZE", "MODULES", "AGE"], &rows, |_, _| None)?;
+    Ok(0)
+}
+
+async fn show(kernel: String, as_json: Json) -> anyhow::Result<u8> {
+    let client = Client::connect().await?;
+    let what = format!("cannot show the kernel {kernel}");
+    let kernel = answer(client.rpc.pick_kernel(soon(), Some(kernel))).await.context(what)?;
+    if as_json.json {
+        output::json(&kernel)?;
+        return Ok(0);
+    }
+    facts(&[
+        ("name", kernel.name.to_string()),
+        ("id", kernel.id.to_string()),
+        ("owner", super::image::owner(&kernel.owner_name, kernel.shared)),
+        ("version", kernel.version.clone()),
+        ("size", amount(kernel.size_bytes)),
+        ("modules", kernel.modules.join(" ")),
+        ("created", kernel.created_at.to_string()),
+    ])?;
     Ok(0)
 }
 

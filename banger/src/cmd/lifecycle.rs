@@ -97,7 +97,9 @@ pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
     Ok(status)
 }
 
-async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
+/// # Errors
+/// When nobody reads our output any more; other failures are said, and are in the status.
+pub(super) async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
     let interrupts = Interrupts::listen()?;
     let detail = if vms.len() == 1 { Detail::Live } else { Detail::Quiet };
     let work = vms.iter().map(|vm| one(client, verb, vm, detail, interrupts.clone()));

@@ -36,9 +36,18 @@ pub(super) async fn list(options: List) -> anyhow::Result<u8> {
         output::note("no VMs; make one with: banger vm run");
         return Ok(0);
     }
+    show_table(&vms, options.all)?;
+    Ok(0)
+}
+
+/// VMs, with their owners or without.
+///
+/// # Errors
+/// When nobody reads our output any more.
+pub(super) fn show_table(vms: &[VmRecord], owners: bool) -> anyhow::Result<()> {
     let now = Timestamp::now();
     let mut header = vec!["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "ADDRESS", "AGE", "REASON"];
-    if options.all {
+    if owners {
         header.insert(0, "OWNER");
     }
     let row = |vm: &VmRecord| {
@@ -52,15 +61,14 @@ pub(super) async fn list(options: List) -> anyhow::Result<u8> {
             age(vm.created_at, now),
             first_line(&vm.runtime.last_error),
         ];
-        if options.all {
+        if owners {
             row.insert(0, vm.owner_name.clone());
         }
         row
     };
-    let state = STATE_COLUMN + usize::from(options.all);
+    let state = STATE_COLUMN + usize::from(owners);
     let rows: Vec<Vec<String>> = vms.iter().map(row).collect();
-    table(&header, &rows, |column, cell| if column == state { state_colour(cell) } else { None })?;
-    Ok(0)
+    table(&header, &rows, |column, cell| if column == state { state_colour(cell) } else { None })
 }
 
 /// A reason may quote the console; a table has one line for it.

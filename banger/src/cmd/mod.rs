@@ -12,6 +12,7 @@ mod kernel;
 mod lifecycle;
 mod list;
 mod login;
+mod prune;
 mod pull;
 mod run;
 mod spec;
@@ -53,6 +54,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Kill(kill) => lifecycle::run(Verb::Kill(lifecycle::signal(&kill.signal)?), kill.names.vms).await,
         Vm::Chown { user, names } => chown::run(&user, names.vms).await,
         Vm::Delete(names) => lifecycle::run(Verb::Delete, names.vms).await,
+        Vm::Prune { force } => prune::run(force).await,
         Vm::List(options) => list::list(options).await,
         Vm::Show { vm, json } => list::show(vm, json).await,
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,

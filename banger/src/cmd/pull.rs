@@ -1,6 +1,7 @@
 //! `image pull`, and the pull of an image that `vm run` and `vm create` name and the daemon does
-//! not have.
+//! not have. A name means what the catalogue says, else what it means to docker.
 
+use crate::catalogue;
 use crate::cli::PullImage;
 use crate::client::{Client, answer, soon};
 use crate::cmd::image::described;
@@ -11,7 +12,7 @@ use crate::output::{Transfers, line, note, took};
 use crate::registry::{Platform, Reference, Registries};
 use crate::upload;
 use anyhow::Context as _;
-use banger_policy::ImageName;
+use banger_policy::{Digest, ImageName};
 use banger_proto::model::{CreateRequest, ErrorCode, ImageRecord, LinkRequest};
 use banger_proto::stream::StreamRequest;
 use std::time::Instant;
@@ -19,6 +20,8 @@ use std::time::Instant;
 /// What is to be pulled, and as what.
 struct Wanted {
     reference: Reference,
+    /// What the catalogue says about the image that the reference leads to.
+    expected: Option<Digest>,
     platform: Platform,
     name: String,
     build_size: Option<u64>,
@@ -38,12 +41,13 @@ pub(super) async fn run(options: PullImage) -> anyhow::Result<u8> {
     let PullImage { reference: text, name, size, platform, shared } = options;
     let what = || format!("cannot pull {text}");
     let wanted = (|| {
-        let reference = Reference::parse(&text)?;
+        let (reference, expected) = meant(&text)?;
         let platform = platform.as_deref().map(Platform::parse).transpose().context("--platform")?;
         let name = name.unwrap_or_else(|| text.clone());
         checked::<ImageName>(Some(&name)).context("give it a name with --name")?;
         let build_size = spec::size("--size", size.as_deref())?;
-        anyhow::Ok(Wanted { reference, platform: platform.unwrap_or_else(Platform::of_host), name, build_size, shared })
+        let platform = platform.unwrap_or_else(Platform::of_host);
+        anyhow::Ok(Wanted { reference, expected, platform, name, build_size, shared })
     })();
     let wanted = wanted.with_context(what)?;
     let client = Client::connect().await?;
@@ -55,6 +59,17 @@ pub(super) async fn run(options: PullImage) -> anyhow::Result<u8> {
         Pulled::Nothing(status) => return Ok(status),
     }
     Ok(0)
+}
+
+/// The reference that a name stands for, and the digest that the catalogue gives with it.
+///
+/// # Errors
+/// The catalogue cannot be read; no registry can have an image of this name.
+fn meant(name: &str) -> anyhow::Result<(Reference, Option<Digest>)> {
+    Ok(match catalogue::find(name)? {
+        Some(entry) => (Reference::parse(&entry.reference).context("the catalogue")?, entry.digest),
+        None => (Reference::parse(name)?, None),
+    })
 }
 
 /// Pulls the image of a request when its name means nothing to the daemon. Gives the status to end
@@ -72,12 +87,17 @@ pub(super) async fn missing(
         Ok(Err(error)) if error.code == ErrorCode::NotFound => error,
         other => return answer(async { other }).await.map(|_| None),
     };
-    // What no registry can have is only not here.
-    let Ok(reference) = Reference::parse(&name) else {
-        return answer(async { Ok(Err(unknown)) }).await;
+    let (reference, expected) = match meant(&name) {
+        Ok(meant) => meant,
+        // What no registry can have is only not here.
+        Err(_) if Reference::parse(&name).is_err() => return answer(async { Ok(Err(unknown)) }).await,
+        Err(error) => return Err(error),
     };
+    // No VM boots without a kernel, so nothing is downloaded for one.
+    answer(client.rpc.pick_kernel(soon(), request.kernel_name.clone())).await?;
     note(&format!("image {name} is not here: pulling {reference}"));
-    let wanted = Wanted { reference, platform: Platform::of_host(), name, build_size: None, shared: false };
+    let platform = Platform::of_host();
+    let wanted = Wanted { reference, expected, platform, name, build_size: None, shared: false };
     let what = || format!("there is no image {} here, and it cannot be pulled", wanted.name);
     let began = Instant::now();
     Ok(match pull(client, &wanted, interrupts).await.with_context(what)? {
@@ -91,10 +111,10 @@ pub(super) async fn missing(
 }
 
 async fn pull(client: &Client, wanted: &Wanted, interrupts: &mut Interrupts) -> anyhow::Result<Pulled> {
-    let Wanted { reference, platform, name, build_size, shared } = wanted;
+    let Wanted { reference, expected, platform, name, build_size, shared } = wanted;
     let registries = Registries::new()?;
     let found = tokio::select! {
-        found = registries.find(reference, platform.clone()) => found?,
+        found = registries.find(reference, platform.clone(), *expected) => found?,
         status = interrupts.next() => return Ok(Pulled::Nothing(status)),
     };
     let link = LinkRequest {

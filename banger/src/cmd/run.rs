@@ -53,7 +53,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
         line(vm.name.as_str())?;
         return Ok(0);
     }
-    let how = How { tty: terminal::interactive(), stdin: true, settings };
+    let how = How { tty: terminal::interactive() && !options.no_stdin, stdin: !options.no_stdin, settings };
     let used = exec::command(&client, vm.id.to_string(), options.command, how, Some(&mut interrupts)).await;
     let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
     if !options.rm {

@@ -24,6 +24,7 @@ mod url;
 pub(crate) use cache::Cache;
 pub(crate) use manifest::Platform;
 pub(crate) use reference::Reference;
+pub(crate) use settings::config_folder;
 
 use crate::error::explained;
 use crate::output::Transfers;
@@ -119,14 +120,20 @@ impl Registries {
         Ok(all.into_iter().map(endpoint).collect())
     }
 
-    /// Looks an image up.
+    /// Looks an image up. With `expected`, the reference must lead to the index or manifest of that
+    /// digest.
     ///
     /// # Errors
-    /// It is not there, the user may not have it, it is for other machines; the registry cannot be
-    /// reached.
-    pub(crate) async fn find(&self, reference: &Reference, platform: Platform) -> anyhow::Result<Found> {
+    /// It is not there, the user may not have it, it is for other machines, it is another one than
+    /// expected; the registry cannot be reached.
+    pub(crate) async fn find(
+        &self,
+        reference: &Reference,
+        platform: Platform,
+        expected: Option<Digest>,
+    ) -> anyhow::Result<Found> {
         let endpoints = self.endpoints(reference).await.map_err(|fault| fault.error)?;
-        let mut manifest = self.named(&endpoints, reference).await?;
+        let mut manifest = self.named(&endpoints, reference, expected).await?;
         for _ in 0..MAX_DEPTH {
             match Manifest::parse(&manifest)? {
                 Manifest::Index(index) => {
@@ -143,12 +150,19 @@ impl Registries {
     }
 
     /// What a reference names: the registry knows what a tag means today.
-    async fn named(&self, endpoints: &[Endpoint], reference: &Reference) -> anyhow::Result<Vec<u8>> {
+    /// A mirror may lag behind, so each endpoint is asked until one has what is expected.
+    async fn named(
+        &self,
+        endpoints: &[Endpoint],
+        reference: &Reference,
+        expected: Option<Digest>,
+    ) -> anyhow::Result<Vec<u8>> {
         let mut last = anyhow::anyhow!("there is no registry to ask");
         for endpoint in endpoints {
-            match self.patience.ask(async || manifest_from(endpoint, reference).await).await {
+            let asked = self.patience.ask(async || manifest_from(endpoint, reference).await).await;
+            match asked.map_err(|fault| fault.error).and_then(|bytes| is_expected(bytes, reference, expected)) {
                 Ok(bytes) => return Ok(bytes),
-                Err(fault) => last = fault.error,
+                Err(error) => last = error,
             }
         }
         Err(last)
@@ -221,6 +235,22 @@ async fn manifest_from(endpoint: &Endpoint, reference: &Reference) -> Result<Vec
         )));
     }
     Ok(bytes)
+}
+
+/// Gives the manifest back when it is the expected one.
+fn is_expected(bytes: Vec<u8>, reference: &Reference, expected: Option<Digest>) -> anyhow::Result<Vec<u8>> {
+    let is = digest_of(&bytes)?;
+    match expected {
+        Some(expected) if expected != is => Err(explained(
+            format!("{reference} is sha256:{is} today, and sha256:{expected} is expected of it"),
+            format!(
+                "the tag was moved; look at what is new before you write its digest into the catalogue.\n\
+                 The image that is expected: banger image pull {} --name NAME",
+                reference.pinned(expected)
+            ),
+        )),
+        _ => Ok(bytes),
+    }
 }
 
 fn digest_of(bytes: &[u8]) -> anyhow::Result<Digest> {

@@ -66,6 +66,16 @@ impl Reference {
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 
+    /// Does a text say which registry it means, so that nothing short can be meant by it?
+    pub(crate) fn names_registry(text: &str) -> bool {
+        text.split_once('/').is_some_and(|(first, _)| is_registry(first))
+    }
+
+    /// The same image by its digest, as a user types it.
+    pub(super) fn pinned(&self, digest: Digest) -> String {
+        format!("{}/{}@sha256:{digest}", self.registry, self.repository)
+    }
+
     /// `host` or `host:port`.
     pub(crate) fn registry(&self) -> &str {
         &self.registry

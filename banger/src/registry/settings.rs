@@ -32,7 +32,7 @@ struct File {
 /// # Errors
 /// With the place of a mistake.
 pub(super) fn read() -> anyhow::Result<Settings> {
-    let file = xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("banger/registries.toml"));
+    let file = config_folder().map(|folder| folder.join("registries.toml"));
     let Some(file) = file else { return parse("") };
     match std::fs::read_to_string(&file) {
         Ok(text) => parse(&text),
@@ -57,6 +57,11 @@ fn parse(text: &str) -> anyhow::Result<Settings> {
         cache_size: cache_size.map_or(CACHE_SIZE, ByteSize::bytes),
         mirrors: mirrors.collect::<Result<_, _>>()?,
     })
+}
+
+/// `~/.config/banger`, for a user who has a home.
+pub(crate) fn config_folder() -> Option<PathBuf> {
+    xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("banger"))
 }
 
 /// # Errors

@@ -29,6 +29,8 @@ pub struct State {
     pub calls: Vec<String>,
     /// `create_vm` does not end before it is cancelled.
     pub slow: bool,
+    /// The user has none, and none is shared.
+    pub no_kernel: bool,
     /// Stands in every text that is free: what a hostile daemon, guest or user would put there.
     pub evil: &'static str,
     /// Bytes that the last upload brought.

@@ -234,6 +234,19 @@ impl Daemon for Fake {
         Ok(StorePage { entries: vec![kernel], next: None })
     }
 
+    async fn pick_kernel(self, _: Context, kernel: Option<String>) -> Result<KernelRecord, ApiError> {
+        let state = self.state();
+        let name = kernel.unwrap_or_else(|| "6.12".into());
+        if name != "6.12" || state.no_kernel {
+            let why = state.text(&format!("no such kernel: {name}"));
+            return Err(ApiError::new(ErrorCode::NotFound, why).hint("Import the host's own."));
+        }
+        let mut kernel = records::kernel(&name, 40 << 20);
+        kernel.version = state.text(&kernel.version);
+        kernel.modules.iter_mut().for_each(|module| *module = state.text(module));
+        Ok(kernel)
+    }
+
     async fn delete_kernel(self, _: Context, _: String) -> Result<(), ApiError> {
         Ok(())
     }

@@ -187,6 +187,11 @@ impl banger_proto::daemon::Daemon for Service {
         self.daemon.store.delete_kernel(&self.peer, kernel).await
     }
 
+    async fn pick_kernel(self, _: Context, kernel: Option<String>) -> Result<KernelRecord, ApiError> {
+        self.pay()?;
+        self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await
+    }
+
     async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.ctx.jobs.list(&self.peer, before, JOBS))

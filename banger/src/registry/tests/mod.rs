@@ -111,7 +111,7 @@ impl User {
 }
 
 async fn pull(client: &Registries, reference: &str) -> anyhow::Result<Vec<u8>> {
-    let found = client.find(&Reference::parse(reference)?, Platform::of_host()).await?;
+    let found = client.find(&Reference::parse(reference)?, Platform::of_host(), None).await?;
     sent(client.fetch(found, &Transfers::new()).await?)
 }
 

@@ -158,3 +158,30 @@ async fn a_mirror_is_asked_first_and_need_not_be_there() {
     assert_eq!((mirror.count("/prefix/v2/debian/manifests/13"), registry.count("manifests")), (1, 0));
     assert_eq!(registry.count("/blobs/"), 1, "only what the mirror had wrong");
 }
+
+#[tokio::test]
+async fn what_is_expected_is_an_index_or_a_manifest_and_a_mirror_may_lag_behind() {
+    let (user, sample, older) = (User::new(), Sample::new(1), Sample::new(2));
+    let (os, architecture) = host();
+    let mut ours = descriptor(&sample.manifest);
+    ours["platform"] = serde_json::json!({ "os": os, "architecture": architecture });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [ours] }).to_string();
+    let (answers, named) = (sample.clone(), index.clone());
+    let registry = Server::start(move |seen| match seen.path.as_str() {
+        "/v2/debian/manifests/13" => reply(200, named.as_bytes()),
+        _ => answers.answer(seen),
+    })
+    .await;
+    let mirror = Server::start(move |seen| older.answer(seen)).await;
+    let mut client = user.client();
+    client.mirrors.insert(registry.address.clone(), vec![Url::parse(&format!("http://{}/", mirror.address)).unwrap()]);
+    let reference = Reference::parse(&format!("{}/debian:13", registry.address)).unwrap();
+    let find = async |expected: &str| {
+        client.find(&reference, Platform::of_host(), Some(expected.parse().unwrap())).await.map(|found| found.digest)
+    };
+    assert_eq!(find(&sha256(index.as_bytes())).await.unwrap().to_string(), sample.digest());
+    assert_eq!(mirror.count("/manifests/13"), 1);
+    // The manifest below the index is not what the registry names.
+    let error = find(&sample.digest()).await.unwrap_err();
+    assert!(told(&error).contains(&sha256(index.as_bytes())) && told(&error).contains(&sample.digest()), "{error:#}");
+}

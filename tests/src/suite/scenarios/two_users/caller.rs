@@ -162,7 +162,7 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
 }
 
 const ON_AN_IMAGE: [&str; 5] = ["show-image", "share-image", "unshare-image", "delete-image", "create-with-image"];
-const ON_A_KERNEL: [&str; 4] = ["share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel"];
+const ON_A_KERNEL: [&str; 5] = ["pick-kernel", "share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel"];
 
 async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Result<(), ApiError>> {
     let create = CreateRequest {
@@ -182,6 +182,7 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
         "share-image" => bare(rpc.share_image(soon(), word, true)).await,
         "unshare-image" => bare(rpc.share_image(soon(), word, false)).await,
         "delete-image" => bare(rpc.delete_image(soon(), word)).await,
+        "pick-kernel" => bare(rpc.pick_kernel(soon(), Some(word))).await,
         "share-kernel" => bare(rpc.share_kernel(soon(), word, true)).await,
         "unshare-kernel" => bare(rpc.share_kernel(soon(), word, false)).await,
         "delete-kernel" => bare(rpc.delete_kernel(soon(), word)).await,

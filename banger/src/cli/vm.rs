@@ -1,76 +1,9 @@
-//! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
+//! `banger vm`.
 
+use super::{Json, List};
 use banger_policy::vm::RestartPolicy;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
-use std::path::PathBuf;
-
-const AFTER_HELP: &str = "\
-A VM is named by its name, its id, or the beginning of its id. Administrators name another user's as USER/NAME.
-Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
-
-Environment:
-  BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
-  HTTPS_PROXY    the way to registries; NO_PROXY: hosts that are reached without it
-  SSL_CERT_FILE  certificate authorities of registries, instead of the host's
-  DOCKER_CONFIG  the folder with your logins to registries [default: ~/.docker]
-  NO_COLOR       no colour
-
-Files:
-  ~/.config/banger/registries.toml
-                 mirrors of registries, and the size of the cache:
-                   cache_size = \"10G\"
-                   [mirrors]
-                   \"docker.io\" = [\"https://mirror.example\"]
-  ~/.cache/banger
-                 downloaded layers";
-
-/// microVM sandboxes for every user of a host, without sudo
-#[derive(Debug, Parser)]
-#[command(name = "banger", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
-pub(crate) struct Cli {
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Make, start, use and remove VMs
-    #[command(subcommand)]
-    Vm(Box<Vm>),
-    /// List your VMs (as `vm list`)
-    Ps(List),
-    /// Root file systems that VMs are made from
-    #[command(subcommand)]
-    Image(Image),
-    /// Kernels that VMs boot
-    #[command(subcommand)]
-    Kernel(Kernel),
-    /// Work that bangerd does for you
-    #[command(subcommand)]
-    Job(Job),
-    /// Check that this host and this user can run VMs
-    Doctor(Doctor),
-    /// Show the versions of this program, of bangerd and of Firecracker
-    Version(Json),
-    /// Print a completion script
-    Completion {
-        /// The shell to complete for
-        shell: clap_complete::Shell,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Doctor {
-    /// List what belongs to no VM: processes, devices, files (for administrators)
-    #[arg(long)]
-    pub(crate) leaks: bool,
-    /// And remove it for good, disks and images included
-    #[arg(long, requires = "leaks")]
-    pub(crate) fix: bool,
-    #[command(flatten)]
-    pub(crate) json: Json,
-}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -98,6 +31,12 @@ pub(crate) enum Vm {
     /// Stop VMs and remove them with their disks
     #[command(visible_alias = "rm")]
     Delete(Names),
+    /// Remove those of your VMs that do not run, with their disks
+    Prune {
+        /// Do not ask
+        #[arg(short, long)]
+        force: bool,
+    },
     /// List your VMs
     #[command(visible_alias = "ls")]
     List(List),
@@ -207,6 +146,9 @@ pub(crate) struct Run {
     /// Only start the VM; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Do not read standard input
+    #[arg(short = 'n', long)]
+    pub(crate) no_stdin: bool,
     #[command(flatten)]
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]
@@ -306,186 +248,4 @@ pub(crate) struct Kill {
     /// KILL, TERM or INT
     #[arg(long, short, default_value = "KILL")]
     pub(crate) signal: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Everyone's, for root and members of group banger-admin
-    #[arg(long)]
-    pub(crate) all: bool,
-    #[command(flatten)]
-    pub(crate) json: Json,
-}
-
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Json {
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Image {
-    /// Get an image from a registry, with your own network, logins (docker's) and certificate authorities
-    Pull(PullImage),
-    /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or what `docker save` writes
-    Import(ImportImage),
-    /// Let everybody use images, or only their owners again (for administrators)
-    #[command(group(ArgGroup::new("whom").args(["shared", "private"]).required(true)))]
-    Promote {
-        /// Everybody may use them
-        #[arg(long)]
-        shared: bool,
-        /// Only their owners may
-        #[arg(long)]
-        private: bool,
-        /// The images
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
-    },
-    /// List your images and those that are shared
-    #[command(visible_alias = "ls")]
-    List(ListImages),
-    /// Show one image, and how commands run in it
-    Show {
-        /// The image
-        image: String,
-        #[command(flatten)]
-        json: Json,
-    },
-    /// Remove images that no VM uses
-    #[command(visible_alias = "rm")]
-    Delete {
-        /// The images
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
-    },
-    /// What pulls keep on your own disk
-    #[command(subcommand)]
-    Cache(Cache),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Cache {
-    /// Remove all downloaded layers, those of interrupted downloads too
-    Prune {
-        /// Only say what would be removed
-        #[arg(long)]
-        dry_run: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct PullImage {
-    /// Such as debian:13 (of docker.io), ghcr.io/acme/tool:v1, localhost:5000/tool
-    #[arg(value_name = "REF")]
-    pub(crate) reference: String,
-    /// The image's name [default: REF as it is]
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
-    #[arg(long, allow_hyphen_values = true)]
-    pub(crate) size: Option<String>,
-    /// OS/ARCH[/VARIANT], when the image is made for several [default: that of this host]
-    #[arg(long)]
-    pub(crate) platform: Option<String>,
-    /// For everybody (for administrators)
-    #[arg(long)]
-    pub(crate) shared: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ListImages {
-    #[command(flatten)]
-    pub(crate) list: List,
-    /// The short names of the catalogue instead, and what they stand for
-    #[arg(long, conflicts_with = "all")]
-    pub(crate) available: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImportImage {
-    /// The file (plain, or compressed with gzip, zstd, xz, bzip2 or lz4), the folder, or - for standard input
-    pub(crate) path: PathBuf,
-    /// The image's name
-    #[arg(long)]
-    pub(crate) name: String,
-    /// The most that it may hold; it is stored as small as its contents allow [default: 8G]
-    #[arg(long, allow_hyphen_values = true)]
-    pub(crate) size: Option<String>,
-    /// Which image, when the archive holds several: its name or tag there
-    #[arg(long = "ref", value_name = "NAME")]
-    pub(crate) reference: Option<String>,
-    /// For everybody (for administrators)
-    #[arg(long)]
-    pub(crate) shared: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Kernel {
-    /// Import a distribution's kernel with the modules that a guest needs, or a plain vmlinux
-    Import {
-        /// Such as /boot/vmlinuz-6.12.41-cloud-amd64
-        path: PathBuf,
-        /// The folder with modules.dep in it [default: found by the kernel's release]
-        #[arg(long, value_name = "FOLDER")]
-        modules: Option<PathBuf>,
-        /// The kernel's name [default: its release]
-        #[arg(long)]
-        name: Option<String>,
-        /// For everybody (for administrators)
-        #[arg(long)]
-        shared: bool,
-    },
-    /// Let everybody use kernels (for administrators)
-    Share {
-        /// Only their owners again
-        #[arg(long)]
-        off: bool,
-        /// The kernels
-        #[arg(required = true, value_name = "KERNEL")]
-        kernels: Vec<String>,
-    },
-    /// List your kernels and those that are shared
-    #[command(visible_alias = "ls")]
-    List(List),
-    /// Remove kernels that no VM uses
-    #[command(visible_alias = "rm")]
-    Delete {
-        /// The kernels
-        #[arg(required = true, value_name = "KERNEL")]
-        kernels: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Job {
-    /// List your jobs, newest first
-    #[command(visible_alias = "ls")]
-    List(Json),
-    /// Undo jobs that are running
-    Cancel {
-        /// Such as job-7
-        #[arg(required = true, value_name = "JOB")]
-        jobs: Vec<String>,
-    },
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory as _;
-
-    #[test]
-    fn the_tree_is_sound() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn ssh_gets_its_arguments_as_they_are() {
-        let cli = Cli::parse_from(["banger", "vm", "ssh", "demo", "-L", "1:x:2", "--", "ls", "-l"]);
-        let is_whole =
-            |vm: &Vm| matches!(vm, Vm::Ssh { arguments, .. } if *arguments == ["-L", "1:x:2", "--", "ls", "-l"]);
-        assert!(matches!(&cli.command, Command::Vm(vm) if is_whole(vm)), "{cli:?}");
-    }
 }

@@ -1,0 +1,117 @@
+//! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
+
+mod image;
+mod job;
+mod kernel;
+mod vm;
+
+pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
+pub(crate) use job::Job;
+pub(crate) use kernel::Kernel;
+pub(crate) use vm::{Exec, Run, Set, Spec, Switch, Vm, With};
+
+use clap::{Args, Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+A VM is named by its name, its id, or the beginning of its id. Administrators name another user's as USER/NAME.
+Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
+
+Environment:
+  BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
+  HTTPS_PROXY    the way to registries; NO_PROXY: hosts that are reached without it
+  SSL_CERT_FILE  certificate authorities of registries, instead of the host's
+  DOCKER_CONFIG  the folder with your logins to registries [default: ~/.docker]
+  NO_COLOR       no colour
+
+Files:
+  ~/.config/banger/registries.toml
+                 mirrors of registries, and the size of the cache:
+                   cache_size = \"10G\"
+                   [mirrors]
+                   \"docker.io\" = [\"https://mirror.example\"]
+  ~/.config/banger/catalogue.toml
+                 your own short names of images, as in /usr/share/banger/catalogue.toml
+  ~/.cache/banger
+                 downloaded layers";
+
+/// microVM sandboxes for every user of a host, without sudo
+#[derive(Debug, Parser)]
+#[command(name = "banger", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make, start, use and remove VMs
+    #[command(subcommand)]
+    Vm(Box<Vm>),
+    /// List your VMs (as `vm list`)
+    Ps(List),
+    /// Root file systems that VMs are made from
+    #[command(subcommand)]
+    Image(Image),
+    /// Kernels that VMs boot
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Work that bangerd does for you
+    #[command(subcommand)]
+    Job(Job),
+    /// Check that this host and this user can run VMs
+    Doctor(Doctor),
+    /// Show the versions of this program, of bangerd and of Firecracker
+    Version(Json),
+    /// Print a completion script
+    Completion {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// List what belongs to no VM: processes, devices, files (for administrators)
+    #[arg(long)]
+    pub(crate) leaks: bool,
+    /// And remove it for good, disks and images included
+    #[arg(long, requires = "leaks")]
+    pub(crate) fix: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Everyone's, for root and members of group banger-admin
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Json {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ssh_gets_its_arguments_as_they_are() {
+        let cli = Cli::parse_from(["banger", "vm", "ssh", "demo", "-L", "1:x:2", "--", "ls", "-l"]);
+        let is_whole =
+            |vm: &Vm| matches!(vm, Vm::Ssh { arguments, .. } if *arguments == ["-L", "1:x:2", "--", "ls", "-l"]);
+        assert!(matches!(&cli.command, Command::Vm(vm) if is_whole(vm)), "{cli:?}");
+    }
+}
