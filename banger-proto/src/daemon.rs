@@ -4,8 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, LinkRequest,
-    SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
+    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -105,4 +105,8 @@ pub trait Daemon {
     async fn cancel_job(job: JobId) -> Result<(), ApiError>;
     /// What belongs to no VM, for administrators; with `fix` it is released.
     async fn leaks(fix: bool) -> Result<Leaks, ApiError>;
+    /// Keeps what the caller has prepared in a VM of theirs, as long as the VM exists and is theirs.
+    async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
+    /// The configured files of users that their new VMs get; the caller's client copies them.
+    async fn file_sync() -> Result<Vec<FileSync>, ApiError>;
 }

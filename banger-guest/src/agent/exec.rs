@@ -167,7 +167,12 @@ fn command(request: &Request, user: Option<&str>, folder: Option<&str>) -> Resul
     let mut words = words::split(line)?.into_iter();
     let first = words.next().unwrap_or_default();
     let path = variables.get("PATH").map_or(crate::init::PATH, String::as_str);
-    let program = program::locate(&first, path, &folder)?;
+    // This program's own: an image need not have tar. Its first argument says what it is started as.
+    let program = if first == banger_files::COMMAND.as_bytes() {
+        PathBuf::from("/proc/self/exe")
+    } else {
+        program::locate(&first, path, &folder)?
+    };
     let name = OsStr::from_bytes(&first).to_owned();
     Ok(Prepared { program, name, arguments: words.collect(), account, folder, variables })
 }
