@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 pub mod agent;
 mod console;
+mod files;
 mod init;
 mod init_kind;
 mod sys;
@@ -22,6 +23,9 @@ pub(crate) const AGENT_COMMAND: &str = "agent";
 pub fn main() -> ExitCode {
     if std::process::id() == 1 {
         return init::main();
+    }
+    if std::env::args_os().next().is_some_and(|name| name == banger_files::COMMAND) {
+        return files::main();
     }
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {

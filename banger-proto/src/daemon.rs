@@ -4,8 +4,8 @@
 //! undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, LinkRequest,
-    SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
+    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -108,4 +108,8 @@ pub trait Daemon {
     /// The kernel that a word means to the caller: their own name, then a shared one, then the beginning of an id.
     /// Without a word, the one that a VM gets.
     async fn pick_kernel(kernel: Option<String>) -> Result<KernelRecord, ApiError>;
+    /// Keeps what the caller has prepared in a VM of theirs, as long as the VM exists and is theirs.
+    async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
+    /// The configured files of users that their new VMs get; the caller's client copies them.
+    async fn file_sync() -> Result<Vec<FileSync>, ApiError>;
 }

@@ -45,7 +45,7 @@ pub(crate) async fn run(opened: Opened, start: Start, input: bool) -> anyhow::Re
         forward_signals(&urgent.0, &hang_up.0)?
     }
     let typed = if input { input::read(raw.is_some().then(|| hang_up.0.clone())) } else { input::none() };
-    let credit = Arc::new(Semaphore::new(WINDOW));
+    let credit = Arc::new(Credit::default());
     let writer = tokio::spawn(write_frames(to, urgent.1, typed, Arc::clone(&credit)));
     let mut hung_up = hang_up.1;
     // Kept open, so that only a real request ends the wait below.
@@ -69,14 +69,45 @@ fn too_long_or_lost(error: io::Error) -> anyhow::Error {
     lost(error)
 }
 
-fn lost(error: io::Error) -> anyhow::Error {
+/// The connection ended in the middle of something.
+pub(crate) fn lost(error: io::Error) -> anyhow::Error {
     explained(format!("the connection to the guest was lost: {error}"), WHAT_TO_SEE)
+}
+
+/// The connection ended, and the command's end was not heard.
+pub(crate) fn ended_early() -> anyhow::Error {
+    explained("the connection to the guest ended before the command did", WHAT_TO_SEE)
 }
 
 const WHAT_TO_SEE: &str = "the VM may have ended; see: banger vm list, banger vm logs VM";
 
+/// Bytes of input that may still be sent.
+pub(crate) struct Credit(Semaphore);
+
+impl Default for Credit {
+    fn default() -> Self {
+        Self(Semaphore::new(WINDOW))
+    }
+}
+
+impl Credit {
+    /// Waits until so many may be sent; not more than the window.
+    pub(crate) async fn take(&self, bytes: usize) {
+        let count = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Ok(taken) = self.0.acquire_many(count).await {
+            taken.forget();
+        }
+    }
+
+    /// More may be sent; never above the window, whatever the guest says.
+    pub(crate) fn give(&self, bytes: u32) {
+        let room = WINDOW.saturating_sub(self.0.available_permits());
+        self.0.add_permits(room.min(usize::try_from(bytes).unwrap_or(usize::MAX)));
+    }
+}
+
 /// Shows what the guest sends until the last frame.
-async fn show(from: &mut OwnedReadHalf, credit: &Semaphore) -> anyhow::Result<u8> {
+async fn show(from: &mut OwnedReadHalf, credit: &Credit) -> anyhow::Result<u8> {
     let mut streams = Streams::as_written();
     let mut from = tokio::io::BufReader::with_capacity(128 * 1024, from);
     loop {
@@ -84,18 +115,14 @@ async fn show(from: &mut OwnedReadHalf, credit: &Semaphore) -> anyhow::Result<u8
             Some(FromGuest::Started) => {}
             Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
             Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await,
-            Some(FromGuest::Credit(bytes)) => {
-                // Never above the window, whatever the guest says.
-                let room = WINDOW.saturating_sub(credit.available_permits());
-                credit.add_permits(room.min(usize::try_from(bytes).unwrap_or(usize::MAX)));
-            }
+            Some(FromGuest::Credit(bytes)) => credit.give(bytes),
             Some(FromGuest::Exited(status)) => return Ok(status),
             Some(FromGuest::Killed(number)) => return Ok(status(number)),
             Some(FromGuest::Refused(status, why)) => {
                 note(&format!("banger: the command cannot be started: {}", first_line(&why)));
                 return Ok(status);
             }
-            None => return Err(explained("the connection to the guest ended before the command did", WHAT_TO_SEE)),
+            None => return Err(ended_early()),
         }
     }
 }
@@ -110,7 +137,7 @@ async fn write_frames(
     mut to: impl AsyncWrite + Unpin,
     mut urgent: Receiver<ToGuest>,
     mut typed: Receiver<Chunk>,
-    credit: Arc<Semaphore>,
+    credit: Arc<Credit>,
 ) {
     let mut pending: Option<Vec<u8>> = None;
     let mut open = true;
@@ -119,10 +146,7 @@ async fn write_frames(
             match &pending {
                 None => typed.recv().await,
                 Some(bytes) => {
-                    let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                    if let Ok(taken) = credit.acquire_many(count).await {
-                        taken.forget();
-                    }
+                    credit.take(bytes.len()).await;
                     None
                 }
             }
@@ -225,7 +249,7 @@ mod tests {
         let (ours, mut guest) = tokio::io::duplex(4 * WINDOW);
         let (urgent, told) = channel(URGENT);
         let (chunks, typed) = channel(1);
-        let credit = Arc::new(Semaphore::new(WINDOW));
+        let credit = Arc::new(Credit::default());
         let writing = tokio::spawn(write_frames(ours, told, typed, Arc::clone(&credit)));
         let typing = tokio::spawn(async move {
             for _ in 0..WINDOW / 1024 + 8 {
@@ -240,7 +264,7 @@ mod tests {
         }
         urgent.send(ToGuest::Signal(2)).await.unwrap();
         assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::Signal(2)));
-        credit.add_permits(8 * 1024);
+        credit.give(8 * 1024);
         for _ in 0..8 {
             assert_eq!(next().await.unwrap().unwrap(), Some(ToGuest::Input(vec![7; 1024])));
         }

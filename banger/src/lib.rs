@@ -23,10 +23,12 @@ mod private;
 mod programs;
 mod progress;
 mod registry;
+mod remote;
 mod session;
 mod ssh;
 mod terminal;
 mod upload;
+mod workspace;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -61,6 +61,11 @@ impl Progress {
         self.line.show(&format!("send {}{of}", amount(bytes)));
     }
 
+    /// What the moving line says while no job is at work.
+    pub(crate) fn say_moving(&self, text: &str) {
+        self.line.show(text);
+    }
+
     /// Shows a sentence at once.
     pub(crate) fn say(&self, text: &str) {
         self.line.note(text);

@@ -182,7 +182,12 @@ fn command(
         return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
     };
     let path = variables.get(OsStr::new("PATH")).map_or(crate::init::PATH.as_bytes(), |path| path.as_bytes());
-    let program = program::locate(first, path, &folder)?;
+    // This program's own: an image need not have tar. Its first argument says what it is started as.
+    let program = if first == banger_files::COMMAND.as_bytes() {
+        PathBuf::from("/proc/self/exe")
+    } else {
+        program::locate(first, path, &folder)?
+    };
     let name = OsStr::from_bytes(first).to_owned();
     Ok(Prepared { program, name, arguments: others.to_vec(), account, folder, variables })
 }

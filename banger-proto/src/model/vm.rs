@@ -1,5 +1,6 @@
 //! VMs: what they are made of, what they hold, and what is asked of them.
 
+use super::Workspace;
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;
 use banger_policy::vm::RestartPolicy;
@@ -116,6 +117,8 @@ pub struct VmRecord {
     pub runtime: VmRuntime,
     /// What was measured.
     pub stats: Option<VmStats>,
+    /// The repository that was prepared in it. `None` in a list.
+    pub workspace: Option<Workspace>,
 }
 
 /// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size, else built in.

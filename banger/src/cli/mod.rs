@@ -4,11 +4,13 @@ mod image;
 mod job;
 mod kernel;
 mod vm;
+mod workspace;
 
 pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
 pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
 pub(crate) use vm::{Exec, Run, Set, Spec, Switch, Vm, With};
+pub(crate) use workspace::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};
 
 use clap::{Args, Parser, Subcommand};
 

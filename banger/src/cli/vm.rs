@@ -1,9 +1,11 @@
 //! `banger vm`.
 
+use super::workspace::{Repository, Workspace};
 use super::{Json, List};
 use banger_policy::vm::RestartPolicy;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Vm {
@@ -84,6 +86,16 @@ pub(crate) enum Vm {
     },
     /// Run a command in a VM, or a login shell
     Exec(Exec),
+    /// Copy files and folders to a VM, from a VM, or between VMs
+    Cp {
+        /// VM:PATH, a path of this host, or - for a tar stream on standard input
+        from: String,
+        /// VM:PATH, a path of this host, or - for a tar stream to standard output
+        to: String,
+    },
+    /// A repository of yours in a VM, and what was done there back to you
+    #[command(subcommand)]
+    Workspace(Workspace),
     /// Log in with ssh; what follows the name is ssh's: options, then a command
     Ssh {
         /// The VM
@@ -151,6 +163,10 @@ pub(crate) struct Run {
     pub(crate) no_stdin: bool,
     #[command(flatten)]
     pub(crate) with: With,
+    #[command(flatten)]
+    pub(crate) repository: Repository,
+    /// A git repository: it is prepared in the VM, and the shell or command starts there
+    pub(crate) path: Option<PathBuf>,
     /// The command; its exit status is ours [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -162,7 +178,7 @@ pub(crate) struct With {
     /// Set a variable; with a NAME alone, to its value here
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<OsString>,
-    /// The folder to start in [default: the image's, or the user's home]
+    /// The folder to start in [default: the workspace, else the image's, else the user's home]
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) workdir: Option<String>,
     /// A user of the VM, by name or number, with or without a group: app, 1000:1000 [default: the image's, or root]
@@ -183,6 +199,9 @@ pub(crate) struct Exec {
     /// Do not read standard input
     #[arg(short = 'n', long, conflicts_with = "tty")]
     pub(crate) no_stdin: bool,
+    /// When HEAD of the workspace's repository has moved here, prepare it again before
+    #[arg(long)]
+    pub(crate) auto_prepare: bool,
     #[command(flatten)]
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]

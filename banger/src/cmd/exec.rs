@@ -2,6 +2,7 @@
 
 use crate::cli::{Exec, With};
 use crate::client::Client;
+use crate::cmd::workspace;
 use crate::interrupt::Interrupts;
 use crate::{guest, session, terminal};
 use anyhow::Context as _;
@@ -29,10 +30,22 @@ pub(super) struct Settings {
 pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
     let tty = !options.no_tty && !options.no_stdin && (options.tty || terminal::interactive());
     let what = format!("cannot run a command in {}", options.vm);
-    let settings = check(options.with).with_context(|| what.clone())?;
+    let mut settings = check(options.with).with_context(|| what.clone())?;
     let client = Client::connect().await?;
+    if settings.working_dir.is_none() {
+        settings.working_dir =
+            workspace::enter(&client, &options.vm, options.auto_prepare).await.with_context(|| what.clone())?;
+    }
     let how = How { tty, stdin: !options.no_stdin, settings };
     command(&client, options.vm, options.command, how, None).await.context(what)
+}
+
+impl Settings {
+    /// Starts in that folder, unless the user has named another one.
+    pub(super) fn within(mut self, folder: String) -> Self {
+        self.working_dir.get_or_insert(folder);
+        self
+    }
 }
 
 /// # Errors

@@ -177,6 +177,9 @@ async fn one(
             if let (Verb::Delete, Ok(store)) = (verb, Store::locate()) {
                 store.forget(vm.id);
             }
+            if matches!((verb, vm.state, &ended), (Verb::Start | Verb::Restart, State::Created, Ended::Done(_))) {
+                super::sync::new_vm(client, vm.id).await.with_context(what)?;
+            }
             line(&format!("{past} {} in {}", vm.name, took(began.elapsed())))?;
             Ok(if let Ended::Interrupted(status, _) = ended { status } else { 0 })
         }

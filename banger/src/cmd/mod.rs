@@ -3,6 +3,7 @@
 mod cache;
 mod chown;
 mod completion;
+mod cp;
 mod doctor;
 mod exec;
 mod image;
@@ -16,9 +17,11 @@ mod prune;
 mod pull;
 mod run;
 mod spec;
+mod sync;
 mod version;
+mod workspace;
 
-use crate::cli::{Command, Vm};
+use crate::cli::{Command, Vm, Workspace};
 use anyhow::Context as _;
 
 /// Runs a command; gives the exit status.
@@ -62,6 +65,9 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Ports { vm, json } => inside::ports(vm, json).await,
         Vm::Health { vm, json } => inside::health(vm, json).await,
         Vm::Exec(options) => exec::exec(options).await,
+        Vm::Cp { from, to } => cp::cp(&from, &to).await,
+        Vm::Workspace(Workspace::Prepare(options)) => workspace::prepare(options).await,
+        Vm::Workspace(Workspace::Export(options)) => workspace::export(options).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
         Vm::Proxy { vm } => login::proxy(vm).await,
     }

@@ -3,13 +3,14 @@
 use crate::cli::{Run, Spec};
 use crate::client::{Client, answer, soon};
 use crate::cmd::exec::{self, How};
-use crate::cmd::{lifecycle, pull, spec};
+use crate::cmd::{lifecycle, pull, spec, sync, workspace};
 use crate::error::{explained, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
 use crate::output::{line, note, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
+use crate::workspace::Wanted;
 use anyhow::Context as _;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::model::{CreateRequest, VmRecord};
@@ -36,7 +37,16 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let what = "cannot run a VM";
     refuse_contradictions(&options).context(what)?;
     let request = spec::request(&options.spec, false).context(what)?;
-    let settings = exec::check(options.with).context(what)?;
+    let mut settings = exec::check(options.with).context(what)?;
+    let dry_run = options.repository.dry_run;
+    let wanted = options.path.map(|path| workspace::wanted(path, options.repository));
+    if dry_run {
+        return match wanted {
+            Some(wanted) => workspace::show(wanted).await.context(what),
+            None => Err(explained("--dry-run says what would be sent, and no repository is named", "name one: PATH"))
+                .context(what),
+        };
+    }
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
@@ -48,6 +58,24 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
             Made::Vm(vm) => vm,
             Made::Nothing(status) => return Ok(status),
         };
+    let filled = tokio::select! {
+        filled = fill(&client, &vm, wanted) => filled,
+        status = interrupts.next() => {
+            return lifecycle::delete_at_end(&vm, interrupts).await.map(|()| status);
+        }
+    };
+    match filled.context(what) {
+        Ok(Some(folder)) => settings = settings.within(folder),
+        Ok(None) => {}
+        Err(error) if options.keep_on_error => return Err(error),
+        Err(error) => {
+            if let Err(delete) = lifecycle::delete_at_end(&vm, interrupts).await {
+                say(&error);
+                return Err(delete);
+            }
+            return Err(error);
+        }
+    }
     note(&format!("ready in {}", took(began.elapsed())));
     if options.detach {
         line(vm.name.as_str())?;
@@ -67,6 +95,17 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
         }
         (Ok(_), Err(delete)) => Err(delete),
     }
+}
+
+/// Gives a new VM its user's files and repository; the folder of that.
+async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>) -> anyhow::Result<Option<String>> {
+    sync::new_vm(client, vm.id).await?;
+    let Some(wanted) = wanted else { return Ok(None) };
+    let began = Instant::now();
+    let workspace = workspace::into(client, vm, wanted).await.context("cannot prepare the workspace")?;
+    let took = took(began.elapsed());
+    note(&format!("  {:<22} {took:>10}  {}", "workspace", workspace.guest_path));
+    Ok(Some(workspace.guest_path))
 }
 
 /// Before anything is made.

@@ -9,7 +9,7 @@ pub use records::vm;
 
 use banger_policy::Digest;
 use banger_proto::daemon::Daemon as _;
-use banger_proto::model::{JobResult, JobState, JobView, VmRecord};
+use banger_proto::model::{FileSync, JobResult, JobState, JobView, VmRecord};
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::Purpose;
@@ -39,6 +39,8 @@ pub struct State {
     pub pulled: Vec<(String, String, Digest)>,
     /// What was last asked for, and not there.
     pub asked: Option<(String, String, Digest)>,
+    /// What new VMs get.
+    pub file_sync: Vec<FileSync>,
     jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
 }

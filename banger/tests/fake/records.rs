@@ -39,6 +39,7 @@ pub fn vm(name: &str, state: State) -> VmRecord {
         },
         runtime: runtime(state),
         stats: None,
+        workspace: None,
     }
 }
 

@@ -5,9 +5,9 @@ use banger_policy::VmId;
 use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult,
-    JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage,
-    VmRecord,
+    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage,
+    JobResult, JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage,
+    VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -158,6 +158,19 @@ impl Daemon for Fake {
         };
         state.streams.push((ticket.clone(), request, upload));
         Ok(OpenStream { ticket, job: upload.map(JobId) })
+    }
+
+    async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        state.calls.push(format!("workspace {}", workspace.is_some()));
+        let known = state.vms.iter_mut().find(|known| known.id == found.id);
+        known.into_iter().for_each(|vm| vm.workspace.clone_from(&workspace));
+        Ok(())
+    }
+
+    async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
+        Ok(self.state().file_sync.clone())
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {

@@ -11,6 +11,7 @@ mod key;
 mod pulled;
 pub(crate) mod store;
 mod vm;
+mod workspace;
 
 pub(crate) use care::{Verdict, inspect};
 pub(crate) use pulled::Link;
@@ -25,8 +26,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("schema/0001.sql"), include_str!("schema/0002.sql"), include_str!("schema/0003.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("schema/0001.sql"),
+    include_str!("schema/0002.sql"),
+    include_str!("schema/0003.sql"),
+    include_str!("schema/0004.sql"),
+];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before the first release has none.
 const APPLICATION_ID: i32 = 0x626e_6772;
 

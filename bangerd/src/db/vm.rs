@@ -8,7 +8,7 @@ use banger_policy::net::{AddressIndex, Network};
 use banger_policy::quota::{self, Limited, UserLimits};
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageConfig, ImageName, VmId, VmName};
-use banger_proto::model::VmSpec;
+use banger_proto::model::{VmSpec, Workspace};
 use banger_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, Row, Transaction, named_params, params};
 
@@ -38,6 +38,8 @@ pub(crate) struct VmRow {
     pub(crate) mirror: Mirror,
     /// The raw address index; [`Network::index`] checks it.
     pub(crate) address_index: u32,
+    /// What the owner has prepared in it.
+    pub(crate) workspace: Option<Workspace>,
 }
 
 /// The copy of the handles in a VM's row.
@@ -236,7 +238,7 @@ impl Db {
             }
             let now = signed(Timestamp::now().unix());
             let given = sql.execute(
-                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4 WHERE id = ?1",
+                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4, workspace = NULL WHERE id = ?1",
                 params![Text(vm), to.uid, to.name, now],
             );
             given
@@ -419,5 +421,6 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
             generation: row.get::<_, Option<i64>>("generation")?.map(i64::cast_unsigned),
         },
         address_index: row.get("address_index")?,
+        workspace: row.get::<_, Option<Json<_>>>("workspace")?.map(|workspace| workspace.0),
     })
 }

@@ -9,8 +9,8 @@ use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobView,
+    KernelRecord, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -206,6 +206,16 @@ impl banger_proto::daemon::Daemon for Service {
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
         self.pay()?;
         self.daemon.vms.ctx.jobs.cancel(&self.peer, job)
+    }
+
+    async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
+        self.pay()?;
+        self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await
+    }
+
+    async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.file_sync())
     }
 }
 

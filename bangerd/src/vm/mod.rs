@@ -22,6 +22,7 @@ mod steps;
 pub(crate) mod sweep;
 mod teardown;
 mod view;
+mod workspace;
 
 pub(crate) use order::Verb;
 

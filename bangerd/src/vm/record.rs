@@ -47,14 +47,16 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             generation: mirror.generation,
         },
         stats,
+        workspace: row.workspace.clone(),
     }
 }
 
-/// For a list, of which a page must fit a frame: the first line of the reason, and no raw metrics.
+/// For a list, of which a page must fit a frame: the first line of the reason, no raw metrics and no workspace.
 pub(super) fn brief(mut record: VmRecord) -> VmRecord {
     const REASON: usize = 200;
     let reason = record.runtime.last_error.lines().next().unwrap_or_default();
     record.runtime.last_error = reason.chars().take(REASON).collect();
+    record.workspace = None;
     if let Some(stats) = &mut record.stats {
         stats.metrics_raw.clear();
     }

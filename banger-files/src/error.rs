@@ -1,0 +1,53 @@
+//! What goes wrong with files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why files could not be packed or unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused something about a path.
+    #[error("{}: {source}", .path.display())]
+    Path {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The stream itself.
+    #[error("the stream ended badly: {0}")]
+    Stream(#[source] io::Error),
+    /// The stream ends before the archive does.
+    #[error("the stream ended before the archive did")]
+    Truncated,
+    /// A name that leads out of the folder, or is none.
+    #[error("{0:?} is not a name below the folder")]
+    Name(String),
+    /// A device, a pipe, a socket, or a form of tar that is not read.
+    #[error("{0:?} is neither a file, a folder nor a link")]
+    Kind(String),
+    /// A link stands where a folder is needed.
+    #[error("{0:?} leads through a link")]
+    Link(String),
+    /// More than whoever unpacks will take.
+    #[error("it is more than {0}")]
+    Limit(String),
+    /// A file changed while it was read.
+    #[error("{} changed while it was read: try again", .0.display())]
+    Changed(PathBuf),
+    /// The words of [`crate::program::run`].
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    pub(crate) fn path(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Path { path, source }
+    }
+
+    pub(crate) fn errno(path: impl AsRef<Path>) -> impl FnOnce(rustix::io::Errno) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Path { path, source: source.into() }
+    }
+}

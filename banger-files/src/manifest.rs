@@ -1,0 +1,184 @@
+//! What a prepared folder looked like when it was prepared, and what is different now.
+//!
+//! As git's index does, a file counts as unchanged when everything that stat(2) says is as before; the time of its
+//! last change of status cannot be set, so a file that was changed never passes as unchanged. The other way round
+//! is harmless: who asked compares contents.
+
+use crate::Error;
+use crate::pack::as_path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// In [`crate::RECORDS`].
+pub(crate) const MANIFEST: &str = "manifest";
+/// In [`crate::RECORDS`]: what the repository's branches were.
+pub(crate) const REFS: &str = "refs";
+/// Folders below folders. Deeper ones are not looked into.
+const DEPTH: usize = 128;
+
+/// What became of a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// It may have other contents or another mode.
+    Modified(Vec<u8>),
+    /// It was not there.
+    Added(Vec<u8>),
+    /// It is not there any more.
+    Deleted(Vec<u8>),
+    /// A folder with a repository of its own, which was not there. It is not looked into.
+    Repository(Vec<u8>),
+}
+
+/// By path, relative to the folder.
+type Files = BTreeMap<Vec<u8>, String>;
+
+/// Writes down what is in a folder now.
+pub(crate) fn record(folder: &Path) -> Result<(), Error> {
+    let mut files = Files::new();
+    walk(folder, &mut |path, stat| {
+        if let Some(stat) = stat {
+            files.insert(path, stat);
+        }
+    })?;
+    let records = folder.join(crate::RECORDS);
+    fs::create_dir_all(&records).map_err(Error::path(&records))?;
+    let mut text = Vec::new();
+    for (path, stat) in files {
+        text.extend_from_slice(stat.as_bytes());
+        text.push(b' ');
+        text.extend_from_slice(&path);
+        text.push(0);
+    }
+    for (name, text) in [(MANIFEST, text), (REFS, refs(folder))] {
+        let path = records.join(name);
+        fs::write(&path, text).map_err(Error::path(&path))?;
+    }
+    Ok(())
+}
+
+/// What was written down; `None` when nothing was.
+pub(crate) fn recorded(folder: &Path) -> Option<Files> {
+    let text = fs::read(folder.join(crate::RECORDS).join(MANIFEST)).ok()?;
+    let mut files = Files::new();
+    for line in text.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+        let at = line.iter().position(|byte| *byte == b' ')?;
+        let (stat, path) = line.split_at(at);
+        files.insert(path.get(1..)?.to_vec(), String::from_utf8(stat.to_vec()).ok()?);
+    }
+    Some(files)
+}
+
+/// What is different from what was written down.
+pub(crate) fn changes(folder: &Path) -> Result<Vec<Change>, Error> {
+    let mut before =
+        recorded(folder).ok_or_else(|| Error::Usage(format!("{} is no prepared workspace", folder.display())))?;
+    let mut changes = Vec::new();
+    walk(folder, &mut |path, stat| match (before.remove(&path), stat) {
+        (Some(before), Some(now)) if before == now => {}
+        (Some(_), Some(_)) => changes.push(Change::Modified(path)),
+        (None, Some(_)) => changes.push(Change::Added(path)),
+        (_, None) => changes.push(Change::Repository(path)),
+    })?;
+    changes.extend(before.into_keys().map(Change::Deleted));
+    changes.sort();
+    Ok(changes)
+}
+
+/// Writes changes so that [`parse_changes`] reads them.
+pub(crate) fn write_changes(changes: &[Change], to: &mut dyn Write) -> Result<(), Error> {
+    for change in changes {
+        let (letter, path) = match change {
+            Change::Modified(path) => (b"M", path),
+            Change::Added(path) => (b"A", path),
+            Change::Deleted(path) => (b"D", path),
+            Change::Repository(path) => (b"R", path),
+        };
+        to.write_all(&[letter.as_slice(), path, b"\0"].concat()).map_err(Error::Stream)?;
+    }
+    Ok(())
+}
+
+/// What a guest says about its changes. What it does not say well is `None`.
+#[must_use]
+pub fn parse_changes(text: &[u8]) -> Option<Vec<Change>> {
+    let text = if text.is_empty() { return Some(Vec::new()) } else { text.strip_suffix(b"\0")? };
+    let change = |line: &[u8]| {
+        let path = line.get(1..).filter(|path| !path.is_empty())?.to_vec();
+        Some(match line.first()? {
+            b'M' => Change::Modified(path),
+            b'A' => Change::Added(path),
+            b'D' => Change::Deleted(path),
+            b'R' => Change::Repository(path),
+            _ => return None,
+        })
+    };
+    text.split(|byte| *byte == 0).map(change).collect()
+}
+
+/// What the branches and HEAD are, as one text to compare.
+pub(crate) fn refs(folder: &Path) -> Vec<u8> {
+    let git = folder.join(".git");
+    let mut files = vec![git.join("HEAD"), git.join("packed-refs")];
+    let mut folders = vec![git.join("refs/heads")];
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => files.push(entry.path()),
+            }
+        }
+    }
+    files.sort();
+    let mut text = Vec::new();
+    for file in files {
+        text.extend_from_slice(file.strip_prefix(&git).unwrap_or(&file).as_os_str().as_bytes());
+        text.push(b' ');
+        text.extend(fs::read(&file).unwrap_or_default());
+        text.push(0);
+    }
+    text
+}
+
+/// Calls `each` with every file and link, and without a stat for a folder with a repository of its own.
+fn walk(folder: &Path, each: &mut dyn FnMut(Vec<u8>, Option<String>)) -> Result<(), Error> {
+    // One that was prepared as a part of this workspace is no repository, because its `.git` was not.
+    let mut folders = vec![(Vec::new(), 0)];
+    while let Some((name, depth)) = folders.pop() {
+        let at = folder.join(as_path(&name));
+        for entry in fs::read_dir(&at).map_err(Error::path(&at))? {
+            let entry = entry.map_err(Error::path(&at))?;
+            let file = entry.file_name().into_vec();
+            if name.is_empty() && file == b".git" {
+                continue;
+            }
+            let path = if name.is_empty() { file } else { [&name, b"/".as_slice(), &file].concat() };
+            // What goes away meanwhile is as if it had never been seen.
+            let Ok(found) = entry.metadata() else { continue };
+            if !found.is_dir() {
+                each(path, Some(stat(&found)));
+            } else if entry.path().join(".git").symlink_metadata().is_ok() {
+                each(path, None);
+            } else if depth < DEPTH {
+                folders.push((path, depth + 1));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn stat(found: &fs::Metadata) -> String {
+    format!(
+        "{:o},{},{}.{},{}.{},{}",
+        found.mode(),
+        found.size(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+        found.ino()
+    )
+}

@@ -1,0 +1,70 @@
+//! What the guest's agent does for the command line: the words after [`crate::COMMAND`].
+//!
+//! - `look PATH`: a [`crate::Look`] as JSON.
+//! - `put FOLDER`: unpacks standard input there.
+//! - `replace FOLDER`: unpacks standard input as a workspace and puts it in the folder's place.
+//! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
+//! - `changes FOLDER`: what is not as it was prepared.
+//! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a tar.
+
+use crate::manifest;
+use crate::pack::as_path;
+use crate::place::{absolute, look, replace};
+use crate::{Error, Limits, Packer, open_folder, unpack};
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// A list of names is not longer.
+const MAX_NAMES: u64 = 256 * 1024 * 1024;
+
+/// Does what the words say; `home` is what `~` means.
+///
+/// # Errors
+/// Why not, for standard error.
+pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut dyn Write) -> Result<(), Error> {
+    let words: Vec<&Path> = words.iter().map(Path::new).collect();
+    match words.as_slice() {
+        [verb, path, rest @ ..] => {
+            let path = absolute(path, home)?;
+            match (verb.as_os_str().as_bytes(), rest) {
+                (b"look", []) => {
+                    let text = serde_json::to_vec(&look(&path)?).map_err(|error| Error::Stream(error.into()))?;
+                    output.write_all(&text).map_err(Error::Stream)?;
+                }
+                (b"put", []) => {
+                    std::fs::create_dir_all(&path).map_err(Error::path(&path))?;
+                    unpack(input, &open_folder(&path)?, Limits::NONE)?;
+                }
+                (b"replace", []) => {
+                    replace(&path, input)?;
+                }
+                (b"pack", [name]) => {
+                    let mut packer = Packer::new(&mut *output);
+                    packer.add_tree(name.as_os_str().as_bytes(), &path)?;
+                    packer.finish()?;
+                }
+                (b"changes", []) => manifest::write_changes(&manifest::changes(&path)?, output)?,
+                (b"get", []) => get(&path, input, output)?,
+                _ => return Err(Error::Usage("these words are not understood".to_owned())),
+            }
+        }
+        _ => return Err(Error::Usage("these words are not understood".to_owned())),
+    }
+    output.flush().map_err(Error::Stream)
+}
+
+fn get(folder: &Path, input: &mut dyn Read, output: &mut dyn Write) -> Result<(), Error> {
+    let mut names = Vec::new();
+    input.take(MAX_NAMES).read_to_end(&mut names).map_err(Error::Stream)?;
+    let mut packer = Packer::new(&mut *output);
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        match packer.add(name, &folder.join(as_path(name)), None) {
+            // It went away meanwhile: whoever asked sees that it did not come.
+            Err(Error::Path { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    packer.finish().map(drop)
+}

@@ -1,0 +1,297 @@
+//! Unpacking below a folder, whoever wrote the archive.
+//!
+//! Every path is resolved by the kernel from the folder's descriptor, without links and never above it (openat2(2),
+//! `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`). What stands in the way of a file is removed, not written through. Only
+//! files, folders and links are made; set-id bits are dropped.
+
+use crate::Error;
+use crate::pack::as_path;
+use crate::raw::{self, Entry};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, ftruncate, futimens, linkat,
+    mkdirat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use tar::EntryType;
+
+/// What an archive may bring at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Of all files together.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub entries: u64,
+}
+
+impl Limits {
+    /// For an archive of a trusted side.
+    pub const NONE: Self = Self { bytes: u64::MAX, entries: u64::MAX };
+}
+
+/// What an archive has brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Of all files together.
+    pub bytes: u64,
+    /// Files, folders and links.
+    pub entries: u64,
+}
+
+/// A block of zeros of this length, and aligned to it, becomes a hole.
+const BLOCK: usize = 4096;
+
+/// Opens the folder into which is unpacked. Links on the way to it are followed.
+///
+/// # Errors
+/// [`Error::Path`].
+pub fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
+    openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::errno(path))
+}
+
+/// Unpacks a tar stream below a folder.
+///
+/// # Errors
+/// What the archive or the system says; what was unpacked until then stays.
+pub fn unpack(from: impl Read, into: &OwnedFd, limits: Limits) -> Result<Unpacked, Error> {
+    let mut tree = Tree { root: into, last: None, folders: Vec::new(), limits, done: Unpacked::default() };
+    raw::each(from, |entry, data| tree.entry(entry, data))?;
+    tree.finish()
+}
+
+/// Unpacks the named files and links, and refuses an archive with anything else.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_only(
+    from: impl Read,
+    into: &OwnedFd,
+    limits: Limits,
+    names: &BTreeSet<Vec<u8>>,
+) -> Result<Unpacked, Error> {
+    let mut tree = Tree { root: into, last: None, folders: Vec::new(), limits, done: Unpacked::default() };
+    raw::each(from, |entry, data| {
+        let wanted = clean(&entry.name)?.is_some_and(|name| names.contains(&name));
+        if !wanted || entry.kind == EntryType::Directory {
+            return Err(Error::Name(shown(&entry.name)));
+        }
+        tree.entry(entry, data)
+    })?;
+    tree.finish()
+}
+
+struct Tree<'a> {
+    root: &'a OwnedFd,
+    /// The folder of the entry before: mostly the next one's too.
+    last: Option<(Vec<u8>, OwnedFd)>,
+    /// Modes and times of folders, set when nothing more is written into them.
+    folders: Vec<(Vec<u8>, u32, i64)>,
+    limits: Limits,
+    done: Unpacked,
+}
+
+/// The name as it is used: relative, and without empty parts. `None`: the folder itself.
+fn clean(name: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+    let parts: Vec<&[u8]> = name.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    if parts.contains(&b"..".as_slice()) || name.contains(&0) {
+        return Err(Error::Name(shown(name)));
+    }
+    Ok(Some(parts.join(&b'/')).filter(|name| !name.is_empty()))
+}
+
+fn shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (b"", path),
+    }
+}
+
+impl Tree<'_> {
+    fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<(), Error> {
+        self.done.entries += 1;
+        if self.done.entries > self.limits.entries {
+            return Err(Error::Limit(format!("{} files", self.limits.entries)));
+        }
+        let Some(path) = clean(&entry.name)? else {
+            // The folder itself, which has its mode already.
+            return Ok(());
+        };
+        let (folder, name) = split(&path);
+        let at = || Error::errno(as_path(&path));
+        if matches!(entry.kind, EntryType::Directory) {
+            return self.folder(&path, entry);
+        }
+        match entry.kind {
+            EntryType::Regular | EntryType::Continuous => {
+                self.done.bytes = self.done.bytes.saturating_add(entry.size);
+                if self.done.bytes > self.limits.bytes {
+                    return Err(Error::Limit(format!("{} MiB", self.limits.bytes >> 20)));
+                }
+                let parent = self.parent(folder)?;
+                clear(parent, name).map_err(at())?;
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(at())?;
+                let mut file = File::from(file);
+                if copy(data, &mut file, &path)? != entry.size {
+                    return Err(Error::Truncated);
+                }
+                fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(at())?;
+                futimens(&file, &times(entry.mtime)).map_err(at())
+            }
+            EntryType::Symlink => {
+                let parent = self.parent(folder)?;
+                clear(parent, name).map_err(at())?;
+                symlinkat(entry.target.as_slice(), parent, name).map_err(at())?;
+                let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+                utimensat(parent, name, &times(entry.mtime), nofollow).map_err(at())
+            }
+            EntryType::Link => {
+                let target = clean(&entry.target)?.ok_or_else(|| Error::Name(shown(&entry.target)))?;
+                let (target_folder, target_name) = split(&target);
+                let from = self.parent(target_folder)?.try_clone().map_err(Error::path(as_path(&target)))?;
+                let parent = self.parent(folder)?;
+                clear(parent, name).map_err(at())?;
+                linkat(&from, target_name, parent, name, AtFlags::empty()).map_err(at())
+            }
+            _ => Err(Error::Kind(shown(&entry.name))),
+        }
+    }
+
+    fn folder(&mut self, path: &[u8], entry: &Entry) -> Result<(), Error> {
+        let (folder, name) = split(path);
+        let parent = self.parent(folder)?;
+        match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Error::errno(as_path(path)))?;
+                if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
+                    return Err(Error::Path { path: as_path(path).to_owned(), source: Errno::NOTDIR.into() });
+                }
+            }
+            Err(error) => return Err(Error::errno(as_path(path))(error)),
+        }
+        self.folders.push((path.to_vec(), entry.mode & 0o1777, entry.mtime));
+        Ok(())
+    }
+
+    /// The folder of that name, made when it is missing.
+    fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd, Error> {
+        let known = self.last.as_ref().is_some_and(|(last, _)| last == path);
+        if !known {
+            let folder = match beneath(self.root, path) {
+                Err(Errno::NOENT) => self.make(path)?,
+                other => other.map_err(|error| link_or(error, path))?,
+            };
+            self.last = Some((path.to_vec(), folder));
+        }
+        match &self.last {
+            Some((_, folder)) => Ok(folder),
+            None => Err(Error::Name(shown(path))),
+        }
+    }
+
+    fn make(&self, path: &[u8]) -> Result<OwnedFd, Error> {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+        let mut around = beneath(self.root, b"").map_err(Error::errno("."))?;
+        let mut begin = 0;
+        for end in ends {
+            let part = path.get(begin..end).unwrap_or_default();
+            match mkdirat(&around, part, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(Error::errno(as_path(path))(error)),
+            }
+            around = beneath(&around, part).map_err(|error| link_or(error, path))?;
+            begin = end + 1;
+        }
+        Ok(around)
+    }
+
+    /// The innermost first: a folder's time changes with what is made in it, and its mode may forbid that.
+    fn finish(mut self) -> Result<Unpacked, Error> {
+        self.folders.sort_by(|a, b| b.0.cmp(&a.0));
+        for (path, mode, mtime) in &self.folders {
+            let at = || Error::errno(as_path(path));
+            let folder = beneath_for(self.root, path, OFlags::RDONLY).map_err(at())?;
+            futimens(&folder, &times(*mtime)).map_err(at())?;
+            fchmod(&folder, Mode::from_raw_mode(*mode)).map_err(at())?;
+        }
+        Ok(self.done)
+    }
+}
+
+fn link_or(error: Errno, path: &[u8]) -> Error {
+    if error == Errno::LOOP || error == Errno::XDEV {
+        Error::Link(shown(path))
+    } else {
+        Error::errno(as_path(path))(error)
+    }
+}
+
+fn beneath(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    beneath_for(root, path, OFlags::PATH)
+}
+
+fn beneath_for(root: &OwnedFd, path: &[u8], how: OFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { b"." } else { path };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    openat2(root.as_fd(), path, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Removes what stands there; a folder stays, and is an error of what comes next.
+fn clear(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn times(mtime: i64) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime, tv_nsec: 0 },
+    }
+}
+
+/// Blocks of zeros become holes.
+fn copy(data: &mut dyn Read, file: &mut File, path: &[u8]) -> Result<u64, Error> {
+    let mut buffer = vec![0; 64 * BLOCK];
+    let (mut length, mut hole) = (0_u64, false);
+    loop {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match data.read(rest) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Stream(error)),
+            }
+        }
+        let bytes = buffer.get(..filled).unwrap_or_default();
+        for block in bytes.chunks(BLOCK) {
+            let zero = block.len() == BLOCK && block.iter().all(|byte| *byte == 0);
+            let put = match (zero, hole) {
+                (true, _) => Ok(()),
+                (false, true) => file.seek(SeekFrom::Start(length)).and_then(|_| file.write_all(block)),
+                (false, false) => file.write_all(block),
+            };
+            put.map_err(Error::path(as_path(path)))?;
+            hole = zero;
+            length += block.len() as u64;
+        }
+        if filled < buffer.len() {
+            break;
+        }
+    }
+    if hole {
+        ftruncate(&*file, length).map_err(Error::errno(as_path(path)))?;
+    }
+    Ok(length)
+}

@@ -1,0 +1,292 @@
+//! `vm cp`: files and folders to a VM, from a VM, and from one VM to another.
+//!
+//! As with cp(1), a folder as the target gets the source below it, and another name is the copy's name. `-` is a tar stream.
+
+use crate::client::{Client, answer, soon};
+use crate::error::explained;
+use crate::interrupt::Interrupts;
+use crate::output::{Streams, note};
+use crate::progress::{Detail, Progress};
+use crate::remote::{self, Guest};
+use anyhow::Context as _;
+use banger_files::{COMMAND, Kind, Limits, Look, Packer, open_folder, unpack};
+use banger_policy::lifecycle::State;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// One side of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum End {
+    /// Standard input or output, as a tar stream.
+    Stream,
+    Host(PathBuf),
+    Vm(String, String),
+}
+
+/// `VM:PATH`, `-`, or a path of the host; `./a:b` is one, too.
+fn parse(word: &str) -> End {
+    match word.split_once(':') {
+        _ if word == "-" => End::Stream,
+        Some((vm, path)) if !vm.is_empty() && !vm.starts_with(['/', '.', '~']) => {
+            End::Vm(vm.to_owned(), if path.is_empty() { ".".to_owned() } else { path.to_owned() })
+        }
+        _ => End::Host(word.into()),
+    }
+}
+
+pub(super) async fn cp(from: &str, to: &str) -> anyhow::Result<u8> {
+    let what = format!("cannot copy {from} to {to}");
+    let ends = (parse(from), parse(to));
+    if !matches!(ends, (End::Vm(..), _) | (_, End::Vm(..))) {
+        return Err(explained("neither is in a VM", "name a file in a VM as VM:PATH")).context(what);
+    }
+    let client = Client::connect().await?;
+    let mut interrupts = Interrupts::listen()?;
+    let copied = tokio::select! {
+        done = copy(&client, ends) => done,
+        status = interrupts.next() => return Ok(status),
+    };
+    copied.context(what).map(|()| 0)
+}
+
+async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
+    let count = Arc::new(AtomicU64::new(0));
+    let progress = Progress::new(Detail::Live);
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    let copying = async {
+        match ends {
+            (End::Host(from), End::Vm(vm, path)) => {
+                let guest = guest(client, vm).await?;
+                to_guest(&guest, &from, &path, Arc::clone(&count)).await
+            }
+            (End::Stream, End::Vm(vm, path)) => {
+                let guest = guest(client, vm).await?;
+                let bytes = Arc::clone(&count);
+                let work = |to: &mut dyn std::io::Write| Ok(std::io::copy(&mut std::io::stdin().lock(), to).map(drop)?);
+                remote::send(&guest, &["put", &path], None, bytes, work).await
+            }
+            (End::Vm(vm, path), End::Host(to)) => from_guest(&guest(client, vm).await?, &path, &to, &count).await,
+            (End::Vm(vm, path), End::Stream) => {
+                let guest = guest(client, vm).await?;
+                let name = base_name(&path);
+                to_output(&guest, &["pack", &path, &name]).await
+            }
+            (End::Vm(vm, path), End::Vm(other, to)) => {
+                let (from, into) = (guest(client, vm).await?, guest(client, other).await?);
+                between(&from, &path, &into, &to, &count).await
+            }
+            _ => Err(anyhow::anyhow!("neither is in a VM")),
+        }
+    };
+    let mut copying = std::pin::pin!(copying);
+    loop {
+        tokio::select! {
+            done = &mut copying => return done,
+            _ = ticks.tick() => progress.sent(count.load(Ordering::Relaxed), None),
+        }
+    }
+}
+
+async fn guest(client: &Client, vm: String) -> anyhow::Result<Guest<'_>> {
+    let found = answer(client.rpc.show_vm(soon(), vm)).await?;
+    if found.state != State::Running {
+        let hint = format!("start it: banger vm start {}", found.name);
+        return Err(explained(format!("{} is {}, and files are copied while it runs", found.name, found.state), hint));
+    }
+    Ok(Guest::Vm { client, vm: found.id.to_string() })
+}
+
+/// The last part of a path; `contents` for one without a name, such as `/`.
+fn base_name(path: &str) -> String {
+    let name = Path::new(path).file_name();
+    name.map_or_else(|| ".".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The folder into which is unpacked, and the name of the copy there; `.` for the contents of a folder alone.
+fn place(look: &Look, to: &str, source: &str) -> anyhow::Result<(String, String)> {
+    if matches!(look.kind, Kind::Folder | Kind::Empty) || to.ends_with('/') {
+        return Ok((look.path.clone(), if source.ends_with("/.") { ".".to_owned() } else { base_name(source) }));
+    }
+    if source.ends_with("/.") {
+        return Ok((look.path.clone(), ".".to_owned()));
+    }
+    let path = Path::new(&look.path);
+    let (folder, name) = (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str()));
+    Ok((folder.context("it has no name")?.to_owned(), name.context("it has no name")?.to_owned()))
+}
+
+async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
+    let answer = remote::ask(guest, &["look", path], None).await?;
+    serde_json::from_slice(&answer).context("the guest's answer is not understood")
+}
+
+async fn to_guest(guest: &Guest<'_>, from: &Path, to: &str, sent: Arc<AtomicU64>) -> anyhow::Result<()> {
+    from.symlink_metadata().with_context(|| from.display().to_string())?;
+    let source = from.to_str().context("the path is not UTF-8")?.to_owned();
+    let source = if base_name(&source) == "." && !source.ends_with("/.") {
+        // `.` and `..` have names as well.
+        let whole = fs::canonicalize(from)?;
+        whole.to_str().context("the path is not UTF-8")?.to_owned()
+    } else {
+        source
+    };
+    let (folder, name) = place(&look(guest, to).await?, to, &source)?;
+    let work = move |to: &mut dyn std::io::Write| {
+        let mut packer = Packer::new(to);
+        packer.add_tree(name.as_bytes(), Path::new(&source))?;
+        Ok(packer.finish()?)
+    };
+    let skipped = remote::send(guest, &["put", &folder], None, sent, work).await?;
+    for name in skipped {
+        note(&format!("note: {} is left out: a socket, pipe or device", String::from_utf8_lossy(&name)));
+    }
+    Ok(())
+}
+
+async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<AtomicU64>) -> anyhow::Result<()> {
+    let target = to.to_str().context("the path is not UTF-8")?;
+    let is_folder = to.is_dir();
+    let kind = if is_folder { Kind::Folder } else { Kind::None };
+    let path = std::path::absolute(to)?.to_str().context("the path is not UTF-8")?.to_owned();
+    let look = Look { path, kind, prepared: false, refs_changed: false };
+    let (folder, name) = place(&look, target, from)?;
+    let count = Arc::clone(count);
+    let work = move |from: &mut dyn std::io::Read| {
+        let folder = Path::new(&folder);
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        // All that the user has room for; below that folder, whatever the guest names it.
+        unpack(Counted { from, count }, &open_folder(folder)?, Limits::NONE)?;
+        Ok(())
+    };
+    remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await
+}
+
+async fn to_output(guest: &Guest<'_>, words: &[&str]) -> anyhow::Result<()> {
+    let (ours, theirs) = tokio::net::UnixStream::pair()?;
+    let words = [&[COMMAND], words].concat();
+    let running = remote::run(guest, &words, None, tokio::io::empty(), theirs);
+    let showing = async {
+        use tokio::io::AsyncReadExt as _;
+        let (mut ours, mut streams) = (ours, Streams::as_written());
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let read = ours.read(&mut buffer).await?;
+            if read == 0 {
+                return anyhow::Ok(());
+            }
+            streams.output(buffer.get(..read).unwrap_or_default()).await?;
+        }
+    };
+    let (ran, shown) = tokio::join!(running, showing);
+    shown?;
+    ran?.ok()
+}
+
+async fn between(
+    from: &Guest<'_>,
+    path: &str,
+    to: &Guest<'_>,
+    target: &str,
+    count: &Arc<AtomicU64>,
+) -> anyhow::Result<()> {
+    let (folder, name) = place(&look(to, target).await?, target, path)?;
+    let (reader, writer) = tokio::net::UnixStream::pair()?;
+    let reader = reader.into_std()?;
+    reader.set_nonblocking(false)?;
+    let words = [COMMAND, "pack", path, &name];
+    let packing = remote::run(from, &words, None, tokio::io::empty(), writer);
+    let put = ["put", folder.as_str()];
+    let unpacking = remote::send(to, &put, None, Arc::clone(count), move |to| {
+        let mut from = &reader;
+        Ok(std::io::copy(&mut from, to).map(drop)?)
+    });
+    let (packed, unpacked) = tokio::join!(packing, unpacking);
+    match packed {
+        // What the source says explains an archive that ended too early.
+        Ok(ran) => ran.ok().and(unpacked),
+        Err(error) => unpacked.and(Err(error)),
+    }
+}
+
+struct Counted<'a> {
+    from: &'a mut dyn std::io::Read,
+    count: Arc<AtomicU64>,
+}
+
+impl std::io::Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.count.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_word_with_a_colon_is_in_a_vm() {
+        assert_eq!(parse("demo:/etc"), End::Vm("demo".into(), "/etc".into()));
+        assert_eq!(parse("alice/demo:x:y"), End::Vm("alice/demo".into(), "x:y".into()));
+        assert_eq!(parse("demo:"), End::Vm("demo".into(), ".".into()));
+        assert_eq!(parse("-"), End::Stream);
+        for path in ["file", "./a:b", "/a:b", "~/a:b", ":x", "../a:b"] {
+            assert_eq!(parse(path), End::Host(path.into()), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_copy_is_named_as_cp_names_it() {
+        let at = |kind, to: &str, source: &str| {
+            let look = Look { path: "/root/x".into(), kind, prepared: false, refs_changed: false };
+            place(&look, to, source).unwrap()
+        };
+        let pair = |folder: &str, name: &str| (folder.to_owned(), name.to_owned());
+        assert_eq!(at(Kind::Folder, "x", "a/b"), pair("/root/x", "b"));
+        assert_eq!(at(Kind::None, "x", "a/b"), pair("/root", "x"));
+        assert_eq!(at(Kind::None, "x/", "a/b"), pair("/root/x", "b"));
+        assert_eq!(at(Kind::Other, "x", "a/b/"), pair("/root", "x"));
+        assert_eq!(at(Kind::Folder, "x", "a/."), pair("/root/x", "."));
+        assert_eq!(at(Kind::None, "x", "a/."), pair("/root/x", "."));
+    }
+
+    #[tokio::test]
+    async fn what_goes_to_a_guest_comes_back_as_it_was() {
+        let (host, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let from = host.path().join("tree");
+        fs::create_dir_all(from.join("sub/empty")).unwrap();
+        fs::write(from.join("sub/file"), "text").unwrap();
+        fs::set_permissions(from.join("sub/file"), std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
+        std::os::unix::fs::symlink("file", from.join("sub/link")).unwrap();
+        fs::hard_link(from.join("sub/file"), from.join("same")).unwrap();
+        let hole = fs::File::create(from.join("hole")).unwrap();
+        hole.set_len(64 << 20).unwrap();
+        fs::write(from.join("x".repeat(200)), "long").unwrap();
+        let guest = Guest::Folder(home.path().to_owned());
+        to_guest(&guest, &from, "~/copy", Arc::default()).await.unwrap();
+        to_guest(&guest, &from, "~", Arc::default()).await.unwrap();
+        assert!(home.path().join("tree/sub/empty").is_dir() && home.path().join("copy/sub/empty").is_dir());
+        let back = host.path().join("back");
+        from_guest(&guest, "~/copy", &back, &Arc::default()).await.unwrap();
+        let same =
+            std::process::Command::new("diff").args(["-r", "--no-dereference"]).args([&from, &back]).status().unwrap();
+        assert!(same.success());
+        use std::os::unix::fs::MetadataExt as _;
+        let stat = |name: &str| fs::symlink_metadata(back.join(name)).unwrap();
+        assert_eq!((stat("sub/file").mode() & 0o777, stat("sub/file").nlink()), (0o750, 2));
+        assert!(stat("hole").blocks() < 64, "a hole came back as zeros");
+        assert_eq!(fs::read_link(back.join("sub/link")).unwrap(), Path::new("file"));
+        let missing = from_guest(&guest, "~/nothing", &back, &Arc::default()).await.unwrap_err();
+        assert!(format!("{missing:#}").contains("nothing"), "{missing:#}");
+        // One guest to another.
+        let other = tempfile::tempdir().unwrap();
+        let into = Guest::Folder(other.path().to_owned());
+        between(&guest, "~/copy", &into, "~/there", &Arc::default()).await.unwrap();
+        assert!(other.path().join("there/sub/file").exists());
+    }
+}

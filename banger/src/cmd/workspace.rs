@@ -1,0 +1,153 @@
+//! `vm workspace prepare` and `vm workspace export`, and what `vm run PATH` and `vm exec` do with workspaces.
+
+use crate::cli::{ExportWorkspace, Mode, PrepareWorkspace, Repository};
+use crate::client::{Client, answer, soon};
+use crate::error::explained;
+use crate::interrupt::Interrupts;
+use crate::output::{self, line, note};
+use crate::progress::{Detail, Progress};
+use crate::remote::Guest;
+use crate::workspace::{self, DEFAULT_MOST, Export, Wanted, What, short};
+use anyhow::Context as _;
+use banger_policy::ByteSize;
+use banger_policy::lifecycle::State;
+use banger_proto::model::{VmRecord, Workspace, WorkspaceMode};
+use std::path::PathBuf;
+
+impl From<Mode> for WorkspaceMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::ShallowOverlay => Self::ShallowOverlay,
+            Mode::FullCopy => Self::FullCopy,
+            Mode::MetadataOnly => Self::MetadataOnly,
+        }
+    }
+}
+
+/// What is asked for, of a repository.
+pub(super) fn wanted(path: PathBuf, options: Repository) -> Wanted {
+    Wanted {
+        path,
+        guest_path: None,
+        mode: options.mode.into(),
+        branch: options.branch,
+        from: options.from,
+        include_untracked: options.include_untracked,
+        force: false,
+    }
+}
+
+pub(super) async fn prepare(options: PrepareWorkspace) -> anyhow::Result<u8> {
+    let what = format!("cannot prepare a workspace in {}", options.vm);
+    let path = options.path.unwrap_or_else(|| PathBuf::from("."));
+    let dry_run = options.repository.dry_run;
+    let wanted = Wanted { guest_path: options.guest_path, force: options.force, ..wanted(path, options.repository) };
+    if dry_run {
+        return show(wanted).await.context(what);
+    }
+    let client = Client::connect().await?;
+    let mut interrupts = Interrupts::listen()?;
+    let vm = running(&client, &options.vm).await.with_context(|| what.clone())?;
+    let preparing = into(&client, &vm, wanted);
+    let workspace = tokio::select! {
+        done = preparing => done.context(what)?,
+        status = interrupts.next() => return Ok(status),
+    };
+    if options.json.json {
+        output::json(&workspace)?;
+    } else {
+        line(&format!("prepared {} in {}:{}", workspace.repo_root, vm.name, workspace.guest_path))?;
+    }
+    Ok(0)
+}
+
+/// What would be sent.
+///
+/// # Errors
+/// What git says, and what cannot be sent.
+pub(super) async fn show(wanted: Wanted) -> anyhow::Result<u8> {
+    let ready = tokio::task::spawn_blocking(move || workspace::ready(&wanted)).await.context("a thread ended")??;
+    ready.notes.iter().for_each(|text| note(&format!("note: {text}")));
+    line(&ready.summary())?;
+    Ok(0)
+}
+
+/// Prepares, and has the daemon remember it.
+///
+/// # Errors
+/// Why not; then the guest is as it was.
+pub(super) async fn into(client: &Client, vm: &VmRecord, wanted: Wanted) -> anyhow::Result<Workspace> {
+    let progress = Progress::new(Detail::Live);
+    let guest = Guest::Vm { client, vm: vm.id.to_string() };
+    let workspace = workspace::prepare(&guest, &vm.into(), wanted, &progress).await?;
+    answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await?;
+    Ok(workspace)
+}
+
+async fn running(client: &Client, vm: &str) -> anyhow::Result<VmRecord> {
+    let vm = answer(client.rpc.show_vm(soon(), vm.to_owned())).await?;
+    if vm.state == State::Running {
+        return Ok(vm);
+    }
+    Err(explained(format!("{} is {}", vm.name, vm.state), format!("start it: banger vm start {}", vm.name)))
+}
+
+pub(super) async fn export(options: ExportWorkspace) -> anyhow::Result<u8> {
+    let what = format!("cannot export the workspace of {}", options.vm);
+    let most = match &options.max_size {
+        None => DEFAULT_MOST,
+        Some(text) => text.parse::<ByteSize>().map(|size| size.bytes()).with_context(|| what.clone())?,
+    };
+    let client = Client::connect().await?;
+    let mut interrupts = Interrupts::listen()?;
+    let vm = running(&client, &options.vm).await.with_context(|| what.clone())?;
+    let Some(known) = &vm.workspace else {
+        let hint = format!("prepare one: banger vm workspace prepare {} PATH", vm.name);
+        return Err(explained("it has none", hint)).context(what);
+    };
+    let asked = match options.branch {
+        Some(name) => What::Branch { name, force: options.force },
+        None if options.diff => What::Stat,
+        None => What::Patch(options.output),
+    };
+    let guest = Guest::Vm { client: &client, vm: vm.id.to_string() };
+    let exporting = workspace::export(&guest, known, Export { what: asked, from: options.from, most });
+    let notes = tokio::select! {
+        done = exporting => done.context(what)?,
+        status = interrupts.next() => return Ok(status),
+    };
+    notes.iter().for_each(|text| note(&format!("note: {text}")));
+    Ok(0)
+}
+
+/// Where a command of `vm exec` starts: in the workspace, when there is one. Says when the host's HEAD has moved, or follows it.
+///
+/// # Errors
+/// When it shall follow, and cannot.
+pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Result<Option<String>> {
+    let vm = answer(client.rpc.show_vm(soon(), vm.to_owned())).await?;
+    let Some(known) = &vm.workspace else { return Ok(None) };
+    if let Some(now) = workspace::moved(known) {
+        let before = known.head_commit.as_deref().map_or("no commit", short);
+        if follow {
+            let wanted = Wanted {
+                path: known.source_path.clone().into(),
+                guest_path: Some(known.guest_path.clone()),
+                mode: known.mode,
+                branch: None,
+                from: None,
+                include_untracked: known.include_untracked,
+                force: false,
+            };
+            into(client, &vm, wanted).await.context("cannot prepare the workspace again")?;
+            note(&format!("prepared {} again: its HEAD has moved from {before} to {}", known.repo_root, short(&now)));
+        } else {
+            note(&format!(
+                "note: HEAD of {} has moved from {before} to {} since the workspace was prepared; follow it with: --auto-prepare",
+                known.repo_root,
+                short(&now)
+            ));
+        }
+    }
+    Ok(Some(known.guest_path.clone()))
+}

@@ -1,0 +1,281 @@
+//! From a guest's files to a patch, a list of what changed, or a branch of the host's repository.
+
+use super::gather::{Gathered, gather};
+use super::git::{Git, pipe};
+use super::short;
+use super::source::Source;
+use crate::error::explained;
+use crate::output::Streams;
+use crate::remote::{self, Guest};
+use anyhow::Context as _;
+use banger_proto::model::Workspace;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::io::AsyncReadExt as _;
+
+/// What is to be made.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// To standard output, or to a file.
+    Patch(Option<PathBuf>),
+    /// How many lines of which files.
+    Stat,
+    Branch {
+        name: String,
+        /// Though it exists and has other commits.
+        force: bool,
+    },
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) what: What,
+    /// Against this commit of the host's repository, instead of what was prepared.
+    pub(crate) from: Option<String>,
+    /// Bytes that the guest may send.
+    pub(crate) most: u64,
+}
+
+/// Makes it; gives what to tell the user.
+///
+/// # Errors
+/// As [`gather`]; a branch that exists; a file that cannot be written.
+pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Export) -> anyhow::Result<Vec<String>> {
+    let gathered = gather(guest, workspace, asked.most).await?;
+    let mut notes = gathered.notes.clone();
+    let base = match &asked.from {
+        Some(word) => gathered.source.tree_of(&gathered.source.commit(word)?)?,
+        None => workspace.base_tree.clone(),
+    };
+    if let What::Branch { name, force } = &asked.what {
+        notes.push(branch(guest, workspace, &gathered, name, *force).await?);
+        return Ok(notes);
+    }
+    if base == gathered.tree {
+        notes.push("nothing was changed".to_owned());
+    }
+    notes.extend(leading_out(&gathered, &base)?);
+    let git = gathered.shop.git_here(&gathered.source, "new", &workspace.base_tree);
+    let git = ["diff.noprefix=false", "diff.mnemonicPrefix=false", "diff.external=", "core.quotePath=true"]
+        .into_iter()
+        .fold(git, Git::set);
+    let mut words = vec!["diff-tree", "-r", "--no-ext-diff", "--no-textconv", "--find-renames", "--no-color"];
+    match &asked.what {
+        What::Stat => words.extend(["--stat", "--summary"]),
+        _ => words.extend(["--patch", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"]),
+    }
+    words.extend([base.as_str(), gathered.tree.as_str()]);
+    let mut command = git.command(&words);
+    if let What::Patch(Some(path)) = &asked.what {
+        to_file(&mut command, path)?;
+    } else {
+        to_output(command).await?;
+    }
+    Ok(notes)
+}
+
+/// Complete, or not at all.
+fn to_file(command: &mut std::process::Command, path: &Path) -> anyhow::Result<()> {
+    let what = || format!("cannot write {}", path.display());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut aside = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(folder)
+        .with_context(what)?;
+    let ended = command.stdout(aside.as_file().try_clone()?).output().map_err(super::git::not_started)?;
+    anyhow::ensure!(ended.status.success(), "git diff-tree: {}", String::from_utf8_lossy(&ended.stderr).trim());
+    aside.flush().with_context(what)?;
+    aside.persist(path).map_err(|error| error.error).with_context(what)?;
+    Ok(())
+}
+
+async fn to_output(command: std::process::Command) -> anyhow::Result<()> {
+    let mut command = tokio::process::Command::from(command);
+    let mut child = command.stderr(Stdio::inherit()).kill_on_drop(true).spawn().map_err(super::git::not_started)?;
+    let mut from = child.stdout.take().context("a pipe is missing")?;
+    // A guest's text: clean on a terminal, byte for byte in a file.
+    let mut streams = Streams::text();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            break;
+        }
+        streams.output(buffer.get(..read).unwrap_or_default()).await?;
+    }
+    let ended = child.wait().await?;
+    anyhow::ensure!(ended.success(), "git diff-tree ended with {ended}");
+    Ok(())
+}
+
+/// Links of the guest's that lead out of the repository: whoever applies the patch should know.
+fn leading_out(gathered: &Gathered, base: &str) -> anyhow::Result<Vec<String>> {
+    let git = gathered.shop.git(&gathered.source, "none");
+    let listed = git.bytes(&["diff-tree", "-r", "-z", "--diff-filter=AMT", base, &gathered.tree])?;
+    let mut notes = Vec::new();
+    let mut fields = super::source::entries(&listed);
+    while let (Some(facts), Some(path)) = (fields.next(), fields.next()) {
+        let facts: Vec<&[u8]> = facts.split(|byte| *byte == b' ').collect();
+        let (Some(mode), Some(blob)) = (facts.get(1), facts.get(3)) else { continue };
+        if *mode != b"120000" {
+            continue;
+        }
+        let target = git.bytes(&["cat-file", "blob", &String::from_utf8_lossy(blob)])?;
+        let path = String::from_utf8_lossy(path).into_owned();
+        let target = String::from_utf8_lossy(&target).into_owned();
+        let mut depth = i64::try_from(path.matches('/').count()).unwrap_or(0);
+        let out = target.starts_with('/')
+            || target.split('/').any(|part| {
+                depth += match part {
+                    ".." => -1,
+                    "" | "." => 0,
+                    _ => 1,
+                };
+                depth < 0
+            });
+        if out {
+            notes.push(format!("{path} is a link that leads out of the repository, to {target}"));
+        }
+    }
+    Ok(notes)
+}
+
+/// The guest's commits, and one of what it has not committed, as a branch.
+async fn branch(
+    guest: &Guest<'_>,
+    workspace: &Workspace,
+    gathered: &Gathered,
+    name: &str,
+    force: bool,
+) -> anyhow::Result<String> {
+    let source = &gathered.source;
+    let known = source.git.maybe(&["check-ref-format", "--branch", name])?;
+    anyhow::ensure!(known.as_deref() == Some(name), "{name:?} cannot be the name of a branch");
+    let full = format!("refs/heads/{name}");
+    let old = source.git.maybe(&["rev-parse", "--verify", "--quiet", &full])?;
+    let busy = source.git.text(&["worktree", "list", "--porcelain"])?;
+    if busy.lines().any(|line| line == format!("branch {full}")) {
+        let hint = "name another branch, and merge that";
+        return Err(explained(format!("{name} is checked out on the host"), hint));
+    }
+    let theirs = commits(guest, workspace, gathered).await?;
+    let git = gathered.shop.git(source, "none");
+    let git = identity(source, git)?;
+    let on_base = theirs.is_none();
+    let mut tip = theirs.or_else(|| workspace.base_commit.clone());
+    // What was not committed on the host when it was prepared is no work of the guest's.
+    if on_base && gathered.tree != workspace.base_tree {
+        let message = "Changes of the working tree when the workspace was prepared";
+        tip = on_top(&git, tip, &workspace.base_tree, message)?;
+    }
+    tip = on_top(&git, tip, &gathered.tree, &format!("Work in {} of a VM", workspace.guest_path))?;
+    let tip = tip.context("there is nothing to make a branch of")?;
+    if let Some(old) = &old {
+        let forward = git.output(&["merge-base", "--is-ancestor", old, &tip], b"")?.status.success();
+        if !forward && !force {
+            let hint = "name another branch, or replace it with: --force";
+            return Err(explained(format!("{name} exists and has other commits"), hint));
+        }
+    }
+    let mut list = format!("{tip}\n");
+    for known in [workspace.base_commit.as_ref(), old.as_ref()].into_iter().flatten() {
+        if source.git.maybe(&["cat-file", "-e", known])?.is_some() {
+            list += &format!("^{known}\n");
+        }
+    }
+    let file = gathered.shop.path("revisions");
+    std::fs::write(&file, list)?;
+    let mut packer = git.command(&["pack-objects", "--revs", "--stdout", "--quiet", "--thin"]);
+    packer.stdin(std::fs::File::open(&file)?);
+    // Into the user's repository, each object checked as those of a stranger.
+    let indexer = source.git.command(&["index-pack", "--strict", "--fix-thin", "--stdin"]);
+    pipe(packer, indexer).context("git refuses the guest's commits")?;
+    let zero = "0".repeat(tip.len());
+    source.git.bytes(&[
+        "update-ref",
+        "-m",
+        "banger: workspace export",
+        &full,
+        &tip,
+        old.as_deref().unwrap_or(&zero),
+    ])?;
+    Ok(format!("branch {name} is at {}", short(&tip)))
+}
+
+/// A commit of that tree on `tip`, unless `tip` has that tree.
+fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::Result<Option<String>> {
+    let mut words = vec!["commit-tree", tree, "-m", message];
+    if let Some(tip) = &tip {
+        if git.text(&["rev-parse", "--verify", &format!("{tip}^{{tree}}")])? == tree {
+            return Ok(Some(tip.clone()));
+        }
+        words.extend(["-p", tip]);
+    }
+    git.text(&words).map(Some)
+}
+
+/// The guest's own commits, brought into the workshop; `None` when its HEAD is what was prepared, or when it has no git.
+async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) -> anyhow::Result<Option<String>> {
+    const LINE: u64 = 4096;
+    let folder = workspace.guest_path.as_str();
+    let Some(base) = &workspace.base_commit else { return Ok(None) };
+    let words = ["git", "rev-parse", "--verify", "--quiet", "HEAD^{commit}"];
+    let (ran, head) = remote::output_of(guest, &words, Some(folder), LINE).await?;
+    let head = String::from_utf8_lossy(&head).trim().to_owned();
+    let is_name = head.len() == base.len() && head.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if ran.status != 0 || !is_name || head == *base {
+        return Ok(None);
+    }
+    let bundle = gathered.shop.path("bundle");
+    let not = format!("^{base}");
+    let words = ["git", "bundle", "create", "--quiet", "-", "HEAD", &not];
+    let to = bundle.clone();
+    let (ran, ()) = remote::receive(guest, &words, Some(folder), Vec::new(), move |from| {
+        let mut file = std::fs::File::create(&to)?;
+        let copied = std::io::copy(&mut std::io::Read::take(from, super::DEFAULT_MOST), &mut file)?;
+        anyhow::ensure!(
+            copied < super::DEFAULT_MOST,
+            "the guest's commits are more than {} MiB",
+            super::DEFAULT_MOST >> 20
+        );
+        Ok(())
+    })
+    .await?;
+    if ran.status != 0 {
+        // A history without the commit that was prepared, mostly: its files are in the tree all the same.
+        return Ok(None);
+    }
+    let git = gathered.shop.git(&gathered.source, "none");
+    let git = [
+        "transfer.fsckObjects=true",
+        "fetch.fsckObjects=true",
+        "protocol.allow=never",
+        "protocol.file.allow=always",
+        "fetch.recurseSubmodules=false",
+        "fetch.writeCommitGraph=false",
+    ]
+    .into_iter()
+    .fold(git, Git::set);
+    let path = bundle.to_str().context("the folder's path is not UTF-8")?;
+    let words =
+        ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path, "HEAD"];
+    git.bytes(&words).context("git refuses the guest's commits")?;
+    Ok(git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.map(|_| head))
+}
+
+/// Who commits: the user, or this program when git does not know the user.
+fn identity(source: &Source, git: Git) -> anyhow::Result<Git> {
+    let known = source.identity()?;
+    let value = |wanted: &str, other: &str| {
+        let found = known.iter().find(|(name, _)| *name == wanted);
+        found.map_or_else(|| other.to_owned(), |(_, value)| value.clone())
+    };
+    let (name, email) = (value("user.name", &crate::client::user_name()), value("user.email", "banger@localhost"));
+    Ok(git
+        .env("GIT_AUTHOR_NAME", &name)
+        .env("GIT_COMMITTER_NAME", &name)
+        .env("GIT_AUTHOR_EMAIL", &email)
+        .env("GIT_COMMITTER_EMAIL", &email))
+}

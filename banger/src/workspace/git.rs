@@ -1,0 +1,186 @@
+//! The user's own git, on the user's own repository. No repository, configuration or hook of a guest is ever given to it.
+
+use crate::error::explained;
+use anyhow::Context as _;
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// What a shell or a hook around us may have set: it would lead git to another repository than the one that was named.
+const FORGET: [&str; 12] = [
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_INDEX_VERSION",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+    "GIT_ATTR_SOURCE",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_DIFF_OPTS",
+];
+/// Work in the background and helpers would outlive us, and hooks are for what the user does. The index is our own copy.
+const SETTINGS: [&str; 9] = [
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    "core.splitIndex=false",
+    "core.safecrlf=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "submodule.recurse=false",
+    "color.ui=false",
+];
+/// Of what git says when it fails, bytes.
+const MAX_SAID: usize = 2000;
+
+/// How git is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Git {
+    options: Vec<OsString>,
+    env: Vec<(&'static str, OsString)>,
+}
+
+impl Git {
+    /// In a folder of the user's.
+    pub(crate) fn within(folder: &Path) -> Self {
+        let mut git = Self { options: vec!["-C".into(), folder.into()], env: Vec::new() };
+        for setting in SETTINGS {
+            git = git.set(setting);
+        }
+        git
+    }
+
+    /// With a setting, `name=value`.
+    pub(crate) fn set(mut self, setting: &str) -> Self {
+        self.options.extend(["-c".into(), setting.into()]);
+        self
+    }
+
+    /// With an option of git itself.
+    pub(crate) fn option(mut self, option: impl Into<OsString>) -> Self {
+        self.options.push(option.into());
+        self
+    }
+
+    /// With a variable.
+    pub(crate) fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+
+    /// The process, not started.
+    pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
+        let mut command = Command::new("git");
+        command.args(&self.options).args(arguments);
+        for name in FORGET {
+            command.env_remove(name);
+        }
+        command.env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").env("GIT_NO_REPLACE_OBJECTS", "1");
+        command.env("GIT_OPTIONAL_LOCKS", "0").env("GIT_DEFAULT_REF_FORMAT", "files").envs(self.env.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// What it writes.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    pub(crate) fn bytes<A: AsRef<OsStr>>(&self, arguments: &[A]) -> anyhow::Result<Vec<u8>> {
+        self.feed(arguments, b"")
+    }
+
+    /// What it writes, without the end of the last line.
+    ///
+    /// # Errors
+    /// What it says when it fails; text that is not UTF-8.
+    pub(crate) fn text<A: AsRef<OsStr>>(&self, arguments: &[A]) -> anyhow::Result<String> {
+        line(self.bytes(arguments)?)
+    }
+
+    /// The same, and `None` when it fails.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(crate) fn maybe<A: AsRef<OsStr>>(&self, arguments: &[A]) -> anyhow::Result<Option<String>> {
+        let output = self.output(arguments, b"")?;
+        if output.status.success() { line(output.stdout).map(Some) } else { Ok(None) }
+    }
+
+    /// What it writes when it reads `input`.
+    ///
+    /// # Errors
+    /// As [`Git::bytes`].
+    pub(crate) fn feed<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> anyhow::Result<Vec<u8>> {
+        let output = self.output(arguments, input)?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(said(arguments.first().map(AsRef::as_ref), &output))
+    }
+
+    /// Status and outputs.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(crate) fn output<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> anyhow::Result<Output> {
+        let mut command = self.command(arguments);
+        if input.is_empty() {
+            return command.output().map_err(not_started);
+        }
+        let mut child = command.stdin(Stdio::piped()).spawn().map_err(not_started)?;
+        let stdin = child.stdin.take();
+        std::thread::scope(|scope| {
+            // Git answers while it still reads.
+            scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+            child.wait_with_output().context("git cannot be waited for")
+        })
+    }
+}
+
+/// Two of them, the first one's output being the second one's input.
+///
+/// # Errors
+/// What the one says that fails.
+pub(crate) fn pipe(mut from: Command, mut to: Command) -> anyhow::Result<Vec<u8>> {
+    let mut first = from.spawn().map_err(not_started)?;
+    let between = first.stdout.take().context("a pipe is missing")?;
+    let second = to.stdin(between).spawn().map_err(not_started)?;
+    // Dropped, so that the first one learns when the second has ended.
+    drop(to);
+    let (second, first) = (second.wait_with_output()?, first.wait_with_output()?);
+    if !second.status.success() {
+        return Err(said(None, &second));
+    }
+    if !first.status.success() {
+        return Err(said(None, &first));
+    }
+    Ok(second.stdout)
+}
+
+pub(crate) fn not_started(error: std::io::Error) -> anyhow::Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return explained("there is no git on this host", "install it (Debian, Fedora: git)");
+    }
+    anyhow::Error::new(error).context("git cannot be started")
+}
+
+fn said(verb: Option<&OsStr>, output: &Output) -> anyhow::Error {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text: String = text.trim().chars().take(MAX_SAID).collect();
+    let verb = verb.map(|verb| format!("git {}", verb.to_string_lossy())).unwrap_or_else(|| "git".to_owned());
+    if text.is_empty() {
+        anyhow::anyhow!("{verb} ended with {}", output.status)
+    } else {
+        anyhow::anyhow!("{verb}: {text}")
+    }
+}
+
+fn line(bytes: Vec<u8>) -> anyhow::Result<String> {
+    let text =
+        String::from_utf8(bytes).context("git wrote a name that is not UTF-8, which banger does not support here")?;
+    Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}

@@ -1,0 +1,424 @@
+//! A repository into a guest: `.git` is made here, by the user's git, and goes with the files as one tar stream; the guest needs
+//! neither git nor tar.
+
+use super::git::{Git, pipe};
+use super::source::{Picture, Source, Tracked, Workshop, entries};
+use super::{gather, short};
+use crate::error::explained;
+use crate::output::amount;
+use crate::progress::Progress;
+use crate::remote::{self, Guest};
+use anyhow::Context as _;
+use banger_files::{Kind, Look, Packer, RECORDS};
+use banger_policy::VmId;
+use banger_proto::model::{VmRecord, Workspace, WorkspaceMode};
+use banger_proto::time::Timestamp;
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) path: PathBuf,
+    /// `~/NAME` when `None`.
+    pub(crate) guest_path: Option<String>,
+    pub(crate) mode: WorkspaceMode,
+    pub(crate) branch: Option<String>,
+    pub(crate) from: Option<String>,
+    pub(crate) include_untracked: bool,
+    /// Replace what is there, whatever it is.
+    pub(crate) force: bool,
+}
+
+/// The VM as far as its workspace goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) vm: VmId,
+    pub(crate) name: String,
+    /// What was prepared in it before.
+    pub(crate) known: Option<Workspace>,
+}
+
+impl From<&VmRecord> for Place {
+    fn from(vm: &VmRecord) -> Self {
+        Self { vm: vm.id, name: vm.name.to_string(), known: vm.workspace.clone() }
+    }
+}
+
+/// Everything about the host's side, ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    source: Source,
+    shop: Workshop,
+    files: Vec<(Tracked, PathBuf)>,
+    tree: String,
+    base: Option<String>,
+    branch: Option<String>,
+    /// What the user is told about what is not sent.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Ready {
+    /// What would be sent, in a line.
+    pub(crate) fn summary(&self) -> String {
+        let bytes: u64 = self.files.iter().filter_map(|(_, path)| Some(path.symlink_metadata().ok()?.len())).sum();
+        let branch =
+            self.branch.as_deref().map_or_else(|| "a detached HEAD".to_owned(), |name| format!("branch {name}"));
+        let base = self.base.as_deref().map_or("no commit yet", short);
+        format!("{}: {} files, {}, {branch} at {base}", self.source.root.display(), self.files.len(), amount(bytes))
+    }
+}
+
+/// Looks at the repository and makes what is to be sent. Nothing of the repository is changed.
+///
+/// # Errors
+/// What git says, and what cannot be sent.
+pub(crate) fn ready(wanted: &Wanted) -> anyhow::Result<Ready> {
+    let source = Source::open(&wanted.path)?;
+    if let Some(name) = &wanted.branch {
+        check_branch(&source, name)?;
+    }
+    let shop = Workshop::new(&source)?;
+    let base = match &wanted.from {
+        Some(word) => Some(source.commit(word)?),
+        None => source.head.clone(),
+    };
+    let mut notes = Vec::new();
+    let picture = shop.picture(&source, wanted.include_untracked)?;
+    for folder in &picture.foreign {
+        notes.push(format!("{} is a repository of its own and is left out", String::from_utf8_lossy(folder)));
+    }
+    if !picture.submodules.is_empty() && wanted.mode != WorkspaceMode::FullCopy {
+        let first = picture.submodules.first().map(|path| String::from_utf8_lossy(path).into_owned());
+        let message = format!("the repository has submodules, such as {}", first.unwrap_or_default());
+        return Err(explained(message, "their files are sent with: --mode full_copy"));
+    }
+    let branch = wanted.branch.clone().or_else(|| source.branch.clone());
+    let mut ready = if base == source.head {
+        let staged = match (&picture.staged, &base) {
+            (Some(tree), _) => tree.clone(),
+            (None, Some(base)) => source.tree_of(base)?,
+            (None, None) => picture.tree.clone(),
+        };
+        let files = files_of(&source, &picture, wanted.mode, &mut notes)?;
+        make_repository(&source, &shop, wanted, base.as_deref(), branch.as_deref(), &picture, &staged)?;
+        Ready { tree: picture.tree, files, source, shop, base, branch, notes }
+    } else {
+        // Another commit than the one that the working tree belongs to: its files as git writes them.
+        let commit = base.clone().context("there is no commit")?;
+        let tree = source.tree_of(&commit)?;
+        let files = check_out(&source, &shop, &tree, wanted.mode)?;
+        let clean = Picture {
+            tree: tree.clone(),
+            staged: None,
+            files: Vec::new(),
+            hidden: Vec::new(),
+            submodules: Vec::new(),
+            foreign: Vec::new(),
+        };
+        make_repository(&source, &shop, wanted, base.as_deref(), branch.as_deref(), &clean, &tree)?;
+        if source.head.as_deref().map(|head| source.tree_of(head)).transpose()? != Some(picture.tree) {
+            notes.push("changes of the working tree are not sent with --from".to_owned());
+        }
+        Ready { tree, files, source, shop, base, branch, notes }
+    };
+    if wanted.mode == WorkspaceMode::MetadataOnly {
+        ready.files.clear();
+    }
+    Ok(ready)
+}
+
+fn check_branch(source: &Source, name: &str) -> anyhow::Result<()> {
+    let known = source.git.maybe(&["check-ref-format", "--branch", name])?;
+    if known.as_deref() == Some(name) {
+        return Ok(());
+    }
+    Err(explained(format!("{name:?} cannot be the name of a branch"), "see: git check-ref-format --help"))
+}
+
+fn files_of(
+    source: &Source,
+    picture: &Picture,
+    mode: WorkspaceMode,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<(Tracked, PathBuf)>> {
+    let at = |root: &Path, path: &[u8]| root.join(Path::new(std::ffi::OsStr::from_bytes(path)));
+    let mut files: Vec<_> = picture.files.iter().map(|file| (file.clone(), at(&source.root, &file.path))).collect();
+    if mode != WorkspaceMode::FullCopy {
+        return Ok(files);
+    }
+    let mut submodules = picture.submodules.clone();
+    while let Some(name) = submodules.pop() {
+        let root = at(&source.root, &name);
+        let git = Git::within(&root);
+        let top = git.maybe(&["rev-parse", "--path-format=absolute", "--show-toplevel"])?;
+        if top.map(PathBuf::from) != Some(root.canonicalize().unwrap_or_else(|_| root.clone())) {
+            notes.push(format!("the submodule {} is not checked out and is left out", String::from_utf8_lossy(&name)));
+            continue;
+        }
+        for line in entries(&git.bytes(&["ls-files", "--stage", "-z"])?) {
+            let tab =
+                line.iter().position(|byte| *byte == b'\t').context("git lists files in a way that is not known")?;
+            let (facts, path) = line.split_at(tab);
+            let path = [&name, b"/".as_slice(), path.get(1..).unwrap_or_default()].concat();
+            if facts.starts_with(b"160000") {
+                submodules.push(path);
+            } else if at(&source.root, &path).symlink_metadata().is_ok() {
+                let to = at(&source.root, &path);
+                files.push((Tracked { path, executable: facts.starts_with(b"100755") }, to));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The files of a tree, written by git with the user's filters.
+fn check_out(
+    source: &Source,
+    shop: &Workshop,
+    tree: &str,
+    mode: WorkspaceMode,
+) -> anyhow::Result<Vec<(Tracked, PathBuf)>> {
+    let git = shop.git(source, "commit-index").set("core.sparseCheckout=false");
+    git.bytes(&["read-tree", tree])?;
+    let prefix = format!("--prefix={}/", shop.path("tree").to_str().context("the folder's path is not UTF-8")?);
+    if mode != WorkspaceMode::MetadataOnly {
+        git.bytes(&["checkout-index", "--all", "--quiet", &prefix])?;
+    }
+    let mut files = Vec::new();
+    for line in entries(&git.bytes(&["ls-files", "--stage", "-z"])?) {
+        let tab = line.iter().position(|byte| *byte == b'\t').context("git lists files in a way that is not known")?;
+        let (facts, path) = line.split_at(tab);
+        if facts.starts_with(b"160000") {
+            let hint = "name a commit without submodules, or leave --from out and take --mode full_copy";
+            return Err(explained("that commit has submodules", hint));
+        }
+        let path = path.get(1..).unwrap_or_default().to_vec();
+        let at = shop.path("tree").join(Path::new(std::ffi::OsStr::from_bytes(&path)));
+        files.push((Tracked { path, executable: facts.starts_with(b"100755") }, at));
+    }
+    Ok(files)
+}
+
+/// `guest/.git` in the workshop.
+fn make_repository(
+    source: &Source,
+    shop: &Workshop,
+    wanted: &Wanted,
+    base: Option<&str>,
+    branch: Option<&str>,
+    picture: &Picture,
+    staged: &str,
+) -> anyhow::Result<()> {
+    let folder = shop.path("guest");
+    let place = folder.to_str().context("the folder's path is not UTF-8")?;
+    Git::within(shop.folder.path()).bytes(&[
+        "init",
+        "--quiet",
+        "--template=",
+        &format!("--object-format={}", source.format),
+        place,
+    ])?;
+    let git_dir = folder.join(".git");
+    let full = wanted.mode == WorkspaceMode::FullCopy;
+    let git = shop.git(source, "none");
+    pack(&git, &git_dir, full, base, [&picture.tree, staged])?;
+    let mut refs = String::new();
+    if full {
+        let format = "--format=%(objectname) %(refname)";
+        for line in git.text(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"])?.lines() {
+            let replaced = branch.is_some_and(|name| line.ends_with(&format!(" refs/heads/{name}")));
+            if !replaced {
+                refs += &format!("{line}\n");
+            }
+        }
+        let shallow = source.git.text(&["rev-parse", "--path-format=absolute", "--git-path", "shallow"])?;
+        if let Ok(text) = fs::read(shallow) {
+            fs::write(git_dir.join("shallow"), text)?;
+        }
+    } else if let Some(base) = base {
+        fs::write(git_dir.join("shallow"), format!("{base}\n"))?;
+    }
+    if let (Some(name), Some(base)) = (branch, base) {
+        refs += &format!("{base} refs/heads/{name}\n");
+    }
+    let mut lines: Vec<&str> = refs.lines().collect();
+    lines.sort_unstable_by_key(|line| line.split_once(' ').map(|(_, name)| name.to_owned()));
+    fs::write(git_dir.join("packed-refs"), lines.join("\n") + if lines.is_empty() { "" } else { "\n" })?;
+    let head = match (branch, base) {
+        (Some(name), _) => format!("ref: refs/heads/{name}\n"),
+        (None, Some(base)) => format!("{base}\n"),
+        (None, None) => "ref: refs/heads/main\n".to_owned(),
+    };
+    fs::write(git_dir.join("HEAD"), head)?;
+    configure(source, &git, &git_dir)?;
+    let index = git_dir.join("index");
+    let git = shop.git(source, "none").set("core.sparseCheckout=false").set("index.sparse=false");
+    let git = git.env("GIT_INDEX_FILE", &index);
+    git.bytes(&["read-tree", staged])?;
+    if !picture.hidden.is_empty() {
+        let known: Vec<Vec<u8>> = entries(&git.bytes(&["ls-files", "-z"])?).map(<[u8]>::to_vec).collect();
+        let known: std::collections::BTreeSet<_> = known.iter().map(Vec::as_slice).collect();
+        let hidden = picture.hidden.iter().filter(|path| known.contains(path.as_slice()));
+        let hidden: Vec<u8> = hidden.flat_map(|path| [path.as_slice(), b"\0"].concat()).collect();
+        git.feed(&["update-index", "--skip-worktree", "-z", "--stdin"], &hidden)?;
+    }
+    // What the working tree had beyond its commit, for exports: a `git gc` in the guest does not see it.
+    let records = folder.join(RECORDS);
+    fs::create_dir_all(&records)?;
+    let list = format!("{}\n{}", picture.tree, base.map(|base| format!("^{base}\n")).unwrap_or_default());
+    let pack = git.feed(&["pack-objects", "--revs", "--stdout", "--quiet", "--window=0"], list.as_bytes())?;
+    fs::write(records.join("base.pack"), pack)?;
+    Ok(())
+}
+
+/// All objects that the guest gets, in one pack. Nothing is compressed anew that need not be.
+fn pack(git: &Git, git_dir: &Path, full: bool, base: Option<&str>, trees: [&str; 2]) -> anyhow::Result<()> {
+    let mut list = vec!["rev-list", "--objects", "--no-object-names"];
+    if full {
+        list.extend(["--branches", "--tags", "--remotes"]);
+    } else {
+        list.push("--no-walk=unsorted");
+    }
+    list.extend(base);
+    list.extend(trees);
+    let to = git_dir.join("objects/pack/pack");
+    let mut packer = git.clone().set("pack.compression=1").command(&["pack-objects", "--quiet", "--window=0"]);
+    packer.arg(to);
+    pipe(git.command(&list), packer).context("cannot pack the repository")?;
+    Ok(())
+}
+
+/// What the guest's git must know to see the files as the host's does, and who commits there.
+fn configure(source: &Source, git: &Git, git_dir: &Path) -> anyhow::Result<()> {
+    let file = git_dir.join("config");
+    let file = file.to_str().context("the folder's path is not UTF-8")?;
+    let mut settings = source.identity()?;
+    settings.extend(source.settings(&[
+        "core.autocrlf",
+        "core.eol",
+        "core.sparseCheckout",
+        "core.sparseCheckoutCone",
+    ])?);
+    for (name, value) in settings {
+        git.bytes(&["config", "--file", file, name, &value])?;
+    }
+    let patterns = source.git.text(&["rev-parse", "--path-format=absolute", "--git-path", "info/sparse-checkout"])?;
+    let exclude = source.git.text(&["rev-parse", "--path-format=absolute", "--git-path", "info/exclude"])?;
+    fs::create_dir_all(git_dir.join("info"))?;
+    for (from, name) in [(patterns, "info/sparse-checkout"), (exclude, "info/exclude")] {
+        if let Ok(text) = fs::read(from) {
+            fs::write(git_dir.join(name), text)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prepares a workspace in a running VM.
+///
+/// # Errors
+/// Why it could not be; then the guest is as it was.
+pub(crate) async fn prepare(
+    guest: &Guest<'_>,
+    place: &Place,
+    wanted: Wanted,
+    progress: &Progress,
+) -> anyhow::Result<Workspace> {
+    progress.say_moving("look at the repository");
+    let asked = wanted.clone();
+    let ready = tokio::task::spawn_blocking(move || ready(&asked)).await.context("a thread ended")??;
+    for note in &ready.notes {
+        progress.say(&format!("note: {note}"));
+    }
+    let default = format!("~/{}", ready.source.name());
+    let look = look(guest, wanted.guest_path.as_deref().unwrap_or(&default)).await?;
+    if !wanted.force {
+        nothing_is_lost(guest, place, &look).await?;
+    }
+    let text = |path: &Path| path.to_str().map(str::to_owned).context("a path of the host is not UTF-8");
+    let workspace = Workspace {
+        vm_id: place.vm,
+        source_path: text(&ready.source.named)?,
+        repo_root: text(&ready.source.root)?,
+        repo_name: ready.source.name(),
+        guest_path: look.path.clone(),
+        mode: wanted.mode,
+        head_commit: ready.source.head.clone(),
+        current_branch: ready.source.branch.clone(),
+        branch_name: ready.branch.clone(),
+        base_commit: ready.base.clone(),
+        base_tree: ready.tree.clone(),
+        include_untracked: wanted.include_untracked,
+        prepared_at: Timestamp::now(),
+    };
+    workspace.check().map_err(|why| anyhow::anyhow!(why))?;
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&sent);
+    let replace = ["replace", look.path.as_str()];
+    let sending = remote::send(guest, &replace, None, sent, move |to| write(&ready, to));
+    let mut sending = std::pin::pin!(sending);
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tokio::select! {
+            done = &mut sending => break done.context("cannot send the files")?,
+            _ = ticks.tick() => progress.sent(count.load(Ordering::Relaxed), None),
+        }
+    }
+    Ok(workspace)
+}
+
+/// What there is at a path of a guest.
+///
+/// # Errors
+/// When the guest does not answer.
+pub(crate) async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
+    let answer = remote::ask(guest, &["look", path], None).await?;
+    let look: Look = serde_json::from_slice(&answer).context("the guest's answer is not understood")?;
+    anyhow::ensure!(look.path.starts_with('/') && !look.path.contains('\0'), "the guest's answer is not understood");
+    Ok(look)
+}
+
+/// Refuses to replace what is not on the host.
+async fn nothing_is_lost(guest: &Guest<'_>, place: &Place, look: &Look) -> anyhow::Result<()> {
+    let path = &look.path;
+    let why = match look.kind {
+        Kind::None | Kind::Empty => return Ok(()),
+        Kind::Other => format!("{path} is not a folder in the guest"),
+        Kind::Folder => match &place.known {
+            Some(known) if look.prepared && known.guest_path == *path => {
+                if look.refs_changed {
+                    format!("{path} has commits or branches of the guest")
+                } else if gather::changed(guest, known).await? {
+                    format!("{path} was changed in the guest")
+                } else {
+                    return Ok(());
+                }
+            }
+            _ => format!("{path} is there already in the guest, and no workspace that was prepared"),
+        },
+    };
+    let hint = format!(
+        "take the changes home first: banger vm workspace export {0}; replace it with: --force; or choose another folder: --guest-path",
+        place.name
+    );
+    Err(explained(why, hint))
+}
+
+/// `.git` first, then the files.
+fn write(ready: &Ready, to: &mut dyn Write) -> anyhow::Result<()> {
+    let mut packer = Packer::new(to);
+    packer.add_tree(b".git", &ready.shop.path("guest/.git"))?;
+    for (file, path) in &ready.files {
+        // In a tree of git, only whether a file is to be executed counts.
+        let found = path.symlink_metadata().with_context(|| format!("cannot read {}", path.display()))?;
+        let mode = if found.is_file() { Some(if file.executable { 0o755 } else { 0o644 }) } else { None };
+        packer.add(&file.path, path, mode)?;
+    }
+    packer.finish()?;
+    Ok(())
+}

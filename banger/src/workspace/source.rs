@@ -1,0 +1,245 @@
+//! The user's repository: where it is, and a picture of its working tree that nothing of it is changed for.
+
+use super::git::Git;
+use crate::error::explained;
+use anyhow::Context as _;
+use std::fs::{self, File, FileTimes};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+/// The mode of a submodule's entry (gitformat-index(5)).
+const SUBMODULE: &[u8] = b"160000";
+
+/// A repository with a working tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// As it was named, absolute.
+    pub(crate) named: PathBuf,
+    /// The top of the working tree.
+    pub(crate) root: PathBuf,
+    pub(crate) git_dir: PathBuf,
+    objects: PathBuf,
+    /// `sha1` or `sha256`.
+    pub(crate) format: String,
+    /// `None` before the first commit.
+    pub(crate) head: Option<String>,
+    /// `None` when HEAD is detached.
+    pub(crate) branch: Option<String>,
+    /// In its top folder.
+    pub(crate) git: Git,
+}
+
+/// A file of the working tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tracked {
+    pub(crate) path: Vec<u8>,
+    /// What is to be executed is 100755 in the index, whatever the file system says.
+    pub(crate) executable: bool,
+}
+
+/// The working tree as git sees it.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    /// All of it, as a tree.
+    pub(crate) tree: String,
+    /// What is staged, as a tree; `None` in the middle of a merge.
+    pub(crate) staged: Option<String>,
+    pub(crate) files: Vec<Tracked>,
+    /// Not in the working tree, by a sparse checkout.
+    pub(crate) hidden: Vec<Vec<u8>>,
+    pub(crate) submodules: Vec<Vec<u8>>,
+    /// Untracked folders with a repository of their own: left out.
+    pub(crate) foreign: Vec<Vec<u8>>,
+}
+
+impl Source {
+    /// # Errors
+    /// When there is no repository, or none with a working tree, or git does not trust it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let named = std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
+        let found = fs::metadata(&named).with_context(|| format!("cannot use {}", named.display()))?;
+        anyhow::ensure!(found.is_dir(), "{} is not a folder", named.display());
+        let here = Git::within(&named);
+        let inside = here.output(&["rev-parse", "--is-inside-work-tree"], b"")?;
+        if !inside.status.success() {
+            let said = String::from_utf8_lossy(&inside.stderr).trim().to_owned();
+            let hint = "name a folder in a working tree of git, or make it one: git init";
+            return Err(explained(format!("{}: {said}", named.display()), hint));
+        }
+        if inside.stdout != b"true\n" {
+            let hint = "name a folder that was made by `git clone`, or by `git worktree add`";
+            return Err(explained(format!("{} is a repository without a working tree", named.display()), hint));
+        }
+        let ask = |what: &str| here.text(&["rev-parse", "--path-format=absolute", what]);
+        let root = PathBuf::from(ask("--show-toplevel")?);
+        let git = Git::within(&root);
+        Ok(Self {
+            git_dir: ask("--absolute-git-dir")?.into(),
+            objects: here.text(&["rev-parse", "--path-format=absolute", "--git-path", "objects"])?.into(),
+            format: here.text(&["rev-parse", "--show-object-format"])?,
+            head: here.maybe(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?,
+            branch: here.maybe(&["symbolic-ref", "--quiet", "--short", "HEAD"])?,
+            named,
+            root,
+            git,
+        })
+    }
+
+    /// The last part of its path.
+    pub(crate) fn name(&self) -> String {
+        self.root.file_name().map_or_else(|| "workspace".to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The commit that a word of the user means.
+    ///
+    /// # Errors
+    /// When it means none.
+    pub(crate) fn commit(&self, word: &str) -> anyhow::Result<String> {
+        let found =
+            self.git.maybe(&["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{word}^{{commit}}")])?;
+        found.ok_or_else(|| {
+            let message = format!("{word} means no commit of {}", self.root.display());
+            explained(message, "see: git branch --all, git log")
+        })
+    }
+
+    /// # Errors
+    /// When git does not answer.
+    pub(crate) fn tree_of(&self, commit: &str) -> anyhow::Result<String> {
+        self.git.text(&["rev-parse", "--verify", &format!("{commit}^{{tree}}")])
+    }
+
+    /// The user's name and address, as far as git knows them.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(crate) fn identity(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
+        self.settings(&["user.name", "user.email"])
+    }
+
+    /// Settings that have a value.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(crate) fn settings(&self, names: &[&'static str]) -> anyhow::Result<Vec<(&'static str, String)>> {
+        let mut found = Vec::new();
+        for name in names {
+            if let Some(value) = self.git.maybe(&["config", "--get", name])? {
+                found.push((*name, value));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A private folder with a store for objects, so that the user's repository gets none.
+#[derive(Debug)]
+pub(crate) struct Workshop {
+    pub(crate) folder: TempDir,
+}
+
+impl Workshop {
+    /// # Errors
+    /// When there is no room for temporary files.
+    pub(crate) fn new(source: &Source) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("banger-workspace-").tempdir().context("cannot make a folder")?;
+        let info = folder.path().join("objects/info");
+        fs::create_dir_all(&info)?;
+        fs::create_dir_all(folder.path().join("objects/pack"))?;
+        fs::create_dir_all(folder.path().join("tree"))?;
+        let objects =
+            source.objects.to_str().filter(|path| !path.contains('\n')).context("its path is not supported")?;
+        fs::write(info.join("alternates"), format!("{objects}\n"))?;
+        Ok(Self { folder })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Git on the user's repository with new objects going to our store, and an index of ours.
+    pub(crate) fn git(&self, source: &Source, index: &str) -> Git {
+        source.git.clone().env("GIT_OBJECT_DIRECTORY", self.path("objects")).env("GIT_INDEX_FILE", self.path(index))
+    }
+
+    /// The same, with our folder as the working tree: whatever is in there, only the attributes of `tree`, which are the user's own, say
+    /// what is done with it.
+    pub(crate) fn git_here(&self, source: &Source, index: &str, tree: &str) -> Git {
+        let here = Git::within(&self.path("tree"))
+            .set("core.sparseCheckout=false")
+            .set("core.fileMode=true")
+            .set("core.symlinks=true")
+            .set("core.bare=false")
+            .set("core.protectNTFS=true")
+            .set("core.protectHFS=true")
+            .option(format!("--attr-source={tree}"));
+        here.env("GIT_DIR", &source.git_dir)
+            .env("GIT_WORK_TREE", self.path("tree"))
+            .env("GIT_OBJECT_DIRECTORY", self.path("objects"))
+            .env("GIT_INDEX_FILE", self.path(index))
+    }
+
+    /// Takes the picture of the working tree.
+    ///
+    /// # Errors
+    /// What git says: a file that cannot be read, mostly.
+    pub(crate) fn picture(&self, source: &Source, untracked: bool) -> anyhow::Result<Picture> {
+        self.copy_index(source)?;
+        let git = self.git(source, "index");
+        // A merge in progress has no tree; what is missing of a partial clone is not needed for its name.
+        let staged = git.maybe(&["write-tree", "--missing-ok"])?;
+        git.bytes(&["add", "--update", "--", "."]).context("cannot read the working tree")?;
+        let mut foreign = Vec::new();
+        if untracked {
+            let listed = git.bytes(&["ls-files", "--others", "--exclude-standard", "-z"])?;
+            let (folders, files): (Vec<&[u8]>, Vec<&[u8]>) = entries(&listed).partition(|path| path.ends_with(b"/"));
+            foreign = folders.into_iter().map(<[u8]>::to_vec).collect();
+            let files: Vec<u8> = files.iter().flat_map(|path| [*path, b"\0"].concat()).collect();
+            if !files.is_empty() {
+                git.feed(&["update-index", "--add", "-z", "--stdin"], &files).context("cannot read untracked files")?;
+            }
+        }
+        let tree = git.text(&["write-tree", "--missing-ok"])?;
+        let mut picture =
+            Picture { tree, staged, files: Vec::new(), hidden: Vec::new(), submodules: Vec::new(), foreign };
+        for line in entries(&git.bytes(&["ls-files", "-t", "--stage", "-z"])?) {
+            let tab =
+                line.iter().position(|byte| *byte == b'\t').context("git lists files in a way that is not known")?;
+            let (facts, path) = line.split_at(tab);
+            let path = path.get(1..).unwrap_or_default().to_vec();
+            let mode = facts.get(2..8).unwrap_or_default();
+            if mode == SUBMODULE {
+                picture.submodules.push(path);
+            } else if facts.first() == Some(&b'S') {
+                picture.hidden.push(path);
+            } else {
+                picture.files.push(Tracked { path, executable: mode == b"100755" });
+            }
+        }
+        Ok(picture)
+    }
+
+    /// With its time, by which git knows which files it must look at again.
+    fn copy_index(&self, source: &Source) -> anyhow::Result<()> {
+        let from = source.git.text(&["rev-parse", "--path-format=absolute", "--git-path", "index"])?;
+        let to = self.path("index");
+        if !Path::new(&from).exists() {
+            return Ok(());
+        }
+        fs::copy(&from, &to).context("cannot copy git's index")?;
+        let modified = fs::metadata(&from)?.modified()?;
+        File::options().write(true).open(&to)?.set_times(FileTimes::new().set_modified(modified))?;
+        // A shared one lies beside it and would be looked for there.
+        for entry in fs::read_dir(&source.git_dir)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with("sharedindex.") {
+                fs::copy(entry.path(), self.folder.path().join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What git separates by zero bytes.
+pub(crate) fn entries(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty())
+}

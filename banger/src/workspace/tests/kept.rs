@@ -1,0 +1,103 @@
+//! No work is lost, and branches.
+
+use super::*;
+
+#[tokio::test]
+async fn what_was_changed_in_the_guest_is_not_replaced() {
+    let mut world = World::with_repository();
+    let first = world.prepare(world.wanted()).await.unwrap();
+    assert_eq!((first.branch_name.as_deref(), first.repo_name.as_str()), (Some("main"), "tool"));
+    // What the guest has built is ignored by the repository's rules: it is no change, and it stays.
+    put(&world.theirs(), "target/out", "built");
+    put(&world.repo(), "README", "newer\n");
+    world.prepare(world.wanted()).await.unwrap();
+    assert_eq!(fs::read_to_string(world.theirs().join("README")).unwrap(), "newer\n");
+    assert_eq!(fs::read_to_string(world.theirs().join("target/out")).unwrap(), "built");
+    assert!(!world.home.path().join(".tool.banger-new").exists());
+    put(&world.theirs(), "README", "the guest's\n");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+    assert_eq!(fs::read_to_string(world.theirs().join("README")).unwrap(), "the guest's\n");
+    world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    assert_eq!(fs::read_to_string(world.theirs().join("README")).unwrap(), "newer\n");
+    // A commit is a change though no file is another.
+    git(&world.theirs(), &["commit", "--quiet", "--allow-empty", "-m", "theirs"]);
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("commits or branches"), "{refused:#}");
+    // A folder that nobody has prepared.
+    put(world.home.path(), "other/file", "x");
+    let other = Wanted { guest_path: Some("~/other".into()), ..world.wanted() };
+    let refused = world.prepare(other).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("there already"), "{refused:#}");
+}
+
+#[tokio::test]
+async fn the_guest_knows_branch_identity_and_state() {
+    let mut world = World::with_repository();
+    git(&world.repo(), &["config", "user.name", "Alice A."]);
+    git(&world.repo(), &["config", "user.email", "a@example.org"]);
+    put(&world.repo(), "README", "staged\n");
+    git(&world.repo(), &["add", "README"]);
+    put(&world.repo(), "run.sh", "#!/bin/sh\nexit 1\n");
+    let before = git(&world.repo(), &["status", "--short"]);
+    let wanted = Wanted { branch: Some("fix/it".into()), ..world.wanted() };
+    world.prepare(wanted).await.unwrap();
+    assert_eq!(git(&world.theirs(), &["config", "--local", "user.email"]), "a@example.org");
+    assert_eq!(git(&world.theirs(), &["branch", "--show-current"]), "fix/it");
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), before);
+    assert_eq!(git(&world.theirs(), &["rev-list", "--count", "HEAD"]), "1");
+}
+
+#[tokio::test]
+async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
+    let mut world = World::with_repository();
+    put(&world.repo(), "README", "not committed\n");
+    world.prepare(world.wanted()).await.unwrap();
+    let index = fs::read(world.theirs().join(".git/index")).unwrap();
+    put(&world.theirs(), "one", "1\n");
+    world.export(What::Branch { name: "loose".into(), force: false }).await.unwrap();
+    let subjects = |name: &str| git(&world.repo(), &["log", "--format=%s", &format!("main..{name}")]);
+    assert_eq!(subjects("loose").lines().count(), 2, "the host's changes, then the guest's");
+    assert_eq!(git(&world.repo(), &["show", "loose:one"]), "1");
+    assert_eq!(git(&world.repo(), &["diff", "--stat", "loose~1", "loose", "--", "README"]), "");
+    assert_eq!(fs::read(world.theirs().join(".git/index")).unwrap(), index, "the guest's index was touched");
+    git(&world.theirs(), &["add", "one"]);
+    git(&world.theirs(), &["commit", "--quiet", "-m", "by the guest"]);
+    put(&world.theirs(), "two", "2\n");
+    world.export(What::Branch { name: "both".into(), force: false }).await.unwrap();
+    assert!(subjects("both").contains("by the guest"), "{}", subjects("both"));
+    assert_eq!(git(&world.repo(), &["show", "both:two"]), "2");
+    git(&world.repo(), &["fsck", "--no-dangling"]);
+    // It goes on from there, and never back.
+    put(&world.theirs(), "three", "3\n");
+    git(&world.repo(), &["branch", "other", "main"]);
+    world.export(What::Branch { name: "other".into(), force: false }).await.unwrap();
+    let refused = world.export(What::Branch { name: "loose".into(), force: false }).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("other commits"), "{refused:#}");
+    world.export(What::Branch { name: "loose".into(), force: true }).await.unwrap();
+    let refused = world.export(What::Branch { name: "main".into(), force: true }).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("checked out"), "{refused:#}");
+    for name in ["-x", "a..b", "../x", ""] {
+        world.export(What::Branch { name: name.into(), force: true }).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_patch_can_be_against_another_commit_and_ignores_what_is_ignored() {
+    let mut world = World::with_repository();
+    let first = git(&world.repo(), &["rev-parse", "HEAD"]);
+    put(&world.repo(), "second", "2\n");
+    commit(&world.repo());
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "x.o", "ignored");
+    put(&world.theirs(), ".gitignore", "*.tmp\n");
+    put(&world.theirs(), "y.tmp", "ignored by the guest's own rule");
+    let file = world.host.path().join("patch");
+    let asked = Export { what: What::Patch(Some(file.clone())), from: Some(first), most: DEFAULT_MOST };
+    export(&world.guest(), world.known.as_ref().unwrap(), asked).await.unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("second") && text.contains("x.o") && !text.contains("y.tmp"), "{text}");
+    // What the host's repository does not keep, the guest has kept.
+    git(&world.repo(), &["gc", "--quiet", "--prune=now"]);
+    world.patch().await.unwrap();
+}

@@ -1,0 +1,36 @@
+//! What the owner has prepared in a VM: kept, checked, and shown with the VM. The daemon opens none of the paths.
+
+use super::Vms;
+use crate::error::internal;
+use banger_policy::Peer;
+use banger_proto::model::{ApiError, ErrorCode, FileSync, Workspace};
+
+impl Vms {
+    /// Keeps it for a VM of the peer's own: where an administrator's files went is not the owner's matter.
+    pub(crate) async fn set_workspace(
+        &self,
+        peer: &Peer,
+        word: &str,
+        workspace: Option<Workspace>,
+    ) -> Result<(), ApiError> {
+        let row = self.find(peer, word).await?;
+        if !peer.owns(&row.who()) {
+            return Err(ApiError::new(ErrorCode::Denied, "only its owner prepares a workspace in a VM"));
+        }
+        let workspace = workspace.map(|workspace| Workspace { vm_id: row.id, ..workspace });
+        if let Some(workspace) = &workspace {
+            workspace.check().map_err(|why| ApiError::new(ErrorCode::BadRequest, why))?;
+        }
+        self.ctx.db.set_workspace(row.id, workspace).await.map_err(|error| internal(&error))
+    }
+
+    /// The configured files that users' new VMs get.
+    pub(crate) fn file_sync(&self) -> Vec<FileSync> {
+        let of = |entry: &crate::config::FileSync| FileSync {
+            host: entry.host.clone(),
+            guest: entry.guest.clone(),
+            mode: entry.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()),
+        };
+        self.ctx.config.file_sync.iter().map(of).collect()
+    }
+}
