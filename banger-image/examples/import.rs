@@ -50,6 +50,7 @@ fn demo_config(host_key: String) -> GuestConfig {
         token: banger_proto::guest::BootToken::new([1; 32]),
         root_device: "/dev/vda".into(),
         work_device: Some("/dev/vdb".into()),
+        modules_device: None,
         image: banger_policy::ImageConfig::default(),
     }
 }

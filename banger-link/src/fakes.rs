@@ -48,6 +48,7 @@ pub fn guest() -> Guest {
         token: token.clone(),
         root_device: "/dev/vda".into(),
         work_device: None,
+        modules_device: None,
         image: Default::default(),
     };
     let passwd = folder.path().join("passwd");

@@ -43,6 +43,9 @@ pub struct GuestConfig {
     pub root_device: String,
     /// The work disk's device, mounted on `/root`; `None` when the VM has none.
     pub work_device: Option<String>,
+    /// The device with all modules of the kernel, mounted on `/lib/modules/RELEASE`; `None` when there is none.
+    #[serde(default)]
+    pub modules_device: Option<String>,
     /// What the image says about commands. It is the VM's: the image may have another name or be gone meanwhile.
     #[serde(default)]
     pub image: ImageConfig,

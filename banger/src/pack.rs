@@ -80,7 +80,7 @@ fn folder(path: &Path) -> anyhow::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-/// A kernel, and of its modules folder the index files and what [`ModuleIndex`] selects. The names in the
+/// A kernel and its modules folder, of which [`ModuleIndex`] selects what a guest needs to boot. The names in the
 /// archive are `banger_policy::kernel`'s.
 ///
 /// # Errors
@@ -92,17 +92,40 @@ pub(crate) fn kernel(vmlinuz: File, modules: Option<&Path>) -> anyhow::Result<So
     };
     let (dep, builtin) = (index(modules, "modules.dep")?, index(modules, "modules.builtin")?);
     let wanted = ModuleIndex::parse(&dep, &builtin).and_then(|index| index.boot_modules())?;
-    let mut total = length;
-    let mut files = Vec::new();
     for path in wanted.iter().map(ModulePath::as_str) {
         let file = modules.join(path);
-        let found = std::fs::metadata(&file).with_context(|| format!("cannot look at {}", file.display()))?;
-        total = total.saturating_add(found.len());
-        files.push((format!("{MODULES_PREFIX}{path}"), file));
+        std::fs::metadata(&file).with_context(|| format!("cannot look at {}", file.display()))?;
     }
+    let files = all_modules(modules)?;
+    let bytes = files.iter().map(|(_, path)| std::fs::metadata(path).map_or(0, |found| found.len()));
+    let total = bytes.fold(length, u64::saturating_add);
     let index = [("modules.dep", dep), ("modules.builtin", builtin)];
     let index = index.map(|(name, text)| (format!("{MODULES_PREFIX}{name}"), text)).to_vec();
     Ok(kernel_source(vmlinuz, total, index, files))
+}
+
+/// Every regular file below the folder of modules but the two that are sent first, with its name in the archive. Links
+/// lead to the kernel's sources, which no guest has.
+fn all_modules(modules: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        for name in folder(&modules.join(&below))? {
+            let relative = below.join(&name);
+            let path = modules.join(&relative);
+            let what = || format!("cannot look at {}", path.display());
+            let kind = path.symlink_metadata().with_context(what)?.file_type();
+            if kind.is_dir() {
+                folders.push(relative);
+            } else if kind.is_file()
+                && let Some(text) = relative.to_str().filter(|text| !["modules.dep", "modules.builtin"].contains(text))
+            {
+                found.push((format!("{MODULES_PREFIX}{text}"), path));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn kernel_source(mut vmlinuz: File, total: u64, index: Vec<(String, String)>, files: Vec<(String, PathBuf)>) -> Source {
@@ -191,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_brings_the_modules_that_it_needs_and_no_others() {
+    fn a_kernel_brings_all_its_modules() {
         let folder = tempfile::tempdir().unwrap();
         let modules = folder.path().join("modules");
         std::fs::create_dir_all(modules.join("kernel")).unwrap();
@@ -213,7 +236,9 @@ mod tests {
         let packed = entries(kernel(File::open(&vmlinuz).unwrap(), Some(&modules)).unwrap());
         let names: Vec<&str> = packed.iter().map(|(name, _)| name.as_str()).collect();
         let ext4 = format!("modules/{long}/ext4.ko");
-        assert_eq!(names, ["vmlinuz", "modules/modules.dep", "modules/modules.builtin", "modules/kernel/mb.ko", &ext4]);
+        let snd = "modules/kernel/snd.ko";
+        let mb = "modules/kernel/mb.ko";
+        assert_eq!(names, ["vmlinuz", "modules/modules.dep", "modules/modules.builtin", &ext4, mb, snd]);
         assert_eq!(packed.first().unwrap().1, b"kernel");
         assert_eq!(entries(kernel(File::open(&vmlinuz).unwrap(), None).unwrap()).len(), 1);
     }

@@ -12,7 +12,7 @@ pub const MAX_INDEX_BYTES: u64 = 16 << 20;
 /// Name of the kernel itself (bzImage or ELF) in the tar that `kernel import` sends.
 pub const KERNEL_ENTRY: &str = "vmlinuz";
 
-/// In that tar, the files of `lib/modules/VERSION` that are needed have their path there behind this prefix:
+/// In that tar, the files of `lib/modules/VERSION` have their path there behind this prefix: at least
 /// `modules/modules.dep`, `modules/modules.builtin`, and every [`ModuleIndex::boot_modules`]. A kernel with
 /// everything built in may come without any of them.
 pub const MODULES_PREFIX: &str = "modules/";

@@ -76,6 +76,9 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
         mounts::work_disk(Path::new(device))?;
     }
     let image = Image::at("/");
+    if let Some(device) = &config.modules_device {
+        mounts::modules(&image, Path::new(device));
+    }
     identity::apply(&image, &config);
     fresh::apply(&image, &config);
     if let Err(error) = network::configure(&config) {
@@ -179,6 +182,7 @@ mod tests {
             token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: "/dev/vda".into(),
             work_device: None,
+            modules_device: None,
             image: banger_policy::ImageConfig::default(),
         }
     }

@@ -134,6 +134,23 @@ pub(super) fn switch_root() -> Result<(), Error> {
     nix::unistd::chdir("/").map_err(failed("enter"))
 }
 
+/// Mounts all modules of the running kernel where `modprobe` looks for them. A guest without them boots all the
+/// same: what it needed to come up is loaded.
+pub(super) fn modules(image: &Image, device: &Path) {
+    let mounted = || -> Result<(), Box<dyn std::error::Error>> {
+        wait_for_device(device)?;
+        let release = nix::sys::utsname::uname()?.release().to_owned();
+        let target = image.folder(Path::new("/lib/modules").join(release))?;
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+        // Nobody writes it, so nobody replays its journal.
+        mount(Some(device), &target, Some("ext4"), flags, Some("noload"))?;
+        Ok(())
+    };
+    if let Err(error) = mounted() {
+        say(format_args!("the kernel's modules are not mounted: {error}"));
+    }
+}
+
 /// Mounts the work disk on `/root` and grows it when the daemon has made the device larger.
 ///
 /// An image without a place for it boots nevertheless. A disk that cannot be mounted is an error:

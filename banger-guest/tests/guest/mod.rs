@@ -58,6 +58,7 @@ impl Guest {
             token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: String::new(),
             work_device: None,
+            modules_device: None,
             image,
         };
         let passwd = folder.path().join("passwd");

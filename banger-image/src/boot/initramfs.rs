@@ -188,6 +188,7 @@ mod tests {
             token: banger_proto::guest::BootToken::new([1; 32]),
             root_device: "/dev/vda".into(),
             work_device: None,
+            modules_device: None,
             image: banger_policy::ImageConfig::default(),
         }
     }

@@ -6,6 +6,7 @@
 
 use super::bzimage;
 use super::elf::{self, ElfFault};
+use super::modules_disk;
 use crate::codec::Codec;
 use crate::source::{Budget, Progress, Window, check, sha256, spool};
 use crate::{ImageError, archive};
@@ -24,7 +25,10 @@ pub const VMLINUX_FILE: &str = "vmlinux";
 /// The folder of its modules there: `NN-name.ko`, decompressed, in load order.
 pub const MODULES_FOLDER: &str = "modules";
 
-/// A whole tar of kernel and modules; the CLI sends about 15 MiB.
+/// All modules of the release, there when a folder of modules came along: an ext4 file system for `lib/modules/RELEASE`.
+pub const MODULES_DISK: &str = "modules.ext4";
+
+/// A whole tar of kernel and modules: 60 MiB for a cloud kernel, ten times that for a full one.
 const MAX_TAR: u64 = 2 << 30;
 /// The largest of Debian's boot modules, ext4, has 1.5 MiB.
 const MAX_MODULE: u64 = 64 << 20;
@@ -48,6 +52,8 @@ pub struct ImportedKernel {
     pub modules_dir: PathBuf,
     /// File names in it, in load order.
     pub modules: Vec<String>,
+    /// Whether there is a [`MODULES_DISK`] in the staging folder: mode 0440, synced.
+    pub has_disk: bool,
 }
 
 /// Failure of [`import`].
@@ -189,7 +195,7 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
     let modules_dir = staging.join(MODULES_FOLDER);
     std::fs::create_dir(&modules_dir).map_err(KernelImportError::Write)?;
     let mut identity = Sha256::new();
-    identity.update(format!("banger kernel 1\nvmlinux {}\n", hex(&sha256(&image, progress)?)));
+    identity.update(format!("banger kernel 2\nvmlinux {}\n", hex(&sha256(&image, progress)?)));
     let mut modules = Vec::new();
     for (path, packed) in files.modules(&needed)? {
         check(progress)?;
@@ -203,9 +209,23 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
         write_new(&modules_dir.join(&name), &mut module.as_slice())?;
         modules.push(name);
     }
+    let has_disk = files.has_modules();
+    if has_disk {
+        progress.stage("write modules disk");
+        let path = staging.join(MODULES_DISK);
+        // The disk follows from these.
+        for (name, window) in files.of_modules() {
+            identity.update(format!("disk {} {}\n", hex(name.as_bytes()), hex(&sha256(window, progress)?)));
+        }
+        modules_disk::write(files.of_modules(), &finished(identity.clone())?, &path, progress)?;
+    }
+    let digest = finished(identity)?;
+    Ok(ImportedKernel { digest, version, vmlinux, modules_dir, modules, has_disk })
+}
+
+fn finished(identity: Sha256) -> Result<Digest, KernelImportError> {
     let digest: [u8; 32] = identity.finalize().into();
-    let digest = Digest::from_bytes(digest).map_err(|error| KernelImportError::Corrupt(io::Error::other(error)))?;
-    Ok(ImportedKernel { digest, version, vmlinux, modules_dir, modules })
+    Digest::from_bytes(digest).map_err(|error| KernelImportError::Corrupt(io::Error::other(error)))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -220,9 +240,18 @@ impl Files {
         Ok(Self(archive::files(tar, budget, progress)?))
     }
 
+    /// What came along of `lib/modules/VERSION`, by the paths there.
+    fn of_modules(&self) -> impl Iterator<Item = (&str, &Window)> {
+        self.0.iter().filter_map(|(name, window)| Some((name.strip_prefix(MODULES_PREFIX)?, window)))
+    }
+
+    fn has_modules(&self) -> bool {
+        self.of_modules().next().is_some()
+    }
+
     /// `None` when the tar has a kernel and nothing else.
     fn index(&self) -> Result<Option<ModuleIndex>, KernelImportError> {
-        if !self.0.keys().any(|name| name.starts_with(MODULES_PREFIX)) {
+        if !self.has_modules() {
             return Ok(None);
         }
         let text = |name: &str| {

@@ -7,6 +7,7 @@ mod bzimage;
 mod elf;
 pub mod initramfs;
 pub mod kernel;
+mod modules_disk;
 #[cfg(test)]
 mod tests;
 

@@ -1,9 +1,11 @@
 //! The kernel import on kernels and modules made in code; `make demo` and the bench import real ones.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::kernel::{ImportedKernel, KernelImportError, import};
+use super::kernel::{ImportedKernel, KernelImportError, MODULES_DISK, import};
 use banger_policy::kernel::KernelError;
 use std::io::{Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::process::Command;
 
 const RELEASE: &str = "6.12.1-test-amd64";
 const DRIVERS: &str = "virtio-mmio\0virtio_blk\0virtio_net\0ext4\0vmw_vsock_virtio_transport\0";
@@ -134,6 +136,46 @@ fn a_vmlinuz_with_modules() {
             }
         }
     }
+}
+
+#[test]
+fn all_modules_are_a_file_system_and_count_for_the_digest() {
+    let ko = module(RELEASE);
+    let image = vmlinux("");
+    let builtin = [BUILTIN, b"kernel/n/virtio_net.ko\nkernel/v/vmw_vsock_virtio_transport.ko\n"].concat();
+    let files = |tun: &'static [u8]| {
+        run(&[
+            ("vmlinuz", &image),
+            ("modules/modules.dep", b"kernel/t/tun.ko.xz:\nkernel/a/overlay.ko:\n"),
+            ("modules/modules.builtin", &builtin),
+            ("modules/modules.alias", b"alias char-major-10-200 tun\n"),
+            ("modules/kernel/t/tun.ko.xz", tun),
+            ("modules/kernel/a/overlay.ko", &ko),
+        ])
+    };
+    let (folder, kernel) = files(b"packed");
+    let kernel = kernel.unwrap();
+    assert!(kernel.has_disk && kernel.modules.is_empty());
+    let disk = folder.path().join(MODULES_DISK);
+    let found = std::fs::metadata(&disk).unwrap();
+    assert_eq!(found.permissions().mode() & 0o777, 0o440);
+    assert!(found.len() < 256 << 20 && found.blocks() * 512 < 8 << 20, "{} bytes", found.len());
+    let (again, other) = (files(b"packed"), files(b"Packed"));
+    assert_eq!(again.1.unwrap().digest, kernel.digest);
+    assert_ne!(other.1.unwrap().digest, kernel.digest);
+    let refused = error(&[("vmlinuz", &image), ("modules/modules.dep", b""), ("modules/a\x01b", b"x")]);
+    assert!(matches!(refused, KernelImportError::Archive(_) | KernelImportError::Index(_)), "{refused}");
+    let Ok(checked) = Command::new("e2fsck").arg("-fn").arg(&disk).output() else {
+        eprintln!("skipped: there is no e2fsck");
+        return;
+    };
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    let cat = |path: &str| {
+        let shown = Command::new("debugfs").args(["-R", &format!("cat {path}")]).arg(&disk).output().unwrap();
+        shown.stdout
+    };
+    assert!(cat("/kernel/a/overlay.ko") == ko && cat("/kernel/t/tun.ko.xz") == b"packed");
+    assert_eq!(cat("/modules.alias"), b"alias char-major-10-200 tun\n");
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn listen(stream: &UnixStream, progress: &dyn Progress) -> io::Result<Option<Res
 }
 
 /// Of `banger_image`.
-const STAGES: [&str; 7] = [
+const STAGES: [&str; 8] = [
     "read archive",
     "verify and unpack layers",
     "merge layers",
@@ -249,6 +249,7 @@ const STAGES: [&str; 7] = [
     "write root file system",
     "extract kernel",
     "extract modules",
+    "write modules disk",
 ];
 
 /// A process that does not outlive this.
@@ -287,7 +288,7 @@ mod tests {
     fn nothing_is_kept_that_no_import_comes_to() {
         let digest = format!("1{}", "0".repeat(63));
         let kernel = |version: &str, modules: &[String]| -> Made {
-            let value = serde_json::json!({"Kernel": {"digest": digest, "version": version, "vmlinux": "x", "modules_dir": "y", "modules": modules}});
+            let value = serde_json::json!({"Kernel": {"digest": digest, "version": version, "vmlinux": "x", "modules_dir": "y", "modules": modules, "has_disk": true}});
             serde_json::from_value(value).unwrap()
         };
         let image_with = |size: u64, config: serde_json::Value| -> Made {

@@ -12,7 +12,7 @@ use crate::stream::{self, UploadError};
 use crate::util::allocated;
 use crate::util::blocking;
 use banger_image::Progress;
-use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
+use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
 use banger_policy::quota::{self, Limited};
 use banger_policy::{ImageName, KernelName, Peer};
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::UnixStream;
 
-/// What a kernel's tar may have, bytes; a distribution's has about 15 MiB.
+/// What a kernel's tar may have, bytes; a full one of a distribution has about 600 MiB.
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
 /// Conversions at once on the host. Each is a process that may take a gigabyte, for minutes.
 pub(super) const AT_ONCE: usize = 2;
@@ -376,7 +376,8 @@ impl Store {
         let known = self.db.contents(&KERNELS).await.map_err(|error| internal(&error))?.contains(&made.digest);
         if known {
             let files: Vec<PathBuf> = made.modules.iter().map(|name| Path::new(MODULES_FOLDER).join(name)).collect();
-            staging.is_same(&dir, files.into_iter().chain([VMLINUX_FILE.into()])).await?;
+            let disk = made.has_disk.then(|| MODULES_DISK.into());
+            staging.is_same(&dir, files.into_iter().chain([VMLINUX_FILE.into()]).chain(disk)).await?;
         } else {
             staging.publish(&dir)?;
         }

@@ -9,7 +9,7 @@ use crate::paths::Paths;
 use crate::turns::Turns;
 use crate::util::{blocking, fill_random};
 use banger_image::boot::initramfs::{self, Initramfs};
-use banger_image::boot::kernel::{MODULES_FOLDER, VMLINUX_FILE};
+use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use banger_link::control::Control;
 use banger_link::keys::KeyPair;
@@ -95,6 +95,7 @@ impl Host {
             token: token.clone(),
             root_device: "/dev/vda".to_owned(),
             work_device: Some("/dev/vdb".to_owned()),
+            modules_device: self.modules_disk(seat).map(|_| "/dev/vdc".to_owned()),
             image: seat.image_config.clone(),
         };
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
@@ -110,10 +111,16 @@ impl Host {
         Ok(token)
     }
 
+    /// All modules of the VM's kernel; none for a kernel that has everything built in, or was imported without them.
+    fn modules_disk(&self, seat: &Seat) -> Option<PathBuf> {
+        Some(self.paths.kernel_dir(&seat.kernel).join(MODULES_DISK)).filter(|path| path.exists())
+    }
+
     /// All that the VMM of this VM may open.
     fn files(&self, seat: &Seat, devices: &BootDevices) -> Files {
+        let kernel = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
         Files {
-            read: vec![self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE), seat.paths.initramfs()],
+            read: [kernel, seat.paths.initramfs()].into_iter().chain(self.modules_disk(seat)).collect(),
             write: vec![PathBuf::from(&devices.root), seat.paths.work_disk(), seat.paths.metrics()],
         }
     }
@@ -146,6 +153,7 @@ impl Host {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             link,
             vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+            modules: self.modules_disk(&seat),
         }))
     }
 
@@ -160,6 +168,7 @@ impl Host {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             link,
             vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+            modules: self.modules_disk(&seat),
         })))
     }
 
@@ -330,18 +339,23 @@ struct Guest {
     parts: Parts,
     link: Arc<Link>,
     vmlinux: PathBuf,
+    modules: Option<PathBuf>,
 }
 
 impl Guest {
     async fn start(&self, seat: Seat, devices: BootDevices) -> Result<(), ApiError> {
         let drive = |id: &str, path: PathBuf| Drive { id: id.to_owned(), path, read_only: false };
+        let modules = self.modules.clone().map(|path| Drive { read_only: true, ..drive("modules", path) });
         let config = VmmConfig {
             vcpu_count: seat.spec.vcpu_count,
             mem_size_mib: seat.spec.memory_mib,
             kernel: self.vmlinux.clone(),
             initrd: seat.paths.initramfs(),
             boot_args: banger_image::boot::KERNEL_ARGS.to_owned(),
-            drives: vec![drive("root", devices.root.into()), drive("work", seat.paths.work_disk())],
+            drives: [drive("root", devices.root.into()), drive("work", seat.paths.work_disk())]
+                .into_iter()
+                .chain(modules)
+                .collect(),
             tap: devices.tap,
             mac: seat.index.mac(seat.address),
             vsock_cid: seat.index.cid(),

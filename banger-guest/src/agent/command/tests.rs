@@ -34,6 +34,7 @@ fn guest() -> Guest {
         token: token(),
         root_device: "/dev/vda".into(),
         work_device: None,
+        modules_device: None,
         image: Default::default(),
     };
     let folder = tempfile::tempdir().unwrap();
