@@ -15,6 +15,7 @@ mod prune;
 mod pull;
 mod run;
 mod spec;
+mod ssh_config;
 mod version;
 
 use crate::cli::{Command, Vm};
@@ -32,6 +33,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
         Command::Doctor(asked) => doctor::run(asked).await,
+        Command::SshConfig(options) => ssh_config::run(&options),
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),
     }
@@ -59,6 +61,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
         Vm::Exec(options) => exec::exec(options).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
-        Vm::Proxy { vm } => login::proxy(vm).await,
+        Vm::Proxy { vm } => login::proxy(&vm).await,
+        Vm::HostKey { vm } => login::host_key(&vm).await,
     }
 }

@@ -1,8 +1,10 @@
 //! The streams: what a guest, or an import, would say.
 
 use super::{Fake, records};
+use banger_guest::agent::Server;
 use banger_proto::model::{ApiError, ErrorCode, JobResult, JobState};
 use banger_proto::stream::{Frame, StreamRequest, read, write};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -16,7 +18,15 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
             let tty = terminal.map(|t| format!("{} {}x{}\n", t.term, t.cols, t.rows));
             exec(&mut from, &mut to, &command, tty).await;
         }
-        StreamRequest::Ssh { .. } => exec(&mut from, &mut to, &["cat".into()], None).await,
+        StreamRequest::Ssh { .. } => {
+            let agent = fake.state().agent.clone();
+            match agent {
+                None => exec(&mut from, &mut to, &["cat".into()], None).await,
+                Some((config, _, passwd)) => {
+                    agent_behind(&mut from, &mut to, Server::with_passwd(&config, passwd).unwrap()).await;
+                }
+            }
+        }
         StreamRequest::Logs { .. } => {
             let evil = fake.state().evil;
             say(&mut to, Frame::Output(format!("console\r\n\x1b[2J{evil}").into_bytes())).await;
@@ -41,6 +51,26 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), false, result).await;
         }
     }
+}
+
+/// The bytes of a connection to the real agent, until either side ends it.
+async fn agent_behind(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, agent: Server) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(async move { agent.serve(far).await });
+    let (mut answers, mut questions) = tokio::io::split(near);
+    let input = async {
+        while let Ok(Some(Frame::Input(bytes))) = read(from).await {
+            questions.write_all(&bytes).await.unwrap_or_default();
+        }
+    };
+    let output = async {
+        let mut buffer = vec![0; 32 * 1024];
+        while let Ok(length @ 1..) = answers.read(&mut buffer).await {
+            say(to, Frame::Output(buffer[..length].to_vec())).await;
+        }
+        say(to, Frame::Exit(0)).await;
+    };
+    tokio::select! { () = input => {}, () = output => {} }
 }
 
 /// The client may be gone, which a test may want.
