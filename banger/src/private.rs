@@ -51,8 +51,12 @@ pub(crate) fn open(base: &Path, own: &Path, me: Uid, missing: Missing) -> anyhow
         if stat.st_uid != me.as_raw() {
             return Err(foreign(&at, &stat, me));
         }
-        if stat.st_mode & 0o7777 != PRIVATE {
-            fchmod(&folder, Mode::from_raw_mode(PRIVATE)).with_context(what)?;
+        if stat.st_mode & 0o7777 != PRIVATE
+            && let Err(error) = fchmod(&folder, Mode::from_raw_mode(PRIVATE))
+            // A file system may have one mode for all (vfat, some shares). Then others may look, and not write.
+            && stat.st_mode & 0o022 != 0
+        {
+            return Err(error).with_context(what);
         }
     }
     Ok(folder)

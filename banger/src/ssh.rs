@@ -1,18 +1,30 @@
-//! The user's SSH key for all VMs, and the known-hosts file of each: what `vm ssh` gives to the user's `ssh`.
+//! The user's SSH key for all VMs, and what stock `ssh` is told about them: as options by `vm ssh`, and
+//! in a file by `ssh-config`. Which host key a VM has is asked of the daemon at each connection
+//! (`vm host-key`), so nothing is kept that could be out of date.
 
+mod fence;
+mod settings;
+pub(crate) mod user_config;
+
+pub(crate) use settings::Places;
+
+use crate::error::explained;
 use crate::private::{self, Missing};
 use crate::programs;
 use anyhow::Context as _;
-use banger_policy::VmId;
 use nix::unistd::{User, geteuid};
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The folder of all of this below the user's data.
 const OWN: &str = "banger/ssh";
-/// In it, a file per VM.
-const KNOWN_HOSTS: &str = "known_hosts.d";
+/// In it, what `~/.ssh/config` includes.
+const CONFIG: &str = "config";
+/// The names of VMs among the names of hosts.
+pub(crate) const HOSTS: &str = ".banger";
 
 /// The folder of all of this, `~/.local/share/banger/ssh`.
 #[derive(Debug)]
@@ -50,7 +62,13 @@ impl Store {
             return Ok(key);
         }
         let keygen = programs::find("ssh-keygen")?;
-        // Made aside and linked into place: of two commands at the same time one wins, and both use its key.
+        // Of two commands at the same time one makes the key, and both use it. Where there are no locks, the key of
+        // the later one stays.
+        let lock = File::options().create(true).append(true).open(self.folder.join(".lock"))?;
+        let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+        if key.try_exists()? {
+            return Ok(key);
+        }
         let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.folder)?;
         let new = aside.path().join("id_ed25519");
         let comment = format!("banger@{}", nix::unistd::gethostname()?.to_string_lossy());
@@ -63,12 +81,15 @@ impl Store {
         if !made.status.success() {
             anyhow::bail!("ssh-keygen made no key: {}", String::from_utf8_lossy(&made.stderr).trim());
         }
-        match std::fs::hard_link(&new, &key) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(error).with_context(|| format!("cannot write {}", key.display()))
-            }
-            _ => Ok(key),
+        // A link would do without the lock, but vfat, AFS and some shares have none.
+        std::fs::rename(&new, &key).with_context(|| format!("cannot write {}", key.display()))?;
+        if std::fs::metadata(&key)?.permissions().mode() & 0o077 != 0 {
+            return Err(explained(
+                format!("{} keeps no permissions, and ssh refuses a key that others may read", self.folder.display()),
+                "keep banger's files on another file system: XDG_DATA_HOME=/path",
+            ));
         }
+        Ok(key)
     }
 
     /// The public half, one line. Taken from the private key, so that the two cannot differ.
@@ -84,7 +105,7 @@ impl Store {
             .context("cannot run ssh-keygen")?;
         if !shown.status.success() {
             let why = String::from_utf8_lossy(&shown.stderr).trim().to_owned();
-            return Err(crate::error::explained(
+            return Err(explained(
                 format!("cannot use the key {}: {why}", private.display()),
                 format!("the key is banger's own; remove it and a new one is made: rm {}", private.display()),
             ));
@@ -92,47 +113,50 @@ impl Store {
         Ok(String::from_utf8(shown.stdout)?.trim().to_owned())
     }
 
-    /// Writes the one host key that this VM may show.
+    /// Writes what `~/.ssh/config` includes.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(crate) fn pin(&self, vm: VmId, host_key: &str) -> anyhow::Result<PathBuf> {
-        let own = Path::new(OWN).join(KNOWN_HOSTS);
-        private::open(&self.data, &own, geteuid(), Missing::Make).context("cannot keep a host key")?;
-        let folder = self.folder.join(KNOWN_HOSTS);
-        let path = folder.join(vm.to_string());
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        writeln!(file, "{} {}", alias(vm), host_key.lines().next().unwrap_or_default().trim())?;
+    pub(crate) fn write_config(&self, text: &str) -> anyhow::Result<PathBuf> {
+        private::open(&self.data, Path::new(OWN), geteuid(), Missing::Make).context("cannot keep a configuration")?;
+        let path = self.folder.join(CONFIG);
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        file.write_all(text.as_bytes())?;
         file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 
-    /// Forgets a VM that is no more.
-    pub(crate) fn forget(&self, vm: VmId) {
-        let own = Path::new(OWN).join(KNOWN_HOSTS);
-        if let Ok(folder) = private::open(&self.data, &own, geteuid(), Missing::Refuse) {
-            // A line for an id that never comes back does no harm.
-            drop(private::remove(&folder, &vm.to_string()));
+    /// Removes it again.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub(crate) fn remove_config(&self) -> anyhow::Result<()> {
+        let path = self.folder.join(CONFIG);
+        if !path.try_exists()? {
+            return Ok(());
+        }
+        let folder = private::open(&self.data, Path::new(OWN), geteuid(), Missing::Refuse)?;
+        match private::remove(&folder, CONFIG) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
         }
     }
 }
 
-/// The name under which `ssh` knows a VM: by id, because names and addresses are used again.
-pub(crate) fn alias(vm: VmId) -> String {
-    format!("banger-{vm}")
-}
-
-/// A path as one word of a command line that `ssh` hands to a shell, with its own `%` escapes doubled.
-pub(crate) fn proxy_word(path: &Path) -> anyhow::Result<String> {
-    let text = path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))?;
-    Ok(format!("'{}'", text.replace('\'', r"'\''")).replace('%', "%%"))
+/// The word for a VM that a name of a host stands for: `demo.banger` is `demo`, and `demo.alice.banger`
+/// is `alice/demo`. `scp` and `git` would take a slash in a host's name for the beginning of a path. No
+/// VM's name has a dot, so the user's name may.
+pub(crate) fn word(host: &str) -> String {
+    let name = host.strip_suffix(HOSTS).unwrap_or(host);
+    name.split_once('.').map_or_else(|| name.to_owned(), |(vm, user)| format!("{user}/{vm}"))
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
@@ -154,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn the_pin_is_one_line_for_one_vm() {
+    fn the_configuration_is_the_users_alone() {
         let (_folder, store) = store();
-        let vm = VmId::from_bytes([7; 32]).unwrap();
-        store.pin(vm, "ssh-ed25519 OLD").unwrap();
-        let path = store.pin(vm, "ssh-ed25519 AAAA\n* ssh-ed25519 EVIL").unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text, format!("banger-{vm} ssh-ed25519 AAAA\n"));
-        store.forget(vm);
+        store.remove_config().unwrap();
+        store.write_config("old").unwrap();
+        let path = store.write_config("new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        store.remove_config().unwrap();
         assert!(!path.exists());
     }
 
@@ -171,24 +195,28 @@ mod tests {
         let target = folder.path().join("else");
         std::fs::create_dir(&target).unwrap();
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let vm = VmId::from_bytes([7; 32]).unwrap();
-        let theirs = [target.join("id_ed25519"), target.join(vm.to_string())];
+        let theirs = [target.join("id_ed25519"), target.join(CONFIG)];
         theirs.iter().for_each(|path| std::fs::write(path, "theirs").unwrap());
         std::fs::create_dir(folder.path().join("banger")).unwrap();
         std::os::unix::fs::symlink(&target, folder.path().join("banger/ssh")).unwrap();
-        assert!(store.private_key().is_err() && store.pin(vm, "ssh-ed25519 AAAA").is_err());
-        std::fs::remove_file(folder.path().join("banger/ssh")).unwrap();
-        store.private_key().unwrap();
-        std::os::unix::fs::symlink(&target, folder.path().join("banger/ssh/known_hosts.d")).unwrap();
-        assert!(store.pin(vm, "ssh-ed25519 AAAA").is_err());
-        store.forget(vm);
+        assert!(store.private_key().is_err() && store.write_config("ours").is_err());
+        assert!(store.remove_config().is_err());
         assert!(theirs.iter().all(|path| std::fs::read_to_string(path).unwrap() == "theirs"));
         assert_eq!(target.read_dir().unwrap().count(), 2);
         assert_eq!(std::fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]
-    fn a_strange_path_stays_one_word() {
-        assert_eq!(proxy_word(Path::new("/a b/it's 100%")).unwrap(), r"'/a b/it'\''s 100%%'");
+    fn hosts_are_words_for_vms() {
+        for (host, vm) in [
+            ("demo.banger", "demo"),
+            ("demo", "demo"),
+            ("demo.alice.banger", "alice/demo"),
+            ("demo.a.b.banger", "a.b/demo"),
+            ("3fa9.banger", "3fa9"),
+            ("alice/demo", "alice/demo"),
+        ] {
+            assert_eq!(word(host), vm);
+        }
     }
 }

@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Job(Job),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
+    /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh that does it
+    SshConfig(SshConfig),
     /// Show the versions of this program, of bangerd and of Firecracker
     Version(Json),
     /// Print a completion script
@@ -81,6 +83,16 @@ pub(crate) struct Doctor {
     pub(crate) fix: bool,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SshConfig {
+    /// Write it to a file, and name that file at the top of ~/.ssh/config
+    #[arg(long)]
+    pub(crate) install: bool,
+    /// Take that out again; the rest of ~/.ssh/config stays as it is
+    #[arg(long, conflicts_with = "install")]
+    pub(crate) uninstall: bool,
 }
 
 #[derive(Debug, Args)]

@@ -96,7 +96,7 @@ pub(crate) enum Vm {
     /// A repository of yours in a VM, and what was done there back to you
     #[command(subcommand)]
     Workspace(Workspace),
-    /// Log in with ssh; what follows the name is ssh's: options, then a command
+    /// Log in with ssh, which reads no configuration; what follows the name is ssh's: options, then a command
     Ssh {
         /// The VM
         vm: String,
@@ -107,7 +107,13 @@ pub(crate) enum Vm {
     /// Bytes to and from a VM's ssh server: what `ssh` is given as its ProxyCommand
     #[command(hide = true)]
     Proxy {
-        /// The VM
+        /// The VM, or VM.banger
+        vm: String,
+    },
+    /// The host key of a VM: what `ssh` is given as its KnownHostsCommand
+    #[command(hide = true)]
+    HostKey {
+        /// The VM, or VM.banger
         vm: String,
     },
 }

@@ -7,7 +7,6 @@ use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
 use crate::output::{line, note, took};
 use crate::progress::{Detail, Progress};
-use crate::ssh::Store;
 use anyhow::Context as _;
 use banger_policy::lifecycle::State;
 use banger_proto::daemon::KillSignal;
@@ -174,9 +173,6 @@ async fn one(
             Ok(status)
         }
         ended => {
-            if let (Verb::Delete, Ok(store)) = (verb, Store::locate()) {
-                store.forget(vm.id);
-            }
             if matches!((verb, vm.state, &ended), (Verb::Start | Verb::Restart, State::Created, Ended::Done(_))) {
                 super::sync::new_vm(client, vm.id).await.with_context(what)?;
             }
@@ -207,9 +203,6 @@ pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> 
     let mut progress = Progress::new(Detail::Live);
     let ended = job::follow(&client, job, &mut progress, &mut interrupts, OnInterrupt::Leave).await;
     ended.with_context(what)?;
-    if let Ok(store) = Store::locate() {
-        store.forget(vm.id);
-    }
     Ok(())
 }
 

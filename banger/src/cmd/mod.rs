@@ -17,6 +17,7 @@ mod prune;
 mod pull;
 mod run;
 mod spec;
+mod ssh_config;
 mod sync;
 mod version;
 mod workspace;
@@ -36,6 +37,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
         Command::Doctor(asked) => doctor::run(asked).await,
+        Command::SshConfig(options) => ssh_config::run(&options),
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),
     }
@@ -69,6 +71,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Workspace(Workspace::Prepare(options)) => workspace::prepare(options).await,
         Vm::Workspace(Workspace::Export(options)) => workspace::export(options).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
-        Vm::Proxy { vm } => login::proxy(vm).await,
+        Vm::Proxy { vm } => login::proxy(&vm).await,
+        Vm::HostKey { vm } => login::host_key(&vm).await,
     }
 }

@@ -1,6 +1,7 @@
 //! The streams: what a guest, or an import, would say.
 
 use super::{Fake, records};
+use banger_guest::agent::Server;
 use banger_proto::command::{FromGuest, Start, ToGuest};
 use banger_proto::inside::{Filled, Inside, Listener};
 use banger_proto::model::{ApiError, ErrorCode, JobResult, JobState};
@@ -62,6 +63,10 @@ async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
     let beside = [ControlMessage::ScmRights(&rights)];
     sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&OPENED_BYTES)], &beside, MsgFlags::empty(), None).unwrap();
     drop(theirs);
+    let agent = fake.state().agent.clone();
+    if let (StreamRequest::Ssh { .. }, Some((config, _, passwd))) = (request, agent) {
+        return Server::with_passwd(&config, passwd).unwrap().serve(ours).await;
+    }
     let (mut from, mut to) = ours.into_split();
     if matches!(request, StreamRequest::Inside { .. }) {
         return inside(fake).write(&mut to).await.unwrap();

@@ -9,6 +9,7 @@ pub use records::vm;
 
 use banger_policy::Digest;
 use banger_proto::daemon::Daemon as _;
+use banger_proto::guest::GuestConfig;
 use banger_proto::model::{FileSync, JobResult, JobState, JobView, VmRecord};
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::transport::{self, DAEMON_LIMITS};
@@ -41,6 +42,8 @@ pub struct State {
     pub asked: Option<(String, String, Digest)>,
     /// What new VMs get.
     pub file_sync: Vec<FileSync>,
+    /// The real agent behind the SSH streams, with its host key's public half and its table of users.
+    pub agent: Option<(GuestConfig, String, PathBuf)>,
     jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
 }

@@ -134,7 +134,12 @@ impl Daemon for Fake {
         let mut state = self.state();
         let vm = state.find(&vm)?;
         state.calls.push(format!("ssh {}", public_key.split(' ').next().unwrap_or_default()));
-        Ok(SshAccess { vm: vm.id, host_key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA".into() })
+        let mut host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA".to_owned();
+        if let Some((config, public, _)) = &mut state.agent {
+            config.authorized_keys.push(public_key);
+            host_key.clone_from(public);
+        }
+        Ok(SshAccess { vm: vm.id, host_key })
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {

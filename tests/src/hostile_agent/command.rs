@@ -45,7 +45,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 pub(super) fn serve(stream: UnixStream) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(talk(tokio::net::UnixStream::from_std(stream)?))
+    runtime.block_on(async { talk(tokio::net::UnixStream::from_std(stream)?).await })
 }
 
 async fn talk(mut stream: tokio::net::UnixStream) -> io::Result<()> {
