@@ -77,7 +77,7 @@ fn message(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Option<O
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
     use super::*;
     use banger_proto::stream::{Frame, write};
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};

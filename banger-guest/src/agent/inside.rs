@@ -33,14 +33,14 @@ pub(super) fn look() -> Inside {
         memory_available: kib("MemAvailable:") << 10,
         root: filled("/").unwrap_or_default(),
         work: is_mounted("/root").then(|| filled("/root")).flatten(),
-        listeners: listeners(&text),
+        listeners: listeners(text),
     }
 }
 
 fn filled(path: &str) -> Option<Filled> {
     let found = statvfs(path).ok()?;
-    let size = u64::from(found.fragment_size());
-    Some(Filled { total: size * u64::from(found.blocks()), free: size * u64::from(found.blocks_available()) })
+    let size = found.fragment_size();
+    Some(Filled { total: size * found.blocks(), free: size * found.blocks_available() })
 }
 
 fn is_mounted(path: &str) -> bool {

@@ -76,7 +76,7 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
             }
             (End::Vm(vm, path), End::Vm(other, to)) => {
                 let (from, into) = (guest(client, vm).await?, guest(client, other).await?);
-                between(&from, &path, &into, &to, &count).await
+                Box::pin(between(&from, &path, &into, &to, &count)).await
             }
             _ => Err(anyhow::anyhow!("neither is in a VM")),
         }
@@ -286,7 +286,7 @@ mod tests {
         // One guest to another.
         let other = tempfile::tempdir().unwrap();
         let into = Guest::Folder(other.path().to_owned());
-        between(&guest, "~/copy", &into, "~/there", &Arc::default()).await.unwrap();
+        Box::pin(between(&guest, "~/copy", &into, "~/there", &Arc::default())).await.unwrap();
         assert!(other.path().join("there/sub/file").exists());
     }
 }
