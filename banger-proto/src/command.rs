@@ -45,9 +45,11 @@ pub enum Purpose {
     /// The daemon replaces the users' SSH keys: length (4 bytes, big endian), then one public key a line. The
     /// agent's answer is one byte: 0, or 1 when a line is no key and nothing was changed.
     Keys,
+    /// One request about sessions ([`crate::session`]).
+    Session,
 }
 
-/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys), the boot's token.
+/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 2 session), the boot's token.
 #[derive(Clone, Debug)]
 pub struct Opening {
     /// What follows.
@@ -137,6 +139,7 @@ impl Opening {
         let purpose = match self.purpose {
             Purpose::Command => 0,
             Purpose::Keys => 1,
+            Purpose::Session => 2,
         };
         [&MAGIC[..], &[VERSION, purpose], self.token.reveal().as_bytes()].concat()
     }
@@ -155,6 +158,7 @@ impl Opening {
         let purpose = match purpose {
             0 => Some(Purpose::Command),
             1 => Some(Purpose::Keys),
+            2 => Some(Purpose::Session),
             _ => None,
         };
         let token = std::str::from_utf8(token).ok().and_then(BootToken::parse);
@@ -340,7 +344,7 @@ mod tests {
     #[tokio::test]
     async fn an_opening_and_its_answers_come_back() {
         let token = BootToken::new([9; 32]);
-        for purpose in [Purpose::Command, Purpose::Keys] {
+        for purpose in [Purpose::Command, Purpose::Keys, Purpose::Session] {
             let bytes = Opening { purpose, token: token.clone() }.encode();
             let (version, opening) = Opening::read(&mut bytes.as_slice()).await.unwrap();
             let opening = opening.unwrap();

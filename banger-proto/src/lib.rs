@@ -8,6 +8,8 @@ pub mod command;
 #[cfg(feature = "commands")]
 mod frame;
 pub mod guest;
+#[cfg(feature = "commands")]
+pub mod session;
 pub mod signal;
 
 #[cfg(feature = "rpc")]

@@ -5,6 +5,8 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+pub(crate) mod session;
+
 const AFTER_HELP: &str = "\
 A VM is named by its name, its id, or the beginning of its id. Administrators name another user's as USER/NAME.
 Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
@@ -121,6 +123,9 @@ pub(crate) enum Vm {
     },
     /// Run a command in a VM, or a login shell
     Exec(Exec),
+    /// Commands in the background of a VM, with a name, a log and a kept exit status
+    #[command(subcommand)]
+    Session(session::Session),
     /// Log in with ssh; what follows the name is ssh's: options, then a command
     Ssh {
         /// The VM
@@ -180,9 +185,12 @@ pub(crate) struct Run {
     /// Keep a VM that did not get ready, to look at its console
     #[arg(long)]
     pub(crate) keep_on_error: bool,
-    /// Only start the VM; print its name
+    /// Only start the VM, with the command as its session `app`; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Run the image's Entrypoint and Cmd as the session `app`; COMMAND takes the place of Cmd
+    #[arg(long)]
+    pub(crate) entrypoint: bool,
     #[command(flatten)]
     pub(crate) with: With,
     /// The command; its exit status is ours [default: a login shell]

@@ -24,6 +24,7 @@ mod programs;
 mod progress;
 mod registry;
 mod session;
+mod sessions;
 mod ssh;
 mod terminal;
 mod upload;

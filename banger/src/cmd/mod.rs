@@ -13,6 +13,7 @@ mod list;
 mod login;
 mod pull;
 mod run;
+mod session;
 mod spec;
 mod version;
 
@@ -56,6 +57,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Show { vm, json } => list::show(vm, json).await,
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
         Vm::Exec(options) => exec::exec(options).await,
+        Vm::Session(command) => session::run(command).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
         Vm::Proxy { vm } => login::proxy(vm).await,
     }

@@ -141,7 +141,10 @@ impl Daemon for Fake {
         let mut state = self.state();
         let ticket = Ticket([u8::try_from(state.streams.len() + 1).unwrap(); 32]);
         let upload = match &request {
-            StreamRequest::Command { vm } | StreamRequest::Ssh { vm } | StreamRequest::Logs { vm, .. } => {
+            StreamRequest::Command { vm }
+            | StreamRequest::Ssh { vm }
+            | StreamRequest::Session { vm }
+            | StreamRequest::Logs { vm, .. } => {
                 let vm = state.find(vm)?;
                 if vm.state != VmState::Running && !matches!(request, StreamRequest::Logs { .. }) {
                     let why = format!("{} is {}", vm.name, vm.state);

@@ -20,7 +20,9 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Command { vm } | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
+        StreamRequest::Command { vm } | StreamRequest::Ssh { vm } | StreamRequest::Session { vm } => {
+            daemon.vms.link(peer, vm).await.map(|_| None)
+        }
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
             let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
@@ -45,6 +47,13 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     let served = match request {
         StreamRequest::Command { vm } => match daemon.vms.link(&peer, &vm).await {
             Ok((link, _visit)) => match link.command().await {
+                Ok(guest) => stream::hand_over(io, guest).await,
+                Err(error) => return refuse(io, &unreachable(&error)).await,
+            },
+            Err(error) => return refuse(io, &error.message).await,
+        },
+        StreamRequest::Session { vm } => match daemon.vms.link(&peer, &vm).await {
+            Ok((link, _visit)) => match link.session().await {
                 Ok(guest) => stream::hand_over(io, guest).await,
                 Err(error) => return refuse(io, &unreachable(&error)).await,
             },
