@@ -19,6 +19,9 @@ mod sys;
 /// The argument with which init starts this program as the agent.
 pub(crate) const AGENT_COMMAND: &str = "agent";
 
+/// The argument with which the agent starts this program as a session's own process.
+pub(crate) const SESSION_COMMAND: &str = "session";
+
 /// Chooses between init and agent: PID 1 is init, whatever its arguments are.
 pub fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -30,6 +33,7 @@ pub fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some(AGENT_COMMAND) => agent::main(arguments),
+        Some(SESSION_COMMAND) => agent::session_main(),
         _ => {
             console::say("this program is the init of a banger guest and is not started by hand");
             ExitCode::from(2)

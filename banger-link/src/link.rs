@@ -108,6 +108,14 @@ impl Link {
         within("connecting", self.open(Purpose::Inside)).await
     }
 
+    /// A connection on which the guest answers one request about its sessions ([`banger_proto::session`]).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn session(&self) -> Result<UnixStream, LinkError> {
+        within("connecting", self.open(Purpose::Session)).await
+    }
+
     /// Replaces the keys of users that the guest lets in, one OpenSSH public key a line.
     ///
     /// # Errors

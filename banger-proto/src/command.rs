@@ -47,9 +47,12 @@ pub enum Purpose {
     Keys,
     /// The agent says how the guest is, seen from inside ([`crate::inside`]).
     Inside,
+    /// One request about sessions ([`crate::session`]).
+    Session,
 }
 
-/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 3 inside), the boot's token.
+/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 2 session, 3 inside), the
+/// boot's token.
 #[derive(Clone, Debug)]
 pub struct Opening {
     /// What follows.
@@ -140,6 +143,7 @@ impl Opening {
             Purpose::Command => 0,
             Purpose::Keys => 1,
             Purpose::Inside => 3,
+            Purpose::Session => 2,
         };
         [&MAGIC[..], &[VERSION, purpose], self.token.reveal().as_bytes()].concat()
     }
@@ -159,6 +163,7 @@ impl Opening {
             0 => Some(Purpose::Command),
             1 => Some(Purpose::Keys),
             3 => Some(Purpose::Inside),
+            2 => Some(Purpose::Session),
             _ => None,
         };
         let token = std::str::from_utf8(token).ok().and_then(BootToken::parse);
@@ -344,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn an_opening_and_its_answers_come_back() {
         let token = BootToken::new([9; 32]);
-        for purpose in [Purpose::Command, Purpose::Keys, Purpose::Inside] {
+        for purpose in [Purpose::Command, Purpose::Keys, Purpose::Session, Purpose::Inside] {
             let bytes = Opening { purpose, token: token.clone() }.encode();
             let (version, opening) = Opening::read(&mut bytes.as_slice()).await.unwrap();
             let opening = opening.unwrap();

@@ -1,6 +1,7 @@
 //! Frames on a byte stream: kind (1 byte), length (4 bytes, big endian), payload.
 //!
-//! Used by [`crate::stream`] (command line and daemon) and [`crate::command`] (command line and guest).
+//! Used by [`crate::stream`] (command line and daemon), and by [`crate::command`] and [`crate::session`]
+//! (command line and guest).
 
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

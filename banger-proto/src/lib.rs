@@ -10,6 +10,8 @@ mod frame;
 pub mod guest;
 #[cfg(feature = "commands")]
 pub mod inside;
+#[cfg(feature = "commands")]
+pub mod session;
 pub mod signal;
 
 #[cfg(feature = "rpc")]

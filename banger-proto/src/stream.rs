@@ -82,6 +82,12 @@ pub enum StreamRequest {
         /// Everybody may use it; for administrators.
         shared: bool,
     },
+    /// As [`StreamRequest::Command`]; a connection on which the guest answers one request about its sessions
+    /// ([`crate::session`]).
+    Session {
+        /// The VM, as the user named it.
+        vm: String,
+    },
 }
 
 /// A frame of a stream.

@@ -15,6 +15,7 @@ use banger_proto::signal::status;
 use std::io;
 use std::sync::Arc;
 use tokio::io::AsyncWrite;
+use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -33,33 +34,70 @@ const URGENT: usize = 16;
 /// # Errors
 /// A lost connection, or a reader of ours that went away.
 pub(crate) async fn run(opened: Opened, start: Start, input: bool) -> anyhow::Result<u8> {
-    let Opened { guest, _daemon } = opened;
-    let (mut from, mut to) = guest.into_split();
+    let Opened { mut guest, _daemon } = opened;
     let tty = start.terminal.is_some();
-    ToGuest::Start(Box::new(start)).write(&mut to).await.map_err(too_long_or_lost)?;
+    ToGuest::Start(Box::new(start)).write(&mut guest).await.map_err(too_long_or_lost)?;
+    match converse(guest, Terms { tty, input, attached: false }).await? {
+        Left::Ended(status) | Left::HungUp(status) => Ok(status),
+    }
+}
+
+/// How a conversation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The command has ended with this status.
+    Ended(u8),
+    /// The user went before it did; the status for that.
+    HungUp(u8),
+}
+
+/// What a conversation is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// The command has a terminal.
+    pub(crate) tty: bool,
+    /// Standard input is the command's.
+    pub(crate) input: bool,
+    /// The command is a session, which goes on without us: its input is not closed at the end of ours, and
+    /// signals are not for it.
+    pub(crate) attached: bool,
+}
+
+/// Talks with a command that has started, until its end or ours.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<Left> {
+    let Terms { tty, input, attached } = terms;
+    let (mut from, to) = guest.into_split();
     let raw = if tty && input { Raw::enter() } else { None };
     let (urgent, hang_up) = (channel::<ToGuest>(URGENT), channel::<u8>(1));
     if tty {
         follow_window(&urgent.0, &hang_up.0)?
-    } else {
+    } else if !attached {
         forward_signals(&urgent.0, &hang_up.0)?
     }
-    let typed = if input { input::read(raw.is_some().then(|| hang_up.0.clone())) } else { input::none() };
+    let typed = match (input, attached) {
+        (true, false) => input::read(raw.is_some().then(|| hang_up.0.clone())),
+        (true, true) => input::without_end(input::read(raw.is_some().then(|| hang_up.0.clone()))),
+        (false, false) => input::none(),
+        (false, true) => input::without_end(input::none()),
+    };
     let credit = Arc::new(Credit::default());
     let writer = tokio::spawn(write_frames(to, urgent.1, typed, Arc::clone(&credit)));
     let mut hung_up = hang_up.1;
     // Kept open, so that only a real request ends the wait below.
     let _keep = (hang_up.0, urgent.0);
     let outcome = tokio::select! {
-        outcome = show(&mut from, &credit) => outcome,
-        Some(status) = hung_up.recv() => Ok(status),
+        outcome = show(&mut from, &credit, attached && !tty) => outcome.map(Left::Ended),
+        Some(status) = hung_up.recv() => Ok(Left::HungUp(status)),
     };
     writer.abort();
     drop(raw);
     outcome
 }
 
-fn too_long_or_lost(error: io::Error) -> anyhow::Error {
+pub(crate) fn too_long_or_lost(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::InvalidData {
         return explained(
             "the command and its variables are too long for a program to be started with",
@@ -79,7 +117,7 @@ pub(crate) fn ended_early() -> anyhow::Error {
     explained("the connection to the guest ended before the command did", WHAT_TO_SEE)
 }
 
-const WHAT_TO_SEE: &str = "the VM may have ended; see: banger vm list, banger vm logs VM";
+pub(crate) const WHAT_TO_SEE: &str = "the VM may have ended; see: banger vm list, banger vm logs VM";
 
 /// Bytes of input that may still be sent.
 pub(crate) struct Credit(Semaphore);
@@ -107,8 +145,9 @@ impl Credit {
 }
 
 /// Shows what the guest sends until the last frame.
-async fn show(from: &mut OwnedReadHalf, credit: &Credit) -> anyhow::Result<u8> {
-    let mut streams = Streams::as_written();
+async fn show(from: &mut OwnedReadHalf, credit: &Credit, clean: bool) -> anyhow::Result<u8> {
+    // A command that was given the terminal may steer it, and nothing else.
+    let mut streams = if clean { Streams::text() } else { Streams::as_written() };
     let mut from = tokio::io::BufReader::with_capacity(128 * 1024, from);
     loop {
         match FromGuest::read(&mut from).await.map_err(lost)? {
@@ -128,7 +167,7 @@ async fn show(from: &mut OwnedReadHalf, credit: &Credit) -> anyhow::Result<u8> {
 }
 
 /// The agent says one line. A guest may say more.
-fn first_line(text: &str) -> String {
+pub(crate) fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(1000).collect()
 }
 

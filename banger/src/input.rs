@@ -52,6 +52,21 @@ pub(crate) fn read(hang_up: Option<Sender<u8>>) -> Receiver<Chunk> {
     chunks
 }
 
+/// The same input without its end, for a command whose input others may go on to write.
+pub(crate) fn without_end(mut chunks: Receiver<Chunk>) -> Receiver<Chunk> {
+    let (to, endless) = channel(1);
+    tokio::spawn(async move {
+        while let Some(chunk @ Chunk::Bytes(_)) = chunks.recv().await {
+            if to.send(chunk).await.is_err() {
+                return;
+            }
+        }
+        // A channel without a sender is the user's own end.
+        to.closed().await;
+    });
+    endless
+}
+
 /// No input at all: its end.
 pub(crate) fn none() -> Receiver<Chunk> {
     let (to, chunks) = channel(1);

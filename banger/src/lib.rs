@@ -25,6 +25,7 @@ mod progress;
 mod registry;
 mod remote;
 mod session;
+mod sessions;
 mod ssh;
 mod terminal;
 mod upload;

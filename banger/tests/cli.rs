@@ -25,12 +25,17 @@ fn shown(arguments: &[&str]) -> String {
 
 #[test]
 fn help() {
-    let pages: [&[&str]; 11] = [
+    let pages: [&[&str]; 16] = [
         &["--help"],
         &["vm", "--help"],
         &["vm", "run", "--help"],
         &["vm", "exec", "--help"],
         &["vm", "ssh", "--help"],
+        &["vm", "session", "--help"],
+        &["vm", "session", "start", "--help"],
+        &["vm", "session", "logs", "--help"],
+        &["vm", "session", "send", "--help"],
+        &["vm", "session", "attach", "--help"],
         &["image", "import", "--help"],
         &["kernel", "import", "--help"],
         &["vm", "stop", "--help"],
@@ -45,7 +50,7 @@ fn help() {
 fn refusals_before_anybody_is_asked() {
     let refused: [&[&str]; 22] = [
         &["vm", "run", "-d", "--rm"],
-        &["vm", "run", "-d", "--", "true"],
+        &["vm", "session", "start", "--name", "Bad_Name", "demo", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
         &["vm", "run", "--rm", "--restart", "always"],
         &["vm", "set", "demo"],

@@ -42,7 +42,7 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 18] = [
+    let commands: [&[&str]; 21] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["image", "list"],
@@ -61,6 +61,9 @@ fn tables() {
         &["vm", "health", "demo"],
         &["vm", "health", "other"],
         &["vm", "exec", "-n", "demo", "--", "missing"],
+        &["vm", "session", "list", "demo"],
+        &["vm", "session", "show", "demo", "old"],
+        &["vm", "session", "logs", "--times", "demo", "web"],
     ];
     let shown = commands.map(|c| format!("$ banger {}\n{}", c.join(" "), all(&fake.banger(c).output().unwrap())));
     // Times are those of this run.

@@ -6,6 +6,7 @@
 
 use banger_proto::command::{Answer, FromGuest, Opening, Purpose, Start, ToGuest, VERSION, WINDOW};
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -22,7 +23,7 @@ use super::feed::{Feed, feed};
 use super::output::Stream;
 use super::pty::{self, Terminal};
 use super::server::{Running, Shared};
-use super::{inside, keys};
+use super::{inside, keys, sessions};
 
 /// How long a connection may take to say what it is for. The daemon and the command line say it at once, as
 /// far as a host under load lets them.
@@ -35,7 +36,7 @@ const UNKNOWN: u8 = 255;
 /// Serves a connection until the host closes it.
 pub(super) async fn serve<S>(stream: S, shared: Arc<Shared>)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
 {
     let (from, mut to) = tokio::io::split(stream);
     let mut from = BufReader::with_capacity(WINDOW / 4, from);
@@ -68,10 +69,21 @@ where
             }
             linger(from).await;
         }
+        Purpose::Session => {
+            let Ok(Ok(Some(request))) = timeout(BEGIN, sessions::Request::read(&mut from)).await else { return };
+            // Who sends more before the answer would lose it.
+            if !from.buffer().is_empty() {
+                return;
+            }
+            let stream = from.into_inner().unsplit(to);
+            if let Some(stream) = sessions::serve(stream, request, &shared).await {
+                linger(stream).await;
+            }
+        }
         Purpose::Command => {
             let Ok(Ok(Some(ToGuest::Start(start)))) = timeout(BEGIN, ToGuest::read(&mut from)).await else { return };
             let is_terminal = start.terminal.is_some();
-            match start_command(*start, Arc::clone(&shared)).await {
+            match start_command(*start, &shared).await {
                 Ok(started) => {
                     let running = running(&started, &shared, is_terminal);
                     if let Some(abandoned) = converse(from, to, started, running).await {
@@ -90,20 +102,20 @@ where
 }
 
 /// Waits until the host has closed: a guest's close drops what the host has not read.
-async fn linger(mut from: impl AsyncRead + Unpin) {
+pub(super) async fn linger(mut from: impl AsyncRead + Unpin) {
     let mut unread = [0; 1024];
     while let Ok(1..) = from.read(&mut unread).await {}
 }
 
 /// Looking users up and executing programs wait for the disk, which must not silence the agent.
-async fn start_command(start: Start, shared: Arc<Shared>) -> Result<Started, StartError> {
+async fn start_command(start: Start, shared: &Shared) -> Result<Started, StartError> {
     let Start { words, env, working_dir, user, terminal } = start;
     let text = OsString::from_vec;
     let request = Request {
         asked: Asked::Command { words, user, folder: working_dir },
         terminal: terminal.as_ref().map(Terminal::of_command),
         environment: env.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
-        shared,
+        tables: Arc::clone(&shared.tables),
     };
     let started = tokio::task::spawn_blocking(move || exec::start(&request)).await;
     started.unwrap_or(Err(StartError::Ended))
@@ -210,7 +222,7 @@ where
     None
 }
 
-fn last_frame(status: ExitStatus) -> FromGuest {
+pub(super) fn last_frame(status: ExitStatus) -> FromGuest {
     let byte = |number: i32| u8::try_from(number).unwrap_or(UNKNOWN);
     match (status.signal(), status.code()) {
         (Some(signal), _) => FromGuest::Killed(byte(signal)),
@@ -253,4 +265,4 @@ async fn write_frames(mut to: impl AsyncWrite + Unpin, mut frames: mpsc::Receive
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,9 +1,11 @@
 //! From a client's request to a process: user, folder, environment, program; pipes or a terminal.
 //!
-//! Called by [`super::command`] and [`super::session`]. The process leads a session and process group of its own. For commands of
+//! Called by [`super::command`], [`super::session`] and [`super::sessions`]. The process leads a session and process group of its own. For commands of
 //! `vm exec` and `vm run` the image's configuration speaks; a user who logs in with ssh is root, as the owner of the machine, with
 //! the image's variables.
 
+use banger_policy::ImageConfig;
+use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,7 +21,6 @@ use super::account::{Account, NoAccount};
 use super::environment::{self, Variables};
 use super::program::{self, Unusable};
 use super::pty::Terminal;
-use super::server::Shared;
 use crate::sys::spawn::{self, Identity};
 use crate::sys::stream::FdStream;
 
@@ -30,6 +31,15 @@ const SFTP_SERVERS: [&str; 4] = [
     "/usr/lib/ssh/sftp-server",
     "/usr/libexec/sftp-server",
 ];
+
+/// What a guest's commands are looked up in.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Tables {
+    /// The table of users; that of groups lies beside it.
+    pub(super) passwd: PathBuf,
+    /// What the image says about commands.
+    pub(super) image: ImageConfig,
+}
 
 /// What is asked for, and by whom.
 #[derive(Debug)]
@@ -54,8 +64,7 @@ pub(super) struct Request {
     pub(super) terminal: Option<Terminal>,
     /// What the client has said, as bytes: a guest's programs may want other texts than UTF-8.
     pub(super) environment: Vec<(OsString, OsString)>,
-    /// The image's configuration, and where users are looked up.
-    pub(super) shared: Arc<Shared>,
+    pub(super) tables: Arc<Tables>,
 }
 
 impl Request {
@@ -145,14 +154,14 @@ pub(super) fn start(request: &Request) -> Result<Started, StartError> {
 
 /// Root's login shell, as login(1) and sshd(8) start it.
 fn login(request: &Request, line: Option<&[u8]>) -> Result<Prepared, StartError> {
-    let account = Account::find("root", &request.shared.passwd)?;
+    let account = Account::find("root", &request.tables.passwd)?;
     let arguments = line.iter().flat_map(|line| [b"-c".to_vec(), line.to_vec()]).collect();
     Ok(Prepared {
         program: account.shell.clone(),
         name: account.shell_name(),
         arguments,
         folder: account.folder().to_owned(),
-        variables: environment::of_login(&account, &request.shared.image.env, request.said()),
+        variables: environment::of_login(&account, &request.tables.image.env, request.said()),
         account,
     })
 }
@@ -169,8 +178,8 @@ fn command(
     if variables || words.iter().any(|word| nul(word)) || folder.is_some_and(nul) {
         return Err(StartError::Nul);
     }
-    let image = &request.shared.image;
-    let account = Account::find(user.or(image.user.as_deref()).unwrap_or("root"), &request.shared.passwd)?;
+    let image = &request.tables.image;
+    let account = Account::find(user.or(image.user.as_deref()).unwrap_or("root"), &request.tables.passwd)?;
     let folder = match (folder, &image.working_dir) {
         (Some(named), _) => program::named_folder(Path::new(OsStr::from_bytes(named)))?,
         (None, Some(of_image)) => program::image_folder(of_image)?,

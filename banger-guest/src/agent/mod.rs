@@ -21,6 +21,7 @@ use crate::init_kind::InitKind;
 use crate::sys::stream::FdStream;
 use crate::sys::{signals, vsock};
 pub use server::{Error, Server};
+pub(crate) use sessions::process::main as session_main;
 use startups::{Place, Startups};
 
 mod account;
@@ -41,6 +42,7 @@ mod program;
 mod pty;
 mod server;
 mod session;
+mod sessions;
 mod shutdown;
 mod ssh;
 mod startups;
@@ -131,6 +133,10 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
         }
     };
     server.end_commands();
+    let sessions = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move { server.end_sessions(LAST_WORDS).await }
+    });
     // The control task ends by itself once the announcement is out.
     let _ = announce.send(Some(kind));
     let _ = tokio::time::timeout(ANNOUNCE, control).await;
@@ -139,6 +145,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
         return Ok(());
     }
     server.wait_for_commands(LAST_WORDS).await;
+    let _ = sessions.await;
     Ok(())
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Used by the agent with vsock streams; tests give it others.
 
-use banger_policy::ImageConfig;
 use banger_proto::guest::{BootToken, GuestConfig};
 use russh::keys::PrivateKey;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::duplex::{Duplex, Pressure};
+use super::exec::Tables;
 use super::keys::Keys;
+use super::sessions::Sessions;
 use super::ssh::Connection;
 use super::startups::{Place, Startups};
 use crate::sys::signals;
@@ -89,10 +91,9 @@ pub struct Server {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) keys: Keys,
-    /// The table of users; that of groups lies beside it.
-    pub(super) passwd: PathBuf,
-    /// What the image says about commands.
-    pub(super) image: ImageConfig,
+    /// What commands are looked up in.
+    pub(super) tables: Arc<Tables>,
+    pub(super) sessions: Sessions,
     /// What the daemon proves itself with.
     pub(super) token: BootToken,
     /// For commands at a time.
@@ -116,6 +117,10 @@ impl Server {
     /// # Errors
     /// As [`Server::new`].
     pub fn with_passwd(config: &GuestConfig, passwd: PathBuf) -> Result<Self, Error> {
+        Self::with_sessions(config, passwd, Sessions::default())
+    }
+
+    pub(super) fn with_sessions(config: &GuestConfig, passwd: PathBuf, sessions: Sessions) -> Result<Self, Error> {
         let host_key = PrivateKey::from_openssh(&config.host_key).map_err(Error::HostKey)?;
         let keys = Keys::new(&config.authorized_keys);
         let mut methods = MethodSet::empty();
@@ -137,8 +142,8 @@ impl Server {
         };
         let shared = Shared {
             keys,
-            passwd,
-            image: config.image.clone(),
+            tables: Arc::new(Tables { passwd, image: config.image.clone() }),
+            sessions,
             token: config.token.clone(),
             places: Arc::new(Semaphore::new(COMMANDS)),
             commands: Mutex::default(),
@@ -154,7 +159,7 @@ impl Server {
     /// Serves one connection to the commands' port.
     pub async fn serve_command<S>(&self, stream: S)
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
     {
         super::command::serve(stream, Arc::clone(&self.shared)).await;
     }
@@ -204,6 +209,12 @@ impl Server {
             let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
             let _ = signals::send(-group, libc::SIGCONT);
         }
+    }
+
+    /// Asks all sessions to end, and waits until they have and their logs and statuses are on the disk, at most
+    /// `bound`.
+    pub(super) async fn end_sessions(&self, bound: Duration) {
+        let _ = tokio::time::timeout(bound, self.shared.sessions.end_all()).await;
     }
 
     /// Waits until no command runs, at most `bound`.

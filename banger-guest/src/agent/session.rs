@@ -8,6 +8,7 @@ use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Child;
@@ -16,7 +17,7 @@ use super::duplex::Pressure;
 use super::exec::{self, Output, Request, Started};
 use super::input::Pending;
 use super::pty;
-use super::server::Running;
+use super::server::{Running, Shared};
 
 /// Bytes of output that are read at once: one SSH packet.
 const CHUNK: usize = 32 * 1024;
@@ -28,8 +29,13 @@ const STDERR: u32 = 1;
 const UNKNOWN: u32 = 255;
 
 /// Serves the channel until its command has ended, or the client has gone and the command is ended.
-pub(super) async fn run(channel: Channel<Msg>, handle: Handle, request: Request, pressure: Pressure) {
-    let shared = std::sync::Arc::clone(&request.shared);
+pub(super) async fn run(
+    channel: Channel<Msg>,
+    handle: Handle,
+    request: Request,
+    shared: Arc<Shared>,
+    pressure: Pressure,
+) {
     let (from_client, to_client) = channel.split();
     // Looking users up and executing programs wait for the disk, which must not silence the agent.
     let started = tokio::task::spawn_blocking(move || exec::start(&request)).await;

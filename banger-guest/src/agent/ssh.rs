@@ -70,10 +70,11 @@ impl Connection {
             asked: Asked::Login(command.map(<[u8]>::to_vec)),
             terminal: waiting.terminal,
             environment: waiting.environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
-            shared: Arc::clone(&self.shared),
+            tables: Arc::clone(&self.shared.tables),
         };
         let (channel, pressure) = (waiting.channel, self.pressure.clone());
-        tokio::spawn(session::run(channel, session.handle(), request, pressure));
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(session::run(channel, session.handle(), request, shared, pressure));
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 pub(crate) mod ext4;
 pub(crate) mod ifconf;
 pub(crate) mod module;
+pub(crate) mod pass;
 pub(crate) mod pty;
 pub(crate) mod random;
 pub(crate) mod signals;

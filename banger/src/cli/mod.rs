@@ -3,6 +3,7 @@
 mod image;
 mod job;
 mod kernel;
+pub(crate) mod session;
 mod vm;
 mod workspace;
 

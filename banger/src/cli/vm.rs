@@ -1,5 +1,6 @@
 //! `banger vm`.
 
+use super::session::Session;
 use super::workspace::{Repository, Workspace};
 use super::{Json, List};
 use banger_policy::vm::RestartPolicy;
@@ -86,6 +87,9 @@ pub(crate) enum Vm {
     },
     /// Run a command in a VM, or a login shell
     Exec(Exec),
+    /// Commands in the background of a VM, with a name, a log and a kept exit status
+    #[command(subcommand)]
+    Session(Session),
     /// Copy files and folders to a VM, from a VM, or between VMs
     Cp {
         /// VM:PATH, a path of this host, or - for a tar stream on standard input
@@ -161,9 +165,12 @@ pub(crate) struct Run {
     /// Keep a VM that did not get ready, to look at its console
     #[arg(long)]
     pub(crate) keep_on_error: bool,
-    /// Only start the VM; print its name
+    /// Only start the VM, with the command as its session `app`; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Run the image's Entrypoint and Cmd as the session `app`; COMMAND takes the place of Cmd
+    #[arg(long)]
+    pub(crate) entrypoint: bool,
     /// Do not read standard input
     #[arg(short = 'n', long)]
     pub(crate) no_stdin: bool,

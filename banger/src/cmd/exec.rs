@@ -88,14 +88,7 @@ pub(super) async fn command(
     how: How,
     interrupts: Option<&mut Interrupts>,
 ) -> anyhow::Result<u8> {
-    let Settings { env, working_dir, user } = how.settings;
-    let start = Start {
-        words: words.into_iter().map(OsString::into_vec).collect(),
-        env: env.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
-        working_dir: working_dir.map(String::into_bytes),
-        user,
-        terminal: how.tty.then(terminal::describe),
-    };
+    let start = start(words, how.settings, how.tty);
     let opening = client.guest(StreamRequest::Command { vm });
     let opened = match interrupts {
         None => opening.await?,
@@ -105,6 +98,18 @@ pub(super) async fn command(
         },
     };
     guest::run(opened, start, how.stdin).await
+}
+
+/// What the guest is told to start.
+pub(super) fn start(words: Vec<OsString>, settings: Settings, tty: bool) -> Start {
+    let Settings { env, working_dir, user } = settings;
+    Start {
+        words: words.into_iter().map(OsString::into_vec).collect(),
+        env: env.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
+        working_dir: working_dir.map(String::into_bytes),
+        user,
+        terminal: tty.then(terminal::describe),
+    }
 }
 
 /// What of the caller's environment a guest should know: language, time zone and kind of terminal. Anything else may be a secret.

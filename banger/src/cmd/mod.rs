@@ -16,6 +16,7 @@ mod login;
 mod prune;
 mod pull;
 mod run;
+mod session;
 mod spec;
 mod ssh_config;
 mod sync;
@@ -70,6 +71,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Cp { from, to } => cp::cp(&from, &to).await,
         Vm::Workspace(Workspace::Prepare(options)) => workspace::prepare(options).await,
         Vm::Workspace(Workspace::Export(options)) => workspace::export(options).await,
+        Vm::Session(command) => session::run(command).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,
         Vm::Proxy { vm } => login::proxy(&vm).await,
         Vm::HostKey { vm } => login::host_key(&vm).await,

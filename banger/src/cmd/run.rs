@@ -3,7 +3,7 @@
 use crate::cli::{Run, Spec};
 use crate::client::{Client, answer, soon};
 use crate::cmd::exec::{self, How};
-use crate::cmd::{lifecycle, pull, spec, sync, workspace};
+use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
 use crate::error::{explained, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
@@ -14,6 +14,7 @@ use crate::workspace::Wanted;
 use anyhow::Context as _;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::model::{CreateRequest, VmRecord};
+use banger_proto::session::New;
 use std::time::Instant;
 
 pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
@@ -77,6 +78,12 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
         }
     }
     note(&format!("ready in {}", took(began.elapsed())));
+    if options.entrypoint || (options.detach && !options.command.is_empty()) {
+        let start = exec::start(options.command, settings, false);
+        let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint: options.entrypoint };
+        let used = session::run_app(&client, &vm, app, options.detach, &mut interrupts).await;
+        return if options.rm { delete_after(used, &vm, interrupts).await } else { used };
+    }
     if options.detach {
         line(vm.name.as_str())?;
         return Ok(0);
@@ -84,10 +91,11 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let how = How { tty: terminal::interactive() && !options.no_stdin, stdin: !options.no_stdin, settings };
     let used = exec::command(&client, vm.id.to_string(), options.command, how, Some(&mut interrupts)).await;
     let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
-    if !options.rm {
-        return used;
-    }
-    match (used, lifecycle::delete_at_end(&vm, interrupts).await) {
+    if options.rm { delete_after(used, &vm, interrupts).await } else { used }
+}
+
+async fn delete_after(used: anyhow::Result<u8>, vm: &VmRecord, interrupts: Interrupts) -> anyhow::Result<u8> {
+    match (used, lifecycle::delete_at_end(vm, interrupts).await) {
         (used, Ok(())) => used,
         (Err(used), Err(delete)) => {
             say(&used);
@@ -118,12 +126,6 @@ fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
     }
     if options.rm && options.spec.restart != RestartPolicy::No {
         return Err(explained("--restart brings the VM back and --rm removes it", "leave one of them out"));
-    }
-    if options.detach && !options.command.is_empty() {
-        return Err(explained(
-            "-d does not wait, and a command has to be waited for",
-            "start the VM with -d, then: banger vm exec NAME -- COMMAND",
-        ));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use banger_guest::agent::Server;
 use banger_proto::command::{FromGuest, Start, ToGuest};
 use banger_proto::inside::{Filled, Inside, Listener};
 use banger_proto::model::{ApiError, ErrorCode, JobResult, JobState};
+use banger_proto::session::{Answer, Record, Refusal, Request, Session, Status};
 use banger_proto::stream::{Frame, OPENED_BYTES, StreamRequest, read, write};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::IoSlice;
@@ -14,6 +15,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest, job: Option<u64>) {
+    if let StreamRequest::Session { .. } = request {
+        return sessions(&fake, stream).await;
+    }
     if !matches!(
         request,
         StreamRequest::Logs { .. } | StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }
@@ -22,7 +26,10 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
     }
     let (mut from, mut to) = stream.into_split();
     match request {
-        StreamRequest::Command { .. } | StreamRequest::Inside { .. } | StreamRequest::Ssh { .. } => {
+        StreamRequest::Command { .. }
+        | StreamRequest::Inside { .. }
+        | StreamRequest::Session { .. }
+        | StreamRequest::Ssh { .. } => {
             unreachable!("handed over")
         }
         StreamRequest::Logs { .. } => {
@@ -56,13 +63,18 @@ async fn say(to: &mut OwnedWriteHalf, frame: Frame) -> bool {
     write(to, &frame).await.is_ok()
 }
 
-/// As the daemon does it; then this is the guest.
-async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
+/// As the daemon does it; gives the guest's end.
+fn passed(client: &UnixStream) -> UnixStream {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let rights = [theirs.as_raw_fd()];
     let beside = [ControlMessage::ScmRights(&rights)];
     sendmsg::<()>(client.as_raw_fd(), &[IoSlice::new(&OPENED_BYTES)], &beside, MsgFlags::empty(), None).unwrap();
     drop(theirs);
+    ours
+}
+
+async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
+    let ours = passed(&client);
     let agent = fake.state().agent.clone();
     if let (StreamRequest::Ssh { .. }, Some((config, _, passwd))) = (request, agent) {
         return Server::with_passwd(&config, passwd).unwrap().serve(ours).await;
@@ -102,6 +114,107 @@ fn inside(fake: &Fake) -> Inside {
         root: Filled { total: 8 << 30, free: 1 << 20 },
         work: Some(Filled { total: 1 << 30, free: 1 << 29 }),
         listeners: vec![listener(22, "banger-agent"), listener(8080, "web")],
+    }
+}
+
+/// A guest with the sessions `web`, which runs and takes input, `deaf`, which takes none, and `old`, which has
+/// ended.
+async fn sessions(fake: &Fake, client: UnixStream) {
+    let mut guest = passed(&client);
+    let evil = fake.state().evil;
+    let session = |name: &str, number: u64, status, stdin| Session {
+        id: format!("{name}.{number}"),
+        name: format!("{name}{evil}"),
+        command: vec!["serve".into(), format!("--all{evil}")],
+        status,
+        stdin,
+        tty: false,
+        started_at: 1_763_632_800,
+        ended_at: (status != Status::Running).then_some(1_763_632_860),
+        log_path: format!("/root/.banger/sessions/{name}.{number}/log{evil}"),
+    };
+    let known = [
+        session("old", 1, Status::Exited(3), false),
+        session("web", 2, Status::Running, true),
+        session("deaf", 3, Status::Running, false),
+        session("lost", 4, Status::LostGuest, false),
+    ];
+    let Ok(Some(request)) = Request::read(&mut guest).await else { return };
+    fake.state().calls.push(format!("{request:?}"));
+    let found = request.session().map(|word| known.iter().find(|one| one.id.starts_with(word)).cloned());
+    let answers = match (&request, found) {
+        (_, Some(None)) => vec![Answer::Refused(Refusal::Unknown)],
+        (Request::List, _) => vec![Answer::Sessions(known.to_vec())],
+        (Request::Show { .. }, Some(Some(found))) => vec![Answer::Sessions(vec![found])],
+        (Request::Start(new), _) => match new.start.words.first().map(Vec::as_slice) {
+            Some(b"missing") => vec![Answer::Refused(Refusal::Command(127, format!("no such program{evil}\nmore")))],
+            Some(b"nothing") => vec![Answer::Refused(Refusal::NoEntrypoint)],
+            _ => vec![Answer::Sessions(vec![session(new.name.as_deref().unwrap_or("s5"), 5, Status::Running, false)])],
+        },
+        (Request::Logs { .. }, Some(Some(found))) => vec![
+            record(false, format!("out{evil}\n")),
+            record(true, format!("err{evil}\n")),
+            Answer::Gap(7),
+            record(false, "last\n".into()),
+            Answer::Ended(match found.status {
+                Status::Running => Status::Exited(9),
+                status => status,
+            }),
+        ],
+        (Request::Send { .. }, Some(Some(found))) => match found.status {
+            Status::Running if found.stdin => return take(fake, guest).await,
+            Status::Running => vec![Answer::Refused(Refusal::NoInput)],
+            status => vec![Answer::Refused(Refusal::Ended(status))],
+        },
+        (Request::Attach { .. }, Some(Some(found))) if found.status == Status::Running => {
+            Answer::Opened.write(&mut guest).await.unwrap();
+            let (mut from, mut to) = guest.into_split();
+            tell(&mut to, FromGuest::Output(format!("now{evil}\n").into_bytes())).await;
+            if let Ok(Some(ToGuest::Input(bytes))) = ToGuest::read(&mut from).await {
+                tell(&mut to, FromGuest::Output(bytes)).await;
+            }
+            tell(&mut to, FromGuest::Exited(4)).await;
+            return;
+        }
+        (Request::Wait { .. } | Request::Stop { .. }, Some(Some(found))) => vec![Answer::Ended(match found.status {
+            Status::Running => Status::Killed(15),
+            status => status,
+        })],
+        (Request::Remove { .. }, Some(Some(found))) if found.status == Status::Running => {
+            vec![Answer::Refused(Refusal::Runs)]
+        }
+        (Request::Kill { .. } | Request::Remove { .. }, _) => vec![Answer::Done],
+        (_, Some(Some(found))) => vec![Answer::Refused(Refusal::Ended(found.status))],
+        (_, None) => vec![],
+    };
+    for answer in answers {
+        if answer.write(&mut guest).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn record(error: bool, text: String) -> Answer {
+    Answer::Record(Record { at: 1_763_632_800_000, error, bytes: text.into_bytes() })
+}
+
+/// Takes input and keeps it. It closes its input at the word `enough`.
+async fn take(fake: &Fake, mut guest: UnixStream) {
+    Answer::Opened.write(&mut guest).await.unwrap();
+    while let Ok(Some(frame)) = ToGuest::read(&mut guest).await {
+        let answer = match frame {
+            ToGuest::Input(bytes) if bytes == b"enough" => Answer::InputClosed,
+            ToGuest::Input(bytes) => {
+                let credit = u32::try_from(bytes.len()).unwrap();
+                fake.state().uploaded.extend(bytes);
+                Answer::Credit(credit)
+            }
+            ToGuest::InputEnd => Answer::Credit(0),
+            _ => continue,
+        };
+        if answer.write(&mut guest).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -148,6 +148,7 @@ impl Daemon for Fake {
         let upload = match &request {
             StreamRequest::Command { vm }
             | StreamRequest::Inside { vm }
+            | StreamRequest::Session { vm }
             | StreamRequest::Ssh { vm }
             | StreamRequest::Logs { vm, .. } => {
                 let vm = state.find(vm)?;

@@ -20,9 +20,10 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Command { vm } | StreamRequest::Inside { vm } | StreamRequest::Ssh { vm } => {
-            daemon.vms.link(peer, vm).await.map(|_| None)
-        }
+        StreamRequest::Command { vm }
+        | StreamRequest::Inside { vm }
+        | StreamRequest::Session { vm }
+        | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
             let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
@@ -48,6 +49,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         StreamRequest::Command { vm } => return guest(io, &peer, &vm, daemon, async |link| link.command().await).await,
         StreamRequest::Inside { vm } => return guest(io, &peer, &vm, daemon, async |link| link.inside().await).await,
         StreamRequest::Ssh { vm } => return guest(io, &peer, &vm, daemon, async |link| link.ssh().await).await,
+        StreamRequest::Session { vm } => return guest(io, &peer, &vm, daemon, async |link| link.session().await).await,
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
             Err(error) => return refuse(io, &error.message).await,

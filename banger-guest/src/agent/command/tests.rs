@@ -7,7 +7,7 @@ use russh::keys::ssh_key::{Algorithm, LineEnding};
 use russh::keys::{PrivateKey, key};
 use std::net::Ipv4Addr;
 use std::path::Path;
-use tokio::io::DuplexStream;
+use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -17,13 +17,13 @@ struct Guest {
     _folder: tempfile::TempDir,
 }
 
-fn token() -> BootToken {
+pub(in crate::agent) fn token() -> BootToken {
     BootToken::new([1; 32])
 }
 
-fn guest() -> Guest {
+pub(in crate::agent) fn config() -> GuestConfig {
     let host_key = PrivateKey::random(&mut key::safe_rng(), Algorithm::Ed25519).unwrap();
-    let config = GuestConfig {
+    GuestConfig {
         hostname: "demo".into(),
         address: Ipv4Addr::new(172, 16, 0, 2),
         gateway: Ipv4Addr::new(172, 16, 0, 1),
@@ -36,22 +36,25 @@ fn guest() -> Guest {
         work_device: None,
         modules_device: None,
         image: Default::default(),
-    };
+    }
+}
+
+fn guest() -> Guest {
     let folder = tempfile::tempdir().unwrap();
     let passwd = folder.path().join("passwd");
     std::fs::write(&passwd, format!("root:x:0:0::{}:/bin/sh\n", folder.path().display())).unwrap();
-    Guest { server: Arc::new(Server::with_passwd(&config, passwd).unwrap()), _folder: folder }
+    Guest { server: Arc::new(Server::with_passwd(&config(), passwd).unwrap()), _folder: folder }
 }
 
 impl Guest {
-    fn connect(&self) -> DuplexStream {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    fn connect(&self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
         let server = Arc::clone(&self.server);
         tokio::spawn(async move { server.serve_command(theirs).await });
         ours
     }
 
-    async fn open(&self) -> DuplexStream {
+    async fn open(&self) -> UnixStream {
         let mut stream = self.connect();
         let opening = Opening { purpose: Purpose::Command, token: token() };
         stream.write_all(&opening.encode()).await.unwrap();
@@ -59,13 +62,13 @@ impl Guest {
         stream
     }
 
-    async fn start(&self, start: Start) -> DuplexStream {
+    async fn start(&self, start: Start) -> UnixStream {
         let mut stream = self.open().await;
         ToGuest::Start(Box::new(start)).write(&mut stream).await.unwrap();
         stream
     }
 
-    async fn sh(&self, script: &str) -> DuplexStream {
+    async fn sh(&self, script: &str) -> UnixStream {
         self.start(words(&["sh", "-c", script])).await
     }
 }
@@ -79,12 +82,12 @@ fn on_a_terminal(script: &str) -> Start {
     Start { terminal: Some(terminal), ..words(&["sh", "-c", script]) }
 }
 
-async fn next(stream: &mut DuplexStream) -> FromGuest {
+async fn next(stream: &mut UnixStream) -> FromGuest {
     timeout(SOON, FromGuest::read(stream)).await.unwrap().unwrap().unwrap()
 }
 
 /// Standard output, standard error, last frame.
-async fn all(stream: &mut DuplexStream) -> (Vec<u8>, Vec<u8>, FromGuest) {
+async fn all(stream: &mut UnixStream) -> (Vec<u8>, Vec<u8>, FromGuest) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     loop {
         match next(stream).await {
@@ -97,7 +100,7 @@ async fn all(stream: &mut DuplexStream) -> (Vec<u8>, Vec<u8>, FromGuest) {
 }
 
 /// The first line of standard output.
-async fn line(stream: &mut DuplexStream) -> String {
+async fn line(stream: &mut UnixStream) -> String {
     loop {
         match next(stream).await {
             FromGuest::Output(bytes) => return String::from_utf8(bytes).unwrap().trim().to_owned(),
@@ -107,7 +110,7 @@ async fn line(stream: &mut DuplexStream) -> String {
     }
 }
 
-async fn tell(stream: &mut DuplexStream, frame: ToGuest) {
+async fn tell(stream: &mut UnixStream, frame: ToGuest) {
     timeout(SOON, frame.write(stream)).await.unwrap().unwrap();
 }
 

@@ -1,0 +1,392 @@
+//! Those who are connected to a session's process: they follow its log, write its input, or wait for its end.
+//!
+//! The agent connects to the process's socket, sends a client's connection and what the client asked for, and is
+//! told that both have arrived.
+
+use banger_proto::command::{FromGuest, ToGuest, WINDOW};
+use banger_proto::session::{Answer, Outputs, Refusal, Request, Status};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::read::{Begin, Selection};
+use crate::agent::command::linger;
+use crate::agent::exec::Input;
+use crate::agent::pty;
+use crate::sys::stream::FdStream;
+use crate::sys::{pass, signals};
+use std::os::fd::OwnedFd;
+
+/// Frames that wait for a client. The log waits for none.
+const QUEUE: usize = 4;
+/// How long the agent may take to pass a connection on.
+const PASS: Duration = Duration::from_secs(10);
+/// How long a command may take to end after it was asked to.
+const STOP: Duration = Duration::from_secs(10);
+/// What a terminal wrote last, for one who attaches, bytes.
+const SCROLLBACK: u64 = 64 << 10;
+
+/// What a session's clients share.
+pub(super) struct Hub {
+    folder: PathBuf,
+    input: Option<mpsc::UnboundedSender<Fed>>,
+    input_closed: watch::Receiver<bool>,
+    terminal: Option<OwnedFd>,
+    /// The command's process group, until it is reaped.
+    group: Mutex<Option<i32>>,
+    written: watch::Receiver<u64>,
+    ended: watch::Receiver<Option<Status>>,
+}
+
+/// Input of a client.
+enum Fed {
+    /// Bytes, and where the credit for them goes.
+    Bytes(Vec<u8>, mpsc::UnboundedSender<u32>),
+    /// No more of them; a credit of nothing says that it was passed on.
+    End(mpsc::UnboundedSender<u32>),
+}
+
+impl Hub {
+    pub(super) fn new(
+        folder: &Path,
+        input: Option<Input>,
+        terminal: Option<OwnedFd>,
+        pid: Option<u32>,
+        written: watch::Receiver<u64>,
+        ended: watch::Receiver<Option<Status>>,
+    ) -> Self {
+        let (close, input_closed) = watch::channel(false);
+        let end = terminal.as_ref().map(pty::end_of_file);
+        let input = input.map(|input| {
+            let (feed_it, fed) = mpsc::unbounded_channel();
+            tokio::spawn(feed(input, end, fed, close));
+            feed_it
+        });
+        let group = Mutex::new(pid.map(u32::cast_signed));
+        Self { folder: folder.to_owned(), input, input_closed, terminal, group, written, ended }
+    }
+
+    pub(super) fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// The command is reaped: its number may be another's from now on.
+    pub(super) fn gone(&self) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Sends a signal to the command's process group.
+    pub(super) fn signal(&self, number: i32) {
+        if let Some(group) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = signals::send(-group, number);
+        }
+    }
+
+    /// Asks the command to end: as the loss of a terminal does, or by SIGTERM, since a service reloads on SIGHUP.
+    pub(super) fn end(&self) {
+        self.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
+        self.signal(libc::SIGCONT);
+    }
+
+    async fn ended(&self) -> Status {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.map(|status| *status) {
+            Ok(Some(status)) => status,
+            _ => Status::LostProcess,
+        }
+    }
+
+    async fn stop(&self) -> Status {
+        self.end();
+        match timeout(STOP, self.ended()).await {
+            Ok(status) => status,
+            Err(_) => {
+                self.signal(libc::SIGKILL);
+                self.ended().await
+            }
+        }
+    }
+
+    /// Gives a terminal its client's size, and tells its program to draw itself anew.
+    fn resize(&self, (cols, rows): (u16, u16)) {
+        let Some(terminal) = &self.terminal else { return };
+        pty::set_size(terminal, (cols.into(), rows.into(), 0, 0));
+        // The kernel tells it only of another size.
+        if let Ok(group) = nix::unistd::tcgetpgrp(terminal)
+            && group.as_raw() > 1
+        {
+            let _ = signals::send(-group.as_raw(), libc::SIGWINCH);
+        }
+    }
+}
+
+/// Writes input in the order in which it comes, as fast as the command takes it.
+async fn feed(mut input: Input, end: Option<u8>, mut from: mpsc::UnboundedReceiver<Fed>, close: watch::Sender<bool>) {
+    let mut in_a_line = false;
+    while let Some(fed) = from.recv().await {
+        match fed {
+            Fed::Bytes(bytes, credit) => {
+                if input.write_all(&bytes).await.is_err() {
+                    break;
+                }
+                in_a_line = bytes.last().is_some_and(|last| *last != b'\n' && *last != b'\r');
+                // A client that is gone needs none.
+                let _ = credit.send(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            }
+            Fed::End(credit) => {
+                if let Some(character) = end {
+                    // A terminal has no end, but a character for it (termios(3), VEOF).
+                    let _ = input.write_all(&vec![character; 1 + usize::from(in_a_line)]).await;
+                    in_a_line = false;
+                    let _ = credit.send(0);
+                    continue;
+                }
+                let _ = input.shutdown().await;
+                let _ = credit.send(0);
+                break;
+            }
+        }
+    }
+    drop(input);
+    let _ = close.send(true);
+    while from.recv().await.is_some() {}
+}
+
+/// Serves what the agent passes on by this connection.
+pub(super) async fn serve(mut agent: UnixStream, hub: std::sync::Arc<Hub>) {
+    let root_or_we = |uid: u32| uid == 0 || uid == nix::unistd::geteuid().as_raw();
+    if !agent.peer_cred().is_ok_and(|peer| root_or_we(peer.uid())) {
+        return;
+    }
+    let passed = async {
+        let descriptor = pass::receive(&agent).await?;
+        let request = Request::read(&mut agent).await?;
+        agent.write_u8(0).await?;
+        io::Result::Ok(descriptor.zip(request))
+    };
+    let Ok(Ok(Some((descriptor, request)))) = timeout(PASS, passed).await else { return };
+    match descriptor {
+        // The agent itself, at the machine's end.
+        None => drop(answer(agent, request, &hub).await),
+        Some(descriptor) => {
+            drop(agent);
+            if let Ok(client) = FdStream::new(descriptor) {
+                drop(answer(client, request, &hub).await);
+            }
+        }
+    }
+}
+
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: Request, hub: &Hub) -> io::Result<()> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    match request {
+        Request::Logs { outputs, tail, follow, .. } => {
+            let begin = tail.map_or(Begin::Oldest, Begin::Lines);
+            let following = async {
+                if follow {
+                    let status = logs(hub, outputs, begin, async |answer| answer.write(&mut to).await).await?;
+                    Answer::Ended(status).write(&mut to).await?;
+                }
+                io::Result::Ok(())
+            };
+            until_closed(&mut from, following).await?;
+        }
+        Request::Wait { .. } => {
+            let waiting = async { Answer::Ended(hub.ended().await).write(&mut to).await };
+            until_closed(&mut from, waiting).await?;
+        }
+        // A client that goes away does not take it back.
+        Request::Stop { .. } => Answer::Ended(hub.stop().await).write(&mut to).await?,
+        Request::Kill { signal, .. } => {
+            hub.signal(signal.into());
+            Answer::Done.write(&mut to).await?;
+        }
+        Request::Send { .. } => return send(from, to, hub).await,
+        Request::Attach { size, .. } => return attach(from, to, size, hub).await,
+        // The agent's own to answer.
+        Request::List | Request::Show { .. } | Request::Start(_) | Request::Remove { .. } => return Ok(()),
+    }
+    linger(from).await;
+    Ok(())
+}
+
+/// Does the work, and nothing more when the client has closed.
+async fn until_closed(
+    from: &mut (impl AsyncRead + Unpin),
+    work: impl Future<Output = io::Result<()>>,
+) -> io::Result<()> {
+    tokio::select! {
+        done = work => done,
+        () = linger(from) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Shows the log until the session has ended and all is shown.
+async fn logs(
+    hub: &Hub,
+    outputs: Outputs,
+    begin: Begin,
+    mut show: impl AsyncFnMut(Answer) -> io::Result<()>,
+) -> io::Result<Status> {
+    let (mut written, mut ended) = (hub.written.clone(), hub.ended.clone());
+    let mut selection = Selection::new(&hub.folder, outputs, begin)?;
+    loop {
+        written.mark_unchanged();
+        // What is written when it has ended is all that there is.
+        let end = *ended.borrow_and_update();
+        while let Some(answer) = selection.next()? {
+            show(answer).await?;
+        }
+        if let Some(status) = end {
+            return Ok(status);
+        }
+        tokio::select! {
+            // The process ends with its log, and so do these.
+            changed = written.changed() => if changed.is_err() { drop(ended.changed().await) },
+            _ = ended.changed() => {}
+        }
+    }
+}
+
+/// Passes input on; the client is told what was written.
+async fn send(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, hub: &Hub) -> io::Result<()> {
+    let (credit, mut credits) = mpsc::unbounded_channel();
+    let mut closed = hub.input_closed.clone();
+    let Some(input) = hub.input.as_ref().filter(|_| !*closed.borrow()) else {
+        let refusal = if hub.input.is_some() { Refusal::InputClosed } else { Refusal::NoInput };
+        Answer::Refused(refusal).write(&mut to).await?;
+        linger(from).await;
+        return Ok(());
+    };
+    Answer::Opened.write(&mut to).await?;
+    let waiting = std::sync::atomic::AtomicUsize::new(0);
+    let mut taking = pin!(take_input(from, input, &credit, &waiting, |_| {}));
+    let telling = async {
+        loop {
+            tokio::select! {
+                biased;
+                Some(bytes) = credits.recv() => {
+                    give_back(&waiting, bytes);
+                    Answer::Credit(bytes).write(&mut to).await?;
+                }
+                status = hub.ended() => return Answer::Ended(status).write(&mut to).await,
+                () = async { drop(closed.wait_for(|closed| *closed).await) } => return Answer::InputClosed.write(&mut to).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = &mut taking => {}
+        told = telling => {
+            told?;
+            taking.await;
+        }
+    }
+    Ok(())
+}
+
+fn give_back(waiting: &std::sync::atomic::AtomicUsize, bytes: u32) {
+    waiting.fetch_sub(usize::try_from(bytes).unwrap_or(0), std::sync::atomic::Ordering::AcqRel);
+}
+
+/// Takes what a client sends until it closes, or sends more than its credit.
+async fn take_input(
+    mut from: impl AsyncRead + Unpin,
+    input: &mpsc::UnboundedSender<Fed>,
+    credit: &mpsc::UnboundedSender<u32>,
+    waiting: &std::sync::atomic::AtomicUsize,
+    mut other: impl FnMut(ToGuest),
+) {
+    use std::sync::atomic::Ordering;
+    while let Ok(Some(frame)) = ToGuest::read(&mut from).await {
+        match frame {
+            ToGuest::Input(bytes) => {
+                if waiting.fetch_add(bytes.len(), Ordering::AcqRel).saturating_add(bytes.len()) > WINDOW {
+                    return;
+                }
+                let _ = input.send(Fed::Bytes(bytes, credit.clone()));
+            }
+            ToGuest::InputEnd => {
+                let _ = input.send(Fed::End(credit.clone()));
+            }
+            frame => other(frame),
+        }
+    }
+}
+
+/// Input and output of a session, as of a command that has started.
+async fn attach(
+    from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    size: Option<(u16, u16)>,
+    hub: &Hub,
+) -> io::Result<()> {
+    let begin = if hub.is_terminal() { Begin::Bytes(SCROLLBACK) } else { Begin::End(*hub.written.borrow()) };
+    Answer::Opened.write(&mut to).await?;
+    if let Some(size) = size {
+        hub.resize(size);
+    }
+    let (credit, mut credits) = mpsc::unbounded_channel();
+    let (say, mut said) = mpsc::channel::<FromGuest>(QUEUE);
+    // Without an input, there is nobody who takes what the client sends.
+    let (nowhere, _dropped) = mpsc::unbounded_channel();
+    let waiting = std::sync::atomic::AtomicUsize::new(0);
+    let mut taking = pin!(take_input(from, hub.input.as_ref().unwrap_or(&nowhere), &credit, &waiting, |frame| {
+        match frame {
+            ToGuest::Resize(cols, rows) => hub.resize((cols, rows)),
+            ToGuest::Signal(number) => hub.signal(number.into()),
+            _ => {}
+        }
+    }));
+    let writing = async {
+        while let Some(frame) = said.recv().await {
+            frame.write(&mut to).await?;
+        }
+        io::Result::Ok(())
+    };
+    let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+    let talking = async {
+        let say = say;
+        let showing = logs(hub, Outputs::Both, begin, async |answer| {
+            let frame = match answer {
+                Answer::Record(record) if record.error => FromGuest::ErrorOutput(record.bytes),
+                Answer::Record(record) => FromGuest::Output(record.bytes),
+                // One who watches sees what comes next.
+                _ => return Ok(()),
+            };
+            say.send(frame).await.map_err(|_| gone())
+        });
+        let crediting = async {
+            while let Some(bytes) = credits.recv().await {
+                give_back(&waiting, bytes);
+                if bytes > 0 && say.send(FromGuest::Credit(bytes)).await.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let status = tokio::select! {
+            status = showing => status?,
+            () = crediting => return Ok(()),
+        };
+        let last = match status {
+            Status::Killed(number) => FromGuest::Killed(number),
+            Status::Exited(code) => FromGuest::Exited(code),
+            Status::Running | Status::LostGuest | Status::LostProcess => return Ok(()),
+        };
+        say.send(last).await.map_err(|_| gone())
+    };
+    tokio::select! {
+        () = &mut taking => {}
+        told = async { tokio::try_join!(writing, talking) } => {
+            told?;
+            taking.await;
+        }
+    }
+    Ok(())
+}

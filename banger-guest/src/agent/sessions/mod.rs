@@ -1,0 +1,279 @@
+//! Sessions, as the agent answers for them ([`banger_proto::session`]).
+//!
+//! The agent reads their folders, starts their processes and passes connections on; it holds nothing of them, so
+//! its end harms none. What waits for the disk runs beside the agent's only thread.
+
+pub(super) use banger_proto::session::Request;
+use banger_proto::session::{Answer, New, Outputs, Refusal, Session, Status};
+use banger_proto::wire;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
+
+use super::server::Shared;
+use crate::sys::pass;
+use crate::sys::spawn::{Identity, in_own_session};
+use folder::{Meta, Places};
+use process::Order;
+use read::{Begin, Selection};
+
+mod clients;
+mod folder;
+mod log;
+pub(super) mod process;
+mod read;
+
+/// On the work disk.
+const FOLDERS: &str = "/root/.banger/sessions";
+const SOCKETS: &str = "/run/banger/sessions";
+/// Sessions that run at a time.
+const RUNNING: usize = 64;
+/// How long a session's process may take to say whether its command has started.
+const START: Duration = Duration::from_secs(60);
+/// How long one may take to accept a connection.
+const PASS: Duration = Duration::from_secs(10);
+/// The longest of what a session's process says about its start, bytes.
+const MAX_READY: u64 = 64 << 10;
+
+/// The sessions of this guest.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    places: Places,
+    /// Starts one after the other: each chooses a number, and a name that no other has.
+    starting: Arc<Mutex<()>>,
+    launch: fn(&Order, OwnedFd) -> io::Result<()>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        let places = Places { folders: FOLDERS.into(), sockets: SOCKETS.into() };
+        Self { places, starting: Arc::default(), launch }
+    }
+}
+
+/// Answers a request. Gives the stream back when this was the agent's to answer; it is the session's otherwise.
+pub(super) async fn serve<S>(mut stream: S, request: Request, shared: &Arc<Shared>) -> Option<S>
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
+{
+    match answer(&mut stream, request, shared).await {
+        Ok(true) => Some(stream),
+        // Passed on, or lost.
+        Ok(false) | Err(_) => None,
+    }
+}
+
+/// Whether it was answered here.
+async fn answer<S>(stream: &mut S, request: Request, shared: &Arc<Shared>) -> io::Result<bool>
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin + Send,
+{
+    let sessions = &shared.sessions;
+    let Some(word) = request.session().map(str::to_owned) else {
+        let answer = match request {
+            Request::Start(new) => match sessions.start(*new, shared).await {
+                Ok(session) => Answer::Sessions(vec![session]),
+                Err(refusal) => Answer::Refused(refusal),
+            },
+            _ => Answer::Sessions(sessions.list().await),
+        };
+        return answer.write(stream).await.map(|()| true);
+    };
+    // It may end between two looks, and then the second one shows it.
+    for _ in 0..2 {
+        let Some(session) = sessions.find(&word).await else {
+            return Answer::Refused(Refusal::Unknown).write(stream).await.map(|()| true);
+        };
+        if let Request::Show { .. } = request {
+            return Answer::Sessions(vec![session]).write(stream).await.map(|()| true);
+        }
+        if let Request::Logs { outputs, tail, follow, .. } = request
+            && (!follow || session.status != Status::Running)
+        {
+            return sessions.show_log(stream, session, outputs, tail).await.map(|()| true);
+        }
+        if session.status != Status::Running || matches!(request, Request::Remove { .. }) {
+            return sessions.answer_for(&session, &request).await.write(stream).await.map(|()| true);
+        }
+        if sessions.pass(&session.id, Some(stream.as_fd()), &request).await.is_ok() {
+            return Ok(false);
+        }
+    }
+    let why = "the session's process does not answer".to_owned();
+    Answer::Refused(Refusal::Failed(why)).write(stream).await.map(|()| true)
+}
+
+impl Sessions {
+    async fn list(&self) -> Vec<Session> {
+        let places = self.places.clone();
+        spawn_blocking(move || places.list()).await.unwrap_or_default()
+    }
+
+    async fn find(&self, word: &str) -> Option<Session> {
+        let (places, word) = (self.places.clone(), word.to_owned());
+        spawn_blocking(move || places.find(&word)).await.ok()?
+    }
+
+    /// For one that has ended, and for what the folder alone decides.
+    async fn answer_for(&self, session: &Session, request: &Request) -> Answer {
+        match request {
+            Request::Wait { .. } | Request::Stop { .. } => Answer::Ended(session.status),
+            Request::Remove { .. } if session.status == Status::Running => Answer::Refused(Refusal::Runs),
+            Request::Remove { .. } => {
+                let (places, id) = (self.places.clone(), session.id.clone());
+                match spawn_blocking(move || places.remove(&id)).await {
+                    Ok(Ok(())) => Answer::Done,
+                    Ok(Err(error)) => Answer::Refused(Refusal::Failed(error.to_string())),
+                    Err(error) => Answer::Refused(Refusal::Failed(error.to_string())),
+                }
+            }
+            _ => Answer::Refused(Refusal::Ended(session.status)),
+        }
+    }
+
+    /// What is written until now.
+    async fn show_log(
+        &self,
+        to: &mut (impl AsyncWrite + Unpin),
+        session: Session,
+        outputs: Outputs,
+        tail: Option<u64>,
+    ) -> io::Result<()> {
+        let folder = self.places.folder(&session.id);
+        let begin = tail.map_or(Begin::Oldest, Begin::Lines);
+        let mut selection = blocking(move || Selection::new(&folder, outputs, begin)).await?;
+        loop {
+            let next = blocking(move || selection.next().map(|answer| (answer, selection))).await?;
+            match next.0 {
+                Some(answer) => answer.write(to).await?,
+                None => return Answer::Ended(session.status).write(to).await,
+            }
+            selection = next.1;
+        }
+    }
+
+    async fn start(&self, mut new: New, shared: &Shared) -> Result<Session, Refusal> {
+        let _turn = self.starting.lock().await;
+        if new.entrypoint {
+            let image = &shared.tables.image;
+            let behind = if new.start.words.is_empty() {
+                image.cmd.iter().map(|word| word.clone().into_bytes()).collect()
+            } else {
+                std::mem::take(&mut new.start.words)
+            };
+            let words = image.entrypoint.iter().map(|word| word.clone().into_bytes());
+            new.start.words = words.chain(behind).collect();
+            if new.start.words.is_empty() {
+                return Err(Refusal::NoEntrypoint);
+            }
+        }
+        let failed = |error: io::Error| Refusal::Failed(error.to_string());
+        let (places, tables, launch) = (self.places.clone(), shared.tables.as_ref().clone(), self.launch);
+        let (ready, order_id) = blocking(move || {
+            places.make()?;
+            places.prune();
+            let running: Vec<Session> = places.list().into_iter().filter(|one| one.status == Status::Running).collect();
+            if running.len() >= RUNNING {
+                return Ok(Err(Refusal::TooMany));
+            }
+            if new.name.as_ref().is_some_and(|name| running.iter().any(|one| one.name == *name)) {
+                return Ok(Err(Refusal::NameTaken));
+            }
+            let number = places.next_number();
+            let name = new.name.clone().unwrap_or_else(|| format!("s{number}"));
+            if !banger_proto::session::is_name(&name) {
+                return Ok(Err(Refusal::Failed("this is no name of a session".to_owned())));
+            }
+            let meta = Meta {
+                name,
+                number,
+                command: folder::for_people(&new.start.words),
+                stdin: new.stdin || new.start.terminal.is_some(),
+                tty: new.start.terminal.is_some(),
+                boot_id: folder::boot_id(),
+                started_at: process::now() / 1000,
+            };
+            let id = meta.id();
+            let (ready, theirs) = io::pipe()?;
+            launch(&Order { meta, new, tables, places }, theirs.into())?;
+            Ok(Ok((ready, id)))
+        })
+        .await
+        .map_err(failed)??;
+        let mut ready = tokio::net::unix::pipe::Receiver::from_owned_fd(ready.into()).map_err(failed)?.take(MAX_READY);
+        let mut said = Vec::new();
+        let read = timeout(START, ready.read_to_end(&mut said)).await;
+        read.map_err(|_| Refusal::Failed("its process did not start it in time".to_owned()))?.map_err(failed)?;
+        let said: Result<(), Refusal> = wire::decode(&said, said.len())
+            .map_err(|_| Refusal::Failed("its process ended before the command had started".to_owned()))?;
+        said?;
+        // It may have ended already, and be the oldest of many.
+        self.find(&order_id).await.ok_or_else(|| Refusal::Failed("it is gone already".to_owned()))
+    }
+
+    /// Gives a client's connection, or none for the agent's own, to a session's process, and waits until it has it.
+    async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {
+        let passing = async {
+            let mut socket = UnixStream::connect(self.places.socket(id)).await?;
+            pass::send(&socket, client).await?;
+            request.write(&mut socket).await?;
+            socket.read_u8().await?;
+            Ok(socket)
+        };
+        timeout(PASS, passing).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Asks all that run to end, and waits until they have.
+    pub(super) async fn end_all(&self) {
+        let sockets = self.places.sockets.clone();
+        let names = blocking(move || {
+            let names = std::fs::read_dir(sockets)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+            Ok(names.collect::<Vec<String>>())
+        });
+        let mut ending = JoinSet::new();
+        for id in names.await.unwrap_or_default() {
+            let places = self.places.clone();
+            ending.spawn(async move {
+                let sessions = Self { places, ..Self::default() };
+                let stop = Request::Stop { session: id.clone() };
+                if let Ok(mut socket) = sessions.pass(&id, None, &stop).await {
+                    let _ = Answer::read(&mut socket).await;
+                }
+            });
+        }
+        while ending.join_next().await.is_some() {}
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Starts this program as the session's process, in a process group of its own, which survives the agent's.
+fn launch(order: &Order, ready: OwnedFd) -> io::Result<()> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let mut file = File::from(memfd_create(c"banger-session", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&order.encode()?)?;
+    file.rewind()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(process::NAME).arg(crate::SESSION_COMMAND).arg(order.meta.id());
+    command.env_clear().env("PATH", crate::init::PATH).current_dir("/");
+    command.stdin(Stdio::from(file)).stdout(Stdio::from(ready));
+    in_own_session(&mut command, false, Identity { uid: 0, gid: 0, groups: Vec::new() });
+    let mut child = tokio::process::Command::from(command).spawn()?;
+    // Reaped here; by PID 1 when the agent is gone before.
+    tokio::spawn(async move { child.wait().await });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
