@@ -404,8 +404,7 @@ mod tests {
     async fn what_is_too_long_is_neither_sent_nor_read() {
         let long = Answer::Sessions(vec![session(); 20_000]);
         assert!(long.write(&mut Vec::new()).await.is_err());
-        let mut start = Start::default();
-        start.words = vec![vec![b'x'; MAX_START]];
+        let start = Start { words: vec![vec![b'x'; MAX_START]], ..Start::default() };
         let request = Request::Start(Box::new(New { start, ..New::default() }));
         assert!(request.write(&mut Vec::new()).await.is_err());
         for kind in [SESSIONS, REFUSED, RECORD, GAP, 99] {

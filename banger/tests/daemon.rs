@@ -330,9 +330,9 @@ fn a_terminal_is_given_when_there_is_one() {
 
 #[test]
 fn input_from_a_pipe_ends_in_a_terminal_too_and_holds_no_way_out() {
-    for (input, got) in [("~.\na\n", "~.\na\n\u{4}"), ("a\n~.", "a\n~.\u{4}\u{4}"), ("", "\u{4}")] {
+    for got in ["~.\na\n", "a\n~.", ""] {
         let mut child = demo().banger(&["vm", "exec", "-t", "demo"]).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.stdin.take().unwrap().write_all(got.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), got.to_owned()), "{}", all(&output));
     }

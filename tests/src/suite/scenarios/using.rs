@@ -77,14 +77,21 @@ fn pinned(scene: &mut Scene) -> Result<Outcome> {
     let said = scene.banger_long("alice", &["vm", "ssh", "pinned", "--", "hostname; exit 7"])?.exits(7)?;
     ensure!(said.stdout.trim() == "pinned", "{said}");
     ensure!(!said.stderr.contains("authenticity"), "ssh asked to trust on first use: {said}");
+    // The same by the name that alice's own ssh knows, whatever she has for all hosts.
+    scene.allow(Allow::anything(Kind::File, "/home/alice/.ssh*", "ssh-config makes the folder of alice's ssh"));
+    let all_hosts = "mkdir -p -m 700 ~/.ssh && printf 'Host *\\n User bob\\n RequestTTY force\\n' > ~/.ssh/config";
+    scene.user("alice", &format!("{all_hosts} && banger ssh-config --install"))?.ok()?;
+    let said = scene.user("alice", "ssh pinned.banger 'hostname; exit 7' < /dev/null")?.exits(7)?;
+    ensure!(said.stdout.trim() == "pinned", "{said}");
     let key = format!("/var/lib/banger/vms/{}/host_key", guest.id);
     scene.root(&format!("test -s {key} && runuser -u bangerd -- sh -c 'rm {key}'"))?;
     // The daemon makes a new one, which it pins from now on; the guest that runs still has the old.
     scene.root("systemctl restart bangerd.service")?;
     scene.banger_long("alice", &["vm", "ssh", "pinned", "--", "hostname"])?.refused(&[])?;
+    scene.user("alice", "ssh pinned.banger hostname < /dev/null")?.refused(&[])?;
     guest.delete(scene)?;
-    let left = scene.user("alice", "ls ~/.local/share/banger/ssh/known_hosts.d")?.ok()?;
-    ensure!(left.stdout.is_empty(), "host keys of VMs that are gone are kept: {left}");
+    let left = scene.user("alice", "banger ssh-config --uninstall >&2 && head -n 1 ~/.ssh/config")?.ok()?;
+    ensure!(left.stdout == "Host *\n", "the user's own lines are not alone: {left}");
     scene.passed()
 }
 
