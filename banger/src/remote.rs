@@ -33,6 +33,8 @@ pub(crate) enum Guest<'a> {
         client: &'a Client,
         /// Its id or name.
         vm: String,
+        /// Who does it; the image's user when `None`.
+        user: Option<&'static str>,
     },
     /// A folder that plays the guest, as its root user's home.
     #[cfg(test)]
@@ -47,7 +49,7 @@ pub(crate) struct Ran {
     pub(crate) errors: String,
 }
 
-/// Runs words in a guest, as the image's user, in the named folder or else where commands start.
+/// Runs words in a guest, in the named folder or else where commands start.
 ///
 /// # Errors
 /// Why they could not be run, a lost connection, or what `output` says.
@@ -59,13 +61,13 @@ pub(crate) async fn run(
     output: impl AsyncWrite + Unpin,
 ) -> anyhow::Result<Ran> {
     match guest {
-        Guest::Vm { client, vm } => {
+        Guest::Vm { client, vm, user } => {
             let request = StreamRequest::Exec {
                 vm: vm.clone(),
                 command: words.iter().map(|word| (*word).to_owned()).collect(),
                 env: Vec::new(),
                 working_dir: folder.map(str::to_owned),
-                user: None,
+                user: user.map(str::to_owned),
                 terminal: None,
             };
             let (stream, _) = client.stream(request).await?;

@@ -25,12 +25,15 @@ fn shown(arguments: &[&str]) -> String {
 
 #[test]
 fn help() {
-    let pages: [&[&str]; 11] = [
+    let pages: [&[&str]; 14] = [
         &["--help"],
         &["vm", "--help"],
         &["vm", "run", "--help"],
         &["vm", "exec", "--help"],
         &["vm", "ssh", "--help"],
+        &["vm", "cp", "--help"],
+        &["vm", "workspace", "prepare", "--help"],
+        &["vm", "workspace", "export", "--help"],
         &["image", "import", "--help"],
         &["kernel", "import", "--help"],
         &["vm", "stop", "--help"],
@@ -43,12 +46,19 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 22] = [
+    let refused: [&[&str]; 29] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "run", "-d", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
         &["vm", "run", "--rm", "--restart", "always"],
         &["vm", "set", "demo"],
+        &["vm", "run", "--dry-run"],
+        &["vm", "run", "--branch", "x", "--", "true"],
+        &["vm", "cp", "a", "b"],
+        &["vm", "cp", "-", "-"],
+        &["vm", "workspace", "export", "demo", "--diff", "--branch", "x"],
+        &["vm", "workspace", "prepare", "demo", "--mode", "half"],
+        &["vm", "workspace", "prepare", "demo", "--dry-run", "/nonexistent"],
         &["vm", "run", "--name", "Bad_Name"],
         &["vm", "create", "--image", "../etc/passwd"],
         &["vm", "create", "--memory", "lots"],

@@ -76,7 +76,7 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
             }
             (End::Vm(vm, path), End::Vm(other, to)) => {
                 let (from, into) = (guest(client, vm).await?, guest(client, other).await?);
-                between(&from, &path, &into, &to, &count).await
+                Box::pin(between(&from, &path, &into, &to, &count)).await
             }
             _ => Err(anyhow::anyhow!("neither is in a VM")),
         }
@@ -96,7 +96,8 @@ async fn guest(client: &Client, vm: String) -> anyhow::Result<Guest<'_>> {
         let hint = format!("start it: banger vm start {}", found.name);
         return Err(explained(format!("{} is {}, and files are copied while it runs", found.name, found.state), hint));
     }
-    Ok(Guest::Vm { client, vm: found.id.to_string() })
+    // The owner of the machine, whoever the image's user is: any place can be read and written.
+    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root") })
 }
 
 /// The last part of a path; `contents` for one without a name, such as `/`.
@@ -286,7 +287,7 @@ mod tests {
         // One guest to another.
         let other = tempfile::tempdir().unwrap();
         let into = Guest::Folder(other.path().to_owned());
-        between(&guest, "~/copy", &into, "~/there", &Arc::default()).await.unwrap();
+        Box::pin(between(&guest, "~/copy", &into, "~/there", &Arc::default())).await.unwrap();
         assert!(other.path().join("there/sub/file").exists());
     }
 }

@@ -59,7 +59,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Show { vm, json } => list::show(vm, json).await,
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
         Vm::Exec(options) => exec::exec(options).await,
-        Vm::Cp { from, to } => cp::cp(&from, &to).await,
+        Vm::Cp { from, to } => Box::pin(cp::cp(&from, &to)).await,
         Vm::Workspace(Workspace::Prepare(options)) => workspace::prepare(options).await,
         Vm::Workspace(Workspace::Export(options)) => workspace::export(options).await,
         Vm::Ssh { vm, arguments } => login::ssh(vm, &arguments).await,

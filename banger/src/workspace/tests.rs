@@ -3,6 +3,7 @@
 
 mod hostile;
 mod kept;
+mod modes;
 mod shapes;
 
 use super::prepare::Place;

@@ -14,6 +14,9 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
                 command.first().filter(|word| *word == "said").map(|_| format!("{working_dir:?} {user:?} {env:?}")),
             );
             let tty = terminal.map(|t| format!("{} {}x{}\n", t.term, t.cols, t.rows));
+            if command.first().is_some_and(|word| word == banger_files::COMMAND) {
+                return files(&fake, &mut from, &mut to, &command).await;
+            }
             exec(&mut from, &mut to, &command, tty).await;
         }
         StreamRequest::Ssh { .. } => exec(&mut from, &mut to, &["cat".into()], None).await,
@@ -41,6 +44,29 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), false, result).await;
         }
     }
+}
+
+/// What the agent does itself, in a folder of this machine.
+async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, command: &[String]) {
+    let (mut input, mut output) = (Vec::new(), Vec::new());
+    while let Ok(Some(Frame::Input(bytes))) = read(from).await {
+        input.extend(bytes);
+    }
+    // The guest's `/root` is a folder of the test's.
+    let home = fake.guest_home();
+    let inside = |word: &String| match word.strip_prefix("/root") {
+        Some(below) => format!("{}{below}", home.display()).into(),
+        None => word.into(),
+    };
+    let words: Vec<std::ffi::OsString> = command.iter().skip(1).map(inside).collect();
+    let ran = banger_files::program::run(&words, &home, &mut input.as_slice(), &mut output);
+    for part in output.chunks(60_000) {
+        say(to, Frame::Output(part.to_vec())).await;
+    }
+    if let Err(error) = &ran {
+        say(to, Frame::ErrorOutput(error.to_string().into_bytes())).await;
+    }
+    say(to, Frame::Exit(u8::from(ran.is_err()))).await;
 }
 
 /// The client may be gone, which a test may want.
