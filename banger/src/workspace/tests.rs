@@ -136,6 +136,8 @@ impl World {
             run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
             drop(fs::remove_dir_all(to.join(".git")));
             drop(fs::remove_file(to.join(".git")));
+            // Of a submodule, the files alone are sent.
+            drop(fs::remove_file(to.join("zz-lib/.git")));
             to
         };
         let (ours, theirs) = (plain(&copy, "ours"), plain(&self.theirs(), "theirs"));
