@@ -165,7 +165,8 @@ fn edit(folder: &Path) {
             let entry = entry.unwrap();
             let kind = entry.file_type().unwrap();
             if kind.is_dir() {
-                if entry.file_name() != ".git" {
+                // What is changed in a submodule stays there.
+                if entry.file_name() != ".git" && entry.file_name() != "zz-lib" {
                     folders.push(entry.path());
                 }
             } else if kind.is_file() && entry.file_name() != ".gitattributes" && entry.file_name() != ".gitignore" {

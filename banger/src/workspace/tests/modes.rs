@@ -44,7 +44,7 @@ async fn submodules_and_what_is_no_repository_are_refused() {
 
 /// By hand: `cargo nextest run -p banger --run-ignored only`.
 #[tokio::test]
-#[ignore = "takes minutes and four gigabytes"]
+#[ignore = "takes minutes and six gigabytes"]
 async fn a_gigabyte_in_a_hundred_thousand_files() {
     let mut world = World::with_repository();
     let mut seed = 1_u64;
