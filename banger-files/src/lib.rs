@@ -12,6 +12,8 @@ mod pack;
 mod place;
 pub mod program;
 mod raw;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use error::Error;

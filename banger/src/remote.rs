@@ -35,6 +35,8 @@ pub(crate) enum Guest<'a> {
         client: &'a Client,
         /// Its id or name.
         vm: String,
+        /// Who does it; the image's user when `None`.
+        user: Option<&'static str>,
     },
     /// A folder that plays the guest, as its root user's home.
     #[cfg(test)]
@@ -49,7 +51,7 @@ pub(crate) struct Ran {
     pub(crate) errors: String,
 }
 
-/// Runs words in a guest, as the image's user, in the named folder or else where commands start.
+/// Runs words in a guest, in the named folder or else where commands start.
 ///
 /// # Errors
 /// Why they could not be run, a lost connection, or what `output` says.
@@ -61,11 +63,12 @@ pub(crate) async fn run(
     output: impl AsyncWrite + Unpin,
 ) -> anyhow::Result<Ran> {
     match guest {
-        Guest::Vm { client, vm } => {
+        Guest::Vm { client, vm, user } => {
             let opened = client.guest(StreamRequest::Command { vm: vm.clone() }).await?;
             let start = Start {
                 words: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
                 working_dir: folder.map(|folder| folder.as_bytes().to_vec()),
+                user: user.map(str::to_owned),
                 ..Start::default()
             };
             // Large: buffers of both directions.

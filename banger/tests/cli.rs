@@ -25,7 +25,7 @@ fn shown(arguments: &[&str]) -> String {
 
 #[test]
 fn help() {
-    let pages: [&[&str]; 16] = [
+    let pages: [&[&str]; 19] = [
         &["--help"],
         &["vm", "--help"],
         &["vm", "run", "--help"],
@@ -36,6 +36,9 @@ fn help() {
         &["vm", "session", "logs", "--help"],
         &["vm", "session", "send", "--help"],
         &["vm", "session", "attach", "--help"],
+        &["vm", "cp", "--help"],
+        &["vm", "workspace", "prepare", "--help"],
+        &["vm", "workspace", "export", "--help"],
         &["image", "import", "--help"],
         &["kernel", "import", "--help"],
         &["vm", "stop", "--help"],
@@ -48,12 +51,19 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 22] = [
+    let refused: [&[&str]; 29] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "session", "start", "--name", "Bad_Name", "demo", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
         &["vm", "run", "--rm", "--restart", "always"],
         &["vm", "set", "demo"],
+        &["vm", "run", "--dry-run"],
+        &["vm", "run", "--branch", "x", "--", "true"],
+        &["vm", "cp", "a", "b"],
+        &["vm", "cp", "-", "-"],
+        &["vm", "workspace", "export", "demo", "--diff", "--branch", "x"],
+        &["vm", "workspace", "prepare", "demo", "--mode", "half"],
+        &["vm", "workspace", "prepare", "demo", "--dry-run", "/nonexistent"],
         &["vm", "run", "--name", "Bad_Name"],
         &["vm", "create", "--image", "../etc/passwd"],
         &["vm", "create", "--memory", "lots"],

@@ -46,6 +46,7 @@ impl World {
             (fs::read_to_string(&path).unwrap(), fs::read_to_string(path.with_extension("pub")).unwrap())
         };
         let (host_key, public) = key("host");
+        key("another");
         let config = GuestConfig {
             hostname: "demo".into(),
             address: Ipv4Addr::LOCALHOST,
@@ -144,7 +145,7 @@ fn another_host_key_is_refused_and_so_is_a_vm_that_is_not_there() {
     let Some(world) = World::new() else { return };
     let right = world.fake.state().agent.clone();
     if let Some((_, public, _)) = &mut world.fake.state().agent {
-        *public = fs::read_to_string(world.home.join("daemon.pub")).unwrap();
+        *public = fs::read_to_string(world.home.join("another.pub")).unwrap();
     }
     for below in ["", "StrictHostKeyChecking no", "UserKnownHostsFile known", "KnownHostsCommand /bin/true"] {
         world.all_hosts(below);

@@ -3,15 +3,15 @@
 mod image;
 mod job;
 mod kernel;
+mod repository;
 pub(crate) mod session;
 mod vm;
-mod workspace;
 
 pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
 pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
+pub(crate) use repository::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};
 pub(crate) use vm::{Exec, Run, Set, Spec, Switch, Vm, With};
-pub(crate) use workspace::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};
 
 use clap::{Args, Parser, Subcommand};
 

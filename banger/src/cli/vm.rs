@@ -1,7 +1,7 @@
 //! `banger vm`.
 
+use super::repository::{Repository, Workspace};
 use super::session::Session;
-use super::workspace::{Repository, Workspace};
 use super::{Json, List};
 use banger_policy::vm::RestartPolicy;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};

@@ -96,7 +96,8 @@ async fn guest(client: &Client, vm: String) -> anyhow::Result<Guest<'_>> {
         let hint = format!("start it: banger vm start {}", found.name);
         return Err(explained(format!("{} is {}, and files are copied while it runs", found.name, found.state), hint));
     }
-    Ok(Guest::Vm { client, vm: found.id.to_string() })
+    // The owner of the machine, whoever the image's user is: any place can be read and written.
+    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root") })
 }
 
 /// The last part of a path; `contents` for one without a name, such as `/`.

@@ -68,7 +68,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Ports { vm, json } => inside::ports(vm, json).await,
         Vm::Health { vm, json } => inside::health(vm, json).await,
         Vm::Exec(options) => exec::exec(options).await,
-        Vm::Cp { from, to } => cp::cp(&from, &to).await,
+        Vm::Cp { from, to } => Box::pin(cp::cp(&from, &to)).await,
         Vm::Workspace(Workspace::Prepare(options)) => workspace::prepare(options).await,
         Vm::Workspace(Workspace::Export(options)) => workspace::export(options).await,
         Vm::Session(command) => session::run(command).await,

@@ -1,6 +1,6 @@
 //! `vm run` and `vm create`: make a VM, watch it come up, use it, and leave nothing behind when asked to.
 
-use crate::cli::{Run, Spec};
+use crate::cli::{Mode, Run, Spec};
 use crate::client::{Client, answer, soon};
 use crate::cmd::exec::{self, How};
 use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
@@ -41,12 +41,8 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     let mut settings = exec::check(options.with).context(what)?;
     let dry_run = options.repository.dry_run;
     let wanted = options.path.map(|path| workspace::wanted(path, options.repository));
-    if dry_run {
-        return match wanted {
-            Some(wanted) => workspace::show(wanted).await.context(what),
-            None => Err(explained("--dry-run says what would be sent, and no repository is named", "name one: PATH"))
-                .context(what),
-        };
+    if let (true, Some(wanted)) = (dry_run, &wanted) {
+        return workspace::show(wanted.clone()).await.context(what);
     }
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
@@ -120,6 +116,20 @@ async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>) -> anyhow:
 fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
     if options.detach && options.rm {
         return Err(explained("-d leaves the VM running and --rm removes it", "leave one of them out"));
+    }
+    let repository = &options.repository;
+    let of_repository = [
+        ("--branch", repository.branch.is_some()),
+        ("--from", repository.from.is_some()),
+        ("--include-untracked", repository.include_untracked),
+        ("--dry-run", repository.dry_run),
+        ("--mode", repository.mode != Mode::default()),
+    ];
+    if let (None, Some((flag, _))) = (&options.path, of_repository.iter().find(|(_, given)| *given)) {
+        return Err(explained(
+            format!("{flag} is about a repository, and none is named"),
+            "name one: banger vm run PATH",
+        ));
     }
     if options.rm && options.keep_on_error {
         return Err(explained("--keep-on-error keeps the VM and --rm removes it", "leave one of them out"));

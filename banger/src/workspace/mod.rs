@@ -7,6 +7,7 @@ mod export;
 mod gather;
 mod git;
 mod prepare;
+mod repository;
 mod source;
 #[cfg(test)]
 mod tests;

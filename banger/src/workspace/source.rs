@@ -188,7 +188,10 @@ impl Workshop {
         let git = self.git(source, "index");
         // A merge in progress has no tree; what is missing of a partial clone is not needed for its name.
         let staged = git.maybe(&["write-tree", "--missing-ok"])?;
-        git.bytes(&["add", "--update", "--", "."]).context("cannot read the working tree")?;
+        // Of nothing, git would say that it matches nothing.
+        if !git.bytes(&["ls-files", "-z"])?.is_empty() {
+            git.bytes(&["add", "--update", "--", "."]).context("cannot read the working tree")?;
+        }
         let mut foreign = Vec::new();
         if untracked {
             let listed = git.bytes(&["ls-files", "--others", "--exclude-standard", "-z"])?;

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod kept;
+mod modes;
 mod shapes;
 
 use super::prepare::Place;
@@ -135,6 +136,8 @@ impl World {
             run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
             drop(fs::remove_dir_all(to.join(".git")));
             drop(fs::remove_file(to.join(".git")));
+            // Of a submodule, the files alone are sent.
+            drop(fs::remove_file(to.join("zz-lib/.git")));
             to
         };
         let (ours, theirs) = (plain(&copy, "ours"), plain(&self.theirs(), "theirs"));
@@ -162,7 +165,8 @@ fn edit(folder: &Path) {
             let entry = entry.unwrap();
             let kind = entry.file_type().unwrap();
             if kind.is_dir() {
-                if entry.file_name() != ".git" {
+                // What is changed in a submodule stays there.
+                if entry.file_name() != ".git" && entry.file_name() != "zz-lib" {
                     folders.push(entry.path());
                 }
             } else if kind.is_file() && entry.file_name() != ".gitattributes" && entry.file_name() != ".gitignore" {

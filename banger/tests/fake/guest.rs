@@ -96,6 +96,31 @@ async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
     }
 }
 
+/// The agent's own program, as the agent starts it.
+async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, words: &[&str]) {
+    let (mut input, mut output) = (Vec::new(), Vec::new());
+    while let Ok(Some(ToGuest::Input(bytes))) = ToGuest::read(from).await {
+        let credit = u32::try_from(bytes.len()).unwrap();
+        input.extend(bytes);
+        tell(to, FromGuest::Credit(credit)).await;
+    }
+    // The guest's `/root` is a folder of the test's.
+    let home = fake.guest_home();
+    let inside = |word: &&str| match word.strip_prefix("/root") {
+        Some(below) => format!("{}{below}", home.display()).into(),
+        None => (*word).into(),
+    };
+    let words: Vec<std::ffi::OsString> = words.iter().skip(1).map(inside).collect();
+    let ran = banger_files::program::run(&words, &home, &mut input.as_slice(), &mut output);
+    for part in output.chunks(60_000) {
+        tell(to, FromGuest::Output(part.to_vec())).await;
+    }
+    if let Err(error) = &ran {
+        tell(to, FromGuest::ErrorOutput(error.to_string().into_bytes())).await;
+    }
+    tell(to, FromGuest::Exited(u8::from(ran.is_err()))).await;
+}
+
 /// A guest whose root disk is full.
 fn inside(fake: &Fake) -> Inside {
     let listener = |port, program: &str| Listener {
@@ -227,6 +252,9 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
     let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
     let words: Vec<String> = start.words.iter().map(text).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if words.first().is_some_and(|word| *word == banger_files::COMMAND) {
+        return files(fake, from, to, &words).await;
+    }
     match words.as_slice() {
         ["said"] => {
             let env: Vec<(String, String)> = start.env.iter().map(|(name, value)| (text(name), text(value))).collect();

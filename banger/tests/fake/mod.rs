@@ -107,6 +107,13 @@ impl Fake {
         self.folder.path().join("bangerd.sock")
     }
 
+    /// Where the guests' files are.
+    pub fn guest_home(&self) -> PathBuf {
+        let home = self.folder.path().join("guest");
+        std::fs::create_dir_all(&home).unwrap();
+        home
+    }
+
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }

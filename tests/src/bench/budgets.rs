@@ -19,8 +19,15 @@ const LINES_WITH_RULES: usize = 5000;
 /// other programs use.
 const RULES: &[&str] = &["dm", "firewall", "holding", "row"];
 /// The other programs that are shipped. (`banger-proto` may use the rules: it carries the helper's own answers.)
-const OTHERS: &[&str] =
-    &["bangerd/src", "banger/src", "banger-guest/src", "banger-image/src", "banger-vmm/src", "banger-link/src"];
+const OTHERS: &[&str] = &[
+    "bangerd/src",
+    "banger/src",
+    "banger-files/src",
+    "banger-guest/src",
+    "banger-image/src",
+    "banger-vmm/src",
+    "banger-link/src",
+];
 const POLICY: &str = "policy/src";
 /// Crates that the helper is built from, itself and the workspace's own included.
 const CRATES: usize = 85;

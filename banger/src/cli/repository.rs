@@ -1,4 +1,4 @@
-//! `banger vm workspace`, and what of it `vm run PATH` takes.
+//! What can be typed about repositories.
 
 use super::Json;
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,7 +15,7 @@ pub(crate) enum Workspace {
 /// What of a repository is sent.
 #[derive(Debug, Args)]
 pub(crate) struct Repository {
-    /// How much of it
+    /// How much of it: shallow_overlay, full_copy (all history, submodules) or metadata_only (no files)
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mode: Mode,
     /// Begin a branch of this name in the VM [default: the branch that is checked out here]

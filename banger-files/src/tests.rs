@@ -1,0 +1,160 @@
+//! Archives that want out of their folder, and folders that change.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use tar::{EntryType, Header};
+
+const SOME: Limits = Limits { bytes: 1 << 20, entries: 10 };
+
+/// Kind, name, link target and data of an entry.
+type Written<'a> = (EntryType, &'a [u8], &'a [u8], &'a [u8]);
+
+/// An archive with names as they are, which no builder would write.
+fn archive(entries: &[Written<'_>]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (kind, name, target, data) in entries {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_mode(0o6755);
+        header.set_mtime(1);
+        header.set_size(data.len() as u64);
+        for (field, text) in [(0, name), (1, target)] {
+            let old = header.as_old_mut();
+            let to = if field == 0 { &mut old.name } else { &mut old.linkname };
+            to.iter_mut().zip(*text).for_each(|(to, from)| *to = *from);
+        }
+        header.set_cksum();
+        builder.append(&header, *data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn into(folder: &Path, bytes: &[u8]) -> Result<Unpacked, Error> {
+    unpack(bytes, &open_folder(folder).unwrap(), SOME)
+}
+
+#[test]
+fn nothing_leaves_the_folder() {
+    use EntryType::{Directory, GNULongName, Link, Regular, Symlink};
+    let outside = tempfile::tempdir().unwrap();
+    let secret = outside.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let (out, secret_name) = (outside.path().to_str().unwrap().as_bytes(), secret.to_str().unwrap().as_bytes());
+    let below = [b"link/secret".as_slice()].concat();
+    let cases: [&[Written<'_>]; 9] = [
+        &[(Regular, b"../secret", b"", b"x")],
+        &[(Regular, b"a/../../secret", b"", b"x")],
+        &[(Symlink, b"link", out, b""), (Regular, &below, b"", b"x")],
+        &[(Symlink, b"link", out, b""), (Directory, b"link/", b"", b"")],
+        &[(Symlink, b"link", out, b""), (Link, b"mine", b"link/secret", b"")],
+        &[(Link, b"mine", b"../secret", b"")],
+        &[(Link, b"mine", secret_name, b"")],
+        &[(GNULongName, b"././@LongLink", b"", b"../secret\0"), (Regular, b"harmless", b"", b"x")],
+        &[(Symlink, b"link", b"..", b""), (Symlink, b"link/in", b"x", b"")],
+    ];
+    for (number, case) in cases.iter().enumerate() {
+        let folder = outside.path().join(format!("folder-{number}"));
+        fs::create_dir(&folder).unwrap();
+        into(&folder, &archive(case)).unwrap_err();
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret", "{number}");
+        assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1, "{number}");
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), cases.len() + 1);
+    // An absolute name is below the folder, as tar(1) has it; a link that is replaced is not written through.
+    let folder = outside.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    symlink(&secret, folder.join("file")).unwrap();
+    into(&folder, &archive(&[(Regular, b"/file", b"", b"theirs")])).unwrap();
+    assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "theirs");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+    assert_eq!(
+        fs::metadata(folder.join("file")).unwrap().permissions().mode() & 0o7777,
+        0o755,
+        "a set-id bit was kept"
+    );
+}
+
+#[test]
+fn what_is_no_file_or_too_much_is_refused() {
+    use EntryType::{Block, Char, Fifo, GNULongName, Regular, XHeader};
+    let folder = tempfile::tempdir().unwrap();
+    for kind in [Block, Char, Fifo, EntryType::new(b'S')] {
+        let refused = into(folder.path(), &archive(&[(kind, b"x", b"", b"")])).unwrap_err();
+        assert!(matches!(refused, Error::Kind(_)), "{refused}");
+    }
+    let many: Vec<_> = (0..11).map(|_| (Regular, b"x".as_slice(), b"".as_slice(), b"".as_slice())).collect();
+    assert!(matches!(into(folder.path(), &archive(&many)).unwrap_err(), Error::Limit(_)));
+    let large = vec![1; (1 << 20) + 1];
+    assert!(matches!(into(folder.path(), &archive(&[(Regular, b"x", b"", &large)])).unwrap_err(), Error::Limit(_)));
+    let name = vec![b'a'; 70_000];
+    assert!(matches!(into(folder.path(), &archive(&[(GNULongName, b"x", b"", &name)])).unwrap_err(), Error::Limit(_)));
+    into(folder.path(), &archive(&[(XHeader, b"x", b"", b"18 path=../escape\n"), (Regular, b"y", b"", b"")]))
+        .unwrap_err();
+    // Cut anywhere, it is no archive.
+    let whole = archive(&[(Regular, b"one", b"", b"1"), (Regular, b"two", b"", b"2")]);
+    for length in [0, 100, 512, 600, 1024, 1600, 2048] {
+        into(folder.path(), whole.get(..length).unwrap()).unwrap_err();
+    }
+    let names = [b"one".to_vec()].into_iter().collect();
+    let only = unpack_only(whole.as_slice(), &open_folder(folder.path()).unwrap(), SOME, &names).unwrap_err();
+    assert!(matches!(only, Error::Name(name) if name == "two"));
+}
+
+fn words(words: &[&str]) -> Vec<std::ffi::OsString> {
+    words.iter().map(Into::into).collect()
+}
+
+fn program(home: &Path, line: &[&str], input: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut output = Vec::new();
+    program::run(&words(line), home, &mut &*input, &mut output)?;
+    Ok(output)
+}
+
+#[test]
+fn a_workspace_is_replaced_in_one_step_and_knows_its_changes() {
+    let home = tempfile::tempdir().unwrap();
+    let send = |files: &[(&str, &str)]| {
+        let mut bytes = Vec::new();
+        let mut packer = Packer::new(&mut bytes);
+        packer.add_bytes(b".git/HEAD", 0o644, b"ref: refs/heads/main\n").unwrap();
+        for (name, text) in files {
+            packer.add_bytes(name.as_bytes(), 0o644, text.as_bytes()).unwrap();
+        }
+        packer.finish().unwrap();
+        bytes
+    };
+    let look = || serde_json::from_slice::<Look>(&program(home.path(), &["look", "~/tool"], b"").unwrap()).unwrap();
+    let changes = || parse_changes(&program(home.path(), &["changes", "~/tool"], b"").unwrap()).unwrap();
+    assert_eq!(look().kind, Kind::None);
+    program(home.path(), &["replace", "~/tool"], &send(&[("a", "1"), ("sub/b", "2")])).unwrap();
+    let tool = home.path().join("tool");
+    assert_eq!((look().prepared, look().refs_changed, changes()), (true, false, Vec::new()));
+    fs::write(tool.join("a"), "3").unwrap();
+    fs::remove_file(tool.join("sub/b")).unwrap();
+    fs::create_dir_all(tool.join("target/deep")).unwrap();
+    fs::write(tool.join("target/deep/out"), "built").unwrap();
+    fs::create_dir_all(tool.join("other/.git")).unwrap();
+    fs::OpenOptions::new().append(true).open(tool.join(".git/HEAD")).unwrap().write_all(b"x").unwrap();
+    let expected = [
+        Change::Modified(b"a".to_vec()),
+        Change::Added(b"target/deep/out".to_vec()),
+        Change::Deleted(b"sub/b".to_vec()),
+        Change::Repository(b"other".to_vec()),
+    ];
+    assert_eq!((changes().as_slice(), look().refs_changed), (expected.as_slice(), true));
+    // A stream that ends too early changes nothing.
+    let new = send(&[("a", "4")]);
+    program(home.path(), &["replace", "~/tool"], new.get(..new.len() - 1024).unwrap()).unwrap_err();
+    assert_eq!(fs::read_to_string(tool.join("a")).unwrap(), "3");
+    program(home.path(), &["replace", "~/tool"], &new).unwrap();
+    assert_eq!(fs::read_to_string(tool.join("a")).unwrap(), "4");
+    assert_eq!(fs::read_to_string(tool.join("target/deep/out")).unwrap(), "built");
+    assert!(!tool.join("sub").exists() && fs::read_dir(home.path()).unwrap().count() == 1);
+    for bad in [&["look"][..], &["eat", "x"], &[], &["pack", "x"], &["changes", "~"]] {
+        program(home.path(), bad, b"").unwrap_err();
+    }
+}

@@ -1,0 +1,72 @@
+//! Another mode, what is refused, and the size of it.
+
+use super::*;
+
+#[tokio::test]
+async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
+    let mut world = World::with_repository();
+    let wanted = Wanted { mode: WorkspaceMode::MetadataOnly, ..world.wanted() };
+    world.prepare(wanted).await.unwrap();
+    assert_eq!(fs::read_dir(world.theirs()).unwrap().count(), 1, "only .git");
+    world.patch().await.unwrap();
+    assert_eq!(fs::metadata(world.host.path().join("patch")).unwrap().len(), 0);
+    git(&world.theirs(), &["checkout", "--quiet", "--", "."]);
+    edit(&world.theirs());
+    world.comes_back("metadata only").await;
+}
+
+#[tokio::test]
+async fn submodules_and_what_is_no_repository_are_refused() {
+    let mut world = World::with_repository();
+    let other = world.host.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let none = world.prepare(Wanted { path: other.clone(), ..world.wanted() }).await.unwrap_err();
+    assert!(format!("{none:#}").contains("not a git repository"), "{none:#}");
+    git(&other, &["init", "--quiet", "--bare"]);
+    let bare = world.prepare(Wanted { path: other.clone(), ..world.wanted() }).await.unwrap_err();
+    assert!(format!("{bare:#}").contains("without a working tree"), "{bare:#}");
+    let third = world.host.path().join("third");
+    fs::create_dir(&third).unwrap();
+    git(&third, &["init", "--quiet"]);
+    commit(&third);
+    git(&world.repo(), &["submodule", "--quiet", "add", third.to_str().unwrap(), "lib"]);
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("submodules, such as lib"), "{refused:#}");
+    assert!(!world.theirs().exists());
+    for word in ["nothing", "--help", "HEAD:README"] {
+        let wanted = Wanted { from: Some(word.into()), ..world.wanted() };
+        world.prepare(wanted).await.unwrap_err();
+    }
+    for name in ["-x", "a..b", "a b", "@{-1}"] {
+        world.prepare(Wanted { branch: Some(name.into()), ..world.wanted() }).await.unwrap_err();
+    }
+}
+
+/// By hand: `cargo nextest run -p banger --run-ignored only`.
+#[tokio::test]
+#[ignore = "takes minutes and six gigabytes"]
+async fn a_gigabyte_in_a_hundred_thousand_files() {
+    let mut world = World::with_repository();
+    let mut seed = 1_u64;
+    for number in 0..100_000 {
+        let random = (0..1250).flat_map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            seed.to_be_bytes()
+        });
+        put(&world.repo(), &format!("{}/{number}", number % 500), random.collect::<Vec<u8>>());
+    }
+    commit(&world.repo());
+    let took = |what: &str, since: std::time::Instant| eprintln!("{what}: {:.1} s", since.elapsed().as_secs_f64());
+    let began = std::time::Instant::now();
+    world.prepare(world.wanted()).await.unwrap();
+    took("prepare", began);
+    edit(&world.theirs());
+    let began = std::time::Instant::now();
+    world.patch().await.unwrap();
+    took("export", began);
+    let began = std::time::Instant::now();
+    let theirs = world.theirs();
+    fs::remove_file(theirs.join("new/added")).unwrap();
+    world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    took("prepare again", began);
+}

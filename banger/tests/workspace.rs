@@ -1,0 +1,129 @@
+//! Repositories and copies, by the real program and a fake daemon whose guest is a folder.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(unreachable_pub, reason = "the fake is part of this test")]
+#![allow(dead_code, reason = "the fake has more than this test uses")]
+
+mod fake;
+
+use banger_policy::lifecycle::State;
+use banger_proto::model::FileSync;
+use fake::{Fake, vm};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn git(folder: &Path, words: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(folder).args(["-c", "user.name=Alice", "-c", "user.email=alice@example.org"]).args(words);
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{words:?}: {}", text(&ran.stderr));
+    text(&ran.stdout).trim().to_owned()
+}
+
+/// A running VM, and a repository.
+fn world() -> (Fake, tempfile::TempDir, PathBuf) {
+    let fake = Fake::start(vec![vm("demo", State::Running), vm("other", State::Stopped)]);
+    let host = tempfile::tempdir().unwrap();
+    let repo = host.path().join("tool");
+    fs::create_dir(&repo).unwrap();
+    git(&repo, &["init", "--quiet", "-b", "main"]);
+    fs::write(repo.join("file"), "one\n").unwrap();
+    git(&repo, &["add", "-A"]);
+    git(&repo, &["commit", "--quiet", "-m", "first"]);
+    (fake, host, repo)
+}
+
+fn ran(fake: &Fake, words: &[&str]) -> Output {
+    fake.banger(words).output().unwrap()
+}
+
+fn ok(fake: &Fake, words: &[&str]) -> String {
+    let output = ran(fake, words);
+    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+#[test]
+fn a_repository_goes_in_and_a_patch_comes_out() {
+    let (fake, _host, repo) = world();
+    let path = repo.to_str().unwrap();
+    let prepared = ok(&fake, &["vm", "workspace", "prepare", "demo", path, "--json"]);
+    let prepared: serde_json::Value = serde_json::from_str(&prepared).unwrap();
+    let folder = fake.guest_home().join("tool");
+    assert_eq!(prepared["guest_path"], folder.to_str().unwrap());
+    for name in ["vm_id", "source_path", "repo_root", "repo_name", "mode", "head_commit", "current_branch"] {
+        assert!(prepared[name].is_string(), "{name}: {prepared}");
+    }
+    for name in ["branch_name", "base_commit", "base_tree", "prepared_at"] {
+        assert!(prepared[name].is_string(), "{name}: {prepared}");
+    }
+    let shown: serde_json::Value = serde_json::from_str(&ok(&fake, &["vm", "show", "demo", "--json"])).unwrap();
+    assert_eq!(shown["workspace"], prepared);
+    fs::write(folder.join("file"), "one\ntwo\n").unwrap();
+    let patch = ok(&fake, &["vm", "workspace", "export", "demo"]);
+    assert!(patch.contains("+two") && patch.starts_with("diff --git a/file b/file"), "{patch}");
+    assert!(ok(&fake, &["vm", "workspace", "export", "demo", "--diff"]).contains("file | 1 +"));
+    ok(&fake, &["vm", "workspace", "export", "demo", "--branch", "theirs"]);
+    assert_eq!(git(&repo, &["show", "theirs:file"]), "one\ntwo");
+    let none = ran(&fake, &["vm", "workspace", "export", "other"]);
+    assert!(text(&none.stderr).contains("other is stopped"), "{}", text(&none.stderr));
+}
+
+#[test]
+fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
+    let (fake, _host, repo) = world();
+    let path = repo.to_str().unwrap();
+    ok(&fake, &["vm", "workspace", "prepare", "demo", path]);
+    let folder = fake.guest_home().join("tool");
+    let said = |words: &[&str]| {
+        let output = ran(&fake, &[&["vm", "exec", "-n"], words, &["demo", "--", "said"]].concat());
+        (fake.state().calls.pop().unwrap_or_default(), text(&output.stderr))
+    };
+    let (call, told) = said(&[]);
+    assert!(call.starts_with(&format!("Some({folder:?})")) && told.is_empty(), "{call} {told}");
+    assert!(said(&["-w", "/srv"]).0.starts_with("Some(\"/srv\")"));
+    git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "second"]);
+    assert!(said(&[]).1.contains("has moved from"));
+    let (_, told) = said(&["--auto-prepare"]);
+    assert!(told.contains("prepared") && told.contains("again"), "{told}");
+    assert_eq!(said(&[]).1, "");
+}
+
+#[test]
+fn a_new_vm_gets_its_users_files_and_repository() {
+    let (fake, _host, repo) = world();
+    let entry = |host: &str, guest: &str| FileSync { host: host.into(), guest: guest.into(), mode: None };
+    fake.state().file_sync = vec![entry("~/.netrc", "/root/.netrc"), entry("~/missing", "~/missing")];
+    fs::write(fake.socket().with_file_name(".netrc"), "secret").unwrap();
+    let path = repo.to_str().unwrap();
+    let dry = ok(&fake, &["vm", "run", "--dry-run", path]);
+    assert!(dry.contains("1 files") && dry.contains("branch main at") && fake.state().calls.is_empty(), "{dry}");
+    let output = ran(&fake, &["vm", "run", "--name", "new", "--branch", "fix", path, "--", "exit", "3"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let told = text(&output.stderr);
+    assert!(told.contains("~/missing is not here") && told.contains("workspace"), "{told}");
+    let home = fake.guest_home();
+    assert_eq!(fs::read_to_string(home.join(".netrc")).unwrap(), "secret");
+    assert_eq!(fs::read_to_string(home.join("tool/.git/HEAD")).unwrap(), "ref: refs/heads/fix\n");
+    // What cannot be prepared leaves no VM.
+    let refused = ran(&fake, &["vm", "run", "--name", "none", "/etc"]);
+    assert_eq!((refused.status.code(), fake.state().calls.last().unwrap().as_str()), (Some(1), "delete none"));
+}
+
+#[test]
+fn files_are_copied_both_ways() {
+    let (fake, host, repo) = world();
+    ok(&fake, &["vm", "cp", repo.to_str().unwrap(), "demo:/root/copy"]);
+    assert!(fake.guest_home().join("copy/.git/HEAD").exists());
+    let back = host.path().join("back");
+    ok(&fake, &["vm", "cp", "demo:/root/copy/file", back.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(back).unwrap(), "one\n");
+    let stopped = ran(&fake, &["vm", "cp", "other:/x", "-"]);
+    assert!(text(&stopped.stderr).contains("other is stopped"), "{}", text(&stopped.stderr));
+    let missing = ran(&fake, &["vm", "cp", "demo:/root/none", "-"]);
+    assert!(text(&missing.stderr).contains("in the guest:"), "{}", text(&missing.stderr));
+}
