@@ -131,6 +131,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
+        scenarios::sessions::SUITE,
         scenarios::images::SUITE,
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,

@@ -13,6 +13,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("packets", 2),
     ("lifecycle", 4),
     ("using", 3),
+    ("sessions", 2),
     ("crash", 4),
     ("bad-input", 3),
     ("faults", 2),

@@ -203,9 +203,9 @@ fn newlines(bytes: &[u8]) -> u64 {
 
 /// What is behind so many line ends.
 fn behind(bytes: &[u8], lines: u64) -> &[u8] {
-    let ends = bytes.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, behind)| behind);
+    let mut ends = bytes.iter().zip(1..).filter(|(byte, _)| **byte == b'\n').map(|(_, behind)| behind);
     let nth = usize::try_from(lines.saturating_sub(1)).unwrap_or(usize::MAX);
-    ends.skip(nth).next().and_then(|at: usize| bytes.get(at..)).unwrap_or_default()
+    ends.nth(nth).and_then(|at: usize| bytes.get(at..)).unwrap_or_default()
 }
 
 #[cfg(test)]
