@@ -5,7 +5,6 @@ use crate::agent::command::tests::{config, token};
 use banger_policy::ImageConfig;
 use banger_proto::command::{self, FromGuest, Opening, Purpose, Start, ToGuest, WINDOW};
 use banger_proto::session::Record;
-use std::path::{Path, PathBuf};
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
@@ -18,7 +17,7 @@ struct Guest {
     folder: tempfile::TempDir,
 }
 
-fn launch_thread(order: &Order, ready: OwnedFd) -> io::Result<()> {
+pub(super) fn launch_thread(order: &Order, ready: OwnedFd) -> io::Result<()> {
     let order = order.encode()?;
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -37,7 +36,7 @@ fn passwd(folder: &Path) -> PathBuf {
 fn guest_with(image: ImageConfig) -> Guest {
     let folder = tempfile::tempdir().unwrap();
     let places = Places { folders: folder.path().join("sessions"), sockets: folder.path().join("run") };
-    let sessions = Sessions { places: places.clone(), starting: Arc::default(), launch: launch_thread };
+    let sessions = Sessions { places: places.clone(), starting: Arc::default(), launch: Launch::Thread };
     let config = banger_proto::guest::GuestConfig { image, ..config() };
     let server = Server::with_sessions(&config, passwd(folder.path()), sessions).unwrap();
     Guest { server: Arc::new(server), places, folder }
@@ -340,7 +339,7 @@ async fn at_the_machines_end_all_are_told_and_their_status_is_kept() {
 async fn another_agent_finds_the_sessions_of_the_first() {
     let first = guest();
     first.start(New { name: Some("cat".into()), stdin: true, ..sh("cat") }).await;
-    let sessions = Sessions { places: first.places.clone(), starting: Arc::default(), launch: launch_thread };
+    let sessions = Sessions { places: first.places.clone(), starting: Arc::default(), launch: Launch::Thread };
     let server = Server::with_sessions(&config(), passwd(first.folder.path()), sessions).unwrap();
     let Guest { places, folder, server: old } = first;
     drop(old);
