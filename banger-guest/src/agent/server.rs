@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -118,6 +118,19 @@ impl Server {
     /// As [`Server::new`].
     pub fn with_passwd(config: &GuestConfig, passwd: PathBuf) -> Result<Self, Error> {
         Self::with_sessions(config, passwd, Sessions::default())
+    }
+
+    /// The same with folders of its own for sessions, whose processes run the program that is named.
+    ///
+    /// # Errors
+    /// As [`Server::new`].
+    pub fn with_sessions_below(
+        config: &GuestConfig,
+        passwd: PathBuf,
+        folder: &Path,
+        program: PathBuf,
+    ) -> Result<Self, Error> {
+        Self::with_sessions(config, passwd, Sessions::below(folder, program))
     }
 
     pub(super) fn with_sessions(config: &GuestConfig, passwd: PathBuf, sessions: Sessions) -> Result<Self, Error> {

@@ -5,6 +5,7 @@ use banger_guest::agent::Server;
 use banger_policy::ImageConfig;
 use banger_proto::command::{Answer, FromGuest, Opening, Purpose, Start, ToGuest};
 use banger_proto::guest::GuestConfig;
+use banger_proto::session::{self, Request};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -12,6 +13,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, mpsc};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// What runs as a session's process.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_banger-guest");
 
 /// A command that has ended.
 #[derive(Debug, Default)]
@@ -63,11 +67,12 @@ impl Guest {
         };
         let passwd = folder.path().join("passwd");
         fs::write(&passwd, format!("root:x:0:0::{}:/bin/bash\n{users}", folder.path().display())).unwrap();
+        let sessions = folder.path().to_owned();
         let (send, receive) = mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let server = Arc::new(Server::with_passwd(&config, passwd).unwrap());
+                let server = Arc::new(Server::with_sessions_below(&config, passwd, &sessions, PROGRAM.into()).unwrap());
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 let commands = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 let port = |listener: &tokio::net::TcpListener| listener.local_addr().unwrap().port();
@@ -117,6 +122,22 @@ impl Guest {
                     FromGuest::Exited(status) => return Ended { status, ..ended },
                     FromGuest::Refused(status, err) => return Ended { status, err, ..ended },
                     _ => {}
+                }
+            }
+        })
+    }
+
+    /// Asks about sessions; all answers until the last one.
+    pub(super) fn ask(&self, request: &Request) -> Vec<session::Answer> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut stream = self.open(Purpose::Session).await;
+            request.write(&mut stream).await.unwrap();
+            let mut answers = Vec::new();
+            loop {
+                answers.push(session::Answer::read(&mut stream).await.unwrap().unwrap());
+                if !matches!(answers.last(), Some(session::Answer::Record(_) | session::Answer::Gap(_))) {
+                    return answers;
                 }
             }
         })

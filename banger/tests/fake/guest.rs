@@ -154,8 +154,9 @@ async fn sessions(fake: &Fake, client: UnixStream) {
         status,
         stdin,
         tty: false,
-        started_at: 1_763_632_800,
-        ended_at: (status != Status::Running).then_some(1_763_632_860),
+        // No age: it is in the future.
+        started_at: 4_070_908_800,
+        ended_at: (status != Status::Running).then_some(4_070_908_860),
         log_path: format!("/root/.banger/sessions/{name}.{number}/log{evil}"),
     };
     let known = [

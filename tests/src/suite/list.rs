@@ -133,6 +133,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::using::SUITE,
         scenarios::commands::SUITE,
         scenarios::workspace::SUITE,
+        scenarios::sessions::SUITE,
         scenarios::images::SUITE,
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,

@@ -14,6 +14,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("lifecycle", 4),
     ("using", 3),
     ("workspace", 2),
+    ("sessions", 2),
     ("crash", 4),
     ("bad-input", 3),
     ("faults", 2),

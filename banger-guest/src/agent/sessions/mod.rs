@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,13 +51,21 @@ pub(super) struct Sessions {
     places: Places,
     /// Starts one after the other: each chooses a number, and a name that no other has.
     starting: Arc<Mutex<()>>,
-    launch: fn(&Order, OwnedFd) -> io::Result<()>,
+    launch: Launch,
+}
+
+/// How a session's process is started.
+#[derive(Clone, Debug)]
+enum Launch {
+    /// By this program.
+    Program(PathBuf),
+    #[cfg(test)]
+    Thread,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        let places = Places { folders: FOLDERS.into(), sockets: SOCKETS.into() };
-        Self { places, starting: Arc::default(), launch }
+        Self::of(Places { folders: FOLDERS.into(), sockets: SOCKETS.into() }, "/proc/self/exe".into())
     }
 }
 
@@ -113,6 +122,15 @@ where
 }
 
 impl Sessions {
+    fn of(places: Places, program: PathBuf) -> Self {
+        Self { places, starting: Arc::default(), launch: Launch::Program(program) }
+    }
+
+    /// Elsewhere, and by the program that is named: for tests.
+    pub(super) fn below(folder: &Path, program: PathBuf) -> Self {
+        Self::of(Places { folders: folder.join("sessions"), sockets: folder.join("run") }, program)
+    }
+
     async fn list(&self) -> Vec<Session> {
         let places = self.places.clone();
         spawn_blocking(move || places.list()).await.unwrap_or_default()
@@ -177,7 +195,7 @@ impl Sessions {
             }
         }
         let failed = |error: io::Error| Refusal::Failed(error.to_string());
-        let (places, tables, launch) = (self.places.clone(), shared.tables.as_ref().clone(), self.launch);
+        let (places, tables, launch) = (self.places.clone(), shared.tables.as_ref().clone(), self.launch.clone());
         let (ready, order_id) = blocking(move || {
             places.make()?;
             places.prune();
@@ -204,7 +222,12 @@ impl Sessions {
             };
             let id = meta.id();
             let (ready, theirs) = io::pipe()?;
-            launch(&Order { meta, new, tables, places }, theirs.into())?;
+            let order = Order { meta, new, tables, places };
+            match launch {
+                Launch::Program(program) => start(&program, &order, theirs.into())?,
+                #[cfg(test)]
+                Launch::Thread => tests::launch_thread(&order, theirs.into())?,
+            }
             Ok(Ok((ready, id)))
         })
         .await
@@ -258,13 +281,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Starts this program as the session's process, in a process group of its own, which survives the agent's.
-fn launch(order: &Order, ready: OwnedFd) -> io::Result<()> {
+/// Starts the program as the session's process, in a process group of its own, which survives the agent's.
+fn start(program: &Path, order: &Order, ready: OwnedFd) -> io::Result<()> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let mut file = File::from(memfd_create(c"banger-session", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&order.encode()?)?;
     file.rewind()?;
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(program);
     command.arg0(process::NAME).arg(crate::SESSION_COMMAND).arg(order.meta.id());
     command.env_clear().env("PATH", crate::init::PATH).current_dir("/");
     command.stdin(Stdio::from(file)).stdout(Stdio::from(ready));

@@ -18,6 +18,7 @@ pub(super) mod lifecycle;
 pub(super) mod packets;
 pub(super) mod root_disk;
 pub(super) mod services;
+pub(super) mod sessions;
 pub(super) mod stops;
 pub(super) mod timings;
 pub(super) mod two_users;

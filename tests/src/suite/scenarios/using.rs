@@ -168,10 +168,9 @@ fn in_use(scene: &mut Scene) -> Result<Outcome> {
 
 fn contradictions(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    for flags in [&["--detach", "--rm"][..], &["--detach", "--", "true"]] {
-        scene.banger("alice", &[&["vm", "run", "--name", "both"], TINY, flags].concat())?.refused(&["-d"])?;
-        ensure!(names(scene, "alice")?.is_empty(), "{flags:?} has made a VM");
-    }
+    let words = [&["vm", "run", "--name", "both"], TINY, &["--detach", "--rm"]].concat();
+    scene.banger("alice", &words)?.refused(&["-d"])?;
+    ensure!(names(scene, "alice")?.is_empty(), "a VM was made");
     scene.passed()
 }
 

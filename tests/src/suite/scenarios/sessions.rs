@@ -1,0 +1,171 @@
+//! Sessions: commands in the background of a guest, which outlive the command line, the daemon and, with their
+//! logs, the guest itself.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::suite::Run;
+use crate::suite::command::Finished;
+use crate::suite::guests::{Guest, TINY};
+use crate::suite::list::{Outcome, Scenario, Setup, Suite};
+use crate::suite::scene::Scene;
+
+pub(in crate::suite) const SUITE: Suite =
+    Suite { name: "sessions", about: "commands in the background of guests", setup: Setup::Guests, scenarios };
+
+fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("a-session-keeps-its-output-and-its-status", kept),
+        Scenario::new("input-is-sent-and-each-refusal-is-its-own", sent),
+        Scenario::new("a-session-outlives-daemon-and-agent", outlives),
+        Scenario::new("after-a-stop-the-log-is-there-and-the-status-is-true", stopped),
+        Scenario::new("a-terminal-is-left-and-found-again", terminal),
+        Scenario::new("run-starts-the-session-app", app),
+    ]
+}
+
+fn session(scene: &Scene, words: &[&str]) -> Result<Finished> {
+    scene.banger_long("alice", &[&["vm", "session"], words].concat())
+}
+
+fn status(scene: &Scene, vm: &str, name: &str) -> Result<String> {
+    let shown = session(scene, &["show", "--json", vm, name])?.ok()?.json()?;
+    shown.get("status").and_then(Value::as_str).map(str::to_owned).with_context(|| shown.to_string())
+}
+
+fn says(scene: &Scene, vm: &str, name: &str, text: &str) -> Result<()> {
+    let what = format!("session {name} of {vm} has written {text:?}");
+    let seen = || {
+        let log = session(scene, &["logs", vm, name])?.ok()?.stdout;
+        Ok((!log.contains(text)).then_some(log))
+    };
+    scene.wait_until(&what, Duration::from_secs(10), seen).map(drop)
+}
+
+fn kept(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "kept")?;
+    let script = "echo out; echo err >&2; sleep 1; seq 5; exit 7";
+    session(scene, &["start", "--name", "job", "kept", "--", "sh", "-c", script])?.ok()?.says("job")?;
+    session(scene, &["wait", "kept", "job"])?.exits(7)?;
+    let log = session(scene, &["logs", "kept", "job"])?.ok()?;
+    ensure!(log.stdout == "out\n1\n2\n3\n4\n5\n" && log.stderr.contains("err"), "{log}");
+    let last = session(scene, &["logs", "--stream", "stdout", "-n", "2", "kept", "job"])?.ok()?;
+    ensure!(last.stdout == "4\n5\n", "{last}");
+    ensure!(status(scene, "kept", "job")? == "exited");
+    // More than the log keeps, while somebody follows who does not read.
+    let flood = "head -c 40000000 /dev/zero | tr '\\0' x; echo; echo end";
+    session(scene, &["start", "--name", "flood", "kept", "--", "sh", "-c", flood])?.ok()?;
+    session(scene, &["wait", "kept", "flood"])?.exits(0)?;
+    session(scene, &["logs", "-n", "1", "kept", "flood"])?.ok()?.says("end")?;
+    let used = guest.shell(scene, "du -sk /root/.banger | cut -f 1")?.ok()?.stdout;
+    ensure!(used.trim().parse::<u64>().is_ok_and(|used| used < 20_000), "the log has no bound: {used}");
+    session(scene, &["rm", "kept", "job", "flood"])?.ok()?;
+    session(scene, &["list", "kept"])?.ok()?.does_not_say("job")?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn sent(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "sent")?;
+    session(scene, &["start", "--name", "cat", "--stdin", "pipe", "sent", "--", "cat"])?.ok()?;
+    session(scene, &["send", "sent", "cat", "one\n"])?.ok()?.says("4 bytes written")?;
+    session(scene, &["send", "sent", "cat", ""])?.ok()?.says("0 bytes written")?;
+    says(scene, "sent", "cat", "one")?;
+    let line =
+        "seq 100000 > /tmp/alice-seq && banger vm session send --eof --file /tmp/alice-seq sent cat; rm /tmp/alice-seq";
+    scene.user("alice", line)?.ok()?;
+    session(scene, &["wait", "sent", "cat"])?.exits(0)?;
+    session(scene, &["logs", "-n", "1", "sent", "cat"])?.ok()?.says("100000\n")?;
+    session(scene, &["send", "sent", "cat", "x"])?.refused(&["cat is not running", "exited (0)"])?;
+    session(scene, &["start", "--name", "deaf", "sent", "--", "sleep", "1000"])?.ok()?;
+    session(scene, &["send", "sent", "deaf", "x"])?.refused(&["without standard input", "--stdin pipe"])?;
+    session(scene, &["start", "--name", "deaf", "sent", "--", "true"])?.refused(&["deaf runs already"])?;
+    session(scene, &["start", "sent", "--", "nonesuch"])?.exits(127)?;
+    session(scene, &["stop", "sent", "deaf"])?.ok()?.says("killed (TERM)")?;
+    guest.order(scene, "stop")?.ok()?;
+    session(scene, &["send", "sent", "cat", "x"])?.refused(&["sent is not running", "vm start"])?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn outlives(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "lasting")?;
+    session(scene, &["start", "--name", "cat", "--stdin", "pipe", "lasting", "--", "cat"])?.ok()?;
+    let line = "banger vm session logs -f lasting cat";
+    let follower = Run::start(Some("alice"), &["sh", "-c", line])?;
+    scene.root("systemctl kill -s KILL bangerd.service")?;
+    session(scene, &["send", "lasting", "cat", "after the daemon\n"])?.ok()?;
+    // The agent is started again by init, and finds the sessions.
+    // Of two processes of that name, the first is its supervisor.
+    let kill = "for p in $(ls /proc | grep '^[0-9]*$' | sort -n); do [ \"$(cat /proc/$p/comm 2>/dev/null)\" = banger-agent ] && last=$p; done; kill -9 $last";
+    let _ = guest.shell(scene, kill)?;
+    let send =
+        || Ok(session(scene, &["send", "lasting", "cat", "after the agent\n"])?.ok().err().map(|e| e.to_string()));
+    scene.wait_until("the agent serves again", Duration::from_secs(20), send)?;
+    says(scene, "lasting", "cat", "after the agent")?;
+    session(scene, &["send", "--eof", "lasting", "cat", ""])?.ok()?;
+    let followed = follower.wait(scene.limit(Duration::from_secs(15)))?.ok()?;
+    ensure!(followed.stdout == "after the daemon\nafter the agent\n", "the connection was cut: {followed}");
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn stopped(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "halted")?;
+    let polite = "trap 'echo bye; exit 3' TERM; echo begun; while :; do sleep 0.2; done";
+    session(scene, &["start", "--name", "polite", "halted", "--", "sh", "-c", polite])?.ok()?;
+    says(scene, "halted", "polite", "begun")?;
+    guest.order(scene, "stop")?.ok()?;
+    session(scene, &["logs", "halted", "polite"])?.refused(&["halted is not running", "vm start"])?;
+    guest.order(scene, "start")?.ok()?;
+    session(scene, &["wait", "halted", "polite"])?.exits(3)?;
+    session(scene, &["logs", "halted", "polite"])?.ok()?.says("begun\nbye\n")?;
+    // A power cut.
+    session(scene, &["start", "--name", "cut", "halted", "--", "sh", "-c", "echo begun; sync; sleep 1000"])?.ok()?;
+    says(scene, "halted", "cut", "begun")?;
+    guest.shell(scene, "sync")?.ok()?;
+    guest.order(scene, "kill")?.ok()?;
+    guest.order(scene, "start")?.ok()?;
+    ensure!(status(scene, "halted", "cut")? == "lost");
+    session(scene, &["logs", "halted", "cut"])?.ok()?.says("begun\n")?;
+    session(scene, &["wait", "halted", "cut"])?.refused(&["lost: the guest ended"])?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn terminal(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "screen")?;
+    session(scene, &["start", "--name", "shell", "--tty", "screen", "--", "sh"])?.ok()?;
+    let attach = "stty cols 101 rows 37; banger vm session attach screen shell";
+    let mut run = Run::start_on_terminal(Some("alice"), attach)?;
+    std::thread::sleep(scene.limit(Duration::from_secs(1)));
+    run.type_in("stty size; echo mark$((40+2))\r")?;
+    says(scene, "screen", "shell", "mark42")?;
+    run.type_in("\r~.")?;
+    run.wait(scene.limit(Duration::from_secs(15)))?.ok()?.says("37 101")?.says("mark42")?;
+    ensure!(status(scene, "screen", "shell")? == "running");
+    let mut run = Run::start_on_terminal(Some("alice"), attach)?;
+    std::thread::sleep(scene.limit(Duration::from_secs(1)));
+    run.type_in("exit 5\r")?;
+    run.wait(scene.limit(Duration::from_secs(15)))?.exits(5)?.says("mark42")?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn app(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let words = [&["vm", "run", "-d", "--name", "served"], TINY, &["--", "sh", "-c", "echo serving; sleep 1000"]];
+    scene.banger_long("alice", &words.concat())?.ok()?.says("served\n")?;
+    let guest = Guest::known(scene, "alice", "served")?;
+    says(scene, "served", "app", "serving")?;
+    ensure!(status(scene, "served", "app")? == "running");
+    guest.delete(scene)?;
+    scene.passed()
+}
