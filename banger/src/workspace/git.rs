@@ -37,6 +37,28 @@ const SETTINGS: [&str; 9] = [
 /// Of what git says when it fails, bytes.
 const MAX_SAID: usize = 2000;
 
+/// The oldest that has `--attr-source`, without which an export would obey the guest's attributes.
+const OLDEST: (u32, u32) = (2, 41);
+
+/// # Errors
+/// There is no git here, or an old one.
+pub(crate) fn check_version() -> anyhow::Result<()> {
+    let said = Command::new("git").arg("version").output();
+    let said = said.map_err(|error| explained(format!("cannot run git: {error}"), "install git on this host"))?;
+    let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+    if version(&said).is_some_and(|found| found >= OLDEST) {
+        return Ok(());
+    }
+    let (major, minor) = OLDEST;
+    Err(explained(format!("this host has {said}"), format!("workspaces need git {major}.{minor} or newer")))
+}
+
+/// Of `git version 2.47.3`, and of what others append.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let mut numbers = said.strip_prefix("git version ")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// How git is called.
 #[derive(Clone, Debug)]
 pub(crate) struct Git {
@@ -183,4 +205,17 @@ fn line(bytes: Vec<u8>) -> anyhow::Result<String> {
     let text =
         String::from_utf8(bytes).context("git wrote a name that is not UTF-8, which banger does not support here")?;
     Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn versions_are_read_as_git_says_them() {
+        assert_eq!(version("git version 2.47.3"), Some((2, 47)));
+        assert_eq!(version("git version 2.39.5 (Apple Git-154)"), Some((2, 39)));
+        assert_eq!(version("git version 2.9.rc1"), Some((2, 9)));
+        assert_eq!(version("hub version 1.2"), None);
+    }
 }

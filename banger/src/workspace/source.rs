@@ -59,6 +59,7 @@ impl Source {
         let named = std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()))?;
         let found = fs::metadata(&named).with_context(|| format!("cannot use {}", named.display()))?;
         anyhow::ensure!(found.is_dir(), "{} is not a folder", named.display());
+        super::git::check_version()?;
         let here = Git::within(&named);
         let inside = here.output(&["rev-parse", "--is-inside-work-tree"], b"")?;
         if !inside.status.success() {

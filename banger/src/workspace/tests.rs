@@ -34,6 +34,15 @@ fn git(folder: &Path, words: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap().trim().to_owned()
 }
 
+/// Without a git that is new enough there is nothing to try.
+fn no_git() -> bool {
+    let missing = super::git::check_version().err();
+    if let Some(error) = &missing {
+        eprintln!("skipped: {error}");
+    }
+    missing.is_some()
+}
+
 fn put(folder: &Path, name: &str, text: impl AsRef<[u8]>) {
     let path = folder.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -4,6 +4,9 @@ use super::*;
 
 #[tokio::test]
 async fn what_was_changed_in_the_guest_is_not_replaced() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     let first = world.prepare(world.wanted()).await.unwrap();
     assert_eq!((first.branch_name.as_deref(), first.repo_name.as_str()), (Some("main"), "tool"));
@@ -33,6 +36,9 @@ async fn what_was_changed_in_the_guest_is_not_replaced() {
 
 #[tokio::test]
 async fn the_guest_knows_branch_identity_and_state() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     git(&world.repo(), &["config", "user.name", "Alice A."]);
     git(&world.repo(), &["config", "user.email", "a@example.org"]);
@@ -50,6 +56,9 @@ async fn the_guest_knows_branch_identity_and_state() {
 
 #[tokio::test]
 async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     put(&world.repo(), "README", "not committed\n");
     world.prepare(world.wanted()).await.unwrap();
@@ -84,6 +93,9 @@ async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
 
 #[tokio::test]
 async fn a_patch_can_be_against_another_commit_and_ignores_what_is_ignored() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     let first = git(&world.repo(), &["rev-parse", "HEAD"]);
     put(&world.repo(), "second", "2\n");

@@ -4,6 +4,9 @@ use super::*;
 
 #[tokio::test]
 async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     let wanted = Wanted { mode: WorkspaceMode::MetadataOnly, ..world.wanted() };
     world.prepare(wanted).await.unwrap();
@@ -17,6 +20,9 @@ async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
 
 #[tokio::test]
 async fn submodules_and_what_is_no_repository_are_refused() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     let other = world.host.path().join("other");
     fs::create_dir(&other).unwrap();
@@ -46,6 +52,9 @@ async fn submodules_and_what_is_no_repository_are_refused() {
 #[tokio::test]
 #[ignore = "takes minutes and six gigabytes"]
 async fn a_gigabyte_in_a_hundred_thousand_files() {
+    if no_git() {
+        return;
+    }
     let mut world = World::with_repository();
     let mut seed = 1_u64;
     for number in 0..100_000 {

@@ -378,20 +378,32 @@ async fn go_and_come_back(quarter: usize) {
 
 #[tokio::test]
 async fn every_shape_goes_and_comes_back() {
+    if no_git() {
+        return;
+    }
     go_and_come_back(0).await;
 }
 
 #[tokio::test]
 async fn every_shape_goes_and_comes_back_second_quarter() {
+    if no_git() {
+        return;
+    }
     go_and_come_back(1).await;
 }
 
 #[tokio::test]
 async fn every_shape_goes_and_comes_back_third_quarter() {
+    if no_git() {
+        return;
+    }
     go_and_come_back(2).await;
 }
 
 #[tokio::test]
 async fn every_shape_goes_and_comes_back_last_quarter() {
+    if no_git() {
+        return;
+    }
     go_and_come_back(3).await;
 }
