@@ -122,7 +122,8 @@ impl Still {
             }
             Action::Drive(drive) => {
                 let path = drive.path_on_host.ok_or(Refusal::Missing("the drive's path"))?;
-                self.hold(&path, OpenOptions::new().read(true).write(true))
+                let writes = !drive.is_read_only.unwrap_or(false);
+                self.hold(&path, OpenOptions::new().read(true).write(writes))
             }
             Action::NetworkInterface(interface) => {
                 let name = interface.host_dev_name;
