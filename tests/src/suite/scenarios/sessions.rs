@@ -98,7 +98,8 @@ fn outlives(scene: &mut Scene) -> Result<Outcome> {
     session(scene, &["start", "--name", "cat", "--stdin", "pipe", "lasting", "--", "cat"])?.ok()?;
     let line = "banger vm session logs -f lasting cat";
     let follower = Run::start(Some("alice"), &["sh", "-c", line])?;
-    scene.root("systemctl kill -s KILL bangerd.service")?;
+    std::thread::sleep(scene.limit(Duration::from_secs(2)));
+    scene.root("systemctl kill --kill-whom=main -s KILL bangerd.service")?;
     session(scene, &["send", "lasting", "cat", "after the daemon\n"])?.ok()?;
     // The agent is started again by init, and finds the sessions.
     // Of two processes of that name, the first is its supervisor.
