@@ -44,7 +44,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     // The daemon's state.
     attempt("read-database", Succeeds, |_| read("/var/lib/banger/banger.db")),
     attempt("write-database", Succeeds, |_| write("/var/lib/banger/banger.db")),
-    attempt("read-daemons-ssh-key", Succeeds, |_| read("/var/lib/banger/ssh_key")),
+    attempt("read-daemons-secret", Succeeds, |_| read("/var/lib/banger/socket_key")),
     attempt("read-socket-key", Succeeds, |_| read("/var/lib/banger/socket_key")),
     attempt("change-mode-of-database", Succeeds, |_| keep_mode("/var/lib/banger/banger.db")),
     attempt("make-file-in-state-folder", Succeeds, |_| make_and_remove("/var/lib/banger/tmp/planted")),

@@ -28,8 +28,7 @@ fn scenarios() -> Vec<Scenario> {
 fn old_address(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     scene.allow(Allow::anything(Kind::File, "/home/alice/.local*", "alice's SSH key for her VMs is made once"));
-    let keys =
-        "sha256sum /home/alice/.local/share/banger/ssh/id_ed25519 /var/lib/banger/ssh_key /var/lib/banger/socket_key";
+    let keys = "sha256sum /home/alice/.local/share/banger/ssh/id_ed25519 /var/lib/banger/socket_key";
     let mut first: Option<(serde_json::Value, String, String)> = None;
     for _ in 0..2 {
         let guest = Guest::run(scene, "alice", "again")?;

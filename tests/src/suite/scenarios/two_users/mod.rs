@@ -151,7 +151,7 @@ fn on_the_host(scene: &mut Scene, alice: &Victim) -> Result<usize> {
         format!("head -c 1 {folder}/work.ext4"),
         format!("ls {folder}"),
         format!("head -c 1 {store}/banger.db"),
-        format!("head -c 1 {store}/ssh_key"),
+        format!("head -c 1 {store}/socket_key"),
         format!("ls {store}/backups"),
         format!("ls {store}/images"),
         "head -c 1 /dev/loop0".to_owned(),
