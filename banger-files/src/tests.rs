@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use tar::{EntryType, Header};
 
-const SOME: Limits = Limits { bytes: 1 << 20, entries: 10 };
+const SOME: Limits = Limits { bytes: 1 << 20, entries: 10, mask: 0o022 };
 
 /// Kind, name, link target and data of an entry.
 type Written<'a> = (EntryType, &'a [u8], &'a [u8], &'a [u8]);
@@ -19,7 +19,7 @@ fn archive(entries: &[Written<'_>]) -> Vec<u8> {
     for (kind, name, target, data) in entries {
         let mut header = Header::new_gnu();
         header.set_entry_type(*kind);
-        header.set_mode(0o6755);
+        header.set_mode(0o6777);
         header.set_mtime(1);
         header.set_size(data.len() as u64);
         for (field, text) in [(0, name), (1, target)] {

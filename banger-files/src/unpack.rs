@@ -26,11 +26,13 @@ pub struct Limits {
     pub bytes: u64,
     /// Files, folders and links.
     pub entries: u64,
+    /// Permissions that nothing gets, as umask(2): whoever wrote the archive does not open files to others.
+    pub mask: u32,
 }
 
 impl Limits {
     /// For an archive of a trusted side.
-    pub const NONE: Self = Self { bytes: u64::MAX, entries: u64::MAX };
+    pub const NONE: Self = Self { bytes: u64::MAX, entries: u64::MAX, mask: 0 };
 }
 
 /// What an archive has brought.
@@ -143,7 +145,7 @@ impl Tree<'_> {
                 if copy(data, &mut file, &path)? != entry.size {
                     return Err(Error::Truncated);
                 }
-                fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777)).map_err(at())?;
+                fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777 & !self.limits.mask)).map_err(at())?;
                 futimens(&file, &times(entry.mtime)).map_err(at())
             }
             EntryType::Symlink => {
@@ -178,7 +180,7 @@ impl Tree<'_> {
             }
             Err(error) => return Err(Error::errno(as_path(path))(error)),
         }
-        self.folders.push((path.to_vec(), entry.mode & 0o1777, entry.mtime));
+        self.folders.push((path.to_vec(), entry.mode & 0o1777 & !self.limits.mask, entry.mtime));
         Ok(())
     }
 

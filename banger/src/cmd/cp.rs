@@ -159,7 +159,7 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
         let folder = Path::new(&folder);
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         // All that the user has room for; below that folder, whatever the guest names it.
-        unpack(Counted { from, count }, &open_folder(folder)?, Limits::NONE)?;
+        unpack(Counted { from, count }, &open_folder(folder)?, Limits { mask: umask(), ..Limits::NONE })?;
         Ok(())
     };
     remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await
@@ -223,6 +223,14 @@ impl std::io::Read for Counted<'_> {
         self.count.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
     }
+}
+
+/// The user's, which can only be read by setting it (umask(2)).
+fn umask() -> u32 {
+    use nix::sys::stat::{Mode, umask};
+    let ours = umask(Mode::from_bits_truncate(0o077));
+    umask(ours);
+    ours.bits()
 }
 
 #[cfg(test)]

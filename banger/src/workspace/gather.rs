@@ -234,7 +234,7 @@ async fn fetch(guest: &Guest<'_>, folder: &str, shop: &Arc<Workshop>, names: Vec
     let asked: BTreeSet<Vec<u8>> = entries(&names).map(<[u8]>::to_vec).collect();
     let shop = Arc::clone(shop);
     let unpacking = move |from: &mut dyn std::io::Read| {
-        let limits = Limits { bytes: most, entries: MAX_FILES };
+        let limits = Limits { bytes: most, entries: MAX_FILES, mask: 0 };
         unpack_only(from, &open_folder(&shop.path("tree"))?, limits, &asked)?;
         Ok(())
     };
