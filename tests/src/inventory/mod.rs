@@ -109,8 +109,12 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Looks at the whole host.
+    /// Looks at the whole host, when udev has done what it had to: it gives a new link another address in its own time.
     pub fn take() -> Result<Self> {
+        if Path::new("/run/udev/control").exists() {
+            // That there is still something to do after this time shows in what follows.
+            drop(Command::new("udevadm").args(["settle", "--timeout=10"]).stdin(Stdio::null()).status());
+        }
         let mut inventory = Self::default();
         network::collect(&mut inventory).context("inventory of the network")?;
         block::collect(&mut inventory).context("inventory of block devices")?;
