@@ -26,12 +26,15 @@ struct Done {
     tally: Tally,
     took: Duration,
     again: Option<&'static str>,
+    /// What failed in it, as far as it can be named.
+    failures: Vec<String>,
 }
 
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
 pub(super) fn run() -> Result<bool> {
     let begun = Instant::now();
     let mut done = Vec::new();
+    let mut units = Vec::new();
     let mut stage = |name: &str, work: &mut dyn FnMut() -> Result<Tally>| {
         println!("\n=== {name}");
         let started = Instant::now();
@@ -39,7 +42,7 @@ pub(super) fn run() -> Result<bool> {
             println!("{name}: {error:#}");
             Tally::FAIL
         });
-        let stage = Done { name: name.to_owned(), tally, took: started.elapsed(), again: None };
+        let stage = Done { name: name.to_owned(), tally, took: started.elapsed(), again: None, failures: Vec::new() };
         println!("=== {name}: {} in {:.0} s", stage.tally, stage.took.as_secs_f64());
         done.push(stage);
     };
@@ -49,7 +52,7 @@ pub(super) fn run() -> Result<bool> {
     stage("format", &mut || check("cargo fmt --all --check", &[]));
     stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
     stage("licences and sources", &mut || check("cargo deny --offline --locked check bans licenses sources", &[]));
-    stage("tests", &mut tests);
+    stage("tests", &mut || tests(&mut units));
     stage("documentation tests", &mut || {
         let shown = output("cargo test --workspace --locked --doc --no-fail-fast", &[])?;
         let mut tally = tally::doctests(&shown.text);
@@ -77,18 +80,30 @@ pub(super) fn run() -> Result<bool> {
     let product = product.unwrap_or_else(|| Product::as_built(Needs::Nothing));
     lanes::run(suite::all(), &product, built, begun + SUITES_BEGIN, |ended| {
         println!("\n{}", ended.text.trim_end());
+        let mut failures = tally::failures(&ended.text);
         let tally = ended.tally.unwrap_or_else(|error| {
             println!("{}: {error:#}", ended.name);
+            failures.push(format!("{error:#}"));
             Tally::FAIL
         });
         println!("=== suite {}: {tally} in {:.0} s", ended.name, ended.took.as_secs_f64());
-        done.push(Done { name: format!("suite {}", ended.name), tally, took: ended.took, again: ended.again });
+        done.push(Done {
+            name: format!("suite {}", ended.name),
+            tally,
+            took: ended.took,
+            again: ended.again,
+            failures,
+        });
     });
 
     // Last: resident memory and exposure are what the suite `install` has measured.
     let tally = budgets::print().map_or(Tally::FAIL, |kept| if kept { Tally::PASS } else { Tally::FAIL });
-    done.push(Done { name: "budgets".to_owned(), tally, took: Duration::ZERO, again: None });
+    done.push(Done { name: "budgets".to_owned(), tally, took: Duration::ZERO, again: None, failures: Vec::new() });
 
+    if let Some(tests) = done.iter_mut().find(|stage| stage.name == "tests") {
+        tests.failures = units;
+    }
+    say_failures(&done);
     let mut total = Tally::default();
     println!("\n=== summary");
     for stage in &done {
@@ -101,15 +116,32 @@ pub(super) fn run() -> Result<bool> {
     Ok(total.failed == 0)
 }
 
+/// Once more, at the end of a long output.
+#[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
+fn say_failures(done: &[Done]) {
+    let failed: Vec<&Done> = done.iter().filter(|stage| stage.tally.failed > 0).collect();
+    if !failed.is_empty() {
+        println!("\n=== what failed");
+    }
+    for stage in failed {
+        println!("{}: {}", stage.name, stage.tally);
+        for failure in &stage.failures {
+            println!("  {failure}");
+        }
+    }
+}
+
 /// Where nextest's configuration (`.config/nextest.toml`) puts what each test has said.
 const JUNIT: &str = "target/nextest/default/junit.xml";
 
 /// The unit tests. One that comes back early because something is missing here has said so, and counts as skipped.
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
-fn tests() -> Result<Tally> {
+fn tests(failures: &mut Vec<String>) -> Result<Tally> {
     // Of an earlier run, perhaps of one with more to skip.
     let _ = std::fs::remove_file(JUNIT);
-    let mut tally = tally::nextest(&output("cargo nextest run --workspace --locked --no-fail-fast", &[])?.text)?;
+    let shown = output("cargo nextest run --workspace --locked --no-fail-fast", &[])?;
+    *failures = tally::failures(&shown.text);
+    let mut tally = tally::nextest(&shown.text)?;
     let junit = std::fs::read_to_string(JUNIT).with_context(|| format!("read {JUNIT}"))?;
     for skip in tally::skips(&junit) {
         println!("skipped: {}: {}", skip.test, skip.why);

@@ -107,6 +107,37 @@ pub(super) fn doctests(output: &str) -> Tally {
     tally
 }
 
+/// Lines of one failure that are said once more at the end.
+const LINES: usize = 8;
+/// Characters of such a line.
+const WIDTH: usize = 300;
+
+/// What has failed in a suite's transcript or in nextest's output, and the first lines of why: whoever sees only the end of `make test` sees this.
+pub(super) fn failures(output: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut open = 0;
+    // The suite's result comes after everything else; before it, steps fail that may be begun again.
+    let result = output.rfind("\nsuite ").and_then(|from| output.get(from..)).unwrap_or(output);
+    for line in result.lines() {
+        let cut = || line.trim().chars().take(WIDTH).collect::<String>();
+        let words = line.trim_start();
+        let test = words.starts_with("FAIL [") || words.starts_with("TIMEOUT [") || words.starts_with("SIGABRT [");
+        if line.starts_with("  FAIL  ") || (test && !found.contains(&cut())) {
+            found.push(cut());
+            open = if test { 0 } else { LINES };
+        } else if open > 0 && line.starts_with("        ") {
+            open -= 1;
+            if let Some(last) = found.last_mut() {
+                last.push_str("\n    ");
+                last.push_str(&cut());
+            }
+        } else {
+            open = 0;
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +169,17 @@ test one ... ok
         <testcase name="four" classname="a" time="0.1"/>"#;
         let skip = |test: &str, why: &str| Skip { test: test.to_owned(), why: why.to_owned() };
         assert_eq!(skips(junit), [skip("a::b one", "not root"), skip("a three", "no cpio")]);
+    }
+
+    #[test]
+    fn failures_are_found_with_their_reasons() {
+        let suite = "  FAIL     0.1 s  a step of an attempt\n\nsuite undo with stand-in\n  pass  a   8.2 s\n  FAIL  b   41.2 s\n        not within 20 s\n        \
+                     + file\n  pass  c  1.0 s\nleaks: 1\n2 passed, 1 failed, 0 skipped";
+        assert_eq!(failures(suite), ["FAIL  b   41.2 s\n    not within 20 s\n    + file"]);
+        let units = "   PASS [ 0.1s] x\n   FAIL [ 0.2s] (1/2) banger a::b\n────\n   FAIL [ 0.2s] (1/2) banger a::b\n   TIMEOUT [ 9s] banger c\n";
+        assert_eq!(failures(units), ["FAIL [ 0.2s] (1/2) banger a::b", "TIMEOUT [ 9s] banger c"]);
+        let long = format!("\nsuite x\n  FAIL  b  1 s\n        {}\n", "y".repeat(2000));
+        assert!(failures(&long).iter().all(|text| text.len() < 400));
     }
 
     #[test]

@@ -128,6 +128,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::helper_kills::SUITE,
         scenarios::undo::SUITE,
         scenarios::crowd::SUITE,
+        scenarios::owners::SUITE,
         scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,

@@ -10,6 +10,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("hostile-client", 4),
     ("undo", 3),
     ("crowd", 2),
+    ("owners", 2),
     ("packets", 2),
     ("lifecycle", 4),
     ("using", 3),

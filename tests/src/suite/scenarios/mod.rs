@@ -15,6 +15,7 @@ pub(super) mod images;
 pub(super) mod install;
 pub(super) mod inventory_control;
 pub(super) mod lifecycle;
+pub(super) mod owners;
 pub(super) mod packets;
 pub(super) mod root_disk;
 pub(super) mod services;
