@@ -17,25 +17,25 @@ use crate::suite::scene::Scene;
 /// What a VM holds. Cow file, tap, NAT, disk, process (`r`unning, `g`one), quarantine; then the expected answer of every operation, in the order of
 /// [`OPERATIONS`]: `+` done, `=` done already and nothing changed, `N` not yours, `S` bad state, `R` still running, `Q` quarantined.
 const TABLE: &[(&str, &str)] = &[
-    //         acquire release-tap create attach detach discard nat-on nat-off bind running identity list release grow
-    ("......", "+N+NN=NNN=N==N"),
-    ("c.....", "+N=+N+NNN====+"),
-    ("ct....", "=+=+=++=+===++"),
-    (".t....", "=++N==+=+===+N"),
-    ("ctn...", "=+=+=+=++===++"),
-    ("c..d..", "+===+SS=S===+S"),
-    ("ct.d..", "=+==+S+=+===+S"),
-    ("ctnd..", "=+==+S=++===+S"),
-    (".t..r.", "=R+NR=+=====RN"),
-    ("ctn.r.", "=R=SR+=+====R+"),
-    ("ct.dr.", "=R==RS+=====RS"),
-    ("ctndr.", "=R==RS=+====RS"),
-    ("ctn.g.", "=+=+=+=+N===++"),
-    ("ctndg.", "=+==+S=+N===+S"),
-    ("ctn..q", "QQ=QQQQQQ===QQ"),
+    //         acquire release-tap create attach detach discard nat-on nat-off bind running identity list release grow give
+    ("......", "+N+NN=NNN=N==NN"),
+    ("c.....", "+N=+N+NNN====++"),
+    ("ct....", "=+=+=++=+===++S"),
+    (".t....", "=++N==+=+===+NN"),
+    ("ctn...", "=+=+=+=++===++S"),
+    ("c..d..", "+===+SS=S===+SS"),
+    ("ct.d..", "=+==+S+=+===+SS"),
+    ("ctnd..", "=+==+S=++===+SS"),
+    (".t..r.", "=R+NR=+=====RNN"),
+    ("ctn.r.", "=R=SR+=+====R+S"),
+    ("ct.dr.", "=R==RS+=====RSS"),
+    ("ctndr.", "=R==RS=+====RSS"),
+    ("ctn.g.", "=+=+=+=+N===++S"),
+    ("ctndg.", "=+==+S=+N===+SS"),
+    ("ctn..q", "QQ=QQQQQQ===QQS"),
 ];
 
-const OPERATIONS: [&str; 14] = [
+const OPERATIONS: [&str; 15] = [
     "acquire",
     "release-tap",
     "create",
@@ -50,6 +50,7 @@ const OPERATIONS: [&str; 14] = [
     "list",
     "release",
     "grow",
+    "give",
 ];
 
 /// A VM in some state.
@@ -161,6 +162,7 @@ impl Subject<'_> {
             "release-tap" => HelperRequest::ReleaseTap { vm, tap: self.tap.clone() },
             "create" => HelperRequest::CreateDisk { vm, owner: OWNER, image: self.image, root_bytes: MIN_ROOT },
             "grow" => HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: 2 * MIN_ROOT },
+            "give" => HelperRequest::GiveDisk { vm, owner: OWNER + 1 },
             "attach" => HelperRequest::AttachDisk { vm, owner: OWNER },
             "detach" => HelperRequest::DetachDisk { vm, disk: self.disk.clone() },
             "discard" => HelperRequest::DiscardDisk { vm },
@@ -302,6 +304,7 @@ pub(super) fn vm_ids(scene: &mut Scene) -> Result<Outcome> {
                 HelperRequest::ReleaseTap { vm: id, tap: claim },
                 HelperRequest::DetachDisk { vm: id, disk },
                 HelperRequest::AttachDisk { vm: id, owner: OWNER },
+                HelperRequest::GiveDisk { vm: id, owner: OWNER },
                 HelperRequest::AcquireTap { vm: there, owner: OWNER + 1, address_index: 30 },
                 HelperRequest::ReleaseTap { vm: id, tap: tap.clone() },
             ];
