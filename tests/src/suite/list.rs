@@ -136,6 +136,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::workspace::SUITE,
         scenarios::sessions::SUITE,
         scenarios::images::SUITE,
+        scenarios::images::ODD,
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
         scenarios::two_users::SUITE,

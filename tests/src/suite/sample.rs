@@ -22,6 +22,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("services", 2),
     ("stops", 1),
     ("images", 1),
+    ("odd-images", 3),
     ("two-users", 1),
 ];
 

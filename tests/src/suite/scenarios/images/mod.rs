@@ -1,13 +1,16 @@
-//! Images of other kinds than the tiny tar: one with its own init, and an OCI layout of two layers.
+//! Images of other kinds than the tiny tar: one with its own init, an OCI layout of two layers, and
+//! what people's images bring that a machine of one's own does not expect.
+
+mod layout;
+mod odd;
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use anyhow::{Result, ensure};
 
+use self::layout::Layout;
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
@@ -17,6 +20,14 @@ pub(in crate::suite) const SUITE: Suite = Suite {
     about: "an image that boots its own systemd; an OCI layout with whiteouts",
     setup: Setup::Guests,
     scenarios,
+};
+
+/// Each boots a guest of its own.
+pub(in crate::suite) const ODD: Suite = Suite {
+    name: "odd-images",
+    about: "images with odd inits, users, links and settings boot, answer and stop",
+    setup: Setup::Guests,
+    scenarios: odd::scenarios,
 };
 
 fn scenarios() -> Vec<Scenario> {
@@ -62,7 +73,12 @@ fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
 fn oci_layout(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let folder = Path::new("/srv/bench/oci");
-    write_layout(folder)?;
+    Layout::over(Path::new("/srv/bench/tiny.tar"))
+        .file("etc/upper", 0o644, b"upper\n")
+        .file("etc/.wh.bench-release", 0o644, b"")
+        .file("odd/.wh..wh..opq", 0o644, b"")
+        .file("odd/only this", 0o644, b"x")
+        .write(folder)?;
     let words = ["image", "import", "/srv/bench/oci", "--name", "layered", "--size", "512M"];
     scene.banger_long("alice", &words)?.ok()?;
     fs::remove_dir_all(folder)?;
@@ -75,37 +91,4 @@ fn oci_layout(scene: &mut Scene) -> Result<Outcome> {
     guest.delete(scene)?;
     scene.banger("alice", &["image", "delete", "layered"])?.ok()?;
     scene.passed()
-}
-
-/// OCI image-spec 1.1, "Image Layout": the tiny image as the lower layer; above it a file, a whiteout and an opaque folder.
-fn write_layout(folder: &Path) -> Result<()> {
-    let blobs = folder.join("blobs/sha256");
-    fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
-    let blob = |bytes: &[u8]| -> Result<(String, usize)> {
-        let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        fs::write(blobs.join(&hex), bytes).context("write a blob")?;
-        Ok((format!("sha256:{hex}"), bytes.len()))
-    };
-    let lower = blob(&fs::read("/srv/bench/tiny.tar").context("read the tiny image")?)?;
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, text) in
-        [("etc/upper", "upper\n"), ("etc/.wh.bench-release", ""), ("odd/.wh..wh..opq", ""), ("odd/only this", "x")]
-    {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_size(text.len() as u64);
-        tar.append_data(&mut header, name, text.as_bytes()).context("write the upper layer")?;
-    }
-    let upper = blob(&tar.into_inner().context("finish the upper layer")?)?;
-    let config = json!({"architecture": "amd64", "os": "linux", "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [lower.0.as_str(), upper.0.as_str()]}});
-    let config = blob(config.to_string().as_bytes())?;
-    let described = |kind: &str, (digest, size): &(String, usize)| json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": size});
-    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": described("config.v1+json", &config),
-        "layers": [described("layer.v1.tar", &lower), described("layer.v1.tar", &upper)]});
-    let manifest = blob(manifest.to_string().as_bytes())?;
-    let index = json!({"schemaVersion": 2, "manifests": [described("manifest.v1+json", &manifest)]});
-    fs::write(folder.join("index.json"), index.to_string()).context("write the index")?;
-    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).context("write the layout's mark")
 }
