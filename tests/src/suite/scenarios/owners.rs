@@ -24,7 +24,7 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// The number of carol, and then of dave.
+/// The number of erin, and then of dave.
 const UID: u32 = 2345;
 /// What is nobody's is looked for this often, and stopped.
 const NOTICED: Duration = Duration::from_secs(90);
@@ -32,25 +32,25 @@ const NOTICED: Duration = Duration::from_secs(90);
 fn given_again(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let user = |name: &str| format!("useradd --create-home --uid {UID} --groups banger {name}");
-    scene.root(&user("carol"))?;
-    let result = left_by_carol(scene, &user("dave"));
-    scene.root("for name in carol dave; do ! id $name 2>/dev/null || userdel --remove $name 2>/dev/null; done")?;
+    scene.root(&user("erin"))?;
+    let result = left_by_erin(scene, &user("dave"));
+    scene.root("for name in erin dave; do ! id $name 2>/dev/null || userdel --remove $name 2>/dev/null; done")?;
     result?;
     scene.passed()
 }
 
-fn left_by_carol(scene: &mut Scene, dave: &str) -> Result<()> {
+fn left_by_erin(scene: &mut Scene, dave: &str) -> Result<()> {
     let tiny = scene.material("tiny.tar").context("the harness has not brought tiny.tar")?;
-    let web = scene.step("carol has an image and a VM that runs, and leaves", |scene| {
-        scene.banger_long("carol", &["image", "import", "--name", "hers", "--size", "300M", &tiny])?.ok()?;
-        let web = Guest::run(scene, "carol", "web")?;
-        scene.root("userdel --remove carol 2>/dev/null; ! id carol 2>/dev/null")?;
+    let web = scene.step("erin has an image and a VM that runs, and leaves", |scene| {
+        scene.banger_long("erin", &["image", "import", "--name", "hers", "--size", "300M", &tiny])?.ok()?;
+        let web = Guest::run(scene, "erin", "web")?;
+        scene.root("userdel --remove erin 2>/dev/null; ! id erin 2>/dev/null")?;
         Ok(web)
     })?;
     scene.step("dave, who has her number, sees nothing of it", |scene| {
         scene.root(dave)?;
         ensure!(names(scene, "dave")?.is_empty(), "dave sees VMs");
-        for word in ["web", "carol/web", "dave/web", web.id.as_str(), web.id.get(..12).unwrap_or_default()] {
+        for word in ["web", "erin/web", "dave/web", web.id.as_str(), web.id.get(..12).unwrap_or_default()] {
             for verb in ["show", "stop", "start", "delete", "logs"] {
                 scene.banger("dave", &["vm", verb, word])?.refused(&["no such VM"])?;
             }
@@ -62,23 +62,23 @@ fn left_by_carol(scene: &mut Scene, dave: &str) -> Result<()> {
     })?;
     scene.step("it is stopped, and not started for him", |scene| {
         scene
-            .wait_until("carol's VM is stopped", NOTICED, || {
-                let shown = scene.banger("root", &["vm", "show", "carol/web", "--json"])?.ok()?.json()?;
+            .wait_until("erin's VM is stopped", NOTICED, || {
+                let shown = scene.banger("root", &["vm", "show", "erin/web", "--json"])?.ok()?.json()?;
                 let state = shown["state"].as_str().unwrap_or_default();
                 Ok((state != "stopped").then(|| state.to_owned()))
             })
             .map(drop)?;
-        scene.banger_long("root", &["vm", "start", "carol/web"])?.refused(&["vm chown"])?;
+        scene.banger_long("root", &["vm", "start", "erin/web"])?.refused(&["vm chown"])?;
         Ok(())
     })?;
     scene.step("names are free for him, and an administrator gives what is left", |scene| {
         let his = Guest::create(scene, "dave", "web")?;
-        ensure!(his.id != web.id, "dave has carol's VM");
-        scene.banger_long("root", &["vm", "chown", "bob", "carol/web"])?.ok()?;
+        ensure!(his.id != web.id, "dave has erin's VM");
+        scene.banger_long("root", &["vm", "chown", "bob", "erin/web"])?.ok()?;
         ensure!(names(scene, "bob")? == ["web"] && names(scene, "dave")? == ["web"], "what is whose is not clear");
         Guest { owner: "bob", ..web.clone() }.delete(scene)?;
         his.delete(scene)?;
-        scene.banger("root", &["image", "delete", "carol/hers"])?.ok().map(drop)
+        scene.banger("root", &["image", "delete", "erin/hers"])?.ok().map(drop)
     })
 }
 
