@@ -51,6 +51,7 @@ fn demo_config(host_key: String) -> GuestConfig {
         root_device: "/dev/vda".into(),
         work_device: Some("/dev/vdb".into()),
         modules_device: None,
+        reads: false,
         image: banger_policy::ImageConfig::default(),
     }
 }

@@ -49,6 +49,7 @@ pub fn guest() -> Guest {
         root_device: "/dev/vda".into(),
         work_device: None,
         modules_device: None,
+        reads: false,
         image: Default::default(),
     };
     let passwd = folder.path().join("passwd");

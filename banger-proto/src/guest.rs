@@ -46,6 +46,10 @@ pub struct GuestConfig {
     /// The device with all modules of the kernel, mounted on `/lib/modules/RELEASE`; `None` when there is none.
     #[serde(default)]
     pub modules_device: Option<String>,
+    /// This guest is there to read the work disk of a VM that does not run: it has no other disk, no network and no
+    /// image, and changes nothing.
+    #[serde(default)]
+    pub reads: bool,
     /// What the image says about commands. It is the VM's: the image may have another name or be gone meanwhile.
     #[serde(default)]
     pub image: ImageConfig,

@@ -38,6 +38,9 @@ pub enum StreamRequest {
     Command {
         /// The VM, as the user named it.
         vm: String,
+        /// The command only reads what is below `/root`: of a VM that does not run, a guest that has
+        /// nothing but its work disk answers.
+        reads: bool,
     },
     /// As [`StreamRequest::Command`]; a connection on which the agent says how the guest is ([`crate::inside`]).
     Inside {
@@ -87,6 +90,8 @@ pub enum StreamRequest {
     Session {
         /// The VM, as the user named it.
         vm: String,
+        /// The request only reads, as in [`StreamRequest::Command`].
+        reads: bool,
     },
 }
 

@@ -39,16 +39,23 @@ pub struct VmmConfig {
     pub boot_args: String,
     /// In order: `/dev/vda`, `/dev/vdb`.
     pub drives: Vec<Drive>,
-    /// The tap's name.
-    pub tap: String,
-    /// The guest's MAC address.
-    pub mac: String,
+    /// `eth0`; a guest without it has no network.
+    pub network: Option<Interface>,
     /// The guest's CID.
     pub vsock_cid: u32,
     /// The vsock device's socket, in the VMM's own folder; what lies there is removed.
     pub vsock_path: PathBuf,
     /// Where metrics go; emptied.
     pub metrics_path: Option<PathBuf>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// The tap's name.
+    pub tap: String,
+    /// The guest's MAC address.
+    pub mac: String,
 }
 
 /// A block device.
@@ -106,11 +113,13 @@ fn requests(config: &VmmConfig) -> Result<Vec<Put>, VmmError> {
             }),
         ));
     }
-    puts.push((
-        "network-interface",
-        "/network-interfaces/eth0".into(),
-        json!({ "iface_id": "eth0", "host_dev_name": config.tap, "guest_mac": config.mac }),
-    ));
+    if let Some(Interface { tap, mac }) = &config.network {
+        puts.push((
+            "network-interface",
+            "/network-interfaces/eth0".into(),
+            json!({ "iface_id": "eth0", "host_dev_name": tap, "guest_mac": mac }),
+        ));
+    }
     // From the folder in which the launcher has left it; `<this>_<port>` is found from there too.
     let vsock_name = config.vsock_path.file_name().map_or(config.vsock_path.as_path(), Path::new);
     let vsock = json!({ "guest_cid": config.vsock_cid, "uds_path": text(vsock_name)? });

@@ -20,7 +20,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long the launcher may take to become Firecracker, and Firecracker to answer: both take milliseconds.
+/// How long the launcher may take to become Firecracker: milliseconds, unless the host has far more to do than it can, and
+/// that is no reason to fail a start.
+const LAUNCH_WAIT: Duration = Duration::from_secs(60);
+/// How long Firecracker may take to answer then.
 const START_WAIT: Duration = Duration::from_secs(15);
 /// How often the API socket is tried until it is there.
 const SOCKET_PAUSE: Duration = Duration::from_millis(5);
@@ -150,7 +153,7 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
 /// Closes the pipe behind them. A launcher that does not take them says why by itself, or hangs and is seen to.
 async fn give_orders(child: &mut Child, orders: &str) {
     if let Some(mut stdin) = child.stdin.take()
-        && let Ok(Err(error)) = timeout(START_WAIT, stdin.write_all(orders.as_bytes())).await
+        && let Ok(Err(error)) = timeout(LAUNCH_WAIT, stdin.write_all(orders.as_bytes())).await
     {
         tracing::warn!(%error, "the launcher does not read its orders");
     }
@@ -161,10 +164,10 @@ async fn read_report(child: &mut Child) -> Result<String, VmmError> {
     let mut report = Vec::new();
     let Some(stderr) = child.stderr.take() else { return Ok(String::new()) };
     let mut bounded = stderr.take(MAX_REPORT);
-    match timeout(START_WAIT, bounded.read_to_end(&mut report)).await {
+    match timeout(LAUNCH_WAIT, bounded.read_to_end(&mut report)).await {
         Ok(Ok(_)) => Ok(String::from_utf8_lossy(&report).trim().to_owned()),
         Ok(Err(error)) => Err(VmmError::Spawn(error)),
-        Err(_) => Err(VmmError::Launcher(format!("the launcher hangs for {} s", START_WAIT.as_secs()))),
+        Err(_) => Err(VmmError::Launcher(format!("the launcher hangs for {} s", LAUNCH_WAIT.as_secs()))),
     }
 }
 

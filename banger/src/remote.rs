@@ -27,7 +27,7 @@ pub(crate) const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 /// What shells, and the agent, say of a command that is not there.
 const NO_PROGRAM: u8 = 127;
 
-/// A guest that runs.
+/// A guest.
 #[derive(Clone)]
 pub(crate) enum Guest<'a> {
     /// One of the daemon's.
@@ -37,6 +37,8 @@ pub(crate) enum Guest<'a> {
         vm: String,
         /// Who does it; the image's user when `None`.
         user: Option<&'static str>,
+        /// Nothing is changed: it need not run for that.
+        reads: bool,
     },
     /// A folder that plays the guest, as its root user's home.
     #[cfg(test)]
@@ -63,8 +65,8 @@ pub(crate) async fn run(
     output: impl AsyncWrite + Unpin,
 ) -> anyhow::Result<Ran> {
     match guest {
-        Guest::Vm { client, vm, user } => {
-            let opened = client.guest(StreamRequest::Command { vm: vm.clone() }).await?;
+        Guest::Vm { client, vm, user, reads } => {
+            let opened = client.guest(StreamRequest::Command { vm: vm.clone(), reads: *reads }).await?;
             let start = Start {
                 words: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
                 working_dir: folder.map(|folder| folder.as_bytes().to_vec()),

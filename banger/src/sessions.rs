@@ -23,7 +23,8 @@ const CHUNK: usize = 32 * 1024;
 /// # Errors
 /// The daemon's refusal, or a lost connection.
 pub(crate) async fn ask(client: &Client, vm: &str, request: &Request) -> anyhow::Result<Opened> {
-    let mut opened = client.guest(StreamRequest::Session { vm: vm.to_owned() }).await?;
+    let reads = matches!(request, Request::List | Request::Show { .. } | Request::Logs { .. });
+    let mut opened = client.guest(StreamRequest::Session { vm: vm.to_owned(), reads }).await?;
     request.write(&mut opened.guest).await.map_err(too_long_or_lost)?;
     Ok(opened)
 }

@@ -59,6 +59,7 @@ impl World {
             root_device: String::new(),
             work_device: None,
             modules_device: None,
+            reads: false,
             image: Default::default(),
         };
         let passwd = home.join("passwd");

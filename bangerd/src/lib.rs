@@ -125,6 +125,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     store.remove_leftovers().await?;
     store.collect_in_background();
     let context = vm::Context {
+        readers: vm::Readers::default(),
         paths: args.paths.clone(),
         config,
         handles: handles::Store::new(db.clone()),

@@ -87,7 +87,7 @@ fn daemon() -> Result<()> {
         restart: RestartPolicy::Always,
         no_start: false,
     };
-    let exec = StreamRequest::Command { vm: vm() };
+    let exec = StreamRequest::Command { vm: vm(), reads: false };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };
     let requests = [
         ("info", DaemonRequest::Info {}),

@@ -32,6 +32,7 @@ mod modules;
 mod mounts;
 mod network;
 mod pid1;
+mod reader;
 mod systemd;
 
 /// Search path of everything that is started here, as login(1) sets it for root.
@@ -65,6 +66,9 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     *seen = Some(config.clone());
     seed_random(&config);
     modules::load_all(Path::new(banger_proto::guest::MODULES_DIR))?;
+    if config.reads {
+        return reader::run(&config);
+    }
     let root = Path::new(&config.root_device);
     mounts::wait_for_device(root)?;
     mounts::root(root)?;
@@ -183,6 +187,7 @@ mod tests {
             root_device: "/dev/vda".into(),
             work_device: None,
             modules_device: None,
+            reads: false,
             image: banger_policy::ImageConfig::default(),
         }
     }

@@ -176,6 +176,19 @@ pub(super) fn work_disk(device: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Mounts the work disk on `/root` of the initramfs, to be read. Its journal is not replayed, which
+/// would be writing: after a VM that was killed, the last seconds of its files may be missing.
+pub(super) fn work_disk_to_read(device: &Path) -> Result<(), Error> {
+    wait_for_device(device)?;
+    let target = folder("/root")?;
+    let flags = BASIC.union(MsFlags::MS_RDONLY);
+    mount(Some(device), &target, Some("ext4"), flags, Some("noload")).map_err(|source| Error::MountDevice {
+        device: device.to_owned(),
+        target,
+        source,
+    })
+}
+
 /// The folder for the work disk: `/root`, or where it leads if that can be a home.
 fn home(image: &Image) -> std::io::Result<PathBuf> {
     const HOME: &str = "/root";

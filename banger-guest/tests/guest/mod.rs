@@ -63,6 +63,7 @@ impl Guest {
             root_device: String::new(),
             work_device: None,
             modules_device: None,
+            reads: false,
             image,
         };
         let passwd = folder.path().join("passwd");

@@ -189,6 +189,7 @@ mod tests {
             root_device: "/dev/vda".into(),
             work_device: None,
             modules_device: None,
+            reads: false,
             image: banger_policy::ImageConfig::default(),
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::{Drive, VmmConfig, configure_and_start, version};
+use crate::api::{Drive, Interface, VmmConfig, configure_and_start, version};
 use crate::cgroup::Cgroups;
 use banger_policy::VmId;
 use std::os::unix::fs::PermissionsExt;
@@ -50,8 +50,7 @@ fn config(folder: &Path) -> VmmConfig {
         initrd: "/i".into(),
         boot_args: "console=ttyS0".into(),
         drives: vec![Drive { id: "root".into(), path: "/dev/dm-3".into(), read_only: false }],
-        tap: "bgr-x".into(),
-        mac: "06:00:ac:10:00:02".into(),
+        network: Some(Interface { tap: "bgr-x".into(), mac: "06:00:ac:10:00:02".into() }),
         vsock_cid: 4,
         vsock_path: folder.join("vsock.sock"),
         metrics_path: Some(folder.join("metrics")),

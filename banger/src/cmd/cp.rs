@@ -68,14 +68,16 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
                 let work = |to: &mut dyn std::io::Write| Ok(std::io::copy(&mut std::io::stdin().lock(), to).map(drop)?);
                 remote::send(&guest, &["put", &path], None, bytes, work).await
             }
-            (End::Vm(vm, path), End::Host(to)) => from_guest(&guest(client, vm).await?, &path, &to, &count).await,
+            (End::Vm(vm, path), End::Host(to)) => {
+                from_guest(&source(client, vm, &path).await?, &path, &to, &count).await
+            }
             (End::Vm(vm, path), End::Stream) => {
-                let guest = guest(client, vm).await?;
+                let guest = source(client, vm, &path).await?;
                 let name = base_name(&path);
                 to_output(&guest, &["pack", &path, &name]).await
             }
             (End::Vm(vm, path), End::Vm(other, to)) => {
-                let (from, into) = (guest(client, vm).await?, guest(client, other).await?);
+                let (from, into) = (source(client, vm, &path).await?, guest(client, other).await?);
                 Box::pin(between(&from, &path, &into, &to, &count)).await
             }
             _ => Err(anyhow::anyhow!("neither is in a VM")),
@@ -94,10 +96,38 @@ async fn guest(client: &Client, vm: String) -> anyhow::Result<Guest<'_>> {
     let found = answer(client.rpc.show_vm(soon(), vm)).await?;
     if found.state != State::Running {
         let hint = format!("start it: banger vm start {}", found.name);
-        return Err(explained(format!("{} is {}, and files are copied while it runs", found.name, found.state), hint));
+        return Err(explained(
+            format!("{} is {}, and files are copied into VMs that run", found.name, found.state),
+            hint,
+        ));
     }
     // The owner of the machine, whoever the image's user is: any place can be read and written.
-    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root") })
+    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root"), reads: false })
+}
+
+/// A VM that is copied from. Of one that does not run, the work disk is read.
+async fn source<'a>(client: &'a Client, vm: String, path: &str) -> anyhow::Result<Guest<'a>> {
+    let found = answer(client.rpc.show_vm(soon(), vm)).await?;
+    if found.state != State::Running && !is_on_the_work_disk(path) {
+        let message = format!("{} is {}, and then only what is below /root can be copied", found.name, found.state);
+        return Err(explained(message, format!("start it: banger vm start {}", found.name)));
+    }
+    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root"), reads: true })
+}
+
+/// Whether a guest's path is below `/root`, where its work disk is. Links are for the guest to follow.
+fn is_on_the_work_disk(path: &str) -> bool {
+    let path = if path == "~" { "" } else { path.strip_prefix("~/").unwrap_or(path) };
+    let mut names: Vec<&str> = Vec::new();
+    let whole = Path::new("/root").join(path);
+    for part in whole.components() {
+        match part {
+            std::path::Component::ParentDir => drop(names.pop()),
+            std::path::Component::Normal(name) => names.push(name.to_str().unwrap_or_default()),
+            _ => {}
+        }
+    }
+    names.first() == Some(&"root")
 }
 
 /// The last part of a path; `contents` for one without a name, such as `/`.

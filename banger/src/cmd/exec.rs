@@ -89,7 +89,7 @@ pub(super) async fn command(
     interrupts: Option<&mut Interrupts>,
 ) -> anyhow::Result<u8> {
     let start = start(words, how.settings, how.tty);
-    let opening = client.guest(StreamRequest::Command { vm });
+    let opening = client.guest(StreamRequest::Command { vm, reads: false });
     let opened = match interrupts {
         None => opening.await?,
         Some(interrupts) => tokio::select! {

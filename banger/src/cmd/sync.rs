@@ -27,7 +27,7 @@ pub(super) async fn new_vm(client: &Client, vm: VmId) -> anyhow::Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
-    let guest = Guest::Vm { client, vm: vm.to_string(), user: Some("root") };
+    let guest = Guest::Vm { client, vm: vm.to_string(), user: Some("root"), reads: false };
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     copy(&guest, entries, home).await.context("cannot copy the configured files (file_sync)")
 }

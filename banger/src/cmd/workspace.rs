@@ -78,7 +78,7 @@ pub(super) async fn show(wanted: Wanted) -> anyhow::Result<u8> {
 /// Why not; then the guest is as it was.
 pub(super) async fn into(client: &Client, vm: &VmRecord, wanted: Wanted) -> anyhow::Result<Workspace> {
     let progress = Progress::new(Detail::Live);
-    let guest = Guest::Vm { client, vm: vm.id.to_string(), user: None };
+    let guest = Guest::Vm { client, vm: vm.id.to_string(), user: None, reads: false };
     let workspace = workspace::prepare(&guest, &vm.into(), wanted, &progress).await?;
     answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await?;
     Ok(workspace)
@@ -110,7 +110,7 @@ pub(super) async fn export(options: ExportWorkspace) -> anyhow::Result<u8> {
         None if options.diff => What::Stat,
         None => What::Patch(options.output),
     };
-    let guest = Guest::Vm { client: &client, vm: vm.id.to_string(), user: None };
+    let guest = Guest::Vm { client: &client, vm: vm.id.to_string(), user: None, reads: false };
     let exporting = workspace::export(&guest, known, Export { what: asked, from: options.from, most });
     let notes = tokio::select! {
         done = exporting => done.context(what)?,

@@ -146,9 +146,9 @@ impl Daemon for Fake {
         let mut state = self.state();
         let ticket = Ticket([u8::try_from(state.streams.len() + 1).unwrap(); 32]);
         let upload = match &request {
-            StreamRequest::Command { vm }
+            StreamRequest::Command { vm, .. }
             | StreamRequest::Inside { vm }
-            | StreamRequest::Session { vm }
+            | StreamRequest::Session { vm, .. }
             | StreamRequest::Ssh { vm }
             | StreamRequest::Logs { vm, .. } => {
                 let vm = state.find(vm)?;

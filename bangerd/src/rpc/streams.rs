@@ -5,6 +5,7 @@ use super::admission::Place;
 use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::stream;
+use crate::vm::Way;
 use banger_link::link::{Link, LinkError};
 use banger_policy::Peer;
 use banger_proto::model::ApiError;
@@ -20,9 +21,13 @@ const TICKET_LIMIT: Duration = Duration::from_secs(5);
 /// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
     match request {
-        StreamRequest::Command { vm }
+        // A reader is started when its stream comes.
+        StreamRequest::Command { vm, reads: true } | StreamRequest::Session { vm, reads: true } => {
+            daemon.vms.console(peer, vm).await.map(|_| None)
+        }
+        StreamRequest::Command { vm, .. }
         | StreamRequest::Inside { vm }
-        | StreamRequest::Session { vm }
+        | StreamRequest::Session { vm, .. }
         | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
         StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
@@ -46,10 +51,22 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     };
     let Promise { peer, request, job } = promise;
     let served = match request {
-        StreamRequest::Command { vm } => return guest(io, &peer, &vm, daemon, async |link| link.command().await).await,
-        StreamRequest::Inside { vm } => return guest(io, &peer, &vm, daemon, async |link| link.inside().await).await,
-        StreamRequest::Ssh { vm } => return guest(io, &peer, &vm, daemon, async |link| link.ssh().await).await,
-        StreamRequest::Session { vm } => return guest(io, &peer, &vm, daemon, async |link| link.session().await).await,
+        StreamRequest::Command { vm, reads } => {
+            let way = way(daemon, &peer, &vm, reads).await;
+            return guest(io, &peer, way, async |link| link.command().await).await;
+        }
+        StreamRequest::Session { vm, reads } => {
+            let way = way(daemon, &peer, &vm, reads).await;
+            return guest(io, &peer, way, async |link| link.session().await).await;
+        }
+        StreamRequest::Inside { vm } => {
+            let way = way(daemon, &peer, &vm, false).await;
+            return guest(io, &peer, way, async |link| link.inside().await).await;
+        }
+        StreamRequest::Ssh { vm } => {
+            let way = way(daemon, &peer, &vm, false).await;
+            return guest(io, &peer, way, async |link| link.ssh().await).await;
+        }
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
             Err(error) => return refuse(io, &error.message).await,
@@ -78,26 +95,37 @@ async fn import(
     tokio::spawn(async move { store.import(io, peer, wanted, job).await });
 }
 
-/// Opens a connection to the guest, and hands it over. The visit lasts as long as the client keeps its stream.
+async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way, ApiError> {
+    if reads {
+        return daemon.vms.way_to_read(peer, vm).await;
+    }
+    daemon.vms.link(peer, vm).await.map(|(link, visit)| Way::Running(link, visit))
+}
+
+/// Opens a connection to a guest, and hands it over. The visit lasts as long as the client keeps its stream.
 async fn guest(
     io: UnixStream,
     peer: &Peer,
-    vm: &str,
-    daemon: &Daemon,
+    way: Result<Way, ApiError>,
     open: impl AsyncFn(&Link) -> Result<UnixStream, LinkError>,
 ) {
-    let (link, _visit) = match daemon.vms.link(peer, vm).await {
-        Ok(found) => found,
+    let way = match way {
+        Ok(way) => way,
         Err(error) => return refuse(io, &error.message).await,
     };
-    match open(&link).await {
+    match open(way.link()).await {
         Ok(guest) => {
-            if let Err(error) = stream::hand_over(io, guest).await {
+            let handed_over = tokio::select! {
+                handed_over = stream::hand_over(io, guest) => handed_over,
+                () = way.cut() => Ok(()),
+            };
+            if let Err(error) = handed_over {
                 tracing::debug!(banger_uid = peer.uid, "a connection was not handed over: {error}");
             }
         }
         Err(error) => refuse(io, &unreachable(&error)).await,
     }
+    way.leave().await;
 }
 
 fn unreachable(error: &LinkError) -> String {

@@ -1,5 +1,7 @@
 //! The machine for real: Firecracker in the VM's cgroup, the control channel, the SSH client.
 
+mod reader;
+
 use super::machine::{BootDevices, Machine, Running, Seat};
 use crate::args::Args;
 use crate::config::Config;
@@ -21,7 +23,7 @@ use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::{BootToken, GuestConfig};
 use banger_proto::model::{ApiError, ErrorCode};
-use banger_vmm::api::{self, Drive, VmmConfig};
+use banger_vmm::api::{self, Drive, Interface, VmmConfig};
 use banger_vmm::cgroup::{Cgroups, Limits, VmCgroup};
 use banger_vmm::console;
 use banger_vmm::{Files, Launch, StandIn, Vmm, confine};
@@ -96,6 +98,7 @@ impl Host {
             root_device: "/dev/vda".to_owned(),
             work_device: Some("/dev/vdb".to_owned()),
             modules_device: self.modules_disk(seat).map(|_| "/dev/vdc".to_owned()),
+            reads: false,
             image: seat.image_config.clone(),
         };
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
@@ -291,6 +294,10 @@ impl Machine for Host {
         self.start_vmm(seat.clone(), devices.clone(), user_keys).boxed()
     }
 
+    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+        self.start_reader(seat.clone(), work_disk).boxed()
+    }
+
     fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
         self.find_vmm_of(seat.clone(), saved.clone()).boxed()
     }
@@ -356,8 +363,7 @@ impl Guest {
                 .into_iter()
                 .chain(modules)
                 .collect(),
-            tap: devices.tap,
-            mac: seat.index.mac(seat.address),
+            network: Some(Interface { tap: devices.tap, mac: seat.index.mac(seat.address) }),
             vsock_cid: seat.index.cid(),
             vsock_path: seat.paths.vsock(),
             metrics_path: Some(seat.paths.metrics()),

@@ -12,6 +12,7 @@ use banger_proto::model::{ApiError, ErrorCode, VmSpec};
 use futures::future::BoxFuture;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +76,8 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
         devices: &BootDevices,
         user_keys: Vec<String>,
     ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
+    /// Starts a guest that only reads the work disk of a VM which does not run. `seat` is this guest's own.
+    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
     /// Finds the VM's process again, by cgroup and API socket first and by the saved pid second.
     fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>>;
     /// Ends every process of the VM and takes its cgroup away. Nothing there is success.

@@ -10,6 +10,7 @@ pub(crate) mod machine;
 mod names;
 mod order;
 mod owner;
+mod readers;
 mod reconcile;
 mod record;
 pub(crate) mod resume;
@@ -25,6 +26,7 @@ mod view;
 mod workspace;
 
 pub(crate) use order::Verb;
+pub(crate) use readers::{Readers, Way};
 
 #[cfg(test)]
 mod sim;
@@ -71,6 +73,8 @@ pub(crate) struct Context {
     pub(crate) turns: resume::Turns,
     /// Who has which number on this host.
     pub(crate) users: Arc<dyn UserDatabase>,
+    /// Guests that read disks of VMs that do not run.
+    pub(crate) readers: Readers,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -155,6 +159,7 @@ impl Vms {
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
         entry.shared.interrupt(verb.interrupts());
+        self.ctx.readers.cut(&vm);
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));
         entry.orders.send(Order::Asked(job, verb)).map_err(|_| gone())?;

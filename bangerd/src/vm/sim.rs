@@ -6,10 +6,12 @@ use crate::privileged::sim::SimHelper;
 use banger_link::link::Link;
 use banger_policy::VmId;
 use banger_proto::daemon::KillSignal;
+use banger_proto::guest::BootToken;
 use banger_proto::model::{ApiError, ErrorCode};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -129,6 +131,11 @@ impl Machine for SimMachine {
         .boxed()
     }
 
+    fn read(&self, seat: &Seat, _: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+        let devices = BootDevices { root: String::new(), tap: String::new() };
+        Machine::launch(self, seat, &devices, Vec::new())
+    }
+
     fn adopt(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
         let vm = seat.id;
         async move {
@@ -241,7 +248,8 @@ impl Running for SimGuest {
         .boxed()
     }
 
+    /// Leads nowhere.
     fn link(&self) -> Option<Arc<Link>> {
-        None
+        Some(Arc::new(Link::new("/nowhere".into(), BootToken::new([1; 32]))))
     }
 }

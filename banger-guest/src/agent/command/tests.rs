@@ -35,6 +35,7 @@ pub(in crate::agent) fn config() -> GuestConfig {
         root_device: "/dev/vda".into(),
         work_device: None,
         modules_device: None,
+        reads: false,
         image: Default::default(),
     }
 }

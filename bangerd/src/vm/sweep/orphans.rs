@@ -8,6 +8,7 @@ use crate::error::internal;
 use crate::paths::VmPaths;
 use crate::store;
 use crate::vm::Context;
+use crate::vm::readers::Readers;
 use crate::vm::reconcile::holds;
 use banger_policy::VmId;
 use banger_proto::helper::Holding;
@@ -74,7 +75,8 @@ pub(super) async fn look(ctx: &Context) -> Result<Seen, ApiError> {
     let mut stored = [entries(&ctx.paths.images()), entries(&ctx.paths.kernels())].concat();
     stored.retain(|path| store::is_finished(path));
     let rows = ctx.db.vms(None, None, u32::MAX).await.map_err(|error| internal(&error))?;
-    let ids: HashSet<VmId> = rows.iter().map(|row| row.id).collect();
+    // Those of this daemon's readers belong to whoever reads.
+    let ids: HashSet<VmId> = rows.iter().map(|row| row.id).chain(ctx.readers.ids()).collect();
     let mut homes: HashSet<PathBuf> =
         ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
     let images = ctx.db.contents(&IMAGES).await.map_err(|error| internal(&error))?;
@@ -113,10 +115,10 @@ impl Orphan {
         }
     }
 
-    /// The VM of a cgroup in which something runs.
+    /// The VM of a cgroup in which something runs. A reader is none: nobody misses it.
     pub(super) fn running(&self) -> Option<VmId> {
         match self {
-            Self::Group { vm, populated: true, .. } => Some(*vm),
+            Self::Group { vm, populated: true, .. } => Some(*vm).filter(|vm| !Readers::is_id(vm)),
             _ => None,
         }
     }

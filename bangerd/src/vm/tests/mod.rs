@@ -6,6 +6,7 @@ mod crash;
 mod handles_lost;
 mod life;
 mod many;
+mod readers;
 mod reboot;
 mod set;
 mod undo;
@@ -169,6 +170,7 @@ impl World {
             let jobs = Jobs::load(db.clone()).await.unwrap();
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None, Converter::Here);
             let context = Context {
+                readers: crate::vm::Readers::default(),
                 paths,
                 config,
                 handles: handles::Store::new(db.clone()),

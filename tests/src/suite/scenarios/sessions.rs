@@ -21,6 +21,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("input-is-sent-and-each-refusal-is-its-own", sent),
         Scenario::new("a-session-outlives-daemon-and-agent", outlives),
         Scenario::new("after-a-stop-the-log-is-there-and-the-status-is-true", stopped),
+        Scenario::new("a-stopped-vm-is-read-and-left-as-it-was", read),
         Scenario::new("a-terminal-is-left-and-found-again", terminal),
         Scenario::new("run-starts-the-session-app", app),
     ]
@@ -123,7 +124,12 @@ fn stopped(scene: &mut Scene) -> Result<Outcome> {
     session(scene, &["start", "--name", "polite", "halted", "--", "sh", "-c", polite])?.ok()?;
     says(scene, "halted", "polite", "begun")?;
     guest.order(scene, "stop")?.ok()?;
-    session(scene, &["logs", "halted", "polite"])?.refused(&["halted is not running", "vm start"])?;
+    // A guest of its own reads them.
+    session(scene, &["logs", "halted", "polite"])?.ok()?.says("begun\nbye\n")?;
+    session(scene, &["list", "halted"])?.ok()?.says("exited (3)")?;
+    ensure!(status(scene, "halted", "polite")? == "exited");
+    session(scene, &["wait", "halted", "polite"])?.refused(&["halted is not running", "vm start"])?;
+    guest.is(scene, "stopped")?;
     guest.order(scene, "start")?.ok()?;
     session(scene, &["wait", "halted", "polite"])?.exits(3)?;
     session(scene, &["logs", "halted", "polite"])?.ok()?.says("begun\nbye\n")?;
@@ -132,12 +138,85 @@ fn stopped(scene: &mut Scene) -> Result<Outcome> {
     says(scene, "halted", "cut", "begun")?;
     guest.shell(scene, "sync")?.ok()?;
     guest.order(scene, "kill")?.ok()?;
+    session(scene, &["logs", "halted", "cut"])?.ok()?.says("begun\n")?;
     guest.order(scene, "start")?.ok()?;
     ensure!(status(scene, "halted", "cut")? == "lost");
     session(scene, &["logs", "halted", "cut"])?.ok()?.says("begun\n")?;
     session(scene, &["wait", "halted", "cut"])?.refused(&["lost: the guest ended"])?;
     guest.delete(scene)?;
     scene.passed()
+}
+
+/// The file that is read in [`read`], bytes.
+const READ: &str = "6000000";
+
+fn read(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "asleep")?;
+    let fill = format!(
+        "mkdir /root/work; head -c {READ} /dev/urandom > /root/work/data; md5sum < /root/work/data; ln -s data /root/work/link"
+    );
+    let sum = guest.shell(scene, &fill)?.ok()?.stdout;
+    guest.order(scene, "stop")?.ok()?;
+    let disk = format!("/var/lib/banger/vms/{}/work.ext4", guest.id);
+    let digest = |scene: &Scene| scene.root(&format!("sha256sum {disk} | cut -c 1-64"));
+    let before = digest(scene)?;
+    scene.step("its files are copied, by its owner alone", |scene| {
+        scene.user("alice", "banger vm cp asleep:work /tmp/alice-asleep")?.ok()?;
+        let seen = scene.user(
+            "alice",
+            "md5sum < /tmp/alice-asleep/data; readlink /tmp/alice-asleep/link; rm -r /tmp/alice-asleep",
+        )?;
+        seen.ok()?.says(&sum)?.says("data\n")?;
+        scene.user("alice", "banger vm cp asleep:work/data - | tar -xO | md5sum")?.ok()?.says(&sum)?;
+        scene.banger("alice", &["vm", "cp", "asleep:/etc/passwd", "/tmp"])?.refused(&["only what is below /root"])?;
+        scene.banger("alice", &["vm", "cp", "/etc/passwd", "asleep:"])?.refused(&["into VMs that run"])?;
+        scene.banger_long("alice", &["vm", "cp", "asleep:nonesuch", "/tmp"])?.refused(&["nonesuch"])?;
+        scene.banger("bob", &["vm", "cp", "asleep:work", "/tmp"])?.refused(&["no such VM"])?;
+        Ok(())
+    })?;
+    scene.step("nothing of it is changed", |scene| {
+        ensure!(digest(scene)? == before, "the work disk was written to");
+        guest.is(scene, "stopped")
+    })?;
+    // It waits for a reader of its pipe that never comes.
+    let held = "banger vm cp asleep:work/data - | sleep 1000";
+    scene.step("who starts it does not wait for somebody who reads", |scene| {
+        let reading = scene.start_user("alice", held)?;
+        reader_is_there(scene)?;
+        guest.order(scene, "start")?.ok()?;
+        ensure!(guest.shell(scene, "md5sum < /root/work/data")?.ok()?.stdout == sum);
+        drop(reading);
+        guest.order(scene, "stop")?.ok().map(drop)
+    })?;
+    scene.step("a daemon that is killed leaves no reader", |scene| {
+        let reading = scene.start_user("alice", held)?;
+        reader_is_there(scene)?;
+        scene.root("systemctl kill --kill-whom=main -s KILL bangerd.service")?;
+        scene
+            .wait_until("the reader is gone", Duration::from_secs(30), || {
+                scene.banger("alice", &["vm", "list"])?.ok()?;
+                let left = scene.root(READERS)?;
+                Ok((!left.is_empty()).then_some(left))
+            })
+            .map(drop)?;
+        drop(reading);
+        guest.is(scene, "stopped")
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// Their ids end in a mark.
+const READERS: &str = "ls -d /sys/fs/cgroup/system.slice/bangerd.service/vms/*/*ff726561646572ff 2>/dev/null; :";
+
+fn reader_is_there(scene: &Scene) -> Result<()> {
+    scene
+        .wait_until("a reader runs", Duration::from_secs(20), || {
+            let found = scene.root(&format!("for group in $({READERS}); do cat $group/cgroup.procs; done"))?;
+            Ok(found.trim().is_empty().then_some(found))
+        })
+        .map(drop)
 }
 
 fn terminal(scene: &mut Scene) -> Result<Outcome> {

@@ -95,7 +95,7 @@ async fn bare<T>(call: impl Future<Output = Result<Result<T, ApiError>, RpcError
 }
 
 fn exec(vm: String) -> StreamRequest {
-    StreamRequest::Command { vm }
+    StreamRequest::Command { vm, reads: false }
 }
 
 /// A job and a ticket of whoever runs this.

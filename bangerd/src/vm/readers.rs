@@ -1,0 +1,201 @@
+//! Reading what a VM that does not run has on its work disk.
+//!
+//! No process of the host parses what a guest wrote: a small guest is started that has nothing but that disk, read-only, and
+//! answers as the VM's own agent would. It has an id of its own, so nothing of the VM is touched, and a cgroup and a folder
+//! below it that belong to no row: what a crash leaves is found by the sweep. It lives as long as its one client.
+
+use super::machine::{Running, Seat};
+use super::shared::Visit;
+use super::teardown::remove_folder;
+use super::{Context, Vms};
+use crate::paths::VmPaths;
+use crate::turns::{Turn, Turns};
+use crate::util::fill_random;
+use banger_link::link::Link;
+use banger_policy::lifecycle::State;
+use banger_policy::{Peer, VmId};
+use banger_proto::model::{ApiError, ErrorCode, VmSpec};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Readers of the whole host at a time; a user has one.
+const AT_ONCE: usize = 16;
+/// How long a user waits for a turn.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A kernel, an initramfs with its modules, and the page cache of what is read, MiB.
+const MEMORY_MIB: u32 = 256;
+/// Ends the id of each reader. An id of a VM is random: one in 2^64 ends so.
+const MARK: [u8; 8] = *b"\xffreader\xff";
+
+/// The readers that there are.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    turns: Arc<Turns>,
+    /// By their own ids: whose disk they read, and their end.
+    open: Mutex<HashMap<VmId, (VmId, CancellationToken)>>,
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self { turns: Turns::new(AT_ONCE), open: Mutex::default() }
+    }
+}
+
+impl Readers {
+    fn open(&self) -> MutexGuard<'_, HashMap<VmId, (VmId, CancellationToken)>> {
+        // Every change is one insert or remove.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ids that belong to no row, and not to nobody.
+    pub(super) fn ids(&self) -> Vec<VmId> {
+        self.open().keys().copied().collect()
+    }
+
+    /// Somebody changes the VM: what is read would no longer be what is there.
+    pub(super) fn cut(&self, vm: &VmId) {
+        self.open().values().filter(|(of, _)| of == vm).for_each(|(_, end)| end.cancel());
+    }
+
+    /// Whether an id is a reader's, of this daemon or of one before it.
+    pub(super) fn is_id(vm: &VmId) -> bool {
+        vm.as_bytes().ends_with(&MARK)
+    }
+}
+
+fn new_id() -> Result<VmId, ApiError> {
+    let mut bytes = [0; 32];
+    fill_random(&mut bytes)?;
+    if let Some(end) = bytes.last_chunk_mut() {
+        *end = MARK;
+    }
+    VmId::from_bytes(bytes).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))
+}
+
+/// The way to what is on a VM's disks.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// The VM runs.
+    Running(Arc<Link>, #[expect(dead_code, reason = "held, and counted")] Visit),
+    /// It does not, and somebody else reads for it.
+    Reader(Box<Reader>),
+}
+
+impl Way {
+    pub(crate) fn link(&self) -> &Link {
+        match self {
+            Self::Running(link, _) => link,
+            Self::Reader(reader) => &reader.link,
+        }
+    }
+
+    /// Resolves when it has to be left.
+    pub(crate) async fn cut(&self) {
+        match self {
+            Self::Running(..) => std::future::pending().await,
+            Self::Reader(reader) => reader.end.cancelled().await,
+        }
+    }
+
+    /// Returns when nothing of it is left.
+    pub(crate) async fn leave(self) {
+        if let Self::Reader(mut reader) = self
+            && let Some(rest) = reader.rest.take()
+        {
+            rest.clear().await;
+        }
+    }
+}
+
+/// A guest that reads.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    link: Arc<Link>,
+    end: CancellationToken,
+    /// What it leaves; taken by whoever clears it away.
+    rest: Option<Rest>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(rest) = self.rest.take() {
+            tokio::spawn(rest.clear());
+        }
+    }
+}
+
+/// What is there from the moment at which a reader is begun.
+#[derive(Debug)]
+struct Rest {
+    ctx: Arc<Context>,
+    owner: u32,
+    id: VmId,
+    paths: VmPaths,
+    _turn: Turn,
+}
+
+impl Rest {
+    /// What cannot be removed is the sweep's, which knows it by its id.
+    async fn clear(self) {
+        if let Err(error) = self.ctx.machine.end_group(self.owner, &self.id).await {
+            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message);
+        }
+        if let Err(error) = remove_folder(&self.paths.runtime) {
+            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message);
+        }
+        self.ctx.readers.open().remove(&self.id);
+    }
+}
+
+impl Vms {
+    /// The way to a VM of the peer's for somebody who only reads: into the guest if it runs, else to a reader of its work disk.
+    pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, ApiError> {
+        let row = self.find(peer, word).await?;
+        if row.state == State::Running {
+            return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, visit));
+        }
+        let vm = row.id;
+        let work_disk = self.ctx.paths.vm(&vm).work_disk();
+        if row.making || !work_disk.is_file() {
+            return Err(ApiError::new(ErrorCode::NotRunning, format!("{} has no work disk yet", row.name))
+                .hint(format!("Start it with `banger vm start {}`.", row.name)));
+        }
+        let turn = timeout(PATIENCE, self.ctx.readers.turns.take(peer.uid)).await.ok().flatten();
+        let turn = turn.ok_or_else(|| {
+            ApiError::new(ErrorCode::Limit, "another VM of yours is being read, or many of this host are")
+                .hint(format!("Try again when that has ended, or start it with `banger vm start {}`.", row.name))
+        })?;
+        let mut seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
+        seat.id = new_id()?;
+        let runtime = self.ctx.paths.vm(&seat.id).runtime;
+        seat.paths = VmPaths { dir: runtime.clone(), runtime, cow: seat.paths.cow };
+        seat.spec = VmSpec { vcpu_count: 1, memory_mib: MEMORY_MIB, ..seat.spec };
+        let end = CancellationToken::new();
+        self.ctx.readers.open().insert(seat.id, (vm, end.clone()));
+        let (ctx, owner, id, paths) = (Arc::clone(&self.ctx), seat.owner, seat.id, seat.paths.clone());
+        let rest = Rest { ctx, owner, id, paths, _turn: turn };
+        tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
+        let started = tokio::select! {
+            started = self.reader(&seat, work_disk) => started,
+            () = end.cancelled() => {
+                Err(ApiError::new(ErrorCode::Cancelled, format!("{} was started or changed meanwhile", row.name)))
+            }
+        };
+        match started {
+            Ok(link) => Ok(Way::Reader(Box::new(Reader { link, end, rest: Some(rest) }))),
+            Err(error) => {
+                rest.clear().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn reader(&self, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, ApiError> {
+        let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
+        running.ready(self.ctx.config.guest_ready_timeout).await?;
+        running.link().ok_or_else(|| ApiError::new(ErrorCode::Internal, "a reader without a way to it"))
+    }
+}

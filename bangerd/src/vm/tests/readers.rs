@@ -1,0 +1,106 @@
+//! Guests that read the disks of VMs that do not run: whose they are, what ends them, and what is left of them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::vm::Way;
+use banger_proto::model::ErrorCode;
+
+impl World {
+    fn read(&self, peer: &Peer, vm: &str) -> Result<Way, ApiError> {
+        self.life().runtime.block_on(self.life().vms.way_to_read(peer, vm))
+    }
+
+    fn leave(&self, way: Way) {
+        self.life().runtime.block_on(way.leave());
+    }
+
+    fn stopped(&self, name: &str) -> VmRecord {
+        let vm = self.running(name);
+        assert!(matches!(self.order(Verb::Stop, name), JobState::Done(_)));
+        vm
+    }
+}
+
+#[test]
+fn who_reads_a_running_vm_goes_into_it() {
+    let world = World::new();
+    world.running("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    assert!(matches!(way, Way::Running(..)));
+    assert_eq!(world.machine.processes(), 1);
+    world.leave(way);
+}
+
+#[test]
+fn a_reader_lives_as_long_as_its_client_and_leaves_nothing() {
+    let world = World::new();
+    let vm = world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    assert!(matches!(way, Way::Reader(_)));
+    assert_eq!(world.machine.processes(), 1);
+    // The VM itself does not run, and nothing of the reader is anybody's to clear away.
+    assert_eq!(world.show(ALICE, "web").unwrap().state, State::Stopped);
+    let leaks = || world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
+    assert!(leaks().leaks.is_empty(), "{:?}", leaks());
+    world.leave(way);
+    world.assert_nothing_held();
+    // Dropped, as when the client's task is ended.
+    let way = world.read(&ALICE, &vm.id.to_string()).unwrap();
+    world.life().runtime.block_on(async { drop(way) });
+    world.until_true("the reader is gone", || world.machine.processes() == 0);
+    world.until_true("its turn is over", || world.read(&ALICE, "web").map(|way| world.leave(way)).is_ok());
+}
+
+#[test]
+fn another_user_reads_nothing() {
+    let world = World::new();
+    world.stopped("web");
+    assert_eq!(world.read(&BOB, "web").unwrap_err().code, ErrorCode::NotFound);
+    let way = world.read(&ROOT, "alice/web").unwrap();
+    world.leave(way);
+    world.assert_nothing_held();
+}
+
+#[test]
+fn whatever_changes_the_vm_ends_its_reader() {
+    let world = World::new();
+    world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    assert!(matches!(world.order(Verb::Start, "web"), JobState::Done(_)));
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+        way.leave().await;
+    });
+    assert_eq!(world.machine.processes(), 1, "the VM");
+}
+
+#[test]
+fn a_reader_that_does_not_come_up_leaves_nothing() {
+    let world = World::new();
+    world.stopped("web");
+    for step in ["launch", "guest ready"] {
+        world.machine.fail(Some(step));
+        assert!(world.read(&ALICE, "web").unwrap_err().message.contains(step));
+        world.assert_nothing_held();
+    }
+    world.machine.fail(None);
+    let created = CreateRequest { no_start: true, ..named("new") };
+    assert!(matches!(world.create(created, false), JobState::Done(_)));
+    std::fs::remove_file(world.paths().vm(&world.show(ALICE, "new").unwrap().id).work_disk()).unwrap();
+    assert_eq!(world.read(&ALICE, "new").unwrap_err().code, ErrorCode::NotRunning);
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_reader_is_released_at_once() {
+    let mut world = World::new();
+    world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    std::fs::create_dir_all(world.paths().runtime.join("vm/0123456789abcdef")).unwrap();
+    // As `kill -9` does it: nothing of the way is left either, but nobody has cleared it away.
+    std::mem::forget(way);
+    world.restart();
+    world.until_true("nothing of the reader is left", || {
+        let sockets = std::fs::read_dir(world.paths().runtime.join("vm")).unwrap().count();
+        world.machine.processes() == 0 && sockets == 0
+    });
+}
