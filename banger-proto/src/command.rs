@@ -346,6 +346,27 @@ mod tests {
         assert!(bytes.len() <= MAX_PAYLOAD);
     }
 
+    /// The length is the other side's word: nothing is made ready for it that is longer than its kind may be.
+    #[tokio::test]
+    async fn what_is_too_long_is_refused_by_its_length_alone() {
+        let frame = |kind: u8, length: usize| [&[kind][..], &u32::try_from(length).unwrap().to_be_bytes()].concat();
+        let kind = |error: io::Error| error.kind();
+        for (bytes, refused) in [
+            (frame(START, MAX_START), io::ErrorKind::UnexpectedEof),
+            (frame(START, MAX_START + 1), io::ErrorKind::InvalidData),
+            (frame(1, MAX_PAYLOAD), io::ErrorKind::UnexpectedEof),
+            (frame(1, MAX_PAYLOAD + 1), io::ErrorKind::InvalidData),
+        ] {
+            assert_eq!(ToGuest::read(&mut bytes.as_slice()).await.map_err(kind), Err(refused), "{bytes:?}");
+        }
+        for (length, refused) in
+            [(MAX_PAYLOAD, io::ErrorKind::UnexpectedEof), (MAX_PAYLOAD + 1, io::ErrorKind::InvalidData)]
+        {
+            let bytes = frame(19, length);
+            assert_eq!(FromGuest::read(&mut bytes.as_slice()).await.map_err(kind), Err(refused), "{length}");
+        }
+    }
+
     #[tokio::test]
     async fn an_opening_and_its_answers_come_back() {
         let token = BootToken::new([9; 32]);

@@ -148,8 +148,20 @@ fn another_host_key_is_refused_and_so_is_a_vm_that_is_not_there() {
     if let Some((_, public, _)) = &mut world.fake.state().agent {
         *public = fs::read_to_string(world.home.join("another.pub")).unwrap();
     }
-    for below in ["", "StrictHostKeyChecking no", "UserKnownHostsFile known", "KnownHostsCommand /bin/true"] {
-        world.all_hosts(below);
+    // The user's own settings know the key that the guest has: they are not asked.
+    let theirs = fs::read_to_string(world.home.join("host.pub")).unwrap();
+    let (known, command) = (world.home.join("known"), world.home.join("known.sh"));
+    fs::write(&known, format!("demo.banger {theirs}")).unwrap();
+    fs::write(&command, format!("#!/bin/sh\ncat {}\n", known.display())).unwrap();
+    fs::set_permissions(&command, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for below in [
+        String::new(),
+        "StrictHostKeyChecking no".to_owned(),
+        format!("UserKnownHostsFile {}", known.display()),
+        format!("GlobalKnownHostsFile {}", known.display()),
+        format!("KnownHostsCommand {}", command.display()),
+    ] {
+        world.all_hosts(&below);
         let output = fed(world.ssh(&["demo.banger", "echo in"]), b"");
         assert!(output.status.code() == Some(255) && output.stdout.is_empty(), "{below}: {}", all(&output));
         assert!(all(&output).contains("Host key verification failed"), "{below}: {}", all(&output));

@@ -266,4 +266,22 @@ mod tests {
         }
         assert_eq!(started(), 3);
     }
+
+    #[test]
+    fn whoever_comes_together_gets_one_answer_of_the_checks() {
+        let world = crate::vm::tests::World::new();
+        let (doctor, life) = (Doctor::new(None), world.life());
+        let checks = || doctor.checks(&life.vms.ctx);
+        drop(world.take_log());
+        life.runtime.block_on(checks());
+        let once = world.take_log();
+        assert!(!once.is_empty(), "the checks ask the helper");
+        life.runtime.block_on(doctor.forget());
+        let began = Instant::now();
+        let answers = life.runtime.block_on(futures::future::join_all((0..32).map(|_| checks())));
+        // On a host so slow that an answer is old when the last one comes, nothing can be said.
+        if began.elapsed() < FRESH {
+            assert_eq!((answers.len(), world.take_log()), (32, once));
+        }
+    }
 }

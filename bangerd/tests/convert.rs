@@ -124,6 +124,12 @@ fn a_cancelled_conversion_is_ended_at_once() {
     assert!(children().is_empty());
 }
 
+/// A kernel whose module leads out of its folder.
+const IMPLAUSIBLE: &str = concat!(
+    r#"echo '{"Ended":{"Ok":{"Kernel":{"digest":"1000000000000000000000000000000000000000000000000000000000000000","#,
+    r#""version":"6.12","vmlinux":"x","modules_dir":"y","modules":["../../x"],"has_disk":false}}}}'"#,
+);
+
 /// Whatever was taken over: what it says is bounded, and that it says nothing is an error of this import.
 #[test]
 fn a_converter_that_misbehaves_fails_its_own_import() {
@@ -138,6 +144,8 @@ fn a_converter_that_misbehaves_fails_its_own_import() {
         ("exit 0", "without a result"),
         ("kill -KILL $$", "signal: 9"),
         ("echo nonsense", "the converter"),
+        // What no import comes to, said in the right way.
+        (IMPLAUSIBLE, "has said what no import comes to"),
         ("/usr/bin/head -c 10000000 /dev/zero; exec /usr/bin/sleep 100", "without a result"),
     ] {
         let begun = Instant::now();

@@ -213,6 +213,7 @@ mod tests {
             (Limited::Disk, 0, 1 << 30, true),
             (Limited::Disk, 1, 1 << 30, false),
             (Limited::Disk, u64::MAX, u64::MAX, false),
+            (Limited::Disk, u64::MAX, 1, false),
         ] {
             assert_eq!(fits(what, &limits, used, more).is_ok(), fit, "{what:?} {used} {more}");
         }

@@ -72,8 +72,12 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::net::Ipv4Addr;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpStream};
 
     #[test]
     fn the_network_is_bounded_in_all_and_by_source_and_takes_nothing_from_the_host() {
@@ -89,5 +93,25 @@ mod tests {
         assert!(from(1).is_some() && startups.host().is_none());
         drop(host);
         assert!(startups.taken().is_empty(), "sources that are gone are forgotten");
+    }
+
+    #[tokio::test]
+    async fn one_source_of_the_network_has_a_few_connections_on_their_way() {
+        let config = crate::agent::command::tests::config();
+        let server = Arc::new(crate::agent::Server::with_passwd(&config, "/nonexistent".into()).unwrap());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut answered = Vec::new();
+        for _ in 0..FROM_ONE + 2 {
+            let client = TcpStream::connect(listener.local_addr().unwrap());
+            let (client, accepted) = tokio::join!(client, listener.accept());
+            let accepted = accepted.map(|(stream, source)| (stream, source.ip()));
+            crate::agent::serve_network(&server, accepted).await;
+            let mut client = client.unwrap();
+            let first = tokio::time::timeout(Duration::from_secs(20), client.read_u8()).await.unwrap();
+            answered.push((first.ok(), client));
+        }
+        // The first letter of the version, or the end.
+        let served: Vec<bool> = answered.iter().map(|(first, _)| *first == Some(b'S')).collect();
+        assert_eq!(served, [[true; FROM_ONE].as_slice(), &[false; 2]].concat());
     }
 }

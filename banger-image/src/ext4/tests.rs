@@ -113,6 +113,35 @@ fn the_kernel_finds_every_name() {
     });
 }
 
+/// The index leads to the first of two blocks that names of one hash are in; that it goes on says one bit.
+#[test]
+fn names_of_one_hash_are_found_on_both_sides_of_a_block() {
+    let seed = writer::hash_seed([0x5a; 16]);
+    let mut all: Vec<(u32, String)> = (0..300_000_u32)
+        .map(|number| format!("{number:08}"))
+        .map(|name| (hash::half_md4(name.as_bytes(), seed), name))
+        .collect();
+    all.sort();
+    // Entries of 16 bytes in blocks with room for 4084.
+    const OF_BLOCK: usize = 4084 / 16;
+    let pair = (2 * OF_BLOCK..all.len() - OF_BLOCK).find(|at| all[*at].0 == all[*at + 1].0).unwrap();
+    let begin = pair + 1 - 2 * OF_BLOCK;
+    let mut tree = Tree::new();
+    put(&mut tree, b"d", NodeKind::Dir(Names::new()));
+    let names = || all[begin..pair + OF_BLOCK].iter().map(|(_, name)| name);
+    names().for_each(|name| put(&mut tree, format!("d/{name}").as_bytes(), NodeKind::Fifo));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hashes.ext4");
+    written(&tree, &[window(0)], Size::Smallest { most: 1 << 30 }, &path).unwrap();
+    if is_clean(&path) {
+        mounted(&path, |root| {
+            for name in names() {
+                assert!(std::fs::symlink_metadata(root.join("d").join(name)).is_ok(), "{name}");
+            }
+        });
+    }
+}
+
 #[test]
 fn contents_holes_and_attributes_are_what_they_were() {
     let windows = [window(40)];
@@ -216,6 +245,21 @@ fn what_does_not_fit_is_an_error_and_no_panic() {
     let mut lost = Tree::new();
     put(&mut lost, b"lost+found", NodeKind::Fifo);
     assert!(matches!(written(&lost, &windows, exactly(16 << 20, 64), &path()), Err(Ext4Error::LostAndFound)));
+}
+
+/// The tree refuses such names before; whatever becomes of that, no file system has them.
+#[test]
+fn a_name_that_the_tree_has_let_in_is_refused_where_it_is_written() {
+    for name in [&b".."[..], b"a/b", b"a\nb", &[b'x'; 256]] {
+        let mut tree = Tree::new();
+        put(&mut tree, b"x", NodeKind::Fifo);
+        let NodeKind::Dir(names) = &mut tree.node_mut(Tree::ROOT).kind else { unreachable!() };
+        let child = names.remove(&b"x"[..]).unwrap();
+        names.insert(name.into(), child);
+        let dir = tempfile::tempdir().unwrap();
+        let refused = written(&tree, &[window(0)], Size::Smallest { most: 64 << 20 }, &dir.path().join("x"));
+        assert!(matches!(refused, Err(Ext4Error::Name(_))), "{refused:?}");
+    }
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {

@@ -90,7 +90,7 @@ pub(crate) fn write(
 /// A time behind this does not date the file system: 2100-01-01.
 const PLAUSIBLE: i64 = 4_102_444_800;
 
-fn hash_seed(uuid: [u8; 16]) -> [u32; 4] {
+pub(super) fn hash_seed(uuid: [u8; 16]) -> [u32; 4] {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(uuid.chunks_exact(4)) {
         *word = bytes.iter().fold(0x5bd1_e995, |sum: u32, byte| sum.rotate_left(8) ^ u32::from(*byte));

@@ -307,6 +307,15 @@ fn a_labyrinth_of_indexes_is_walked_once() {
     let top = serde_json::json!({"manifests": vec![reference(&foreign, INDEX); 5_000]});
     let error = import_error(&layout(&top, &[foreign]));
     assert!(matches!(error, ImageError::TooMuchIndex { what: "entries", .. }), "{error}");
+    // Each names the next one.
+    let mut top = serde_json::json!({"manifests": []});
+    let mut below = Vec::new();
+    for _ in 0..6 {
+        below.push(serde_json::to_vec(&top).unwrap());
+        top = serde_json::json!({"manifests": [reference(&below[below.len() - 1], INDEX)]});
+    }
+    let error = import_error(&layout(&top, &below)).to_string();
+    assert!(error.contains("nested too deeply"), "{error}");
     // Twenty different indexes of a megabyte each.
     let blobs: Vec<Vec<u8>> = (0..20)
         .map(|number| {
@@ -344,4 +353,9 @@ fn one_blob_may_be_several_layers() {
     if let Some(names) = listing(&layers, "/a") {
         assert_eq!(names, ["one"]);
     }
+    // Unpacked for each of them, it would be more than an image may come to.
+    let large = Tar::default().file("a/large", &vec![0; 20 << 20]).end();
+    let layers = vec![large; 5];
+    assert!(layers.iter().map(Vec::len).sum::<usize>() as u64 > SIZE);
+    import_bytes(&Oci::new(&layers).tar(), tempfile::tempdir().unwrap().path()).unwrap();
 }

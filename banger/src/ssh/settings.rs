@@ -129,6 +129,50 @@ mod tests {
     use std::collections::BTreeSet;
     use std::process::Command;
 
+    /// What a user may have for all hosts, or asks for behind the name of a VM.
+    const OTHERS: [&str; 40] = [
+        "RemoteCommand tmux attach",
+        "RequestTTY force",
+        "SessionType none",
+        "StdinNull yes",
+        "ForkAfterAuthentication yes",
+        "PreferredAuthentications password,keyboard-interactive",
+        "PubkeyAuthentication no",
+        "PasswordAuthentication yes",
+        "KbdInteractiveAuthentication yes",
+        "ChallengeResponseAuthentication yes",
+        "HostbasedAuthentication yes",
+        "NumberOfPasswordPrompts 5",
+        "HostKeyAlgorithms ssh-rsa",
+        "PubkeyAcceptedAlgorithms rsa-sha2-512",
+        "Ciphers aes128-cbc",
+        "MACs hmac-sha1",
+        "KexAlgorithms diffie-hellman-group14-sha256",
+        "ProxyJump bastion",
+        "ProxyCommand nc %h %p",
+        "ProxyUseFdpass yes",
+        "HostName %h.example",
+        "CanonicalizeHostname always",
+        "Port 2222",
+        "User bob",
+        "StrictHostKeyChecking no",
+        "UserKnownHostsFile ~/.ssh/known_hosts",
+        "GlobalKnownHostsFile /etc/ssh/known",
+        "KnownHostsCommand /bin/true",
+        "RevokedHostKeys /nonexistent",
+        "UpdateHostKeys yes",
+        "VerifyHostKeyDNS yes",
+        "NoHostAuthenticationForLocalhost yes",
+        "CheckHostIP yes",
+        "IdentitiesOnly no",
+        "AddKeysToAgent yes",
+        "PKCS11Provider /lib/x.so",
+        "ForwardAgent yes",
+        "ForwardX11 yes",
+        "Tunnel yes",
+        "ExitOnForwardFailure yes",
+    ];
+
     const PLACES: (&str, &str) = ("/a b/it's 100%/banger", "/k e/y%");
 
     /// What `ssh -G`, which prints the settings that would be used, says.
@@ -178,48 +222,7 @@ mod tests {
             let doubled = line.replace("100%/banger' vm", "100%%/banger' vm").replace("/y%", "/y%%");
             assert!(plain.contains(line) || plain.contains(&doubled), "{line} is not in {plain:#?}");
         }
-        for below in [
-            "RemoteCommand tmux attach",
-            "RequestTTY force",
-            "SessionType none",
-            "StdinNull yes",
-            "ForkAfterAuthentication yes",
-            "PreferredAuthentications password,keyboard-interactive",
-            "PubkeyAuthentication no",
-            "PasswordAuthentication yes",
-            "KbdInteractiveAuthentication yes",
-            "ChallengeResponseAuthentication yes",
-            "HostbasedAuthentication yes",
-            "NumberOfPasswordPrompts 5",
-            "HostKeyAlgorithms ssh-rsa",
-            "PubkeyAcceptedAlgorithms rsa-sha2-512",
-            "Ciphers aes128-cbc",
-            "MACs hmac-sha1",
-            "KexAlgorithms diffie-hellman-group14-sha256",
-            "ProxyJump bastion",
-            "ProxyCommand nc %h %p",
-            "ProxyUseFdpass yes",
-            "HostName %h.example",
-            "CanonicalizeHostname always",
-            "Port 2222",
-            "User bob",
-            "StrictHostKeyChecking no",
-            "UserKnownHostsFile ~/.ssh/known_hosts",
-            "GlobalKnownHostsFile /etc/ssh/known",
-            "KnownHostsCommand /bin/true",
-            "RevokedHostKeys /nonexistent",
-            "UpdateHostKeys yes",
-            "VerifyHostKeyDNS yes",
-            "NoHostAuthenticationForLocalhost yes",
-            "CheckHostIP yes",
-            "IdentitiesOnly no",
-            "AddKeysToAgent yes",
-            "PKCS11Provider /lib/x.so",
-            "ForwardAgent yes",
-            "ForwardX11 yes",
-            "Tunnel yes",
-            "ExitOnForwardFailure yes",
-        ] {
+        for below in OTHERS {
             let text = below.to_ascii_lowercase();
             let keyword = text.split(' ').next().unwrap();
             assert_eq!(with(&format!("    {below}\n")).unwrap(), plain, "{keyword}");
@@ -251,7 +254,14 @@ mod tests {
         ] {
             assert!(plain.contains(line), "{line} is not in {plain:#?}");
         }
-        for more in ["PasswordAuthentication=yes", "StrictHostKeyChecking=no", "ProxyCommand=none", "User=bob"] {
+        // Each of ours, with another value than ours.
+        let ours = places().settings().unwrap();
+        let keyword = |setting: &str| setting.split(' ').next().unwrap().to_ascii_lowercase();
+        let of_ours: Vec<&str> =
+            OTHERS.into_iter().filter(|other| ours.iter().any(|own| keyword(own) == keyword(other))).collect();
+        // Only the key's own file has no other here: further ones add up.
+        assert_eq!(of_ours.len(), ours.len() - 1, "{of_ours:?}");
+        for more in of_ours {
             let mut arguments = arguments.clone();
             arguments.extend(["-o".into(), more.into()]);
             assert_eq!(effective(&arguments).unwrap(), plain, "{more}");

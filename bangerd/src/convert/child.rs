@@ -149,3 +149,69 @@ impl Progress for Teller {
         self.gone.get()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use nix::sys::resource::getrlimit;
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    /// Says to this test that it is the process which is confined, and where.
+    const WHERE: &str = "BANGER_TEST_CONFINED";
+
+    /// In a process of its own: the limits are the process's, and cannot be taken back.
+    #[test]
+    fn a_converter_reaches_its_folder_and_nothing_else() {
+        if let Some(folder) = std::env::var_os(WHERE) {
+            return attempts(Path::new(&folder));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("own")).unwrap();
+        std::fs::write(folder.path().join("own/known"), "known").unwrap();
+        std::fs::write(folder.path().join("secret"), "secret").unwrap();
+        let name = "convert::child::tests::a_converter_reaches_its_folder_and_nothing_else";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = again.args(["--exact", name, "--nocapture"]).env(WHERE, folder.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned() + &String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+        assert!(!folder.path().join("made").exists() && folder.path().join("own/made").exists());
+    }
+
+    fn attempts(folder: &Path) {
+        let path = |name: &str| -> PathBuf { folder.join(name) };
+        let denied = |what: &'static str, done: io::Result<()>| match done {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            other => Some(format!("{what}: {other:?}")),
+        };
+        // Confined is the thread: what it has found out is looked at outside.
+        let own = path("own");
+        let (known, made, secret, outside) = (path("own/known"), path("own/made"), path("secret"), path("made"));
+        let confined = std::thread::spawn(move || {
+            confine(&own).unwrap();
+            let good = std::fs::read(known).is_ok_and(|text| text == b"known") && std::fs::write(made, "x").is_ok();
+            let refused = [
+                denied("reads a file outside", std::fs::read(secret).map(drop)),
+                denied("makes a file outside", std::fs::write(outside, "x")),
+                denied("lists a folder outside", std::fs::read_dir("/").map(drop)),
+                denied("connects", TcpStream::connect(("127.0.0.1", 9)).map(drop)),
+                denied("has a socket", UnixStream::pair().map(drop)),
+                denied("runs a program", std::process::Command::new("/bin/true").status().map(drop)),
+            ];
+            (good, refused)
+        });
+        let (good, refused) = confined.join().unwrap();
+        let wrong: Vec<String> = refused.into_iter().flatten().collect();
+        assert!(good && wrong.is_empty(), "its own files: {good}, {wrong:?}");
+        for (resource, limit) in [
+            (Resource::RLIMIT_CORE, 0),
+            (Resource::RLIMIT_AS, MEMORY),
+            (Resource::RLIMIT_CPU, SECONDS),
+            (Resource::RLIMIT_NOFILE, DESCRIPTORS),
+        ] {
+            assert_eq!(getrlimit(resource).unwrap(), (limit, limit), "{resource:?}");
+        }
+    }
+}

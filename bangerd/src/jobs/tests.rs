@@ -132,6 +132,7 @@ async fn a_list_comes_in_pages_and_nobody_pushes_anybody_elses_out() {
         let page = jobs.list(&BOB, before, 7);
         assert!(page.jobs.len() <= 7);
         his.extend(page.jobs.into_iter().map(|job| job.id));
+        assert!(his.len() <= KEPT, "pages without an end");
         before = page.next;
         if before.is_none() {
             break;

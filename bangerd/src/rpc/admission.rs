@@ -128,7 +128,8 @@ fn who(uid: u32, users: &dyn UserDatabase, limits: &Limits) -> Peer {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::users::Nss;
+    use crate::users::{Account, Nss};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn one_user_cannot_take_all_places_and_places_come_back() {
@@ -158,5 +159,66 @@ mod tests {
         assert!(root.admin && root.name == "root");
         let nobody = who(4_000_000_001, &Nss, &Limits::default());
         assert!(!nobody.admin && !nobody.owns(&nobody.owner()), "{nobody:?}");
+    }
+
+    /// Everybody is dora by number; the account of that name is the one given.
+    #[derive(Debug)]
+    struct Dora(Option<(u32, &'static str)>);
+
+    impl UserDatabase for Dora {
+        fn name_of(&self, _: u32) -> Named {
+            Named::As("dora".into())
+        }
+
+        fn account(&self, name: &str) -> Option<Account> {
+            self.0.map(|(uid, group)| Account { uid, name: name.to_owned(), groups: vec![group.to_owned()] })
+        }
+    }
+
+    #[test]
+    fn the_group_makes_an_administrator_of_the_account_with_that_number_and_nothing_else_does() {
+        for (account, admin) in [
+            (Some((1009, ADMIN_GROUP)), true),
+            (Some((1009, "banger")), false),
+            // The name belongs to another number by now.
+            (Some((1010, ADMIN_GROUP)), false),
+            (None, false),
+        ] {
+            let peer = who(1009, &Dora(account), &Limits::default());
+            assert_eq!((peer.uid, &*peer.name, peer.admin), (1009, "dora", admin), "{account:?}");
+        }
+    }
+
+    /// Counts what is written to the log.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn who_is_refused_again_and_again_does_not_fill_the_log() {
+        let lines = Lines::default();
+        let _here = tracing::subscriber::set_default(lines.clone());
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(990)));
+        for _ in 0..1_000 {
+            assert!(admission.enter(Peer::new(990, "", false)).is_none());
+        }
+        // Ten at once, and one for each second that this took.
+        let written = lines.0.load(Ordering::Relaxed);
+        assert!((10..100).contains(&written), "{written}");
     }
 }

@@ -6,8 +6,8 @@ use crate::args;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named};
 use banger_policy::Peer;
 use banger_policy::lifecycle::State;
-use banger_proto::daemon::DaemonClient;
-use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState};
+use banger_proto::daemon::{DaemonClient, KillSignal};
+use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, LinkRequest, SetRequest};
 use banger_proto::stream::{Frame, StreamRequest, Ticket, read, write};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -108,6 +108,81 @@ fn a_vm_is_made_listed_and_deleted_by_calls() {
     world.assert_nothing_at_all();
 }
 
+/// Makes a call with none of the user's tokens left; true when it was refused for that.
+async fn costs<T>(daemon: &Daemon, call: impl AsyncFn() -> Result<T, ApiError>) -> bool {
+    // A token comes back every 10 ms: one may come between the last one's end and the call.
+    for _ in 0..100 {
+        while daemon.calls.take(ALICE.uid) {}
+        let too_many = |error: &ApiError| error.code == ErrorCode::Limit && error.message.contains("too many calls");
+        if call().await.is_err_and(|error| too_many(&error)) {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn every_call_costs_its_user_a_token_and_nobody_else() {
+    let world = World::new();
+    let door = Door::of(&world);
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let job = JobId(1);
+        let name = || "demo".to_owned();
+        let mut missing = Vec::new();
+        macro_rules! all {
+            ($($call:ident($($argument:expr),*)),* $(,)?) => {$(
+                let call = async || alice.$call(now(), $($argument),*).await.unwrap().map(drop);
+                if !costs(&door.daemon, call).await {
+                    missing.push(stringify!($call));
+                }
+            )*};
+        }
+        all![
+            info(),
+            doctor(),
+            leaks(false),
+            list_vms(false, None),
+            show_vm(name()),
+            create_vm(named("demo"), false),
+            start_vm(name()),
+            stop_vm(name(), false),
+            restart_vm(name()),
+            set_vm(name(), SetRequest::default()),
+            kill_vm(name(), KillSignal::Term),
+            give_vm(name(), name()),
+            delete_vm(name()),
+            ssh_access(name(), String::new()),
+            open_stream(upload("new")),
+            list_images(false, None),
+            show_image(name()),
+            share_image(name(), true),
+            delete_image(name()),
+            list_kernels(false, None),
+            pick_kernel(None),
+            share_kernel(name(), true),
+            delete_kernel(name()),
+            list_jobs(None),
+            watch_job(job, 0),
+            cancel_job(job),
+            set_workspace(name(), None),
+            file_sync(),
+        ];
+        let link = LinkRequest {
+            name: name(),
+            source: name(),
+            manifest: banger_policy::Digest::from_bytes([7; 32]).unwrap(),
+            build_size: None,
+            shared: false,
+        };
+        all![link_image(link.clone())];
+        assert!(missing.is_empty(), "{missing:?}");
+        // Everybody else has tokens of their own.
+        while door.daemon.calls.take(ALICE.uid) {}
+        assert!(door.client(BOB).await.list_vms(now(), false, None).await.unwrap().is_ok());
+    });
+}
+
 #[test]
 fn a_client_that_goes_away_changes_nothing_about_its_job() {
     let world = World::new();
@@ -130,7 +205,9 @@ fn a_ticket_that_is_not_the_callers_opens_nothing() {
         let open = alice.open_stream(now(), upload("new")).await.unwrap().unwrap();
         for (peer, ticket) in [(BOB, open.ticket.clone()), (ALICE, Ticket([0; 32]))] {
             let mut stream = door.stream(peer, &ticket).await;
-            assert!(matches!(read(&mut stream).await.unwrap(), Some(Frame::Failed(_))));
+            // Let in, it would be waited for as long as it sends nothing.
+            let answer = tokio::time::timeout(Duration::from_secs(20), read(&mut stream)).await.unwrap();
+            assert!(matches!(answer.unwrap(), Some(Frame::Failed(_))));
         }
         let mut stream = door.stream(ALICE, &open.ticket).await;
         write(&mut stream, &Frame::Input(b"not a tar".repeat(100))).await.unwrap();
@@ -144,6 +221,48 @@ fn a_ticket_that_is_not_the_callers_opens_nothing() {
     });
     assert_eq!(std::fs::read_dir(world.paths().images()).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(world.paths().staging()).unwrap().count(), 0);
+}
+
+/// An upload to its end.
+async fn import(door: &Door, peer: Peer, name: &str, archive: &[u8]) -> JobState {
+    let client = door.client(peer.clone()).await;
+    let open = client.open_stream(now(), upload(name)).await.unwrap().unwrap();
+    let mut stream = door.stream(peer, &open.ticket).await;
+    write(&mut stream, &Frame::Input(archive.to_owned())).await.unwrap();
+    write(&mut stream, &Frame::InputEnd).await.unwrap();
+    assert_eq!(read(&mut stream).await.unwrap(), Some(Frame::Exit(0)));
+    end_of(&client, open.job.unwrap()).await
+}
+
+/// That two contents have one digest is the word of what parses them, which may have been taken over.
+#[test]
+fn nobody_is_given_content_that_is_not_what_the_own_import_has_made() {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(5);
+    archive.append_data(&mut header, "etc/hostname", &b"guest"[..]).unwrap();
+    let archive = archive.into_inner().unwrap();
+    for file in [banger_image::ROOTFS_FILE, banger_image::SEED_FILE] {
+        let world = World::new();
+        let door = Door::of(&world);
+        world.life().runtime.block_on(async {
+            let made = import(&door, ALICE, "hers", &archive).await;
+            let JobState::Done(JobResult::Image(image)) = &made else { unreachable!("{made:?}") };
+            let same = import(&door, BOB, "same", &archive).await;
+            assert!(matches!(&same, JobState::Done(JobResult::Image(same)) if same.id == image.id), "{same:?}");
+            // In the place of a converter that says the digest of something else.
+            let path = world.paths().image_dir(&image.id).join(file);
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            let last = std::fs::File::options().write(true).open(&path).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&last, b"changed", 1 << 10).unwrap();
+            let other = import(&door, BOB, "other", &archive).await;
+            assert!(
+                matches!(&other, JobState::Failed(why) if why.message.contains("not what its digest stands for")),
+                "{file}: {other:?}"
+            );
+        });
+    }
 }
 
 #[test]

@@ -4,8 +4,11 @@ use crate::vm::Verb;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
 use banger_policy::ImageConfig;
 use banger_policy::quota::UserLimits;
-use banger_proto::model::{CreateRequest, JobState};
+use banger_proto::model::{CreateRequest, JobId, JobState};
+use banger_proto::stream::{Frame, write};
 use banger_proto::time::Timestamp;
+use std::time::Duration;
+use tokio::net::UnixStream;
 
 /// Has alice's number.
 const CAROL: Peer = Peer::new(1001, "carol", false);
@@ -104,9 +107,20 @@ fn what_boots_is_never_another_users_choice() {
 
 #[test]
 fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
-    let world = world(&[image(&BOB, "his", 1), image(&BOB, "given", 2), image(&ALICE, "hers", 3)], &[]);
+    let images = [image(&BOB, "his", 1), image(&BOB, "given", 2), image(&ALICE, "hers", 3)];
+    let kernels = [kernel(&BOB, "his", 1), kernel(&BOB, "given", 2), kernel(&ALICE, "hers", 3)];
+    let world = world(&images, &kernels);
     world.store(async |store| {
         store.share_image(&ROOT, "bob/given", true).await.unwrap();
+        store.share_kernel(&ROOT, "bob/given", true).await.unwrap();
+        let kernels = async |peer: &Peer, all: bool| {
+            let seen = store.kernels(peer, all).await.map_err(|why| why.code)?;
+            Ok(seen.iter().map(|kernel| kernel.name.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(kernels(&ALICE, false).await.unwrap(), ["hers", "given"]);
+        assert_eq!(kernels(&CAROL, false).await.unwrap(), ["given"]);
+        assert_eq!(kernels(&ALICE, true).await, Err(ErrorCode::Denied));
+        assert_eq!(kernels(&ROOT, true).await.unwrap(), ["hers", "given", "his"]);
         let names = |images: &[ImageRecord]| images.iter().map(|image| image.name.to_string()).collect::<Vec<_>>();
         let seen = store.images(&ALICE, false).await.unwrap();
         assert_eq!(names(&seen), ["given", "hers"]);
@@ -268,12 +282,76 @@ fn one_user_cannot_fill_the_store() {
     });
 }
 
+/// Kernels, and images that are pulled, are written by other statements.
+#[test]
+fn kernels_and_what_is_pulled_are_counted_like_images() {
+    let world = world(&[], &[]);
+    let limits = UserLimits { images: 1, kernels: 1, store: 250, ..UserLimits::BUILT_IN };
+    let over = |refused: Result<(), DbError>, limit: &str| match refused.unwrap_err() {
+        DbError::Limit(why) => assert!(why.to_string().contains(limit), "{why}"),
+        other => unreachable!("{other}"),
+    };
+    world.store(async |store| {
+        let insert = |kernel: KernelRecord| store.db.insert_kernel(kernel, limits);
+        over(insert(KernelRecord { size_bytes: 251, ..kernel(&ALICE, "k", 1) }).await, "limit store");
+        insert(kernel(&ALICE, "k", 1)).await.unwrap();
+        over(insert(kernel(&ALICE, "more", 2)).await, "limit kernels is 1");
+        insert(kernel(&BOB, "k", 1)).await.unwrap();
+        let pull = |image: ImageRecord| store.db.insert_pulled(image, false, limits);
+        over(pull(ImageRecord { allocated_bytes: 241, ..image(&ALICE, "i", 3) }).await, "limit store");
+        pull(image(&ALICE, "i", 3)).await.unwrap();
+        over(pull(image(&ALICE, "more", 4)).await, "limit images is 1");
+        pull(image(&BOB, "i", 4)).await.unwrap();
+    });
+}
+
 #[test]
 fn only_an_administrator_imports_for_everybody() {
     for (peer, may) in [(&ALICE, false), (&ROOT, true)] {
         let wanted = import::Wanted::kernel(None, true).unwrap().may_be_of(peer);
         assert_eq!(wanted.map_err(|why| why.code).err(), (!may).then_some(ErrorCode::Denied));
     }
+}
+
+#[test]
+fn an_import_waits_for_its_users_turn_and_for_nobody_elses() {
+    let world = world(&[], &[]);
+    world.store(async |store| {
+        let turn = store.imports.take(ALICE.uid).await.unwrap();
+        let begin = async |peer: &Peer| {
+            let wanted = import::Wanted::kernel(Some("k"), false).unwrap();
+            let job = store.begin(peer, &wanted).unwrap();
+            let (id, (mut ours, theirs)) = (job.id(), UnixStream::pair().unwrap());
+            let (store, peer) = (Arc::clone(store), peer.clone());
+            tokio::spawn(async move { store.import(theirs, peer, wanted, job).await });
+            write(&mut ours, &Frame::Input(b"this is no kernel".to_vec())).await.unwrap();
+            write(&mut ours, &Frame::InputEnd).await.unwrap();
+            (id, ours)
+        };
+        let end = async |job: JobId| loop {
+            let view = store.jobs.watch(&ROOT, job, 0, Duration::ZERO).await.unwrap();
+            if view.state != JobState::Running {
+                break view.state;
+            }
+            let seen = store.jobs.watch(&ROOT, job, view.seq, Duration::from_secs(20)).await.unwrap();
+            assert!(seen.seq > view.seq, "stuck: {seen:?}");
+        };
+        let ((hers, _open), (his, _too)) = (begin(&ALICE).await, begin(&BOB).await);
+        assert!(matches!(end(his).await, JobState::Failed(_)));
+        // Whatever she is at, she comes no further than to this.
+        let mut seq = 0;
+        let waits = loop {
+            let view = store.jobs.watch(&ROOT, hers, seq, Duration::from_millis(500)).await.unwrap();
+            if view.seq == seq || view.state != JobState::Running {
+                break view;
+            }
+            seq = view.seq;
+        };
+        let stage = waits.stages.last().map(|stage| stage.name.as_str());
+        assert_eq!((stage, &waits.state), (Some("wait for a turn"), &JobState::Running));
+        drop(turn);
+        assert!(matches!(end(hers).await, JobState::Failed(_)));
+    });
 }
 
 #[test]

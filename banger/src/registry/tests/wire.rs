@@ -14,7 +14,7 @@ const CERTIFICATE: &str = include_str!("cert.pem");
 const KEY: &str = include_str!("key.pem");
 
 /// A registry that speaks TLS; gives its address.
-async fn tls_server(sample: Sample) -> (Server, String) {
+async fn tls_server(answer: impl Fn(&Seen) -> Reply + Clone + Send + Sync + 'static) -> (Server, String) {
     let certificates = CertificateDer::pem_slice_iter(CERTIFICATE.as_bytes()).map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -27,14 +27,19 @@ async fn tls_server(sample: Sample) -> (Server, String) {
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, serving, sample) = (acceptor.clone(), serving.clone(), sample.clone());
+            let (acceptor, serving, answer) = (acceptor.clone(), serving.clone(), answer.clone());
             tokio::spawn(async move {
                 let stream = acceptor.accept(stream).await.ok()?;
-                serving.talk(stream, Arc::new(move |seen: &Seen| sample.answer(seen))).await
+                serving.talk(stream, Arc::new(answer)).await
             });
         }
     });
     (server, address)
+}
+
+fn answers(sample: &Sample) -> impl Fn(&Seen) -> Reply + Clone + Send + Sync + 'static {
+    let sample = sample.clone();
+    move |seen| sample.answer(seen)
 }
 
 /// A proxy that connects to one place, wherever it is asked to; gives its address and remembers
@@ -80,7 +85,7 @@ const OK: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
 #[tokio::test]
 async fn through_a_proxy_with_ones_own_authority() {
     let (user, sample) = (User::new(), Sample::new(2));
-    let (server, address) = tls_server(sample.clone()).await;
+    let (server, address) = tls_server(answers(&sample)).await;
     let (proxy, asked) = proxy(address, OK).await;
     is_whole(&pull(&client(&user, &proxy, true), "registry.test/debian:13").await.unwrap(), &sample);
     assert_eq!(server.count("/v2/debian/"), 4);
@@ -92,13 +97,26 @@ async fn through_a_proxy_with_ones_own_authority() {
 #[tokio::test]
 async fn who_is_not_trusted_is_told_nothing() {
     let (user, sample) = (User::new(), Sample::new(1));
-    let (server, address) = tls_server(sample).await;
+    let (server, address) = tls_server(answers(&sample)).await;
     let (proxy, _) = proxy(address, OK).await;
     for (reference, trusted) in [("registry.test/debian:13", false), ("another.test/debian:13", true)] {
         let error = told(&pull(&client(&user, &proxy, trusted), reference).await.unwrap_err());
         assert!(error.contains("certificate is not trusted") && error.contains("SSL_CERT_FILE"), "{error}");
     }
     assert_eq!(server.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_registry_elsewhere_sends_nobody_to_this_host() {
+    let user = User::new();
+    let tokens = Server::start(|_| reply(200, br#"{"token":"t0ken"}"#)).await;
+    let challenge = format!("Bearer realm=\"http://{}/token\"", tokens.address);
+    let challenges = move |_: &Seen| reply(401, b"{}").header("WWW-Authenticate", challenge.clone());
+    let (server, address) = tls_server(challenges).await;
+    let (proxy, _) = proxy(address, OK).await;
+    let error = told(&pull(&client(&user, &proxy, true), "registry.test/debian:13").await.unwrap_err());
+    assert!(error.contains("where a password would go unencrypted"), "{error}");
+    assert!(server.count("/v2/") > 0 && tokens.seen().is_empty(), "{:?}", tokens.seen());
 }
 
 #[tokio::test]

@@ -192,6 +192,11 @@ impl World {
         self.daemon = Some(Life { runtime, vms, store });
     }
 
+    /// What the helper was asked since the last look.
+    pub(crate) fn take_log(&self) -> Vec<&'static str> {
+        self.helper.take_log()
+    }
+
     pub(crate) fn life(&self) -> &Life {
         self.daemon.as_ref().unwrap()
     }

@@ -137,6 +137,29 @@ fn only_an_administrator_gives_a_vm_away_and_only_one_that_does_not_run() {
 }
 
 #[test]
+fn a_vm_is_not_given_to_whoever_has_no_room_for_it() {
+    let limits = toml::from_str("[users.bob]\nvms = 1\n[users.carol]\ndisk = \"1G\"\n").unwrap();
+    let limits = crate::config::limits::check(limits).unwrap();
+    let world = World::with(Config { limits, ..Config::built_in() });
+    world.users.set(1003, Some("carol"));
+    let small = CreateRequest { no_start: true, ..named("first") };
+    let large = CreateRequest { work_disk_size_bytes: Some(1 << 30), no_start: true, ..named("large") };
+    for request in [small, large] {
+        let made = world.wait(world.begin_create(ALICE, request, false).unwrap());
+        assert!(matches!(made, JobState::Done(_)), "{made:?}");
+    }
+    world.create_of(BOB, "his", false).unwrap();
+    let refused = world.give(&ROOT, "alice/first", "bob").unwrap_err();
+    assert!(refused.code == ErrorCode::Limit && refused.message.contains("limit vms is 1"), "{refused:?}");
+    let refused = world.give(&ROOT, "alice/large", "carol").unwrap_err();
+    assert!(refused.code == ErrorCode::Limit && refused.message.contains("limit disk is 1G"), "{refused:?}");
+    assert_eq!(world.names_of(&ALICE).len(), 2, "they are hers as before");
+    world.give(&ROOT, "alice/first", "carol").unwrap();
+    world.order_of(&BOB, Verb::Delete, "his");
+    world.give(&ROOT, "alice/large", "bob").unwrap();
+}
+
+#[test]
 fn a_user_has_as_many_vms_as_the_limit_says_also_when_asked_for_all_at_once() {
     let mut world = World::new();
     let alice = Peer { limits: UserLimits { vms: 3, ..UserLimits::BUILT_IN }, ..ALICE };
@@ -186,8 +209,9 @@ fn as_many_run_as_the_limit_says_however_they_are_started() {
     world.order(Verb::Stop, &on[0]);
     assert!(matches!(world.order_of(&alice, Verb::Start, &off[0]), JobState::Done(_)));
     assert!(matches!(world.order_of(&alice, Verb::Start, &on[0]), JobState::Failed(_)));
-    // An administrator's order is the administrator's decision.
-    assert!(matches!(world.order_of(&ROOT, Verb::Start, &format!("alice/{}", on[0])), JobState::Done(_)));
+    // An administrator's order is the administrator's decision, whatever the administrator's own limits are.
+    let dora = Peer { limits: UserLimits { running: 1, ..UserLimits::BUILT_IN }, ..DORA };
+    assert!(matches!(world.order_of(&dora, Verb::Start, &format!("alice/{}", on[0])), JobState::Done(_)));
 }
 
 #[test]
