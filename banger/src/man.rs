@@ -81,7 +81,8 @@ fn page_name(command: &Command) -> String {
 /// The commands that do something.
 fn leaves(command: &Command) -> Vec<&Command> {
     let visible = command.get_subcommands().filter(|sub| !sub.is_hide_set());
-    visible.flat_map(|sub| if sub.has_subcommands() { leaves(sub) } else { vec![sub] }).collect()
+    let own = |sub: &Command| !sub.has_subcommands() || !sub.is_subcommand_required_set();
+    visible.flat_map(|sub| own(sub).then_some(sub).into_iter().chain(leaves(sub))).collect()
 }
 
 fn name(arg: &Arg) -> String {
@@ -127,15 +128,10 @@ mod tests {
         let packaged: BTreeMap<String, String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap())
-            .map(|entry| {
-                (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap())
-            })
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap()))
             .collect();
-        let others: Vec<&String> = pages
-            .keys()
-            .chain(packaged.keys())
-            .filter(|name| pages.get(*name) != packaged.get(*name))
-            .collect();
+        let others: Vec<&String> =
+            pages.keys().chain(packaged.keys()).filter(|name| pages.get(*name) != packaged.get(*name)).collect();
         assert!(
             others.is_empty(),
             "write {others:?} again: INSTA_UPDATE=always cargo nextest run --workspace the_packaged_pages"

@@ -11,6 +11,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("undo", 3),
     ("crowd", 2),
     ("packets", 2),
+    ("docs", 1),
     ("lifecycle", 4),
     ("using", 3),
     ("workspace", 2),
