@@ -38,7 +38,9 @@ fn make_into(deb: &Path, rpm: &Path) -> Result<()> {
     }
     // The programs are stripped when they are built (profile.release).
     tool(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", deb_name])?;
-    tool(&["generate-rpm", "-p", "banger", "--metadata-overwrite", stage::RPM_METADATA, "--output", rpm_name])?;
+    // Requirements by ldd and not by rpm's own scripts, which only some machines have.
+    let metadata = ["--auto-req", "builtin", "--metadata-overwrite", stage::RPM_METADATA];
+    tool(&[&["generate-rpm", "-p", "banger"], &metadata[..], &["--output", rpm_name]].concat())?;
     for package in [deb, rpm] {
         ensure!(package.is_file(), "{} was not written", package.display());
     }

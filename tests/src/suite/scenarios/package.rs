@@ -69,6 +69,7 @@ fn set_schema(schema: u32) -> String {
 
 /// The root: this host's system below, and what is written to it in memory.
 const ROOT: &str = "/run/bench-rpm";
+const PACKAGE: &str = "/srv/bench/banger.rpm";
 
 fn rpm(scene: &mut Scene) -> Result<Outcome> {
     if !scene.root_any("command -v rpm")?.status.success() {
@@ -78,12 +79,11 @@ fn rpm(scene: &mut Scene) -> Result<Outcome> {
         scene.root(&format!(
             "mkdir -p {ROOT}/up {ROOT}/work {ROOT}/root && \
              mount -t overlay rpm -o lowerdir=/,upperdir={ROOT}/up,workdir={ROOT}/work {ROOT}/root && \
-             mount --bind /dev {ROOT}/root/dev && mkdir -p {ROOT}/root/srv/rpm && \
-             cp /srv/bench/banger.rpm {ROOT}/root/srv/rpm/"
+             mount --bind /dev {ROOT}/root/dev && mount --bind /proc {ROOT}/root/proc"
         ))
     })?;
     let lived = life(scene);
-    scene.root(&format!("umount {ROOT}/root/dev; umount {ROOT}/root; rm -rf {ROOT}"))?;
+    scene.root(&format!("umount {ROOT}/root/dev {ROOT}/root/proc; umount {ROOT}/root; rm -rf {ROOT}"))?;
     lived?;
     scene.passed()
 }
@@ -91,10 +91,10 @@ fn rpm(scene: &mut Scene) -> Result<Outcome> {
 fn life(scene: &mut Scene) -> Result<()> {
     let rpm = |words: &str| format!("rpm --root {ROOT}/root {words}");
     // Its requirements are packages that dpkg has put there, of which rpm knows nothing.
-    let install = rpm("--install --nodeps /srv/rpm/banger.rpm");
+    let install = rpm(&format!("--install --nodeps {PACKAGE}"));
     let inside = |line: &str| format!("chroot {ROOT}/root sh -ec '{line}'");
     scene.step("the .rpm is installed with its scripts", |scene| {
-        let ended = scene.root_any(&format!("cd {ROOT}/root && {install}"))?.ok()?;
+        let ended = scene.root_any(&install)?.ok()?;
         ensure!(!ended.stderr.contains("scriptlet failed"), "{ended}");
         ended.says("banger is installed.").map(drop)
     })?;
@@ -122,8 +122,8 @@ fn life(scene: &mut Scene) -> Result<()> {
         scene.root(&format!(
             "head -c 100 /dev/zero > {path} && printf '{bytes}' | dd of={path} bs=1 seek=60 conv=notrunc status=none"
         ))?;
-        let again = rpm("--install --nodeps --replacepkgs /srv/rpm/banger.rpm");
-        let refused = scene.root_any(&format!("cd {ROOT}/root && {again}"))?;
+        let again = rpm(&format!("--install --nodeps --replacepkgs {PACKAGE}"));
+        let refused = scene.root_any(&again)?;
         scene.root(&format!("rm {path}"))?;
         refused.refused(&[&format!("schema {FUTURE}, this package knows ")]).map(drop)
     })?;
