@@ -1,5 +1,5 @@
-//! `bug`: one file for whoever is asked for help. It holds what banger itself knows; nothing of what is in a VM, and
-//! what looks like a secret is crossed out.
+//! `bug`: one file for whoever is asked for help. It holds what banger itself knows; nothing of
+//! what is in a VM, and what looks like a secret is crossed out.
 
 use super::{doctor, job, list};
 use crate::cli::Bug;
@@ -114,7 +114,8 @@ fn write(path: &Path, files: &[(String, String)], now: Timestamp) -> anyhow::Res
 /// Words whose value is not for others, as they stand before `=` or `:`.
 const SECRET: [&str; 7] = ["password", "passwd", "secret", "token", "authorization", "api_key", "apikey"];
 
-/// The text with `***` for the value behind such a word, and for a login in an address (`https://user:word@host`).
+/// The text with `***` for the value behind such a word, and for a login in an address
+/// (`https://user:word@host`).
 fn crossed_out(text: &str) -> String {
     text.split_inclusive('\n').map(|line| without_login(&without_value(line))).collect()
 }

@@ -1,4 +1,5 @@
-//! The host's kernel and hardware: what VMs need of them, and what would make guests less well separated.
+//! The host's kernel and hardware: what VMs need of them, and what would make guests less well
+//! separated.
 
 use super::read;
 use crate::vm::Context;
@@ -8,7 +9,8 @@ use banger_vmm::confine;
 use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 
-/// The oldest kernel that is supported: Landlock of ABI 6, and filters in deletions of connection tracking.
+/// The oldest kernel that is supported: Landlock of ABI 6, and filters in deletions of connection
+/// tracking.
 const KERNEL_FLOOR: (u32, u32) = (6, 12);
 /// Kernel modules, each with what shows that it is there when it is built in.
 const MODULES: [(&str, &str); 4] = [
@@ -65,7 +67,8 @@ fn kernel(release: &str) -> Check {
     )
 }
 
-/// Without it neither the helper nor a VMM starts: that it is compiled in does not mean that it is switched on.
+/// Without it neither the helper nor a VMM starts: that it is compiled in does not mean that it is
+/// switched on.
 fn landlock<E: std::fmt::Display>(supported: Result<(), E>) -> Check {
     match supported {
         Ok(()) => Check::pass("landlock", "Landlock confines VMMs and the helper (ABI 6)"),
@@ -84,7 +87,8 @@ fn modules(there: impl Fn(&str) -> bool) -> Check {
         return Check::pass("modules", MODULES.map(|(name, _)| name).join(", "));
     }
     let missing = missing.join(" ");
-    // A distribution's kernel for clouds may have them in another package, which modprobe's error then shows.
+    // A distribution's kernel for clouds may have them in another package, which modprobe's error
+    // then shows.
     Check::fail("modules", format!("not there: {missing}"), format!("sudo modprobe --all {missing}"))
 }
 

@@ -1,5 +1,5 @@
-//! The checks that only the daemon can make: a check is a function that says what was found and, when
-//! that is not well, the command that mends it. [`crate::rpc`] asks.
+//! The checks that only the daemon can make: a check is a function that says what was found and,
+//! when that is not well, the command that mends it. [`crate::rpc`] asks.
 //!
 //! A check must be cheap, because any user may ask: it reads a few files of `/proc` and `/sys`, and
 //! starts no program. The one thing that costs a process, Firecracker's version, is kept.
@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Mutex;
 
-/// For how long an answer is given again. Each costs a process, a walk through the helper's ledger and the database, and
-/// any user may ask.
+/// For how long an answer is given again. Each costs a process, a walk through the helper's ledger
+/// and the database, and any user may ask.
 const FRESH: Duration = Duration::from_secs(1);
-/// For how long a binary is not asked again that gave no version. Its file says when there is another one.
+/// For how long a binary is not asked again that gave no version. Its file says when there is
+/// another one.
 const NO_VERSION: Duration = Duration::from_secs(10);
 
 /// Which file a version line is of: another one in its place is asked anew.

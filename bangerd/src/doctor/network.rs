@@ -1,4 +1,5 @@
-//! The network of the VMs against the host's: forwarding, routes that overlap, the resolver, other firewalls.
+//! The network of the VMs against the host's: forwarding, routes that overlap, the resolver, other
+//! firewalls.
 
 use super::read;
 use crate::config::Config;
@@ -37,7 +38,8 @@ fn link(name: &str, there: bool) -> Check {
     Check::fail("link of the VMs", format!("there is no {name}"), "sudo systemctl restart banger-priv")
 }
 
-/// `/proc/net/route` has addresses as 32 bits in the byte order of the host, in hexadecimal (proc(5)).
+/// `/proc/net/route` has addresses as 32 bits in the byte order of the host, in hexadecimal
+/// (proc(5)).
 fn routes(network: Network, bridge: &str, table: &str) -> Check {
     const NAME: &str = "routes";
     let ours = mask(network.prefix());
@@ -83,7 +85,8 @@ fn resolver(address: Ipv4Addr, network: Network) -> Check {
     Check::pass(NAME, format!("guests ask {address}"))
 }
 
-/// Who else makes rules here. Only firewalld needs something of banger's: a zone that lets guests through.
+/// Who else makes rules here. Only firewalld needs something of banger's: a zone that lets guests
+/// through.
 fn other_firewalls(there: impl Fn(&str) -> bool) -> Check {
     const NAME: &str = "firewalls";
     let known = [

@@ -1,4 +1,5 @@
-//! What the package and Firecracker bring: the helper, programs and their versions, the configuration.
+//! What the package and Firecracker bring: the helper, programs and their versions, the
+//! configuration.
 
 use super::Doctor;
 use crate::privileged::PrivilegedError;

@@ -1,4 +1,5 @@
-//! What the daemon keeps: its database and the copies of it, room on the disk, kernels and images, leaks.
+//! What the daemon keeps: its database and the copies of it, room on the disk, kernels and images,
+//! leaks.
 
 use crate::db::DbError;
 use crate::vm::Context;

@@ -1,5 +1,5 @@
-//! Whether the packages are fit to be published. Each check says what it found; what cannot be looked at here (a
-//! program is missing) is said and counts as skipped.
+//! Whether the packages are fit to be published. Each check says what it found; what cannot be
+//! looked at here (a program is missing) is said and counts as skipped.
 
 use std::collections::BTreeMap;
 use std::fs;

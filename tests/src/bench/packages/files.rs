@@ -1,18 +1,21 @@
-//! Which file goes where. The .deb's assets in `banger/Cargo.toml` are the only list: the .rpm's are made from it.
+//! Which file goes where. The .deb's assets in `banger/Cargo.toml` are the only list: the .rpm's
+//! are made from it.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
-/// Where the distributions of .rpm have another folder than Debian: here and there. Nothing else differs.
+/// Where the distributions of .rpm have another folder than Debian: here and there. Nothing else
+/// differs.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("/usr/share/zsh/vendor-completions/", "/usr/share/zsh/site-functions/"),
     // Where rpmlint and licence scanners look for it.
     ("/usr/share/doc/banger/copyright", "/usr/share/licenses/banger/copyright"),
 ];
 
-/// A source (relative to the folder `banger`, or `target/release/...`), where it goes, and its mode.
+/// A source (relative to the folder `banger`, or `target/release/...`), where it goes, and its
+/// mode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asset {
     pub(super) source: String,

@@ -1,7 +1,8 @@
-//! The packages: one .deb and one .rpm with the same files, made from release programs that are there already.
+//! The packages: one .deb and one .rpm with the same files, made from release programs that are
+//! there already.
 //!
-//! `stage` writes what the tools take, `files` knows which files go where, and `check` says whether the result is fit
-//! to be published.
+//! `stage` writes what the tools take, `files` knows which files go where, and `check` says whether
+//! the result is fit to be published.
 
 mod check;
 mod files;
@@ -60,7 +61,8 @@ fn tool(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Seconds since 1970 of the last commit; `None` outside of a repository, where `SOURCE_DATE_EPOCH` of the caller counts.
+/// Seconds since 1970 of the last commit; `None` outside of a repository, where `SOURCE_DATE_EPOCH`
+/// of the caller counts.
 fn commit_time() -> Option<String> {
     let ended = Command::new("git").args(["log", "-1", "--format=%ct"]).output().ok()?;
     let text = String::from_utf8(ended.stdout).ok()?.trim().to_owned();

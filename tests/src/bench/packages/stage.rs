@@ -1,4 +1,5 @@
-//! What the packages' tools take: scripts with their common steps in them, compressed pages, and the .rpm's files.
+//! What the packages' tools take: scripts with their common steps in them, compressed pages, and
+//! the .rpm's files.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,7 +16,8 @@ const FOLDER: &str = "target/package";
 /// Overwrites parts of `package.metadata.generate-rpm`.
 pub(super) const RPM_METADATA: &str = "target/package/rpm.toml";
 
-/// The line of a script in whose place the common steps come, and what stands for the database's schema in them.
+/// The line of a script in whose place the common steps come, and what stands for the database's
+/// schema in them.
 const STEPS: &str = "#STEPS#\n";
 const SCHEMA: &str = "#SCHEMA#";
 
@@ -107,7 +109,8 @@ mod tests {
         assert!(with_steps("#!/bin/sh\n", &steps).is_err());
     }
 
-    /// The scripts read SQLite's file themselves: the daemon of the package that is to come is not there yet.
+    /// The scripts read SQLite's file themselves: the daemon of the package that is to come is not
+    /// there yet.
     #[test]
     fn a_database_of_a_newer_schema_is_refused_with_the_way_out() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -1,8 +1,8 @@
-//! The examples of the pages for users and administrators, extracted and run as they stand: a page whose example does
-//! not work is wrong.
+//! The examples of the pages for users and administrators, extracted and run as they stand: a page
+//! whose example does not work is wrong.
 //!
-//! An example is a fenced block that begins with ```` ```sh ````. One that needs what the host VM has not says so there:
-//! ```` ```sh not-run: needs a terminal ````.
+//! An example is a fenced block that begins with ```` ```sh ````. One that needs what the host VM
+//! has not says so there: ```` ```sh not-run: needs a terminal ````.
 
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ fn page(scene: &mut Scene, name: &str, text: &str, user: Option<&str>) -> Result
 const CONFIG: &str = "/etc/banger/banger.toml";
 const KEPT: &str = "/root/banger.toml.kept";
 
-/// A root file system in alice's home, as the pages have one, and sizes of VMs that an emulated host can bear.
+/// A root file system in alice's home, as the pages have one, and sizes of VMs that an emulated
+/// host can bear.
 fn prepare(scene: &mut Scene) -> Result<()> {
     scene.step("a root file system, and small VMs", |scene| {
         scene.root("install -o alice -g alice -m 0644 /srv/bench/debian.tar /home/alice/debian.tar")?;

@@ -1,5 +1,6 @@
-//! What else the packages must do: an older one refuses a newer database, and the .rpm does in a root of its own what
-//! the .deb does on the host. (Upgrades and removals under running guests are in `services`, the rest in `install`.)
+//! What else the packages must do: an older one refuses a newer database, and the .rpm does in a
+//! root of its own what the .deb does on the host. (Upgrades and removals under running guests are
+//! in `services`, the rest in `install`.)
 
 use anyhow::{Result, ensure};
 
@@ -59,7 +60,8 @@ fn downgrade(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// Stops the daemon, so that nothing is left in the write-ahead log, and prints the schema that there was.
+/// Stops the daemon, so that nothing is left in the write-ahead log, and prints the schema that
+/// there was.
 fn set_schema(schema: u32) -> String {
     format!(
         "systemctl stop bangerd.socket bangerd.service; sqlite3 {DATABASE} 'PRAGMA user_version'; \
