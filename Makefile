@@ -22,34 +22,34 @@ help:
 	@echo 'make host-test SUITE=...  suites in the host VM (ONLY=... for some scenarios; no SUITE: all)'
 	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
 	@echo 'make bench                timings in the host VM'
-	@echo 'make packages             the Debian package'
+	@echo 'make packages             the .deb and the .rpm, checked'
 	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=...)'
 	@echo 'make budgets              the helper against its budgets'
 	@echo 'make fmt, make lint       format; clippy, dependency rules, who may use whom'
 
 demo:
-	@$(NEED) build vm deb
+	@$(NEED) build vm packages
 	@$(BENCH) demo
 
 test:
-	@$(NEED) build vm deb deny nextest
+	@$(NEED) build vm packages deny nextest
 	@$(BUILD_TESTED)
 	@target/debug/banger-bench test
 
 host-test:
-	@$(NEED) build vm deb
+	@$(NEED) build vm packages
 	@$(BENCH) host-test $(SUITE) $(if $(ONLY),--only '$(ONLY)')
 
 host-shell:
-	@$(NEED) build vm deb
+	@$(NEED) build vm packages
 	@$(BENCH) shell
 
 bench:
-	@$(NEED) build vm deb
+	@$(NEED) build vm packages
 	@$(BENCH) bench
 
 packages:
-	@$(NEED) build deb
+	@$(NEED) build packages
 	@$(BENCH) packages
 
 fuzz:

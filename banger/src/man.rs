@@ -1,17 +1,31 @@
-//! The manual page banger(1), written from the tree that is parsed. The package carries it as
-//! `packaging/man/banger.1`; the test here, its only caller, compares the two.
+//! The manual pages, written from the tree that is parsed: banger(1) and one per command. They are
+//! kept in `packaging/man`, from where the packages take them; the test here, the only caller,
+//! compares the two.
 
 use crate::cli::Cli;
 use clap::{Arg, Command, CommandFactory as _};
 
-/// The page in the language of man(7).
-pub(crate) fn page() -> String {
+const SEE_ALSO: &str = ".SH SEE ALSO\n";
+
+/// File name and text of each page, in the language of man(7): banger(1), and a page per command.
+pub(crate) fn pages() -> Vec<(String, String)> {
     let mut root = Cli::command();
     root.build();
-    let about = root.get_about().map(ToString::to_string).unwrap_or_default();
-    let mut page = format!(".TH BANGER 1\n.SH NAME\nbanger \\- {}\n", escape(&about));
-    page += ".SH SYNOPSIS\n.B banger\n.I COMMAND\n.SH COMMANDS\n";
-    leaves(&root, &mut page);
+    let mut pages = vec![("banger.1".to_owned(), overview(&root))];
+    for leaf in leaves(&root) {
+        pages.push((format!("{}.1", page_name(leaf)), page(leaf)));
+    }
+    pages
+}
+
+fn overview(root: &Command) -> String {
+    let mut page = head("banger", root);
+    page += ".SH SYNOPSIS\n.B banger\n.I COMMAND\n.SH DESCRIPTION\n";
+    page += "Each command has a page of its own: \\fBman banger\\-vm\\-run\\fR is about \\fBbanger vm run\\fR.\n";
+    page += ".SH COMMANDS\n";
+    for leaf in leaves(root) {
+        page += &format!(".TP\n.BR {} (1)\n{}\n", escape(&page_name(leaf)), escape(&about(leaf)));
+    }
     let after = root.get_after_help().map(ToString::to_string).unwrap_or_default();
     let (notes, environment) = after.split_once("Environment:").unwrap_or((after.as_str(), ""));
     page += &format!(".SH NOTES\n{}\n.SH ENVIRONMENT\n", escape(notes.trim()));
@@ -19,32 +33,56 @@ pub(crate) fn page() -> String {
         let (name, meaning) = line.trim().split_once("  ").unwrap_or((line, ""));
         page += &format!(".TP\n.B {}\n{}\n", escape(name), escape(meaning.trim()));
     }
-    page += ".SH EXIT STATUS\nThat of the command for \\fBvm run\\fR, \\fBvm exec\\fR and \\fBvm ssh\\fR; else 0, 1 after \
-             a failure, 2 for a command line that is not understood, 130 after Ctrl\\-C.\n";
+    page += EXIT_STATUS;
     page += ".SH FILES\n.TP\n.B /etc/banger/banger.toml\nThe configuration of the daemon.\n.TP\n\
              .B ~/.local/share/banger/ssh\nThe key and the pinned host keys of \\fBvm ssh\\fR.\n";
-    page += ".SH SEE ALSO\n.BR ssh (1),\n.BR systemctl (1)\n";
-    page
+    page + SEE_ALSO + ".BR ssh (1),\n.BR systemctl (1)\n"
 }
 
-/// A section of each command that does something.
-fn leaves(command: &Command, page: &mut String) {
-    let visible: Vec<&Command> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).collect();
-    for sub in &visible {
-        if sub.has_subcommands() {
-            leaves(sub, page);
-            continue;
-        }
-        let usage = Command::clone(sub).render_usage().to_string();
-        let usage = usage.trim_start_matches("Usage: ").to_owned();
-        *page += &format!(".SS {}\n", escape(&usage));
-        *page += &format!("{}\n", escape(&sub.get_about().map(ToString::to_string).unwrap_or_default()));
-        for arg in
-            sub.get_arguments().filter(|arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version"))
-        {
-            *page += &format!(".TP\n.B {}\n{}\n", escape(&name(arg)), escape(&meaning(arg)));
-        }
+const EXIT_STATUS: &str = ".SH EXIT STATUS\nThat of the command for \\fBvm run\\fR, \\fBvm exec\\fR and \\fBvm \
+                           ssh\\fR; else 0, 1 after a failure, 2 for a command line that is not understood, 130 after \
+                           Ctrl\\-C.\n";
+
+/// The page of one command.
+fn page(command: &Command) -> String {
+    let mut page = head(&page_name(command), command);
+    let usage = Command::clone(command).render_usage().to_string();
+    page += &format!(".SH SYNOPSIS\n{}\n", escape(usage.trim_start_matches("Usage: ")));
+    let long = command.get_long_about().map(ToString::to_string).unwrap_or_else(|| about(command));
+    page += &format!(".SH DESCRIPTION\n{}\n", escape(&long));
+    let shown = |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    let mut arguments = command.get_arguments().filter(shown).peekable();
+    if arguments.peek().is_some() {
+        page += ".SH OPTIONS\n";
     }
+    for arg in arguments {
+        page += &format!(".TP\n.B {}\n{}\n", escape(&name(arg)), escape(&meaning(arg)));
+    }
+    if let Some(after) = command.get_after_help() {
+        page += &format!(".SH NOTES\n{}\n", escape(&after.to_string()));
+    }
+    page + EXIT_STATUS + SEE_ALSO + ".BR banger (1)\n"
+}
+
+fn head(name: &str, command: &Command) -> String {
+    let name = escape(name);
+    format!(".TH {} 1\n.SH NAME\n{name} \\- {}\n", name.to_uppercase(), escape(&about(command)))
+}
+
+fn about(command: &Command) -> String {
+    command.get_about().map(ToString::to_string).unwrap_or_default()
+}
+
+/// `banger-vm-run` of `banger vm run`.
+fn page_name(command: &Command) -> String {
+    command.get_bin_name().unwrap_or_else(|| command.get_name()).replace(' ', "-")
+}
+
+/// The commands that do something.
+fn leaves(command: &Command) -> Vec<&Command> {
+    let visible = command.get_subcommands().filter(|sub| !sub.is_hide_set());
+    let own = |sub: &Command| !sub.has_subcommands() || !sub.is_subcommand_required_set();
+    visible.flat_map(|sub| own(sub).then_some(sub).into_iter().chain(leaves(sub))).collect()
 }
 
 fn name(arg: &Arg) -> String {
@@ -75,16 +113,38 @@ fn escape(text: &str) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use std::collections::BTreeMap;
+    use std::path::Path;
 
     #[test]
-    fn the_packaged_page_is_this_one() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/man/banger.1");
+    fn the_packaged_pages_are_these() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/man"));
+        let pages: BTreeMap<String, String> = pages().into_iter().collect();
         if std::env::var_os("INSTA_UPDATE").is_some_and(|value| value == "always") {
-            std::fs::write(path, page()).unwrap();
+            std::fs::remove_dir_all(folder).unwrap();
+            std::fs::create_dir(folder).unwrap();
+            pages.iter().for_each(|(name, page)| std::fs::write(folder.join(name), page).unwrap());
         }
+        let packaged: BTreeMap<String, String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read_to_string(entry.path()).unwrap()))
+            .collect();
+        let others: Vec<&String> =
+            pages.keys().chain(packaged.keys()).filter(|name| pages.get(*name) != packaged.get(*name)).collect();
         assert!(
-            std::fs::read_to_string(path).unwrap() == page(),
-            "write it again: INSTA_UPDATE=always cargo test -p banger"
+            others.is_empty(),
+            "write {others:?} again: INSTA_UPDATE=always cargo nextest run --workspace the_packaged_pages"
         );
+    }
+
+    #[test]
+    fn a_command_has_its_own_page_with_its_options() {
+        let pages: BTreeMap<String, String> = pages().into_iter().collect();
+        let run = &pages["banger-vm-run.1"];
+        assert!(run.starts_with(".TH BANGER\\-VM\\-RUN 1\n"), "{run}");
+        assert!(run.contains(".B \\-\\-name NAME") && run.contains(".SH DESCRIPTION\n"), "{run}");
+        assert!(pages["banger.1"].contains(".BR banger\\-vm\\-run (1)"));
+        assert!(!pages.contains_key("banger-vm.1"), "a group does nothing by itself");
     }
 }

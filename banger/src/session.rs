@@ -34,6 +34,22 @@ pub(crate) async fn text(mut from: UnixStream) -> anyhow::Result<u8> {
     }
 }
 
+/// A guest's text as one, for whoever shows it later; what is no UTF-8 is replaced.
+///
+/// # Errors
+/// Why the daemon refused, or a lost connection.
+pub(crate) async fn collect(mut from: UnixStream) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    loop {
+        match stream::read(&mut from).await.map_err(lost)? {
+            Some(Frame::Output(more)) => bytes.extend_from_slice(&more),
+            Some(Frame::Failed(why)) => return Err(explained(why, "")),
+            Some(Frame::Exit(_)) | None => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Some(_) => {}
+        }
+    }
+}
+
 /// Standard input to the guest and its bytes to standard output, until either side ends. Signals end us.
 ///
 /// # Errors

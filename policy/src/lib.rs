@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod command;
+pub mod distribution;
 pub mod dm;
 pub mod firewall;
 pub mod holding;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure that the programs of the test bench are there: `need.sh build|vm|deb|deny|nextest ...`.
+# Makes sure that the programs of the test bench are there: `need.sh build|vm|packages|deny|nextest ...`.
 # As root it installs what is missing; otherwise it says what to install and ends with status 1.
 # Called by the Makefile only. It never removes a package and never touches the sources of apt.
 set -eu
@@ -64,14 +64,23 @@ for group in "$@"; do
         # The helper's tests compare with what nft shows; those of repositories are about git.
         want nft nftables
         want git git ;;
-    deb|deny) ;;
+    packages)
+        # They look at the packages: what is missing is skipped elsewhere, and installed where apt is.
+        if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
+            want lintian lintian
+            want rpmlint rpmlint
+            want rpm rpm
+        fi ;;
+    deny) ;;
     *) echo "need.sh: unknown group $group" >&2; exit 2 ;;
     esac
 done
 install_missing
 for group in "$@"; do
     case "$group" in
-    deb) cargo_tool deb 3.8.0 ;;
+    packages)
+        cargo_tool deb 3.8.0
+        cargo_tool generate-rpm 0.21.1 ;;
     deny) cargo_tool deny 0.20.2 ;;
     nextest) cargo_tool nextest 0.9.143 ;;
     esac

@@ -31,8 +31,35 @@ pub struct Check {
     pub name: String,
     /// How it is.
     pub status: CheckStatus,
-    /// What was found, and what to do about it.
+    /// What was found.
     pub detail: String,
+    /// What mends it: a command that can be typed as it stands, where there is one. Empty when
+    /// nothing is wrong.
+    pub mend: String,
+}
+
+impl Check {
+    /// All is well.
+    #[must_use]
+    pub fn pass(name: &str, detail: impl Into<String>) -> Self {
+        Self::new(name, CheckStatus::Pass, detail, "")
+    }
+
+    /// It works, but.
+    #[must_use]
+    pub fn warn(name: &str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::new(name, CheckStatus::Warn, detail, mend)
+    }
+
+    /// It does not work.
+    #[must_use]
+    pub fn fail(name: &str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::new(name, CheckStatus::Fail, detail, mend)
+    }
+
+    fn new(name: &str, status: CheckStatus, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), status, detail: detail.into(), mend: mend.into() }
+    }
 }
 
 /// What a leak is.

@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Job(Job),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
+    /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets
+    Bug(Bug),
     /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh that does it
     SshConfig(SshConfig),
     /// Show the versions of this program, of bangerd and of Firecracker
@@ -75,7 +77,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Doctor {
+    #[command(subcommand)]
+    pub(crate) of: Option<DoctorOf>,
     /// List what belongs to no VM: processes, devices, files (for administrators)
     #[arg(long)]
     pub(crate) leaks: bool,
@@ -84,6 +89,24 @@ pub(crate) struct Doctor {
     pub(crate) fix: bool,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DoctorOf {
+    /// How far a VM has come, what its VMM said, and the end of its console
+    Vm {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bug {
+    /// The file to write [default: banger-bug-TIME.tar.gz in this folder]
+    #[arg(long, short)]
+    pub(crate) output: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Args)]

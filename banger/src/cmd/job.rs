@@ -15,17 +15,24 @@ pub(super) async fn run(command: Job) -> anyhow::Result<u8> {
     }
 }
 
-async fn list(json: Json) -> anyhow::Result<u8> {
-    let client = Client::connect().await?;
+/// All pages, newest first.
+///
+/// # Errors
+/// The daemon's refusal, or a lost connection.
+pub(super) async fn views(client: &Client) -> anyhow::Result<Vec<JobView>> {
     let (mut jobs, mut before) = (Vec::new(), None);
     loop {
         let page = answer(client.rpc.list_jobs(soon(), before)).await.context("cannot list the jobs")?;
         jobs.extend(page.jobs);
         before = page.next;
         if before.is_none() {
-            break;
+            return Ok(jobs);
         }
     }
+}
+
+async fn list(json: Json) -> anyhow::Result<u8> {
+    let jobs = views(&Client::connect().await?).await?;
     if json.json {
         output::json(&jobs)?;
         return Ok(0);

@@ -1,5 +1,6 @@
 //! One file per command, or per group of commands that differ in a word. Each gives the exit status.
 
+mod bug;
 mod cache;
 mod chown;
 mod completion;
@@ -38,6 +39,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
         Command::Doctor(asked) => doctor::run(asked).await,
+        Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),

@@ -5,9 +5,9 @@ use banger_policy::VmId;
 use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CheckStatus, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage,
-    JobResult, JobState, JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage,
-    VmPage, VmRecord, Workspace,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobResult, JobState,
+    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -54,8 +54,8 @@ impl Daemon for Fake {
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
         let state = self.state();
-        let detail = state.text("there is no /dev/kvm: enable virtualisation in the firmware");
-        Ok(vec![Check { name: state.text("kvm"), status: CheckStatus::Fail, detail }])
+        let detail = state.text("there is no /dev/kvm");
+        Ok(vec![Check::fail(&state.text("kvm"), detail, state.text("switch virtualisation on in the firmware"))])
     }
 
     async fn leaks(self, _: Context, fix: bool) -> Result<Leaks, ApiError> {

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 
 use super::product::{Needs, Product};
 use super::session::{How, Session, Suites};
-use super::{budgets, checks, fuzz, here, interrupt, layers, product};
+use super::{budgets, checks, fuzz, here, interrupt, layers, packages, product};
 use crate::suite::{self, Setup};
 
 /// Builds banger, boots the host VM and runs the suites in it.
@@ -47,7 +47,7 @@ enum Command {
         #[arg(long)]
         as_built: bool,
     },
-    /// Builds the Debian package and says where it is.
+    /// Builds the .deb and the .rpm, checks them, and says where they are.
     Packages,
     /// Fuzzes decoders, ledger parser and policy, each target for so many seconds.
     Fuzz {
@@ -99,8 +99,10 @@ fn run(command: Command) -> Result<bool> {
             Session::open(&product)?.shell()
         }
         Command::Packages => {
-            product::say_packages(&Product::build(Needs::Package)?);
-            Ok(true)
+            let product = Product::build(Needs::Package)?;
+            let tally = packages::check();
+            product::say_packages(&product);
+            Ok(tally.failed == 0)
         }
         Command::Fuzz { seconds } => fuzz::run(seconds).map(|tally| {
             println!("{tally}");

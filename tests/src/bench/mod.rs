@@ -8,6 +8,7 @@ mod interrupt;
 mod lanes;
 mod layers;
 mod main;
+mod packages;
 mod product;
 mod session;
 mod shown;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::shown;
+use super::{packages, shown};
 use crate::hostvm::payload::Payload;
 
 /// Cold builds on two slow cores end well within this.
@@ -15,7 +15,6 @@ const BUILD: Duration = Duration::from_secs(30 * 60);
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const SUITE: &str = "target/debug/banger-suite";
-const PACKAGE: &str = "target/debian/banger.deb";
 /// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
@@ -76,7 +75,7 @@ impl Product {
         let vmm_name = if given.is_some() { "firecracker" } else { "stand-in" };
         Self {
             suite: PathBuf::from(SUITE),
-            package: (needs >= Needs::Package).then(|| PathBuf::from(PACKAGE)),
+            package: (needs >= Needs::Package).then(|| PathBuf::from(packages::DEB)),
             vmm: (needs >= Needs::Guests).then(|| given.unwrap_or_else(|| PathBuf::from(STAND_IN))),
             vmm_name,
         }
@@ -86,7 +85,7 @@ impl Product {
     pub(super) fn payload(&self, target: &Path) -> Result<()> {
         let mut payload = Payload::default().program(&self.suite, "banger-suite");
         if let Some(package) = &self.package {
-            payload = payload.file(package, "banger.deb");
+            payload = payload.file(package, "banger.deb").file(Path::new(packages::RPM), "banger.rpm");
         }
         if let Some(vmm) = &self.vmm {
             payload = payload
@@ -101,10 +100,10 @@ impl Product {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the path is what was asked for")]
+#[expect(clippy::print_stdout, reason = "the paths are what was asked for")]
 pub(super) fn say_packages(product: &Product) {
     if let Some(package) = &product.package {
-        println!("{}", package.display());
+        println!("{}\n{}", package.display(), packages::RPM);
     }
 }
 
@@ -156,9 +155,7 @@ fn package() -> Result<()> {
     // By itself: built together with the daemon, the helper would carry every feature of a shared dependency that only the daemon wants.
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv"], None)?;
     guest()?;
-    cargo(&["deb", "--quiet", "--locked", "-p", "banger", "--no-build", "--no-strip", "--output", PACKAGE], None)?;
-    ensure!(Path::new(PACKAGE).is_file(), "cargo-deb has not written {PACKAGE}");
-    Ok(())
+    packages::make()
 }
 
 fn cargo(words: &[&str], flags: Option<&str>) -> Result<()> {

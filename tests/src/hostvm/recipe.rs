@@ -26,6 +26,8 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "sqlite3",
     "socat",
+    // The other package, in a root of its own.
+    "rpm",
     "strace",
     // What users work with.
     "git",

@@ -120,9 +120,11 @@ pub fn all() -> Vec<Suite> {
         scenarios::inventory_control::SUITE,
         scenarios::root_disk::STORE,
         scenarios::install::SUITE,
+        scenarios::package::SUITE,
         // From here on a host VM serves several, as long as nothing fails: setups only rise.
         scenarios::confinement::SUITE,
         scenarios::demo::SUITE,
+        scenarios::docs::SUITE,
         scenarios::hostile_client::SUITE,
         scenarios::hostile_agent::SUITE,
         scenarios::helper_kills::SUITE,

@@ -12,6 +12,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("crowd", 2),
     ("owners", 2),
     ("packets", 2),
+    ("docs", 1),
     ("lifecycle", 4),
     ("using", 3),
     ("workspace", 2),

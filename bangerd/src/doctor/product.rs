@@ -1,0 +1,222 @@
+//! What the package and Firecracker bring: the helper, programs and their versions, the
+//! configuration.
+
+use super::Doctor;
+use crate::privileged::PrivilegedError;
+use crate::vm::Context;
+use crate::vm::host::find_vmm;
+use banger_policy::distribution::Family;
+use banger_proto::model::{ApiError, Check};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// The oldest Firecracker that is known to work, and the newest that the suites have seen.
+const FIRECRACKER: (u32, u32) = (1, 16);
+const FIRECRACKER_TESTED: (u32, u32) = (1, 16);
+
+pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Vec<Check> {
+    let version = doctor.vmm_version().await;
+    let binary = find_vmm(doctor.firecracker.as_deref()).ok().and_then(|path| Some((path.metadata().ok()?, path)));
+    let mut found = vec![
+        helper(ctx).await,
+        socket("helper's socket", &ctx.paths.helper_socket, "banger-priv.socket"),
+        vmm(version),
+        guest_binary(&ctx.paths.guest_binary, family),
+        configuration(modified(&ctx.paths.config), doctor.started),
+        leftover_configuration(&ctx.paths.config),
+    ];
+    if let Some((meta, path)) = binary {
+        found.push(vmm_owner(&path, meta.uid(), meta.mode()));
+    }
+    found
+}
+
+async fn helper(ctx: &Context) -> Check {
+    const NAME: &str = "helper";
+    match ctx.privileged.list(None).await {
+        // The hello of the connection compared the protocol versions.
+        Ok(_) => Check::pass(NAME, "banger-priv answers, with this protocol version"),
+        Err(error @ PrivilegedError::Refused { .. }) => {
+            Check::fail(NAME, crate::error::chain(&error), "sudo journalctl --unit banger-priv --lines 20")
+        }
+        Err(error) => {
+            let error = error.api("the helper");
+            Check::fail(NAME, error.message, error.hint)
+        }
+    }
+}
+
+fn socket(name: &str, path: &Path, unit: &str) -> Check {
+    match path.metadata() {
+        Ok(meta) if meta.file_type().is_socket() => Check::pass(name, path.display().to_string()),
+        Ok(_) => Check::fail(
+            name,
+            format!("{} is no socket", path.display()),
+            format!("sudo rm -r {} && sudo systemctl restart {unit}", path.display()),
+        ),
+        Err(error) => {
+            Check::fail(name, format!("{}: {error}", path.display()), format!("sudo systemctl restart {unit}"))
+        }
+    }
+}
+
+/// `Firecracker v1.16.0`.
+fn vmm(version: Result<String, ApiError>) -> Check {
+    const NAME: &str = "firecracker";
+    let line = match version {
+        Ok(line) => line,
+        Err(error) => return Check::fail(NAME, error.message, error.hint),
+    };
+    let numbers = line.split_whitespace().find_map(|word| {
+        let mut parts = word.strip_prefix('v')?.split('.').map(str::parse::<u32>);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
+    });
+    let words = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+    match numbers {
+        Some(version) if version < FIRECRACKER => Check::fail(
+            NAME,
+            format!("{line} is older than {}", words(FIRECRACKER)),
+            format!("install Firecracker {} or newer as /usr/local/bin/firecracker", words(FIRECRACKER)),
+        ),
+        Some(version) if version > FIRECRACKER_TESTED => {
+            // Not a warning: each of its releases would bring one to every host.
+            Check::pass(NAME, format!("{line} (newer than {}, with which banger is tested)", words(FIRECRACKER_TESTED)))
+        }
+        Some(_) => Check::pass(NAME, line),
+        None => Check::warn(
+            NAME,
+            format!("its version cannot be read from {line:?}"),
+            format!("firecracker --version   # {} or newer is needed", words(FIRECRACKER)),
+        ),
+    }
+}
+
+/// Whoever can replace it runs programs as the daemon's user.
+fn vmm_owner(path: &Path, uid: u32, mode: u32) -> Check {
+    const NAME: &str = "firecracker's owner";
+    let path = path.display();
+    if uid != 0 {
+        return Check::fail(NAME, format!("{path} belongs to uid {uid}"), format!("sudo chown root:root {path}"));
+    }
+    if mode & 0o022 != 0 {
+        let found = format!("others than root may write {path} (mode {:o})", mode & 0o7777);
+        return Check::fail(NAME, found, format!("sudo chmod go-w {path}"));
+    }
+    Check::pass(NAME, format!("{path} is root's"))
+}
+
+fn guest_binary(path: &Path, family: Family) -> Check {
+    const NAME: &str = "guest init";
+    if path.is_file() {
+        return Check::pass(NAME, path.display().to_string());
+    }
+    let again = match family {
+        Family::Fedora => "sudo dnf reinstall banger",
+        Family::Debian | Family::Other => "sudo apt install --reinstall ./banger.deb",
+    };
+    Check::fail(NAME, format!("{} is missing", path.display()), again)
+}
+
+/// The configuration counts as it was at the daemon's start.
+fn configuration(changed: Option<SystemTime>, started: SystemTime) -> Check {
+    const NAME: &str = "configuration";
+    match changed {
+        Some(changed) if changed > started => Check::warn(
+            NAME,
+            "it was changed after bangerd has read it",
+            "sudo /usr/lib/banger/bangerd --check && sudo systemctl restart bangerd banger-priv",
+        ),
+        Some(_) => Check::pass(NAME, "in force as it stands in the file"),
+        None => Check::pass(NAME, "there is no file: the defaults are in force"),
+    }
+}
+
+/// What a package manager leaves beside a file that the administrator has changed.
+fn leftover_configuration(config: &Path) -> Check {
+    const NAME: &str = "configuration's other version";
+    let beside = |ending: &str| {
+        let mut path = config.as_os_str().to_owned();
+        path.push(ending);
+        Path::new(&path).exists().then_some(path)
+    };
+    match [".dpkg-dist", ".dpkg-new", ".rpmnew"].iter().find_map(|ending| beside(ending)) {
+        None => Check::pass(NAME, "none is left to be merged"),
+        Some(other) => Check::warn(
+            NAME,
+            format!("an upgrade has left {}", other.display()),
+            format!("diff {} {}   # merge, then remove the second", config.display(), other.display()),
+        ),
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().ok()?.modified().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use banger_proto::model::CheckStatus::{Fail, Pass, Warn};
+    use banger_proto::model::ErrorCode;
+    use std::time::Duration;
+
+    #[test]
+    fn versions_of_firecracker() {
+        for (line, status) in [
+            ("Firecracker v1.16.0", Pass),
+            ("Firecracker v1.16.2-dev", Pass),
+            ("Firecracker v2.0.0", Pass),
+            ("Firecracker v1.9.1", Fail),
+            ("something else", Warn),
+        ] {
+            let check = vmm(Ok(line.to_owned()));
+            assert_eq!(check.status, status, "{line}");
+            assert_eq!(check.mend.is_empty(), status == Pass, "{check:?}");
+        }
+        let missing = ApiError::new(ErrorCode::HostNotReady, "there is no firecracker").hint("Install it.");
+        let check = vmm(Err(missing));
+        assert_eq!((check.status, check.mend.as_str()), (Fail, "Install it."));
+    }
+
+    #[test]
+    fn a_firecracker_that_others_may_replace_is_named() {
+        let path = Path::new("/usr/bin/firecracker");
+        assert_eq!(vmm_owner(path, 0, 0o100_755).status, Pass);
+        assert_eq!(vmm_owner(path, 1001, 0o100_755).mend, "sudo chown root:root /usr/bin/firecracker");
+        assert_eq!(vmm_owner(path, 0, 0o100_775).mend, "sudo chmod go-w /usr/bin/firecracker");
+    }
+
+    #[test]
+    fn missing_files_fail() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, listener) = (dir.path().join("file"), dir.path().join("socket"));
+        assert_eq!(guest_binary(&file, Family::Fedora).mend, "sudo dnf reinstall banger");
+        assert_eq!(socket("s", &file, "banger-priv.socket").mend, "sudo systemctl restart banger-priv.socket");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(guest_binary(&file, Family::Debian).status, Pass);
+        assert_eq!(socket("s", &file, "banger-priv.socket").status, Fail);
+        let _listener = std::os::unix::net::UnixListener::bind(&listener).unwrap();
+        assert_eq!(socket("s", &listener, "banger-priv.socket").status, Pass);
+    }
+
+    #[test]
+    fn a_configuration_that_changed_after_the_start_is_not_in_force() {
+        let early = SystemTime::UNIX_EPOCH;
+        let late = early + Duration::from_secs(1);
+        assert_eq!(configuration(Some(late), early).status, Warn);
+        assert_eq!(configuration(Some(early), late).status, Pass);
+        assert_eq!(configuration(None, late).status, Pass);
+    }
+
+    #[test]
+    fn what_an_upgrade_left_beside_the_configuration_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("banger.toml");
+        assert_eq!(leftover_configuration(&config).status, Pass);
+        std::fs::write(dir.path().join("banger.toml.rpmnew"), "").unwrap();
+        let check = leftover_configuration(&config);
+        assert!(check.status == Warn && check.mend.contains("banger.toml.rpmnew"), "{check:?}");
+    }
+}

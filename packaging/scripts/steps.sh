@@ -1,0 +1,125 @@
+# The steps of the package's scripts, for the .deb and the .rpm. `make packages` puts this file into
+# each script, in the place of the line "#STEPS#". Each step may be run again, and none of them
+# touches a running VM: KillMode=process lets VMs outlive both services. No step uses the network.
+
+UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-guests.service'
+START='banger-priv.socket bangerd.socket banger-priv.service banger-host-firewall.service banger-host-firewall.timer banger-guests.service'
+# The daemon comes before the helper, which it calls while it stops.
+STOP='banger-host-firewall.timer banger-host-firewall.service bangerd.socket bangerd.service banger-priv.socket banger-priv.service'
+# The cgroup of all VMs: what it says is true whatever the daemon's state.
+VMS=/sys/fs/cgroup/system.slice/bangerd.service/vms/cgroup.events
+DATABASE=/var/lib/banger/banger.db
+# The newest schema of the database that this package knows.
+SCHEMA='#SCHEMA#'
+
+# Whether systemd runs this host. It does not in a chroot, where images of hosts are made.
+booted() {
+    [ -d /run/systemd/system ]
+}
+
+# Those of the named units that are there.
+present() {
+    for unit in "$@"; do
+        if [ -e "/usr/lib/systemd/system/$unit" ]; then
+            echo "$unit"
+        fi
+    done
+}
+
+# SQLite keeps the schema's number in bytes 60 to 63 of the file (sqlite.org/fileformat.html).
+database_fits() {
+    [ -r "$DATABASE" ] || return 0
+    found=$(od -An -tu1 -j60 -N4 "$DATABASE" | { read -r a b c d || :; echo $(((${a:-0} << 24) + (${b:-0} << 16) + (${c:-0} << 8) + ${d:-0})); })
+    if [ "$found" -le "$SCHEMA" ]; then
+        return 0
+    fi
+    cat >&2 <<TEXT
+banger: $DATABASE was written by a newer banger (schema $found, this package knows $SCHEMA),
+so this package is not installed and nothing has changed. One of these helps:
+  Keep the newer package.
+  Bring back a database from before the upgrade, which forgets the VMs made since:
+    systemctl stop bangerd.socket bangerd.service
+    cp /var/lib/banger/backups/COPY $DATABASE
+    rm -f $DATABASE-wal $DATABASE-shm
+TEXT
+    return 1
+}
+
+make_users_and_folders() {
+    systemd-sysusers banger.conf
+    systemd-tmpfiles --create banger.conf
+}
+
+bring_up_host() {
+    systemctl --system daemon-reload
+    # A module that is not there is reported by `banger doctor`, with what to do.
+    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
+    udevadm control --reload || true
+    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
+    if systemctl --quiet is-active firewalld.service; then
+        firewall-cmd --quiet --reload || true
+    fi
+}
+
+# The host's own kernel, for everybody. Without it the package works all the same, so nothing here
+# fails. Only at the first installation: what an administrator has deleted since stays deleted.
+import_kernel() {
+    kernel=/boot/vmlinuz-$(uname -r)
+    [ -r "$kernel" ] || kernel=/lib/modules/$(uname -r)/vmlinuz
+    if [ ! -r "$kernel" ]; then
+        echo "The kernel of this host cannot be read. Import a kernel for guests: banger kernel import --shared FILE"
+    elif ! timeout 120 banger kernel import --shared "$kernel"; then
+        echo "Try again later: banger kernel import --shared $kernel"
+    fi
+}
+
+say_what_is_next() {
+    cat <<'TEXT'
+banger is installed.
+  - Let USER use it:          usermod --append --groups banger USER   (then log in again)
+  - Check this host:          banger doctor
+  - Firecracker is not part of this package: put it into /usr/bin or /usr/local/bin.
+  - NOTE: net.ipv4.ip_forward is now 1, so this host routes packets between its networks. Guests cannot reach
+    out without it. If the host has several networks, look at its FORWARD rules.
+TEXT
+}
+
+guests_run() {
+    [ -e "$VMS" ] && grep -qx 'populated 1' "$VMS"
+}
+
+# Status 1: guests still run, so the package has to stay.
+shut_down_guests() {
+    guests_run || return 0
+    echo "banger: shutting down all guests"
+    banger vm stop --everyone || true
+    guests_run || return 0
+    cat >&2 <<'TEXT'
+banger: guests still run, so the package is not removed.
+  See whose they are:         banger vm list --all
+  Shut them down:             banger vm stop --everyone
+  End them without saving:    banger vm kill NAME...
+TEXT
+    return 1
+}
+
+# What outlives the helper on purpose, so that guests stay confined while it restarts. A link is
+# banger's only by its alias, which needs CAP_NET_ADMIN to set.
+remove_remains() {
+    if booted; then
+        systemctl --system daemon-reload || true
+        udevadm control --reload || true
+    fi
+    if command -v nft >/dev/null; then
+        nft delete table inet banger 2>/dev/null || true
+    fi
+    if command -v ip >/dev/null; then
+        for link in $(ip -oneline link show type dummy | sed -n 's/^[0-9]*: \([^:@]*\)[:@].*alias banger:1:bridge.*/\1/p'); do
+            ip link delete dev "$link" || true
+        done
+    fi
+}
+
+erase_state() {
+    rm -rf /var/lib/banger /var/lib/banger-priv /run/banger /run/banger-priv /run/bangerd
+}
