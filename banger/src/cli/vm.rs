@@ -171,6 +171,9 @@ pub(crate) struct Run {
     /// Run the image's Entrypoint and Cmd as the session `app`; COMMAND takes the place of Cmd
     #[arg(long)]
     pub(crate) entrypoint: bool,
+    /// Say what happens as JSON on standard output, an object a line: stages, output, exit, errors
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) json: bool,
     /// Do not read standard input
     #[arg(short = 'n', long)]
     pub(crate) no_stdin: bool,
@@ -212,6 +215,9 @@ pub(crate) struct Exec {
     /// Do not read standard input
     #[arg(short = 'n', long, conflicts_with = "tty")]
     pub(crate) no_stdin: bool,
+    /// Say what happens as JSON on standard output, an object a line: output, exit, errors
+    #[arg(long, conflicts_with = "tty")]
+    pub(crate) json: bool,
     /// When HEAD of the workspace's repository has moved here, prepare it again before
     #[arg(long)]
     pub(crate) auto_prepare: bool,
