@@ -115,8 +115,9 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
     let commands = vsock::Listener::bind(banger_proto::command::PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
-    let (asked, was_asked) = watch::channel(false);
+    let (asked, was_asked) = watch::channel(None);
     let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
+    server.resume_sessions(init);
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));

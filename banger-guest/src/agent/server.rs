@@ -21,6 +21,7 @@ use super::keys::Keys;
 use super::sessions::Sessions;
 use super::ssh::Connection;
 use super::startups::{Place, Startups};
+use crate::init_kind::InitKind;
 use crate::sys::signals;
 
 /// An OpenSSH client offers every key of its user's agent, one attempt each.
@@ -222,6 +223,11 @@ impl Server {
             let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
             let _ = signals::send(-group, libc::SIGCONT);
         }
+    }
+
+    /// Starts the sessions that are to run in this guest.
+    pub(super) fn resume_sessions(&self, init: InitKind) {
+        tokio::spawn(super::sessions::resume(Arc::clone(&self.shared), init));
     }
 
     /// Asks all sessions to end, and waits until they have and their logs and statuses are on the disk, at most

@@ -80,8 +80,9 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
             return Err(error);
         }
     }
+    let again = session::again(options.spec.restart);
     let app = entrypoint || (detach && !command.is_empty());
-    let purpose = Purpose { app: app.then_some(entrypoint), detach, json, stdin: !no_stdin, command, settings };
+    let purpose = Purpose { app: app.then_some(entrypoint), again, detach, json, stdin: !no_stdin, command, settings };
     let used = use_it(&client, &vm, purpose, began, &mut interrupts).await;
     if rm { delete_after(used, &vm, interrupts, json).await } else { used }
 }
@@ -90,6 +91,8 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
 struct Purpose {
     /// The command is the session `app`; behind the image's Entrypoint, when that is true.
     app: Option<bool>,
+    /// It is started again.
+    again: bool,
     detach: bool,
     json: bool,
     stdin: bool,
@@ -104,7 +107,7 @@ async fn use_it(
     began: Instant,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<u8> {
-    let Purpose { app, detach, json, stdin, command, settings } = purpose;
+    let Purpose { app, again, detach, json, stdin, command, settings } = purpose;
     if json {
         tell(&Event::Ready { vm, took_ms: ms(began.elapsed()) })?;
     } else {
@@ -112,7 +115,7 @@ async fn use_it(
     }
     if let Some(entrypoint) = app {
         let start = exec::start(command, settings, false);
-        let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint };
+        let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint, again };
         return session::run_app(client, vm, app, App { detach, json }, interrupts).await;
     }
     if detach {

@@ -11,6 +11,7 @@ use crate::output::{self, Event, age, facts, line, note, table, tell};
 use crate::sessions::{self, Shown, answer, ask, exit_status, odd, words};
 use crate::terminal;
 use anyhow::Context as _;
+use banger_policy::vm::RestartPolicy;
 use banger_proto::model::VmRecord;
 use banger_proto::session::{Answer, New, Outputs, Refusal, Request, Session, Status, is_name};
 use banger_proto::signal;
@@ -45,14 +46,14 @@ pub(super) async fn run(command: Command) -> anyhow::Result<u8> {
 }
 
 async fn start(options: Start) -> anyhow::Result<u8> {
-    let Start { name, stdin, tty, with, vm, command } = options;
+    let Start { name, stdin, tty, restart, with, vm, command } = options;
     let what = format!("cannot start a session in {vm}");
     if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
         let rule = "use 1 to 63 characters of a-z, 0-9 and -, without - at either end";
         return Err(explained(format!("{name:?} is no name of a session"), rule)).context(what);
     }
     let start = exec::start(command, exec::check(with).context(what.clone())?, tty);
-    let new = New { name, start, stdin: stdin == Stdin::Pipe, entrypoint: false };
+    let new = New { name, start, stdin: stdin == Stdin::Pipe, entrypoint: false, again: again(restart) };
     let client = Client::connect().await?;
     match begin(&client, &vm, new).await.context(what)? {
         Begun::Session(session) => {
@@ -166,6 +167,7 @@ struct View<'a> {
     reason: Option<&'static str>,
     stdin: &'static str,
     tty: bool,
+    restart: RestartPolicy,
     started_at: Timestamp,
     ended_at: Option<Timestamp>,
     log_path: &'a str,
@@ -190,11 +192,21 @@ impl<'a> View<'a> {
             reason,
             stdin: stdin_word(session),
             tty: session.tty,
+            restart: restart(session),
             started_at: Timestamp::from_unix(session.started_at),
             ended_at: session.ended_at.map(Timestamp::from_unix),
             log_path: &session.log_path,
         }
     }
+}
+
+/// Is it started again, as users say that.
+pub(super) fn again(restart: RestartPolicy) -> bool {
+    restart == RestartPolicy::Always
+}
+
+fn restart(session: &Session) -> RestartPolicy {
+    if session.again { RestartPolicy::Always } else { RestartPolicy::No }
 }
 
 fn stdin_word(session: &Session) -> &'static str {
@@ -246,6 +258,7 @@ async fn show(one: One, json: Json) -> anyhow::Result<u8> {
         ("command", session.command.join(" ")),
         ("stdin", stdin_word(&session).to_owned()),
         ("terminal", if session.tty { "yes" } else { "no" }.to_owned()),
+        ("restart", restart(&session).to_string()),
         ("started", Timestamp::from_unix(session.started_at).to_string()),
         ("ended", session.ended_at.map(|at| Timestamp::from_unix(at).to_string()).unwrap_or_default()),
         ("log", session.log_path.clone()),

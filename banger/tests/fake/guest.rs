@@ -158,6 +158,7 @@ async fn sessions(fake: &Fake, client: UnixStream) {
         started_at: 4_070_908_800,
         ended_at: (status != Status::Running).then_some(4_070_908_860),
         log_path: format!("/root/.banger/sessions/{name}.{number}/log{evil}"),
+        again: name == "app",
     };
     let known = [
         session("old", 1, Status::Exited(3), false),
