@@ -192,11 +192,7 @@ fn becomes(scene: &Scene, vm: &str, name: &str, wanted: (u64, &str)) -> Result<(
 fn again(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let script = "echo boot $(cat /proc/sys/kernel/random/boot_id); exec sleep 1000";
-    let words = [
-        &["vm", "run", "-d", "--restart", "always", "--name", "always"],
-        TINY,
-        &["--", "sh", "-c", script],
-    ];
+    let words = [&["vm", "run", "-d", "--restart", "always", "--name", "always"], TINY, &["--", "sh", "-c", script]];
     scene.banger_long("alice", &words.concat())?.ok()?.says("always\n")?;
     let guest = Guest::known(scene, "alice", "always")?;
     becomes(scene, "always", "app", (1, "running"))?;
