@@ -75,6 +75,9 @@ pub enum Error {
     /// No socket for SSH connections.
     #[error("cannot listen on vsock")]
     Listen(#[source] io::Error),
+    /// PID 1 ends all processes, and the guest goes on: the supervisor starts the agent again.
+    #[error("systemd begins anew (soft-reboot)")]
+    SoftReboot,
     /// Signal handlers cannot be set up.
     #[error("cannot take signals")]
     Signals(#[source] io::Error),

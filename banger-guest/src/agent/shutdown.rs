@@ -252,7 +252,7 @@ pub(super) fn announced_by_init(init: InitKind) -> Option<ShutdownKind> {
     Some(of_sysvinit(&title).unwrap_or(ShutdownKind::Poweroff))
 }
 
-fn announced_by_systemd() -> Option<ShutdownKind> {
+pub(super) fn announced_by_systemd() -> Option<ShutdownKind> {
     of_systemd_shutdown(&command_line())
 }
 
