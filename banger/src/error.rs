@@ -47,6 +47,16 @@ pub(crate) fn explained(message: impl Into<String>, hint: impl Into<String>) -> 
     anyhow::Error::new(Explained { message: message.into(), hint: hint.into(), code: None })
 }
 
+/// What went wrong and, on lines of their own, what to do.
+pub(crate) fn said(error: &anyhow::Error) -> String {
+    let mut text = format!("{error:#}");
+    for line in advice(error).map_or("", Explained::hint).lines() {
+        text.push('\n');
+        text.push_str(line);
+    }
+    text
+}
+
 /// Says on standard error what went wrong.
 pub(crate) fn say(error: &anyhow::Error) {
     let mut text = format!("banger: {error:#}");

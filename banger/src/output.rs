@@ -95,6 +95,24 @@ pub(crate) fn json_line<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> 
     write(&format!("{}\n", json_text(&serde_json::to_string(value)?)))
 }
 
+/// A value as JSON that no terminal obeys.
+///
+/// # Errors
+/// When it has no form in JSON.
+pub(crate) fn json_of<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
+    Ok(json_text(&serde_json::to_string_pretty(value)?))
+}
+
+/// Text for others who show it: without what would steer a terminal.
+pub(crate) fn clean(text: &str) -> String {
+    plain(text)
+}
+
+/// Standard output for a protocol, whose texts have passed [`clean`] or [`json_of`].
+pub(crate) fn protocol() -> tokio::io::Stdout {
+    tokio::io::stdout()
+}
+
 /// JSON that says the same without a character that steers a terminal. Only strings can hold one, and there an
 /// escape is the character (RFC 8259 section 7).
 fn json_text(text: &str) -> String {
