@@ -166,11 +166,13 @@ impl Control {
         timeout(within, told).await.unwrap_or(Err(NotReady::TimedOut(within.as_secs())))
     }
 
-    /// Tells the agent to shut the guest down; false when there is none, or it does not take it.
-    pub async fn shutdown(&self) -> bool {
+    /// Tells the agent to shut the guest down, and how long that may take; false when there is none, or it does not take
+    /// it.
+    pub async fn shutdown(&self, within: Duration) -> bool {
+        let command = GuestCommand::Shutdown { within: u32::try_from(within.as_secs()).ok() };
         let deadline = Instant::now() + AGENT_WAIT;
         loop {
-            if tell(&self.agent, &GuestCommand::Shutdown).await {
+            if tell(&self.agent, &command).await {
                 return true;
             }
             if Instant::now() >= deadline {

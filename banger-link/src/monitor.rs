@@ -77,22 +77,24 @@ pub struct Watch {
     parts: Parts,
     console: Console,
     agent: Agent,
-    asked: bool,
+    /// It was told to shut down, and has so long.
+    asked: Option<Duration>,
 }
 
 impl Watch {
     /// Reads what stands on the console. Before the guest is told to shut down, so that only what it says
     /// afterwards is about this shutdown.
     pub async fn begin(parts: Parts) -> Self {
-        let mut watch = Self { parts, console: Console::default(), agent: Agent::default(), asked: false };
+        let mut watch = Self { parts, console: Console::default(), agent: Agent::default(), asked: None };
         watch.look().await;
         watch
     }
 
-    /// The guest was told to shut down: that its agent says no more is to be expected, announced or not.
+    /// The guest was told to shut down, and has so long: that its agent says no more is to be expected, announced
+    /// or not.
     #[must_use]
-    pub fn asked(self) -> Self {
-        Self { asked: true, ..self }
+    pub fn asked(self, within: Duration) -> Self {
+        Self { asked: Some(within), ..self }
     }
 
     /// Returns when the guest has ended.
@@ -112,8 +114,9 @@ impl Watch {
                 Some(end) => Some(by_end(end, self.agent.said(), ending)),
                 None => {
                     // One that was not heard since the daemon began may be on its way down since before.
-                    let goes_down = self.asked || ending.is_some() || self.agent.heard.is_none();
-                    by_silence(self.agent.silent, self.agent.said(), ending, goes_down)
+                    let goes_down = self.asked.is_some() || ending.is_some() || self.agent.heard.is_none();
+                    let goodbye = goes_down.then(|| self.asked.map_or(GOODBYE, |within| within.max(GOODBYE)));
+                    by_silence(self.agent.silent, self.agent.said(), ending, goodbye)
                 }
             };
             if let Some(ended) = ended {
@@ -243,17 +246,23 @@ fn by_end(end: VmmEnd, said: Option<&Said>, ending: Option<ShutdownKind>) -> End
     }
 }
 
-fn by_silence(silent: Duration, said: Option<&Said>, ending: Option<ShutdownKind>, goes_down: bool) -> Option<Ended> {
-    match said {
+/// `goodbye`: the guest goes down, and has so long without a word.
+fn by_silence(
+    silent: Duration,
+    said: Option<&Said>,
+    ending: Option<ShutdownKind>,
+    goodbye: Option<Duration>,
+) -> Option<Ended> {
+    match (said, goodbye) {
         // Kernel and agent agree, or the agent says nothing against it.
-        Some(said) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word, ending)),
+        (Some(said), _) if said.fresh && (ending.is_some() || silent >= CONFIRM) => Some(by_word(&said.word, ending)),
         // An announcement to this daemon is newer than a word that it found.
-        Some(said) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word, ending)),
-        _ if goes_down => (silent >= GOODBYE).then(|| {
+        (Some(said), _) if ending.is_none() && silent >= CONFIRM_FOUND => Some(by_word(&said.word, ending)),
+        (_, Some(goodbye)) => (silent >= goodbye).then(|| {
             let how = if ending.is_some() { "guest began to shut down, and gave" } else { "guest gave" };
-            Ended::new(format!("{how} no sign of life for {} s", GOODBYE.as_secs()), false)
+            Ended::new(format!("{how} no sign of life for {} s", goodbye.as_secs()), false)
         }),
-        _ => (silent >= SILENCE)
+        (_, None) => (silent >= SILENCE)
             .then(|| Ended::new(format!("no sign of life from the guest for {} s", SILENCE.as_secs()), false)),
     }
 }

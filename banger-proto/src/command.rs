@@ -88,6 +88,7 @@ pub struct Terminal {
 
 /// What to run. Texts are bytes, as the kernel has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Start {
     /// The words of the command; none for a login shell.
     pub words: Vec<Vec<u8>>,

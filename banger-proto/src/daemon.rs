@@ -60,9 +60,10 @@ pub trait Daemon {
     async fn create_vm(request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError>;
     /// Starts a VM.
     async fn start_vm(vm: String) -> Result<JobId, ApiError>;
-    /// Shuts the guest down cleanly, bounded, then as `kill_vm`. `host_down`, for administrators: the host goes down, and a VM
+    /// Shuts the guest down cleanly, then as `kill_vm`. The guest has `within` seconds, else
+    /// [`banger_policy::limits::DEFAULT_STOP_SECONDS`]. `host_down`, for administrators: the host goes down, and a VM
     /// that is to be restarted then is remembered.
-    async fn stop_vm(vm: String, host_down: bool) -> Result<JobId, ApiError>;
+    async fn stop_vm(vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError>;
     /// Stop and start in one.
     async fn restart_vm(vm: String) -> Result<JobId, ApiError>;
     /// Changes a VM.

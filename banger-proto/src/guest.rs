@@ -160,7 +160,12 @@ pub enum GuestEvent {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum GuestCommand {
     /// Shut down cleanly: sync, stop services, unmount, power off.
-    Shutdown,
+    Shutdown {
+        /// After so many seconds the host ends the guest, whatever it does. `None` from daemons that always waited
+        /// 90 seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        within: Option<u32>,
+    },
     /// The host's time, sent when the agent connects and when the host's clock has jumped: a guest's clock stands
     /// still while the host is suspended.
     Time {
@@ -183,7 +188,10 @@ mod tests {
         assert_eq!(serde_json::to_string(&ready).unwrap(), r#"{"event":"ready","boot_id":"b"}"#);
         let end = GuestEvent::Shutdown { kind: ShutdownKind::Poweroff };
         assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"event":"shutdown","kind":"poweroff"}"#);
-        assert_eq!(serde_json::to_string(&GuestCommand::Shutdown).unwrap(), r#"{"command":"shutdown"}"#);
+        let shutdown = GuestCommand::Shutdown { within: Some(90) };
+        assert_eq!(serde_json::to_string(&shutdown).unwrap(), r#"{"command":"shutdown","within":90}"#);
+        let old: GuestCommand = serde_json::from_str(r#"{"command":"shutdown"}"#).unwrap();
+        assert_eq!(old, GuestCommand::Shutdown { within: None });
         assert_eq!(serde_json::to_string(&GuestCommand::Noted).unwrap(), r#"{"command":"noted"}"#);
         let time = GuestCommand::Time { unix_ms: 1_764_398_000_123 };
         assert_eq!(serde_json::to_string(&time).unwrap(), r#"{"command":"time","unix_ms":1764398000123}"#);

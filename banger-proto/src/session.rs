@@ -42,8 +42,9 @@ const DONE: u8 = 41;
 /// Bytes of a record's time and stream.
 const RECORD_HEADER: usize = 9;
 
-/// A session that is to be started.
+/// A session that is to be started. A guest may keep it as JSON, which a later version reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct New {
     /// Unique among the sessions that run; generated when `None`.
     pub name: Option<String>,
@@ -53,6 +54,8 @@ pub struct New {
     pub stdin: bool,
     /// The words come behind the image's Entrypoint; without words, the image's Cmd does.
     pub entrypoint: bool,
+    /// Started again when it ends, and with the guest, until it is stopped or another takes its name.
+    pub again: bool,
 }
 
 /// Which outputs.
@@ -163,6 +166,8 @@ pub struct Session {
     pub ended_at: Option<u64>,
     /// The file of its log in the guest.
     pub log_path: String,
+    /// It was started to be started again.
+    pub again: bool,
 }
 
 /// Why not. The command line knows the words.

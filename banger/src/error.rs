@@ -2,8 +2,8 @@
 //!
 //! What failed and why is the context chain of an [`anyhow::Error`]; what to do is carried by [`Explained`].
 
-use crate::output::{self, ReaderGone};
-use banger_proto::model::ApiError;
+use crate::output::{self, Event, ReaderGone};
+use banger_proto::model::{ApiError, ErrorCode};
 use std::fmt;
 use std::process::ExitCode;
 
@@ -17,6 +17,8 @@ const PIPE_CLOSED: u8 = banger_proto::signal::status(13);
 pub(crate) struct Explained {
     message: String,
     hint: String,
+    /// Of the daemon's errors.
+    code: Option<ErrorCode>,
 }
 
 impl Explained {
@@ -36,24 +38,51 @@ impl std::error::Error for Explained {}
 
 impl From<ApiError> for Explained {
     fn from(error: ApiError) -> Self {
-        Self { message: error.message, hint: error.hint }
+        Self { message: error.message, hint: error.hint, code: Some(error.code) }
     }
 }
 
 /// An error with advice.
 pub(crate) fn explained(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    anyhow::Error::new(Explained { message: message.into(), hint: hint.into() })
+    anyhow::Error::new(Explained { message: message.into(), hint: hint.into(), code: None })
+}
+
+/// What went wrong and, on lines of their own, what to do.
+pub(crate) fn said(error: &anyhow::Error) -> String {
+    let mut text = format!("{error:#}");
+    for line in advice(error).map_or("", Explained::hint).lines() {
+        text.push('\n');
+        text.push_str(line);
+    }
+    text
 }
 
 /// Says on standard error what went wrong.
 pub(crate) fn say(error: &anyhow::Error) {
     let mut text = format!("banger: {error:#}");
-    let hint = error.chain().find_map(|cause| cause.downcast_ref::<Explained>()).map_or("", |e| e.hint.as_str());
-    for line in hint.lines() {
+    for line in advice(error).map_or("", Explained::hint).lines() {
         text.push_str("\n  ");
         text.push_str(line);
     }
     output::note(&text);
+}
+
+fn advice(error: &anyhow::Error) -> Option<&Explained> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Explained>())
+}
+
+/// An error in JSON as well, where a program asked for that.
+///
+/// # Errors
+/// The error itself.
+pub(crate) fn told(json: bool, outcome: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    if let (true, Err(error)) = (json, &outcome) {
+        let (advice, message) = (advice(error), format!("{error:#}"));
+        let hint = advice.map_or("", Explained::hint);
+        // A reader that went away is what the error says, or does not want to know.
+        drop(output::tell(&Event::Error { code: advice.and_then(|advice| advice.code), message: &message, hint }));
+    }
+    outcome
 }
 
 /// Says what went wrong and gives the process's status.

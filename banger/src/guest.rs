@@ -7,7 +7,7 @@
 use crate::client::Opened;
 use crate::error::explained;
 use crate::input::{self, Chunk};
-use crate::output::{Streams, note};
+use crate::output::Streams;
 use crate::terminal::{Raw, window};
 use anyhow::Context as _;
 use banger_proto::command::{FromGuest, Start, ToGuest, WINDOW};
@@ -29,15 +29,15 @@ const INTERRUPTED: u8 = status(2);
 const URGENT: usize = 16;
 
 /// Runs a command and talks with it until its end; gives its exit status. `input`: standard input is the
-/// command's.
+/// command's. `json`: what it writes and how it ends goes to standard output as JSON.
 ///
 /// # Errors
 /// A lost connection, or a reader of ours that went away.
-pub(crate) async fn run(opened: Opened, start: Start, input: bool) -> anyhow::Result<u8> {
+pub(crate) async fn run(opened: Opened, start: Start, input: bool, json: bool) -> anyhow::Result<u8> {
     let Opened { mut guest, _daemon } = opened;
     let tty = start.terminal.is_some();
     ToGuest::Start(Box::new(start)).write(&mut guest).await.map_err(too_long_or_lost)?;
-    match converse(guest, Terms { tty, input, attached: false }).await? {
+    match converse(guest, Terms { tty, input, attached: false, json }).await? {
         Left::Ended(status) | Left::HungUp(status) => Ok(status),
     }
 }
@@ -61,6 +61,8 @@ pub(crate) struct Terms {
     /// The command is a session, which goes on without us: its input is not closed at the end of ours, and
     /// signals are not for it.
     pub(crate) attached: bool,
+    /// For a program that reads JSON.
+    pub(crate) json: bool,
 }
 
 /// Talks with a command that has started, until its end or ours.
@@ -68,7 +70,7 @@ pub(crate) struct Terms {
 /// # Errors
 /// As [`run`].
 pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<Left> {
-    let Terms { tty, input, attached } = terms;
+    let Terms { tty, input, attached, json } = terms;
     let (mut from, to) = guest.into_split();
     let raw = if tty && input { Raw::enter() } else { None };
     let (urgent, hang_up) = (channel::<ToGuest>(URGENT), channel::<u8>(1));
@@ -88,8 +90,14 @@ pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<
     let mut hung_up = hang_up.1;
     // Kept open, so that only a real request ends the wait below.
     let _keep = (hang_up.0, urgent.0);
+    let streams = match (json, attached && !tty) {
+        (true, _) => Streams::json(),
+        (false, true) => Streams::text(),
+        // A command that was given the terminal may steer it, and nothing else.
+        (false, false) => Streams::as_written(),
+    };
     let outcome = tokio::select! {
-        outcome = show(&mut from, &credit, attached && !tty) => outcome.map(Left::Ended),
+        outcome = show(&mut from, &credit, streams) => outcome.map(Left::Ended),
         Some(status) = hung_up.recv() => Ok(Left::HungUp(status)),
     };
     writer.abort();
@@ -145,21 +153,20 @@ impl Credit {
 }
 
 /// Shows what the guest sends until the last frame.
-async fn show(from: &mut OwnedReadHalf, credit: &Credit, clean: bool) -> anyhow::Result<u8> {
-    // A command that was given the terminal may steer it, and nothing else.
-    let mut streams = if clean { Streams::text() } else { Streams::as_written() };
+async fn show(from: &mut OwnedReadHalf, credit: &Credit, mut streams: Streams) -> anyhow::Result<u8> {
     let mut from = tokio::io::BufReader::with_capacity(128 * 1024, from);
     loop {
         match FromGuest::read(&mut from).await.map_err(lost)? {
             Some(FromGuest::Started) => {}
             Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
-            Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await,
+            Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await?,
             Some(FromGuest::Credit(bytes)) => credit.give(bytes),
-            Some(FromGuest::Exited(status)) => return Ok(status),
-            Some(FromGuest::Killed(number)) => return Ok(status(number)),
+            Some(FromGuest::Exited(status)) => return streams.ended(status, None, None).map(|()| status),
+            Some(FromGuest::Killed(number)) => {
+                return streams.ended(status(number), Some(number), None).map(|()| status(number));
+            }
             Some(FromGuest::Refused(status, why)) => {
-                note(&format!("banger: the command cannot be started: {}", first_line(&why)));
-                return Ok(status);
+                return streams.ended(status, None, Some(&first_line(&why))).map(|()| status);
             }
             None => return Err(ended_early()),
         }

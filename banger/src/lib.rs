@@ -17,6 +17,7 @@ mod job;
 mod kernel_file;
 #[cfg(test)]
 mod man;
+mod mcp;
 mod output;
 mod pack;
 mod private;

@@ -4,8 +4,12 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that writes to the outputs")]
 
 mod bars;
+mod events;
+mod streams;
 
 pub(crate) use bars::{Transfer, Transfers};
+pub(crate) use events::{Event, ms, tell};
+pub(crate) use streams::Streams;
 
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
@@ -15,7 +19,6 @@ use serde::Serialize;
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
 
 /// What is clean already, or coloured by us.
 fn write(text: &str) -> anyhow::Result<()> {
@@ -84,6 +87,32 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
     write(&format!("{}\n", json_text(&serde_json::to_string_pretty(value)?)))
 }
 
+/// Writes a value as JSON on a line of its own, for programs that read line by line.
+///
+/// # Errors
+/// As [`print()`].
+pub(crate) fn json_line<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    write(&format!("{}\n", json_text(&serde_json::to_string(value)?)))
+}
+
+/// A value as JSON that no terminal obeys.
+///
+/// # Errors
+/// When it has no form in JSON.
+pub(crate) fn json_of<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
+    Ok(json_text(&serde_json::to_string_pretty(value)?))
+}
+
+/// Text for others who show it: without what would steer a terminal.
+pub(crate) fn clean(text: &str) -> String {
+    plain(text)
+}
+
+/// Standard output for a protocol, whose texts have passed [`clean`] or [`json_of`].
+pub(crate) fn protocol() -> tokio::io::Stdout {
+    tokio::io::stdout()
+}
+
 /// JSON that says the same without a character that steers a terminal. Only strings can hold one, and there an
 /// escape is the character (RFC 8259 section 7).
 fn json_text(text: &str) -> String {
@@ -109,49 +138,6 @@ fn steers(c: char) -> bool {
 fn plain(text: &str) -> String {
     let kept = text.chars().filter(|c| *c != '\r');
     kept.map(|c| if steers(c) && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
-}
-
-/// The two outputs of something in a guest.
-#[derive(Debug)]
-pub(crate) struct Streams {
-    out: (tokio::io::Stdout, Option<PlainBytes>),
-    err: (tokio::io::Stderr, Option<PlainBytes>),
-}
-
-impl Streams {
-    /// As the guest writes them: the user gave it the terminal, as every remote shell does.
-    pub(crate) fn as_written() -> Self {
-        Self { out: (tokio::io::stdout(), None), err: (tokio::io::stderr(), None) }
-    }
-
-    /// Text that the user only looks at: clean where it goes to a terminal.
-    pub(crate) fn text() -> Self {
-        let clean = |terminal: bool| terminal.then(PlainBytes::default);
-        let (out, err) = (clean(is_terminal()), clean(std::io::stderr().is_terminal()));
-        Self { out: (tokio::io::stdout(), out), err: (tokio::io::stderr(), err) }
-    }
-
-    /// # Errors
-    /// As [`print()`].
-    pub(crate) async fn output(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let (out, clean) = &mut self.out;
-        let written = match clean {
-            None => out.write_all(bytes).await,
-            Some(clean) => out.write_all(&clean.next(bytes)).await,
-        };
-        written.map_err(on_write)?;
-        out.flush().await.map_err(on_write)
-    }
-
-    /// A closed standard error is no reason to end somebody's command.
-    pub(crate) async fn error_output(&mut self, bytes: &[u8]) {
-        let (err, clean) = &mut self.err;
-        drop(match clean {
-            None => err.write_all(bytes).await,
-            Some(clean) => err.write_all(&clean.next(bytes)).await,
-        });
-        drop(err.flush().await);
-    }
 }
 
 /// One moving line on standard error.
@@ -187,26 +173,6 @@ impl Spinner {
 impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
-    }
-}
-
-/// [`plain`] for bytes that come in pieces, which may end inside a character.
-#[derive(Debug, Default)]
-struct PlainBytes {
-    tail: Vec<u8>,
-}
-
-impl PlainBytes {
-    fn next(&mut self, piece: &[u8]) -> Vec<u8> {
-        self.tail.extend_from_slice(piece);
-        let whole = match std::str::from_utf8(&self.tail) {
-            // No length: the end is missing, not wrong.
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => self.tail.len(),
-        };
-        let rest = self.tail.split_off(whole);
-        let text = String::from_utf8_lossy(&std::mem::replace(&mut self.tail, rest)).into_owned();
-        plain(&text).into_bytes()
     }
 }
 
@@ -333,10 +299,6 @@ mod tests {
         assert_eq!(plain("a\u{202e}b\u{2069}c\u{2028}d\u{7f}"), "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}");
         assert_eq!(plain("ä \u{5d0} \u{1f9ea}"), "ä \u{5d0} \u{1f9ea}");
         assert_eq!(cell_text("a\nb"), "a b");
-        let mut pieces = PlainBytes::default();
-        let ae = "ä".as_bytes();
-        assert_eq!([pieces.next(&ae[..1]), pieces.next(&ae[1..])].concat(), ae);
-        assert_eq!(pieces.next(b"\xff\x1bx\r\n"), "\u{fffd}\u{fffd}x\n".as_bytes());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is seen of a job while it runs, on standard error: each finished step with its time, and, on a
 //! terminal only, a moving line for the one at work.
 
-use crate::output::{Spinner, amount, took};
+use crate::output::{Event, Spinner, amount, tell, took};
 use banger_proto::model::JobView;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ pub(crate) enum Detail {
     Steps,
     /// Nothing but warnings.
     Quiet,
+    /// Every step and warning as JSON on standard output.
+    Json,
 }
 
 /// The view of one job.
@@ -30,13 +32,19 @@ const SPEC_STEP: &str = "spec";
 
 impl Progress {
     pub(crate) fn new(detail: Detail) -> Self {
-        Self { line: Spinner::new(detail != Detail::Quiet), detail, steps_shown: 0, warnings_shown: 0 }
+        Self {
+            line: Spinner::new(!matches!(detail, Detail::Quiet | Detail::Json)),
+            detail,
+            steps_shown: 0,
+            warnings_shown: 0,
+        }
     }
 
     /// Shows what is new in a job.
     pub(crate) fn update(&mut self, job: &JobView) {
         for warning in job.warnings.iter().skip(self.warnings_shown) {
             self.say(&format!("warning: {warning}"));
+            self.tell(&Event::Warning { message: warning });
         }
         self.warnings_shown = job.warnings.len();
         for stage in job.stages.iter().skip(self.steps_shown) {
@@ -46,12 +54,20 @@ impl Progress {
                 break;
             };
             self.steps_shown += 1;
+            self.tell(&Event::Stage { job: job.id.0, name: &stage.name, took_ms: ms, detail: &stage.detail });
             if stage.name == SPEC_STEP && self.detail == Detail::Steps {
                 self.say(&stage.detail);
             } else if self.detail == Detail::Steps {
                 let line = format!("  {:<22} {:>10}  {}", stage.name, took(Duration::from_millis(ms)), stage.detail);
                 self.say(line.trim_end());
             }
+        }
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        if self.detail == Detail::Json {
+            // Who no longer reads is found out when the VM is ready; until then the job goes on.
+            drop(tell(event));
         }
     }
 

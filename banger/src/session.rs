@@ -20,7 +20,7 @@ pub(crate) async fn text(mut from: UnixStream) -> anyhow::Result<u8> {
     loop {
         match stream::read(&mut from).await.map_err(lost)? {
             Some(Frame::Output(bytes)) => streams.output(&bytes).await?,
-            Some(Frame::ErrorOutput(bytes)) => streams.error_output(&bytes).await,
+            Some(Frame::ErrorOutput(bytes)) => streams.error_output(&bytes).await?,
             Some(Frame::Exit(status)) => return Ok(status),
             Some(Frame::Failed(why)) => return Err(explained(why, "")),
             Some(_) => return Err(anyhow::anyhow!("bangerd sent a frame that does not belong here")),

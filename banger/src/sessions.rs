@@ -6,7 +6,7 @@
 use crate::client::{Client, Opened};
 use crate::error::explained;
 use crate::guest::{WHAT_TO_SEE, first_line, lost, too_long_or_lost};
-use crate::output::{Streams, note};
+use crate::output::Streams;
 use banger_proto::command::{ToGuest, WINDOW};
 use banger_proto::session::{Answer, Outputs, Record, Refusal, Request, Status};
 use banger_proto::signal;
@@ -111,6 +111,8 @@ pub(crate) fn exit_status(status: Status) -> Option<u8> {
 pub(crate) struct Shown {
     pub(crate) outputs: Outputs,
     pub(crate) times: bool,
+    /// For a program that reads JSON, the end included.
+    pub(crate) json: bool,
 }
 
 /// Shows a log until the guest says how the session stands.
@@ -118,7 +120,7 @@ pub(crate) struct Shown {
 /// # Errors
 /// As [`answer`], and a reader of ours that went away.
 pub(crate) async fn logs(opened: &mut Opened, vm: &str, word: &str, shown: Shown) -> anyhow::Result<Status> {
-    let mut streams = Streams::text();
+    let mut streams = if shown.json { Streams::json() } else { Streams::text() };
     // Of standard output and standard error: does a line begin?
     let mut begins = [true, true];
     loop {
@@ -127,13 +129,19 @@ pub(crate) async fn logs(opened: &mut Opened, vm: &str, word: &str, shown: Shown
                 let [out, err] = &mut begins;
                 let bytes = if shown.times { stamped(at, &bytes, if error { err } else { out }) } else { bytes };
                 if error && shown.outputs == Outputs::Both {
-                    streams.error_output(&bytes).await;
+                    streams.error_output(&bytes).await?;
                 } else {
                     streams.output(&bytes).await?;
                 }
             }
-            Answer::Gap(bytes) => note(&format!("banger: {bytes} bytes of the log are missing here")),
-            Answer::Ended(status) => return Ok(status),
+            Answer::Gap(bytes) => streams.gap(bytes)?,
+            Answer::Ended(status) => {
+                if let Some(code) = exit_status(status) {
+                    let signal = if let Status::Killed(number) = status { Some(number) } else { None };
+                    streams.ended(code, signal, None)?;
+                }
+                return Ok(status);
+            }
             _ => return Err(odd()),
         }
     }

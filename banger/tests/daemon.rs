@@ -159,6 +159,19 @@ fn several_vms_at_once_each_once_and_a_bad_one_stops_nobody() {
 }
 
 #[test]
+fn a_stop_gives_the_guests_the_time_that_is_asked_for() {
+    let fake = Fake::start(vec![vm("aa", State::Running), vm("bb", State::Running)]);
+    let output = fake.banger(&["vm", "stop", "--timeout", "600", "aa", "bb"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", all(&output));
+    assert_eq!(fake.state().calls.iter().filter(|call| *call == "within 600 s").count(), 2);
+    for odd in ["0", "3601", "-1", "1m", ""] {
+        let output = fake.banger(&["vm", "stop", "--timeout", odd, "aa"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{odd}: {}", all(&output));
+    }
+    assert_eq!(fake.state().calls.len(), 4, "nobody else is asked");
+}
+
+#[test]
 fn everyone_is_stopped_for_the_hosts_shutdown() {
     let fake = demo();
     let output = fake.banger(&["vm", "stop", "--everyone"]).output().unwrap();

@@ -135,7 +135,14 @@ fn run_starts_the_session_app() {
         said.starts_with("Start") && said.contains("Some(\"app\")") && said.contains("entrypoint: false"),
         "{said}"
     );
-    // Not detached, its output is ours; the fake's session `app` is not there to follow.
+    // Not detached, its output and its status are ours.
+    let output = fake.banger(&["vm", "run", "--rm", "--entrypoint", "--name", "ours"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(9), "out\nlast\n".into()), "{}", all(&output));
+    assert!(text(&output.stderr).contains("err\nbanger: 7 bytes"), "{}", all(&output));
+    let calls = fake.state().calls.split_off(1);
+    let [.., start, follow, delete] = &calls[..] else { unreachable!("{calls:?}") };
+    assert!(start.contains("entrypoint: true") && follow.contains("follow: true"), "{calls:?}");
+    assert_eq!(delete, "delete ours");
     let refused =
         fake.banger(&["vm", "run", "-d", "--entrypoint", "--name", "none", "--", "nothing"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));

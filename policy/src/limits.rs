@@ -32,6 +32,12 @@ pub const MAX_VCPUS: u32 = 32;
 pub const MAX_VMS: u32 = 256;
 /// Loop devices of all VMs: two each.
 pub const MAX_LOOPS: u32 = 512;
+/// How long a guest has to shut down when nobody says otherwise, seconds: systemd gives its services as long.
+pub const DEFAULT_STOP_SECONDS: u32 = 90;
+/// The shortest such time, seconds. `vm kill` gives none.
+pub const MIN_STOP_SECONDS: u32 = 1;
+/// The longest, seconds: an hour.
+pub const MAX_STOP_SECONDS: u32 = 3600;
 /// The stats poll, seconds.
 pub const DEFAULT_STATS_POLL_SECONDS: u64 = 10;
 /// COW files on one host, of VMs that run or not.

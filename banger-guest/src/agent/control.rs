@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::clock;
+use super::shutdown::Asked;
 use crate::sys::vsock;
 
 /// Wait before a first attempt is repeated, and before all further ones.
@@ -31,14 +32,14 @@ enum Over {
 pub(super) async fn run(
     port: u32,
     token: BootToken,
-    asked: watch::Sender<bool>,
+    asked: watch::Sender<Option<Asked>>,
     mut end: watch::Receiver<Option<ShutdownKind>>,
 ) {
     let mut failures = 0;
     loop {
         if let Ok(stream) = vsock::connect_host(port).await {
             failures = 0;
-            let talked = talk(stream, &token, &mut end, || asked.send_modify(|asked| *asked = true)).await;
+            let talked = talk(stream, &token, &mut end, |now| asked.send_modify(|asked| *asked = Some(now))).await;
             if let Ok(Over::Announced) = talked {
                 return;
             }
@@ -53,7 +54,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     token: &BootToken,
     end: &mut watch::Receiver<Option<ShutdownKind>>,
-    on_shutdown: impl Fn(),
+    on_shutdown: impl Fn(Asked),
 ) -> io::Result<Over> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     send(&mut writer, &Hello { token: token.clone() }).await?;
@@ -85,7 +86,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 let mut noted = false;
                 lines.push(chunk.get(..count).unwrap_or_default(), |command| match command {
-                    GuestCommand::Shutdown => on_shutdown(),
+                    GuestCommand::Shutdown { within } => on_shutdown(Asked { within }),
                     GuestCommand::Time { unix_ms } => clock::follow(unix_ms),
                     GuestCommand::Noted => noted = true,
                 });
@@ -155,7 +156,7 @@ mod tests {
         let mut lines = Lines::default();
         let mut count = 0;
         for chunk in chunks {
-            lines.push(chunk, |command| count += usize::from(command == GuestCommand::Shutdown));
+            lines.push(chunk, |command| count += usize::from(matches!(command, GuestCommand::Shutdown { .. })));
         }
         count
     }
@@ -186,12 +187,11 @@ mod tests {
     async fn a_connection_begins_with_the_token_and_ends_with_the_answered_announcement() {
         let (ours, theirs) = tokio::io::duplex(4096);
         let (announce, mut end) = watch::channel(None);
-        let (asked, was_asked) = watch::channel(false);
+        let (asked, was_asked) = watch::channel(None);
         let token = BootToken::new([1; 32]);
-        let ours =
-            tokio::spawn(
-                async move { talk(ours, &token, &mut end, || asked.send_modify(|asked| *asked = true)).await },
-            );
+        let ours = tokio::spawn(async move {
+            talk(ours, &token, &mut end, |now| asked.send_modify(|asked| *asked = Some(now))).await
+        });
         let (from, mut to) = tokio::io::split(theirs);
         let mut host = BufReader::new(from).lines();
         let mut next = async || host.next_line().await.unwrap().unwrap();
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(next().await, r#"{"event":"heartbeat"}"#);
         // Nobody has announced anything.
         to.write_all(b"{\"command\":\"noted\"}\n{\"command\":\"shutdown\"}\n").await.unwrap();
-        was_asked.clone().wait_for(|asked| *asked).await.unwrap();
+        was_asked.clone().wait_for(Option::is_some).await.unwrap();
         announce.send(Some(ShutdownKind::Halt)).unwrap();
         assert_eq!(next().await, r#"{"event":"shutdown","kind":"halt"}"#);
         assert!(!ours.is_finished(), "it has not been heard yet");
@@ -226,7 +226,7 @@ mod tests {
         };
         let token = BootToken::new([1; 32]);
         let talked = async {
-            let over = talk(ours, &token, &mut end, || {}).await;
+            let over = talk(ours, &token, &mut end, |_| {}).await;
             (over, begun.elapsed())
         };
         let ((over, took), ()) = tokio::join!(talked, daemon);

@@ -9,13 +9,23 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{NAME, SERVE_FLAG};
+use super::{NAME, SERVE_FLAG, shutdown};
 use crate::console::say;
 use crate::init_kind::InitKind;
 use crate::sys::signals::Blocked;
 
 /// An agent that ends at once is started again after this time, not sooner.
 const RESPAWN: Duration = Duration::from_secs(3);
+
+/// The supervisor's name under an init of the image: systemd spares processes whose name begins with `@` when it kills
+/// all others, at a soft-reboot too, after which the guest goes on (systemd-soft-reboot.service(8)).
+const SUPERVISOR: &str = "@banger-agent";
+
+/// What the process is called. The one that serves is not spared: it is to be told of the guest's end.
+fn name(flags: &[&str]) -> &'static str {
+    let serves = flags.iter().any(|flag| *flag == SERVE_FLAG || InitKind::of_flag(flag) == Some(InitKind::Own));
+    if serves { NAME } else { SUPERVISOR }
+}
 
 /// Starts this same program as the agent. The configuration goes through a nameless file in memory,
 /// because it holds the VM's private host key: neither arguments nor environment nor a path show it.
@@ -25,7 +35,7 @@ pub(crate) fn launch(config: &[u8], flags: &[&str]) -> io::Result<Child> {
     file.write_all(config)?;
     file.rewind()?;
     Command::new("/proc/self/exe")
-        .arg0(NAME)
+        .arg0(name(flags))
         .arg(crate::AGENT_COMMAND)
         .args(flags)
         .env_clear()
@@ -48,9 +58,26 @@ pub(super) fn supervise(config: &[u8], init: InitKind) -> ExitCode {
         let started = Instant::now();
         match launch(config, &[SERVE_FLAG, init.flag()]).and_then(|mut agent| agent.wait()) {
             Ok(status) if status.success() => return ExitCode::SUCCESS,
+            // Killed with everything else, and nothing is to be served any more.
+            _ if shutdown::announced_by_systemd().is_some() => return ExitCode::FAILURE,
             Ok(status) => say(format_args!("the agent ended ({status}) and is started again")),
             Err(error) => say(format_args!("the agent does not start: {error}")),
         }
         std::thread::sleep(respawn_delay(started));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_supervisor_is_spared_by_systemd() {
+        assert_eq!(name(&[InitKind::Systemd.flag()]), SUPERVISOR);
+        assert_eq!(name(&[InitKind::Script.flag()]), SUPERVISOR);
+        assert_eq!(name(&[SERVE_FLAG, InitKind::Systemd.flag()]), NAME);
+        // PID 1 is ours, and supervises it.
+        assert_eq!(name(&[InitKind::Own.flag()]), NAME);
+        assert!(SUPERVISOR.starts_with('@') && !NAME.starts_with('@'));
     }
 }

@@ -48,8 +48,8 @@ mod ssh;
 mod startups;
 mod switch_off;
 
-/// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
-/// this one wants to be told.
+/// The name of the agent that serves, in the process list. systemd spares processes whose name begins with `@`; this
+/// one wants to be told of the end.
 pub(crate) const NAME: &str = "banger-agent";
 /// Says that this process serves; without it, under an init of the image, it supervises one that does.
 const SERVE_FLAG: &str = "--serve";
@@ -111,12 +111,14 @@ fn read_config() -> Result<Vec<u8>, Error> {
 }
 
 async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
+    crate::init::mount_again(&config, init);
     let server = Arc::new(Server::new(&config)?);
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
     let commands = vsock::Listener::bind(banger_proto::command::PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
-    let (asked, was_asked) = watch::channel(false);
+    let (asked, was_asked) = watch::channel(None);
     let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
+    server.resume_sessions(init);
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
@@ -225,6 +227,7 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr
 /// Waits for the signal that ends the guest, and says how it ends.
 async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
     let own_init = init == InitKind::Own;
+    let senders = signals::Senders::note().map_err(Error::Signals)?;
     let stream = |kind| signal(kind).map_err(Error::Signals);
     let mut terminate = stream(SignalKind::terminate())?;
     let mut user1 = stream(SignalKind::user_defined1())?;
@@ -242,6 +245,10 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
                 }
                 if let Some(kind) = shutdown::announced_by_init(init) {
                     return Ok(kind);
+                }
+                // systemd waits for everybody whom it has told, at a soft-reboot as at the end.
+                if senders.last() == 1 {
+                    return Err(Error::SoftReboot);
                 }
             }
             _ = hang_up.recv() => {}

@@ -21,6 +21,7 @@ use super::keys::Keys;
 use super::sessions::Sessions;
 use super::ssh::Connection;
 use super::startups::{Place, Startups};
+use crate::init_kind::InitKind;
 use crate::sys::signals;
 
 /// An OpenSSH client offers every key of its user's agent, one attempt each.
@@ -74,6 +75,9 @@ pub enum Error {
     /// No socket for SSH connections.
     #[error("cannot listen on vsock")]
     Listen(#[source] io::Error),
+    /// PID 1 ends all processes, and the guest goes on: the supervisor starts the agent again.
+    #[error("systemd begins anew (soft-reboot)")]
+    SoftReboot,
     /// Signal handlers cannot be set up.
     #[error("cannot take signals")]
     Signals(#[source] io::Error),
@@ -222,6 +226,11 @@ impl Server {
             let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
             let _ = signals::send(-group, libc::SIGCONT);
         }
+    }
+
+    /// Starts the sessions that are to run in this guest.
+    pub(super) fn resume_sessions(&self, init: InitKind) {
+        tokio::spawn(super::sessions::resume(Arc::clone(&self.shared), init));
     }
 
     /// Asks all sessions to end, and waits until they have and their logs and statuses are on the disk, at most

@@ -25,9 +25,10 @@ const PROGRAM_WAIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 /// An init that was told and does not act is told again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// Later the guest is switched off without its init: the daemon kills it after 90 s, and then what is not on
-/// the disks would be lost.
-const LIMIT: Duration = Duration::from_secs(75);
+/// How long a guest has when the daemon does not say it.
+const WITHIN: Duration = Duration::from_secs(90);
+/// What a switch-off without the init takes of that: its waits (`switch_off`), and some.
+const SWITCH_OFF: Duration = Duration::from_secs(15);
 /// Pipes of sysvinit, newer one first.
 const SYSVINIT_PIPES: &[&str] = &["/run/initctl", "/dev/initctl"];
 /// The pipe of OpenRC's init.
@@ -50,6 +51,8 @@ enum Step {
 /// What is known when a step is chosen.
 #[derive(Debug, Default)]
 struct Seen {
+    /// How long it may take.
+    limit: Duration,
     /// Since the daemon has asked for the end.
     waited: Duration,
     /// Since the init was told.
@@ -60,7 +63,7 @@ struct Seen {
 
 fn step(init: InitKind, seen: &Seen) -> Step {
     // A script knows no end but the machine's.
-    if init == InitKind::Script || seen.waited >= LIMIT {
+    if init == InitKind::Script || seen.waited >= seen.limit {
         return Step::GiveUp;
     }
     if seen.told.is_some_and(|ago| ago < ASK_AGAIN) {
@@ -94,16 +97,33 @@ fn run_level_0() -> Vec<u8> {
     request
 }
 
+/// The daemon's request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// How long it waits before it ends the machine, seconds.
+    pub(super) within: Option<u32>,
+}
+
+impl Asked {
+    /// How long the init may take. Later the guest is switched off without it: the daemon kills it soon, and then what
+    /// is not on the disks would be lost.
+    fn limit(self) -> Duration {
+        let within = self.within.map_or(WITHIN, |seconds| Duration::from_secs(seconds.into()));
+        within.saturating_sub(SWITCH_OFF).max(within / 2)
+    }
+}
+
 /// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the agent has
 /// to end the machine itself.
-pub(super) async fn ask(init: InitKind, mut asked: watch::Receiver<bool>) {
-    if asked.wait_for(|asked| *asked).await.is_err() {
+pub(super) async fn ask(init: InitKind, mut asked: watch::Receiver<Option<Asked>>) {
+    if asked.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
     }
     let begun = Instant::now();
     let mut told: Option<Instant> = None;
     loop {
-        let seen = Seen { waited: begun.elapsed(), told: told.map(|at| at.elapsed()), hears: heard_by_init() };
+        let limit = asked.borrow().map_or(WITHIN, Asked::limit);
+        let seen = Seen { waited: begun.elapsed(), limit, told: told.map(|at| at.elapsed()), hears: heard_by_init() };
         match step(init.now(), &seen) {
             Step::GiveUp => return,
             // It is on its last way, and its signals mean nothing any more.
@@ -169,6 +189,16 @@ async fn run_program() -> Heard {
     heard
 }
 
+/// Whether the init is as far as to take its orders, its own mounts behind it; `None` when it does not show.
+pub(super) fn listens(init: InitKind) -> Option<bool> {
+    match init.now() {
+        InitKind::Own => Some(true),
+        InitKind::Systemd => Some(hears(heard_by_init(), signals::rt_poweroff())),
+        InitKind::Busybox => Some(hears(heard_by_init(), libc::SIGUSR2)),
+        InitKind::Sysvinit | InitKind::Openrc | InitKind::Script | InitKind::Other => None,
+    }
+}
+
 /// The signals that PID 1 catches, those that it blocks to take them one by one, and those that it waits for at this moment.
 pub(super) fn heard_by_init() -> u64 {
     heard_by(1)
@@ -222,7 +252,7 @@ pub(super) fn announced_by_init(init: InitKind) -> Option<ShutdownKind> {
     Some(of_sysvinit(&title).unwrap_or(ShutdownKind::Poweroff))
 }
 
-fn announced_by_systemd() -> Option<ShutdownKind> {
+pub(super) fn announced_by_systemd() -> Option<ShutdownKind> {
     of_systemd_shutdown(&command_line())
 }
 
@@ -264,7 +294,7 @@ mod tests {
     const ALL: u64 = u64::MAX;
 
     fn seen(seconds: u64, hears: u64) -> Seen {
-        Seen { waited: Duration::from_secs(seconds), told: None, hears }
+        Seen { waited: Duration::from_secs(seconds), limit: Asked { within: None }.limit(), told: None, hears }
     }
 
     #[test]
@@ -289,13 +319,21 @@ mod tests {
         for init in [InitKind::Own, InitKind::Systemd, InitKind::Sysvinit, InitKind::Busybox, InitKind::Other] {
             let after = |told, waited| {
                 let (told, waited) = (Some(Duration::from_secs(told)), Duration::from_secs(waited));
-                step(init, &Seen { told, waited, hears: ALL })
+                step(init, &Seen { told, waited, limit: Asked { within: Some(90) }.limit(), hears: ALL })
             };
             assert_eq!(after(1, 2), Step::Wait);
             assert!(!matches!(after(11, 12), Step::Wait | Step::GiveUp), "{init:?} is told again");
             assert_eq!(after(1, 75), Step::GiveUp, "before the daemon's own limit");
         }
         assert_eq!(step(InitKind::Script, &seen(0, ALL)), Step::GiveUp);
+    }
+
+    #[test]
+    fn an_init_gets_less_time_than_the_daemon_gives_the_guest() {
+        for (within, limit) in [(None, 75), (Some(90), 75), (Some(600), 585), (Some(20), 10), (Some(30), 15)] {
+            assert_eq!(Asked { within }.limit(), Duration::from_secs(limit), "{within:?}");
+        }
+        assert_eq!(Asked { within: Some(1) }.limit(), Duration::from_millis(500));
     }
 
     #[test]

@@ -107,6 +107,26 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     pid1::run(|| start_agent(&config, InitKind::Own))
 }
 
+/// Mounts what an init of the image has unmounted: systemd does so at a soft-reboot, and knows of no disks of ours that
+/// it would mount again. Called by the agent when it begins; usually there is nothing to do.
+pub(crate) fn mount_again(config: &GuestConfig, init: InitKind) {
+    if init.now() != InitKind::Systemd {
+        return;
+    }
+    let image = Image::at("/");
+    if let Some(device) = &config.work_device
+        && !mounts::is_mounted(Path::new(device), Path::new("/root"))
+        && let Err(error) = mounts::work_disk(Path::new(device))
+    {
+        say(format_args!("the work disk is not mounted again: {}", describe(&error)));
+    }
+    if let Some(device) = &config.modules_device
+        && !mounts::modules_are_mounted(Path::new(device))
+    {
+        mounts::modules(&image, Path::new(device));
+    }
+}
+
 /// A guest has few events by which the kernel could gather randomness early, and a virtual CPU may
 /// have no source of its own. The token is 256 bits from the host's generator, new at each boot;
 /// what the kernel makes of it tells nothing about it.

@@ -151,6 +151,19 @@ pub(super) fn modules(image: &Image, device: &Path) {
     }
 }
 
+/// Whether the folder, links followed, is of the file system on the device.
+pub(super) fn is_mounted(device: &Path, folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let (Ok(device), Ok(folder)) = (fs::metadata(device), fs::metadata(folder)) else { return false };
+    device.file_type().is_block_device() && device.rdev() == folder.dev()
+}
+
+/// As [`is_mounted`], of the kernel's modules.
+pub(super) fn modules_are_mounted(device: &Path) -> bool {
+    let folder = |name: &nix::sys::utsname::UtsName| Path::new("/lib/modules").join(name.release());
+    nix::sys::utsname::uname().is_ok_and(|name| is_mounted(device, &folder(&name)))
+}
+
 /// Mounts the work disk on `/root` and grows it when the daemon has made the device larger.
 ///
 /// An image without a place for it boots nevertheless. A disk that cannot be mounted is an error:

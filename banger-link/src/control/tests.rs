@@ -71,11 +71,11 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
         .wait_for(|view| view.ready.as_ref().is_some_and(|ready| ready.boot_id == "b-2"))
         .await
         .unwrap();
-    assert!(control.shutdown().await);
+    assert!(control.shutdown(Duration::from_secs(20)).await);
     // Whoever has proved itself is told the time first.
     let GuestCommand::Time { unix_ms } = command(&mut second).await else { panic!("no time") };
     assert!(unix_ms.abs_diff(clock::unix_ms()) < 60_000);
-    assert_eq!(command(&mut second).await, GuestCommand::Shutdown);
+    assert_eq!(command(&mut second).await, GuestCommand::Shutdown { within: Some(20) });
     second.write_all(b"{\"event\":\"shutdown\",\"kind\":\"halt\"}\n").await.unwrap();
     control.view.clone().wait_for(|view| view.ending == Some(ShutdownKind::Halt)).await.unwrap();
     assert_eq!(command(&mut second).await, GuestCommand::Noted);
@@ -90,7 +90,7 @@ async fn nobody_to_tell_is_said_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
     let vmm = vmm();
-    assert!(!control.shutdown().await);
+    assert!(!control.shutdown(Duration::from_secs(20)).await);
     let silent = control.ready(Duration::from_millis(100), &vmm).await;
     assert_eq!(silent, Err(NotReady::TimedOut(0)));
     vmm.signal(rustix::process::Signal::KILL).unwrap();
@@ -144,9 +144,9 @@ async fn a_process_without_the_token_says_nothing() {
     lie(&other).await;
     // Its place was not taken.
     assert!(control.view().ending.is_none() && control.view().failed.is_none());
-    assert!(control.shutdown().await);
+    assert!(control.shutdown(Duration::from_secs(20)).await);
     assert!(matches!(command(&mut agent).await, GuestCommand::Time { .. }));
-    assert_eq!(command(&mut agent).await, GuestCommand::Shutdown);
+    assert_eq!(command(&mut agent).await, GuestCommand::Shutdown { within: Some(20) });
     vmm.signal(rustix::process::Signal::KILL).unwrap();
 }
 

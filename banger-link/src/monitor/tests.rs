@@ -164,7 +164,7 @@ fn silence_is_counted_in_looks() {
     assert!(agent.silent <= 4 * LOOK);
     let mut now = start + Duration::from_secs(3600);
     while agent.silent < SILENCE {
-        assert_eq!(by_silence(agent.silent, agent.said(), None, false), None);
+        assert_eq!(by_silence(agent.silent, agent.said(), None, None), None);
         now += LOOK;
         let before = agent.silent;
         agent.look(Some(start), None, now, true);
@@ -172,7 +172,7 @@ fn silence_is_counted_in_looks() {
         now += LOOK;
         agent.look(Some(start), None, now, false);
     }
-    let ended = by_silence(agent.silent, agent.said(), None, false).unwrap();
+    let ended = by_silence(agent.silent, agent.said(), None, None).unwrap();
     assert_eq!(ended, Ended::new("no sign of life from the guest for 30 s", false));
     agent.look(Some(now), None, now + LOOK, false);
     assert_eq!(agent.silent, Duration::ZERO);
@@ -182,8 +182,8 @@ fn silence_is_counted_in_looks() {
 fn an_announcement_alone_ends_nothing() {
     // The guest still ends its services and unmounts its disks, whether its agent had time to say so or not.
     for ending in [None, Some(ShutdownKind::Poweroff), Some(ShutdownKind::Reboot)] {
-        assert_eq!(by_silence(GOODBYE - LOOK, None, ending, true), None);
-        let ended = by_silence(GOODBYE, None, ending, true).unwrap();
+        assert_eq!(by_silence(GOODBYE - LOOK, None, ending, Some(GOODBYE)), None);
+        let ended = by_silence(GOODBYE, None, ending, Some(GOODBYE)).unwrap();
         assert!(!ended.clean && ended.reason.contains("180 s"), "{ended:?}");
     }
 }
@@ -191,7 +191,8 @@ fn an_announcement_alone_ends_nothing() {
 #[test]
 fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
     let fresh = Said { word: LastWord::PowerDown, fresh: true };
-    let said = |silent, ending| by_silence(silent, Some(&fresh), ending, ending.is_some()).map(|ended| ended.reason);
+    let said =
+        |silent, ending| by_silence(silent, Some(&fresh), ending, ending.map(|_| GOODBYE)).map(|ended| ended.reason);
     assert_eq!(said(Duration::ZERO, None), None);
     assert_eq!(said(CONFIRM, None).as_deref(), Some("guest powered off"));
     assert_eq!(said(Duration::ZERO, Some(ShutdownKind::Poweroff)).as_deref(), Some("guest powered off"));
@@ -200,7 +201,8 @@ fn a_last_word_waits_only_for_an_agent_that_announced_nothing() {
 #[test]
 fn a_word_that_the_watch_found_waits_for_an_agent_that_may_come_back_and_says_nothing_of_an_end_announced_now() {
     let found = Said { word: LastWord::Halted, fresh: false };
-    let said = |silent, ending| by_silence(silent, Some(&found), ending, ending.is_some()).map(|ended| ended.reason);
+    let said =
+        |silent, ending| by_silence(silent, Some(&found), ending, ending.map(|_| GOODBYE)).map(|ended| ended.reason);
     assert_eq!(said(CONFIRM_FOUND - LOOK, None), None);
     assert_eq!(said(CONFIRM_FOUND, None).as_deref(), Some("guest halted"));
     assert_eq!(said(GOODBYE - LOOK, Some(ShutdownKind::Poweroff)), None);
@@ -219,7 +221,7 @@ fn an_agent_that_is_heard_or_a_new_word_takes_the_place_of_a_found_one() {
     let mut agent = Agent::default();
     agent.look(None, found(), start, false);
     agent.look(None, Some(Said { word: LastWord::PowerDown, fresh: true }), start + LOOK, false);
-    let ended = by_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff), true);
+    let ended = by_silence(agent.silent, agent.said(), Some(ShutdownKind::Poweroff), Some(GOODBYE));
     assert_eq!(ended, Some(Ended::new("guest powered off", true)));
 }
 

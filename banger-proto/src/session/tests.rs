@@ -13,6 +13,7 @@ fn session() -> Session {
         started_at: 1_763_632_800,
         ended_at: Some(1_763_632_801),
         log_path: "/root/.banger/sessions/web.3/log".into(),
+        again: true,
     }
 }
 
@@ -20,7 +21,7 @@ fn session() -> Session {
 async fn every_request_comes_back() {
     let session = || "web".to_owned();
     let start = Start { words: vec![vec![0xff, b' ']], ..Start::default() };
-    let new = New { name: Some(session()), start, stdin: true, entrypoint: false };
+    let new = New { name: Some(session()), start, stdin: true, entrypoint: false, again: true };
     let requests = [
         Request::List,
         Request::Show { session: session() },

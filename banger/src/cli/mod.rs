@@ -67,6 +67,8 @@ pub(crate) enum Command {
     Bug(Bug),
     /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh that does it
     SshConfig(SshConfig),
+    /// Serve an agent by the Model Context Protocol, on standard input and output
+    Mcp,
     /// Show the versions of this program, of bangerd and of Firecracker
     Version(Json),
     /// Print a completion script

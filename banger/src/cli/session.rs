@@ -1,6 +1,7 @@
 //! `vm session`: what can be typed.
 
 use super::{Json, With};
+use banger_policy::vm::RestartPolicy;
 use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -75,6 +76,9 @@ pub(crate) struct Start {
     /// Give it a terminal, which is its input as well
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Start it again when it ends, and with the VM: no or always
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) restart: RestartPolicy,
     #[command(flatten)]
     pub(crate) with: With,
     /// The VM

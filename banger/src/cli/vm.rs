@@ -3,7 +3,9 @@
 use super::repository::{Repository, Workspace};
 use super::session::Session;
 use super::{Json, List};
+use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
 use banger_policy::vm::RestartPolicy;
+use clap::builder::RangedI64ValueParser;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -171,6 +173,9 @@ pub(crate) struct Run {
     /// Run the image's Entrypoint and Cmd as the session `app`; COMMAND takes the place of Cmd
     #[arg(long)]
     pub(crate) entrypoint: bool,
+    /// Say what happens as JSON on standard output, an object a line: stages, output, exit, errors
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) json: bool,
     /// Do not read standard input
     #[arg(short = 'n', long)]
     pub(crate) no_stdin: bool,
@@ -212,6 +217,9 @@ pub(crate) struct Exec {
     /// Do not read standard input
     #[arg(short = 'n', long, conflicts_with = "tty")]
     pub(crate) no_stdin: bool,
+    /// Say what happens as JSON on standard output, an object a line: output, exit, errors
+    #[arg(long, conflicts_with = "tty")]
+    pub(crate) json: bool,
     /// When HEAD of the workspace's repository has moved here, prepare it again before
     #[arg(long)]
     pub(crate) auto_prepare: bool,
@@ -229,16 +237,23 @@ pub(crate) struct Names {
     pub(crate) vms: Vec<String>,
 }
 
+fn seconds() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(i64::from(MIN_STOP_SECONDS)..=i64::from(MAX_STOP_SECONDS))
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
     /// The VMs
     #[arg(required_unless_present = "everyone", conflicts_with = "everyone", value_name = "VM")]
     pub(crate) vms: Vec<String>,
+    /// How long the guests may take before they are ended, 1 to 3600 seconds [default: 90]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds())]
+    pub(crate) timeout: Option<u32>,
     /// Every running VM of every user, for root and members of group banger-admin
     #[arg(long)]
     pub(crate) everyone: bool,
     /// The host goes down: what is stopped now and has --restart always is started with the host again
-    #[arg(long, requires = "everyone", hide = true)]
+    #[arg(long, requires = "everyone", conflicts_with = "timeout", hide = true)]
     pub(crate) host_down: bool,
 }
 

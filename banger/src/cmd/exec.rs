@@ -3,6 +3,7 @@
 use crate::cli::{Exec, With};
 use crate::client::Client;
 use crate::cmd::workspace;
+use crate::error::{explained, told};
 use crate::interrupt::Interrupts;
 use crate::{guest, session, terminal};
 use anyhow::Context as _;
@@ -16,6 +17,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 pub(super) struct How {
     pub(super) tty: bool,
     pub(super) stdin: bool,
+    /// What happens goes to standard output as JSON.
+    pub(super) json: bool,
     pub(super) settings: Settings,
 }
 
@@ -28,15 +31,23 @@ pub(super) struct Settings {
 }
 
 pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
-    let tty = !options.no_tty && !options.no_stdin && (options.tty || terminal::interactive());
+    told(options.json, enter(options).await)
+}
+
+async fn enter(options: Exec) -> anyhow::Result<u8> {
+    let json = options.json;
+    let tty = !json && !options.no_tty && !options.no_stdin && (options.tty || terminal::interactive());
     let what = format!("cannot run a command in {}", options.vm);
+    if json && options.command.is_empty() {
+        return Err(explained("--json is for programs, and a login shell is not", "name a COMMAND")).context(what);
+    }
     let mut settings = check(options.with).with_context(|| what.clone())?;
     let client = Client::connect().await?;
     if settings.working_dir.is_none() {
         settings.working_dir =
             workspace::enter(&client, &options.vm, options.auto_prepare).await.with_context(|| what.clone())?;
     }
-    let how = How { tty, stdin: !options.no_stdin, settings };
+    let how = How { tty, stdin: !options.no_stdin, json, settings };
     command(&client, options.vm, options.command, how, None).await.context(what)
 }
 
@@ -97,7 +108,7 @@ pub(super) async fn command(
             status = interrupts.next() => return Ok(status),
         },
     };
-    guest::run(opened, start, how.stdin).await
+    guest::run(opened, start, how.stdin, how.json).await
 }
 
 /// What the guest is told to start.

@@ -25,7 +25,8 @@ const RECONNECT: Duration = Duration::from_millis(300);
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verb {
     Start,
-    Stop,
+    /// With so many seconds for the guest, when somebody says how many.
+    Stop(Option<u32>),
     /// Because the host goes down.
     HostDown,
     Restart,
@@ -38,7 +39,7 @@ impl Verb {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Verb::Start => ("start", "started"),
-            Verb::Stop | Verb::HostDown => ("stop", "stopped"),
+            Verb::Stop(_) | Verb::HostDown => ("stop", "stopped"),
             Verb::Restart => ("restart", "restarted"),
             Verb::Kill(_) => ("kill", "killed"),
             Verb::Set(_) => ("change", "changed"),
@@ -68,7 +69,7 @@ pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
 }
 
 /// `vm stop --everyone`: what the host's shutdown and the package's removal ask for.
-pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
+pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyhow::Result<u8> {
     /// A VM whose start was at work is met the next time; one that cannot be stopped is not tried for ever.
     const ROUNDS: usize = 3;
     const AGAIN: Duration = Duration::from_secs(3);
@@ -87,7 +88,7 @@ pub(super) async fn stop_everyone(host_down: bool) -> anyhow::Result<u8> {
             continue;
         }
         stopped += vms.len();
-        status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop }, &vms, status).await?;
+        status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop(within) }, &vms, status).await?;
         if status > FAILED {
             // Interrupted.
             break;
@@ -155,8 +156,8 @@ async fn one(
     let rpc = &client.rpc;
     let job = match verb {
         Verb::Start => answer(rpc.start_vm(soon(), id)).await,
-        Verb::Stop => answer(rpc.stop_vm(soon(), id, false)).await,
-        Verb::HostDown => answer(rpc.stop_vm(soon(), id, true)).await,
+        Verb::Stop(within) => answer(rpc.stop_vm(soon(), id, within, false)).await,
+        Verb::HostDown => answer(rpc.stop_vm(soon(), id, None, true)).await,
         Verb::Restart => answer(rpc.restart_vm(soon(), id)).await,
         Verb::Kill(signal) => answer(rpc.kill_vm(soon(), id, signal)).await,
         Verb::Set(request) => answer(rpc.set_vm(soon(), id, request)).await,

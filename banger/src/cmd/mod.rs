@@ -14,6 +14,7 @@ mod kernel;
 mod lifecycle;
 mod list;
 mod login;
+mod mcp;
 mod prune;
 mod pull;
 mod run;
@@ -41,6 +42,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Doctor(asked) => doctor::run(asked).await,
         Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),
+        Command::Mcp => mcp::run().await,
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),
     }
@@ -52,8 +54,8 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Run(options) => run::run(options).await,
         Vm::Create(options) => run::create(&options).await,
         Vm::Start(names) => lifecycle::run(Verb::Start, names.vms).await,
-        Vm::Stop(stop) if stop.everyone => lifecycle::stop_everyone(stop.host_down).await,
-        Vm::Stop(stop) => lifecycle::run(Verb::Stop, stop.vms).await,
+        Vm::Stop(stop) if stop.everyone => lifecycle::stop_everyone(stop.timeout, stop.host_down).await,
+        Vm::Stop(stop) => lifecycle::run(Verb::Stop(stop.timeout), stop.vms).await,
         Vm::Restart(names) => lifecycle::run(Verb::Restart, names.vms).await,
         Vm::Set(set) => {
             let request = spec::change(&set).context("cannot change a VM")?;

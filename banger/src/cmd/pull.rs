@@ -8,7 +8,7 @@ use crate::cmd::image::described;
 use crate::cmd::spec::{self, checked};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
-use crate::output::{Transfers, line, note, took};
+use crate::output::{Event, Transfers, line, ms, note, tell, took};
 use crate::registry::{Platform, Reference, Registries};
 use crate::upload;
 use anyhow::Context as _;
@@ -73,13 +73,14 @@ fn meant(name: &str) -> anyhow::Result<(Reference, Option<Digest>)> {
 }
 
 /// Pulls the image of a request when its name means nothing to the daemon. Gives the status to end
-/// with when the user interrupted.
+/// with when the user interrupted. `json`: that it is pulled is said on standard output.
 ///
 /// # Errors
 /// Why it cannot be pulled; the daemon's refusal.
 pub(super) async fn missing(
     client: &Client,
     request: &CreateRequest,
+    json: bool,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<Option<u8>> {
     let Some(name) = request.image_name.clone() else { return Ok(None) };
@@ -95,18 +96,26 @@ pub(super) async fn missing(
     };
     // No VM boots without a kernel, so nothing is downloaded for one.
     answer(client.rpc.pick_kernel(soon(), request.kernel_name.clone())).await?;
-    note(&format!("image {name} is not here: pulling {reference}"));
+    if json {
+        tell(&Event::Pulling { image: &name, reference: &reference.to_string() })?;
+    } else {
+        note(&format!("image {name} is not here: pulling {reference}"));
+    }
     let platform = Platform::of_host();
     let wanted = Wanted { reference, expected, platform, name, build_size: None, shared: false };
     let what = || format!("there is no image {} here, and it cannot be pulled", wanted.name);
     let began = Instant::now();
     Ok(match pull(client, &wanted, interrupts).await.with_context(what)? {
+        Pulled::Nothing(status) => Some(status),
+        Pulled::Sent(_) | Pulled::Known(_) if json => {
+            tell(&Event::Pulled { image: &wanted.name, took_ms: ms(began.elapsed()) })?;
+            None
+        }
         Pulled::Sent(image) => {
             note(&format!("pulled {} in {}", described(&image), took(began.elapsed())));
             None
         }
         Pulled::Known(_) => None,
-        Pulled::Nothing(status) => Some(status),
     })
 }
 

@@ -2,12 +2,13 @@
 
 use crate::cli::{Mode, Run, Spec};
 use crate::client::{Client, answer, soon};
-use crate::cmd::exec::{self, How};
+use crate::cmd::exec::{self, How, Settings};
+use crate::cmd::session::App;
 use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
-use crate::error::{explained, say};
+use crate::error::{explained, say, told};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
-use crate::output::{line, note, took};
+use crate::output::{Event, line, ms, note, tell, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
 use crate::workspace::Wanted;
@@ -15,6 +16,7 @@ use anyhow::Context as _;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::model::{CreateRequest, VmRecord};
 use banger_proto::session::New;
+use std::ffi::OsString;
 use std::time::Instant;
 
 pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
@@ -22,7 +24,7 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
     let request = spec::request(options, true).context(what)?;
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
-    if let Some(status) = pull::missing(&client, &request, &mut interrupts).await.context(what)? {
+    if let Some(status) = pull::missing(&client, &request, false, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
     match make(&client, request, false, Detail::Live, interrupts).await.context(what)? {
@@ -35,28 +37,33 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
 }
 
 pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
+    told(options.json, make_and_use(options).await)
+}
+
+async fn make_and_use(options: Run) -> anyhow::Result<u8> {
     let what = "cannot run a VM";
     refuse_contradictions(&options).context(what)?;
     let request = spec::request(&options.spec, false).context(what)?;
-    let mut settings = exec::check(options.with).context(what)?;
-    let dry_run = options.repository.dry_run;
-    let wanted = options.path.map(|path| workspace::wanted(path, options.repository));
+    let Run { rm, keep_on_error, detach, entrypoint, json, no_stdin, with, repository, path, command, .. } = options;
+    let mut settings = exec::check(with).context(what)?;
+    let dry_run = repository.dry_run;
+    let wanted = path.map(|path| workspace::wanted(path, repository));
     if let (true, Some(wanted)) = (dry_run, &wanted) {
         return workspace::show(wanted.clone()).await.context(what);
     }
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
-    if let Some(status) = pull::missing(&client, &request, &mut interrupts).await.context(what)? {
+    if let Some(status) = pull::missing(&client, &request, json, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
-    let vm =
-        match make(&client, request, options.keep_on_error, Detail::Steps, interrupts.clone()).await.context(what)? {
-            Made::Vm(vm) => vm,
-            Made::Nothing(status) => return Ok(status),
-        };
+    let detail = if json { Detail::Json } else { Detail::Steps };
+    let vm = match make(&client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
+        Made::Vm(vm) => vm,
+        Made::Nothing(status) => return Ok(status),
+    };
     let filled = tokio::select! {
-        filled = fill(&client, &vm, wanted) => filled,
+        filled = fill(&client, &vm, wanted, json) => filled,
         status = interrupts.next() => {
             return lifecycle::delete_at_end(&vm, interrupts).await.map(|()| status);
         }
@@ -64,7 +71,7 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
     match filled.context(what) {
         Ok(Some(folder)) => settings = settings.within(folder),
         Ok(None) => {}
-        Err(error) if options.keep_on_error => return Err(error),
+        Err(error) if keep_on_error => return Err(error),
         Err(error) => {
             if let Err(delete) = lifecycle::delete_at_end(&vm, interrupts).await {
                 say(&error);
@@ -73,25 +80,63 @@ pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
             return Err(error);
         }
     }
-    note(&format!("ready in {}", took(began.elapsed())));
-    if options.entrypoint || (options.detach && !options.command.is_empty()) {
-        let start = exec::start(options.command, settings, false);
-        let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint: options.entrypoint };
-        let used = session::run_app(&client, &vm, app, options.detach, &mut interrupts).await;
-        return if options.rm { delete_after(used, &vm, interrupts).await } else { used };
-    }
-    if options.detach {
-        line(vm.name.as_str())?;
-        return Ok(0);
-    }
-    let how = How { tty: terminal::interactive() && !options.no_stdin, stdin: !options.no_stdin, settings };
-    let used = exec::command(&client, vm.id.to_string(), options.command, how, Some(&mut interrupts)).await;
-    let used = used.with_context(|| format!("cannot run a command in {}", vm.name));
-    if options.rm { delete_after(used, &vm, interrupts).await } else { used }
+    let again = session::again(options.spec.restart);
+    let app = entrypoint || (detach && !command.is_empty());
+    let purpose = Purpose { app: app.then_some(entrypoint), again, detach, json, stdin: !no_stdin, command, settings };
+    let used = use_it(&client, &vm, purpose, began, &mut interrupts).await;
+    if rm { delete_after(used, &vm, interrupts, json).await } else { used }
 }
 
-async fn delete_after(used: anyhow::Result<u8>, vm: &VmRecord, interrupts: Interrupts) -> anyhow::Result<u8> {
+/// What a VM was made for: a command, a session, a shell, or nothing yet.
+struct Purpose {
+    /// The command is the session `app`; behind the image's Entrypoint, when that is true.
+    app: Option<bool>,
+    /// It is started again.
+    again: bool,
+    detach: bool,
+    json: bool,
+    stdin: bool,
+    command: Vec<OsString>,
+    settings: Settings,
+}
+
+async fn use_it(
+    client: &Client,
+    vm: &VmRecord,
+    purpose: Purpose,
+    began: Instant,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<u8> {
+    let Purpose { app, again, detach, json, stdin, command, settings } = purpose;
+    if json {
+        tell(&Event::Ready { vm, took_ms: ms(began.elapsed()) })?;
+    } else {
+        note(&format!("ready in {}", took(began.elapsed())));
+    }
+    if let Some(entrypoint) = app {
+        let start = exec::start(command, settings, false);
+        let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint, again };
+        return session::run_app(client, vm, app, App { detach, json }, interrupts).await;
+    }
+    if detach {
+        if !json {
+            line(vm.name.as_str())?;
+        }
+        return Ok(0);
+    }
+    let how = How { tty: terminal::interactive() && stdin && !json, stdin, json, settings };
+    let used = exec::command(client, vm.id.to_string(), command, how, Some(interrupts)).await;
+    used.with_context(|| format!("cannot run a command in {}", vm.name))
+}
+
+async fn delete_after(
+    used: anyhow::Result<u8>,
+    vm: &VmRecord,
+    interrupts: Interrupts,
+    json: bool,
+) -> anyhow::Result<u8> {
     match (used, lifecycle::delete_at_end(vm, interrupts).await) {
+        (Ok(status), Ok(())) if json => tell(&Event::Deleted { vm: vm.name.as_str() }).map(|()| status),
         (used, Ok(())) => used,
         (Err(used), Err(delete)) => {
             say(&used);
@@ -102,18 +147,25 @@ async fn delete_after(used: anyhow::Result<u8>, vm: &VmRecord, interrupts: Inter
 }
 
 /// Gives a new VM its user's files and repository; the folder of that.
-async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>) -> anyhow::Result<Option<String>> {
+async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>, json: bool) -> anyhow::Result<Option<String>> {
     sync::new_vm(client, vm.id).await?;
     let Some(wanted) = wanted else { return Ok(None) };
     let began = Instant::now();
     let workspace = workspace::into(client, vm, wanted).await.context("cannot prepare the workspace")?;
-    let took = took(began.elapsed());
-    note(&format!("  {:<22} {took:>10}  {}", "workspace", workspace.guest_path));
+    let time = began.elapsed();
+    if json {
+        tell(&Event::Workspace { guest_path: &workspace.guest_path, took_ms: ms(time) })?;
+    } else {
+        note(&format!("  {:<22} {:>10}  {}", "workspace", took(time), workspace.guest_path));
+    }
     Ok(Some(workspace.guest_path))
 }
 
 /// Before anything is made.
 fn refuse_contradictions(options: &Run) -> anyhow::Result<()> {
+    if options.json && options.command.is_empty() && !options.detach && !options.entrypoint {
+        return Err(explained("--json is for programs, and a login shell is not", "name a COMMAND, or give -d"));
+    }
     if options.detach && options.rm {
         return Err(explained("-d leaves the VM running and --rm removes it", "leave one of them out"));
     }

@@ -7,10 +7,11 @@ use crate::cmd::exec;
 use crate::error::{FAILED, explained, say};
 use crate::guest::{self, Left, Terms};
 use crate::interrupt::Interrupts;
-use crate::output::{self, age, facts, line, note, table};
+use crate::output::{self, Event, age, facts, line, note, table, tell};
 use crate::sessions::{self, Shown, answer, ask, exit_status, odd, words};
 use crate::terminal;
 use anyhow::Context as _;
+use banger_policy::vm::RestartPolicy;
 use banger_proto::model::VmRecord;
 use banger_proto::session::{Answer, New, Outputs, Refusal, Request, Session, Status, is_name};
 use banger_proto::signal;
@@ -45,28 +46,38 @@ pub(super) async fn run(command: Command) -> anyhow::Result<u8> {
 }
 
 async fn start(options: Start) -> anyhow::Result<u8> {
-    let Start { name, stdin, tty, with, vm, command } = options;
+    let Start { name, stdin, tty, restart, with, vm, command } = options;
     let what = format!("cannot start a session in {vm}");
     if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
         let rule = "use 1 to 63 characters of a-z, 0-9 and -, without - at either end";
         return Err(explained(format!("{name:?} is no name of a session"), rule)).context(what);
     }
     let start = exec::start(command, exec::check(with).context(what.clone())?, tty);
-    let new = New { name, start, stdin: stdin == Stdin::Pipe, entrypoint: false };
+    let new = New { name, start, stdin: stdin == Stdin::Pipe, entrypoint: false, again: again(restart) };
     let client = Client::connect().await?;
     match begin(&client, &vm, new).await.context(what)? {
         Begun::Session(session) => {
             line(&session.name)?;
             Ok(0)
         }
-        Begun::Refused(status) => Ok(status),
+        Begun::Refused(status, why) => refused(false, status, &why),
     }
 }
 
 enum Begun {
     Session(Session),
-    /// The command cannot be started, and the user knows; the status that a shell would give.
-    Refused(u8),
+    /// The command cannot be started: the status that a shell would give, and why.
+    Refused(u8, String),
+}
+
+/// Says why a command cannot be started.
+fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
+    if json {
+        tell(&Event::Exit { status, signal: None, reason: Some(why) })?;
+    } else {
+        note(&format!("banger: the command cannot be started: {why}"));
+    }
+    Ok(status)
 }
 
 async fn begin(client: &Client, vm: &str, new: New) -> anyhow::Result<Begun> {
@@ -74,14 +85,20 @@ async fn begin(client: &Client, vm: &str, new: New) -> anyhow::Result<Begun> {
     let mut opened = ask(client, vm, &Request::Start(Box::new(new))).await?;
     match Answer::read(&mut opened.guest).await.map_err(guest::lost)? {
         Some(Answer::Sessions(started)) => Ok(Begun::Session(started.into_iter().next().ok_or_else(odd)?)),
-        Some(Answer::Refused(Refusal::Command(status, why))) => {
-            note(&format!("banger: the command cannot be started: {}", guest::first_line(&why)));
-            Ok(Begun::Refused(status))
-        }
+        Some(Answer::Refused(Refusal::Command(status, why))) => Ok(Begun::Refused(status, guest::first_line(&why))),
         Some(Answer::Refused(refusal)) => Err(sessions::refused(&refusal, vm, &name)),
         Some(_) => Err(odd()),
         None => Err(explained("the guest ended the connection without an answer", guest::WHAT_TO_SEE)),
     }
+}
+
+/// What `vm run` wants of its session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct App {
+    /// Only that it runs.
+    pub(super) detach: bool,
+    /// What happens goes to standard output as JSON.
+    pub(super) json: bool,
 }
 
 /// Starts the session `app` of a VM that `vm run` has made. Not detached, its output is ours until its end.
@@ -92,7 +109,7 @@ pub(super) async fn run_app(
     client: &Client,
     vm: &VmRecord,
     app: New,
-    detach: bool,
+    how: App,
     interrupts: &mut Interrupts,
 ) -> anyhow::Result<u8> {
     let what = || format!("cannot start the session {APP} in {}", vm.name);
@@ -101,17 +118,22 @@ pub(super) async fn run_app(
         begun = begin(client, &id, app) => begun.with_context(what)?,
         status = interrupts.next() => return Ok(status),
     };
+    let App { detach, json } = how;
     let session = match begun {
         Begun::Session(session) => session,
-        Begun::Refused(status) => return Ok(status),
+        Begun::Refused(status, why) => return refused(json, status, &why),
     };
-    if detach {
+    if json {
+        tell(&Event::Session { session: serde_json::to_value(View::new(&session))? })?;
+    } else if detach {
         line(vm.name.as_str())?;
+    }
+    if detach {
         return Ok(0);
     }
     let request = Request::Logs { session: session.id, outputs: Outputs::Both, tail: None, follow: true };
     let mut opened = ask(client, &id, &request).await?;
-    let shown = Shown { outputs: Outputs::Both, times: false };
+    let shown = Shown { outputs: Outputs::Both, times: false, json };
     tokio::select! {
         status = sessions::logs(&mut opened, vm.name.as_str(), APP, shown) => ended(status?, APP),
         status = interrupts.next() => Ok(status),
@@ -145,6 +167,7 @@ struct View<'a> {
     reason: Option<&'static str>,
     stdin: &'static str,
     tty: bool,
+    restart: RestartPolicy,
     started_at: Timestamp,
     ended_at: Option<Timestamp>,
     log_path: &'a str,
@@ -169,11 +192,21 @@ impl<'a> View<'a> {
             reason,
             stdin: stdin_word(session),
             tty: session.tty,
+            restart: restart(session),
             started_at: Timestamp::from_unix(session.started_at),
             ended_at: session.ended_at.map(Timestamp::from_unix),
             log_path: &session.log_path,
         }
     }
+}
+
+/// Is it started again, as users say that.
+pub(super) fn again(restart: RestartPolicy) -> bool {
+    restart == RestartPolicy::Always
+}
+
+fn restart(session: &Session) -> RestartPolicy {
+    if session.again { RestartPolicy::Always } else { RestartPolicy::No }
 }
 
 fn stdin_word(session: &Session) -> &'static str {
@@ -225,6 +258,7 @@ async fn show(one: One, json: Json) -> anyhow::Result<u8> {
         ("command", session.command.join(" ")),
         ("stdin", stdin_word(&session).to_owned()),
         ("terminal", if session.tty { "yes" } else { "no" }.to_owned()),
+        ("restart", restart(&session).to_string()),
         ("started", Timestamp::from_unix(session.started_at).to_string()),
         ("ended", session.ended_at.map(|at| Timestamp::from_unix(at).to_string()).unwrap_or_default()),
         ("log", session.log_path.clone()),
@@ -243,7 +277,7 @@ async fn logs(options: Logs) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let request = Request::Logs { session: session.clone(), outputs, tail, follow };
     let mut opened = ask(&client, &vm, &request).await.context(what.clone())?;
-    sessions::logs(&mut opened, &vm, &session, Shown { outputs, times }).await.context(what)?;
+    sessions::logs(&mut opened, &vm, &session, Shown { outputs, times, json: false }).await.context(what)?;
     Ok(0)
 }
 
@@ -286,7 +320,7 @@ async fn attach(one: One) -> anyhow::Result<u8> {
         Answer::Opened => {}
         _ => return Err(odd()),
     }
-    let left = guest::converse(opened.guest, Terms { tty, input: session.stdin, attached: true }).await;
+    let left = guest::converse(opened.guest, Terms { tty, input: session.stdin, attached: true, json: false }).await;
     match left.context(what)? {
         Left::Ended(status) => Ok(status),
         Left::HungUp(_) => {

@@ -158,6 +158,7 @@ async fn sessions(fake: &Fake, client: UnixStream) {
         started_at: 4_070_908_800,
         ended_at: (status != Status::Running).then_some(4_070_908_860),
         log_path: format!("/root/.banger/sessions/{name}.{number}/log{evil}"),
+        again: name == "app",
     };
     let known = [
         session("old", 1, Status::Exited(3), false),
@@ -167,7 +168,10 @@ async fn sessions(fake: &Fake, client: UnixStream) {
     ];
     let Ok(Some(request)) = Request::read(&mut guest).await else { return };
     fake.state().calls.push(format!("{request:?}"));
-    let found = request.session().map(|word| known.iter().find(|one| one.id.starts_with(word)).cloned());
+    // What `vm run` has started is followed by its id.
+    let app = session("app", 5, Status::Running, false);
+    let all = || known.iter().chain([&app]);
+    let found = request.session().map(|word| all().find(|one| one.id.starts_with(word)).cloned());
     let answers = match (&request, found) {
         (_, Some(None)) => vec![Answer::Refused(Refusal::Unknown)],
         (Request::List, _) => vec![Answer::Sessions(known.to_vec())],

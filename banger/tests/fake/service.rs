@@ -105,7 +105,10 @@ impl Daemon for Fake {
         self.state().simple("start", &vm, VmState::Running)
     }
 
-    async fn stop_vm(self, _: Context, vm: String, _: bool) -> Result<JobId, ApiError> {
+    async fn stop_vm(self, _: Context, vm: String, within: Option<u32>, _: bool) -> Result<JobId, ApiError> {
+        if let Some(seconds) = within {
+            self.state().calls.push(format!("within {seconds} s"));
+        }
         self.state().simple("stop", &vm, VmState::Stopped)
     }
 

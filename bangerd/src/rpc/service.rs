@@ -6,6 +6,7 @@ use crate::rpc::ticket::Promise;
 use crate::store::import::Wanted;
 use crate::store::page;
 use crate::vm::Verb;
+use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
@@ -85,13 +86,25 @@ impl banger_proto::daemon::Daemon for Service {
         self.order(&vm, Verb::Start).await
     }
 
-    async fn stop_vm(self, _: Context, vm: String, host_down: bool) -> Result<JobId, ApiError> {
+    async fn stop_vm(self, _: Context, vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError> {
         self.pay()?;
+        if let Some(seconds) = within
+            && !(MIN_STOP_SECONDS..=MAX_STOP_SECONDS).contains(&seconds)
+        {
+            let message =
+                format!("a guest may have {MIN_STOP_SECONDS} to {MAX_STOP_SECONDS} s to shut down, not {seconds}");
+            return Err(ApiError::new(ErrorCode::BadRequest, message).hint("vm kill does not wait."));
+        }
         if host_down && !self.peer.admin {
             let message = "only root and the group banger-admin say that the host goes down";
             return Err(ApiError::new(ErrorCode::Denied, message));
         }
-        self.order(&vm, if host_down { Verb::HostDown } else { Verb::Stop }).await
+        let verb = match within {
+            _ if host_down => Verb::HostDown,
+            Some(seconds) => Verb::StopWithin(Duration::from_secs(seconds.into())),
+            None => Verb::Stop,
+        };
+        self.order(&vm, verb).await
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {

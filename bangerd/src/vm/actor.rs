@@ -12,6 +12,7 @@ use crate::error::{internal, over_limit};
 use crate::jobs::Job;
 use banger_policy::access::Owner;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, Look, State, Then};
+use banger_policy::limits::DEFAULT_STOP_SECONDS;
 use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Peer, VmId};
@@ -25,8 +26,8 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-/// How long a guest may take to shut down when it is asked to.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(90);
+/// How long a guest may take to shut down when nobody says otherwise.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(DEFAULT_STOP_SECONDS as u64);
 /// How long a VMM may take to end on a signal other than KILL.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -44,6 +45,8 @@ pub(super) struct Actor {
     pub(super) own_orders: mpsc::WeakUnboundedSender<Order>,
     /// Counts boots within this run of the daemon, so that a late report of an earlier boot is known as such.
     boot: u64,
+    /// How long the guest may take to shut down.
+    patience: Duration,
     monitor: Option<AbortHandle>,
 }
 
@@ -65,7 +68,16 @@ impl Place {
     pub(super) fn work(self, ctx: Arc<Context>, row: VmRow, first: Option<Order>) {
         let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
         let own_orders = self.orders.downgrade();
-        let actor = Actor { ctx, row, shared: self.shared, orders: self.queue, own_orders, boot: 0, monitor: None };
+        let actor = Actor {
+            ctx,
+            row,
+            shared: self.shared,
+            orders: self.queue,
+            own_orders,
+            boot: 0,
+            patience: SHUTDOWN_LIMIT,
+            monitor: None,
+        };
         tokio::spawn(actor.run(first).instrument(span));
     }
 }
@@ -162,6 +174,12 @@ impl Actor {
         match verb {
             Verb::Start => self.answer(job, Event::Start).await,
             Verb::Stop => self.answer(job, Event::Stop).await,
+            Verb::StopWithin(limit) => {
+                self.patience = limit;
+                let gone = self.answer(job, Event::Stop).await;
+                self.patience = SHUTDOWN_LIMIT;
+                gone
+            }
             Verb::HostDown => self.answer(job, Event::HostDown).await,
             Verb::Delete => self.answer(job, Event::Delete).await,
             Verb::Kill(signal) => {
@@ -369,7 +387,7 @@ impl Actor {
         let interrupt = CancellationToken::new();
         self.shared.set_waiting(Some((Wait::Shutdown, interrupt.clone())));
         let clean = tokio::select! {
-            clean = running.shut_down(SHUTDOWN_LIMIT) => clean,
+            clean = running.shut_down(self.patience) => clean,
             () = interrupt.cancelled() => false,
         };
         self.shared.set_waiting(None);

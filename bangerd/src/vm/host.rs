@@ -399,11 +399,11 @@ impl Running for Guest {
             // The same eyes that see a guest end by itself see it end because it was asked to. They open before it is
             // told: an older word on its console is not about this end.
             let watch = monitor::Watch::begin(self.parts.clone()).await;
-            let told = self.parts.control.shutdown().await;
+            let told = self.parts.control.shutdown(limit).await;
             crate::fail::point("guest", "told to shut down");
             // An agent that has announced the guest's end is not there to be told.
             let ends = told || self.parts.control.view().ending.is_some();
-            ends && watch.asked().end().await.clean
+            ends && watch.asked(limit).end().await.clean
         };
         async move { tokio::time::timeout(limit, asked).await.unwrap_or(false) }.boxed()
     }

@@ -5,6 +5,7 @@ use crate::jobs::Job;
 use banger_policy::Peer;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::SetRequest;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// What a user asks of a VM that exists.
@@ -12,6 +13,8 @@ use tokio::sync::OwnedSemaphorePermit;
 pub(crate) enum Verb {
     Start,
     Stop,
+    /// A stop for which the guest has so long.
+    StopWithin(Duration),
     /// A stop because the host goes down.
     HostDown,
     Restart,
@@ -25,7 +28,7 @@ impl Verb {
     pub(super) fn word(self) -> &'static str {
         match self {
             Verb::Start => "start",
-            Verb::Stop | Verb::HostDown => "stop",
+            Verb::Stop | Verb::StopWithin(_) | Verb::HostDown => "stop",
             Verb::Restart => "restart",
             Verb::Kill(_) => "kill",
             Verb::Set(_) => "set",
@@ -37,7 +40,7 @@ impl Verb {
     pub(super) fn interrupts(self) -> &'static [Wait] {
         match self {
             Verb::Kill(_) => &[Wait::Start, Wait::Shutdown],
-            Verb::Stop | Verb::HostDown | Verb::Delete => &[Wait::Start],
+            Verb::Stop | Verb::StopWithin(_) | Verb::HostDown | Verb::Delete => &[Wait::Start],
             Verb::Start | Verb::Restart | Verb::Set(_) => &[],
         }
     }

@@ -220,10 +220,11 @@ impl Running for SimGuest {
         .boxed()
     }
 
-    fn shut_down(&self, _: Duration) -> BoxFuture<'_, bool> {
-        async {
+    fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool> {
+        async move {
             if self.machine.lock().deaf {
-                std::future::pending::<()>().await;
+                tokio::time::sleep(limit).await;
+                return false;
             }
             self.machine.end(&self.vm, "guest powered off");
             true

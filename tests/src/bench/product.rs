@@ -20,6 +20,7 @@ const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
 const HOSTILE_AGENT: &str = "target/debug/hostile-agent";
 const STILL: &str = "target/debug/still-vmm";
+const BARE: &str = "target/guest/x86_64-unknown-linux-gnu/release/banger-bare-vsock";
 /// Helper and daemon with fail points, for the suites that kill them at each.
 const KILLABLE_HELPER: &str = "target/release/banger-priv-failpoints";
 const KILLABLE_DAEMON: &str = "target/release/bangerd-failpoints";
@@ -61,6 +62,7 @@ impl Product {
         cargo(&[&["build", "--quiet", "--locked"], bench].concat(), None)?;
         if needs >= Needs::Guests {
             killable()?;
+            guest("banger-bare-vsock")?;
         }
         if needs >= Needs::Package {
             package()?;
@@ -94,7 +96,8 @@ impl Product {
                 .program(Path::new(KILLABLE_DAEMON), "bangerd-failpoints")
                 .program(Path::new(STILL), "still-vmm")
                 .program(Path::new(HOSTILE), "hostile-vmm")
-                .program(Path::new(HOSTILE_AGENT), "hostile-agent");
+                .program(Path::new(HOSTILE_AGENT), "hostile-agent")
+                .program(Path::new(BARE), "bare-vsock");
         }
         payload.write(target)
     }
@@ -117,8 +120,8 @@ fn given_firecracker() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The guest program has its own target folder: its flags would make every other crate be built again.
-fn guest() -> Result<()> {
+/// Programs of guests have their own target folder: its flags would make every other crate be built again.
+fn guest(name: &str) -> Result<()> {
     cargo(
         &[
             "build",
@@ -126,7 +129,7 @@ fn guest() -> Result<()> {
             "--locked",
             "--release",
             "-p",
-            "banger-guest",
+            name,
             "--target",
             GUEST_TARGET,
             "--target-dir",
@@ -154,7 +157,7 @@ fn package() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"], None)?;
     // By itself: built together with the daemon, the helper would carry every feature of a shared dependency that only the daemon wants.
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv"], None)?;
-    guest()?;
+    guest("banger-guest")?;
     packages::make()
 }
 

@@ -187,9 +187,7 @@ fn talk(stream: &UnixStream, token: &BootToken, boot_id: &str) -> io::Result<()>
     loop {
         match from.read_line(&mut line) {
             Ok(0) => return Ok(()),
-            Ok(_)
-                if serde_json::from_str(&line).is_ok_and(|command: GuestCommand| command == GuestCommand::Shutdown) =>
-            {
+            Ok(_) if matches!(serde_json::from_str(&line), Ok(GuestCommand::Shutdown { .. })) => {
                 say(GuestEvent::Shutdown { kind: ShutdownKind::Poweroff })?;
                 // A guest that has powered off leaves a VMM that does not end by itself.
                 io::stdout().write_all(b"[    9.000000] reboot: Power down\n")?;

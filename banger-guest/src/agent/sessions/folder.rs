@@ -18,7 +18,7 @@ const KEPT: usize = 64;
 /// Longer files are none of ours.
 const MAX_FILE: u64 = 64 << 10;
 /// Entries of the folder that are looked at: somebody else may have put some there.
-const MAX_ENTRIES: usize = 4096;
+pub(super) const MAX_ENTRIES: usize = 4096;
 /// What of a command is kept for people, bytes.
 const MAX_COMMAND: usize = 4096;
 const META: &str = "meta.json";
@@ -46,6 +46,8 @@ pub(super) struct Meta {
     /// The guest's boot.
     pub(super) boot_id: String,
     pub(super) started_at: u64,
+    #[serde(default)]
+    pub(super) again: bool,
 }
 
 /// How it ended.
@@ -151,6 +153,7 @@ impl Places {
             started_at: meta.started_at,
             ended_at,
             log_path: folder.join(FILES[0]).to_string_lossy().into_owned(),
+            again: meta.again,
         })
     }
 
@@ -210,7 +213,7 @@ pub(super) fn end(folder: &Path, end: &End) -> io::Result<()> {
 }
 
 /// A file is whole or not there.
-fn store(folder: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn store(folder: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
     let new = folder.join(format!("{name}.new"));
     let mut file = File::create(&new)?;
     file.write_all(&serde_json::to_vec(value)?)?;
@@ -243,7 +246,8 @@ mod tests {
 
     fn meta(name: &str, number: u64, boot_id: &str) -> Meta {
         let command = vec!["serve".to_owned()];
-        Meta { name: name.into(), number, command, stdin: true, tty: false, boot_id: boot_id.into(), started_at: 7 }
+        let (name, boot_id) = (name.into(), boot_id.into());
+        Meta { name, number, command, stdin: true, tty: false, boot_id, started_at: 7, again: false }
     }
 
     fn ended(places: &Places, name: &str, number: u64) {

@@ -21,12 +21,15 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use super::server::Shared;
+use crate::console::say;
 use crate::sys::pass;
 use crate::sys::spawn::{Identity, in_own_session};
+pub(super) use again::resume;
 use folder::{Meta, Places};
 use process::Order;
 use read::{Begin, Selection};
 
+mod again;
 mod clients;
 mod folder;
 mod log;
@@ -52,6 +55,8 @@ pub(super) struct Sessions {
     /// Starts one after the other: each chooses a number, and a name that no other has.
     starting: Arc<Mutex<()>>,
     launch: Launch,
+    /// What is started again.
+    again: again::Watching,
 }
 
 /// How a session's process is started.
@@ -105,6 +110,9 @@ where
         if let Request::Show { .. } = request {
             return Answer::Sessions(vec![session]).write(stream).await.map(|()| true);
         }
+        if let Request::Stop { .. } = request {
+            sessions.let_be(&session).await;
+        }
         if let Request::Logs { outputs, tail, follow, .. } = request
             && (!follow || session.status != Status::Running)
         {
@@ -123,7 +131,7 @@ where
 
 impl Sessions {
     fn of(places: Places, program: PathBuf) -> Self {
-        Self { places, starting: Arc::default(), launch: Launch::Program(program) }
+        Self { places, starting: Arc::default(), launch: Launch::Program(program), again: again::Watching::default() }
     }
 
     /// Elsewhere, and by the program that is named: for tests.
@@ -147,10 +155,22 @@ impl Sessions {
             Request::Wait { .. } | Request::Stop { .. } => Answer::Ended(session.status),
             Request::Remove { .. } if session.status == Status::Running => Answer::Refused(Refusal::Runs),
             Request::Remove { .. } => {
-                let (places, id) = (self.places.clone(), session.id.clone());
-                match spawn_blocking(move || places.remove(&id)).await {
-                    Ok(Ok(())) => Answer::Done,
-                    Ok(Err(error)) => Answer::Refused(Refusal::Failed(error.to_string())),
+                let (places, gone) = (self.places.clone(), session.clone());
+                // With its newest session goes what would start it again.
+                let remove = move || {
+                    let newest = places.find(&gone.name).is_some_and(|newest| newest.id == gone.id);
+                    if newest {
+                        places.forget_order(&gone.name)?;
+                    }
+                    places.remove(&gone.id).map(|()| newest)
+                };
+                match blocking(remove).await {
+                    Ok(newest) => {
+                        if newest {
+                            self.again.end(&session.name);
+                        }
+                        Answer::Done
+                    }
                     Err(error) => Answer::Refused(Refusal::Failed(error.to_string())),
                 }
             }
@@ -179,7 +199,40 @@ impl Sessions {
         }
     }
 
-    async fn start(&self, mut new: New, shared: &Shared) -> Result<Session, Refusal> {
+    /// Its user stops it: it is not started again in this boot.
+    async fn let_be(&self, session: &Session) {
+        let (places, gone) = (self.places.clone(), session.clone());
+        let newest = blocking(move || {
+            let newest = places.find(&gone.name).is_some_and(|newest| newest.id == gone.id);
+            if newest { places.let_be(&gone.name).map(|()| true) } else { Ok(false) }
+        });
+        match newest.await {
+            Ok(true) => self.again.end(&session.name),
+            Ok(false) => {}
+            Err(error) => say(format_args!("agent: session {} may be started again: {error}", session.name)),
+        }
+    }
+
+    /// Starts a session. What was to be started again under its name no longer is, or this one instead.
+    async fn start(&self, new: New, shared: &Arc<Shared>) -> Result<Session, Refusal> {
+        let order = new.again.then(|| new.clone());
+        let session = self.start_now(new, shared).await?;
+        self.again.end(&session.name);
+        let (places, name, again) = (self.places.clone(), session.name.clone(), order.is_some());
+        let kept = blocking(move || match order {
+            Some(order) => places.keep_order(&name, &New { name: Some(name.clone()), ..order }),
+            None => places.forget_order(&name),
+        });
+        kept.await.map_err(|error| {
+            Refusal::Failed(format!("session {} runs, but what is started again cannot be kept: {error}", session.id))
+        })?;
+        if again {
+            self.again.begin(shared, &session.name);
+        }
+        Ok(session)
+    }
+
+    async fn start_now(&self, mut new: New, shared: &Shared) -> Result<Session, Refusal> {
         let _turn = self.starting.lock().await;
         if new.entrypoint {
             let image = &shared.tables.image;
@@ -219,6 +272,7 @@ impl Sessions {
                 tty: new.start.terminal.is_some(),
                 boot_id: folder::boot_id(),
                 started_at: process::now() / 1000,
+                again: new.again,
             };
             let id = meta.id();
             let (ready, theirs) = io::pipe()?;
@@ -257,6 +311,7 @@ impl Sessions {
 
     /// Asks all that run to end, and waits until they have.
     pub(super) async fn end_all(&self) {
+        self.again.end_all();
         let sockets = self.places.sockets.clone();
         let names = blocking(move || {
             let names = std::fs::read_dir(sockets)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());

@@ -8,6 +8,8 @@ use banger_proto::session::Record;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
+mod restarted;
+
 const SOON: Duration = Duration::from_secs(20);
 
 /// A guest whose sessions' processes are threads.
@@ -36,7 +38,12 @@ fn passwd(folder: &Path) -> PathBuf {
 fn guest_with(image: ImageConfig) -> Guest {
     let folder = tempfile::tempdir().unwrap();
     let places = Places { folders: folder.path().join("sessions"), sockets: folder.path().join("run") };
-    let sessions = Sessions { places: places.clone(), starting: Arc::default(), launch: Launch::Thread };
+    let sessions = Sessions {
+        places: places.clone(),
+        starting: Arc::default(),
+        launch: Launch::Thread,
+        again: Default::default(),
+    };
     let config = banger_proto::guest::GuestConfig { image, ..config() };
     let server = Server::with_sessions(&config, passwd(folder.path()), sessions).unwrap();
     Guest { server: Arc::new(server), places, folder }
@@ -339,7 +346,12 @@ async fn at_the_machines_end_all_are_told_and_their_status_is_kept() {
 async fn another_agent_finds_the_sessions_of_the_first() {
     let first = guest();
     first.start(New { name: Some("cat".into()), stdin: true, ..sh("cat") }).await;
-    let sessions = Sessions { places: first.places.clone(), starting: Arc::default(), launch: Launch::Thread };
+    let sessions = Sessions {
+        places: first.places.clone(),
+        starting: Arc::default(),
+        launch: Launch::Thread,
+        again: Default::default(),
+    };
     let server = Server::with_sessions(&config(), passwd(first.folder.path()), sessions).unwrap();
     let Guest { places, folder, server: old } = first;
     drop(old);

@@ -56,6 +56,20 @@ fn a_kill_ends_the_wait_for_a_guest_that_does_not_shut_down() {
 }
 
 #[test]
+fn a_guest_that_does_not_shut_down_has_the_time_that_its_user_gives() {
+    let world = World::new();
+    world.running("demo");
+    world.machine.set_deaf(true);
+    let began = Instant::now();
+    let stop = world.begin(Verb::StopWithin(Duration::from_millis(300)), "demo");
+    assert!(matches!(world.wait(stop), JobState::Done(_)));
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(60), "{took:?}");
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Stopped);
+    world.assert_nothing_held();
+}
+
+#[test]
 fn a_guest_that_ends_by_itself_is_stopped_with_the_reason() {
     let world = World::new();
     let vm = world.running("demo");

@@ -24,6 +24,8 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("a-stopped-vm-is-read-and-left-as-it-was", read),
         Scenario::new("a-terminal-is-left-and-found-again", terminal),
         Scenario::new("run-starts-the-session-app", app),
+        Scenario::new("with-restart-always-the-session-app-comes-back", again),
+        Scenario::new("run-shows-what-the-entrypoint-writes-and-ends-with-it", entrypoint),
     ]
 }
 
@@ -247,5 +249,58 @@ fn app(scene: &mut Scene) -> Result<Outcome> {
     says(scene, "served", "app", "serving")?;
     ensure!(status(scene, "served", "app")? == "running");
     guest.delete(scene)?;
+    scene.passed()
+}
+
+/// By the number in its id: which session of the name it is.
+fn number(scene: &Scene, vm: &str, name: &str) -> Result<u64> {
+    let shown = session(scene, &["show", "--json", vm, name])?.ok()?.json()?;
+    let id = shown.get("id").and_then(Value::as_str).with_context(|| shown.to_string())?;
+    id.rsplit('.').next().and_then(|number| number.parse().ok()).with_context(|| id.to_owned())
+}
+
+fn becomes(scene: &Scene, vm: &str, name: &str, wanted: (u64, &str)) -> Result<()> {
+    let what = format!("session {name} of {vm} is number {} and {}", wanted.0, wanted.1);
+    let seen = || {
+        let (number, status) = (number(scene, vm, name)?, status(scene, vm, name)?);
+        Ok(((number, status.as_str()) != wanted).then(|| format!("{number}, {status}")))
+    };
+    scene.wait_until(&what, Duration::from_secs(20), seen).map(drop)
+}
+
+fn again(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let script = "echo boot $(cat /proc/sys/kernel/random/boot_id); exec sleep 1000";
+    let words = [&["vm", "run", "-d", "--restart", "always", "--name", "always"], TINY, &["--", "sh", "-c", script]];
+    scene.banger_long("alice", &words.concat())?.ok()?.says("always\n")?;
+    let guest = Guest::known(scene, "alice", "always")?;
+    becomes(scene, "always", "app", (1, "running"))?;
+    scene.step("when it ends", |scene| {
+        session(scene, &["kill", "always", "app"])?.ok()?;
+        becomes(scene, "always", "app", (2, "running"))
+    })?;
+    scene.step("with the VM", |scene| {
+        guest.order(scene, "restart")?.ok()?;
+        becomes(scene, "always", "app", (3, "running"))?;
+        says(scene, "always", "app", &guest.boot_id(scene)?)
+    })?;
+    scene.step("not when it was stopped, but with the VM's next start", |scene| {
+        session(scene, &["stop", "always", "app"])?.ok()?;
+        std::thread::sleep(scene.limit(Duration::from_secs(3)));
+        ensure!(number(scene, "always", "app")? == 3 && status(scene, "always", "app")? == "killed");
+        guest.order(scene, "restart")?.ok()?;
+        becomes(scene, "always", "app", (4, "running"))
+    })?;
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+fn entrypoint(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let words = ["vm", "run", "--rm", "--entrypoint", "--name", "shown"];
+    let words = [&words, TINY, &["--", "sh", "-c", "echo out; echo err >&2; sleep 1; echo last; exit 6"]];
+    let ended = scene.banger_long("alice", &words.concat())?.exits(6)?;
+    ensure!(ended.stdout == "out\nlast\n" && ended.stderr.contains("err\n"), "{ended}");
+    scene.banger("alice", &["vm", "show", "shown"])?.refused(&["shown"])?;
     scene.passed()
 }

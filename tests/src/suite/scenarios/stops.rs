@@ -46,6 +46,7 @@ fn scenarios(times: Times) -> Vec<Scenario> {
         of("a-script-that-ends-on-sigterm", Kind::ScriptThatEnds),
         of("busybox", Kind::Busybox),
         of("systemd", Kind::Systemd),
+        Scenario::new("a-soft-reboot-of-systemd-keeps-the-agent", soft_reboot),
     ]
 }
 
@@ -122,6 +123,54 @@ fn stops(scene: &mut Scene, kind: Kind, times: &[u32]) -> Result<Outcome> {
     guest.order(scene, "stop")?.ok()?;
     guest.delete(scene)?;
     scene.banger("alice", &["image", "delete", "stopped"])?.ok()?;
+    scene.passed()
+}
+
+/// systemd begins anew with the same kernel: every process but the agent's supervisor ends, and every disk is unmounted.
+fn soft_reboot(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let archive = Kind::Systemd.archive(scene)?;
+    scene.banger_long("alice", &["image", "import", archive, "--name", "soft", "--size", "1G"])?.ok()?;
+    let line =
+        "vm run -d --name soft --image soft --vcpu 1 --memory 512M --root-size 512M --disk-size 64M --restart always";
+    let words: Vec<&str> = line.split(' ').chain(["--", "sleep", "100000"]).collect();
+    scene.banger_long("alice", &words)?.ok()?;
+    let guest = Guest::known(scene, "alice", "soft")?;
+    let counted = "systemctl show --property SoftRebootsCount --value";
+    let up = |scene: &Scene, wanted: &str| {
+        let seen = || {
+            let said = guest.shell(scene, &format!("{counted}; systemctl is-system-running"))?;
+            let mut lines = said.stdout.lines();
+            let there = lines.next() == Some(wanted) && lines.next().is_some_and(|state| state != "starting");
+            Ok((!there).then(|| said.to_string()))
+        };
+        scene.wait_until("systemd is up and the agent serves", Duration::from_secs(90), seen)
+    };
+    if guest.shell(scene, "test -e /usr/lib/systemd/system/soft-reboot.target")?.ok().is_err() {
+        guest.delete(scene)?;
+        scene.banger("alice", &["image", "delete", "soft"])?.ok()?;
+        return Ok(Outcome::Skipped("the guest's systemd knows no soft-reboot".to_owned()));
+    }
+    up(scene, "0")?;
+    let boot = guest.boot_id(scene)?;
+    guest.shell(scene, "echo kept > /root/kept; sync; systemctl soft-reboot --no-block")?.ok()?;
+    up(scene, "1")?;
+    ensure!(guest.boot_id(scene)? == boot, "the guest has booted");
+    guest.is(scene, "running")?;
+    guest
+        .shell(scene, "cat /root/kept; grep -o '^/dev/vdb /root ' /proc/mounts")?
+        .ok()?
+        .says("kept\n/dev/vdb /root")?;
+    let again = || {
+        let shown = scene.banger("alice", &["vm", "session", "show", "--json", "soft", "app"])?.ok()?.json()?;
+        let running = shown.get("status").and_then(|status| status.as_str()) == Some("running");
+        Ok((!running).then(|| shown.to_string()))
+    };
+    scene.wait_until("the session that is to run runs", Duration::from_secs(20), again)?;
+    guest.order(scene, "stop")?.ok()?;
+    guest.ended_by_its_init(scene)?;
+    guest.delete(scene)?;
+    scene.banger("alice", &["image", "delete", "soft"])?.ok()?;
     scene.passed()
 }
 

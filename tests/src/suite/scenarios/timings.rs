@@ -10,8 +10,14 @@ use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::scenarios::crowd;
 use crate::suite::scene::Scene;
 
-pub(in crate::suite) const SUITE: Suite =
-    Suite { name: "bench", about: "timings of run, exec, stop, start and delete", setup: Setup::Guests, scenarios };
+mod bare;
+
+pub(in crate::suite) const SUITE: Suite = Suite {
+    name: "bench",
+    about: "timings of run, exec, stop, start and delete; exec and cp beside a bare vsock",
+    setup: Setup::Guests,
+    scenarios,
+};
 
 /// Each is done this often; the least is reported, which disturbs least by what else the machine does.
 const TIMES: usize = 3;
@@ -19,6 +25,7 @@ const TIMES: usize = 3;
 fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("main-path", main_path),
+        Scenario::new("beside-bare-vsock", bare::beside),
         Scenario::new("reconcile-of-a-thousand-rows", |scene| reconcile(scene, 1000)),
         Scenario::new("reconcile-of-one-row", |scene| reconcile(scene, 1)),
         Scenario::new("reconcile-of-twenty-vms", |scene| crowd::dead::reclaimed(scene, 20)),

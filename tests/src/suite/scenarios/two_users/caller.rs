@@ -143,8 +143,8 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
     match call {
         "show" => bare(rpc.show_vm(soon(), vm)).await,
         "start" => bare(rpc.start_vm(soon(), vm)).await,
-        "stop" => bare(rpc.stop_vm(soon(), vm, false)).await,
-        "host-down" => bare(rpc.stop_vm(soon(), vm, true)).await,
+        "stop" => bare(rpc.stop_vm(soon(), vm, None, false)).await,
+        "host-down" => bare(rpc.stop_vm(soon(), vm, None, true)).await,
         "restart" => bare(rpc.restart_vm(soon(), vm)).await,
         "set" => bare(rpc.set_vm(soon(), vm, SetRequest { nat: Some(true), ..SetRequest::default() })).await,
         "kill" => bare(rpc.kill_vm(soon(), vm, KillSignal::Kill)).await,
