@@ -426,7 +426,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
     let kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.as_file().set_len(4096).unwrap();
     let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 32] = [
+    let commands: [&[&str]; 34] = [
         &["version"],
         &["vm", "list", "--all"],
         &["vm", "show", "demo"],
