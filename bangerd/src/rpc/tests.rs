@@ -146,7 +146,7 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
             show_vm(name()),
             create_vm(named("demo"), false),
             start_vm(name()),
-            stop_vm(name(), false),
+            stop_vm(name(), None, false),
             restart_vm(name()),
             set_vm(name(), SetRequest::default()),
             kill_vm(name(), KillSignal::Term),
