@@ -347,7 +347,7 @@ mod tests {
         assert!(bytes.len() <= MAX_PAYLOAD);
     }
 
-    /// The length is the other side's word: nothing is made ready for it that is longer than its kind may be.
+    /// The length is the other side's word: no memory is made ready for more than a kind may have.
     #[tokio::test]
     async fn what_is_too_long_is_refused_by_its_length_alone() {
         let frame = |kind: u8, length: usize| [&[kind][..], &u32::try_from(length).unwrap().to_be_bytes()].concat();

@@ -74,7 +74,7 @@ mod tests {
         let mut other = Box::pin(turns.take(2));
         assert!((&mut other).now_or_never().is_none());
         drop(first);
-        // One of the first user's may stand before it, never twenty: whose turn it is is not in the queue any more.
+        // One of the first user's may stand before it, never twenty.
         if (&mut other).now_or_never().is_none() {
             drop(more.remove(0).now_or_never().unwrap());
             drop(other.now_or_never().unwrap().unwrap());

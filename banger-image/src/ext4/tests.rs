@@ -113,7 +113,8 @@ fn the_kernel_finds_every_name() {
     });
 }
 
-/// The index leads to the first of two blocks that names of one hash are in; that it goes on says one bit.
+/// The index leads to the first of two blocks that names of one hash are in. One bit says that it goes
+/// on in the next.
 #[test]
 fn names_of_one_hash_are_found_on_both_sides_of_a_block() {
     let seed = writer::hash_seed([0x5a; 16]);

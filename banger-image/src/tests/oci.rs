@@ -354,8 +354,8 @@ fn one_blob_may_be_several_layers() {
         assert_eq!(names, ["one"]);
     }
     // Unpacked for each of them, it would be more than an image may come to.
-    let large = Tar::default().file("a/large", &vec![0; 20 << 20]).end();
-    let layers = vec![large; 5];
+    let large = Tar::default().file("a/large", &vec![0; 22 << 20]).end();
+    let layers = vec![large; 3];
     assert!(layers.iter().map(Vec::len).sum::<usize>() as u64 > SIZE);
     import_bytes(&Oci::new(&layers).tar(), tempfile::tempdir().unwrap().path()).unwrap();
 }

@@ -234,7 +234,7 @@ async fn import(door: &Door, peer: Peer, name: &str, archive: &[u8]) -> JobState
     end_of(&client, open.job.unwrap()).await
 }
 
-/// That two contents have one digest is the word of what parses them, which may have been taken over.
+/// That two contents have one digest is the word of a converter, which may have been taken over.
 #[test]
 fn nobody_is_given_content_that_is_not_what_the_own_import_has_made() {
     let mut archive = tar::Builder::new(Vec::new());

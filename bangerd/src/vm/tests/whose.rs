@@ -209,7 +209,7 @@ fn as_many_run_as_the_limit_says_however_they_are_started() {
     world.order(Verb::Stop, &on[0]);
     assert!(matches!(world.order_of(&alice, Verb::Start, &off[0]), JobState::Done(_)));
     assert!(matches!(world.order_of(&alice, Verb::Start, &on[0]), JobState::Failed(_)));
-    // An administrator's order is the administrator's decision, whatever the administrator's own limits are.
+    // An administrator decides, whatever the administrator's own limits are.
     let dora = Peer { limits: UserLimits { running: 1, ..UserLimits::BUILT_IN }, ..DORA };
     assert!(matches!(world.order_of(&dora, Verb::Start, &format!("alice/{}", on[0])), JobState::Done(_)));
 }
