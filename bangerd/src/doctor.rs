@@ -101,7 +101,7 @@ impl Doctor {
 async fn checks(ctx: &Context, vmm_version: Result<String, ApiError>) -> Vec<Check> {
     vec![
         helper(ctx).await,
-        of("kvm", check_kvm().map(|()| "the daemon can use /dev/kvm".to_owned())),
+        of("kvm", check_kvm().map(|()| "the daemon can use /dev/kvm".to_owned()).map_err(ApiError::from)),
         of("firecracker", vmm_version),
         guest_binary(&ctx.paths.guest_binary),
         kernel(&rustix::system::uname().release().to_string_lossy()),
@@ -130,7 +130,7 @@ async fn helper(ctx: &Context) -> Check {
         // The hello of the connection compared the protocol versions.
         Ok(_) => check("helper", CheckStatus::Pass, "banger-priv answers, with this protocol version"),
         Err(error @ PrivilegedError::Refused { .. }) => check("helper", CheckStatus::Fail, crate::error::chain(&error)),
-        Err(error) => of("helper", Err(error.api("the helper"))),
+        Err(error) => of("helper", Err(error.at("the helper").into())),
     }
 }
 
@@ -203,7 +203,7 @@ async fn leaks(ctx: &Context) -> Check {
             let detail = format!("{count} things belong to no VM. As an administrator: banger doctor --leaks --fix");
             check("leaks", CheckStatus::Warn, detail)
         }
-        Err(error) => check("leaks", CheckStatus::Warn, format!("cannot look: {}", error.message)),
+        Err(error) => check("leaks", CheckStatus::Warn, format!("cannot look: {}", error.message())),
     }
 }
 

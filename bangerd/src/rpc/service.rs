@@ -35,7 +35,7 @@ impl Service {
     }
 
     async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
-        self.daemon.vms.order(&self.peer, vm, verb).await
+        Ok(self.daemon.vms.order(&self.peer, vm, verb).await?)
     }
 }
 
@@ -62,22 +62,22 @@ impl banger_proto::daemon::Daemon for Service {
         if fix && leaks.is_ok() {
             self.daemon.doctor.forget().await;
         }
-        leaks
+        Ok(leaks?)
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
         self.pay()?;
-        self.daemon.vms.list(&self.peer, all, after).await
+        Ok(self.daemon.vms.list(&self.peer, all, after).await?)
     }
 
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
         self.pay()?;
-        self.daemon.vms.show(&self.peer, &vm).await
+        Ok(self.daemon.vms.show(&self.peer, &vm).await?)
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.daemon.vms.create(&self.peer, request, keep_on_error).await
+        Ok(self.daemon.vms.create(&self.peer, request, keep_on_error).await?)
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
@@ -111,7 +111,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.daemon.vms.give(&self.peer, &vm, user).await
+        Ok(self.daemon.vms.give(&self.peer, &vm, user).await?)
     }
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
@@ -121,7 +121,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
         self.pay()?;
-        self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await
+        Ok(self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await?)
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
@@ -200,17 +200,17 @@ impl banger_proto::daemon::Daemon for Service {
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
         self.pay()?;
         let limit = Duration::from_millis(MAX_WATCH_MS.into());
-        self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await
+        Ok(self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await?)
     }
 
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.vms.ctx.jobs.cancel(&self.peer, job)
+        Ok(self.daemon.vms.ctx.jobs.cancel(&self.peer, job)?)
     }
 
     async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await
+        Ok(self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await?)
     }
 
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {

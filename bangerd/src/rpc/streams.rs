@@ -23,8 +23,8 @@ pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest)
         StreamRequest::Command { vm }
         | StreamRequest::Inside { vm }
         | StreamRequest::Session { vm }
-        | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
-        StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
+        | StreamRequest::Ssh { vm } => Ok(daemon.vms.link(peer, vm).await.map(|_| None)?),
+        StreamRequest::Logs { vm, .. } => Ok(daemon.vms.console(peer, vm).await.map(|_| None)?),
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
             let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
             if *pulled { wanted.pulled() } else { wanted }.may_be_of(peer).map(Some)
@@ -52,7 +52,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         StreamRequest::Session { vm } => return guest(io, &peer, &vm, daemon, async |link| link.session().await).await,
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
-            Err(error) => return refuse(io, &error.message).await,
+            Err(error) => return refuse(io, &error.message()).await,
         },
         upload @ (StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }) => {
             return import(io, peer, &upload, job, daemon).await;
@@ -88,7 +88,7 @@ async fn guest(
 ) {
     let (link, _visit) = match daemon.vms.link(peer, vm).await {
         Ok(found) => found,
-        Err(error) => return refuse(io, &error.message).await,
+        Err(error) => return refuse(io, &error.message()).await,
     };
     match open(&link).await {
         Ok(guest) => {

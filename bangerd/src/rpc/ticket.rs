@@ -70,7 +70,7 @@ impl Tickets {
         let over: Vec<Promise> = self.lock().extract_if(is_over).map(|(_, (_, promise))| promise).collect();
         for job in over.into_iter().filter_map(|promise| promise.job) {
             let never_began = ApiError::new(ErrorCode::OperationFailed, "the upload never began");
-            let why = job.go_on().err().unwrap_or(never_began);
+            let why = job.go_on().err().map_or(never_began, ApiError::from);
             job.finish(Err(why));
         }
     }

@@ -5,7 +5,7 @@ use super::{Named as _, STAGING, Store, mark, remove, unmark};
 use crate::convert::{ConvertError, Made, What};
 use crate::db::DbError;
 use crate::db::store::{IMAGES, KERNELS};
-use crate::error::{failed, internal, no_space, over_limit};
+use crate::error::{OverLimit, failed, internal, no_space};
 use crate::jobs::Job;
 use crate::room::Room;
 use crate::stream::{self, UploadError};
@@ -135,7 +135,11 @@ impl Watched {
     /// Cancelled by nobody: then it was for want of room.
     fn or_short(&self, error: ApiError, what: &str) -> ApiError {
         let by_nobody = error.code == ErrorCode::Cancelled && !self.job.cancelled().is_cancelled();
-        if by_nobody { self.room.check(what).err().unwrap_or_else(|| no_space(what.to_owned())) } else { error }
+        if by_nobody {
+            self.room.check(what).err().map_or_else(|| no_space(what.to_owned()), ApiError::from)
+        } else {
+            error
+        }
     }
 }
 
@@ -235,13 +239,14 @@ impl Store {
             return Err(taken(what, name));
         }
         let count = u64::try_from(names.len()).unwrap_or(u64::MAX);
-        quota::fits(limited, &peer.limits, count, 1).map_err(|why| over_limit(peer, &why))?;
-        Room::of(&self.paths.staging()).check("the import")
+        quota::fits(limited, &peer.limits, count, 1)
+            .map_err(|why| ApiError::from(OverLimit::of(&peer.owner(), why)))?;
+        Ok(Room::of(&self.paths.staging()).check("the import")?)
     }
 
     /// Begins the job of an upload; its stream comes later.
     pub(crate) fn begin(&self, peer: &Peer, wanted: &Wanted) -> Result<Job, ApiError> {
-        self.jobs.begin(peer, wanted.title())
+        Ok(self.jobs.begin(peer, wanted.title())?)
     }
 
     /// The whole of it, to the end of the job.
@@ -267,7 +272,7 @@ impl Store {
         tokio::select! {
             () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
             uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => {
-                uploaded.map_err(|error| room.check("the upload").err().unwrap_or_else(|| upload_failed(&error)))?
+                uploaded.map_err(|error| room.check("the upload").err().map_or_else(|| upload_failed(&error), ApiError::from))?
             }
         };
         crate::fail::point("import", "uploaded");
@@ -412,7 +417,7 @@ pub(super) fn not_inserted(peer: &Peer, what: &str, name: &str, error: DbError) 
         DbError::Taken(_) => taken(what, name),
         error @ DbError::IsShared(_) => ApiError::new(ErrorCode::Denied, error.to_string())
             .hint("Pull it under another name with --name, or ask an administrator to pull it."),
-        DbError::Limit(why) => over_limit(peer, &why),
+        DbError::Limit(why) => ApiError::from(OverLimit::of(&peer.owner(), why)),
         error => internal(&error),
     }
 }

@@ -17,7 +17,7 @@ use crate::error::internal;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::util::blocking;
+use crate::util::{WorkerEnded, blocking};
 use banger_policy::access::{Owner, Refusal};
 use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};
@@ -136,7 +136,7 @@ impl Store {
                     // Gigabytes take a while. What is left of it is marked.
                     let removed = blocking(move || {
                         remove(&folder);
-                        Ok(())
+                        Ok::<_, WorkerEnded>(())
                     });
                     drop(removed.await);
                 } else {

@@ -99,7 +99,7 @@ fn what_boots_is_never_another_users_choice() {
         assert_eq!(store.pick_kernel(&ALICE, None).await.unwrap_err().code, ErrorCode::NotFound);
     });
     let refused = world.life().runtime.block_on(world.life().vms.create(&ALICE, CreateRequest::default(), false));
-    assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(ApiError::from(refused.unwrap_err()).code, ErrorCode::NotFound);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use super::Context;
 use super::actor::Actor;
+use super::error::VmError;
 use super::machine::Seat;
 use super::shared::Shared;
 use crate::db::{Mirror, VmRow};
@@ -11,7 +12,6 @@ use crate::error::chain;
 use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::{Holding, ProcessState};
-use banger_proto::model::ApiError;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -83,7 +83,7 @@ impl Actor {
         let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) {
             Ok(seat) => seat,
             Err(error) => {
-                tracing::error!("{}", error.message);
+                tracing::error!("{}", error.message());
                 return false;
             }
         };
@@ -139,7 +139,7 @@ impl Actor {
         }
         // A change that a crash cut short, or that an older row does not know.
         if let Err(error) = self.align_nat().await {
-            tracing::warn!("{}", error.message);
+            tracing::warn!("{}", error.message());
         }
     }
 
@@ -168,7 +168,7 @@ impl Actor {
             Ok(true) => {}
             Ok(false) => return Process::Gone,
             Err(error) => {
-                tracing::error!("cannot tell whether it runs: {}", error.message);
+                tracing::error!("cannot tell whether it runs: {}", error.message());
                 return Process::Unknown;
             }
         }
@@ -184,7 +184,7 @@ impl Actor {
 
     /// A VM's process is its own when it is found in the VM's cgroup and the helper knows it as this
     /// VM's. From then on its end is watched for.
-    async fn adopt(&mut self, seat: &Seat) -> Result<bool, ApiError> {
+    async fn adopt(&mut self, seat: &Seat) -> Result<bool, VmError> {
         let saved = self.held(seat);
         let Some(running) = self.ctx.machine.adopt(seat, &saved).await? else { return Ok(false) };
         match self.ctx.privileged.of(seat.owner).process_running(seat.id, running.pid()).await {
