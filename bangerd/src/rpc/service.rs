@@ -3,7 +3,6 @@
 
 use super::Daemon;
 use crate::rpc::ticket::Promise;
-use crate::store::import::Wanted;
 use crate::store::page;
 use crate::vm::Verb;
 use banger_policy::{Peer, VmId};
@@ -128,13 +127,10 @@ impl banger_proto::daemon::Daemon for Service {
         self.pay()?;
         // Before anything that changes something: a session's look counts as one.
         self.daemon.tickets.room(self.peer.uid)?;
-        let job = match super::streams::check(&self.daemon, &self.peer, &request).await? {
-            Some(wanted) => Some(self.begin_upload(&wanted).await?),
-            None => None,
-        };
-        let id = job.as_ref().map(crate::jobs::Job::id);
-        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), request, job })?;
-        Ok(OpenStream { ticket, job: id })
+        let work = super::streams::check(&self.daemon, &self.peer, request).await?;
+        let job = work.job().map(crate::jobs::Job::id);
+        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), work })?;
+        Ok(OpenStream { ticket, job })
     }
 
     async fn list_images(
@@ -144,27 +140,27 @@ impl banger_proto::daemon::Daemon for Service {
         after: Option<StoreKey>,
     ) -> Result<StorePage<ImageRecord>, ApiError> {
         self.pay()?;
-        Ok(page::of(self.daemon.store.images(&self.peer, all).await?, after.as_ref()))
+        Ok(page::of(self.daemon.store.list::<ImageRecord>(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
         self.pay()?;
-        self.daemon.store.show_image(&self.peer, &image).await
+        Ok(self.daemon.store.show(&self.peer, &image).await?)
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
         self.pay()?;
-        self.daemon.store.link_image(&self.peer, request).await
+        Ok(self.daemon.store.link_image(&self.peer, request).await?)
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.share_image(&self.peer, &image, shared).await
+        Ok(self.daemon.store.share::<ImageRecord>(&self.peer, &image, shared).await?)
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.delete_image(&self.peer, image).await
+        Ok(self.daemon.store.delete::<ImageRecord>(&self.peer, image).await?)
     }
 
     async fn list_kernels(
@@ -174,22 +170,22 @@ impl banger_proto::daemon::Daemon for Service {
         after: Option<StoreKey>,
     ) -> Result<StorePage<KernelRecord>, ApiError> {
         self.pay()?;
-        Ok(page::of(self.daemon.store.kernels(&self.peer, all).await?, after.as_ref()))
+        Ok(page::of(self.daemon.store.list::<KernelRecord>(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.share_kernel(&self.peer, &kernel, shared).await
+        Ok(self.daemon.store.share::<KernelRecord>(&self.peer, &kernel, shared).await?)
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.delete_kernel(&self.peer, kernel).await
+        Ok(self.daemon.store.delete::<KernelRecord>(&self.peer, kernel).await?)
     }
 
     async fn pick_kernel(self, _: Context, kernel: Option<String>) -> Result<KernelRecord, ApiError> {
         self.pay()?;
-        self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await
+        Ok(self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await?)
     }
 
     async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
@@ -216,12 +212,5 @@ impl banger_proto::daemon::Daemon for Service {
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.file_sync())
-    }
-}
-
-impl Service {
-    async fn begin_upload(&self, wanted: &Wanted) -> Result<crate::jobs::Job, ApiError> {
-        self.daemon.store.check_free(&self.peer, wanted).await?;
-        self.daemon.store.begin(&self.peer, wanted)
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Daemon;
 use super::admission::Place;
-use crate::rpc::ticket::Promise;
-use crate::store::import::Wanted;
+use crate::rpc::ticket::{Promise, Work};
+use crate::store::wanted::{Wanted, WantedImage, WantedKernel};
 use crate::stream;
 use banger_link::link::{Link, LinkError};
 use banger_policy::Peer;
@@ -17,22 +17,31 @@ use tokio::net::UnixStream;
 /// How long a connection may take to show its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
-pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
-    match request {
+/// Refuses what cannot be served, while there is still a call to answer it. The job of an upload begins here.
+pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) -> Result<Work, ApiError> {
+    let wanted = match &request {
         StreamRequest::Command { vm }
         | StreamRequest::Inside { vm }
         | StreamRequest::Session { vm }
-        | StreamRequest::Ssh { vm } => Ok(daemon.vms.link(peer, vm).await.map(|_| None)?),
-        StreamRequest::Logs { vm, .. } => Ok(daemon.vms.console(peer, vm).await.map(|_| None)?),
+        | StreamRequest::Ssh { vm } => {
+            daemon.vms.link(peer, vm).await?;
+            return Ok(Work::Serve(request));
+        }
+        StreamRequest::Logs { vm, .. } => {
+            daemon.vms.console(peer, vm).await?;
+            return Ok(Work::Serve(request));
+        }
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
-            let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
-            if *pulled { wanted.pulled() } else { wanted }.may_be_of(peer).map(Some)
+            let image = WantedImage::new(peer, name, source, *build_size, *shared)?;
+            Wanted::Image(image.reference(reference.as_deref()).pulled(*pulled))
         }
         StreamRequest::ImportKernel { name, shared } => {
-            Wanted::kernel(name.as_deref(), *shared)?.may_be_of(peer).map(Some)
+            Wanted::Kernel(WantedKernel::new(peer, name.as_deref(), *shared)?)
         }
-    }
+    };
+    daemon.store.check_free(peer, &wanted).await?;
+    let job = daemon.store.begin(peer, &wanted)?;
+    Ok(Work::Import(wanted, job))
 }
 
 pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon>) {
@@ -44,7 +53,16 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         refuse(io, "this ticket is not valid, or no longer: ask again").await;
         return;
     };
-    let Promise { peer, request, job } = promise;
+    let Promise { peer, work } = promise;
+    let request = match work {
+        Work::Serve(request) => request,
+        // The work of an import belongs to a task: the connection may end before it.
+        Work::Import(wanted, job) => {
+            let store = Arc::clone(&daemon.store);
+            tokio::spawn(async move { store.import(io, peer, wanted, job).await });
+            return;
+        }
+    };
     let served = match request {
         StreamRequest::Command { vm } => return guest(io, &peer, &vm, daemon, async |link| link.command().await).await,
         StreamRequest::Inside { vm } => return guest(io, &peer, &vm, daemon, async |link| link.inside().await).await,
@@ -54,28 +72,13 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
             Ok(console) => stream::logs(io, &console, follow, tail).await,
             Err(error) => return refuse(io, &error.message()).await,
         },
-        upload @ (StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }) => {
-            return import(io, peer, &upload, job, daemon).await;
+        StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {
+            return refuse(io, "this upload has no job").await;
         }
     };
     if let Err(error) = served {
         tracing::debug!(banger_uid = peer.uid, "a stream ended: {error}");
     }
-}
-
-/// The work of an import belongs to a task: the connection may end before it.
-async fn import(
-    io: UnixStream,
-    peer: Peer,
-    upload: &StreamRequest,
-    job: Option<crate::jobs::Job>,
-    daemon: &Arc<Daemon>,
-) {
-    let (Ok(Some(wanted)), Some(job)) = (check(daemon, &peer, upload).await, job) else {
-        return refuse(io, "this upload has no job").await;
-    };
-    let store = Arc::clone(&daemon.store);
-    tokio::spawn(async move { store.import(io, peer, wanted, job).await });
 }
 
 /// Opens a connection to the guest, and hands it over. The visit lasts as long as the client keeps its stream.

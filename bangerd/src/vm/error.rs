@@ -7,6 +7,7 @@ use crate::error::{OverLimit, chain, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::privileged::Unhelped;
 use crate::room::NoRoom;
+use crate::store::error::StoreError;
 use crate::util::{NoRandom, WorkerEnded};
 use banger_link::keys::KeyError;
 use banger_link::link::LinkError;
@@ -16,7 +17,7 @@ use banger_policy::name::NameError;
 use banger_policy::net::IndexError;
 use banger_policy::vm::SpecError;
 use banger_policy::{ByteSize, VmId, VmName};
-use banger_proto::model::{ApiError, MAX_ERROR, cut};
+use banger_proto::model::{MAX_ERROR, cut};
 use std::io;
 use std::path::PathBuf;
 
@@ -122,7 +123,7 @@ pub(crate) enum VmError {
     #[error(transparent)]
     Job(#[from] JobError),
     #[error(transparent)]
-    Store(#[from] ApiError),
+    Store(#[from] StoreError),
     #[error("the daemon could not keep its records")]
     Records(#[from] DbError),
     #[error(transparent)]
@@ -164,7 +165,7 @@ impl VmError {
             | Self::NoRandom(_) => step(self),
             Self::Helper(error) => error.message(),
             Self::Machine(error) => error.message(),
-            Self::Store(error) => error.to_string(),
+            Self::Store(error) => error.message(),
             Self::HelperToo(_) | Self::Records(_) | Self::NoRoom(_) | Self::WorkerEnded(_) => chain(self),
             // Their text is the whole of it.
             _ => self.to_string(),
@@ -202,7 +203,7 @@ pub(crate) fn size(bytes: u64) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use banger_proto::model::ErrorCode;
+    use banger_proto::model::{ApiError, ErrorCode};
 
     #[test]
     fn all_that_went_wrong_stays_and_what_was_cancelled_but_not_undone_is_no_longer_cancelled() {

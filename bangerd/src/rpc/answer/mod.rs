@@ -1,10 +1,12 @@
 //! What a user reads of an error, and what a program does: the one place where errors of the daemon's parts
 //! become an [`ApiError`]. The message is the error's own; the code and what to do next are decided here.
 
+mod store;
 mod vm;
 
 use crate::db::DbError;
-use crate::error::{OverLimit, chain, is_full};
+use crate::doctor::Firecracker;
+use crate::error::{OverLimit, chain, is_full, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::privileged::{PrivilegedError, Unhelped};
 use crate::room::NoRoom;
@@ -97,12 +99,6 @@ impl From<JobError> for ApiError {
     }
 }
 
-impl From<OverLimit> for ApiError {
-    fn from(error: OverLimit) -> Self {
-        answer(error.to_string(), over_limit(&error))
-    }
-}
-
 impl From<NoRoom> for ApiError {
     fn from(error: NoRoom) -> Self {
         answer(chain(&error), no_room(&error))
@@ -124,5 +120,11 @@ impl From<NoRandom> for ApiError {
 impl From<WorkerEnded> for ApiError {
     fn from(error: WorkerEnded) -> Self {
         Self::new(ErrorCode::Internal, chain(&error))
+    }
+}
+
+impl From<Firecracker> for ApiError {
+    fn from(error: Firecracker) -> Self {
+        answer(step(&error), failed(&error))
     }
 }

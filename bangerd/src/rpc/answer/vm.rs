@@ -100,7 +100,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
 
         VmError::Cancelled(_) => (ErrorCode::Cancelled, ""),
         VmError::Job(error) => return job(error),
-        VmError::Store(error) => return (error.code, error.hint.clone()),
+        VmError::Store(error) => return super::store::told(error),
         VmError::Records(error) => return records(error),
         VmError::WorkerEnded(_) => (ErrorCode::Internal, ""),
         VmError::Several(all) => return several(all),
