@@ -112,9 +112,8 @@ impl StoreError {
             Self::Convert { source: ConvertError::Cancelled, .. } => Cancelled.to_string(),
             Self::Convert { what, source: ConvertError::Full } => format!("{what} does not fit the host's disk"),
             Self::Convert { source: ConvertError::Refused(why), .. } => why.clone(),
-            Self::Convert { .. } | Self::NoRoom(_) | Self::Records(_) | Self::WorkerEnded(_) | Self::TaskEnded(_) => {
-                chain(self)
-            }
+            Self::Convert { what, source: ConvertError::Host(why) } => format!("{what}: {why}"),
+            Self::NoRoom(_) | Self::Records(_) | Self::WorkerEnded(_) | Self::TaskEnded(_) => chain(self),
             // Their text is the whole of it.
             _ => self.to_string(),
         }
