@@ -15,10 +15,11 @@ use crate::sys::signals::Blocked;
 
 /// Search path of everything that is started here, as login(1) sets it for root.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The agent's name in the process list. systemd-shutdown spares processes whose name begins with `@`;
-/// this one wants to be told.
+/// The agent's name in the process list. systemd-shutdown spares processes whose name begins with
+/// `@`; this one wants to be told.
 pub(crate) const NAME: &str = "banger-agent";
-/// Says that this process serves; without it, under an init of the image, it supervises one that does.
+/// Says that this process serves; without it, under an init of the image, it supervises one that
+/// does.
 pub(crate) const SERVE_FLAG: &str = "--serve";
 /// An agent that ends at once is started again after this time, not sooner.
 const RESPAWN: Duration = Duration::from_secs(3);

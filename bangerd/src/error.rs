@@ -1,4 +1,5 @@
-//! What errors of all parts of the daemon have in common. What a user is answered is decided in `rpc/answer`.
+//! What errors of all parts of the daemon have in common. What a user is answered is decided in
+//! `rpc/answer`.
 
 use banger_policy::access::Owner;
 use banger_policy::quota::Exceeded;

@@ -284,7 +284,8 @@ impl Job {
         if self.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// The end. The watchers see it when everything that belongs to it is done, and an error as `rpc` answers it.
+    /// The end. The watchers see it when everything that belongs to it is done, and an error as
+    /// `rpc` answers it.
     pub(crate) fn finish(self, result: Result<JobResult, impl Into<ApiError>>) {
         self.end(match result.map_err(Into::into) {
             Ok(result) => JobState::Done(result),

@@ -17,7 +17,8 @@ use tokio::net::UnixStream;
 /// How long a connection may take to show its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// Refuses what cannot be served, while there is still a call to answer it. The job of an upload begins here.
+/// Refuses what cannot be served, while there is still a call to answer it. The job of an upload
+/// begins here.
 pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) -> Result<Work, ApiError> {
     let wanted = match &request {
         StreamRequest::Command { vm }

@@ -1,5 +1,5 @@
-//! Why something of the store was not done. Causes are values here, with their sources; what a user reads
-//! of them is made in `rpc/answer`.
+//! Why something of the store was not done. Causes are values here, with their sources; what a user
+//! reads of them is made in `rpc/answer`.
 
 use crate::convert::ConvertError;
 use crate::db::DbError;

@@ -249,8 +249,8 @@ impl Store {
         Ok(made)
     }
 
-    /// Gives what was made a name, and its folder to the store. The same content may be there already: then that gets
-    /// one more name, if these files of it are the same.
+    /// Gives what was made a name, and its folder to the store. The same content may be there
+    /// already: then that gets one more name, if these files of it are the same.
     async fn publish<T: Stored>(
         &self,
         peer: &Peer,

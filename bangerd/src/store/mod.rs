@@ -216,8 +216,8 @@ impl Store {
         take(kernels, picked).map_err(|_| StoreError::NoneYet(&KERNELS))
     }
 
-    /// Removes a name, and the content when nobody else has it. Not part of the call: a client that goes away
-    /// between row and folder must not leave the folder.
+    /// Removes a name, and the content when nobody else has it. Not part of the call: a client that
+    /// goes away between row and folder must not leave the folder.
     pub(crate) async fn delete<T: Stored>(self: &Arc<Self>, peer: &Peer, word: String) -> Result<(), StoreError> {
         let (store, peer) = (Arc::clone(self), peer.clone());
         let done = tokio::spawn(async move { store.remove_name::<T>(&peer, word).await });

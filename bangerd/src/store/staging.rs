@@ -16,8 +16,8 @@ impl Staging {
         &self.0
     }
 
-    /// Inside the folder of what it becomes: the rename must not cross file systems, and files must get the group
-    /// that the folder hands down, by which the helper reads images.
+    /// Inside the folder of what it becomes: the rename must not cross file systems, and files must
+    /// get the group that the folder hands down, by which the helper reads images.
     pub(super) fn new(folder: &Path, job: &Job) -> Result<Self, StoreError> {
         let path = folder.join(format!("{STAGING}{}", job.id()));
         remove(&path);
@@ -28,7 +28,8 @@ impl Staging {
         Ok(Self(path))
     }
 
-    /// The digest is a converter's word: whoever took one over could name another user's content, and would be given it.
+    /// The digest is a converter's word: whoever took one over could name another user's content,
+    /// and would be given it.
     pub(super) async fn is_same(
         &self,
         published: &Path,

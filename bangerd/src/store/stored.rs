@@ -1,4 +1,5 @@
-//! What images and kernels have in common: a name that is its owner's, content in a folder by its digest.
+//! What images and kernels have in common: a name that is its owner's, content in a folder by its
+//! digest.
 
 use crate::db::store::{IMAGES, KERNELS, Kind};
 use crate::db::{Db, DbError};

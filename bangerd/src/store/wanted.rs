@@ -1,5 +1,5 @@
-//! What an upload shall become: parsed from the request once, when its stream is asked for, and kept with the
-//! ticket.
+//! What an upload shall become: parsed from the request once, when its stream is asked for, and
+//! kept with the ticket.
 
 use super::error::StoreError;
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
@@ -106,7 +106,8 @@ impl Wanted {
     /// How much may be uploaded for it, bytes.
     pub(super) fn cap(&self) -> u64 {
         match self {
-            // Layers may replace each other's files, and a tar has its own headers: more than the result, not much more.
+            // Layers may replace each other's files, and a tar has its own headers: more than the
+            // result, not much more.
             Self::Image(image) => image.build_size.saturating_mul(2).saturating_add(1 << 30),
             Self::Kernel(_) => MAX_KERNEL_UPLOAD,
         }

@@ -7,8 +7,9 @@ use super::error::{VmError, joined};
 use super::machine::{Running, Seat};
 use super::order::{Order, Verb};
 use super::shared::{Shared, Wait};
-use crate::db::{DbError, Mirror, VmRow};
+use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
+use crate::handles::Handles;
 use crate::jobs::Job;
 use banger_policy::VmId;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, Look, State, Then};
@@ -430,7 +431,7 @@ impl Actor {
         boot_id: Option<String>,
     ) -> Result<(), VmError> {
         let reason: String = reason.chars().take(REASON).collect();
-        let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
+        let mirror = if state == State::Stopped { Handles::default() } else { self.row.mirror.clone() };
         let set = self.ctx.db.set_vm_state(self.row.id, state, reason.clone(), boot_id.clone(), mirror.clone()).await;
         set?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.

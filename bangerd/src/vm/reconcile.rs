@@ -7,8 +7,9 @@ use super::actor::Actor;
 use super::error::VmError;
 use super::machine::Seat;
 use super::shared::Shared;
-use crate::db::{Mirror, VmRow};
+use crate::db::VmRow;
 use crate::error::chain;
+use crate::handles::Handles;
 use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::{Holding, ProcessState};
@@ -42,7 +43,7 @@ fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
         state: row.state,
         making: row.making,
         other_boot: rebooted(row, ctx),
-        names_handles: row.mirror != Mirror::default(),
+        names_handles: row.mirror != Handles::default(),
     }
 }
 
@@ -134,7 +135,7 @@ impl Actor {
         self.quietly(Event::FoundAlive, "").await;
         if self.row.state != State::Running {
             // It could not be recorded: the next look tries again.
-            self.row.mirror = Mirror::default();
+            self.row.mirror = Handles::default();
             return;
         }
         // A change that a crash cut short, or that an older row does not know.

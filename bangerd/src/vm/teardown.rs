@@ -52,7 +52,7 @@ impl Actor {
     }
 
     pub(super) async fn clear_handles(&mut self, seat: &Seat) -> Result<(), VmError> {
-        self.row.mirror = crate::db::Mirror::default();
+        self.row.mirror = Handles::default();
         Ok(self.ctx.handles.clear(seat.id, &seat.paths).await?)
     }
 

@@ -1,5 +1,6 @@
-//! What a user reads of an error, and what a program does: the one place where errors of the daemon's parts
-//! become an [`ApiError`]. The message is the error's own; the code and what to do next are decided here.
+//! What a user reads of an error, and what a program does: the one place where errors of the
+//! daemon's parts become an [`ApiError`]. The message is the error's own; the code and what to do
+//! next are decided here.
 
 mod store;
 mod vm;
