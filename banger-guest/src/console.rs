@@ -13,3 +13,15 @@ pub(crate) fn say(message: impl Display) {
     let line = format!("banger-guest: {message}\r\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
+
+/// An error with its causes on one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -14,6 +14,7 @@ mod console;
 mod files;
 mod init;
 mod init_kind;
+mod launch;
 mod sys;
 
 /// The argument with which init starts this program as the agent.

@@ -1,8 +1,10 @@
-//! How errors of the daemon's parts become what a user reads.
+//! What errors of all parts of the daemon have in common. What a user is answered is decided in
+//! `rpc/answer`.
 
-use banger_policy::Peer;
+use banger_policy::access::Owner;
 use banger_policy::quota::Exceeded;
-use banger_proto::model::{ApiError, ErrorCode, MAX_ERROR, cut};
+use banger_proto::model::{MAX_ERROR, cut};
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 
@@ -34,35 +36,22 @@ pub(crate) fn is_full(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// A failed step for a user: `what: why`, with the code that a full disk has of its own.
-pub(crate) fn failed(what: &str, error: &(dyn Error + 'static)) -> ApiError {
-    if is_full(error) {
-        return no_space(format!("{what}: the host's disk is full"));
-    }
-    ApiError::new(ErrorCode::OperationFailed, format!("{what}: {}", chain(error)))
-}
-
-/// The host's disk is full.
-pub(crate) fn no_space(message: String) -> ApiError {
-    ApiError::new(ErrorCode::NoSpace, message).hint(
-        "Ask for smaller disks with --root-size and --disk-size, delete what is not needed (`banger vm delete`, `banger image delete`), or free space on the file system of /var/lib.",
-    )
+/// A failed step in one line: its name is the error's own text, and why it failed are its sources.
+pub(crate) fn step(error: &(dyn Error + 'static)) -> String {
+    if is_full(error) { format!("{error}: the host's disk is full") } else { chain(error) }
 }
 
 /// A user would have too much.
-pub(crate) fn over_limit(peer: &Peer, why: &Exceeded) -> ApiError {
-    let hint = format!(
-        "Remove what you no longer need, or ask an administrator (root, or a member of group banger-admin) to set `{}` under \
-         [limits.users.{}] in /etc/banger/banger.toml.",
-        why.what().key(),
-        peer.name
-    );
-    ApiError::new(ErrorCode::Limit, why.to_string()).hint(hint)
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub(crate) struct OverLimit {
+    /// Whose limit it is.
+    pub(crate) user: Cow<'static, str>,
+    pub(crate) why: Exceeded,
 }
 
-/// The daemon's own records failed.
-pub(crate) fn internal(error: &dyn Error) -> ApiError {
-    tracing::error!(error = chain(error), "internal error");
-    ApiError::new(ErrorCode::Internal, format!("the daemon could not keep its records: {}", chain(error)))
-        .hint("See `journalctl -u bangerd`.")
+impl OverLimit {
+    pub(crate) fn of(user: &Owner, why: Exceeded) -> Self {
+        Self { user: user.name.clone(), why }
+    }
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod error;
 mod fail;
 mod handles;
+mod held;
 mod jobs;
 mod listen;
 mod log;

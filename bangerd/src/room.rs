@@ -3,13 +3,22 @@
 //!
 //! An upload or an import does not know its size before its end: [`Room`] looks while it is written.
 
-use crate::error::{failed, no_space};
 use banger_policy::room::{self, Short};
-use banger_proto::model::ApiError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Why something may not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoRoom {
+    /// The reserve would be touched.
+    #[error("no room for {what}: {short}")]
+    Short { what: String, short: Short },
+    /// The file system does not say how much is free.
+    #[error("{what}")]
+    Unknown { what: String, source: io::Error },
+}
 
 /// How often it is looked. A disk writes less than half of the reserve in that.
 const LOOK: Duration = Duration::from_millis(100);
@@ -39,11 +48,11 @@ fn look(path: &Path) -> io::Result<rustix::fs::StatVfs> {
 /// May this be made: so many bytes at each of these paths?
 ///
 /// # Errors
-/// `NoSpace`, which names what is needed, what is free and the reserve.
-pub(crate) fn claim(what: &str, needs: &[(&Path, u64)]) -> Result<(), ApiError> {
+/// [`NoRoom::Short`] names what is needed, what is free and the reserve.
+pub(crate) fn claim(what: &str, needs: &[(&Path, u64)]) -> Result<(), NoRoom> {
     let mut looked = Vec::with_capacity(needs.len());
     for (path, bytes) in needs {
-        looked.push((look(path).map_err(|error| failed(what, &error))?, *bytes));
+        looked.push((look(path).map_err(|error| unknown(what, error))?, *bytes));
     }
     for (stat, _) in &looked {
         // What lies on one file system counts together.
@@ -56,15 +65,19 @@ pub(crate) fn claim(what: &str, needs: &[(&Path, u64)]) -> Result<(), ApiError> 
 }
 
 /// The helper, which looked a moment later, has found too little room.
-pub(crate) fn short(what: &str, path: &Path, needed: u64) -> ApiError {
+pub(crate) fn short(what: &str, path: &Path, needed: u64) -> NoRoom {
     match free(path) {
         Ok(free) => refusal(what, Short { needed, free }),
-        Err(error) => failed(what, &error),
+        Err(error) => unknown(what, error),
     }
 }
 
-fn refusal(what: &str, short: Short) -> ApiError {
-    no_space(format!("no room for {what}: {short}"))
+fn refusal(what: &str, short: Short) -> NoRoom {
+    NoRoom::Short { what: what.to_owned(), short }
+}
+
+fn unknown(what: &str, source: io::Error) -> NoRoom {
+    NoRoom::Unknown { what: what.to_owned(), source }
 }
 
 /// The file system of a folder, looked at while it is written to.
@@ -97,8 +110,8 @@ impl Room {
     }
 
     /// # Errors
-    /// `NoSpace` when the reserve is touched.
-    pub(crate) fn check(&self, what: &str) -> Result<(), ApiError> {
+    /// [`NoRoom::Short`] when the reserve is touched.
+    pub(crate) fn check(&self, what: &str) -> Result<(), NoRoom> {
         self.look().map_or(Ok(()), |short| Err(refusal(what, short)))
     }
 }
@@ -108,7 +121,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use banger_policy::limits::HOST_RESERVE_BYTES;
-    use banger_proto::model::ErrorCode;
+    use banger_proto::model::{ApiError, ErrorCode};
 
     #[test]
     fn what_lies_on_one_file_system_counts_together() {
@@ -120,6 +133,7 @@ mod tests {
         assert!(claim("a VM", &[(&one, half - margin), (&two, half - margin)]).is_ok());
         assert!(claim("a VM", &[(&one, half + margin), (&two, 0)]).is_ok());
         let error = claim("a VM", &[(&one, half + margin), (&two, half + margin)]).unwrap_err();
+        let error = ApiError::from(error);
         assert_eq!(error.code, ErrorCode::NoSpace);
         for part in ["no room for a VM", "512 MiB", "reserve", "free"] {
             assert!(error.message.contains(part), "{}", error.message);

@@ -1,23 +1,32 @@
 //! Small things that several parts of the daemon need and none of them owns.
 
-use crate::error::failed;
-use banger_proto::model::{ApiError, ErrorCode};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use tokio::task::JoinError;
+
+/// The kernel gave no random bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("random numbers")]
+pub(crate) struct NoRandom(#[source] io::Error);
+
+/// A thread that did work for somebody ended without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("a worker thread ended")]
+pub(crate) struct WorkerEnded(#[source] JoinError);
 
 /// Random bytes of the kernel.
-pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), ApiError> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), NoRandom> {
     let filled = rustix::rand::getrandom(&mut *bytes, rustix::rand::GetRandomFlags::empty());
     // Up to 256 bytes come whole or not at all (getrandom(2)).
-    filled.map(drop).map_err(|errno| failed("random numbers", &std::io::Error::from(errno)))
+    filled.map(drop).map_err(|errno| NoRandom(errno.into()))
 }
 
 /// Runs work that blocks on a thread of its own.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker thread ended: {error}")))?
+pub(crate) async fn blocking<T: Send + 'static, E: From<WorkerEnded> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    tokio::task::spawn_blocking(work).await.map_err(WorkerEnded)?
 }
 
 /// What a sparse file takes, bytes; `st_blocks` counts 512-byte units (stat(2)).

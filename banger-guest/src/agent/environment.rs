@@ -36,7 +36,7 @@ fn of_image(image: &[String]) -> impl Iterator<Item = (OsString, OsString)> {
 fn own(account: &Account) -> Variables {
     let home = account.home.clone().into_os_string();
     let shell = account.shell.clone().into_os_string();
-    let known = [("HOME", home), ("SHELL", shell), ("PATH", crate::init::PATH.into())];
+    let known = [("HOME", home), ("SHELL", shell), ("PATH", crate::launch::PATH.into())];
     let mut variables: Variables = known.into_iter().map(|(name, value)| (name.into(), value)).collect();
     if let Some(user) = &account.name {
         variables.extend(["USER", "LOGNAME"].map(|name| (name.into(), user.into())));
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn without_an_image_there_is_what_login_gives() {
         for variables in [of_command(&app(), &[], Vec::new()), of_login(&app(), &[], Vec::new())] {
-            has(&variables, "PATH", crate::init::PATH);
+            has(&variables, "PATH", crate::launch::PATH);
             has(&variables, "HOME", "/home/app");
             assert_eq!(variables.len(), 5);
         }

@@ -190,7 +190,7 @@ fn command(
         let (program, name) = (account.shell.clone(), account.shell_name());
         return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
     };
-    let path = variables.get(OsStr::new("PATH")).map_or(crate::init::PATH.as_bytes(), |path| path.as_bytes());
+    let path = variables.get(OsStr::new("PATH")).map_or(crate::launch::PATH.as_bytes(), |path| path.as_bytes());
     // This program's own: an image need not have tar. Its first argument says what it is started as.
     let program = if first == banger_files::COMMAND.as_bytes() {
         PathBuf::from("/proc/self/exe")

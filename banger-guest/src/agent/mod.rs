@@ -16,8 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::console::say;
+use crate::console::{describe, say};
 use crate::init_kind::InitKind;
+use crate::launch::{self, NAME, SERVE_FLAG};
 use crate::sys::stream::FdStream;
 use crate::sys::{signals, vsock};
 pub use server::{Error, Server};
@@ -36,7 +37,6 @@ mod forward;
 mod input;
 mod inside;
 mod keys;
-pub(crate) mod launch;
 mod output;
 mod program;
 mod pty;
@@ -48,11 +48,6 @@ mod ssh;
 mod startups;
 mod switch_off;
 
-/// The name of the agent that serves, in the process list. systemd spares processes whose name begins with `@`; this
-/// one wants to be told of the end.
-pub(crate) const NAME: &str = "banger-agent";
-/// Says that this process serves; without it, under an init of the image, it supervises one that does.
-const SERVE_FLAG: &str = "--serve";
 /// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
@@ -80,7 +75,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     let _ = nix::unistd::setsid();
     match read_config() {
         Ok(config) if init == InitKind::Own || serves => finish(run(&config, init)),
-        Ok(config) => launch::supervise(&config, init),
+        Ok(config) => launch::supervise(&config, init, || shutdown::announced_by_systemd().is_some()),
         Err(error) => finish(Err(error)),
     }
 }
@@ -89,7 +84,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(format_args!("agent: {}", crate::init::describe(&error)));
+            say(format_args!("agent: {}", describe(&error)));
             ExitCode::FAILURE
         }
     }

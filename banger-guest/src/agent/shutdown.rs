@@ -176,7 +176,7 @@ async fn run_program() -> Heard {
     let mut heard = Heard::Never;
     for (program, arguments) in PROGRAMS {
         let mut command = tokio::process::Command::new(program);
-        command.args(arguments).env("PATH", crate::init::PATH).stdin(Stdio::null()).kill_on_drop(true);
+        command.args(arguments).env("PATH", crate::launch::PATH).stdin(Stdio::null()).kill_on_drop(true);
         match timeout(PROGRAM_WAIT, command.status()).await {
             Ok(Ok(status)) if status.success() => return Heard::Yes,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}

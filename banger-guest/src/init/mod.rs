@@ -11,9 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 
-use crate::agent::launch::launch;
-use crate::console::say;
+use crate::console::{describe, say};
 use crate::init_kind::InitKind;
+use crate::launch::{PATH, launch};
 use crate::sys::{random, vsock};
 use error::Error;
 use image::Image;
@@ -34,9 +34,6 @@ mod network;
 mod pid1;
 mod reader;
 mod systemd;
-
-/// Search path of everything that is started here, as login(1) sets it for root.
-pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Open files of a process, as systemd has them for services: few enough that a program which
 /// closes every possible descriptor is quick, and more for those that ask.
@@ -175,18 +172,6 @@ fn shorten(reason: &str) -> String {
         Some((at, _)) => clean.get(..at).unwrap_or_default().to_owned(),
         None => clean,
     }
-}
-
-/// An error with its causes on one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::image::Image;
-use crate::console::say;
+use crate::console::{describe, say};
 use crate::sys::ext4;
 
 /// Where the image's root is mounted before it becomes `/`.
@@ -232,7 +232,7 @@ fn virtual_fs(kind: &'static str, target: &str, flags: MsFlags, data: Option<&st
 
 fn try_virtual_fs(kind: &'static str, target: &str, flags: MsFlags, data: Option<&str>) {
     if let Err(error) = virtual_fs(kind, target, flags, data) {
-        say(super::describe(&error));
+        say(describe(&error));
     }
 }
 

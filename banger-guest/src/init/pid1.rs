@@ -14,8 +14,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
-use crate::agent::launch::respawn_delay;
-use crate::console::say;
+use crate::console::{describe, say};
+use crate::launch::respawn_delay;
 use crate::sys::signals::{self, Blocked};
 
 /// How long processes may take to end after SIGTERM.
@@ -101,7 +101,7 @@ impl Agent {
             tried = Instant::now();
             match Self::start(start) {
                 Ok(agent) => return agent,
-                Err(error) => say(super::describe(&error)),
+                Err(error) => say(describe(&error)),
             }
         }
     }

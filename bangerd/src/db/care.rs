@@ -148,7 +148,7 @@ impl Db {
 fn may_copy(connection: &Connection, folder: &Path) -> Result<(), DbError> {
     let bytes = connection.path().and_then(|path| Path::new(path).metadata().ok()).map_or(0, |meta| meta.len());
     crate::room::claim("a copy of the database", &[(folder, bytes)]).map_err(|error| {
-        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, error.message);
+        let source = std::io::Error::new(std::io::ErrorKind::StorageFull, crate::error::chain(&error));
         DbError::Backup { path: folder.to_owned(), source }
     })
 }

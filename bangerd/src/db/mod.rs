@@ -15,7 +15,7 @@ mod workspace;
 
 pub(crate) use care::{Verdict, inspect};
 pub(crate) use pulled::Link;
-pub(crate) use vm::{Mirror, NewVm, VmRow};
+pub(crate) use vm::{NewVm, VmRow};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, TransactionBehavior};

@@ -1,6 +1,7 @@
 //! Rows of VMs and their leases.
 
 use super::{Db, DbError, Json, Text, is_reference, is_unique, signed, time, unsigned};
+use crate::held::Handles;
 use crate::net::lease;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
@@ -35,22 +36,12 @@ pub(crate) struct VmRow {
     /// The boot of the host in which it runs, or ran until the host went down.
     pub(crate) boot_id: Option<String>,
     pub(crate) spec: VmSpec,
-    pub(crate) mirror: Mirror,
+    /// The copy of its handles, without the pid.
+    pub(crate) mirror: Handles,
     /// The raw address index; [`Network::index`] checks it.
     pub(crate) address_index: u32,
     /// What the owner has prepared in it.
     pub(crate) workspace: Option<Workspace>,
-}
-
-/// The copy of the handles in a VM's row.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mirror {
-    pub(crate) tap_device: Option<String>,
-    pub(crate) base_loop: Option<String>,
-    pub(crate) cow_loop: Option<String>,
-    pub(crate) dm_name: Option<String>,
-    pub(crate) dm_dev: Option<String>,
-    pub(crate) generation: Option<u64>,
 }
 
 impl VmRow {
@@ -190,7 +181,7 @@ impl Db {
         state: State,
         last_error: String,
         boot_id: Option<String>,
-        mirror: Mirror,
+        mirror: Handles,
     ) -> Result<(), DbError> {
         self.transaction(move |sql| {
             set_mirror(sql, vm, &mirror)?;
@@ -204,7 +195,7 @@ impl Db {
         .await
     }
 
-    pub(crate) async fn set_vm_mirror(&self, vm: VmId, mirror: Mirror) -> Result<(), DbError> {
+    pub(crate) async fn set_vm_mirror(&self, vm: VmId, mirror: Handles) -> Result<(), DbError> {
         self.transaction(move |sql| set_mirror(sql, vm, &mirror)).await
     }
 
@@ -365,7 +356,7 @@ impl Holdings {
     }
 }
 
-fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Mirror) -> Result<(), DbError> {
+fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Handles) -> Result<(), DbError> {
     sql.execute(
         "UPDATE vms SET tap_device = :tap, base_loop = :base, cow_loop = :cow, dm_name = :name, dm_dev = :dev,
          generation = :generation, updated_at = :now WHERE id = :id",
@@ -412,7 +403,8 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
             work_disk_size_bytes: unsigned(row, "work_disk_size_bytes")?,
             nat_enabled: nat,
         },
-        mirror: Mirror {
+        mirror: Handles {
+            pid: None,
             tap_device: row.get("tap_device")?,
             base_loop: row.get("base_loop")?,
             cow_loop: row.get("cow_loop")?,

@@ -29,7 +29,7 @@ const MEMORY_FLOOR: u64 = 256;
 
 pub(super) fn checks(ctx: &Context) -> Vec<Check> {
     vec![
-        kvm(check_kvm()),
+        kvm(check_kvm().map_err(ApiError::from)),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         landlock(confine::supported()),
         modules(|path| Path::new(path).exists()),

@@ -44,6 +44,11 @@ impl Binary {
     }
 }
 
+/// The VMM's binary does not say what it is.
+#[derive(Debug, thiserror::Error)]
+#[error("firecracker")]
+pub(crate) struct Firecracker(#[source] Box<dyn std::error::Error + Send + Sync>);
+
 /// What a binary has said of itself, and when.
 #[derive(Debug)]
 struct Asked {
@@ -71,7 +76,7 @@ impl Doctor {
     /// The VMM's own version line, asked once of each binary.
     pub(crate) async fn vmm_version(&self) -> Result<String, ApiError> {
         let path = find_vmm(self.firecracker.as_deref())?;
-        let binary = Binary::of(&path).map_err(|error| crate::error::failed("firecracker", &error))?;
+        let binary = Binary::of(&path).map_err(|error| ApiError::from(Firecracker(Box::new(error))))?;
         let mut known = self.version.lock().await;
         if let Some(asked) = known.as_ref()
             && asked.binary == binary
@@ -80,7 +85,7 @@ impl Doctor {
             return asked.version.clone();
         }
         let version = banger_vmm::api::version(&path).await;
-        let version = version.map_err(|error| crate::error::failed("firecracker", &error));
+        let version = version.map_err(|error| ApiError::from(Firecracker(Box::new(error))));
         *known = Some(Asked { binary, at: Instant::now(), version: version.clone() });
         version
     }

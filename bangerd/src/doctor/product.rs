@@ -41,7 +41,7 @@ async fn helper(ctx: &Context) -> Check {
             Check::fail(NAME, crate::error::chain(&error), "sudo journalctl --unit banger-priv --lines 20")
         }
         Err(error) => {
-            let error = error.api("the helper");
+            let error: ApiError = error.at("the helper").into();
             Check::fail(NAME, error.message, error.hint)
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::db::DbError;
 use crate::vm::Context;
-use banger_proto::model::Check;
+use banger_proto::model::{ApiError, Check};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -129,7 +129,10 @@ fn image(counts: &Counts) -> Check {
 async fn leaks(ctx: &Context) -> Check {
     match crate::vm::sweep::count(ctx).await {
         Ok(count) => left_behind(count),
-        Err(error) => Check::warn("leaks", format!("cannot look: {}", error.message), error.hint),
+        Err(error) => {
+            let error = ApiError::from(error);
+            Check::warn("leaks", format!("cannot look: {}", error.message), error.hint)
+        }
     }
 }
 

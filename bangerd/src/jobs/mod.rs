@@ -4,6 +4,7 @@
 //! it ended), and an entry here that any number of watchers look at. Finished jobs are kept, bounded.
 
 use crate::db::{Db, DbError};
+use crate::error::OverLimit;
 use banger_policy::Peer;
 use banger_policy::access::Owner;
 use banger_policy::quota::{self, Limited, UserLimits};
@@ -25,6 +26,23 @@ const KEPT_AT_MOST: usize = 4 * KEPT;
 const MAX_STAGES: usize = 32;
 /// The longest title, stage or warning, bytes.
 const MAX_TEXT: usize = 512;
+
+/// Why there is no job, or none for this user.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    /// What the user makes would be nobody's.
+    #[error("the host's user database has no name for uid {uid}")]
+    Nameless { uid: u32 },
+    #[error(transparent)]
+    Limit(#[from] OverLimit),
+    #[error("no such job: {0}")]
+    NotFound(JobId),
+}
+
+/// Somebody wants a job undone.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("cancelled")]
+pub(crate) struct Cancelled;
 
 /// All jobs, of this run of the daemon and the newest of earlier ones.
 #[derive(Debug)]
@@ -97,18 +115,16 @@ impl Jobs {
     /// Begins a job.
     ///
     /// # Errors
-    /// `Limit` when the peer has too many at work, `Denied` when it is not known who the peer is.
-    pub(crate) fn begin(&self, peer: &Peer, title: String) -> Result<Job, ApiError> {
+    /// When the peer has too many at work, and when it is not known who the peer is.
+    pub(crate) fn begin(&self, peer: &Peer, title: String) -> Result<Job, JobError> {
         let owner = peer.owner();
         if owner.name.is_empty() {
-            let message = format!("the host's user database has no name for uid {}", owner.uid);
-            return Err(ApiError::new(ErrorCode::Denied, message)
-                .hint("What you make would be nobody's. Ask an administrator of this host."));
+            return Err(JobError::Nameless { uid: owner.uid });
         }
         let mut inner = self.lock();
         let at_work = |entry: &&Entry| entry.owner == owner && entry.view.borrow().state == JobState::Running;
         let count = u64::try_from(inner.jobs.values().filter(at_work).count()).unwrap_or(u64::MAX);
-        quota::fits(Limited::Jobs, &peer.limits, count, 1).map_err(|why| crate::error::over_limit(peer, &why))?;
+        quota::fits(Limited::Jobs, &peer.limits, count, 1).map_err(|why| OverLimit::of(&owner, why))?;
         let id = JobId(inner.next);
         inner.next += 1;
         let cancel = CancellationToken::new();
@@ -148,23 +164,21 @@ impl Jobs {
     }
 
     /// Answers when `seq` is above `after`, or after `limit` with what there is.
-    pub(crate) async fn watch(&self, peer: &Peer, id: JobId, after: u64, limit: Duration) -> Result<JobView, ApiError> {
+    pub(crate) async fn watch(&self, peer: &Peer, id: JobId, after: u64, limit: Duration) -> Result<JobView, JobError> {
         let mut view = self.entry(peer, id)?.view;
         // Either news, or time is up, or the job's side is gone: what there is now is the answer.
         drop(tokio::time::timeout(limit, view.wait_for(|view| view.seq > after)).await);
         Ok(view.borrow().clone())
     }
 
-    pub(crate) fn cancel(&self, peer: &Peer, id: JobId) -> Result<(), ApiError> {
+    pub(crate) fn cancel(&self, peer: &Peer, id: JobId) -> Result<(), JobError> {
         self.entry(peer, id)?.cancel.cancel();
         Ok(())
     }
 
-    fn entry(&self, peer: &Peer, id: JobId) -> Result<Entry, ApiError> {
+    fn entry(&self, peer: &Peer, id: JobId) -> Result<Entry, JobError> {
         let entry = self.lock().jobs.get(&id).cloned();
-        entry
-            .filter(|entry| may_see(peer, entry))
-            .ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no such job: {id}")))
+        entry.filter(|entry| may_see(peer, entry)).ok_or(JobError::NotFound(id))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -266,13 +280,14 @@ impl Job {
     }
 
     /// Fails when somebody wants it undone; asked between steps.
-    pub(crate) fn go_on(&self) -> Result<(), ApiError> {
-        if self.cancel.is_cancelled() { Err(ApiError::new(ErrorCode::Cancelled, "cancelled")) } else { Ok(()) }
+    pub(crate) fn go_on(&self) -> Result<(), Cancelled> {
+        if self.cancel.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
-    /// The end. The watchers see it when everything that belongs to it is done.
-    pub(crate) fn finish(self, result: Result<JobResult, ApiError>) {
-        self.end(match result {
+    /// The end. The watchers see it when everything that belongs to it is done, and an error as
+    /// `rpc` answers it.
+    pub(crate) fn finish(self, result: Result<JobResult, impl Into<ApiError>>) {
+        self.end(match result.map_err(Into::into) {
             Ok(result) => JobState::Done(result),
             Err(error) if error.code == ErrorCode::Cancelled => JobState::Cancelled,
             Err(error) => JobState::Failed(error),

@@ -13,7 +13,6 @@ use banger_proto::helper::{
     CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
     TapIdentity,
 };
-use banger_proto::model::{ApiError, ErrorCode};
 use futures::future::BoxFuture;
 use std::fmt;
 use std::io;
@@ -60,33 +59,28 @@ impl PrivilegedError {
         }
     }
 
-    /// For a user: what failed, and what to do.
-    pub(crate) fn api(&self, what: &str) -> ApiError {
-        let message = format!("{what}: {}", crate::error::chain(self));
-        match self {
-            Self::Refused { refusal: HelperError::NoSpace, .. } => {
-                crate::error::no_space(format!("{what}: no space left on the host's disk beside its reserve"))
-            }
-            Self::Refused { refusal: HelperError::Kernel(nix::libc::EROFS), .. } => {
-                ApiError::new(ErrorCode::OperationFailed, format!("{what}: the host's disk is read-only"))
-                    .hint("`dmesg` says why; when it is writable again, start the VM again.")
-            }
-            Self::Refused { refusal: HelperError::Quota, .. } => ApiError::new(ErrorCode::Limit, message)
-                .hint("Stop or delete VMs that are not needed: this host holds no more of them."),
-            Self::Refused { refusal: HelperError::Quarantined, .. } => {
-                ApiError::new(ErrorCode::OperationFailed, message)
-                    .hint("Ask the administrator to look at `journalctl -u banger-priv`.")
-            }
-            Self::Refused { .. } => ApiError::new(ErrorCode::OperationFailed, message)
-                .hint("The helper's log says more: `journalctl -u banger-priv`."),
-            Self::OtherRelease { .. } => ApiError::new(ErrorCode::HostNotReady, message).hint(
-                "VMs that run go on. An administrator repairs this: `systemctl restart banger-priv bangerd`, and if \
-                 that does not help, install the package again.",
-            ),
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Confused => {
-                ApiError::new(ErrorCode::HostNotReady, message)
-                    .hint("The helper is not running as it should: look at `systemctl status banger-priv`.")
-            }
+    /// With what was to be had of it.
+    pub(crate) fn at(self, what: &'static str) -> Unhelped {
+        Unhelped { what, source: self }
+    }
+}
+
+/// What was to be had of the helper, and why it was not.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub(crate) struct Unhelped {
+    what: &'static str,
+    pub(crate) source: PrivilegedError,
+}
+
+impl Unhelped {
+    /// In one line.
+    pub(crate) fn message(&self) -> String {
+        let what = self.what;
+        match self.source.refusal() {
+            Some(HelperError::NoSpace) => format!("{what}: no space left on the host's disk beside its reserve"),
+            Some(HelperError::Kernel(nix::libc::EROFS)) => format!("{what}: the host's disk is read-only"),
+            _ => crate::error::chain(self),
         }
     }
 }

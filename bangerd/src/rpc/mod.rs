@@ -2,6 +2,7 @@
 //! and streams to their ticket's promise. Nothing here touches a VM.
 
 mod admission;
+mod answer;
 mod rate;
 mod service;
 mod streams;

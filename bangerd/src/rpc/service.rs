@@ -3,7 +3,6 @@
 
 use super::Daemon;
 use crate::rpc::ticket::Promise;
-use crate::store::import::Wanted;
 use crate::store::page;
 use crate::vm::Verb;
 use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
@@ -36,7 +35,7 @@ impl Service {
     }
 
     async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
-        self.daemon.vms.order(&self.peer, vm, verb).await
+        Ok(self.daemon.vms.order(&self.peer, vm, verb).await?)
     }
 }
 
@@ -63,22 +62,22 @@ impl banger_proto::daemon::Daemon for Service {
         if fix && leaks.is_ok() {
             self.daemon.doctor.forget().await;
         }
-        leaks
+        Ok(leaks?)
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
         self.pay()?;
-        self.daemon.vms.list(&self.peer, all, after).await
+        Ok(self.daemon.vms.list(&self.peer, all, after).await?)
     }
 
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
         self.pay()?;
-        self.daemon.vms.show(&self.peer, &vm).await
+        Ok(self.daemon.vms.show(&self.peer, &vm).await?)
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.daemon.vms.create(&self.peer, request, keep_on_error).await
+        Ok(self.daemon.vms.create(&self.peer, request, keep_on_error).await?)
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
@@ -124,7 +123,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.daemon.vms.give(&self.peer, &vm, user).await
+        Ok(self.daemon.vms.give(&self.peer, &vm, user).await?)
     }
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
@@ -134,20 +133,17 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
         self.pay()?;
-        self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await
+        Ok(self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await?)
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
         self.pay()?;
         // Before anything that changes something: a session's look counts as one.
         self.daemon.tickets.room(self.peer.uid)?;
-        let job = match super::streams::check(&self.daemon, &self.peer, &request).await? {
-            Some(wanted) => Some(self.begin_upload(&wanted).await?),
-            None => None,
-        };
-        let id = job.as_ref().map(crate::jobs::Job::id);
-        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), request, job })?;
-        Ok(OpenStream { ticket, job: id })
+        let work = super::streams::check(&self.daemon, &self.peer, request).await?;
+        let job = work.job().map(crate::jobs::Job::id);
+        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), work })?;
+        Ok(OpenStream { ticket, job })
     }
 
     async fn list_images(
@@ -157,27 +153,27 @@ impl banger_proto::daemon::Daemon for Service {
         after: Option<StoreKey>,
     ) -> Result<StorePage<ImageRecord>, ApiError> {
         self.pay()?;
-        Ok(page::of(self.daemon.store.images(&self.peer, all).await?, after.as_ref()))
+        Ok(page::of(self.daemon.store.list::<ImageRecord>(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
         self.pay()?;
-        self.daemon.store.show_image(&self.peer, &image).await
+        Ok(self.daemon.store.show(&self.peer, &image).await?)
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
         self.pay()?;
-        self.daemon.store.link_image(&self.peer, request).await
+        Ok(self.daemon.store.link_image(&self.peer, request).await?)
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.share_image(&self.peer, &image, shared).await
+        Ok(self.daemon.store.share::<ImageRecord>(&self.peer, &image, shared).await?)
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.delete_image(&self.peer, image).await
+        Ok(self.daemon.store.delete::<ImageRecord>(&self.peer, image).await?)
     }
 
     async fn list_kernels(
@@ -187,22 +183,22 @@ impl banger_proto::daemon::Daemon for Service {
         after: Option<StoreKey>,
     ) -> Result<StorePage<KernelRecord>, ApiError> {
         self.pay()?;
-        Ok(page::of(self.daemon.store.kernels(&self.peer, all).await?, after.as_ref()))
+        Ok(page::of(self.daemon.store.list::<KernelRecord>(&self.peer, all).await?, after.as_ref()))
     }
 
     async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.share_kernel(&self.peer, &kernel, shared).await
+        Ok(self.daemon.store.share::<KernelRecord>(&self.peer, &kernel, shared).await?)
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.store.delete_kernel(&self.peer, kernel).await
+        Ok(self.daemon.store.delete::<KernelRecord>(&self.peer, kernel).await?)
     }
 
     async fn pick_kernel(self, _: Context, kernel: Option<String>) -> Result<KernelRecord, ApiError> {
         self.pay()?;
-        self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await
+        Ok(self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await?)
     }
 
     async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
@@ -213,28 +209,21 @@ impl banger_proto::daemon::Daemon for Service {
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
         self.pay()?;
         let limit = Duration::from_millis(MAX_WATCH_MS.into());
-        self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await
+        Ok(self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await?)
     }
 
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.vms.ctx.jobs.cancel(&self.peer, job)
+        Ok(self.daemon.vms.ctx.jobs.cancel(&self.peer, job)?)
     }
 
     async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
         self.pay()?;
-        self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await
+        Ok(self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await?)
     }
 
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.file_sync())
-    }
-}
-
-impl Service {
-    async fn begin_upload(&self, wanted: &Wanted) -> Result<crate::jobs::Job, ApiError> {
-        self.daemon.store.check_free(&self.peer, wanted).await?;
-        self.daemon.store.begin(&self.peer, wanted)
     }
 }

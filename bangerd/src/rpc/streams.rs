@@ -2,10 +2,11 @@
 
 use super::Daemon;
 use super::admission::Place;
-use crate::rpc::ticket::Promise;
-use crate::store::import::Wanted;
+use crate::rpc::ticket::{Promise, Work};
+use crate::store::wanted::{Wanted, WantedImage, WantedKernel};
 use crate::stream;
 use crate::vm::Way;
+use crate::vm::error::VmError;
 use banger_link::link::{Link, LinkError};
 use banger_policy::Peer;
 use banger_proto::model::ApiError;
@@ -18,26 +19,35 @@ use tokio::net::UnixStream;
 /// How long a connection may take to show its ticket.
 const TICKET_LIMIT: Duration = Duration::from_secs(5);
 
-/// Refuses what cannot be served, while there is still a call to answer it. For an upload, what it shall become.
-pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: &StreamRequest) -> Result<Option<Wanted>, ApiError> {
-    match request {
+/// Refuses what cannot be served, while there is still a call to answer it. The job of an upload
+/// begins here.
+pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) -> Result<Work, ApiError> {
+    let wanted = match &request {
         // A reader is started when its stream comes.
-        StreamRequest::Command { vm, reads: true } | StreamRequest::Session { vm, reads: true } => {
-            daemon.vms.console(peer, vm).await.map(|_| None)
+        StreamRequest::Command { vm, reads: true }
+        | StreamRequest::Session { vm, reads: true }
+        | StreamRequest::Logs { vm, .. } => {
+            daemon.vms.console(peer, vm).await?;
+            return Ok(Work::Serve(request));
         }
         StreamRequest::Command { vm, .. }
         | StreamRequest::Inside { vm }
         | StreamRequest::Session { vm, .. }
-        | StreamRequest::Ssh { vm } => daemon.vms.link(peer, vm).await.map(|_| None),
-        StreamRequest::Logs { vm, .. } => daemon.vms.console(peer, vm).await.map(|_| None),
+        | StreamRequest::Ssh { vm } => {
+            daemon.vms.link(peer, vm).await?;
+            return Ok(Work::Serve(request));
+        }
         StreamRequest::ImportImage { name, source, build_size, shared, reference, pulled } => {
-            let wanted = Wanted::image(name, source, *build_size, *shared, reference.as_deref())?;
-            if *pulled { wanted.pulled() } else { wanted }.may_be_of(peer).map(Some)
+            let image = WantedImage::new(peer, name, source, *build_size, *shared)?;
+            Wanted::Image(image.reference(reference.as_deref()).pulled(*pulled))
         }
         StreamRequest::ImportKernel { name, shared } => {
-            Wanted::kernel(name.as_deref(), *shared)?.may_be_of(peer).map(Some)
+            Wanted::Kernel(WantedKernel::new(peer, name.as_deref(), *shared)?)
         }
-    }
+    };
+    daemon.store.check_free(peer, &wanted).await?;
+    let job = daemon.store.begin(peer, &wanted)?;
+    Ok(Work::Import(wanted, job))
 }
 
 pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon>) {
@@ -49,7 +59,16 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         refuse(io, "this ticket is not valid, or no longer: ask again").await;
         return;
     };
-    let Promise { peer, request, job } = promise;
+    let Promise { peer, work } = promise;
+    let request = match work {
+        Work::Serve(request) => request,
+        // The work of an import belongs to a task: the connection may end before it.
+        Work::Import(wanted, job) => {
+            let store = Arc::clone(&daemon.store);
+            tokio::spawn(async move { store.import(io, peer, wanted, job).await });
+            return;
+        }
+    };
     let served = match request {
         StreamRequest::Command { vm, reads } => {
             let way = way(daemon, &peer, &vm, reads).await;
@@ -69,10 +88,10 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
         }
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
             Ok(console) => stream::logs(io, &console, follow, tail).await,
-            Err(error) => return refuse(io, &error.message).await,
+            Err(error) => return refuse(io, &error.message()).await,
         },
-        upload @ (StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }) => {
-            return import(io, peer, &upload, job, daemon).await;
+        StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {
+            return refuse(io, "this upload has no job").await;
         }
     };
     if let Err(error) = served {
@@ -80,22 +99,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     }
 }
 
-/// The work of an import belongs to a task: the connection may end before it.
-async fn import(
-    io: UnixStream,
-    peer: Peer,
-    upload: &StreamRequest,
-    job: Option<crate::jobs::Job>,
-    daemon: &Arc<Daemon>,
-) {
-    let (Ok(Some(wanted)), Some(job)) = (check(daemon, &peer, upload).await, job) else {
-        return refuse(io, "this upload has no job").await;
-    };
-    let store = Arc::clone(&daemon.store);
-    tokio::spawn(async move { store.import(io, peer, wanted, job).await });
-}
-
-async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way, ApiError> {
+async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way, VmError> {
     if reads {
         return daemon.vms.way_to_read(peer, vm).await;
     }
@@ -106,12 +110,12 @@ async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way,
 async fn guest(
     io: UnixStream,
     peer: &Peer,
-    way: Result<Way, ApiError>,
+    way: Result<Way, VmError>,
     open: impl AsyncFn(&Link) -> Result<UnixStream, LinkError>,
 ) {
     let way = match way {
         Ok(way) => way,
-        Err(error) => return refuse(io, &error.message).await,
+        Err(error) => return refuse(io, &error.message()).await,
     };
     match open(way.link()).await {
         Ok(guest) => {

@@ -2,6 +2,7 @@
 //! got it, void after a minute.
 
 use crate::jobs::Job;
+use crate::store::wanted::Wanted;
 use crate::util::fill_random;
 use banger_policy::Peer;
 use banger_proto::model::{ApiError, ErrorCode};
@@ -17,9 +18,26 @@ const PER_USER: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Promise {
     pub(crate) peer: Peer,
-    pub(crate) request: StreamRequest,
-    /// The job of an upload, begun with the ticket.
-    pub(crate) job: Option<Job>,
+    pub(crate) work: Work,
+}
+
+/// What becomes of the connection that shows the ticket.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// To be served as it was asked for, by what is there when the connection comes.
+    Serve(StreamRequest),
+    /// An upload, checked, with its job, which has begun.
+    Import(Wanted, Job),
+}
+
+impl Work {
+    /// The job of an upload.
+    pub(crate) fn job(&self) -> Option<&Job> {
+        match self {
+            Self::Serve(_) => None,
+            Self::Import(_, job) => Some(job),
+        }
+    }
 }
 
 /// All tickets that wait for their stream.
@@ -65,12 +83,13 @@ impl Tickets {
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
         let is_over = |_: &Ticket, (issued, promise): &mut (Instant, Promise)| {
-            is_void(*issued, now) || promise.job.as_ref().is_some_and(|job| job.go_on().is_err())
+            is_void(*issued, now) || promise.work.job().is_some_and(|job| job.go_on().is_err())
         };
         let over: Vec<Promise> = self.lock().extract_if(is_over).map(|(_, (_, promise))| promise).collect();
-        for job in over.into_iter().filter_map(|promise| promise.job) {
+        for promise in over {
+            let Work::Import(_, job) = promise.work else { continue };
             let never_began = ApiError::new(ErrorCode::OperationFailed, "the upload never began");
-            let why = job.go_on().err().unwrap_or(never_began);
+            let why = job.go_on().err().map_or(never_began, ApiError::from);
             job.finish(Err(why));
         }
     }
@@ -98,7 +117,7 @@ mod tests {
 
     fn promise(uid: u32) -> Promise {
         let request = StreamRequest::Ssh { vm: "demo".into() };
-        Promise { peer: Peer::new(uid, "somebody", false), request, job: None }
+        Promise { peer: Peer::new(uid, "somebody", false), work: Work::Serve(request) }
     }
 
     #[test]

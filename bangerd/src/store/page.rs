@@ -1,7 +1,7 @@
 //! Lists of images and kernels in pages that fit a frame, counted in bytes: what is in an entry was chosen by whoever made
 //! it, and no entry may keep the others from being listed.
 
-use super::Named;
+use super::stored::Named;
 use banger_proto::model::{StoreKey, StorePage};
 use banger_proto::transport::DAEMON_LIMITS;
 use banger_proto::wire::encoded_bytes;

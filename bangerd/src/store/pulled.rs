@@ -5,10 +5,13 @@
 //! others claim about digests is not believed.
 
 use super::Store;
-use super::import::{Wanted, bad, not_inserted};
+use super::error::StoreError;
+use super::import::not_inserted;
+use super::wanted::{Wanted, WantedImage};
 use crate::db::Link;
+use crate::db::store::IMAGES;
 use banger_policy::Peer;
-use banger_proto::model::{ApiError, ImageRecord, LinkRequest};
+use banger_proto::model::{ImageRecord, LinkRequest};
 use banger_proto::time::Timestamp;
 
 impl Store {
@@ -16,18 +19,19 @@ impl Store {
     ///
     /// # Errors
     /// What an upload would be refused for, before it is made.
-    pub(crate) async fn link_image(&self, peer: &Peer, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
+    pub(crate) async fn link_image(
+        &self,
+        peer: &Peer,
+        request: LinkRequest,
+    ) -> Result<Option<ImageRecord>, StoreError> {
         let LinkRequest { name, source, manifest, build_size, shared } = request;
-        let wanted = Wanted::image(&name, &source, build_size, shared, None)?.pulled().may_be_of(peer)?;
-        let Wanted::Image { source, build_size, .. } = &wanted else { return Ok(None) };
-        self.check_free(peer, &wanted).await?;
-        let Some(id) = banger_image::digest_of(&manifest, *build_size) else {
-            return Err(bad(&std::io::Error::other("no image has this digest")));
-        };
+        let wanted = WantedImage::new(peer, &name, &source, build_size, shared)?.pulled(true);
+        self.check_free(peer, &Wanted::Image(wanted.clone())).await?;
+        let id = banger_image::digest_of(&manifest, wanted.build_size).ok_or(StoreError::NoDigest)?;
         let link = Link {
             owner: peer.owner(),
             name: name.clone(),
-            source: source.clone(),
+            source: wanted.source,
             manifest,
             id,
             shared,
@@ -35,7 +39,7 @@ impl Store {
             now: Timestamp::now(),
         };
         let linked = self.db.link_image(link, peer.limits, &self.paths).await;
-        let linked = linked.map_err(|error| not_inserted(peer, "image", &name, error))?;
+        let linked = linked.map_err(|error| not_inserted(peer, &IMAGES, &name, error))?;
         if let Some(image) = &linked {
             tracing::info!(banger_uid = peer.uid, %id, "image {} is there already: nothing is sent", image.name);
         }
@@ -48,12 +52,11 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::super::tests::{id, image, world};
     use super::*;
-    use crate::db::store::IMAGES;
     use crate::vm::tests::{ALICE, BOB, ROOT};
     use banger_policy::Digest;
     use banger_policy::limits::DEFAULT_BUILD_BYTES;
     use banger_policy::quota::UserLimits;
-    use banger_proto::model::ErrorCode;
+    use banger_proto::model::{ApiError, ErrorCode};
 
     const SOURCE: &str = "docker.io/library/debian:13";
 
@@ -90,7 +93,7 @@ mod tests {
             insert(&ROOT, "roots", 3).await.unwrap();
             // Bob says of his content that it is this manifest; that an administrator shares it
             // makes that no truer.
-            store.share_image(&ROOT, "bob/his", true).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "bob/his", true).await.unwrap();
             let known = async |peer: &Peer, name: &str, manifest: u8| {
                 store.link_image(peer, link(name, manifest)).await.unwrap().map(|image| image.name.to_string())
             };
@@ -98,21 +101,24 @@ mod tests {
             for (peer, manifest) in [(&BOB, 1), (&ALICE, 2), (&ROOT, 1), (&ALICE, 3), (&BOB, 9)] {
                 assert_eq!(known(peer, "new", manifest).await, None, "{} {manifest}", peer.name);
             }
-            store.share_image(&ROOT, "roots", true).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "roots", true).await.unwrap();
             assert_eq!(known(&ALICE, "new", 3).await.as_deref(), Some("new"));
-            let seen = store.show_image(&ALICE, "new").await.unwrap();
+            let seen = store.show::<ImageRecord>(&ALICE, "new").await.unwrap();
             assert_eq!((seen.manifest_digest, seen.source.as_str(), seen.shared), (Some(id(3)), SOURCE, false));
             // For another size it is another image.
             let larger = LinkRequest { build_size: Some(9 << 30), ..link("larger", 3) };
             assert_eq!(store.link_image(&ALICE, larger).await.unwrap(), None);
             let for_all = LinkRequest { shared: true, ..link("for-all", 3) };
-            assert_eq!(store.link_image(&ALICE, for_all.clone()).await.unwrap_err().code, ErrorCode::Denied);
+            assert_eq!(
+                ApiError::from(store.link_image(&ALICE, for_all.clone()).await.unwrap_err()).code,
+                ErrorCode::Denied
+            );
             assert!(store.link_image(&ROOT, for_all).await.unwrap().unwrap().shared);
             // What she has by a link is hers; that it was an administrator's does not go on with
             // it.
-            store.share_image(&ROOT, "alice/new", true).await.unwrap();
-            store.share_image(&ROOT, "roots", false).await.unwrap();
-            store.share_image(&ROOT, "for-all", false).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "alice/new", true).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "roots", false).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "for-all", false).await.unwrap();
             assert_eq!(known(&BOB, "new", 3).await, None);
         });
     }
@@ -125,17 +131,17 @@ mod tests {
             let insert =
                 |name: &str, manifest: u8| store.db.insert_pulled(pulled(&ALICE, name, manifest), false, limits);
             insert("debian:13", 1).await.unwrap();
-            let old = store.show_image(&ALICE, "debian:13").await.unwrap();
+            let old = store.show::<ImageRecord>(&ALICE, "debian:13").await.unwrap();
             // At the limit, the name may still move.
             insert("debian:13", 2).await.unwrap();
-            let new = store.show_image(&ALICE, "debian:13").await.unwrap();
+            let new = store.show::<ImageRecord>(&ALICE, "debian:13").await.unwrap();
             assert!(new.id != old.id && new.manifest_digest == Some(id(2)), "{new:?}");
             store.collect().await.unwrap();
             assert!(!store.db.contents(&IMAGES).await.unwrap().contains(&old.id), "nobody uses the old content");
             let taken = insert("imported", 1).await.unwrap_err();
             assert!(matches!(taken, crate::db::DbError::Taken(_)), "{taken}");
             let taken = store.link_image(&ALICE, link("imported", 2)).await.unwrap_err();
-            assert_eq!(taken.code, ErrorCode::AlreadyExists);
+            assert!(matches!(taken, StoreError::Taken { .. }));
         });
     }
 
@@ -147,7 +153,7 @@ mod tests {
                 store.db.insert_pulled(pulled(&ALICE, "debian:13", manifest), peer.admin, UserLimits::NONE)
             };
             insert(&ALICE, 1).await.unwrap();
-            store.share_image(&ROOT, "alice/debian:13", true).await.unwrap();
+            store.share::<ImageRecord>(&ROOT, "alice/debian:13", true).await.unwrap();
             insert(&ALICE, 1).await.unwrap();
             let refused = insert(&ALICE, 2).await.unwrap_err();
             assert!(matches!(refused, crate::db::DbError::IsShared(_)), "{refused}");
@@ -155,7 +161,7 @@ mod tests {
                 !store.db.contents(&IMAGES).await.unwrap().contains(&pulled(&ALICE, "x", 2).id),
                 "nothing of it stays"
             );
-            let kept = store.show_image(&BOB, "debian:13").await.unwrap();
+            let kept = store.show::<ImageRecord>(&BOB, "debian:13").await.unwrap();
             assert_eq!(kept.manifest_digest, Some(id(1)));
         });
     }

@@ -1,10 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+use super::wanted::{Wanted, WantedImage, WantedKernel};
 use super::*;
 use crate::vm::Verb;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
 use banger_policy::ImageConfig;
 use banger_policy::quota::UserLimits;
-use banger_proto::model::{CreateRequest, JobId, JobState};
+use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, JobState};
 use banger_proto::stream::{Frame, write};
 use banger_proto::time::Timestamp;
 use std::time::Duration;
@@ -60,8 +61,8 @@ pub(super) fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
     let world = World::new();
     let store = Arc::clone(&world.life().store);
     world.life().runtime.block_on(async {
-        store.delete_image(&ROOT, "debian".into()).await.unwrap();
-        store.delete_kernel(&ROOT, "6.12".into()).await.unwrap();
+        store.delete::<ImageRecord>(&ROOT, "debian".into()).await.unwrap();
+        store.delete::<KernelRecord>(&ROOT, "6.12".into()).await.unwrap();
         for image in images {
             std::fs::create_dir_all(world.paths().image_dir(&image.id)).unwrap();
             store.db.insert_image(image.clone(), UserLimits::NONE).await.unwrap();
@@ -85,24 +86,25 @@ fn what_boots_is_never_another_users_choice() {
     let world = world(&[image(&BOB, "debian", 1)], &[kernel(&BOB, "evil", 2), kernel(&BOB, "newer", 3)]);
     world.store(async |store| {
         for peer in [&ALICE, &CAROL, &ROOT] {
-            assert_eq!(store.pick_kernel(peer, None).await.unwrap_err().code, ErrorCode::NotFound);
-            assert_eq!(store.pick_image(peer, None).await.unwrap_err().code, ErrorCode::NotFound);
+            assert_eq!(ApiError::from(store.pick_kernel(peer, None).await.unwrap_err()).code, ErrorCode::NotFound);
+            assert_eq!(ApiError::from(store.pick_image(peer, None).await.unwrap_err()).code, ErrorCode::NotFound);
             // Named, it does not exist either, in the same words as what is not there at all.
             let [hers, nobodys] = ["debian", "nothing"].map(|word| store.pick_image(peer, Some(word)));
-            let (hers, nobodys) = (hers.await.unwrap_err(), nobodys.await.unwrap_err());
+            let (hers, nobodys) = (hers.await.unwrap_err().into(), nobodys.await.unwrap_err().into());
+            let (hers, nobodys): (ApiError, ApiError) = (hers, nobodys);
             assert_eq!(hers.message.replace("debian", "X"), nobodys.message.replace("nothing", "X"));
             assert_eq!((hers.code, hers.hint), (nobodys.code, nobodys.hint));
         }
         assert_eq!(store.pick_kernel(&BOB, None).await.unwrap().name.as_str(), "newer");
         // An administrator's choice is everybody's, older or not.
-        store.share_kernel(&ROOT, "bob/evil", true).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "bob/evil", true).await.unwrap();
         assert_eq!(store.pick_kernel(&ALICE, None).await.unwrap().name.as_str(), "evil");
         assert_eq!(store.pick_kernel(&BOB, None).await.unwrap().name.as_str(), "evil");
-        store.share_kernel(&ROOT, "evil", false).await.unwrap();
-        assert_eq!(store.pick_kernel(&ALICE, None).await.unwrap_err().code, ErrorCode::NotFound);
+        store.share::<KernelRecord>(&ROOT, "evil", false).await.unwrap();
+        assert_eq!(ApiError::from(store.pick_kernel(&ALICE, None).await.unwrap_err()).code, ErrorCode::NotFound);
     });
     let refused = world.life().runtime.block_on(world.life().vms.create(&ALICE, CreateRequest::default(), false));
-    assert_eq!(refused.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(ApiError::from(refused.unwrap_err()).code, ErrorCode::NotFound);
 }
 
 #[test]
@@ -111,10 +113,10 @@ fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
     let kernels = [kernel(&BOB, "his", 1), kernel(&BOB, "given", 2), kernel(&ALICE, "hers", 3)];
     let world = world(&images, &kernels);
     world.store(async |store| {
-        store.share_image(&ROOT, "bob/given", true).await.unwrap();
-        store.share_kernel(&ROOT, "bob/given", true).await.unwrap();
+        store.share::<ImageRecord>(&ROOT, "bob/given", true).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "bob/given", true).await.unwrap();
         let kernels = async |peer: &Peer, all: bool| {
-            let seen = store.kernels(peer, all).await.map_err(|why| why.code)?;
+            let seen = store.list::<KernelRecord>(peer, all).await.map_err(|why| ApiError::from(why).code)?;
             Ok(seen.iter().map(|kernel| kernel.name.to_string()).collect::<Vec<_>>())
         };
         assert_eq!(kernels(&ALICE, false).await.unwrap(), ["hers", "given"]);
@@ -122,20 +124,20 @@ fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
         assert_eq!(kernels(&ALICE, true).await, Err(ErrorCode::Denied));
         assert_eq!(kernels(&ROOT, true).await.unwrap(), ["hers", "given", "his"]);
         let names = |images: &[ImageRecord]| images.iter().map(|image| image.name.to_string()).collect::<Vec<_>>();
-        let seen = store.images(&ALICE, false).await.unwrap();
+        let seen = store.list::<ImageRecord>(&ALICE, false).await.unwrap();
         assert_eq!(names(&seen), ["given", "hers"]);
         let told = serde_json::to_string(&seen[0]).unwrap();
         assert!(!told.contains("/home") && !told.contains("secret") && told.contains("given.tar"), "{told}");
         assert!(!told.contains(&world.paths().state.display().to_string()), "{told}");
         assert!(seen[1].source.starts_with("/home/alice/"), "her own path is hers to see");
-        assert_eq!(names(&store.images(&CAROL, false).await.unwrap()), ["given"]);
-        assert_eq!(store.images(&ALICE, true).await.unwrap_err().code, ErrorCode::Denied);
-        assert_eq!(names(&store.images(&ROOT, true).await.unwrap()), ["given", "hers", "his"]);
-        let shared = store.share_image(&ALICE, "hers", true).await.unwrap_err();
+        assert_eq!(names(&store.list::<ImageRecord>(&CAROL, false).await.unwrap()), ["given"]);
+        assert_eq!(ApiError::from(store.list::<ImageRecord>(&ALICE, true).await.unwrap_err()).code, ErrorCode::Denied);
+        assert_eq!(names(&store.list::<ImageRecord>(&ROOT, true).await.unwrap()), ["given", "hers", "his"]);
+        let shared = ApiError::from(store.share::<ImageRecord>(&ALICE, "hers", true).await.unwrap_err());
         assert_eq!(shared.code, ErrorCode::Denied);
         // One shared entry of a name.
         store.db.insert_image(image(&ALICE, "given", 4), UserLimits::NONE).await.unwrap();
-        let twice = store.share_image(&ROOT, "alice/given", true).await.unwrap_err();
+        let twice = ApiError::from(store.share::<ImageRecord>(&ROOT, "alice/given", true).await.unwrap_err());
         assert_eq!(twice.code, ErrorCode::AlreadyExists);
     });
 }
@@ -147,11 +149,11 @@ fn what_an_images_configuration_says_belongs_to_the_name() {
         world(&[image(&ALICE, "one", 1), image(&ALICE, "two", 1), image(&BOB, "his", 1)], &[kernel(&ROOT, "k", 2)]);
     let user = |image: ImageRecord| image.config.user.unwrap();
     let job = world.store(async |store| {
-        store.share_kernel(&ROOT, "k", true).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "k", true).await.unwrap();
         for (peer, word, expected) in
             [(&ALICE, "one", "alice-one"), (&ALICE, "two", "alice-two"), (&BOB, "his", "bob-his")]
         {
-            assert_eq!(user(store.show_image(peer, word).await.unwrap()), expected);
+            assert_eq!(user(store.show::<ImageRecord>(peer, word).await.unwrap()), expected);
         }
         let request = CreateRequest { image_name: Some("two".into()), no_start: true, ..vm_named("web") };
         world.life().vms.create(&ALICE, request, false).await.unwrap()
@@ -168,17 +170,20 @@ fn what_an_images_configuration_says_belongs_to_the_name() {
 fn an_image_is_shown_to_those_who_see_it_and_its_paths_to_its_owner() {
     let world = world(&[image(&BOB, "his", 1), image(&BOB, "given", 2)], &[]);
     world.store(async |store| {
-        store.share_image(&ROOT, "bob/given", true).await.unwrap();
+        store.share::<ImageRecord>(&ROOT, "bob/given", true).await.unwrap();
         let state = world.paths().state.display().to_string();
         for (peer, whole) in [(&BOB, true), (&ROOT, true), (&ALICE, false)] {
-            let told = serde_json::to_string(&store.show_image(peer, "given").await.unwrap()).unwrap();
+            let told = serde_json::to_string(&store.show::<ImageRecord>(peer, "given").await.unwrap()).unwrap();
             assert_eq!((told.contains(&state), told.contains("/home/bob")), (whole, whole), "{}: {told}", peer.name);
             assert!(told.contains("given.tar") && told.contains("bob-given"), "{told}");
         }
-        assert!(store.show_image(&BOB, "his").await.is_ok() && store.show_image(&ROOT, "bob/his").await.is_ok());
+        assert!(
+            store.show::<ImageRecord>(&BOB, "his").await.is_ok()
+                && store.show::<ImageRecord>(&ROOT, "bob/his").await.is_ok()
+        );
         for (peer, word) in [(&ALICE, "his"), (&CAROL, "his"), (&ALICE, "bob/his"), (&ROOT, "his")] {
             assert_eq!(
-                store.show_image(peer, word).await.unwrap_err().code,
+                ApiError::from(store.show::<ImageRecord>(peer, word).await.unwrap_err()).code,
                 ErrorCode::NotFound,
                 "{} {word}",
                 peer.name
@@ -192,12 +197,15 @@ fn two_names_share_content_which_goes_with_the_last_of_them() {
     let world = world(&[image(&ALICE, "one", 1), image(&BOB, "two", 1)], &[kernel(&ROOT, "k", 2)]);
     let folder = world.paths().image_dir(&id(1));
     world.store(async |store| {
-        store.share_kernel(&ROOT, "k", true).await.unwrap();
-        assert_eq!(store.delete_image(&BOB, "one".into()).await.unwrap_err().code, ErrorCode::NotFound);
-        store.delete_image(&ALICE, "one".into()).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "k", true).await.unwrap();
+        assert_eq!(
+            ApiError::from(store.delete::<ImageRecord>(&BOB, "one".into()).await.unwrap_err()).code,
+            ErrorCode::NotFound
+        );
+        store.delete::<ImageRecord>(&ALICE, "one".into()).await.unwrap();
         assert!(folder.exists());
         assert_eq!(store.pick_image(&BOB, None).await.unwrap().name.as_str(), "two");
-        store.delete_image(&BOB, "two".into()).await.unwrap();
+        store.delete::<ImageRecord>(&BOB, "two".into()).await.unwrap();
         assert!(!folder.exists());
         assert_eq!(store.db.contents(&IMAGES).await.unwrap(), []);
     });
@@ -207,18 +215,18 @@ fn two_names_share_content_which_goes_with_the_last_of_them() {
 fn content_that_a_vm_uses_outlives_its_last_name_and_goes_with_the_vm() {
     let world = world(&[image(&ALICE, "one", 1), image(&BOB, "two", 1)], &[kernel(&ROOT, "k", 2)]);
     let folder = world.paths().image_dir(&id(1));
-    world.store(async |store| store.share_kernel(&ROOT, "k", true).await.unwrap());
+    world.store(async |store| store.share::<KernelRecord>(&ROOT, "k", true).await.unwrap());
     let vm = world.running("web");
     world.store(async |store| {
         // Bob learns nothing of alice's VM, and his name is his to remove.
-        store.delete_image(&BOB, "two".into()).await.unwrap();
-        let used = store.delete_image(&ALICE, "one".into()).await.unwrap_err();
+        store.delete::<ImageRecord>(&BOB, "two".into()).await.unwrap();
+        let used = ApiError::from(store.delete::<ImageRecord>(&ALICE, "one".into()).await.unwrap_err());
         assert!(used.code == ErrorCode::InUse && used.message.contains("VM web"), "{used:?}");
         // An administrator is told whose it is.
-        let used = store.delete_kernel(&ROOT, "k".into()).await.unwrap_err();
+        let used = ApiError::from(store.delete::<KernelRecord>(&ROOT, "k".into()).await.unwrap_err());
         assert!(used.code == ErrorCode::InUse && used.message.contains("alice/web"), "{used:?}");
-        store.share_kernel(&ROOT, "k", false).await.unwrap();
-        store.delete_kernel(&ROOT, "k".into()).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "k", false).await.unwrap();
+        store.delete::<KernelRecord>(&ROOT, "k".into()).await.unwrap();
     });
     let kernels = world.paths().kernel_dir(&id(2));
     assert!(folder.exists() && kernels.exists());
@@ -232,11 +240,12 @@ fn content_that_a_vm_uses_outlives_its_last_name_and_goes_with_the_vm() {
 fn who_shared_it_for_another_user_is_not_told_whose_vm_uses_it() {
     let world = world(&[image(&BOB, "given", 1)], &[kernel(&ROOT, "k", 2)]);
     world.store(async |store| {
-        store.share_kernel(&ROOT, "k", true).await.unwrap();
-        store.share_image(&ROOT, "bob/given", true).await.unwrap();
+        store.share::<KernelRecord>(&ROOT, "k", true).await.unwrap();
+        store.share::<ImageRecord>(&ROOT, "bob/given", true).await.unwrap();
     });
     world.running("web");
-    let used = world.store(async |store| store.delete_image(&BOB, "given".into()).await.unwrap_err());
+    let used = world.store(async |store| store.delete::<ImageRecord>(&BOB, "given".into()).await.unwrap_err());
+    let used = ApiError::from(used);
     assert_eq!(used.code, ErrorCode::InUse);
     let told = format!("{} {}", used.message, used.hint);
     assert!(!told.contains("web") && !told.contains("alice"), "{told}");
@@ -266,9 +275,9 @@ fn one_user_cannot_fill_the_store() {
         insert(image(&ALICE, "same", 1)).await.unwrap();
         let third = insert(image(&ALICE, "three", 1)).await.unwrap_err();
         assert!(matches!(&third, DbError::Limit(why) if why.to_string().contains("limit images is 2")), "{third}");
-        store.delete_image(&ALICE, "same".into()).await.unwrap();
+        store.delete::<ImageRecord>(&ALICE, "same".into()).await.unwrap();
         insert(image(&ALICE, "two", 2)).await.unwrap();
-        store.delete_image(&ALICE, "two".into()).await.unwrap();
+        store.delete::<ImageRecord>(&ALICE, "two".into()).await.unwrap();
         let large = insert(ImageRecord { allocated_bytes: 151, ..image(&ALICE, "two", 2) }).await.unwrap_err();
         assert!(matches!(&large, DbError::Limit(why) if why.to_string().contains("limit store")), "{large}");
         assert_eq!(store.db.contents(&IMAGES).await.unwrap(), [id(1)], "nothing of a refusal stays");
@@ -276,8 +285,8 @@ fn one_user_cannot_fill_the_store() {
         insert(image(&BOB, "one", 1)).await.unwrap();
         // Before the upload, with whom to ask.
         let peer = Peer { limits, ..ALICE };
-        let wanted = import::Wanted::image("more", "x", None, false, None).unwrap();
-        let refused = store.check_free(&peer, &wanted).await.unwrap_err();
+        let wanted = Wanted::Image(WantedImage::new(&peer, "more", "x", None, false).unwrap());
+        let refused = ApiError::from(store.check_free(&peer, &wanted).await.unwrap_err());
         assert!(refused.code == ErrorCode::Limit && refused.hint.contains("[limits.users.alice]"), "{refused:?}");
     });
 }
@@ -308,8 +317,8 @@ fn kernels_and_what_is_pulled_are_counted_like_images() {
 #[test]
 fn only_an_administrator_imports_for_everybody() {
     for (peer, may) in [(&ALICE, false), (&ROOT, true)] {
-        let wanted = import::Wanted::kernel(None, true).unwrap().may_be_of(peer);
-        assert_eq!(wanted.map_err(|why| why.code).err(), (!may).then_some(ErrorCode::Denied));
+        let wanted = WantedKernel::new(peer, None, true);
+        assert_eq!(wanted.map_err(|why| ApiError::from(why).code).err(), (!may).then_some(ErrorCode::Denied));
     }
 }
 
@@ -319,7 +328,7 @@ fn an_import_waits_for_its_users_turn_and_for_nobody_elses() {
     world.store(async |store| {
         let turn = store.imports.take(ALICE.uid).await.unwrap();
         let begin = async |peer: &Peer| {
-            let wanted = import::Wanted::kernel(Some("k"), false).unwrap();
+            let wanted = Wanted::Kernel(WantedKernel::new(peer, Some("k"), false).unwrap());
             let job = store.begin(peer, &wanted).unwrap();
             let (id, (mut ours, theirs)) = (job.id(), UnixStream::pair().unwrap());
             let (store, peer) = (Arc::clone(store), peer.clone());
@@ -390,7 +399,7 @@ fn content_is_compared_before_two_are_one() {
         path
     };
     let one = file("one", 5 << 30, b"the same");
-    let same = |other: &Path| import::same_bytes(&one, other).unwrap();
+    let same = |other: &Path| staging::same_bytes(&one, other).unwrap();
     assert!(same(&file("same", 5 << 30, b"the same")));
     assert!(!same(&file("changed", 5 << 30, b"the s\0me")));
     assert!(!same(&file("elsewhere", 6 << 30, b"the same")));

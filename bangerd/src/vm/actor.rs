@@ -3,21 +3,20 @@
 //! of work: it leaves an order here and watches the job.
 
 use super::Context;
+use super::error::{VmError, joined};
 use super::machine::{Running, Seat};
 use super::order::{Order, Verb};
 use super::shared::{Shared, Wait};
-use super::teardown::{also, joined};
-use crate::db::{DbError, Mirror, VmRow};
-use crate::error::{internal, over_limit};
+use crate::db::{DbError, VmRow};
+use crate::error::OverLimit;
+use crate::handles::Handles;
 use crate::jobs::Job;
-use banger_policy::access::Owner;
+use banger_policy::VmId;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, Look, State, Then};
 use banger_policy::limits::DEFAULT_STOP_SECONDS;
-use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
-use banger_policy::{Peer, VmId};
 use banger_proto::daemon::KillSignal;
-use banger_proto::model::{ApiError, ErrorCode, JobResult};
+use banger_proto::model::JobResult;
 use banger_proto::time::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +102,7 @@ impl Actor {
         self.orders.close();
         while let Ok(order) = self.orders.try_recv() {
             if let Some(job) = order.into_job() {
-                job.finish(Err(ApiError::new(ErrorCode::NotFound, format!("{} was deleted meanwhile", self.row.name))));
+                job.finish(Err(VmError::Deleted(self.row.name.clone())));
             }
         }
     }
@@ -236,8 +235,8 @@ impl Actor {
     }
 
     /// The VM as it is now.
-    pub(super) async fn record(&mut self) -> Result<JobResult, ApiError> {
-        let row = self.ctx.db.vm(self.row.id).await.map_err(|error| internal(&error))?;
+    pub(super) async fn record(&mut self) -> Result<JobResult, VmError> {
+        let row = self.ctx.db.vm(self.row.id).await?;
         if let Some(row) = row {
             self.row = row;
         }
@@ -247,12 +246,12 @@ impl Actor {
     /// For what nobody asked for: there is only the log to tell.
     pub(super) async fn quietly(&mut self, event: Event, reason: &str) {
         if let Err(error) = self.apply(event, None, reason).await {
-            tracing::error!(?event, "{}", error.message);
+            tracing::error!(?event, "{}", error.message());
         }
     }
 
     /// An event and, when it asks for one, the start.
-    pub(super) async fn carry_out(&mut self, event: Event, job: &Job, reason: &str) -> Result<Then, ApiError> {
+    pub(super) async fn carry_out(&mut self, event: Event, job: &Job, reason: &str) -> Result<Then, VmError> {
         match self.apply(event, Some(job), reason).await? {
             Then::BringUp => self.start(job).await,
             then => Ok(then),
@@ -260,8 +259,8 @@ impl Actor {
     }
 
     /// The table's answer to an event, and its effects. A start is the caller's to run.
-    pub(super) async fn apply(&mut self, event: Event, job: Option<&Job>, reason: &str) -> Result<Then, ApiError> {
-        let outcome = lifecycle::next(self.row.state, event).map_err(|illegal| self.illegal(&illegal))?;
+    pub(super) async fn apply(&mut self, event: Event, job: Option<&Job>, reason: &str) -> Result<Then, VmError> {
+        let outcome = lifecycle::next(self.row.state, event).map_err(|illegal| self.illegal(illegal))?;
         if self.row.state == State::Running && outcome.then == Then::Is(State::Stopped) {
             self.shared.set_ended(reason);
         }
@@ -277,7 +276,7 @@ impl Actor {
                 job.stage(stage);
             }
             match self.effect(effect, &seat, job).await {
-                Err(error) if effect.may_fail() => tracing::warn!("{}", error.message),
+                Err(error) if effect.may_fail() => tracing::warn!("{}", error.message()),
                 result => failed = joined([failed, result]),
             }
         }
@@ -297,7 +296,7 @@ impl Actor {
     }
 
     /// A teardown that could not finish is a state of its own.
-    async fn settle(&mut self, failed: Result<(), ApiError>, event: Event, reason: &str) -> Result<(), ApiError> {
+    async fn settle(&mut self, failed: Result<(), VmError>, event: Event, reason: &str) -> Result<(), VmError> {
         let Err(error) = failed else { return Ok(()) };
         if let Ok(outcome) = lifecycle::next(self.row.state, Event::TeardownFailed)
             && let Then::Is(next) = outcome.then
@@ -306,16 +305,16 @@ impl Actor {
             let told = if self.row.state == State::Error && reason == self.row.last_error && !reason.is_empty() {
                 reason.to_owned()
             } else if reason.is_empty() {
-                error.message.clone()
+                error.message()
             } else {
-                format!("{reason}; {}", error.message)
+                format!("{reason}; {}", error.message())
             };
             self.set_state(next, &told, self.boot_after(next, event)).await?;
         }
         Err(error)
     }
 
-    async fn start(&mut self, job: &Job) -> Result<Then, ApiError> {
+    async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         self.owner_is_there().await?;
         let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
@@ -335,21 +334,22 @@ impl Actor {
             // One that runs and cannot be recorded is undone like any other.
             Err(error) => {
                 job.stage("undo");
-                tracing::warn!("start failed: {}", error.message);
-                match self.apply(Event::StartFailed, None, &error.message).await {
+                let why = error.message();
+                tracing::warn!("start failed: {why}");
+                match self.apply(Event::StartFailed, None, &why).await {
                     Ok(_) => Err(error),
-                    Err(more) => Err(also(error, more)),
+                    Err(more) => Err(error.also(more)),
                 }
             }
         }
     }
 
-    async fn effect(&mut self, effect: Effect, seat: &Seat, job: Option<&Job>) -> Result<(), ApiError> {
+    async fn effect(&mut self, effect: Effect, seat: &Seat, job: Option<&Job>) -> Result<(), VmError> {
         match effect {
             Effect::RecordHandles => {
                 let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
                 self.row.mirror = held.mirror();
-                self.ctx.handles.record(seat.id, &seat.paths, &held).await.map_err(|error| internal(&error))
+                Ok(self.ctx.handles.record(seat.id, &seat.paths, &held).await?)
             }
             Effect::SeedCache => {
                 let mut held = self.held(seat);
@@ -371,7 +371,7 @@ impl Actor {
                 }
                 self.remove_files(seat).await
             }
-            Effect::RemoveRow => self.ctx.db.delete_vm(seat.id).await.map_err(|error| internal(&error)),
+            Effect::RemoveRow => Ok(self.ctx.db.delete_vm(seat.id).await?),
         }
     }
 
@@ -447,11 +447,11 @@ impl Actor {
         state: State,
         reason: &str,
         boot_id: Option<String>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), VmError> {
         let reason: String = reason.chars().take(REASON).collect();
-        let mirror = if state == State::Stopped { Mirror::default() } else { self.row.mirror.clone() };
+        let mirror = if state == State::Stopped { Handles::default() } else { self.row.mirror.clone() };
         let set = self.ctx.db.set_vm_state(self.row.id, state, reason.clone(), boot_id.clone(), mirror.clone()).await;
-        set.map_err(|error| internal(&error))?;
+        set?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.
         (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);
         tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
@@ -460,22 +460,17 @@ impl Actor {
     }
 
     /// What the database refused, for the owner of this VM.
-    pub(super) fn refused(&self, error: DbError) -> ApiError {
+    pub(super) fn refused(&self, error: DbError) -> VmError {
         match error {
-            DbError::Limit(why) => {
-                let Owner { uid, name } = self.row.who();
-                over_limit(&Peer { uid, name, admin: false, limits: UserLimits::NONE }, &why)
-            }
-            error => internal(&error),
+            DbError::Limit(why) => OverLimit::of(&self.row.who(), why).into(),
+            error => error.into(),
         }
     }
 
-    fn illegal(&self, illegal: &Illegal) -> ApiError {
+    fn illegal(&self, illegal: Illegal) -> VmError {
         match illegal {
-            Illegal::AlreadyRunning => {
-                ApiError::new(ErrorCode::AlreadyRunning, format!("{} is already running", self.row.name))
-            }
-            Illegal::Unexpected { .. } => ApiError::new(ErrorCode::Internal, illegal.to_string()),
+            Illegal::AlreadyRunning => VmError::AlreadyRunning(self.row.name.clone()),
+            unexpected @ Illegal::Unexpected { .. } => VmError::Illegal(unexpected),
         }
     }
 

@@ -2,10 +2,9 @@
 //! last the start. Whatever fails, either all of it stands or nothing.
 
 use super::actor::Actor;
+use super::error::VmError;
 use super::machine::Seat;
 use super::start::make_folder;
-use super::teardown::also;
-use crate::error::internal;
 use crate::jobs::Job;
 use crate::privileged::PrivilegedError;
 use crate::room;
@@ -13,14 +12,14 @@ use banger_policy::ByteSize;
 use banger_policy::lifecycle::{Event, State, Then};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_proto::helper::HelperError;
-use banger_proto::model::{ApiError, JobResult};
+use banger_proto::model::JobResult;
 use std::path::Path;
 
 /// Why the helper did not make a root disk, or make it larger; `needed` is what it would have taken.
-pub(super) fn root_disk_refused(error: &PrivilegedError, cow: &Path, needed: u64) -> ApiError {
+pub(super) fn root_disk_refused(error: PrivilegedError, cow: &Path, needed: u64) -> VmError {
     match error.refusal() {
-        Some(HelperError::NoSpace) => room::short("the root disk", cow, needed),
-        _ => error.api("the root disk"),
+        Some(HelperError::NoSpace) => room::short("the root disk", cow, needed).into(),
+        _ => error.at("the root disk").into(),
     }
 }
 
@@ -30,7 +29,7 @@ impl Actor {
         let result = self.make(&job, start, keep).await;
         let error = match result {
             Ok(result) => {
-                job.finish(Ok(result));
+                job.finish(Ok::<_, VmError>(result));
                 return false;
             }
             Err(error) => error,
@@ -38,7 +37,7 @@ impl Actor {
         if keep {
             let error = match self.keep(&error).await {
                 Ok(()) => error,
-                Err(more) => also(error, more),
+                Err(more) => error.also(more),
             };
             job.finish(Err(error));
             return false;
@@ -48,12 +47,12 @@ impl Actor {
         let gone = matches!(undone, Ok(Then::Gone));
         job.finish(Err(match undone {
             Ok(_) => error,
-            Err(more) => also(error, more),
+            Err(more) => error.also(more),
         }));
         gone
     }
 
-    async fn make(&mut self, job: &Job, start: bool, keep: bool) -> Result<JobResult, ApiError> {
+    async fn make(&mut self, job: &Job, start: bool, keep: bool) -> Result<JobResult, VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         job.go_on()?;
         // What the request was resolved to; `vm run` shows it before everything else.
@@ -67,13 +66,13 @@ impl Actor {
         room::claim("the VM's disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         make_folder(&seat.paths.dir)?;
         let reserved = self.ctx.privileged.of(seat.owner).create_disk(seat.id, seat.owner, seat.image, root).await;
-        reserved.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
+        reserved.map_err(|error| root_disk_refused(error, &seat.paths.cow, cow))?;
         job.go_on()?;
         job.stage("work disk");
         self.ctx.machine.work_disk(&seat, job.cancelled()).await?;
         job.go_on()?;
         if !start || keep {
-            self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
+            self.ctx.db.set_vm_made(self.id()).await?;
         }
         if start {
             self.carry_out(Event::Start, job, "").await?;
@@ -99,10 +98,10 @@ impl Actor {
     }
 
     /// The user wants to look at what failed.
-    async fn keep(&mut self, error: &ApiError) -> Result<(), ApiError> {
-        self.ctx.db.set_vm_made(self.id()).await.map_err(|error| internal(&error))?;
+    async fn keep(&mut self, error: &VmError) -> Result<(), VmError> {
+        self.ctx.db.set_vm_made(self.id()).await?;
         if self.row.state != State::Error {
-            self.set_state(State::Error, &error.message, None).await?;
+            self.set_state(State::Error, &error.message(), None).await?;
         }
         Ok(())
     }

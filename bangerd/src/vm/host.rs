@@ -2,11 +2,11 @@
 
 mod reader;
 
-use super::machine::{BootDevices, Machine, Running, Seat};
+use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::args::Args;
 use crate::config::Config;
-use crate::error::failed;
 use crate::handles::Handles;
+use crate::jobs::Cancelled;
 use crate::paths::Paths;
 use crate::turns::Turns;
 use crate::util::{blocking, fill_random};
@@ -22,7 +22,6 @@ use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::{BootToken, GuestConfig};
-use banger_proto::model::{ApiError, ErrorCode};
 use banger_vmm::api::{self, Drive, Interface, VmmConfig};
 use banger_vmm::cgroup::{Cgroups, Limits, VmCgroup};
 use banger_vmm::console;
@@ -72,9 +71,9 @@ impl Host {
         }
     }
 
-    fn host_key(&self, seat: &Seat) -> Result<KeyPair, ApiError> {
+    fn host_key(&self, seat: &Seat) -> Result<KeyPair, MachineError> {
         let path = seat.paths.dir.join("host_key");
-        KeyPair::load_or_create(&path, &seat.hostname).map_err(|error| failed("the VM's host key", &error))
+        KeyPair::load_or_create(&path, &seat.hostname).map_err(MachineError::HostKey)
     }
 
     fn limits(seat: &Seat) -> Limits {
@@ -82,10 +81,10 @@ impl Host {
         Limits { memory_bytes: (mib + mib / 16 + MEMORY_OVERHEAD_MIB) << 20, pids: MAX_TASKS, cpu_weight: CPU_WEIGHT }
     }
 
-    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<BootToken, ApiError> {
-        let token = token::renew(&seat.paths.boot_token()).map_err(|error| failed("the boot's token", &error))?;
+    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<BootToken, MachineError> {
+        let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
         crate::fail::point("boot files", "token");
-        let host_key = self.host_key(seat)?.private_pem().map_err(|error| failed("the VM's host key", &error))?;
+        let host_key = self.host_key(seat)?.private_pem().map_err(MachineError::HostKey)?;
         let config = GuestConfig {
             hostname: seat.hostname.clone(),
             address: seat.address,
@@ -104,12 +103,12 @@ impl Host {
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
         let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };
         let written = initramfs::write(&seat.paths.initramfs(), &parts);
-        written.map_err(|error| failed("the initramfs", &error))?;
+        written.map_err(MachineError::Initramfs)?;
         crate::fail::point("boot files", "initramfs");
         // A VMM is allowed what exists when it starts.
         let metrics =
             std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
-        metrics.map(drop).map_err(|error| failed("the metrics file", &error))?;
+        metrics.map(drop).map_err(MachineError::Metrics)?;
         crate::fail::point("boot files", "metrics");
         Ok(token)
     }
@@ -133,12 +132,12 @@ impl Host {
         seat: Seat,
         devices: BootDevices,
         user_keys: Vec<String>,
-    ) -> Result<Arc<dyn Running>, ApiError> {
+    ) -> Result<Arc<dyn Running>, MachineError> {
         let host = self.clone();
         let for_files = seat.clone();
         let token = blocking(move || host.write_files(&for_files, user_keys)).await?;
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
-        cgroup.create(&Self::limits(&seat)).map_err(|error| failed("the VM's cgroup", &error))?;
+        cgroup.create(&Self::limits(&seat)).map_err(MachineError::Cgroup)?;
         let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
         let control = control_of(&seat, cgroup.clone(), token)?;
         let launch = Launch {
@@ -151,7 +150,7 @@ impl Host {
             stand_in: self.stand_in.clone(),
             launcher: Launch::self_exe(),
         };
-        let vmm = banger_vmm::launch(&launch).await.map_err(|error| failed("the VMM", &error))?;
+        let vmm = banger_vmm::launch(&launch).await.map_err(MachineError::Vmm)?;
         Ok(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             link,
@@ -160,11 +159,11 @@ impl Host {
         }))
     }
 
-    async fn find_vmm_of(&self, seat: Seat, saved: Handles) -> Result<Option<Arc<dyn Running>>, ApiError> {
+    async fn find_vmm_of(&self, seat: Seat, saved: Handles) -> Result<Option<Arc<dyn Running>>, MachineError> {
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         let found = Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await;
-        let Some(vmm) = found.map_err(|error| failed("the VM's processes", &error))? else { return Ok(None) };
-        let token = token::load(&seat.paths.boot_token()).map_err(|error| failed("the boot's token", &error))?;
+        let Some(vmm) = found.map_err(MachineError::Find)? else { return Ok(None) };
+        let token = token::load(&seat.paths.boot_token()).map_err(MachineError::Token)?;
         let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
         let control = control_of(&seat, cgroup, token)?;
         Ok(Some(Arc::new(Guest {
@@ -175,17 +174,17 @@ impl Host {
         })))
     }
 
-    async fn end_processes(&self, seat: Seat, saved: Handles) -> Result<(), ApiError> {
+    async fn end_processes(&self, seat: Seat, saved: Handles) -> Result<(), MachineError> {
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
         if cgroup.path().is_none() {
             // Without groups a process of an earlier daemon has to be found before it can be ended.
             drop(Vmm::adopt(cgroup.clone(), &seat.paths.api_socket(), saved.pid).await);
         }
-        cgroup.kill().await.map_err(|error| failed("the VM's processes", &error))?;
-        cgroup.remove().map_err(|error| failed("the VM's cgroup", &error))
+        cgroup.kill().await.map_err(MachineError::End)?;
+        cgroup.remove().map_err(MachineError::Cgroup)
     }
 
-    fn make_work_disk(&self, seat: &Seat) -> Result<(), ApiError> {
+    fn make_work_disk(&self, seat: &Seat) -> Result<(), MachineError> {
         let path = seat.paths.work_disk();
         if path.exists() {
             return Ok(());
@@ -201,82 +200,72 @@ impl Host {
         // Under its name only when it is whole: a crash leaves none that looks like one.
         let unfinished = path.with_extension("new");
         drop(std::fs::remove_file(&unfinished));
-        work_disk::create(&disk, &unfinished, &()).map_err(|error| failed("the work disk", &error))?;
+        work_disk::create(&disk, &unfinished, &())?;
         crate::fail::point("work disk", "written");
-        std::fs::rename(&unfinished, &path).map_err(|error| failed("the work disk", &error))?;
+        std::fs::rename(&unfinished, &path).map_err(MachineError::NameWorkDisk)?;
         crate::fail::point("work disk", "named");
         Ok(())
     }
 
-    fn check(&self, seat: &Seat) -> Result<(), ApiError> {
+    fn check(&self, seat: &Seat) -> Result<(), MachineError> {
         check_kvm()?;
         find_vmm(self.firecracker.as_deref())?;
-        let missing = |what: &str, path: &Path| {
-            ApiError::new(ErrorCode::HostNotReady, format!("{what} is missing: {}", path.display()))
-        };
         if !self.paths.guest_binary.is_file() {
-            return Err(missing("the guest's init", &self.paths.guest_binary).hint("Install the package banger again."));
+            return Err(MachineError::NoGuestBinary(self.paths.guest_binary.clone()));
         }
         let kernel = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
         if !kernel.is_file() {
-            return Err(missing("the VM's kernel", &kernel).hint("Import it again with `banger kernel import`."));
+            return Err(MachineError::NoKernel(kernel));
         }
         let rootfs = self.paths.image_dir(&seat.image).join(ROOTFS_FILE);
         if !rootfs.is_file() {
-            return Err(missing("the VM's image", &rootfs).hint("Import it again with `banger image import`."));
+            return Err(MachineError::NoImage(rootfs));
         }
         Ok(())
     }
 }
 
 /// Can the daemon use KVM?
-pub(crate) fn check_kvm() -> Result<(), ApiError> {
-    let kvm = Path::new("/dev/kvm");
-    std::fs::File::options().read(true).write(true).open(kvm).map(drop).map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "Switch virtualisation on in the firmware, or load kvm_intel or kvm_amd.",
-            _ => "The daemon's user must be in the group that owns /dev/kvm.",
-        };
-        ApiError::new(ErrorCode::HostNotReady, format!("cannot use {}: {error}", kvm.display())).hint(hint)
-    })
+pub(crate) fn check_kvm() -> Result<(), MachineError> {
+    std::fs::File::options().read(true).write(true).open("/dev/kvm").map(drop).map_err(MachineError::NoKvm)
 }
 
 /// The VMM's binary: the one that was named, else the first in the fixed folders.
-pub(crate) fn find_vmm(named: Option<&Path>) -> Result<PathBuf, ApiError> {
+pub(crate) fn find_vmm(named: Option<&Path>) -> Result<PathBuf, MachineError> {
     let is_program =
         |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    let not_there = |message: String| {
-        ApiError::new(ErrorCode::HostNotReady, message)
-            .hint("Install Firecracker 1.16 or newer, or set firecracker_bin in /etc/banger/banger.toml.")
-    };
     match named {
         Some(named) if is_program(named) => Ok(named.to_owned()),
-        Some(named) => Err(not_there(format!("firecracker_bin is not a program: {}", named.display()))),
+        Some(named) => Err(MachineError::NotAProgram(named.to_owned())),
         None => {
             let found = VMM_FOLDERS.iter().map(|folder| Path::new(folder).join("firecracker")).find(|p| is_program(p));
-            found.ok_or_else(|| not_there(format!("there is no firecracker in {}", VMM_FOLDERS.join(", "))))
+            found.ok_or_else(|| MachineError::NoVmm(VMM_FOLDERS.join(", ")))
         }
     }
 }
 
 /// The channel logs as the VM for as long as that runs, and not as the job that has started it.
-fn control_of(seat: &Seat, cgroup: VmCgroup, token: BootToken) -> Result<Control, ApiError> {
+fn control_of(seat: &Seat, cgroup: VmCgroup, token: BootToken) -> Result<Control, MachineError> {
     let span = tracing::info_span!(parent: None, "guest", banger_vm = %seat.id, banger_uid = seat.owner);
     let listening = span.in_scope(|| Control::listen(&seat.paths.vsock(), seat.index.control_port(), cgroup, token));
-    listening.map_err(|error| failed("the control channel", &error))
+    listening.map_err(MachineError::Control)
 }
 
 impl Machine for Host {
-    fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), MachineError>> {
         let (host, seat) = (self.clone(), seat.clone());
         blocking(move || host.check(&seat)).boxed()
     }
 
-    fn work_disk<'a>(&'a self, seat: &Seat, cancelled: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>> {
+    fn work_disk<'a>(
+        &'a self,
+        seat: &Seat,
+        cancelled: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<(), MachineError>> {
         let (host, seat) = (self.clone(), seat.clone());
         async move {
             let _turn = tokio::select! {
-                () = cancelled.cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
+                () = cancelled.cancelled() => return Err(Cancelled.into()),
                 turn = host.work_disks.take(seat.owner) => turn,
             };
             let work = host.clone();
@@ -290,19 +279,19 @@ impl Machine for Host {
         seat: &Seat,
         devices: &BootDevices,
         user_keys: Vec<String>,
-    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
         self.start_vmm(seat.clone(), devices.clone(), user_keys).boxed()
     }
 
-    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
         self.start_reader(seat.clone(), work_disk).boxed()
     }
 
-    fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
+    fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, MachineError>> {
         self.find_vmm_of(seat.clone(), saved.clone()).boxed()
     }
 
-    fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), MachineError>> {
         self.end_processes(seat.clone(), saved.clone()).boxed()
     }
 
@@ -314,11 +303,11 @@ impl Machine for Host {
         self.cgroups.all()
     }
 
-    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), MachineError>> {
         let group = self.cgroups.vm(owner, vm);
         async move {
             let ended = group.kill().await.and_then(|()| group.remove());
-            ended.map_err(|error| failed("the VM's cgroup", &error))
+            ended.map_err(MachineError::Cgroup)
         }
         .boxed()
     }
@@ -335,7 +324,7 @@ impl Machine for Host {
         console::tail(&seat.paths.console(), lines).unwrap_or_default()
     }
 
-    fn host_key(&self, seat: &Seat) -> Result<String, ApiError> {
+    fn host_key(&self, seat: &Seat) -> Result<String, MachineError> {
         Host::host_key(self, seat).map(|pair| pair.public_line().to_owned())
     }
 }
@@ -350,7 +339,7 @@ struct Guest {
 }
 
 impl Guest {
-    async fn start(&self, seat: Seat, devices: BootDevices) -> Result<(), ApiError> {
+    async fn start(&self, seat: Seat, devices: BootDevices) -> Result<(), MachineError> {
         let drive = |id: &str, path: PathBuf| Drive { id: id.to_owned(), path, read_only: false };
         let modules = self.modules.clone().map(|path| Drive { read_only: true, ..drive("modules", path) });
         let config = VmmConfig {
@@ -369,12 +358,12 @@ impl Guest {
             metrics_path: Some(seat.paths.metrics()),
         };
         let started = api::configure_and_start(&seat.paths.api_socket(), &config).await;
-        started.map_err(|error| failed("the VMM", &error))
+        started.map_err(MachineError::Vmm)
     }
 
-    async fn wait_ready(&self, limit: Duration) -> Result<(), ApiError> {
+    async fn wait_ready(&self, limit: Duration) -> Result<(), MachineError> {
         let ready = self.parts.control.ready(limit, &self.parts.vmm).await;
-        let info = ready.map_err(|why| ApiError::new(ErrorCode::GuestNotReady, why.to_string()))?;
+        let info = ready?;
         tracing::info!(boot_id = info.boot_id, "guest ready");
         crate::fail::point("guest", "ready");
         Ok(())
@@ -386,11 +375,11 @@ impl Running for Guest {
         self.parts.vmm.pid()
     }
 
-    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>> {
         self.start(seat.clone(), devices.clone()).boxed()
     }
 
-    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), MachineError>> {
         self.wait_ready(limit).boxed()
     }
 

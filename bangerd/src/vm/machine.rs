@@ -1,20 +1,29 @@
 //! What the life of a VM needs of the host beside the helper: VMM, cgroup, control channel. A small trait, so
 //! that the actor's tests run against a simulator without root, KVM or a guest.
 
+use super::error::VmError;
 use crate::db::VmRow;
+use crate::error::step;
 use crate::handles::Handles;
+use crate::jobs::Cancelled;
 use crate::paths::{Paths, VmPaths};
+use crate::util::{NoRandom, WorkerEnded};
+use banger_image::ImageError;
+use banger_image::boot::initramfs::InitramfsError;
+use banger_link::control::NotReady;
+use banger_link::keys::KeyError;
 use banger_link::link::Link;
 use banger_policy::net::{AddressIndex, Network};
 use banger_policy::{Digest, ImageConfig, VmId};
 use banger_proto::daemon::KillSignal;
-use banger_proto::model::{ApiError, ErrorCode, VmSpec};
+use banger_proto::model::VmSpec;
+use banger_vmm::VmmError;
 use futures::future::BoxFuture;
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 use tokio_util::sync::CancellationToken;
 
 /// Everything of a VM that follows from its row and never changes while it boots.
@@ -34,12 +43,10 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// # Errors
-    /// `Limit` when the network was made smaller than the VM's address needs.
-    pub(crate) fn new(row: &VmRow, paths: &Paths, network: Network) -> Result<Self, ApiError> {
-        let index = network.index(row.address_index).map_err(|error| {
-            ApiError::new(ErrorCode::Limit, format!("the address of {} no longer exists: {error}", row.name))
-                .hint("Set bridge_ip and cidr in /etc/banger/banger.toml back to what they were.")
-        })?;
+    /// When the network was made smaller than the VM's address needs.
+    pub(crate) fn new(row: &VmRow, paths: &Paths, network: Network) -> Result<Self, VmError> {
+        let gone = |source| VmError::AddressGone { vm: row.name.clone(), source };
+        let index = network.index(row.address_index).map_err(gone)?;
         Ok(Self {
             id: row.id,
             owner: row.owner,
@@ -63,31 +70,96 @@ pub(crate) struct BootDevices {
     pub(crate) tap: String,
 }
 
-/// Processes and files of VMs. Every failure is already what a user reads.
+/// Why the host did not do its part, by the step that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    #[error("cannot use /dev/kvm")]
+    NoKvm(#[source] io::Error),
+    #[error("firecracker_bin is not a program: {}", .0.display())]
+    NotAProgram(PathBuf),
+    /// The folders that were looked through.
+    #[error("there is no firecracker in {0}")]
+    NoVmm(String),
+    #[error("the guest's init is missing: {}", .0.display())]
+    NoGuestBinary(PathBuf),
+    #[error("the VM's kernel is missing: {}", .0.display())]
+    NoKernel(PathBuf),
+    #[error("the VM's image is missing: {}", .0.display())]
+    NoImage(PathBuf),
+    #[error("the VM's host key")]
+    HostKey(#[from] KeyError),
+    #[error("the boot's token")]
+    Token(#[source] io::Error),
+    /// For what belongs to a reader.
+    #[error("the reader's folder")]
+    Folder(#[source] io::Error),
+    #[error("the initramfs")]
+    Initramfs(#[from] InitramfsError),
+    #[error("the metrics file")]
+    Metrics(#[source] io::Error),
+    #[error("the VM's cgroup")]
+    Cgroup(#[source] io::Error),
+    #[error("the control channel")]
+    Control(#[source] io::Error),
+    #[error("the VMM")]
+    Vmm(#[from] VmmError),
+    #[error("the VM's processes")]
+    Find(#[source] VmmError),
+    #[error("the VM's processes")]
+    End(#[source] io::Error),
+    #[error("the work disk")]
+    WorkDisk(#[from] ImageError),
+    #[error("the work disk")]
+    NameWorkDisk(#[source] io::Error),
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error(transparent)]
+    NoRandom(#[from] NoRandom),
+    #[error(transparent)]
+    WorkerEnded(#[from] WorkerEnded),
+    #[cfg(test)]
+    #[error("{0} failed")]
+    Simulated(&'static str),
+}
+
+impl MachineError {
+    /// What failed and why.
+    pub(crate) fn message(&self) -> String {
+        step(self)
+    }
+}
+
+/// Processes and files of VMs.
 pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Is there what a start needs: KVM, Firecracker, kernel and guest binary?
-    fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Makes the work disk of a new VM, unless it is there. `cancelled` ends the wait for this user's turn, and not the work.
-    fn work_disk<'a>(&'a self, seat: &Seat, cancelled: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>>;
+    fn work_disk<'a>(
+        &'a self,
+        seat: &Seat,
+        cancelled: &'a CancellationToken,
+    ) -> BoxFuture<'a, Result<(), MachineError>>;
     /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits for its orders.
     fn launch(
         &self,
         seat: &Seat,
         devices: &BootDevices,
         user_keys: Vec<String>,
-    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>>;
     /// Starts a guest that only reads the work disk of a VM which does not run. `seat` is this guest's own.
-    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>>;
+    fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>>;
     /// Finds the VM's process again, by cgroup and API socket first and by the saved pid second.
-    fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>>;
+    fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, MachineError>>;
     /// Ends every process of the VM and takes its cgroup away. Nothing there is success.
-    fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn kill(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Is any process left in the VM's cgroup?
     fn populated(&self, owner: u32, vm: &VmId) -> bool;
     /// Owner and VM of every cgroup that there is, known VMs and others.
     fn groups(&self) -> Vec<(u32, VmId)>;
     /// Ends what runs in a cgroup and removes it; for VMs of which nothing else is known.
-    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Have VMs cgroups of their own?
     fn delegated(&self) -> bool;
     /// Memory in bytes and CPU time in microseconds that the VM has taken.
@@ -95,16 +167,16 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// The console's last lines.
     fn console_tail(&self, seat: &Seat, lines: usize) -> Vec<String>;
     /// The VM's pinned host key, OpenSSH public key format; made when there is none yet.
-    fn host_key(&self, seat: &Seat) -> Result<String, ApiError>;
+    fn host_key(&self, seat: &Seat) -> Result<String, MachineError>;
 }
 
 /// A VMM that lives, and the guest in it.
 pub(crate) trait Running: Send + Sync + fmt::Debug {
     fn pid(&self) -> u32;
     /// The API calls, up to the start of the guest.
-    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Waits until the guest says that it is ready.
-    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), ApiError>>;
+    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Asks the guest to shut down and waits until it has; false when it did not within the limit.
     fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool>;
     /// Resolves when the guest has ended by itself, with a sentence for `last_error`.

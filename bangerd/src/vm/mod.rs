@@ -5,6 +5,7 @@
 
 mod actor;
 mod create;
+pub(crate) mod error;
 pub(crate) mod host;
 pub(crate) mod machine;
 mod names;
@@ -35,7 +36,7 @@ pub(crate) mod tests;
 
 use crate::config::Config;
 use crate::db::{Db, DbError, NewVm, VmRow};
-use crate::error::{internal, over_limit};
+use crate::error::OverLimit;
 use crate::handles;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
@@ -46,7 +47,8 @@ use banger_link::link::Link;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::daemon::SshAccess;
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, Leaks};
+use banger_proto::model::{CreateRequest, JobId, Leaks};
+use error::{AdminsOnly, VmError};
 use machine::{Machine, Seat};
 use order::Order;
 use shared::Shared;
@@ -139,18 +141,15 @@ impl Vms {
     }
 
     /// What belongs to no VM; with `fix` it is released.
-    pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Leaks, ApiError> {
+    pub(crate) async fn leaks(&self, peer: &Peer, fix: bool) -> Result<Leaks, VmError> {
         if !peer.admin {
-            return Err(ApiError::new(
-                ErrorCode::Denied,
-                "only root and the group banger-admin see what belongs to no VM",
-            ));
+            return Err(VmError::AdminsOnly(AdminsOnly::SeeLeaks));
         }
         sweep::leaks(&self.ctx, fix).await
     }
 
     /// Leaves an order with the VM's actor. The answer is the job to watch.
-    pub(crate) async fn order(&self, peer: &Peer, word: &str, verb: Verb) -> Result<JobId, ApiError> {
+    pub(crate) async fn order(&self, peer: &Peer, word: &str, verb: Verb) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
         let title = format!("{} {}", verb.word(), row.name);
         let vm = row.id;
@@ -161,8 +160,8 @@ impl Vms {
         entry.shared.interrupt(verb.interrupts());
         self.ctx.readers.cut(&vm);
         // Only an actor whose VM was just deleted takes no more orders.
-        let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));
-        entry.orders.send(Order::Asked(job, verb)).map_err(|_| gone())?;
+        let gone = |_| VmError::JustDeleted(word.to_owned());
+        entry.orders.send(Order::Asked(job, verb)).map_err(gone)?;
         self.touch(vm).await;
         Ok(id)
     }
@@ -180,24 +179,23 @@ impl Vms {
         peer: &Peer,
         request: CreateRequest,
         keep: bool,
-    ) -> Result<JobId, ApiError> {
-        let bad = |error: &dyn std::error::Error| ApiError::new(ErrorCode::BadRequest, error.to_string());
+    ) -> Result<JobId, VmError> {
         let name: Option<VmName> = match request.name.as_deref().filter(|name| !name.is_empty()) {
-            Some(name) => Some(name.parse().map_err(|error| bad(&error))?),
+            Some(name) => Some(name.parse::<VmName>()?),
             None => None,
         };
         let host = size::HostSize::of_this_host();
         let image = self.store.pick_image(peer, request.image_name.as_deref()).await?;
         let defaults = &self.ctx.config.vm_defaults;
-        let spec = size::resolve(&request, defaults, host, image.build_size).map_err(|error| bad(&error))?;
+        let spec = size::resolve(&request, defaults, host, image.build_size)?;
         size::fits(&image, spec)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
         let mut bytes = [0; 32];
         crate::util::fill_random(&mut bytes)?;
-        let id = VmId::from_bytes(bytes).map_err(|error| bad(&error))?;
+        let id = VmId::from_bytes(bytes)?;
         let first = match &name {
             Some(name) => name.clone(),
-            None => names::generated(&id, 0).ok_or_else(|| ApiError::new(ErrorCode::Internal, "no name"))?,
+            None => names::generated(&id, 0).ok_or(VmError::NoName)?,
         };
         let new = NewVm {
             id,
@@ -240,48 +238,39 @@ impl Vms {
     }
 
     /// Without the helper nothing can be made, and nothing that was begun could be undone: then not even a row.
-    async fn helper_answers(&self, owner: u32, vm: VmId) -> Result<(), ApiError> {
+    async fn helper_answers(&self, owner: u32, vm: VmId) -> Result<(), VmError> {
         match self.ctx.privileged.of(owner).identity(vm).await {
-            Err(error) if error.refusal().is_none() => Err(error.api("the helper")),
+            Err(error) if error.refusal().is_none() => Err(error.at("the helper").into()),
             _ => Ok(()),
         }
     }
 
     /// Writes the row; a name that nobody chose is drawn again while it is taken.
-    async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, ApiError> {
+    async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
             match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network, peer.limits).await {
                 Ok(row) => return Ok(row),
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);
-                    new.name = next.ok_or_else(|| ApiError::new(ErrorCode::Internal, "no name is free"))?;
+                    new.name = next.ok_or(VmError::NoName)?;
                 }
-                Err(DbError::Taken(_)) => {
-                    return Err(ApiError::new(ErrorCode::AlreadyExists, format!("a VM named {name} exists already"))
-                        .hint("Choose another name, or delete that VM."));
-                }
-                Err(DbError::Limit(why)) => return Err(over_limit(peer, &why)),
-                Err(error @ DbError::Gone) => return Err(ApiError::new(ErrorCode::NotFound, error.to_string())),
-                Err(error @ DbError::NoAddress(_)) => {
-                    return Err(ApiError::new(ErrorCode::Limit, error.to_string())
-                        .hint("Delete VMs that are not needed, or give them a larger network with cidr."));
-                }
-                Err(error) => return Err(internal(&error)),
+                Err(DbError::Taken(_)) => return Err(VmError::Taken(name)),
+                Err(DbError::Limit(why)) => return Err(OverLimit::of(&peer.owner(), why).into()),
+                Err(DbError::Gone) => return Err(VmError::ImageGone),
+                Err(DbError::NoAddress(all)) => return Err(VmError::NoAddress(all)),
+                Err(error) => return Err(error.into()),
             }
         }
-        Err(ApiError::new(ErrorCode::Internal, "no name is free"))
+        Err(VmError::NoName)
     }
 
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
-    pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), ApiError> {
+    pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), VmError> {
         let row = self.find(peer, word).await?;
         let name = row.name.clone();
         let id = row.id;
-        let not_running = || {
-            ApiError::new(ErrorCode::NotRunning, format!("{name} is not running"))
-                .hint(format!("Start it with `banger vm start {name}`."))
-        };
+        let not_running = || VmError::NotRunning(name.clone());
         if row.state != State::Running {
             return Err(not_running());
         }
@@ -292,26 +281,25 @@ impl Vms {
     }
 
     /// The console's file of a VM of the peer's.
-    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<PathBuf, ApiError> {
+    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<PathBuf, VmError> {
         let row = self.find(peer, word).await?;
         Ok(self.ctx.paths.vm(&row.id).console())
     }
 
     /// Lets the holder of a key into the peer's VM, now and at later boots.
-    pub(crate) async fn ssh_access(&self, peer: &Peer, word: &str, public_key: &str) -> Result<SshAccess, ApiError> {
-        let key = banger_link::keys::parse_public(public_key)
-            .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
+    pub(crate) async fn ssh_access(&self, peer: &Peer, word: &str, public_key: &str) -> Result<SshAccess, VmError> {
+        let key = banger_link::keys::parse_public(public_key)?;
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
         let (link, _visit) = self.link(peer, word).await?;
-        self.ctx.db.add_key(peer.owner(), key).await.map_err(|error| internal(&error))?;
-        let mut keys = self.ctx.db.keys(row.who()).await.map_err(|error| internal(&error))?;
+        self.ctx.db.add_key(peer.owner(), key).await?;
+        let mut keys = self.ctx.db.keys(row.who()).await?;
         if !peer.owns(&row.who()) {
             // An administrator gets into this boot of the VM only.
-            keys.extend(self.ctx.db.keys(peer.owner()).await.map_err(|error| internal(&error))?);
+            keys.extend(self.ctx.db.keys(peer.owner()).await?);
         }
-        link.set_authorized_keys(&keys).await.map_err(|error| crate::error::failed("the guest's keys", &error))?;
+        link.set_authorized_keys(&keys).await.map_err(VmError::GuestKeys)?;
         Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })
     }
 }

@@ -2,16 +2,17 @@
 //! kernel knows numbers only: no VM runs for a number that has another name than it had when the VM was made or given.
 
 use super::actor::Actor;
+use super::error::{AdminsOnly, VmError};
 use super::order::Order;
 use super::{Vms, entry_of};
 use crate::db::{DbError, VmRow};
-use crate::error::{internal, over_limit};
+use crate::error::OverLimit;
 use crate::jobs::Job;
 use crate::users::Named;
 use banger_policy::Peer;
 use banger_policy::access::Owner;
 use banger_policy::lifecycle::State;
-use banger_proto::model::{ApiError, ErrorCode, JobId};
+use banger_proto::model::JobId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,20 +24,16 @@ const LOOK: Duration = Duration::from_secs(60);
 impl Actor {
     /// # Errors
     /// When its owner's number has another name now, or none, or that cannot be found out.
-    pub(super) async fn owner_is_there(&self) -> Result<(), ApiError> {
+    pub(super) async fn owner_is_there(&self) -> Result<(), VmError> {
         let (users, uid) = (Arc::clone(&self.ctx.users), self.row.owner);
         let named = tokio::task::spawn_blocking(move || users.name_of(uid)).await.unwrap_or(Named::Unknown);
         match named {
             Named::As(name) if name == self.row.owner_name => Ok(()),
             Named::As(_) | Named::Gone => {
-                let message = format!("{}, who made {}, is no longer uid {uid}", self.row.owner_name, self.row.name);
-                Err(ApiError::new(ErrorCode::Denied, message)
-                    .hint("An administrator gives the VM to somebody: `banger vm chown USER VM`."))
+                let (owner, vm) = (self.row.owner_name.clone(), self.row.name.clone());
+                Err(VmError::OwnerGone { owner, vm, uid })
             }
-            Named::Unknown => {
-                let message = format!("the host's user database does not answer who uid {uid} is");
-                Err(ApiError::new(ErrorCode::HostNotReady, message).hint("Try again, or look at nsswitch.conf(5)."))
-            }
+            Named::Unknown => Err(VmError::OwnerUnknown(uid)),
         }
     }
 
@@ -50,21 +47,16 @@ impl Actor {
     }
 
     /// The row decides. The helper's record of the disk follows at the next start: a crash between the two would else leave them apart.
-    async fn give_to(&mut self, to: &Peer) -> Result<(), ApiError> {
+    async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
         let name = &self.row.name;
         if self.row.state == State::Running {
-            return Err(ApiError::new(
-                ErrorCode::AlreadyRunning,
-                format!("{name} is running: it cannot be given away"),
-            )
-            .hint("Stop it first: what is open to it belongs to its owner."));
+            return Err(VmError::RunsForItsOwner(name.clone()));
         }
         let given = self.ctx.db.give_vm(self.id(), to.owner(), to.limits).await;
         given.map_err(|error| match error {
-            DbError::Taken(user) => ApiError::new(ErrorCode::AlreadyExists, format!("{user} has a VM named {name}"))
-                .hint("VMs are not renamed: delete one of the two, or give it to somebody else."),
-            DbError::Limit(why) => over_limit(to, &why),
-            error => internal(&error),
+            DbError::Taken(user) => VmError::TakenBy { user, vm: name.clone() },
+            DbError::Limit(why) => OverLimit::of(&to.owner(), why).into(),
+            error => error.into(),
         })?;
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
         (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
@@ -74,27 +66,23 @@ impl Actor {
 
 impl Vms {
     /// Leaves the order to give a VM to a user with its actor.
-    pub(crate) async fn give(&self, peer: &Peer, word: &str, user: String) -> Result<JobId, ApiError> {
+    pub(crate) async fn give(&self, peer: &Peer, word: &str, user: String) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
         if !peer.admin {
-            let message = "only root and the group banger-admin give VMs away";
-            return Err(ApiError::new(ErrorCode::Denied, message));
+            return Err(VmError::AdminsOnly(AdminsOnly::Give));
         }
         let (users, wanted) = (Arc::clone(&self.ctx.users), user.clone());
         let account = tokio::task::spawn_blocking(move || users.account(&wanted)).await.ok().flatten();
-        let account = account.ok_or_else(|| {
-            let shown: String = user.chars().filter(|c| !c.is_control()).take(80).collect();
-            ApiError::new(ErrorCode::BadRequest, format!("this host has no user {shown}"))
-                .hint("A VM is given to a login name; `getent passwd` lists them.")
-        })?;
+        let account =
+            account.ok_or_else(|| VmError::NoSuchUser(user.chars().filter(|c| !c.is_control()).take(80).collect()))?;
         let limits = self.ctx.config.limits.of(account.uid, &account.name, &account.groups);
         let to = Peer { uid: account.uid, name: account.name.into(), admin: false, limits };
         let title = format!("give {} to {}", row.name, to.name);
         let job = self.ctx.jobs.begin(peer, title.clone())?;
         let (id, vm) = (job.id(), row.id);
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
-        let gone = || ApiError::new(ErrorCode::NotFound, format!("{word} was deleted just now"));
-        self.actor(row).orders.send(Order::Give(job, to)).map_err(|_| gone())?;
+        let gone = |_| VmError::JustDeleted(word.to_owned());
+        self.actor(row).orders.send(Order::Give(job, to)).map_err(gone)?;
         Ok(id)
     }
 

@@ -4,6 +4,7 @@
 //! answers as the VM's own agent would. It has an id of its own, so nothing of the VM is touched, and a cgroup and a folder
 //! below it that belong to no row: what a crash leaves is found by the sweep. It lives as long as its one client.
 
+use super::error::VmError;
 use super::machine::{Running, Seat};
 use super::shared::Visit;
 use super::teardown::remove_folder;
@@ -13,8 +14,8 @@ use crate::turns::{Turn, Turns};
 use crate::util::fill_random;
 use banger_link::link::Link;
 use banger_policy::lifecycle::State;
-use banger_policy::{Peer, VmId};
-use banger_proto::model::{ApiError, ErrorCode, VmSpec};
+use banger_policy::{Peer, VmId, VmName};
+use banger_proto::model::VmSpec;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -66,13 +67,13 @@ impl Readers {
     }
 }
 
-fn new_id() -> Result<VmId, ApiError> {
+fn new_id() -> Result<VmId, VmError> {
     let mut bytes = [0; 32];
     fill_random(&mut bytes)?;
     if let Some(end) = bytes.last_chunk_mut() {
         *end = MARK;
     }
-    VmId::from_bytes(bytes).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))
+    Ok(VmId::from_bytes(bytes)?)
 }
 
 /// The way to what is on a VM's disks.
@@ -141,10 +142,10 @@ impl Rest {
     /// What cannot be removed is the sweep's, which knows it by its id.
     async fn clear(self) {
         if let Err(error) = self.ctx.machine.end_group(self.owner, &self.id).await {
-            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message);
+            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message());
         }
         if let Err(error) = remove_folder(&self.paths.runtime) {
-            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message);
+            tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message());
         }
         self.ctx.readers.open().remove(&self.id);
     }
@@ -152,7 +153,7 @@ impl Rest {
 
 impl Vms {
     /// The way to a VM of the peer's for somebody who only reads: into the guest if it runs, else to a reader of its work disk.
-    pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, ApiError> {
+    pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, VmError> {
         let row = self.find(peer, word).await?;
         if row.state == State::Running {
             return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, visit));
@@ -160,14 +161,10 @@ impl Vms {
         let vm = row.id;
         let work_disk = self.ctx.paths.vm(&vm).work_disk();
         if row.making || !work_disk.is_file() {
-            return Err(ApiError::new(ErrorCode::NotRunning, format!("{} has no work disk yet", row.name))
-                .hint(format!("Start it with `banger vm start {}`.", row.name)));
+            return Err(VmError::NothingToRead(row.name));
         }
         let turn = timeout(PATIENCE, self.ctx.readers.turns.take(peer.uid)).await.ok().flatten();
-        let turn = turn.ok_or_else(|| {
-            ApiError::new(ErrorCode::Limit, "another VM of yours is being read, or many of this host are")
-                .hint(format!("Try again when that has ended, or start it with `banger vm start {}`.", row.name))
-        })?;
+        let turn = turn.ok_or_else(|| VmError::OthersRead(row.name.clone()))?;
         let mut seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
         seat.id = new_id()?;
         let runtime = self.ctx.paths.vm(&seat.id).runtime;
@@ -179,10 +176,8 @@ impl Vms {
         let rest = Rest { ctx, owner, id, paths, _turn: turn };
         tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
         let started = tokio::select! {
-            started = self.reader(&seat, work_disk) => started,
-            () = end.cancelled() => {
-                Err(ApiError::new(ErrorCode::Cancelled, format!("{} was started or changed meanwhile", row.name)))
-            }
+            started = self.reader(&row.name, &seat, work_disk) => started,
+            () = end.cancelled() => Err(VmError::ChangedMeanwhile(row.name)),
         };
         match started {
             Ok(link) => Ok(Way::Reader(Box::new(Reader { link, end, rest: Some(rest) }))),
@@ -193,9 +188,9 @@ impl Vms {
         }
     }
 
-    async fn reader(&self, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, ApiError> {
+    async fn reader(&self, name: &VmName, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, VmError> {
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
         running.ready(self.ctx.config.guest_ready_timeout).await?;
-        running.link().ok_or_else(|| ApiError::new(ErrorCode::Internal, "a reader without a way to it"))
+        running.link().ok_or_else(|| VmError::NotRunning(name.clone()))
     }
 }

@@ -4,14 +4,15 @@
 
 use super::Context;
 use super::actor::Actor;
+use super::error::VmError;
 use super::machine::Seat;
 use super::shared::Shared;
-use crate::db::{Mirror, VmRow};
+use crate::db::VmRow;
 use crate::error::chain;
+use crate::handles::Handles;
 use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::{Holding, ProcessState};
-use banger_proto::model::ApiError;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -42,7 +43,7 @@ fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
         state: row.state,
         making: row.making,
         other_boot: rebooted(row, ctx),
-        names_handles: row.mirror != Mirror::default(),
+        names_handles: row.mirror != Handles::default(),
     }
 }
 
@@ -83,7 +84,7 @@ impl Actor {
         let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) {
             Ok(seat) => seat,
             Err(error) => {
-                tracing::error!("{}", error.message);
+                tracing::error!("{}", error.message());
                 return false;
             }
         };
@@ -134,12 +135,12 @@ impl Actor {
         self.quietly(Event::FoundAlive, "").await;
         if self.row.state != State::Running {
             // It could not be recorded: the next look tries again.
-            self.row.mirror = Mirror::default();
+            self.row.mirror = Handles::default();
             return;
         }
         // A change that a crash cut short, or that an older row does not know.
         if let Err(error) = self.align_nat().await {
-            tracing::warn!("{}", error.message);
+            tracing::warn!("{}", error.message());
         }
     }
 
@@ -168,7 +169,7 @@ impl Actor {
             Ok(true) => {}
             Ok(false) => return Process::Gone,
             Err(error) => {
-                tracing::error!("cannot tell whether it runs: {}", error.message);
+                tracing::error!("cannot tell whether it runs: {}", error.message());
                 return Process::Unknown;
             }
         }
@@ -184,7 +185,7 @@ impl Actor {
 
     /// A VM's process is its own when it is found in the VM's cgroup and the helper knows it as this
     /// VM's. From then on its end is watched for.
-    async fn adopt(&mut self, seat: &Seat) -> Result<bool, ApiError> {
+    async fn adopt(&mut self, seat: &Seat) -> Result<bool, VmError> {
         let saved = self.held(seat);
         let Some(running) = self.ctx.machine.adopt(seat, &saved).await? else { return Ok(false) };
         match self.ctx.privileged.of(seat.owner).process_running(seat.id, running.pid()).await {

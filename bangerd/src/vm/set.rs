@@ -5,15 +5,15 @@
 
 use super::actor::Actor;
 use super::create::root_disk_refused;
+use super::error::VmError;
 use super::machine::Seat;
 use crate::jobs::Job;
 use crate::room;
-use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_policy::quota::UserLimits;
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
-use banger_proto::model::{ApiError, ErrorCode, SetRequest, VmSpec};
+use banger_proto::model::{SetRequest, VmSpec};
 
 impl Actor {
     /// Answers the job.
@@ -25,15 +25,12 @@ impl Actor {
         job.finish(result);
     }
 
-    async fn change(&mut self, job: &Job, request: SetRequest) -> Result<(), ApiError> {
+    async fn change(&mut self, job: &Job, request: SetRequest) -> Result<(), VmError> {
         let (was, policy_was) = (self.row.spec, self.row.restart);
         let sized = [request.vcpu_count, request.memory_mib].iter().any(Option::is_some)
             || [request.root_size_bytes, request.work_disk_size_bytes].iter().any(Option::is_some);
         if sized && self.row.state == State::Running {
-            let name = &self.row.name;
-            let message = format!("{name} is running: its vCPUs, memory and disks cannot be changed");
-            return Err(ApiError::new(ErrorCode::AlreadyRunning, message)
-                .hint(format!("Stop it first with `banger vm stop {name}`.")));
+            return Err(VmError::RunsWithItsSize(self.row.name.clone()));
         }
         let spec = changed(was, &request)?;
         let limits = job.limits_of(&self.row.who());
@@ -58,7 +55,7 @@ impl Actor {
     }
 
     /// Room for both disks is decided before either grows; the work disk itself grows at the next start.
-    async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), ApiError> {
+    async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         let root = spec.system_overlay_size_bytes;
         let cow = cow_file_bytes(root).saturating_sub(cow_file_bytes(was.system_overlay_size_bytes));
@@ -72,13 +69,13 @@ impl Actor {
         room::claim("larger disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         if cow > 0 {
             let grown = self.ctx.privileged.of(seat.owner).grow_disk(seat.id, seat.owner, root).await;
-            grown.map_err(|error| root_disk_refused(&error, &seat.paths.cow, cow))?;
+            grown.map_err(|error| root_disk_refused(error, &seat.paths.cow, cow))?;
         }
         Ok(())
     }
 
     /// What the helper says of the root disk's size is the truth.
-    pub(super) async fn align_root_size(&mut self, root: u64) -> Result<(), ApiError> {
+    pub(super) async fn align_root_size(&mut self, root: u64) -> Result<(), VmError> {
         if root == self.row.spec.system_overlay_size_bytes {
             return Ok(());
         }
@@ -91,7 +88,7 @@ impl Actor {
         spec: VmSpec,
         restart: banger_policy::vm::RestartPolicy,
         limits: UserLimits,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), VmError> {
         let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.restart) = (spec, restart);
@@ -99,37 +96,33 @@ impl Actor {
     }
 
     /// Brings the kernel's NAT of a running VM to what the row says.
-    pub(super) async fn align_nat(&self) -> Result<(), ApiError> {
+    pub(super) async fn align_nat(&self) -> Result<(), VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         let helper = self.ctx.privileged.of(seat.owner);
         let aligned = match seat.spec.nat_enabled {
             true => helper.enable_nat(seat.id).await,
             false => helper.disable_nat(seat.id).await,
         };
-        aligned.map_err(|error| error.api("NAT"))
+        Ok(aligned.map_err(|error| error.at("NAT"))?)
     }
 }
 
 /// # Errors
 /// A number out of bounds, and a disk that would become smaller.
-fn changed(was: VmSpec, request: &SetRequest) -> Result<VmSpec, ApiError> {
-    let bad = |message: String| ApiError::new(ErrorCode::BadRequest, message);
+fn changed(was: VmSpec, request: &SetRequest) -> Result<VmSpec, VmError> {
     let work = request.work_disk_size_bytes.unwrap_or(was.work_disk_size_bytes);
     let checked = CheckedSpec::new(
         request.vcpu_count.unwrap_or(was.vcpu_count),
         request.memory_mib.unwrap_or(was.memory_mib),
         request.root_size_bytes.unwrap_or(was.system_overlay_size_bytes),
         work,
-    );
-    let checked = checked.map_err(|error| bad(error.to_string()))?;
+    )?;
     for (disk, now, wanted) in [
         ("root", was.system_overlay_size_bytes, checked.root_bytes()),
         ("work", was.work_disk_size_bytes, checked.work_disk_bytes()),
     ] {
         if wanted < now {
-            let size = ByteSize::from_bytes(now).map_or_else(|_| format!("{now}B"), |size| size.to_string());
-            let message = format!("a {disk} disk only grows: it has {size}, not less");
-            return Err(bad(message).hint("Make another VM with a smaller one, and copy what is needed."));
+            return Err(VmError::Shrinks { disk, has: now });
         }
     }
     Ok(VmSpec {

@@ -1,13 +1,13 @@
 //! A machine in memory: VMMs are numbers that live or do not, and outlive the daemon as real ones do.
 
-use super::machine::{BootDevices, Machine, Running, Seat};
+use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::handles::Handles;
 use crate::privileged::sim::SimHelper;
+use banger_link::control::NotReady;
 use banger_link::link::Link;
 use banger_policy::VmId;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::BootToken;
-use banger_proto::model::{ApiError, ErrorCode};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -88,24 +88,24 @@ impl SimMachine {
         }
     }
 
-    fn step(&self, step: &str) -> Result<(), ApiError> {
+    fn step(&self, step: &'static str) -> Result<(), MachineError> {
         if self.lock().fail == Some(step) {
-            return Err(ApiError::new(ErrorCode::OperationFailed, format!("{step} failed")));
+            return Err(MachineError::Simulated(step));
         }
         Ok(())
     }
 }
 
 impl Machine for SimMachine {
-    fn preflight(&self, _: &Seat) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn preflight(&self, _: &Seat) -> BoxFuture<'_, Result<(), MachineError>> {
         async { self.step("preflight") }.boxed()
     }
 
-    fn work_disk<'a>(&'a self, seat: &Seat, _: &'a CancellationToken) -> BoxFuture<'a, Result<(), ApiError>> {
+    fn work_disk<'a>(&'a self, seat: &Seat, _: &'a CancellationToken) -> BoxFuture<'a, Result<(), MachineError>> {
         let path = seat.paths.work_disk();
         async move {
             self.step("work disk")?;
-            std::fs::write(path, "ext4").map_err(|error| crate::error::failed("work disk", &error))
+            std::fs::write(path, "ext4").map_err(MachineError::NameWorkDisk)
         }
         .boxed()
     }
@@ -115,7 +115,7 @@ impl Machine for SimMachine {
         seat: &Seat,
         _: &BootDevices,
         _: Vec<String>,
-    ) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+    ) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
         let vm = seat.id;
         async move {
             self.step("launch")?;
@@ -131,12 +131,12 @@ impl Machine for SimMachine {
         .boxed()
     }
 
-    fn read(&self, seat: &Seat, _: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, ApiError>> {
+    fn read(&self, seat: &Seat, _: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
         let devices = BootDevices { root: String::new(), tap: String::new() };
         Machine::launch(self, seat, &devices, Vec::new())
     }
 
-    fn adopt(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, ApiError>> {
+    fn adopt(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, MachineError>> {
         let vm = seat.id;
         async move {
             let found = self.lock().processes.get(&vm).map(|(pid, sender)| (*pid, sender.subscribe()));
@@ -146,7 +146,7 @@ impl Machine for SimMachine {
         .boxed()
     }
 
-    fn kill(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn kill(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<(), MachineError>> {
         let vm = seat.id;
         async move {
             self.step("kill")?;
@@ -164,7 +164,7 @@ impl Machine for SimMachine {
         self.lock().processes.keys().map(|vm| (1001, *vm)).collect()
     }
 
-    fn end_group(&self, _: u32, vm: &VmId) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn end_group(&self, _: u32, vm: &VmId) -> BoxFuture<'_, Result<(), MachineError>> {
         let vm = *vm;
         async move {
             self.end(&vm, "killed");
@@ -185,7 +185,7 @@ impl Machine for SimMachine {
         vec!["Kernel panic - not syncing".to_owned()]
     }
 
-    fn host_key(&self, _: &Seat) -> Result<String, ApiError> {
+    fn host_key(&self, _: &Seat) -> Result<String, MachineError> {
         Ok("ssh-ed25519 AAAA sim".to_owned())
     }
 }
@@ -203,19 +203,16 @@ impl Running for SimGuest {
         self.pid
     }
 
-    fn boot(&self, _: &Seat, _: &BootDevices) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn boot(&self, _: &Seat, _: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>> {
         async { self.machine.step("boot") }.boxed()
     }
 
-    fn ready(&self, _: Duration) -> BoxFuture<'_, Result<(), ApiError>> {
+    fn ready(&self, _: Duration) -> BoxFuture<'_, Result<(), MachineError>> {
         async {
             if self.machine.lock().deaf {
                 std::future::pending::<()>().await;
             }
-            self.machine.step("guest ready").map_err(|mut error| {
-                error.code = ErrorCode::GuestNotReady;
-                error
-            })
+            self.machine.step("guest ready").map_err(|_| NotReady::Failed("as it is told".to_owned()).into())
         }
         .boxed()
     }

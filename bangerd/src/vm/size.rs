@@ -1,12 +1,12 @@
 //! How large a new VM is: flag, else configuration, else from the host, else built in.
 
+use super::error::VmError;
 use crate::config::VmDefaults;
-use banger_policy::ByteSize;
 use banger_policy::limits::{
     DEFAULT_MEMORY_MIB, DEFAULT_ROOT_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES, MIN_MEMORY_MIB,
 };
 use banger_policy::vm::{CheckedSpec, SpecError};
-use banger_proto::model::{ApiError, CreateRequest, ErrorCode, ImageRecord};
+use banger_proto::model::{CreateRequest, ImageRecord};
 
 /// What the host has, as far as it could be found out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,15 +54,12 @@ pub(crate) fn resolve(
 }
 
 /// # Errors
-/// `BadRequest` when the root disk is smaller than the image's file system, which cannot be mounted then.
-pub(crate) fn fits(image: &ImageRecord, spec: CheckedSpec) -> Result<(), ApiError> {
+/// When the root disk is smaller than the image's file system, which cannot be mounted then.
+pub(crate) fn fits(image: &ImageRecord, spec: CheckedSpec) -> Result<(), VmError> {
     if spec.root_bytes() >= image.build_size {
         return Ok(());
     }
-    let text = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| format!("{bytes}B"), |size| size.to_string());
-    let (root, least) = (text(spec.root_bytes()), text(image.build_size));
-    let message = format!("a root disk of {root} is too small for {}: the image needs {least}", image.name);
-    Err(ApiError::new(ErrorCode::BadRequest, message).hint(format!("Ask for more: --root-size {least}.")))
+    Err(VmError::RootTooSmall { image: image.name.to_string(), root: spec.root_bytes(), least: image.build_size })
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 //! and the actor's teardown undoes it in reverse: one code path, whatever the reason for a teardown is.
 
 use super::actor::Actor;
-use super::machine::{BootDevices, Running, Seat};
+use super::error::VmError;
+use super::machine::{BootDevices, MachineError, Running, Seat};
 use super::steps::Step;
 use crate::handles::Handles;
-use crate::jobs::Job;
+use crate::jobs::{Cancelled, Job};
 use crate::privileged::PrivilegedError;
 use banger_proto::helper::{DiskIdentity, HelperError};
-use banger_proto::model::{ApiError, ErrorCode};
 use std::sync::Arc;
 
 /// Lines of the console that an error shows.
@@ -18,13 +18,13 @@ const CONSOLE_COLUMNS: usize = 160;
 
 impl Actor {
     /// From nothing held to a guest that is ready.
-    pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, ApiError> {
+    pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, VmError> {
         let ctx = Arc::clone(&self.ctx);
         let helper = ctx.privileged.of(seat.owner);
         let begin = |step: Step| {
             job.go_on()?;
             job.stage(step.name());
-            Ok::<_, ApiError>(())
+            Ok::<_, VmError>(())
         };
         let mut held = Handles::default();
 
@@ -36,8 +36,8 @@ impl Actor {
         begin(Step::RootDisk)?;
         // Made with the VM, and never again, like the work disk: a fresh one would look as if what was installed in it were lost.
         let disk = self.attach(seat).await.map_err(|error| match error.refusal() {
-            Some(HelperError::NotYours) => no_root_disk(seat),
-            _ => error.api("the root disk"),
+            Some(HelperError::NotYours) => VmError::RootDiskGone(seat.id),
+            _ => error.at("the root disk").into(),
         })?;
         held.hold_disk(&disk);
         ctx.handles.seed(seat.id, held.clone());
@@ -50,17 +50,18 @@ impl Actor {
         work_disk_is_there(seat)?;
 
         begin(Step::Tap)?;
-        let tap = helper.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|e| e.api("the tap"))?;
+        let tap =
+            helper.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|error| error.at("the tap"))?;
         held.hold_tap(&tap);
         ctx.handles.seed(seat.id, held.clone());
 
         if seat.spec.nat_enabled {
             begin(Step::Nat)?;
-            helper.enable_nat(seat.id).await.map_err(|e| e.api("NAT"))?;
+            helper.enable_nat(seat.id).await.map_err(|error| error.at("NAT"))?;
         }
 
         begin(Step::Launch)?;
-        let keys = ctx.db.keys(self.row.who()).await.map_err(|error| crate::error::internal(&error))?;
+        let keys = ctx.db.keys(self.row.who()).await?;
         let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
         let running = ctx.machine.launch(seat, &devices, keys).await?;
         held.pid = Some(running.pid());
@@ -70,17 +71,17 @@ impl Actor {
         running.boot(seat, &devices).await?;
 
         begin(Step::Bind)?;
-        helper.bind_process(seat.id, running.pid()).await.map_err(|e| e.api("the VM's process"))?;
+        helper.bind_process(seat.id, running.pid()).await.map_err(|error| error.at("the VM's process"))?;
 
         begin(Step::Handles)?;
         self.row.mirror = held.mirror();
-        ctx.handles.record(seat.id, &seat.paths, &held).await.map_err(|error| crate::error::internal(&error))?;
+        ctx.handles.record(seat.id, &seat.paths, &held).await?;
 
         begin(Step::GuestReady)?;
         tokio::select! {
             // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown ends it.
-            () = job.cancelled().cancelled() => return Err(ApiError::new(ErrorCode::Cancelled, "cancelled")),
-            ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|error| self.with_console(seat, error))?,
+            () = job.cancelled().cancelled() => return Err(Cancelled.into()),
+            ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|source| self.with_console(seat, source))?,
         }
         Ok(running)
     }
@@ -98,25 +99,14 @@ impl Actor {
     }
 
     /// An error of a guest shows what the guest said last.
-    fn with_console(&self, seat: &Seat, mut error: ApiError) -> ApiError {
+    fn with_console(&self, seat: &Seat, source: MachineError) -> VmError {
         let short = |line: String| line.chars().take(CONSOLE_COLUMNS).collect::<String>();
-        let lines: Vec<String> = self.ctx.machine.console_tail(seat, CONSOLE_LINES).into_iter().map(short).collect();
-        if !lines.is_empty() {
-            error.message = format!("{}\nthe console's last lines:\n  {}", error.message, lines.join("\n  "));
-        }
-        if error.hint.is_empty() {
-            error.hint = "With --keep-on-error the VM stays, and `banger vm logs` shows the whole console.".to_owned();
-        }
-        error
+        let console = self.ctx.machine.console_tail(seat, CONSOLE_LINES).into_iter().map(short).collect();
+        VmError::Guest { source, console }
     }
 }
 
-fn no_root_disk(seat: &Seat) -> ApiError {
-    ApiError::new(ErrorCode::OperationFailed, format!("the root disk is gone: banger-priv has none of {}", seat.id))
-        .hint("An administrator may bring its file and record back from a backup; else delete the VM and make another.")
-}
-
-fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {
+fn work_disk_is_there(seat: &Seat) -> Result<(), VmError> {
     let path = seat.paths.work_disk();
     if let Ok(meta) = path.metadata()
         && meta.is_file()
@@ -125,17 +115,16 @@ fn work_disk_is_there(seat: &Seat) -> Result<(), ApiError> {
         let larger = seat.spec.work_disk_size_bytes > meta.len();
         let grow = || std::fs::File::options().write(true).open(&path)?.set_len(seat.spec.work_disk_size_bytes);
         let grown = if larger { grow() } else { Ok(()) };
-        return grown.map_err(|error| crate::error::failed("the work disk", &error));
+        return grown.map_err(VmError::GrowWorkDisk);
     }
-    Err(ApiError::new(ErrorCode::OperationFailed, format!("the work disk is gone: {}", path.display()))
-        .hint("An administrator may bring the file back from a backup; else delete the VM and make another."))
+    Err(VmError::WorkDiskGone(path))
 }
 
 /// Makes a folder that only the daemon enters. There already is success.
-pub(super) fn make_folder(path: &std::path::Path) -> Result<(), ApiError> {
+pub(super) fn make_folder(path: &std::path::Path) -> Result<(), VmError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| crate::error::failed(&format!("cannot make {}", path.display()), &error))?;
+    made.map_err(|source| VmError::MakeFolder { path: path.to_owned(), source })?;
     crate::fail::point("folder", "made");
     Ok(())
 }

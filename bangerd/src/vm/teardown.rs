@@ -2,12 +2,12 @@
 //! helper's own view of it. Every step runs whatever failed before it.
 
 use super::actor::Actor;
+use super::error::{VmError, joined};
 use super::machine::Seat;
 use crate::handles::Handles;
 use crate::privileged::PrivilegedError;
 use crate::util::blocking;
 use banger_proto::helper::HelperError;
-use banger_proto::model::{ApiError, ErrorCode};
 use std::path::Path;
 
 impl Actor {
@@ -16,14 +16,14 @@ impl Actor {
         self.ctx.handles.cascade(&seat.id, &seat.paths, &self.row.mirror)
     }
 
-    pub(super) async fn kill_processes(&mut self, seat: &Seat) -> Result<(), ApiError> {
+    pub(super) async fn kill_processes(&mut self, seat: &Seat) -> Result<(), VmError> {
         self.leave();
-        self.ctx.machine.kill(seat, &self.held(seat)).await
+        Ok(self.ctx.machine.kill(seat, &self.held(seat)).await?)
     }
 
     /// Releases by what the daemon remembers, then whatever the helper still has for this VM: its ledger is the
     /// fact. So a claim that is refused (a corrupt file, a lost mirror) leaks nothing, and only the last word counts.
-    pub(super) async fn tear_down(&self, seat: &Seat) -> Result<(), ApiError> {
+    pub(super) async fn tear_down(&self, seat: &Seat) -> Result<(), VmError> {
         let helper = self.ctx.privileged.of(seat.owner);
         let held = self.held(seat);
         let mut failures = Vec::new();
@@ -45,24 +45,23 @@ impl Actor {
             note(helper.detach_disk(seat.id, disk).await);
         }
         let released = helper.release(seat.id).await.map_err(|last| {
-            let mut all = last.api("the teardown");
-            all.message.extend(failures.iter().map(|error| format!("; {}", crate::error::chain(error))));
-            all
+            let last = VmError::from(last.at("the teardown"));
+            failures.into_iter().map(VmError::HelperToo).fold(last, VmError::also)
         });
         joined([released, remove_folder(&seat.paths.runtime)])
     }
 
-    pub(super) async fn clear_handles(&mut self, seat: &Seat) -> Result<(), ApiError> {
-        self.row.mirror = crate::db::Mirror::default();
-        self.ctx.handles.clear(seat.id, &seat.paths).await.map_err(|error| crate::error::internal(&error))
+    pub(super) async fn clear_handles(&mut self, seat: &Seat) -> Result<(), VmError> {
+        self.row.mirror = Handles::default();
+        Ok(self.ctx.handles.clear(seat.id, &seat.paths).await?)
     }
 
     /// The root disk and the VM's folder.
-    pub(super) async fn remove_files(&self, seat: &Seat) -> Result<(), ApiError> {
+    pub(super) async fn remove_files(&self, seat: &Seat) -> Result<(), VmError> {
         let discarded = match self.ctx.privileged.of(seat.owner).discard_disk(seat.id).await {
             // It never had one.
             Err(error) if error.refusal() == Some(HelperError::NotYours) => Ok(()),
-            other => other.map_err(|error| error.api("the root disk")),
+            other => other.map_err(|error| error.at("the root disk").into()),
         };
         // The work disk may have gigabytes to give back.
         let dir = seat.paths.dir.clone();
@@ -71,30 +70,14 @@ impl Actor {
 }
 
 /// Removes a folder with all that is in it. Gone is fine.
-pub(super) fn remove_folder(path: &Path) -> Result<(), ApiError> {
+pub(super) fn remove_folder(path: &Path) -> Result<(), VmError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(crate::error::failed(&format!("cannot remove {}", path.display()), &error))
+            Err(VmError::RemoveFolder { path: path.to_owned(), source: error })
         }
         _ => {
             crate::fail::point("folder", "removed");
             Ok(())
         }
     }
-}
-
-/// All errors in one, with the first one's code and hint.
-pub(super) fn joined(results: impl IntoIterator<Item = Result<(), ApiError>>) -> Result<(), ApiError> {
-    let all = results.into_iter().filter_map(Result::err).reduce(also);
-    all.map_or(Ok(()), Err)
-}
-
-/// An error, and what went wrong while it was dealt with.
-pub(super) fn also(mut first: ApiError, more: ApiError) -> ApiError {
-    first.message = format!("{}; {}", first.message, more.message);
-    if first.code == ErrorCode::Cancelled {
-        // Cancelled, but not undone: that is no longer a plain "cancelled".
-        first.code = more.code;
-    }
-    first
 }

@@ -1,11 +1,11 @@
 //! What users see of VMs: lists, one VM, and which VM a word means.
 
+use super::error::{AdminsOnly, VmError};
 use super::{Vms, entry_of, reconcile, record};
 use crate::db::VmRow;
-use crate::error::internal;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, access};
-use banger_proto::model::{ApiError, ErrorCode, VmPage, VmRecord, VmStats};
+use banger_proto::model::{VmPage, VmRecord, VmStats};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ const PAGE: u32 = 16;
 
 impl Vms {
     /// A page of the peer's VMs; of everyone's for an administrator with `all`.
-    pub(crate) async fn list(&self, peer: &Peer, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
+    pub(crate) async fn list(&self, peer: &Peer, all: bool, after: Option<VmId>) -> Result<VmPage, VmError> {
         if all && !peer.admin {
-            return Err(ApiError::new(ErrorCode::Denied, "only root and the group banger-admin see everyone's VMs"));
+            return Err(VmError::AdminsOnly(AdminsOnly::SeeAllVms));
         }
         let owner = if all { None } else { Some(peer.owner()) };
         let settled = self.settled();
-        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await.map_err(|error| internal(&error))?;
+        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await?;
         let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
         let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
         let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row, &settled))).collect();
@@ -28,7 +28,7 @@ impl Vms {
         Ok(VmPage { vms, next })
     }
 
-    pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, ApiError> {
+    pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, VmError> {
         let settled = self.settled();
         Ok(self.record(&self.find(peer, word).await?, &settled))
     }
@@ -67,21 +67,14 @@ impl Vms {
 
     /// By exact name first, then id, then unique prefix of an id; another user's, for an administrator, by `user/name` or id. What the peer may not
     /// see does not exist.
-    pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, ApiError> {
-        let found = self.ctx.db.find_vms(peer, word.to_owned()).await;
-        let mut rows = found.map_err(|error| internal(&error))?;
+    pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, VmError> {
+        let mut rows = self.ctx.db.find_vms(peer, word.to_owned()).await?;
         let no_such = || {
-            let quoted = word.chars().filter(|c| !c.is_control()).take(80).collect::<String>();
-            let hint = if peer.admin {
-                "`banger vm list` shows your VMs. One of another user is named USER/VM or by its id: `banger vm list --all`."
-            } else {
-                "`banger vm list` shows the VMs that there are."
-            };
-            ApiError::new(ErrorCode::NotFound, format!("no such VM: {quoted}")).hint(hint)
+            let shown = word.chars().filter(|c| !c.is_control()).take(80).collect();
+            VmError::NotFound { shown, admin: peer.admin }
         };
         if rows.len() > 1 {
-            return Err(ApiError::new(ErrorCode::Ambiguous, format!("{word} fits more than one VM"))
-                .hint("Name it by its whole id: `banger vm list --json` shows them."));
+            return Err(VmError::Ambiguous(word.to_owned()));
         }
         let row = rows.pop().ok_or_else(no_such)?;
         access::vm(peer, &row.who()).granted().map_err(|_| no_such())?;

@@ -1,9 +1,9 @@
 //! What the owner has prepared in a VM: kept, checked, and shown with the VM. The daemon opens none of the paths.
 
 use super::Vms;
-use crate::error::internal;
+use super::error::VmError;
 use banger_policy::Peer;
-use banger_proto::model::{ApiError, ErrorCode, FileSync, Workspace};
+use banger_proto::model::{FileSync, Workspace};
 
 impl Vms {
     /// Keeps it for a VM of the peer's own: where an administrator's files went is not the owner's matter.
@@ -12,16 +12,16 @@ impl Vms {
         peer: &Peer,
         word: &str,
         workspace: Option<Workspace>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), VmError> {
         let row = self.find(peer, word).await?;
         if !peer.owns(&row.who()) {
-            return Err(ApiError::new(ErrorCode::Denied, "only its owner prepares a workspace in a VM"));
+            return Err(VmError::NotTheOwner);
         }
         let workspace = workspace.map(|workspace| Workspace { vm_id: row.id, ..workspace });
         if let Some(workspace) = &workspace {
-            workspace.check().map_err(|why| ApiError::new(ErrorCode::BadRequest, why))?;
+            workspace.check().map_err(VmError::Workspace)?;
         }
-        self.ctx.db.set_workspace(row.id, workspace).await.map_err(|error| internal(&error))
+        Ok(self.ctx.db.set_workspace(row.id, workspace).await?)
     }
 
     /// The configured files that users' new VMs get.

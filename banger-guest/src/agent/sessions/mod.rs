@@ -344,7 +344,7 @@ fn start(program: &Path, order: &Order, ready: OwnedFd) -> io::Result<()> {
     file.rewind()?;
     let mut command = Command::new(program);
     command.arg0(process::NAME).arg(crate::SESSION_COMMAND).arg(order.meta.id());
-    command.env_clear().env("PATH", crate::init::PATH).current_dir("/");
+    command.env_clear().env("PATH", crate::launch::PATH).current_dir("/");
     command.stdin(Stdio::from(file)).stdout(Stdio::from(ready));
     in_own_session(&mut command, false, Identity { uid: 0, gid: 0, groups: Vec::new() });
     let mut child = tokio::process::Command::from(command).spawn()?;

@@ -9,11 +9,12 @@
 mod orphans;
 mod release;
 
+use super::error::VmError;
 use super::order::Order;
 use super::{Context, Vms, reconcile};
 use crate::error::chain;
 use banger_policy::VmId;
-use banger_proto::model::{ApiError, Leaks};
+use banger_proto::model::Leaks;
 use orphans::{Orphan, Seen, look};
 use release::{Data, release};
 use std::collections::HashSet;
@@ -54,7 +55,7 @@ async fn each_minute(ctx: &Context) {
                 order_second_looks(ctx, &seen);
                 break seen.orphans;
             }
-            Err(error) => tracing::warn!("cannot look for what belongs to no VM yet: {}", error.message),
+            Err(error) => tracing::warn!("cannot look for what belongs to no VM yet: {}", error.message()),
         }
         sleep(PAUSE).await;
     };
@@ -107,7 +108,7 @@ pub(super) async fn once(ctx: &Context) {
 }
 
 /// What there is, for an administrator; with `fix` it is released first.
-pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, ApiError> {
+pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, VmError> {
     let mut leaks = Vec::new();
     let orphans = look(ctx).await?.orphans;
     let more = u64::try_from(orphans.len().saturating_sub(SHOWN)).unwrap_or(u64::MAX);
@@ -122,6 +123,6 @@ pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, ApiError> {
 }
 
 /// How much there is.
-pub(crate) async fn count(ctx: &Context) -> Result<usize, ApiError> {
+pub(crate) async fn count(ctx: &Context) -> Result<usize, VmError> {
     Ok(look(ctx).await?.orphans.len())
 }

@@ -4,15 +4,15 @@
 
 use crate::db::VmRow;
 use crate::db::store::{IMAGES, KERNELS};
-use crate::error::internal;
 use crate::paths::VmPaths;
 use crate::store;
 use crate::vm::Context;
+use crate::vm::error::VmError;
 use crate::vm::readers::Readers;
 use crate::vm::reconcile::holds;
 use banger_policy::VmId;
 use banger_proto::helper::Holding;
-use banger_proto::model::{ApiError, Leak, LeakKind};
+use banger_proto::model::{Leak, LeakKind};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -57,13 +57,13 @@ pub(super) struct Seen {
 }
 
 /// Looks, and changes nothing: any user may ask for a count.
-pub(super) async fn look(ctx: &Context) -> Result<Seen, ApiError> {
+pub(super) async fn look(ctx: &Context) -> Result<Seen, VmError> {
     // Things first, rows second: a row is written before anything is made for it, so what has no row now never had one.
     let groups = ctx.machine.groups();
     let mut held = Vec::new();
     let mut after = None;
     loop {
-        let page = ctx.privileged.list(after).await.map_err(|error| error.api("what the helper holds"))?;
+        let page = ctx.privileged.list(after).await.map_err(|error| error.at("what the helper holds"))?;
         held.extend(page.holdings);
         after = page.next;
         if after.is_none() {
@@ -74,14 +74,14 @@ pub(super) async fn look(ctx: &Context) -> Result<Seen, ApiError> {
     let sockets = entries(&ctx.paths.runtime.join("vm"));
     let mut stored = [entries(&ctx.paths.images()), entries(&ctx.paths.kernels())].concat();
     stored.retain(|path| store::is_finished(path));
-    let rows = ctx.db.vms(None, None, u32::MAX).await.map_err(|error| internal(&error))?;
+    let rows = ctx.db.vms(None, None, u32::MAX).await?;
     // Those of this daemon's readers belong to whoever reads.
     let ids: HashSet<VmId> = rows.iter().map(|row| row.id).chain(ctx.readers.ids()).collect();
     let mut homes: HashSet<PathBuf> =
         ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
-    let images = ctx.db.contents(&IMAGES).await.map_err(|error| internal(&error))?;
+    let images = ctx.db.contents(&IMAGES).await?;
     homes.extend(images.iter().map(|image| ctx.paths.image_dir(image)));
-    let kernels = ctx.db.contents(&KERNELS).await.map_err(|error| internal(&error))?;
+    let kernels = ctx.db.contents(&KERNELS).await?;
     homes.extend(kernels.iter().map(|kernel| ctx.paths.kernel_dir(kernel)));
 
     let mut orphans = Vec::new();

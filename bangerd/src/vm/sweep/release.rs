@@ -4,9 +4,9 @@ use super::orphans::Orphan;
 use crate::error::chain;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
+use crate::vm::error::VmError;
 use crate::vm::teardown::remove_folder;
 use banger_proto::helper::HelperError;
-use banger_proto::model::ApiError;
 
 /// What becomes of disks, images and kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) async fn release(ctx: &Context, orphan: &Orphan, data: Data) -> bool 
         Orphan::Group { owner, vm, .. } => {
             // An actor of a row that somebody removed by hand would go on with it.
             ctx.forget(vm);
-            ctx.machine.end_group(*owner, vm).await
+            ctx.machine.end_group(*owner, vm).await.map_err(VmError::from)
         }
         Orphan::Held { quarantined: true, .. } => {
             tracing::error!("{} {}: quarantined, left alone; an administrator must look", leak.kind, leak.name);
@@ -48,18 +48,18 @@ pub(super) async fn release(ctx: &Context, orphan: &Orphan, data: Data) -> bool 
     };
     match released {
         Ok(()) => tracing::warn!("{} {} belonged to no VM ({}): released", leak.kind, leak.name, leak.detail),
-        Err(ref error) => tracing::warn!("{} {} belongs to no VM: {}", leak.kind, leak.name, error.message),
+        Err(ref error) => tracing::warn!("{} {} belongs to no VM: {}", leak.kind, leak.name, error.message()),
     }
     released.is_ok()
 }
 
 /// Never held is as good as released.
-fn gone(result: Result<(), PrivilegedError>) -> Result<(), ApiError> {
+fn gone(result: Result<(), PrivilegedError>) -> Result<(), VmError> {
     match result {
         Err(error) if error.refusal() == Some(HelperError::NotYours) => Ok(()),
         other => other.map_err(|error| {
             tracing::debug!("{}", chain(&error));
-            error.api("the helper")
+            error.at("the helper").into()
         }),
     }
 }

@@ -2,7 +2,7 @@
 //! handles is lost.
 
 use super::*;
-use crate::db::Mirror;
+use crate::handles::Handles;
 use banger_proto::helper::HelperError;
 
 #[test]
@@ -62,7 +62,7 @@ fn lose(world: &World, vm: &VmId, what: &str) {
         let runtime = Runtime::new().unwrap();
         runtime.block_on(async {
             let db = Db::open(&world.paths().database()).await.unwrap();
-            db.set_vm_mirror(*vm, Mirror::default()).await.unwrap();
+            db.set_vm_mirror(*vm, Handles::default()).await.unwrap();
         });
     }
 }

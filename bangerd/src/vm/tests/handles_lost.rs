@@ -2,7 +2,6 @@
 //! clears all three, and none is believed against the helper's ledger (docs/architecture.md, "A VM's life").
 
 use super::*;
-use crate::db::Mirror;
 use crate::handles::Handles;
 use crate::vm::order::Order;
 use banger_policy::net::Network;
@@ -14,7 +13,7 @@ fn remembered(world: &World, vm: &VmId) -> [bool; 3] {
     [
         world.cached(vm).is_some_and(|held| !held.is_zero()),
         world.paths().vm(vm).handles().exists(),
-        row.is_some_and(|row| row.mirror != Mirror::default()),
+        row.is_some_and(|row| row.mirror != Handles::default()),
     ]
 }
 
@@ -189,7 +188,7 @@ fn whatever_handles_json_says_its_vm_is_torn_down_and_nothing_foreign_is_touched
             Runtime::new().unwrap().block_on(async {
                 let db = Db::open(&street.world.paths().database()).await.unwrap();
                 for vm in mirrors {
-                    db.set_vm_mirror(vm, Mirror::default()).await.unwrap();
+                    db.set_vm_mirror(vm, Handles::default()).await.unwrap();
                 }
             });
         }

@@ -12,6 +12,7 @@ mod set;
 mod undo;
 mod whose;
 
+use super::error::{AdminsOnly, VmError};
 use super::resume::Turns;
 use super::sim::SimMachine;
 use super::{Context, Verb, Vms};
@@ -240,7 +241,7 @@ impl World {
 
     fn begin_create(&self, peer: Peer, request: CreateRequest, keep: bool) -> Result<JobId, ApiError> {
         let create = self.life().vms.create(&peer, request, keep);
-        self.life().runtime.block_on(create)
+        Ok(self.life().runtime.block_on(create)?)
     }
 
     fn create(&self, request: CreateRequest, keep: bool) -> JobState {
@@ -270,7 +271,7 @@ impl World {
     }
 
     fn show(&self, peer: Peer, vm: &str) -> Result<VmRecord, ApiError> {
-        self.life().runtime.block_on(self.life().vms.show(&peer, vm))
+        Ok(self.life().runtime.block_on(self.life().vms.show(&peer, vm))?)
     }
 
     /// Waits until the VM is in a state, which it gets into by itself, and all is done that belongs to it.

@@ -7,7 +7,7 @@ use banger_proto::model::ErrorCode;
 
 impl World {
     fn read(&self, peer: &Peer, vm: &str) -> Result<Way, ApiError> {
-        self.life().runtime.block_on(self.life().vms.way_to_read(peer, vm))
+        self.life().runtime.block_on(self.life().vms.way_to_read(peer, vm)).map_err(ApiError::from)
     }
 
     fn leave(&self, way: Way) {

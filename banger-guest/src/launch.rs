@@ -1,4 +1,4 @@
-//! Starting the agent, and starting it again.
+//! Starting the agent, and starting it again; what init and agent agree on.
 //!
 //! Init starts it. Under an init of the image nobody else would notice its end, so the process that
 //! init started stays as a supervisor of the one that serves; where PID 1 is ours, that is PID 1's task.
@@ -9,11 +9,18 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{NAME, SERVE_FLAG, shutdown};
 use crate::console::say;
 use crate::init_kind::InitKind;
 use crate::sys::signals::Blocked;
 
+/// Search path of everything that is started here, as login(1) sets it for root.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The agent's name in the process list. systemd-shutdown spares processes whose name begins with
+/// `@`; this one wants to be told.
+pub(crate) const NAME: &str = "banger-agent";
+/// Says that this process serves; without it, under an init of the image, it supervises one that
+/// does.
+pub(crate) const SERVE_FLAG: &str = "--serve";
 /// An agent that ends at once is started again after this time, not sooner.
 const RESPAWN: Duration = Duration::from_secs(3);
 
@@ -39,7 +46,7 @@ pub(crate) fn launch(config: &[u8], flags: &[&str]) -> io::Result<Child> {
         .arg(crate::AGENT_COMMAND)
         .args(flags)
         .env_clear()
-        .env("PATH", crate::init::PATH)
+        .env("PATH", PATH)
         .current_dir("/")
         .stdin(Stdio::from(file))
         .spawn()
@@ -50,8 +57,8 @@ pub(crate) fn respawn_delay(started: Instant) -> Duration {
     RESPAWN.saturating_sub(started.elapsed())
 }
 
-/// Keeps an agent serving until one ends as it should.
-pub(super) fn supervise(config: &[u8], init: InitKind) -> ExitCode {
+/// Keeps an agent serving until one ends as it should, or is killed while the guest `goes_down`.
+pub(crate) fn supervise(config: &[u8], init: InitKind, goes_down: impl Fn() -> bool) -> ExitCode {
     // Signals are for the agent itself, which gets them too: they go to every process at the end.
     let _blocked = Blocked::all();
     loop {
@@ -59,7 +66,7 @@ pub(super) fn supervise(config: &[u8], init: InitKind) -> ExitCode {
         match launch(config, &[SERVE_FLAG, init.flag()]).and_then(|mut agent| agent.wait()) {
             Ok(status) if status.success() => return ExitCode::SUCCESS,
             // Killed with everything else, and nothing is to be served any more.
-            _ if shutdown::announced_by_systemd().is_some() => return ExitCode::FAILURE,
+            _ if goes_down() => return ExitCode::FAILURE,
             Ok(status) => say(format_args!("the agent ended ({status}) and is started again")),
             Err(error) => say(format_args!("the agent does not start: {error}")),
         }

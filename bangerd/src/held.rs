@@ -1,0 +1,120 @@
+//! What a VM holds in the kernel during one boot, as the daemon knows it: one shape for the cache,
+//! the file and the VM's row. The helper has its own word for each part ([`TapIdentity`],
+//! [`DiskIdentity`]).
+
+use banger_proto::helper::{DiskIdentity, TapIdentity};
+use serde::{Deserialize, Serialize};
+
+/// The handles of one boot. Empty fields are left out of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handles {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tap_device: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base_loop: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cow_loop: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dm_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dm_dev: Option<String>,
+    /// The helper's number of this boot; without it no claim is right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) generation: Option<u64>,
+}
+
+impl Handles {
+    /// Nothing is held.
+    pub(crate) fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(crate) fn hold_tap(&mut self, tap: &TapIdentity) {
+        self.tap_device = Some(tap.tap_device.clone());
+        self.generation = Some(tap.generation);
+    }
+
+    pub(crate) fn hold_disk(&mut self, disk: &DiskIdentity) {
+        self.dm_name = Some(disk.dm_name.clone());
+        self.dm_dev = Some(disk.dm_dev.clone());
+        self.base_loop = Some(disk.base_loop.clone());
+        self.cow_loop = Some(disk.cow_loop.clone());
+        self.generation = Some(disk.generation);
+    }
+
+    /// The claim to a tap, when everything of it is known.
+    pub(crate) fn tap(&self) -> Option<TapIdentity> {
+        Some(TapIdentity { tap_device: self.tap_device.clone()?, generation: self.generation? })
+    }
+
+    /// The claim to a disk, when everything of it is known.
+    pub(crate) fn disk(&self) -> Option<DiskIdentity> {
+        Some(DiskIdentity {
+            dm_name: self.dm_name.clone()?,
+            dm_dev: self.dm_dev.clone()?,
+            base_loop: self.base_loop.clone()?,
+            cow_loop: self.cow_loop.clone()?,
+            generation: self.generation?,
+        })
+    }
+
+    /// What the VM's row keeps of them: all but the pid, which means nothing without the process.
+    pub(crate) fn mirror(&self) -> Self {
+        Self { pid: None, ..self.clone() }
+    }
+
+    /// Fills what is missing from a later source, but only when both speak of the same boot.
+    pub(crate) fn or(mut self, later: Self) -> Self {
+        if self.is_zero() {
+            return later;
+        }
+        if self.generation.is_some() && later.generation.is_some() && self.generation != later.generation {
+            return self;
+        }
+        self.pid = self.pid.or(later.pid);
+        self.tap_device = self.tap_device.or(later.tap_device);
+        self.base_loop = self.base_loop.or(later.base_loop);
+        self.cow_loop = self.cow_loop.or(later.cow_loop);
+        self.dm_name = self.dm_name.or(later.dm_name);
+        self.dm_dev = self.dm_dev.or(later.dm_dev);
+        self.generation = self.generation.or(later.generation);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn held() -> Handles {
+        Handles {
+            pid: Some(7),
+            tap_device: Some("bgr-a".into()),
+            base_loop: Some("/dev/loop0".into()),
+            cow_loop: Some("/dev/loop1".into()),
+            dm_name: Some("bgr-x".into()),
+            dm_dev: Some("/dev/dm-0".into()),
+            generation: Some(u64::MAX),
+        }
+    }
+
+    #[test]
+    fn empty_fields_are_left_out() {
+        assert_eq!(serde_json::to_string(&Handles::default()).unwrap(), "{}");
+        let pid = Handles { pid: Some(3), ..Handles::default() };
+        assert_eq!(serde_json::to_string(&pid).unwrap(), r#"{"pid":3}"#);
+        assert!(!pid.is_zero() && serde_json::from_str::<Handles>("{}").unwrap().is_zero());
+    }
+
+    #[test]
+    fn a_later_source_fills_gaps_of_the_same_boot_only() {
+        let gaps = Handles { tap_device: None, dm_dev: None, ..held() };
+        assert_eq!(gaps.clone().or(held()), held());
+        let other_boot = Handles { generation: Some(1), ..held() };
+        assert_eq!(gaps.clone().or(other_boot), gaps);
+        assert_eq!(Handles::default().or(held()), held());
+    }
+}

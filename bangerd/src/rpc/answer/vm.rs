@@ -1,0 +1,146 @@
+//! Errors about VMs.
+
+use super::{FULL, answer, failed, job, no_room, over_limit, records, unhelped};
+use crate::vm::error::{AdminsOnly, VmError, size};
+use crate::vm::machine::MachineError;
+use banger_policy::lifecycle::Illegal;
+use banger_proto::model::{ApiError, ErrorCode};
+use std::io;
+
+const PREPARED_BY_AN_ADMINISTRATOR: &str =
+    "An administrator may bring the file back from a backup; else delete the VM and make another.";
+
+impl From<VmError> for ApiError {
+    fn from(error: VmError) -> Self {
+        let (code, hint) = told(&error);
+        // Its parts are cut already, and lines of a console stay lines.
+        Self { code, message: error.message(), hint }
+    }
+}
+
+impl From<MachineError> for ApiError {
+    fn from(error: MachineError) -> Self {
+        answer(error.message(), machine(&error))
+    }
+}
+
+fn told(error: &VmError) -> (ErrorCode, String) {
+    let (code, hint) = match error {
+        VmError::NotFound { admin: true, .. } => (
+            ErrorCode::NotFound,
+            "`banger vm list` shows your VMs. One of another user is named USER/VM or by its id: `banger vm list --all`.",
+        ),
+        VmError::NotFound { .. } => (ErrorCode::NotFound, "`banger vm list` shows the VMs that there are."),
+        VmError::Ambiguous(_) => (ErrorCode::Ambiguous, "Name it by its whole id: `banger vm list --json` shows them."),
+        VmError::JustDeleted(_) | VmError::Deleted(_) | VmError::ImageGone => (ErrorCode::NotFound, ""),
+        VmError::AdminsOnly(AdminsOnly::SeeAllVms | AdminsOnly::SeeLeaks | AdminsOnly::Give) | VmError::NotTheOwner => {
+            (ErrorCode::Denied, "")
+        }
+
+        VmError::Name(_) | VmError::Id(_) | VmError::Spec(_) | VmError::Key(_) | VmError::Workspace(_) => {
+            (ErrorCode::BadRequest, "")
+        }
+        VmError::RootTooSmall { least, .. } => {
+            return (ErrorCode::BadRequest, format!("Ask for more: --root-size {}.", size(*least)));
+        }
+        VmError::Shrinks { .. } => {
+            (ErrorCode::BadRequest, "Make another VM with a smaller one, and copy what is needed.")
+        }
+        VmError::NoSuchUser(_) => (ErrorCode::BadRequest, "A VM is given to a login name; `getent passwd` lists them."),
+
+        VmError::NotRunning(vm) | VmError::NothingToRead(vm) => {
+            return (ErrorCode::NotRunning, format!("Start it with `banger vm start {vm}`."));
+        }
+        VmError::OthersRead(vm) => {
+            let hint = format!("Try again when that has ended, or start it with `banger vm start {vm}`.");
+            return (ErrorCode::Limit, hint);
+        }
+        VmError::ChangedMeanwhile(_) => (ErrorCode::Cancelled, ""),
+        VmError::RunsWithItsSize(vm) => {
+            return (ErrorCode::AlreadyRunning, format!("Stop it first with `banger vm stop {vm}`."));
+        }
+        VmError::RunsForItsOwner(_) => {
+            (ErrorCode::AlreadyRunning, "Stop it first: what is open to it belongs to its owner.")
+        }
+        VmError::AlreadyRunning(_) | VmError::Illegal(Illegal::AlreadyRunning) => (ErrorCode::AlreadyRunning, ""),
+        VmError::Illegal(Illegal::Unexpected { .. }) | VmError::NoName => (ErrorCode::Internal, ""),
+        VmError::Taken(_) => (ErrorCode::AlreadyExists, "Choose another name, or delete that VM."),
+        VmError::TakenBy { .. } => {
+            (ErrorCode::AlreadyExists, "VMs are not renamed: delete one of the two, or give it to somebody else.")
+        }
+        VmError::OwnerGone { .. } => {
+            (ErrorCode::Denied, "An administrator gives the VM to somebody: `banger vm chown USER VM`.")
+        }
+        VmError::OwnerUnknown(_) => (ErrorCode::HostNotReady, "Try again, or look at nsswitch.conf(5)."),
+
+        VmError::Limit(why) => return over_limit(why),
+        VmError::NoAddress(_) => {
+            (ErrorCode::Limit, "Delete VMs that are not needed, or give them a larger network with cidr.")
+        }
+        VmError::AddressGone { .. } => {
+            (ErrorCode::Limit, "Set bridge_ip and cidr in /etc/banger/banger.toml back to what they were.")
+        }
+        VmError::NoRoom(why) => return no_room(why),
+
+        VmError::MakeFolder { .. }
+        | VmError::RemoveFolder { .. }
+        | VmError::GrowWorkDisk(_)
+        | VmError::GuestKeys(_)
+        | VmError::NoRandom(_) => return failed(error),
+        VmError::RootDiskGone(_) => (
+            ErrorCode::OperationFailed,
+            "An administrator may bring its file and record back from a backup; else delete the VM and make another.",
+        ),
+        VmError::WorkDiskGone(_) => (ErrorCode::OperationFailed, PREPARED_BY_AN_ADMINISTRATOR),
+        VmError::Helper(error) => return unhelped(error),
+        VmError::HelperToo(_) => (ErrorCode::OperationFailed, ""),
+        VmError::Machine(error) => return machine(error),
+        VmError::Guest { source, .. } => {
+            let (code, hint) = machine(source);
+            if !hint.is_empty() {
+                return (code, hint);
+            }
+            (code, "With --keep-on-error the VM stays, and `banger vm logs` shows the whole console.")
+        }
+
+        VmError::Cancelled(_) => (ErrorCode::Cancelled, ""),
+        VmError::Job(error) => return job(error),
+        VmError::Store(error) => return super::store::told(error),
+        VmError::Records(error) => return records(error),
+        VmError::WorkerEnded(_) => (ErrorCode::Internal, ""),
+        VmError::Several(all) => return several(all),
+    };
+    (code, hint.to_owned())
+}
+
+/// The first one's; but what was cancelled and not undone is no longer a plain "cancelled".
+fn several(all: &[VmError]) -> (ErrorCode, String) {
+    let told: Vec<(ErrorCode, String)> = all.iter().map(told).collect();
+    let code = told.iter().map(|(code, _)| *code).find(|code| *code != ErrorCode::Cancelled);
+    let hint = told.into_iter().next().map(|(_, hint)| hint).unwrap_or_default();
+    (code.unwrap_or(ErrorCode::Cancelled), hint)
+}
+
+fn machine(error: &MachineError) -> (ErrorCode, String) {
+    let (code, hint) = match error {
+        MachineError::NoKvm(why) if why.kind() == io::ErrorKind::NotFound => {
+            (ErrorCode::HostNotReady, "Switch virtualisation on in the firmware, or load kvm_intel or kvm_amd.")
+        }
+        MachineError::NoKvm(_) => {
+            (ErrorCode::HostNotReady, "The daemon's user must be in the group that owns /dev/kvm.")
+        }
+        MachineError::NotAProgram(_) | MachineError::NoVmm(_) => (
+            ErrorCode::HostNotReady,
+            "Install Firecracker 1.16 or newer, or set firecracker_bin in /etc/banger/banger.toml.",
+        ),
+        MachineError::NoGuestBinary(_) => (ErrorCode::HostNotReady, "Install the package banger again."),
+        MachineError::NoKernel(_) => (ErrorCode::HostNotReady, "Import it again with `banger kernel import`."),
+        MachineError::NoImage(_) => (ErrorCode::HostNotReady, "Import it again with `banger image import`."),
+        MachineError::NotReady(_) => (ErrorCode::GuestNotReady, ""),
+        MachineError::Cancelled(_) => (ErrorCode::Cancelled, ""),
+        MachineError::WorkerEnded(_) => (ErrorCode::Internal, ""),
+        error if crate::error::is_full(error) => (ErrorCode::NoSpace, FULL),
+        _ => (ErrorCode::OperationFailed, ""),
+    };
+    (code, hint.to_owned())
+}

@@ -1,0 +1,100 @@
+//! Where an import is made before it is published by one rename.
+
+use super::error::StoreError;
+use super::{STAGING, mark, remove};
+use crate::jobs::Job;
+use crate::util::blocking;
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::path::{Path, PathBuf};
+
+/// A staging folder; what is still there at its end is removed.
+pub(super) struct Staging(PathBuf);
+
+impl Staging {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Inside the folder of what it becomes: the rename must not cross file systems, and files must
+    /// get the group that the folder hands down, by which the helper reads images.
+    pub(super) fn new(folder: &Path, job: &Job) -> Result<Self, StoreError> {
+        let path = folder.join(format!("{STAGING}{}", job.id()));
+        remove(&path);
+        let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
+        made.map_err(StoreError::Staging)?;
+        mark(&path);
+        crate::fail::point("import", "staging folder made");
+        Ok(Self(path))
+    }
+
+    /// The digest is a converter's word: whoever took one over could name another user's content,
+    /// and would be given it.
+    pub(super) async fn is_same(
+        &self,
+        published: &Path,
+        files: impl IntoIterator<Item = PathBuf>,
+    ) -> Result<(), StoreError> {
+        let pairs: Vec<_> = files.into_iter().map(|file| (self.0.join(&file), published.join(&file))).collect();
+        let compare = move || {
+            for (made, known) in &pairs {
+                if !same_bytes(made, known).map_err(StoreError::Files)? {
+                    return Err(StoreError::OtherContent);
+                }
+            }
+            Ok(())
+        };
+        blocking(compare).await
+    }
+
+    pub(super) fn publish(&self, to: &Path) -> Result<(), StoreError> {
+        // The same content without a row: this one gets it.
+        remove(to);
+        std::fs::rename(&self.0, to).map_err(StoreError::Files)?;
+        crate::fail::point("import", "published");
+        let folder = to.parent().unwrap_or(Path::new("/"));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::Files)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+/// Whether two sparse files have the same bytes: what has data in one of them is compared.
+pub(super) fn same_bytes(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    Ok(data_is_in(&one, &other)? && data_is_in(&other, &one)?)
+}
+
+fn data_is_in(one: &File, other: &File) -> std::io::Result<bool> {
+    const CHUNK: u64 = 1 << 20;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    loop {
+        let from = match rustix::fs::seek(one, rustix::fs::SeekFrom::Data(at)) {
+            Ok(from) => from,
+            // Only a hole is left.
+            Err(rustix::io::Errno::NXIO) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        };
+        let to = rustix::fs::seek(one, rustix::fs::SeekFrom::Hole(from))?;
+        at = from;
+        while at < to {
+            let length = usize::try_from(CHUNK.min(to - at)).unwrap_or_default();
+            ours.resize(length, 0);
+            theirs.resize(length, 0);
+            one.read_exact_at(&mut ours, at)?;
+            other.read_exact_at(&mut theirs, at)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+            at += length as u64;
+        }
+    }
+}
