@@ -24,6 +24,8 @@ const KEPT_FOR: Duration = Duration::from_secs(60);
 const KEPT_AT_MOST: usize = 4 * KEPT;
 /// Stages and warnings of one job; a view fits a frame.
 const MAX_STAGES: usize = 32;
+/// What is said of a job that was at work when the daemon ended.
+const CUT_SHORT: &str = "the daemon ended while this was at work; it was undone as far as it got";
 /// The longest title, stage or warning, bytes.
 const MAX_TEXT: usize = 512;
 
@@ -37,6 +39,14 @@ pub(crate) enum JobError {
     Limit(#[from] OverLimit),
     #[error("no such job: {0}")]
     NotFound(JobId),
+    /// A failure of an earlier run of the daemon, of which the text was kept.
+    #[error("{0}")]
+    Earlier(String),
+    #[error("{}", CUT_SHORT)]
+    CutShort,
+    /// Only after a defect: whoever held the job went away without a word.
+    #[error("the work ended without a result")]
+    NoResult,
 }
 
 /// Somebody wants a job undone.
@@ -87,11 +97,10 @@ impl Jobs {
             let state = match past.outcome.as_deref() {
                 Some("done") => JobState::Done(JobResult::Text(past.message)),
                 Some("cancelled") => JobState::Cancelled,
-                Some(_) => JobState::Failed(ApiError::new(ErrorCode::OperationFailed, past.message)),
+                Some(_) => JobState::Failed(JobError::Earlier(past.message).into()),
                 None => {
-                    let why = "the daemon ended while this was at work; it was undone as far as it got";
-                    db.record_job_end(past.id, "failed", why.to_owned());
-                    JobState::Failed(ApiError::new(ErrorCode::OperationFailed, why).hint("Try again."))
+                    db.record_job_end(past.id, "failed", CUT_SHORT.to_owned());
+                    JobState::Failed(JobError::CutShort.into())
                 }
             };
             next = past.id + 1;
@@ -328,9 +337,8 @@ fn close_stage(view: &mut JobView, took: Duration) {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Only after a defect: whoever held the job went away without a word.
         if self.view.borrow().state == JobState::Running {
-            self.end(JobState::Failed(ApiError::new(ErrorCode::Internal, "the work ended without a result")));
+            self.end(JobState::Failed(JobError::NoResult.into()));
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Context;
 use super::error::{VmError, joined};
-use super::machine::{Running, Seat};
+use super::machine::Seat;
 use super::order::{Order, Verb};
 use super::shared::{Shared, Wait};
 use crate::db::{DbError, VmRow};
@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 /// How long a guest may take to shut down when nobody says otherwise.
@@ -43,10 +42,10 @@ pub(super) struct Actor {
     /// For the monitor, which reports here; weak, so that the queue ends with its last outside holder.
     pub(super) own_orders: mpsc::WeakUnboundedSender<Order>,
     /// Counts boots within this run of the daemon, so that a late report of an earlier boot is known as such.
-    boot: u64,
+    pub(super) boot: u64,
     /// How long the guest may take to shut down.
-    patience: Duration,
-    monitor: Option<AbortHandle>,
+    pub(super) patience: Duration,
+    pub(super) monitor: Option<AbortHandle>,
 }
 
 /// The place of an actor: orders can be left already, and are done when it works.
@@ -373,59 +372,6 @@ impl Actor {
             }
             Effect::RemoveRow => Ok(self.ctx.db.delete_vm(seat.id).await?),
         }
-    }
-
-    /// Asks the guest, bounded; a `kill` that comes in meanwhile ends the wait.
-    async fn shut_down(&mut self, job: Option<&Job>) {
-        self.stop_watching();
-        let Some(running) = self.shared.running() else {
-            if let Some(job) = job {
-                job.warn("the guest could not be asked to shut down; its processes were ended".to_owned());
-            }
-            return;
-        };
-        let interrupt = CancellationToken::new();
-        self.shared.set_waiting(Some((Wait::Shutdown, interrupt.clone())));
-        let clean = tokio::select! {
-            clean = running.shut_down(self.patience) => clean,
-            () = interrupt.cancelled() => false,
-        };
-        self.shared.set_waiting(None);
-        if !clean {
-            let warning = "the guest did not shut down when asked; its processes were ended";
-            match job {
-                Some(job) => job.warn(warning.to_owned()),
-                None => tracing::warn!("{warning}"),
-            }
-        }
-    }
-
-    /// From now on the guest's own end is noticed.
-    pub(super) fn watch(&mut self, running: Arc<dyn Running>) {
-        self.stop_watching();
-        self.boot += 1;
-        let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
-        self.shared.set_running(Some(running));
-        let watching = tokio::spawn(async move {
-            let reason = ended.await;
-            if let Some(orders) = orders.upgrade() {
-                // The queue is gone only together with the VM.
-                drop(orders.send(Order::Ended { boot, reason }));
-            }
-        });
-        self.monitor = Some(watching.abort_handle());
-    }
-
-    fn stop_watching(&mut self) {
-        if let Some(monitor) = self.monitor.take() {
-            monitor.abort();
-        }
-    }
-
-    /// The guest is no longer to be reached.
-    pub(super) fn leave(&mut self) {
-        self.stop_watching();
-        self.shared.set_running(None);
     }
 
     /// The boot of the host that the VM belongs to after an event. What ran when the host went down is remembered until it is known again: to say

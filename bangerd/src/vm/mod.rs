@@ -24,6 +24,7 @@ mod steps;
 pub(crate) mod sweep;
 mod teardown;
 mod view;
+mod watch;
 mod workspace;
 
 pub(crate) use order::Verb;

@@ -81,6 +81,9 @@ fn job(error: &JobError) -> (ErrorCode, String) {
         }
         JobError::Limit(why) => over_limit(why),
         JobError::NotFound(_) => (ErrorCode::NotFound, String::new()),
+        JobError::Earlier(_) => (ErrorCode::OperationFailed, String::new()),
+        JobError::CutShort => (ErrorCode::OperationFailed, "Try again.".to_owned()),
+        JobError::NoResult => (ErrorCode::Internal, String::new()),
     }
 }
 
