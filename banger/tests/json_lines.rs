@@ -1,4 +1,5 @@
-//! `vm run --json` and `vm exec --json`: one JSON object a line, and nothing else on standard output.
+//! `vm run --json` and `vm exec --json`: one JSON object a line, and nothing else on standard
+//! output.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, reason = "the fake is part of this test")]
 

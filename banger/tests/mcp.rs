@@ -1,4 +1,5 @@
-//! `banger mcp` against the fake daemon: by lines of JSON-RPC, and by the Model Context Protocol's own client.
+//! `banger mcp` against the fake daemon: by lines of JSON-RPC, and by the Model Context Protocol's
+//! own client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 #![expect(unreachable_pub, reason = "the fake is part of this test")]
@@ -138,8 +139,8 @@ fn what_a_hostile_guest_says_steers_nothing() {
     }
 }
 
-/// The protocol's own client, from PyPI: `python3 -m venv V; V/bin/pip install mcp`, and `BANGER_MCP_PYTHON` names
-/// `V/bin/python`.
+/// The protocol's own client, from PyPI: `python3 -m venv V; V/bin/pip install mcp`, and
+/// `BANGER_MCP_PYTHON` names `V/bin/python`.
 #[test]
 fn the_protocols_own_client_gets_along() {
     let python = std::env::var_os("BANGER_MCP_PYTHON").unwrap_or_else(|| "python3".into());

@@ -8,7 +8,8 @@ use std::io::IsTerminal as _;
 
 pub(super) async fn run() -> anyhow::Result<u8> {
     let mut interrupts = Interrupts::listen()?;
-    // Before an upgrade can replace it: what is at this path then speaks to the daemon of its own version.
+    // Before an upgrade can replace it: what is at this path then speaks to the daemon of its own
+    // version.
     let program = std::env::current_exe().context("cannot find this program")?;
     if std::io::stdin().is_terminal() {
         note("banger mcp speaks with a program, not with a person: name it to your agent as an MCP server");

@@ -1,5 +1,5 @@
-//! A command of banger's own, started for a tool. So a tool does what the command line does, with the same rights
-//! and the same undoing of what was begun.
+//! A command of banger's own, started for a tool. So a tool does what the command line does, with
+//! the same rights and the same undoing of what was begun.
 
 use crate::error::explained;
 use anyhow::Context as _;

@@ -1,7 +1,9 @@
-//! `banger mcp`: a server of the Model Context Protocol on standard input and output, by which an agent uses VMs.
+//! `banger mcp`: a server of the Model Context Protocol on standard input and output, by which an
+//! agent uses VMs.
 //!
-//! It holds nothing and decides nothing: each tool is a command of banger, with the rights of the user who started the
-//! server. What a guest wrote reaches the client bounded, and without anything that would steer a terminal.
+//! It holds nothing and decides nothing: each tool is a command of banger, with the rights of the
+//! user who started the server. What a guest wrote reaches the client bounded, and without anything
+//! that would steer a terminal.
 
 mod child;
 mod kept;

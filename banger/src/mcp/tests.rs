@@ -1,5 +1,5 @@
-//! The server as a client sees it: lines of JSON-RPC. In the place of banger stands a script that says what it was
-//! called with.
+//! The server as a client sees it: lines of JSON-RPC. In the place of banger stands a script that
+//! says what it was called with.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::*;
 use serde_json::Value;

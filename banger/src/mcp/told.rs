@@ -1,11 +1,13 @@
-//! What a command says with `--json`, gathered for a tool: outputs bounded, everything else as it came.
+//! What a command says with `--json`, gathered for a tool: outputs bounded, everything else as it
+//! came.
 
 use serde_json::{Map, Value, json};
 
 use super::child::Sink;
 use super::kept::Kept;
 
-/// The longest line, bytes: one piece of output with every byte escaped. Our own program writes no longer one.
+/// The longest line, bytes: one piece of output with every byte escaped. Our own program writes no
+/// longer one.
 const MAX_LINE: usize = 2 << 20;
 /// Events beside output: the stages of a run are some dozens.
 const MAX_EVENTS: usize = 1000;

@@ -1,7 +1,8 @@
-//! The least that a guest does over vsock, for `make bench`: what commands and copies of banger are compared with.
+//! The least that a guest does over vsock, for `make bench`: what commands and copies of banger are
+//! compared with.
 //!
-//! Runs in a guest of the suite `bench`, which connects from the host. A crate of its own, so that a static build of
-//! it takes seconds. It serves three ports until it is killed.
+//! Runs in a guest of the suite `bench`, which connects from the host. A crate of its own, so that
+//! a static build of it takes seconds. It serves three ports until it is killed.
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, listen, socket};
 use std::fs::File;
@@ -10,9 +11,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 
-/// A connection is a fork and an exec of the program that the argument names; answered by its exit status, a byte.
+/// A connection is a fork and an exec of the program that the argument names; answered by its exit
+/// status, a byte.
 const EXEC: u32 = 7001;
-/// A connection says how many bytes follow (8 bytes, little-endian); they are read, and answered by a byte.
+/// A connection says how many bytes follow (8 bytes, little-endian); they are read, and answered by
+/// a byte.
 const SINK: u32 = 7002;
 /// A connection says how many bytes it wants (the same), and gets them.
 const SOURCE: u32 = 7003;

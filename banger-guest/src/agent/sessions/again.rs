@@ -1,7 +1,8 @@
 //! Sessions that are started again: when they end, and with the guest.
 //!
-//! What is to run lies on the work disk, a file for each name. One that its user has stopped is let be until the
-//! guest's next boot: a file below `/run` says so, which an agent that is started again finds.
+//! What is to run lies on the work disk, a file for each name. One that its user has stopped is let
+//! be until the guest's next boot: a file below `/run` says so, which an agent that is started
+//! again finds.
 
 use banger_proto::session::{Answer, New, Request, Session, Status};
 use std::collections::HashMap;
@@ -21,14 +22,15 @@ use crate::agent::shutdown;
 use crate::console::say;
 use crate::init_kind::InitKind;
 
-/// The first pause before a session is started again. An agent that hears at the same time that the guest ends is
-/// done before.
+/// The first pause before a session is started again. An agent that hears at the same time that the
+/// guest ends is done before.
 pub(super) const FIRST: Duration = Duration::from_secs(1);
 /// The longest: each pause is twice the one before.
 const LONGEST: Duration = Duration::from_secs(60);
 /// One that ran this long begins with the first pause again.
 const STEADY: Duration = Duration::from_secs(10);
-/// Sessions of one name that have ended and are kept: one that ends at once must not push out the others.
+/// Sessions of one name that have ended and are kept: one that ends at once must not push out the
+/// others.
 const KEPT: usize = 3;
 /// The longest file of an order, bytes: a command's words are lists of numbers in it.
 const MAX_FILE: u64 = 16 << 20;

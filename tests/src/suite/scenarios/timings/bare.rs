@@ -1,6 +1,6 @@
-//! Commands and copies of banger beside the least that could do the same: a bare vsock connection to a program in the
-//! same guest, in the same run (`tests/bare-vsock`). Ratios are printed and never judged: under emulation, and on a
-//! machine that does other things, they say little.
+//! Commands and copies of banger beside the least that could do the same: a bare vsock connection
+//! to a program in the same guest, in the same run (`tests/bare-vsock`). Ratios are printed and
+//! never judged: under emulation, and on a machine that does other things, they say little.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
