@@ -426,7 +426,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
     let kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.as_file().set_len(4096).unwrap();
     let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 34] = [
+    let commands: [&[&str]; 36] = [
         &["version"],
         &["vm", "list", "--all"],
         &["vm", "show", "demo"],
@@ -461,6 +461,8 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["job", "list", "--json"],
         &["doctor", "--json"],
         &["doctor", "vm", "demo", "--json"],
+        &["system", "status"],
+        &["system", "status", "--json"],
     ];
     for command in commands {
         let output = fake.banger(command).output().unwrap();

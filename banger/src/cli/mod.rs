@@ -5,12 +5,14 @@ mod job;
 mod kernel;
 mod repository;
 pub(crate) mod session;
+mod system;
 mod vm;
 
 pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
 pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
 pub(crate) use repository::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};
+pub(crate) use system::System;
 pub(crate) use vm::{Exec, Run, Set, Spec, Switch, Vm, With};
 
 use clap::{Args, Parser, Subcommand};
@@ -61,6 +63,9 @@ pub(crate) enum Command {
     /// Work that bangerd does for you
     #[command(subcommand)]
     Job(Job),
+    /// banger on this host in numbers
+    #[command(subcommand)]
+    System(System),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
     /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets

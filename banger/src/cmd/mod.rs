@@ -22,6 +22,7 @@ mod session;
 mod spec;
 mod ssh_config;
 mod sync;
+mod system;
 mod version;
 mod workspace;
 
@@ -39,6 +40,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Image(command) => image::run(command).await,
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
+        Command::System(command) => system::run(command).await,
         Command::Doctor(asked) => doctor::run(asked).await,
         Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),
