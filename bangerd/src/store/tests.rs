@@ -389,9 +389,9 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
 /// A digest is a converter's word. What is there under it already is only shared with whoever has made the same bytes.
 #[test]
 fn content_is_compared_before_two_are_one() {
+    use std::os::unix::fs::FileExt as _;
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, at: u64, bytes: &[u8]| {
-        use std::os::unix::fs::FileExt as _;
         let path = dir.path().join(name);
         let file = std::fs::File::create(&path).unwrap();
         file.set_len(1 << 40).unwrap();
@@ -404,6 +404,10 @@ fn content_is_compared_before_two_are_one() {
     assert!(!same(&file("changed", 5 << 30, b"the s\0me")));
     assert!(!same(&file("elsewhere", 6 << 30, b"the same")));
     assert!(!same(&file("nothing", 0, b"")));
+    // All that was made is there, and something beside it.
+    let more = file("more", 5 << 30, b"the same");
+    std::fs::File::options().write(true).open(&more).unwrap().write_all_at(b"and more", 6 << 30).unwrap();
+    assert!(!same(&more));
     let shorter = dir.path().join("shorter");
     std::fs::write(&shorter, b"the same").unwrap();
     assert!(!same(&shorter));
