@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
     }
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
-        Some(AGENT_COMMAND) => agent::main(arguments),
+        Some(AGENT_COMMAND) => agent::main(arguments, init::mount_again),
         Some(SESSION_COMMAND) => agent::session_main(),
         _ => {
             console::say("this program is the init of a banger guest and is not started by hand");

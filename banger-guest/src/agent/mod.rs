@@ -63,8 +63,11 @@ const GIVE_WAY: Duration = Duration::from_secs(1);
 /// Wait after a failed accept, which is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// What the agent has init's code do when it begins: an init of the image may have taken the guest's disks away since.
+pub(crate) type Begin = fn(&GuestConfig, InitKind);
+
 /// Runs until the guest ends.
-pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
+pub(crate) fn main(arguments: impl Iterator<Item = String>, begin: Begin) -> ExitCode {
     signals::unblock_all();
     let flags: Vec<String> = arguments.collect();
     let serves = flags.iter().any(|flag| flag == SERVE_FLAG);
@@ -74,7 +77,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
     // A session of its own: the console's signals are not for the agent.
     let _ = nix::unistd::setsid();
     match read_config() {
-        Ok(config) if init == InitKind::Own || serves => finish(run(&config, init)),
+        Ok(config) if init == InitKind::Own || serves => finish(run(&config, init, begin)),
         Ok(config) => launch::supervise(&config, init, || shutdown::announced_by_systemd().is_some()),
         Err(error) => finish(Err(error)),
     }
@@ -90,8 +93,9 @@ fn finish(result: Result<(), Error>) -> ExitCode {
     }
 }
 
-fn run(config: &[u8], init: InitKind) -> Result<(), Error> {
+fn run(config: &[u8], init: InitKind, begin: Begin) -> Result<(), Error> {
     let config = serde_json::from_slice(config).map_err(Error::ParseConfig)?;
+    begin(&config, init);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(serve(config, init))
 }
@@ -106,14 +110,15 @@ fn read_config() -> Result<Vec<u8>, Error> {
 }
 
 async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
-    crate::init::mount_again(&config, init);
     let server = Arc::new(Server::new(&config)?);
     let listener = vsock::Listener::bind(SSH_PORT).map_err(Error::Listen)?;
     let commands = vsock::Listener::bind(banger_proto::command::PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
     let (asked, was_asked) = watch::channel(None);
     let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
-    server.resume_sessions(init);
+    if !config.reads {
+        server.resume_sessions(init);
+    }
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
