@@ -23,10 +23,12 @@ enum Found {
     Skipped(&'static str),
 }
 
+type Look = fn() -> Result<Found>;
+
 /// All checks of what [`super::make`] has written.
 #[expect(clippy::print_stdout, reason = "what was found is what was asked for")]
 pub(in crate::bench) fn check() -> Tally {
-    let checks: [(&str, fn() -> Result<Found>); 5] = [
+    let checks: [(&str, Look); 5] = [
         ("the same files in both", same_files),
         ("made again: the same bytes", same_bytes),
         ("C library", c_library),
