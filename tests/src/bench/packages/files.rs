@@ -82,7 +82,6 @@ pub(super) fn manifest() -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     const MANIFEST: &str = include_str!("../../../../banger/Cargo.toml");

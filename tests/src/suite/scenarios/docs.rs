@@ -118,7 +118,6 @@ fn examples(page: &str) -> Result<Vec<Example>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]
