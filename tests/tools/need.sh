@@ -38,12 +38,12 @@ install_missing() {
     apt-get $lock -qq install -y --no-install-recommends --allow-downgrades $missing $also >/dev/null
 }
 
-cargo_tool() { # cargo_tool SUBCOMMAND VERSION: built once, without optimisation, which halves the wait; one of the machine's own is taken as it is
+cargo_tool() { # cargo_tool SUBCOMMAND VERSION [LEVEL]: built once, without optimisation unless LEVEL says so, which halves the wait; one of the machine's own is taken as it is
     tools=$BANGER_BENCH_CACHE/tools
     grep -qs "^\"cargo-$1 $2 " "$tools/.crates.toml" && return 0
     case $(command -v "cargo-$1") in ""|"$tools"/*) ;; *) return 0 ;; esac
     echo "need.sh: building cargo-$1 $2 into $tools" >&2
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --force --root "$tools" --target-dir target/tools "cargo-$1@$2"
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL="${3:-0}" cargo install --quiet --locked --debug --force --root "$tools" --target-dir target/tools "cargo-$1@$2"
 }
 
 for group in "$@"; do
@@ -80,7 +80,8 @@ for group in "$@"; do
     case "$group" in
     packages)
         cargo_tool deb 3.8.0
-        cargo_tool generate-rpm 0.21.1 ;;
+        # It compresses the packages itself: without optimisation that takes minutes.
+        cargo_tool generate-rpm 0.21.1 2 ;;
     deny) cargo_tool deny 0.20.2 ;;
     nextest) cargo_tool nextest 0.9.143 ;;
     esac
