@@ -1,5 +1,6 @@
-//! How the helper is linked, because it is resident on every host: packed relocations take a thirtieth of
-//! the room, and identical functions are kept once. Only where Rust's own linker is the default one.
+//! How the helper is linked, because it is resident on every host: packed relocations take a
+//! thirtieth of the room, and identical functions are kept once. Only where Rust's own linker is
+//! the default one.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

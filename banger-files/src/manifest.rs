@@ -1,8 +1,8 @@
 //! What a prepared folder looked like when it was prepared, and what is different now.
 //!
-//! As git's index does, a file counts as unchanged when everything that stat(2) says is as before; the time of its
-//! last change of status cannot be set, so a file that was changed never passes as unchanged. The other way round
-//! is harmless: who asked compares contents.
+//! As git's index does, a file counts as unchanged when everything that stat(2) says is as before;
+//! the time of its last change of status cannot be set, so a file that was changed never passes as
+//! unchanged. The other way round is harmless: who asked compares contents.
 
 use crate::Error;
 use crate::pack::as_path;
@@ -143,9 +143,11 @@ pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     text
 }
 
-/// Calls `each` with every file and link, and without a stat for a folder with a repository of its own.
+/// Calls `each` with every file and link, and without a stat for a folder with a repository of its
+/// own.
 fn walk(folder: &Path, each: &mut dyn FnMut(Vec<u8>, Option<String>)) -> Result<(), Error> {
-    // One that was prepared as a part of this workspace is no repository, because its `.git` was not.
+    // One that was prepared as a part of this workspace is no repository, because its `.git` was
+    // not.
     let mut folders = vec![(Vec::new(), 0)];
     while let Some((name, depth)) = folders.pop() {
         let at = folder.join(as_path(&name));

@@ -1,4 +1,5 @@
-//! Writing: files, folders and links of this machine into a tar stream (GNU's dialect, for names of any length).
+//! Writing: files, folders and links of this machine into a tar stream (GNU's dialect, for names of
+//! any length).
 
 use crate::Error;
 use std::collections::HashMap;
@@ -34,7 +35,8 @@ impl<W: Write> Packer<W> {
         Self { builder: tar::Builder::new(to), names: HashMap::new(), skipped: Vec::new() }
     }
 
-    /// Ends the archive; gives the names that could not be packed because they are sockets, pipes or devices.
+    /// Ends the archive; gives the names that could not be packed because they are sockets, pipes
+    /// or devices.
     ///
     /// # Errors
     /// [`Error::Stream`].
@@ -71,7 +73,8 @@ impl<W: Write> Packer<W> {
             }
             self.names.insert(inode, name.to_vec());
         }
-        // Not through a link that took the file's place, and without waiting for the writer of a pipe that did.
+        // Not through a link that took the file's place, and without waiting for the writer of a
+        // pipe that did.
         let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
         let flags = i32::try_from(flags.bits()).unwrap_or_default();
         let file = File::options().read(true).custom_flags(flags).open(path).map_err(Error::path(path))?;

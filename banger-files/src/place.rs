@@ -38,7 +38,8 @@ pub struct Look {
     pub refs_changed: bool,
 }
 
-/// The path that a user means: `~` is the home, and a relative path begins where the command was started.
+/// The path that a user means: `~` is the home, and a relative path begins where the command was
+/// started.
 pub(crate) fn absolute(path: &Path, home: &Path) -> Result<PathBuf, Error> {
     if let Ok(below) = path.strip_prefix("~") {
         return Ok(home.join(below));
@@ -70,8 +71,8 @@ pub(crate) fn look(path: &Path) -> Result<Look, Error> {
     Ok(Look { path: text, kind, prepared, refs_changed })
 }
 
-/// Unpacks a workspace beside `folder` and then puts it in its place, in one step. What the folder held beside the
-/// workspace before, such as what was built there, is taken over.
+/// Unpacks a workspace beside `folder` and then puts it in its place, in one step. What the folder
+/// held beside the workspace before, such as what was built there, is taken over.
 pub(crate) fn replace(folder: &Path, from: impl Read) -> Result<Unpacked, Error> {
     let name = folder.file_name().ok_or_else(|| Error::Name(folder.display().to_string()))?;
     let around = folder.parent().unwrap_or(Path::new("/"));
@@ -105,8 +106,8 @@ fn remove(path: &Path) -> Result<(), Error> {
     gone.map_err(Error::path(path))
 }
 
-/// Copies what the old folder has and neither its manifest nor the new one: a hard link to each file, so that the
-/// old folder stays whole until it is replaced.
+/// Copies what the old folder has and neither its manifest nor the new one: a hard link to each
+/// file, so that the old folder stays whole until it is replaced.
 fn take_over(old: &Path, new: &Path) -> Result<(), Error> {
     let Ok(found) = old.symlink_metadata() else { return Ok(()) };
     if !found.is_dir() {

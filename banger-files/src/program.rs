@@ -5,7 +5,8 @@
 //! - `replace FOLDER`: unpacks standard input as a workspace and puts it in the folder's place.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
 //! - `changes FOLDER`: what is not as it was prepared.
-//! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a tar.
+//! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a
+//!   tar.
 
 use crate::manifest;
 use crate::pack::as_path;

@@ -1,7 +1,8 @@
 //! Reading a tar stream entry by entry, with bounds on what is kept of it.
 //!
-//! `tar` keeps a long name in memory, however long it says to be, unless it is asked for raw entries; so the
-//! extensions are read here (GNU tar manual, "Tar Internals"; POSIX pax, "pax Extended Header").
+//! `tar` keeps a long name in memory, however long it says to be, unless it is asked for raw
+//! entries; so the extensions are read here (GNU tar manual, "Tar Internals"; POSIX pax, "pax
+//! Extended Header").
 
 use crate::Error;
 use std::cell::RefCell;
@@ -9,7 +10,8 @@ use std::io::{self, Read};
 use std::rc::Rc;
 use tar::{Archive, EntryType};
 
-/// A longer name than Linux has paths (PATH_MAX) is none. A PAX header may have other records beside it.
+/// A longer name than Linux has paths (PATH_MAX) is none. A PAX header may have other records
+/// beside it.
 const LONGEST: u64 = 64 * 1024;
 const BLOCK: usize = 512;
 /// GNU tar writes records of 10 KiB.
@@ -75,7 +77,8 @@ pub(crate) fn each(
     if !ended {
         return Err(Error::Truncated);
     }
-    // What pads the archive is read as well, so that its writer ends well; an endless writer is not listened to.
+    // What pads the archive is read as well, so that its writer ends well; an endless writer is not
+    // listened to.
     drop(io::copy(&mut archive.into_inner().take(PADDING), &mut io::sink()));
     Ok(())
 }

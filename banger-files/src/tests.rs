@@ -64,7 +64,8 @@ fn nothing_leaves_the_folder() {
         assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1, "{number}");
     }
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), cases.len() + 1);
-    // An absolute name is below the folder, as tar(1) has it; a link that is replaced is not written through.
+    // An absolute name is below the folder, as tar(1) has it; a link that is replaced is not
+    // written through.
     let folder = outside.path().join("folder");
     fs::create_dir(&folder).unwrap();
     symlink(&secret, folder.join("file")).unwrap();

@@ -1,8 +1,8 @@
 //! Unpacking below a folder, whoever wrote the archive.
 //!
-//! Every path is resolved by the kernel from the folder's descriptor, without links and never above it (openat2(2),
-//! `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`). What stands in the way of a file is removed, not written through. Only
-//! files, folders and links are made; set-id bits are dropped.
+//! Every path is resolved by the kernel from the folder's descriptor, without links and never above
+//! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`). What stands in the way of a file is
+//! removed, not written through. Only files, folders and links are made; set-id bits are dropped.
 
 use crate::Error;
 use crate::pack::as_path;
@@ -26,7 +26,8 @@ pub struct Limits {
     pub bytes: u64,
     /// Files, folders and links.
     pub entries: u64,
-    /// Permissions that nothing gets, as umask(2): whoever wrote the archive does not open files to others.
+    /// Permissions that nothing gets, as umask(2): whoever wrote the archive does not open files to
+    /// others.
     pub mask: u32,
 }
 
@@ -216,7 +217,8 @@ impl Tree<'_> {
         Ok(around)
     }
 
-    /// The innermost first: a folder's time changes with what is made in it, and its mode may forbid that.
+    /// The innermost first: a folder's time changes with what is made in it, and its mode may
+    /// forbid that.
     fn finish(mut self) -> Result<Unpacked, Error> {
         self.folders.sort_by(|a, b| b.0.cmp(&a.0));
         for (path, mode, mtime) in &self.folders {

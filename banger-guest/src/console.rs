@@ -1,7 +1,7 @@
 //! Lines on the guest's console, which the daemon keeps as the VM's log.
 //!
-//! Used by init and agent for the few things that a user must be able to read when a VM does not come
-//! up. Never for anything secret.
+//! Used by init and agent for the few things that a user must be able to read when a VM does not
+//! come up. Never for anything secret.
 
 use std::fmt::Display;
 use std::io::Write;

@@ -1,7 +1,8 @@
 //! Starting the agent, and starting it again; what init and agent agree on.
 //!
 //! Init starts it. Under an init of the image nobody else would notice its end, so the process that
-//! init started stays as a supervisor of the one that serves; where PID 1 is ours, that is PID 1's task.
+//! init started stays as a supervisor of the one that serves; where PID 1 is ours, that is PID 1's
+//! task.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -24,18 +25,21 @@ pub(crate) const SERVE_FLAG: &str = "--serve";
 /// An agent that ends at once is started again after this time, not sooner.
 const RESPAWN: Duration = Duration::from_secs(3);
 
-/// The supervisor's name under an init of the image: systemd spares processes whose name begins with `@` when it kills
-/// all others, at a soft-reboot too, after which the guest goes on (systemd-soft-reboot.service(8)).
+/// The supervisor's name under an init of the image: systemd spares processes whose name begins
+/// with `@` when it kills all others, at a soft-reboot too, after which the guest goes on
+/// (systemd-soft-reboot.service(8)).
 const SUPERVISOR: &str = "@banger-agent";
 
-/// What the process is called. The one that serves is not spared: it is to be told of the guest's end.
+/// What the process is called. The one that serves is not spared: it is to be told of the guest's
+/// end.
 fn name(flags: &[&str]) -> &'static str {
     let serves = flags.iter().any(|flag| *flag == SERVE_FLAG || InitKind::of_flag(flag) == Some(InitKind::Own));
     if serves { NAME } else { SUPERVISOR }
 }
 
 /// Starts this same program as the agent. The configuration goes through a nameless file in memory,
-/// because it holds the VM's private host key: neither arguments nor environment nor a path show it.
+/// because it holds the VM's private host key: neither arguments nor environment nor a path show
+/// it.
 pub(crate) fn launch(config: &[u8], flags: &[&str]) -> io::Result<Child> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let mut file = File::from(memfd_create(c"banger-config", MFdFlags::MFD_CLOEXEC)?);

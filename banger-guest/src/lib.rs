@@ -1,9 +1,10 @@
 //! Init and agent of a guest, one static program.
 //!
-//! The daemon puts it into the initramfs as `/init`. As PID 1 it is [`init`]: it loads modules, mounts
-//! the disks, configures the network, starts itself a second time as [`agent`] and hands over to the
-//! image's own init, or stays as PID 1 when the image has none. It runs with every privilege inside the
-//! guest and with none outside; nothing here may rely on a file of the image being there or being sane.
+//! The daemon puts it into the initramfs as `/init`. As PID 1 it is [`init`]: it loads modules,
+//! mounts the disks, configures the network, starts itself a second time as [`agent`] and hands
+//! over to the image's own init, or stays as PID 1 when the image has none. It runs with every
+//! privilege inside the guest and with none outside; nothing here may rely on a file of the image
+//! being there or being sane.
 
 #![deny(unsafe_code)]
 

@@ -48,7 +48,8 @@ fn a_sessions_process_stands_for_itself_and_gives_nothing_away() {
         said = log();
     }
     let pid = said.lines().next().unwrap().to_owned();
-    // Leader of a session and a group of its own (proc_pid_stat(5), fields 5 and 6), known by its name.
+    // Leader of a session and a group of its own (proc_pid_stat(5), fields 5 and 6), known by its
+    // name.
     assert_eq!((field(&pid, 5), field(&pid, 6)), (pid.clone(), pid.clone()));
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap(), "banger-session\n");
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap(), "0\n");

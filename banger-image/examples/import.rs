@@ -1,5 +1,5 @@
-//! Runs the image and kernel imports by hand, without a daemon:
-//! `cargo run --release -p banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
+//! Runs the image and kernel imports by hand, without a daemon: `cargo run --release -p
+//! banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
 //! `initramfs` and `work-disk`. The results are for `e2fsck`, `debugfs`, `readelf` and
 //! `qemu-system-x86_64 -M microvm`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]

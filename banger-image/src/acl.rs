@@ -1,7 +1,9 @@
-//! POSIX ACLs: as system calls and archives carry them, as GNU tar and star write them, and as ext4 stores them.
+//! POSIX ACLs: as system calls and archives carry them, as GNU tar and star write them, and as ext4
+//! stores them.
 //!
-//! Sources: `include/uapi/linux/posix_acl_xattr.h` (version 2: tag, permissions, id in every entry), `fs/ext4/acl.h`
-//! (version 1: the id only for named users and groups), `posix_acl_valid` in `fs/posix_acl.c`, and acl_to_text(3).
+//! Sources: `include/uapi/linux/posix_acl_xattr.h` (version 2: tag, permissions, id in every
+//! entry), `fs/ext4/acl.h` (version 1: the id only for named users and groups), `posix_acl_valid`
+//! in `fs/posix_acl.c`, and acl_to_text(3).
 
 /// Tags that carry an id: ACL_USER and ACL_GROUP.
 pub(crate) const NAMED: [u16; 2] = [USER, GROUP];
@@ -16,8 +18,8 @@ const OTHER: u16 = 0x20;
 /// Tag, id, permissions: in this order the kernel wants them sorted.
 type Entry = (u16, u32, u16);
 
-/// The value of an extended attribute as ext4 stores it; empty when it says no more than the mode does. `None` when the kernel
-/// would refuse it.
+/// The value of an extended attribute as ext4 stores it; empty when it says no more than the mode
+/// does. `None` when the kernel would refuse it.
 pub(crate) fn of_archive(value: &[u8]) -> Option<Vec<u8>> {
     let raw = value.strip_prefix(&2_u32.to_le_bytes())?;
     if !raw.len().is_multiple_of(8) {
@@ -32,9 +34,9 @@ pub(crate) fn of_archive(value: &[u8]) -> Option<Vec<u8>> {
     stored(entries.collect::<Option<_>>()?)
 }
 
-/// The same from text: `user::rwx,user:1000:r-x,...`, between commas or newlines. Names of users and groups mean what star writes
-/// behind them as a fourth field. Those without a number are left out, which takes rights and gives none; they are added to
-/// `unknown`.
+/// The same from text: `user::rwx,user:1000:r-x,...`, between commas or newlines. Names of users
+/// and groups mean what star writes behind them as a fourth field. Those without a number are left
+/// out, which takes rights and gives none; they are added to `unknown`.
 pub(crate) fn of_text(text: &[u8], unknown: &mut Vec<String>) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let mut entries = Vec::new();

@@ -1,7 +1,8 @@
 //! Entries of a tar archive: ustar, GNU, star and PAX, read at their offsets from a [`Window`].
 //!
-//! What GNU tar and the readers of container engines accept is accepted, with the same tree. The walk is ours because
-//! every bound and every refusal here is ours to answer for, and because entries must be found again later by offset.
+//! What GNU tar and the readers of container engines accept is accepted, with the same tree. The
+//! walk is ours because every bound and every refusal here is ours to answer for, and because
+//! entries must be found again later by offset.
 
 use super::acl;
 use super::content::Piece;
@@ -100,7 +101,8 @@ impl<'a> Archive<'a> {
             return Ok(None);
         }
         let Some(header) = self.block()? else {
-            // Two blocks of zeros belong here. Every reader does without, and so would no archive that was cut in a file.
+            // Two blocks of zeros belong here. Every reader does without, and so would no archive
+            // that was cut in a file.
             if self.any {
                 progress.warn(&format!("{}: it has no end-of-archive marker", self.layer));
             }
@@ -156,8 +158,8 @@ impl<'a> Archive<'a> {
     ) -> Result<Entry, ImageError> {
         let raw = pax.sparse.name.take().or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
         let kind = header.kind();
-        // These have no data, whatever their size says: GNU tar writes that of the target into hard links, others that of
-        // what they have read into folders.
+        // These have no data, whatever their size says: GNU tar writes that of the target into hard
+        // links, others that of what they have read into folders.
         let size = match kind {
             b'1'..=b'6' => 0,
             _ => pax.size.map_or_else(|| self.size(header, header_at), Ok)?,
@@ -297,7 +299,8 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// A sparse file as GNU tar wrote it before PAX: the map is in the header and in blocks behind it.
+    /// A sparse file as GNU tar wrote it before PAX: the map is in the header and in blocks behind
+    /// it.
     fn old_sparse(&mut self, header: &Header, header_at: u64, stored: u64) -> Result<Kind, ImageError> {
         let bad = |archive: &Self| archive.bad(header_at, "its sparse map is damaged");
         let (mut map, mut more, size) = header.sparse().map_err(|NotANumber| bad(self))?;
@@ -318,7 +321,8 @@ impl<'a> Archive<'a> {
         pieces(&map.unwrap_or_default(), offset, stored, size.ok_or_else(|| bad(self))?).ok_or_else(|| bad(self))
     }
 
-    /// A sparse file in PAX: the map is in the records, or, since format 1.0, at the beginning of the data.
+    /// A sparse file in PAX: the map is in the records, or, since format 1.0, at the beginning of
+    /// the data.
     fn sparse(&mut self, pax: &Pax, header_at: u64, stored: u64) -> Result<Kind, ImageError> {
         let bad = |archive: &Self| archive.bad(header_at, "its sparse map is damaged");
         let start = self.at;
@@ -371,7 +375,8 @@ impl<'a> Archive<'a> {
         pax.extend(&data).map_err(|Malformed(why)| self.bad(header_at, why))
     }
 
-    /// Global headers: `git archive` writes a comment. GNU tar heeds one that would change entries and docker does not: refused.
+    /// Global headers: `git archive` writes a comment. GNU tar heeds one that would change entries
+    /// and docker does not: refused.
     fn global(&mut self, header: &Header) -> Result<(), ImageError> {
         let header_at = self.at.saturating_sub(BLOCK);
         let mut pax = Pax::default();
@@ -418,7 +423,8 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The map of format 1.0: the number of pieces, then offset and length of each, a line for each number, padded to a block.
+/// The map of format 1.0: the number of pieces, then offset and length of each, a line for each
+/// number, padded to a block.
 fn decimal_map(data: &Window) -> Option<(Vec<u64>, u64)> {
     let mut numbers = Vec::new();
     let mut digits = Vec::new();
@@ -475,7 +481,8 @@ fn pieces(map: &[u64], offset: u64, stored: u64, size: u64) -> Option<Kind> {
     (from <= stored).then(|| Kind::Sparse { offset, stored, size, pieces: pieces.into() })
 }
 
-/// The regular files of an archive that is a mere container, by name. Folders and all else are passed over.
+/// The regular files of an archive that is a mere container, by name. Folders and all else are
+/// passed over.
 ///
 /// # Errors
 /// As [`Archive::next`].

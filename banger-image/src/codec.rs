@@ -1,14 +1,17 @@
-//! Decompression of what users and registries send: gzip, zstd and xz, and the lz4 of kernels, by magic.
+//! Decompression of what users and registries send: gzip, zstd and xz, and the lz4 of kernels, by
+//! magic.
 //!
-//! Called by `image` (archives, layers) and `boot::kernel` (the payload of a bzImage, modules). All decoders
-//! are memory-safe code of bounded memory; none is asked how large the result will be: the caller counts.
+//! Called by `image` (archives, layers) and `boot::kernel` (the payload of a bzImage, modules). All
+//! decoders are memory-safe code of bounded memory; none is asked how large the result will be: the
+//! caller counts.
 
 use lzma_rust2::XzReader;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use std::io::{self, BufRead, Read};
 
-/// Memory that an xz stream may ask for, KiB. `xz -9` needs 65 MiB to decode, the kernel's own build 32 MiB.
+/// Memory that an xz stream may ask for, KiB. `xz -9` needs 65 MiB to decode, the kernel's own
+/// build 32 MiB.
 const XZ_MEMORY_KIB: u32 = 192 << 10;
 
 /// How a stream is compressed.
@@ -45,8 +48,8 @@ impl Codec {
         }
     }
 
-    /// The decompressed bytes of all members, frames or streams in `source`. Zeros behind them are passed over, as every
-    /// reader of archives does it; anything else is an error.
+    /// The decompressed bytes of all members, frames or streams in `source`. Zeros behind them are
+    /// passed over, as every reader of archives does it; anything else is an error.
     ///
     /// # Errors
     /// On first use, when the stream's header is not valid; `Unsupported` for [`Codec::Other`].
@@ -149,7 +152,8 @@ impl<R: BufRead, D: Read> Read for Members<R, D> {
     }
 }
 
-/// A source of which it is known whether a decoder has met its end: lz4_flex takes that for the end of a frame.
+/// A source of which it is known whether a decoder has met its end: lz4_flex takes that for the end
+/// of a frame.
 struct Watched<R> {
     source: R,
     ended: bool,
@@ -169,8 +173,9 @@ impl<R: Read> Read for Watched<R> {
     }
 }
 
-/// `lz4 -l`: blocks of at most 8 MiB of plain data, each behind its compressed length, to the end of the input.
-/// Source: `lib/decompress_unlz4.c` in the kernel, and "Legacy frame" of LZ4's `lz4_Frame_format.md`.
+/// `lz4 -l`: blocks of at most 8 MiB of plain data, each behind its compressed length, to the end
+/// of the input. Source: `lib/decompress_unlz4.c` in the kernel, and "Legacy frame" of LZ4's
+/// `lz4_Frame_format.md`.
 struct Lz4Legacy<R> {
     source: R,
     block: Vec<u8>,
@@ -224,8 +229,9 @@ impl<R: BufRead> Read for Lz4Legacy<R> {
     }
 }
 
-/// zstd frames one after the other (RFC 8878 section 3: "one or more frames, and skippable frames"), each with
-/// its checksum compared. ruzstd itself decodes one frame and leaves the checksum to its caller.
+/// zstd frames one after the other (RFC 8878 section 3: "one or more frames, and skippable
+/// frames"), each with its checksum compared. ruzstd itself decodes one frame and leaves the
+/// checksum to its caller.
 struct ZstdFrames<R> {
     source: R,
     decoder: FrameDecoder,
@@ -329,7 +335,8 @@ mod tests {
         Ok(out)
     }
 
-    /// What `lz4 -l` writes, with blocks that hold literals only: token 0xf0, then lengths in steps of 255.
+    /// What `lz4 -l` writes, with blocks that hold literals only: token 0xf0, then lengths in steps
+    /// of 255.
     fn lz4(data: &[u8]) -> Vec<u8> {
         let mut out = 0x184c_2102_u32.to_le_bytes().to_vec();
         for chunk in data.chunks(8 << 20) {

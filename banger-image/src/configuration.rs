@@ -1,8 +1,10 @@
-//! The part of an image's configuration that says how commands run (OCI image specification, `config.md`, "config"). `docker save`
-//! has the same object under the same name, since its first version.
+//! The part of an image's configuration that says how commands run (OCI image specification,
+//! `config.md`, "config"). `docker save` has the same object under the same name, since its first
+//! version.
 //!
-//! JSON is read as Docker reads it: `null` is nothing, and a command may be one text. What cannot be kept and would not keep a
-//! container from running is left out with a warning; the rest of the rules is [`banger_policy::image`].
+//! JSON is read as Docker reads it: `null` is nothing, and a command may be one text. What cannot
+//! be kept and would not keep a container from running is left out with a warning; the rest of the
+//! rules is [`banger_policy::image`].
 
 use super::container::json;
 use super::error::ImageError;
@@ -29,7 +31,8 @@ struct Raw {
     cmd: Option<Words>,
 }
 
-/// The bytes of a JSON string. It should be UTF-8 (RFC 8259 section 8.1), and another text is no reason to refuse the image.
+/// The bytes of a JSON string. It should be UTF-8 (RFC 8259 section 8.1), and another text is no
+/// reason to refuse the image.
 struct Text(Vec<u8>);
 
 /// A command: its words, or one text.
@@ -38,7 +41,8 @@ struct Words(Vec<Text>);
 /// The configuration in the JSON `data`, which is called `name` in messages.
 ///
 /// # Errors
-/// `Oci` when it is not the JSON of a configuration, `Config` for what no process could be given or no record holds.
+/// `Oci` when it is not the JSON of a configuration, `Config` for what no process could be given or
+/// no record holds.
 pub(super) fn parse(data: &[u8], name: &str, progress: &dyn Progress) -> Result<ImageConfig, ImageError> {
     let raw = json::<Whole>(data, name)?.config.unwrap_or_default();
     let config = ImageConfig {

@@ -9,7 +9,8 @@ use banger_policy::{Digest, ImageConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing Manifests").
+/// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing
+/// Manifests").
 pub(super) const MAX_JSON: u64 = 4 << 20;
 /// Files and links that are looked at.
 const MAX_FILES: usize = 100_000;
@@ -153,8 +154,8 @@ impl Files {
     }
 }
 
-/// What of an image's configuration says whether it is for us, and of which layers it is (OCI image specification, `config.md`). The rest is
-/// read of the chosen image alone.
+/// What of an image's configuration says whether it is for us, and of which layers it is (OCI image
+/// specification, `config.md`). The rest is read of the chosen image alone.
 #[derive(Deserialize)]
 pub(super) struct Config {
     architecture: Option<String>,

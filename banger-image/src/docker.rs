@@ -1,5 +1,6 @@
-//! What `docker save` has written: since 1.10 with a `manifest.json`, which podman, buildah, skopeo and bazel write to this day,
-//! and before that with a chain of layers. Source: `image/tarexport` in Moby, and its image specification v1 to v1.2.
+//! What `docker save` has written: since 1.10 with a `manifest.json`, which podman, buildah, skopeo
+//! and bazel write to this day, and before that with a chain of layers. Source: `image/tarexport`
+//! in Moby, and its image specification v1 to v1.2.
 
 use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, parse_digest};
 use super::error::ImageError;

@@ -1,5 +1,6 @@
-//! Why an import fails. Every variant says what was wrong with the input and where, so that the daemon can
-//! pass the sentence on to the user; none carries a host path but the two that are about the host.
+//! Why an import fails. Every variant says what was wrong with the input and where, so that the
+//! daemon can pass the sentence on to the user; none carries a host path but the two that are about
+//! the host.
 
 use super::names::NameFault;
 use banger_policy::image::ConfigFault;

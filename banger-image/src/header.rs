@@ -1,7 +1,8 @@
-//! The header block of a tar entry, by its own rules: POSIX.1-1988 ustar, GNU, star, and what came before them.
+//! The header block of a tar entry, by its own rules: POSIX.1-1988 ustar, GNU, star, and what came
+//! before them.
 //!
-//! Sources: `tar.h` and "Basic Tar Format" in GNU tar's manual, star(5), and pax in POSIX.1-2017. Fields that a dialect does
-//! not have are not looked at.
+//! Sources: `tar.h` and "Basic Tar Format" in GNU tar's manual, star(5), and pax in POSIX.1-2017.
+//! Fields that a dialect does not have are not looked at.
 
 use std::ops::Range;
 
@@ -44,7 +45,8 @@ impl Header {
         self.0.iter().all(|byte| *byte == 0)
     }
 
-    /// Whether the checksum is right: the sum of all bytes, its own field as spaces. Some writers have added signed bytes.
+    /// Whether the checksum is right: the sum of all bytes, its own field as spaces. Some writers
+    /// have added signed bytes.
     pub(crate) fn is_valid(&self) -> bool {
         let bytes =
             || (0..).zip(self.0).map(|(at, byte): (usize, u8)| if CHECKSUM.contains(&at) { b' ' } else { byte });
@@ -117,7 +119,8 @@ impl Header {
         Ok((self.number(329..337)?, self.number(337..345)?))
     }
 
-    /// The sparse map of an old GNU header: pieces, whether more follow in blocks of their own, and the file's size.
+    /// The sparse map of an old GNU header: pieces, whether more follow in blocks of their own, and
+    /// the file's size.
     pub(crate) fn sparse(&self) -> Result<(Vec<Piece>, bool, i64), NotANumber> {
         let pieces = pieces(self.field(386..482))?;
         Ok((pieces, self.0.get(482).is_some_and(|byte| *byte != 0), self.number(483..495)?))
@@ -139,7 +142,8 @@ fn pieces(field: &[u8]) -> Result<Vec<Piece>, NotANumber> {
     used.map(|piece| piece.split_at(12)).map(|(at, length)| Ok((number(at)?, number(length)?))).collect()
 }
 
-/// Octal digits between spaces and NULs, nothing for 0; or, with the highest bit set, base 256 in two's complement (GNU).
+/// Octal digits between spaces and NULs, nothing for 0; or, with the highest bit set, base 256 in
+/// two's complement (GNU).
 fn number(raw: &[u8]) -> Result<i64, NotANumber> {
     if let [first, rest @ ..] = raw
         && first & 0x80 != 0

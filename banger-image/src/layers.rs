@@ -1,5 +1,5 @@
-//! Applies layers to a tree, oldest first, by the rules of the OCI image specification ("Applying Changesets"
-//! and "Whiteouts" in `layer.md`).
+//! Applies layers to a tree, oldest first, by the rules of the OCI image specification ("Applying
+//! Changesets" and "Whiteouts" in `layer.md`).
 
 use super::archive::{Archive, Entry, Kind};
 use super::content::{Content, Sparse};
@@ -34,7 +34,8 @@ impl Layer {
 
 /// Applies `layer`, whose contents are found in window number `window`.
 ///
-/// In one pass: an entry that hides speaks of the layers below, and the tree knows what this one has put there.
+/// In one pass: an entry that hides speaks of the layers below, and the tree knows what this one
+/// has put there.
 ///
 /// # Errors
 /// Names layer and entry.
@@ -75,8 +76,9 @@ enum Whiteout<'a> {
     One(&'a [u8], &'a [u8]),
     /// All in this folder.
     All(&'a [u8]),
-    /// `.wh..wh.plnk` and the like: what AUFS keeps for itself. Docker leaves it out as well (`WhiteoutMetaPrefix`). At the root
-    /// it holds files to which hard links lead: it stays until the layer's end.
+    /// `.wh..wh.plnk` and the like: what AUFS keeps for itself. Docker leaves it out as well
+    /// (`WhiteoutMetaPrefix`). At the root it holds files to which hard links lead: it stays until
+    /// the layer's end.
     Bookkeeping,
 }
 

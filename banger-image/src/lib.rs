@@ -1,9 +1,10 @@
 //! From what a user gives (a root file system's tar, an OCI image) to an ext4 root file system.
 //!
-//! Called by the daemon's import jobs on a blocking thread, with one spooled file. Everything goes from the
-//! archive to a tree in memory and from there to ext4: no entry of an archive ever becomes a file on the host,
-//! nothing is mounted, no program runs and no privilege is needed. Nothing is published either: the results
-//! stand in a staging folder, and the caller renames it when its database row is ready.
+//! Called by the daemon's import jobs on a blocking thread, with one spooled file. Everything goes
+//! from the archive to a tree in memory and from there to ext4: no entry of an archive ever becomes
+//! a file on the host, nothing is mounted, no program runs and no privilege is needed. Nothing is
+//! published either: the results stand in a staging folder, and the caller renames it when its
+//! database row is ready.
 //!
 //! It must not know of the database, of the daemon's configuration or of the daemon's wire.
 #![forbid(unsafe_code)]
@@ -70,7 +71,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its end.
+    /// For an image that holds `build_size` bytes at most: what cannot fit need not be read to its
+    /// end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
         Self { entries: 2_000_000, memory: memory::ONE, expanded_bytes: build_size }
@@ -92,8 +94,8 @@ pub enum SourceKind {
 /// A finished import.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImportedRootfs {
-    /// Identifies the image: source, most that it may hold, and version of this code. The same digest means the
-    /// same bytes.
+    /// Identifies the image: source, most that it may hold, and version of this code. The same
+    /// digest means the same bytes.
     pub digest: Digest,
     /// What was imported.
     pub source: SourceKind,
@@ -103,14 +105,15 @@ pub struct ImportedRootfs {
     pub rootfs_path: PathBuf,
     /// `work-seed.tar` in the staging folder: mode 0440, synced.
     pub seed_path: PathBuf,
-    /// Size of the root file system, bytes: as small as its contents allow. No root disk of a VM is smaller.
+    /// Size of the root file system, bytes: as small as its contents allow. No root disk of a VM is
+    /// smaller.
     pub build_size: u64,
     /// Bytes of file contents.
     pub content_bytes: u64,
     /// Entries of all layers.
     pub entries: u64,
-    /// What an OCI image says about the commands that run in it. It is no part of `digest`: it belongs to the name that the
-    /// image gets, and not to the bytes, which several names share.
+    /// What an OCI image says about the commands that run in it. It is no part of `digest`: it
+    /// belongs to the name that the image gets, and not to the bytes, which several names share.
     pub config: ImageConfig,
 }
 
@@ -140,12 +143,13 @@ pub struct Wanted {
     pub reference: Option<String>,
 }
 
-/// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file system's tar, or a tar of an OCI layout
-/// or of what `docker save` writes, plain or compressed with gzip, zstd, xz, bzip2 or lz4.
+/// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
+/// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
+/// with gzip, zstd, xz, bzip2 or lz4.
 ///
-/// `staging` is an existing, empty folder of the caller on the file system of the images; on failure the caller
-/// removes it. Memory: about [`Limits::memory`] at most. A cancelled
-/// import ends within a second, but for the layout of a file system of millions of entries, which takes some.
+/// `staging` is an existing, empty folder of the caller on the file system of the images; on
+/// failure the caller removes it. Memory: about [`Limits::memory`] at most. A cancelled import ends
+/// within a second, but for the layout of a file system of millions of entries, which takes some.
 ///
 /// # Errors
 /// [`ImageError`]; nothing but files in `staging` is left behind.

@@ -1,13 +1,14 @@
-//! The memory that the trees of all imports and work disks in the making take together: a sum that the host's owner can count on, whatever users import
-//! at the same time.
+//! The memory that the trees of all imports and work disks in the making take together: a sum that
+//! the host's owner can count on, whatever users import at the same time.
 
 use super::error::ImageError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Together, bytes, estimated.
 const TOGETHER: u64 = 1280 << 20;
-/// One of them, bytes. A Debian desktop of 300,000 files takes 450 MiB. A user has one import and one work disk in the making at a time:
-/// whoever makes the most of both leaves a quarter for others.
+/// One of them, bytes. A Debian desktop of 300,000 files takes 450 MiB. A user has one import and
+/// one work disk in the making at a time: whoever makes the most of both leaves a quarter for
+/// others.
 pub(super) const ONE: u64 = 480 << 20;
 
 /// What is taken now.
@@ -30,7 +31,8 @@ impl Claim {
     /// The tree takes so much now.
     ///
     /// # Errors
-    /// [`ImageError::TooMuchMetadata`], and [`ImageError::MemoryInUse`] when others have too much of it.
+    /// [`ImageError::TooMuchMetadata`], and [`ImageError::MemoryInUse`] when others have too much
+    /// of it.
     pub(crate) fn reach(&mut self, used: u64) -> Result<(), ImageError> {
         if used > self.limit {
             return Err(ImageError::TooMuchMetadata { limit: self.limit });

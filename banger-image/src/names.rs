@@ -1,8 +1,9 @@
 //! Names inside archives: what is carried, what is refused.
 //!
-//! The first of the two checks that every name passes is [`EntryPath::parse`], the second is [`component`], asked again where
-//! the tree is written. Nothing here touches the host's file system, and nothing that came from an archive is ever
-//! used as a host path. A name is bytes: it need not be UTF-8.
+//! The first of the two checks that every name passes is [`EntryPath::parse`], the second is
+//! [`component`], asked again where the tree is written. Nothing here touches the host's file
+//! system, and nothing that came from an archive is ever used as a host path. A name is bytes: it
+//! need not be UTF-8.
 
 use std::fmt;
 

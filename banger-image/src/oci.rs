@@ -1,7 +1,8 @@
-//! An OCI image layout inside a tar (OCI image specification v1.1: `image-layout.md`, `image-index.md`,
-//! `manifest.md`, `config.md`), and the unpacking of layers.
+//! An OCI image layout inside a tar (OCI image specification v1.1: `image-layout.md`,
+//! `image-index.md`, `manifest.md`, `config.md`), and the unpacking of layers.
 //!
-//! Nothing of a blob is used before its digest and size are checked against the descriptor that led to it.
+//! Nothing of a blob is used before its digest and size are checked against the descriptor that led
+//! to it.
 
 use super::container::{Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, parse_digest};
 use super::docker::{self, MAX_LAYERS};
@@ -16,7 +17,8 @@ use std::path::Path;
 
 /// An index may point to an index; more than this is no image.
 const MAX_DEPTH: u32 = 4;
-/// Bytes of indexes, manifests and configurations that one import reads; an image for twenty platforms has 0.2 MB.
+/// Bytes of indexes, manifests and configurations that one import reads; an image for twenty
+/// platforms has 0.2 MB.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 /// Descriptors that one import visits.
 const MAX_DESCRIPTORS: u64 = 4096;
@@ -53,7 +55,8 @@ struct Document {
     artifact_type: Option<String>,
 }
 
-/// What one import may still read and visit of indexes and manifests, however they refer to each other.
+/// What one import may still read and visit of indexes and manifests, however they refer to each
+/// other.
 #[derive(Default)]
 struct Visit {
     bytes: u64,

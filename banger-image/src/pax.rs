@@ -1,7 +1,7 @@
 //! PAX extended headers (POSIX.1-2017, `pax`, "pax Extended Header") as image builders write them.
 //!
-//! Records are split by their declared length, never at newlines: a file capability is a binary value that may
-//! contain one. The `tar` crate splits at newlines, which is why this is ours.
+//! Records are split by their declared length, never at newlines: a file capability is a binary
+//! value that may contain one. The `tar` crate splits at newlines, which is why this is ours.
 
 /// What the extended headers in front of an entry say about it.
 #[derive(Debug, Default)]
@@ -23,7 +23,8 @@ pub(crate) struct Pax {
     pub(crate) unsupported: Option<(String, &'static str)>,
 }
 
-/// What GNU tar says of a sparse file, in its formats 0.0, 0.1 and 1.0 ("Storing Sparse Files" in its manual).
+/// What GNU tar says of a sparse file, in its formats 0.0, 0.1 and 1.0 ("Storing Sparse Files" in
+/// its manual).
 #[derive(Debug, Default)]
 pub(crate) struct Sparse {
     /// Of the map's format; absent before 1.0.
@@ -84,8 +85,8 @@ impl Pax {
                     } else if let Some(name) = key.strip_prefix("LIBARCHIVE.xattr.") {
                         libarchive.push((name.to_owned(), value.to_vec()));
                     }
-                    // Everything else (atime, comment, uname, LIBARCHIVE.creationtime ...) does not change
-                    // what a guest sees.
+                    // Everything else (atime, comment, uname, LIBARCHIVE.creationtime ...) does not
+                    // change what a guest sees.
                 }
             }
         }

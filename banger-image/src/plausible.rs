@@ -1,7 +1,7 @@
 //! Whether a plain archive is a root file system, before that is found out at the first boot.
 //!
-//! What is known to be something else is refused. What merely has none of a root's folders gets a warning: an archive with a
-//! single static program boots.
+//! What is known to be something else is refused. What merely has none of a root's folders gets a
+//! warning: an archive with a single static program boots.
 
 use super::error::ImageError;
 use super::names::printable;

@@ -1,6 +1,7 @@
 //! Writes a tree to a file on the host, by [`super::ext4`].
 //!
-//! The same tree and parameters give the same bytes: UUID and times come from the caller, nothing from a clock.
+//! The same tree and parameters give the same bytes: UUID and times come from the caller, nothing
+//! from a clock.
 
 use super::content::Contents;
 use super::error::ImageError;

@@ -1,7 +1,9 @@
-//! Bytes of archives with random access: windows on the spooled file, and decompression into a spool of ours.
+//! Bytes of archives with random access: windows on the spooled file, and decompression into a
+//! spool of ours.
 //!
-//! File contents are never held in memory: the tree of an image refers to windows, and the writer reads from
-//! them. Spools are unlinked files in the staging folder, so an import that dies leaves none behind.
+//! File contents are never held in memory: the tree of an image refers to windows, and the writer
+//! reads from them. Spools are unlinked files in the staging folder, so an import that dies leaves
+//! none behind.
 
 use super::codec::Codec;
 use super::error::ImageError;
@@ -22,7 +24,8 @@ pub trait Progress {
     fn stage(&self, _name: &'static str) {}
     /// Bytes of this stage done so far, of `total`; 0 when the total is not known.
     fn bytes(&self, _done: u64, _total: u64) {}
-    /// Something was left out or changed that nobody needs to mend; a sentence for users. An archive decides how often.
+    /// Something was left out or changed that nobody needs to mend; a sentence for users. An
+    /// archive decides how often.
     fn warn(&self, _text: &str) {}
     /// True ends the import with [`ImageError::Cancelled`] within a second.
     fn cancelled(&self) -> bool {
@@ -169,7 +172,8 @@ pub(crate) struct Spooled {
     pub(crate) sha256: [u8; 32],
 }
 
-/// Decompresses `source` into an unlinked file in `dir`; a plain source is only read through for its hash.
+/// Decompresses `source` into an unlinked file in `dir`; a plain source is only read through for
+/// its hash.
 ///
 /// # Errors
 /// `Truncated`, `Corrupt`, `Compression`, `TooLarge`, `Write` (a full disk), `Cancelled`.

@@ -1,7 +1,9 @@
-//! The file tree of an image in memory: names, owners and where the contents are, never the contents.
+//! The file tree of an image in memory: names, owners and where the contents are, never the
+//! contents.
 //!
-//! Layers are applied to it (`layers`), then it is written (`rootfs`). All of it is bookkeeping: a symlink is a
-//! string that is followed inside the tree only, so no archive can reach anything else. About 200 bytes an entry.
+//! Layers are applied to it (`layers`), then it is written (`rootfs`). All of it is bookkeeping: a
+//! symlink is a string that is followed inside the tree only, so no archive can reach anything
+//! else. About 200 bytes an entry.
 
 use super::content::{Bytes, Content, Contents, Sparse};
 use super::names::{EntryPath, MAX_PATH, NameFault, component, printable};
@@ -66,7 +68,8 @@ pub(crate) struct Node {
     pub(crate) xattrs: Box<[Xattr]>,
     /// Names of this node; a folder has one.
     links: u32,
-    /// Length of a folder's own path below the root, bytes. A folder never moves, so it never changes.
+    /// Length of a folder's own path below the root, bytes. A folder never moves, so it never
+    /// changes.
     path_bytes: u32,
 }
 
@@ -108,7 +111,8 @@ pub(crate) struct Tree {
     nodes: Vec<Node>,
     /// The layer that is being applied.
     layer: u16,
-    /// Folders in which it has hidden everything already: an archive may ask for that as often as it likes.
+    /// Folders in which it has hidden everything already: an archive may ask for that as often as
+    /// it likes.
     purged: HashSet<NodeId>,
     memory: u64,
 }
@@ -122,7 +126,8 @@ struct Met {
     own: bool,
 }
 
-/// What one entry costs, bytes: here, and its numbers in the writer. Measured, resident: see `tests/memory.rs`.
+/// What one entry costs, bytes: here, and its numbers in the writer. Measured, resident: see
+/// `tests/memory.rs`.
 const ENTRY_MEMORY: u64 = 260;
 
 /// A folder's list of names, which is made with room for eleven.
@@ -217,7 +222,8 @@ impl Tree {
                 let Some(meta) = implicit else {
                     return Ok(None);
                 };
-                // It may have come from a link's target, which is not a name until something is put there.
+                // It may have come from a link's target, which is not a name until something is put
+                // there.
                 component(&part).map_err(TreeError::Name)?;
                 let made = self.insert(here, &part, NodeKind::Dir(Names::new()), meta, Box::default())?;
                 above.push(std::mem::replace(&mut here, made));
@@ -242,7 +248,8 @@ impl Tree {
         Ok(Some(here))
     }
 
-    /// The folder at `path` for what hides things: links of lower layers are not followed, and what is no folder hides nothing.
+    /// The folder at `path` for what hides things: links of lower layers are not followed, and what
+    /// is no folder hides nothing.
     fn find_hidden(&mut self, path: &[u8]) -> Option<NodeId> {
         let mut here = Self::ROOT;
         let mut walked = 0;
@@ -261,8 +268,8 @@ impl Tree {
         Some(here)
     }
 
-    /// Puts a node at `path`. A folder over a folder replaces owner, mode and attributes and keeps the children;
-    /// anything else replaces what was there. The last component is never followed.
+    /// Puts a node at `path`. A folder over a folder replaces owner, mode and attributes and keeps
+    /// the children; anything else replaces what was there. The last component is never followed.
     ///
     /// # Errors
     /// [`TreeError`].
@@ -356,8 +363,8 @@ impl Tree {
         }
     }
 
-    /// Hides what the layers below have put at `name` in the folder at `path`. What this layer has put there stays, wherever its
-    /// entry stands in the archive.
+    /// Hides what the layers below have put at `name` in the folder at `path`. What this layer has
+    /// put there stays, wherever its entry stands in the archive.
     pub(crate) fn hide(&mut self, path: &[u8], name: &[u8]) {
         let Some(dir) = self.find_hidden(path) else { return };
         let Some(child) = self.entry(dir, name) else { return };
@@ -366,7 +373,8 @@ impl Tree {
                 self.remove(dir, name);
             }
         } else if self.purge(child.id) || child.layer == self.layer {
-            // A folder of a layer below that this one has something in: it is made anew around that.
+            // A folder of a layer below that this one has something in: it is made anew around
+            // that.
             if child.layer != self.layer {
                 self.describe(child.id, IMPLICIT, Box::default());
             }
@@ -382,7 +390,8 @@ impl Tree {
         }
     }
 
-    /// Removes what layers below have put into a folder, at any depth; true when something of this layer is left in it.
+    /// Removes what layers below have put into a folder, at any depth; true when something of this
+    /// layer is left in it.
     fn purge(&mut self, folder: NodeId) -> bool {
         // Folders in the order in which they are met: each stands behind the one that it is in.
         let mut folders = vec![Met { id: folder, place: None, own: true }];
@@ -412,7 +421,8 @@ impl Tree {
                 None => left = !is_empty,
                 Some(_) if own => {}
                 Some((parent, name)) if is_empty => self.remove(parent, &name),
-                // Of a layer below, and this one has put something into it: it is made anew around that.
+                // Of a layer below, and this one has put something into it: it is made anew around
+                // that.
                 Some(_) => self.describe(id, IMPLICIT, Box::default()),
             }
         }
@@ -427,8 +437,9 @@ impl Tree {
         children.iter().filter(|(_, child)| is_hidden(child)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Length of the path of `name` in `dir`. An entry's own path is short (`names`), but through links one folder is
-    /// put below another without end: fifty thousand deep, each path would be written with every entry below it.
+    /// Length of the path of `name` in `dir`. An entry's own path is short (`names`), but through
+    /// links one folder is put below another without end: fifty thousand deep, each path would be
+    /// written with every entry below it.
     fn path_bytes(&self, dir: NodeId, name: &[u8]) -> Result<u32, TreeError> {
         let above = self.node(dir).path_bytes as usize;
         let whole = above + usize::from(above > 0) + name.len();
@@ -469,7 +480,8 @@ impl Tree {
     }
 
     fn attach(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
-        // Each name is an allocation of its own, and another one in the folder's index when that is written.
+        // Each name is an allocation of its own, and another one in the folder's index when that is
+        // written.
         self.memory += 2 * name.len() as u64;
         let child = Child { id, layer: self.layer };
         if let NodeKind::Dir(children) = &mut self.node_mut(dir).kind {

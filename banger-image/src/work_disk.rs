@@ -1,7 +1,8 @@
 //! Work disks: the ext4 that a guest mounts on `/root`, made from what the image has there.
 //!
-//! At import the image's `/root` is kept as a small tar beside the root file system ([`SEED_FILE`]): a VM's work
-//! disk is then made without reading the root file system, which only guests ever parse.
+//! At import the image's `/root` is kept as a small tar beside the root file system
+//! ([`SEED_FILE`]): a VM's work disk is then made without reading the root file system, which only
+//! guests ever parse.
 //!
 //! [`SEED_FILE`]: super::SEED_FILE
 
@@ -21,8 +22,9 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use tar::{Builder, EntryType, Header};
 
-/// Bytes of all paths below an image's `/root`, which its seed repeats with every entry. A home folder with a hundred
-/// thousand files has 10 MB of them; two million entries with paths of 4 KB would make 8 GB out of a small archive.
+/// Bytes of all paths below an image's `/root`, which its seed repeats with every entry. A home
+/// folder with a hundred thousand files has 10 MB of them; two million entries with paths of 4 KB
+/// would make 8 GB out of a small archive.
 const MAX_PATHS: u64 = 128 << 20;
 
 /// What a work disk is made of.
@@ -36,15 +38,18 @@ pub struct WorkDisk<'a> {
     pub uuid: [u8; 16],
 }
 
-/// Writes a work disk to the new file `path`: sparse, mode 0600, synced. Its root folder is as the image has `/root`.
+/// Writes a work disk to the new file `path`: sparse, mode 0600, synced. Its root folder is as the
+/// image has `/root`.
 ///
 /// # Errors
-/// [`ImageError`]; a file that was begun is left for the caller to remove, with the rest of the VM's folder.
+/// [`ImageError`]; a file that was begun is left for the caller to remove, with the rest of the
+/// VM's folder.
 pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
     rootfs::check_size(disk.size)?;
     let mut tree = Tree::new();
     let mut windows = Vec::new();
-    // The seed is a part of an image that was imported within these limits. Held until the disk is written.
+    // The seed is a part of an image that was imported within these limits. Held until the disk is
+    // written.
     let limits = Limits::for_build_size(disk.size);
     let memory = Claim::new(limits.memory);
     let mut budget = Budget { memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
@@ -69,7 +74,8 @@ fn inodes(bytes: u64, tree: &Tree) -> u32 {
     usual.max(brought.saturating_add(brought / 2).saturating_add(1024))
 }
 
-/// Writes the `/root` of an image as a PAX tar. An image without one has a seed with the folder alone.
+/// Writes the `/root` of an image as a PAX tar. An image without one has a seed with the folder
+/// alone.
 ///
 /// # Errors
 /// `Write`, `Cancelled`.
@@ -115,8 +121,8 @@ struct Seed<'a> {
 
 impl Seed<'_> {
     fn folder(&mut self, root: NodeId, progress: &dyn Progress) -> io::Result<()> {
-        // One path that grows and shrinks, and a position in each folder on it: the archive decides how many names a
-        // folder has and how long its path is, so no path is kept per entry.
+        // One path that grows and shrinks, and a position in each folder on it: the archive decides
+        // how many names a folder has and how long its path is, so no path is kept per entry.
         let mut path = b".".to_vec();
         self.node(root, &path)?;
         let tree = self.tree;
@@ -162,7 +168,8 @@ impl Seed<'_> {
                 EntryType::Regular
             }
             NodeKind::Sparse(sparse) => {
-                // As GNU tar does it in format 1.0: the map is a part of the data, so its length has no limit.
+                // As GNU tar does it in format 1.0: the map is a part of the data, so its length
+                // has no limit.
                 map = format!("{}\n", sparse.pieces.len());
                 for piece in &sparse.pieces {
                     map.push_str(&format!("{}\n{}\n", piece.at, piece.size));

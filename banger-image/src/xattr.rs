@@ -13,8 +13,8 @@ pub(crate) struct Xattr {
     pub(crate) value: Vec<u8>,
 }
 
-/// One block less its header and end mark: what the writer can give one inode for certain. What fits the
-/// inode itself comes on top, but depends on the order.
+/// One block less its header and end mark: what the writer can give one inode for certain. What
+/// fits the inode itself comes on top, but depends on the order.
 const MAX_BYTES: usize = 4096 - 32 - 4;
 
 /// Attributes that ext4 can hold, in its form, and the names of those that mean nothing on Linux.
@@ -24,8 +24,8 @@ pub(crate) struct Sorted {
     pub(crate) left_out: Vec<String>,
 }
 
-/// Sorts out what ext4 can hold, and turns ACLs into its form. Names outside of the spaces that Linux has are left out: macOS
-/// writes some.
+/// Sorts out what ext4 can hold, and turns ACLs into its form. Names outside of the spaces that
+/// Linux has are left out: macOS writes some.
 ///
 /// # Errors
 /// A phrase that names the attribute which cannot be kept.

@@ -1,5 +1,6 @@
-//! What an import writes, in the hands of the kernel: mounted as a guest mounts it, grown to root disks of several sizes, filled, and looked at by e2fsck.
-//! Needs root with CAP_SYS_RESOURCE, loop devices and e2fsprogs; what is missing is said.
+//! What an import writes, in the hands of the kernel: mounted as a guest mounts it, grown to root
+//! disks of several sizes, filled, and looked at by e2fsck. Needs root with CAP_SYS_RESOURCE, loop
+//! devices and e2fsprogs; what is missing is said.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -62,13 +63,15 @@ fn the_kernel_grows_what_was_written() {
     assert_eq!(made.build_size, 128 << 20);
     let image = folder.path().join(ROOTFS_FILE);
     for mib in [128_u64, 256, 1024, 8192] {
-        // In place of the snapshot: a file of the root disk's length, whose beginning is the image's.
+        // In place of the snapshot: a file of the root disk's length, whose beginning is the
+        // image's.
         let (disk, at) = (folder.path().join("disk"), folder.path().join("at"));
         let (bytes, disk_path, at_path) = (made.build_size, disk.display(), at.display());
         run(&format!("dd if={} of={disk_path} bs=1M count={} conv=sparse status=none", image.display(), bytes >> 20));
         File::options().write(true).open(&disk).unwrap().set_len(mib << 20).unwrap();
         let before = disk.metadata().unwrap().blocks() * 512;
-        // In a mount namespace of its own; the loop goes with the mount. What is free is written until nothing is.
+        // In a mount namespace of its own; the loop goes with the mount. What is free is written
+        // until nothing is.
         let script = format!(
             "set -e; mkdir -p {at_path}; mount --make-rprivate /; \
              loop=$(losetup --find --show {disk_path}); trap 'umount {at_path} 2>/dev/null || :; losetup -d $loop' EXIT; \

@@ -1,7 +1,7 @@
 //! Jumps of the host's clock: somebody set it, or the host was suspended.
 //!
-//! The guests' agents are told the time then. The kernel says when (timerfd_create(2), `TFD_TIMER_CANCEL_ON_SET`), so
-//! nobody polls; one thread waits for the whole daemon.
+//! The guests' agents are told the time then. The kernel says when (timerfd_create(2),
+//! `TFD_TIMER_CANCEL_ON_SET`), so nobody polls; one thread waits for the whole daemon.
 
 use nix::errno::Errno;
 use nix::sys::time::TimeSpec;

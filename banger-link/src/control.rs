@@ -1,14 +1,14 @@
-//! The control channel: the agent connects from the guest, says that it is ready and alive and when the
-//! guest ends, and is told to shut down.
+//! The control channel: the agent connects from the guest, says that it is ready and alive and when
+//! the guest ends, and is told to shut down.
 //!
 //! Firecracker forwards a guest's connection to CID 2, port P, to the unix socket `<vsock path>_P`
-//! (docs/vsock.md of Firecracker). One per running VM, kept by its actor; the agent reconnects for ever, so
-//! a new daemon only listens again. Only processes of the VM's own cgroup may connect. What arrives is
-//! bounded in length and rate, and decides about this VM only.
+//! (docs/vsock.md of Firecracker). One per running VM, kept by its actor; the agent reconnects for
+//! ever, so a new daemon only listens again. Only processes of the VM's own cgroup may connect.
+//! What arrives is bounded in length and rate, and decides about this VM only.
 //!
-//! Every process in a guest may connect to any port of the host. So a connection says the boot's token
-//! first, which init and agent alone know; until then it is waited for a short time, beside few others, and
-//! decides nothing. The newest that was proved is the agent's.
+//! Every process in a guest may connect to any port of the host. So a connection says the boot's
+//! token first, which init and agent alone know; until then it is waited for a short time, beside
+//! few others, and decides nothing. The newest that was proved is the agent's.
 
 use crate::clock;
 use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, Hello, MAX_CONTROL_LINE, ShutdownKind};
@@ -33,16 +33,18 @@ use tracing::Instrument as _;
 const LINE_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between connections: a guest that does nothing but connect is accepted slowly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
-/// How long a connection may take to prove itself. The agent's first line is on its way when it connects.
+/// How long a connection may take to prove itself. The agent's first line is on its way when it
+/// connects.
 const PROOF_WAIT: Duration = Duration::from_secs(5);
-/// Connections that are not proved yet. One more takes the place of the oldest, so that many silent ones do
-/// not keep the agent out.
+/// Connections that are not proved yet. One more takes the place of the oldest, so that many silent
+/// ones do not keep the agent out.
 const MAX_UNPROVED: usize = 8;
 /// A command is a line; an agent that does not take it is as good as none.
 const SEND_WAIT: Duration = Duration::from_secs(2);
 /// How long [`Control::shutdown`] waits for an agent that is just reconnecting.
 const AGENT_WAIT: Duration = Duration::from_secs(2);
-/// An agent speaks each second: one that was not heard for longer is worth a line when it is heard again.
+/// An agent speaks each second: one that was not heard for longer is worth a line when it is heard
+/// again.
 const LATE: Duration = Duration::from_secs(5);
 /// The longest sentence taken from a guest, characters.
 const MAX_TEXT: usize = 200;
@@ -105,7 +107,8 @@ pub fn socket_path(vsock_path: &Path, port: u32) -> PathBuf {
     path.into()
 }
 
-/// Binds by a name that says nothing to a reader of /proc/net/unix, where the name of each bound socket stands.
+/// Binds by a name that says nothing to a reader of /proc/net/unix, where the name of each bound
+/// socket stands.
 fn bind_unseen(socket: &Path) -> io::Result<UnixListener> {
     let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -166,8 +169,8 @@ impl Control {
         timeout(within, told).await.unwrap_or(Err(NotReady::TimedOut(within.as_secs())))
     }
 
-    /// Tells the agent to shut the guest down, and how long that may take; false when there is none, or it does not take
-    /// it.
+    /// Tells the agent to shut the guest down, and how long that may take; false when there is
+    /// none, or it does not take it.
     pub async fn shutdown(&self, within: Duration) -> bool {
         let command = GuestCommand::Shutdown { within: u32::try_from(within.as_secs()).ok() };
         let deadline = Instant::now() + AGENT_WAIT;
@@ -202,7 +205,8 @@ async fn tell_time(agent: &Agent) {
 /// A connection whose other side knows the token.
 type Proved = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
 
-/// The agent has one connection at a time: a newer one takes the older one's place, as after a reconnect.
+/// The agent has one connection at a time: a newer one takes the older one's place, as after a
+/// reconnect.
 async fn accept(listener: UnixListener, cgroup: VmCgroup, token: BootToken, told: watch::Sender<View>, agent: Agent) {
     let (told, token) = (Arc::new(told), Arc::new(token));
     // Dropped with this task, and with them who reads.
@@ -279,8 +283,8 @@ async fn next_line(from: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
     (line.last() == Some(&b'\n')).then_some(line)
 }
 
-/// Is the other side a process of this VM? All VMMs have our uid, so that alone admits another VM's. Without
-/// cgroups (a build folder) there is nothing to compare with.
+/// Is the other side a process of this VM? All VMMs have our uid, so that alone admits another
+/// VM's. Without cgroups (a build folder) there is nothing to compare with.
 fn belongs(stream: &UnixStream, cgroup: &VmCgroup) -> bool {
     let Ok(peer) = stream.peer_cred() else { return false };
     if peer.uid() != rustix::process::geteuid().as_raw() {

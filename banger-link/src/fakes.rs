@@ -64,7 +64,8 @@ pub fn guest() -> Guest {
             let mut line = String::new();
             stream.read_line(&mut line).await.unwrap();
             stream.write_all(b"OK 1073741824\n").await.unwrap();
-            // A relay between, because ending it is what the loss of a connection looks like to both.
+            // A relay between, because ending it is what the loss of a connection looks like to
+            // both.
             let (mut near, far) = tokio::net::UnixStream::pair().unwrap();
             let server = server.clone();
             match line.as_str() {

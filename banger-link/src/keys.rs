@@ -1,7 +1,8 @@
 //! SSH keys that the daemon makes, and the form of those that users bring.
 //!
-//! Each VM has a host key pair: made once, given to the guest in its configuration, pinned by the daemon and
-//! by users' `known_hosts`. Private halves leave this module as PEM for a file (0600) or the guest, and never for a log.
+//! Each VM has a host key pair: made once, given to the guest in its configuration, pinned by the
+//! daemon and by users' `known_hosts`. Private halves leave this module as PEM for a file (0600) or
+//! the guest, and never for a log.
 
 use russh::keys::ssh_key::{Algorithm, LineEnding, PublicKey};
 use russh::keys::{PrivateKey, key};
@@ -77,7 +78,8 @@ impl KeyPair {
     /// The pair in a file, made when there is none: complete and 0600 before it has its name.
     ///
     /// # Errors
-    /// [`KeyError::Damaged`] when the file is no key: it is never replaced, guests know the key by heart.
+    /// [`KeyError::Damaged`] when the file is no key: it is never replaced, guests know the key by
+    /// heart.
     pub fn load_or_create(path: &Path, comment: &str) -> Result<Self, KeyError> {
         let file = |source| KeyError::File { path: path.to_owned(), source };
         match File::open(path) {
@@ -124,8 +126,8 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-/// A user's public key as one line: algorithm, key, comment. Options before it are refused, because they
-/// would mean something in a guest.
+/// A user's public key as one line: algorithm, key, comment. Options before it are refused, because
+/// they would mean something in a guest.
 ///
 /// # Errors
 /// [`KeyError::Public`].

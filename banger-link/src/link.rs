@@ -1,8 +1,9 @@
 //! The way into a running guest: connections to its agent's ports, through the VMM's vsock socket.
 //!
-//! One [`Link`] per running VM, kept by its actor. The daemon opens a connection, proves itself to the agent,
-//! and hands the connection over to the user's own process. Of what a guest says, the daemon reads the VMM's
-//! line and an answer of two bytes, or one for a list of keys; each within a time.
+//! One [`Link`] per running VM, kept by its actor. The daemon opens a connection, proves itself to
+//! the agent, and hands the connection over to the user's own process. Of what a guest says, the
+//! daemon reads the VMM's line and an answer of two bytes, or one for a list of keys; each within a
+//! time.
 
 use banger_proto::command::{Answer, Opening, PORT, Purpose, VERSION};
 use banger_proto::guest::{BootToken, SSH_PORT};
@@ -15,12 +16,13 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-/// How long the VMM and the agent may take to answer. A host under load starves a guest for seconds.
+/// How long the VMM and the agent may take to answer. A host under load starves a guest for
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The VMM's answer is `OK <port>`, bytes.
 const MAX_ANSWER: usize = 64;
-/// Connections to one guest that are not answered yet. A guest that lets them wait holds up its own user and
-/// nothing else.
+/// Connections to one guest that are not answered yet. A guest that lets them wait holds up its own
+/// user and nothing else.
 const STARTUPS: usize = 16;
 
 /// Why there is no connection to a guest.
@@ -108,7 +110,8 @@ impl Link {
         within("connecting", self.open(Purpose::Inside)).await
     }
 
-    /// A connection on which the guest answers one request about its sessions ([`banger_proto::session`]).
+    /// A connection on which the guest answers one request about its sessions
+    /// ([`banger_proto::session`]).
     ///
     /// # Errors
     /// [`LinkError`].

@@ -1,15 +1,17 @@
 //! Sees a guest end by itself.
 //!
-//! One per running VM, started by its actor when the guest is ready or the VM was adopted, dropped when the
-//! actor itself ends the VM. A guest has ended when its VMM has, when its kernel has said its last word on
-//! the console and the agent is silent since, or when the agent is silent for [`SILENCE`]. An announced
-//! shutdown alone ends nothing: between it and the power off the guest still ends its services and writes its disks, and
-//! killing the VMM then would lose what it writes; its agent is gone by then, so it has [`GOODBYE`]. Also keeps the console under its cap.
+//! One per running VM, started by its actor when the guest is ready or the VM was adopted, dropped
+//! when the actor itself ends the VM. A guest has ended when its VMM has, when its kernel has said
+//! its last word on the console and the agent is silent since, or when the agent is silent for
+//! [`SILENCE`]. An announced shutdown alone ends nothing: between it and the power off the guest
+//! still ends its services and writes its disks, and killing the VMM then would lose what it
+//! writes; its agent is gone by then, so it has [`GOODBYE`]. Also keeps the console under its cap.
 //!
-//! The console is the guest's to write: a nested VM's log or a replayed kernel log has the same words, and a monitor that
-//! hears the agent afterwards drops them. A new watch over the same file has not heard that: to it words that
-//! stood there before it began prove nothing about an end that is announced now. Where nothing is
-//! announced, an agent that is not heard for [`CONFIRM_FOUND`] proves them: a guest may have ended while no daemon ran, and its VMM run on.
+//! The console is the guest's to write: a nested VM's log or a replayed kernel log has the same
+//! words, and a monitor that hears the agent afterwards drops them. A new watch over the same file
+//! has not heard that: to it words that stood there before it began prove nothing about an end that
+//! is announced now. Where nothing is announced, an agent that is not heard for [`CONFIRM_FOUND`]
+//! proves them: a guest may have ended while no daemon ran, and its VMM run on.
 
 use super::control::Control;
 use banger_proto::guest::ShutdownKind;
@@ -20,20 +22,23 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// How often console and agent are looked at. Together with [`CONFIRM`] well below the 5 s in which `vm list` has
-/// to tell the truth.
+/// How often console and agent are looked at. Together with [`CONFIRM`] well below the 5 s in which
+/// `vm list` has to tell the truth.
 const LOOK: Duration = Duration::from_millis(250);
-/// After a last word on the console an agent that announced nothing must be silent this long: longer than its heartbeat, so that
-/// the same words written by a program in the guest end nothing.
+/// After a last word on the console an agent that announced nothing must be silent this long:
+/// longer than its heartbeat, so that the same words written by a program in the guest end nothing.
 const CONFIRM: Duration = Duration::from_millis(2500);
-/// The same for words that were there before the watch began. An agent that lives comes back to a new daemon every half second.
+/// The same for words that were there before the watch began. An agent that lives comes back to a
+/// new daemon every half second.
 const CONFIRM_FOUND: Duration = Duration::from_secs(4);
 /// What the agent said before the kernel's last word may be read after it.
 const IN_FLIGHT: Duration = Duration::from_millis(500);
-/// An agent that is silent this long is gone: a host under load may starve a guest for seconds, not for this.
+/// An agent that is silent this long is gone: a host under load may starve a guest for seconds, not
+/// for this.
 const SILENCE: Duration = Duration::from_secs(30);
-/// A guest that goes down, and says nothing more, has this long: its init gives services 90 s to end (`DefaultTimeoutStopSec=` in
-/// systemd-system.conf(5)), and writes its disks afterwards. Longer than a stop waits, which kills it then and says so.
+/// A guest that goes down, and says nothing more, has this long: its init gives services 90 s to
+/// end (`DefaultTimeoutStopSec=` in systemd-system.conf(5)), and writes its disks afterwards.
+/// Longer than a stop waits, which kills it then and says so.
 const GOODBYE: Duration = Duration::from_secs(180);
 /// An agent that is silent this long has its VMM looked at.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -82,16 +87,16 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Reads what stands on the console. Before the guest is told to shut down, so that only what it says
-    /// afterwards is about this shutdown.
+    /// Reads what stands on the console. Before the guest is told to shut down, so that only what
+    /// it says afterwards is about this shutdown.
     pub async fn begin(parts: Parts) -> Self {
         let mut watch = Self { parts, console: Console::default(), agent: Agent::default(), asked: None };
         watch.look().await;
         watch
     }
 
-    /// The guest was told to shut down, and has so long: that its agent says no more is to be expected, announced
-    /// or not.
+    /// The guest was told to shut down, and has so long: that its agent says no more is to be
+    /// expected, announced or not.
     #[must_use]
     pub fn asked(self, within: Duration) -> Self {
         Self { asked: Some(within), ..self }
@@ -113,7 +118,8 @@ impl Watch {
             let ended = match end {
                 Some(end) => Some(by_end(end, self.agent.said(), ending)),
                 None => {
-                    // One that was not heard since the daemon began may be on its way down since before.
+                    // One that was not heard since the daemon began may be on its way down since
+                    // before.
                     let goes_down = self.asked.is_some() || ending.is_some() || self.agent.heard.is_none();
                     let goodbye = goes_down.then(|| self.asked.map_or(GOODBYE, |within| within.max(GOODBYE)));
                     by_silence(self.agent.silent, self.agent.said(), ending, goodbye)
@@ -130,7 +136,8 @@ impl Watch {
         let (said, console) = scan(std::mem::take(&mut self.console), self.parts.console.clone()).await;
         self.console = console;
         let view = self.parts.control.view();
-        // One thread of Firecracker is disks and vsock: while the host's disk makes it wait, no word of the agent comes through.
+        // One thread of Firecracker is disks and vsock: while the host's disk makes it wait, no
+        // word of the agent comes through.
         let stuck = self.agent.silent >= DOUBT && self.parts.vmm.waits_for_the_host();
         self.agent.look(view.heard, said, Instant::now(), stuck);
         view.ending
@@ -171,8 +178,8 @@ async fn scan(mut console: Console, path: PathBuf) -> (Option<Said>, Console) {
     work.await.unwrap_or_else(|_| (None, Console::default()))
 }
 
-/// What kernel and agent said last. Silence is counted by this process' own looks: time in which the daemon
-/// itself was stopped or starved, or the VMM stuck, is not the guest's.
+/// What kernel and agent said last. Silence is counted by this process' own looks: time in which
+/// the daemon itself was stopped or starved, or the VMM stuck, is not the guest's.
 #[derive(Debug, Default)]
 struct Agent {
     heard: Option<Instant>,
@@ -207,8 +214,8 @@ impl Agent {
     }
 }
 
-/// A kernel panics when its PID 1 ends. A script in that place ends when it is told to, and its agent has all
-/// writes done before.
+/// A kernel panics when its PID 1 ends. A script in that place ends when it is told to, and its
+/// agent has all writes done before.
 const INIT_ENDED: &str = "Attempted to kill init!";
 
 fn by_word(word: &LastWord, ending: Option<ShutdownKind>) -> Ended {

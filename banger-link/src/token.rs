@@ -1,7 +1,7 @@
 //! The secret of one boot, by which the guest's agent proves itself on the control channel.
 //!
-//! Made at each start, given to the guest in its initramfs, and kept beside that for a daemon that takes the
-//! running VM back. As private as the initramfs.
+//! Made at each start, given to the guest in its initramfs, and kept beside that for a daemon that
+//! takes the running VM back. As private as the initramfs.
 
 use banger_proto::guest::BootToken;
 use std::io::{self, Read as _};

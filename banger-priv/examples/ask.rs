@@ -1,5 +1,5 @@
-//! Asks a running helper by hand: `ask SOCKET OPERATION [ARGUMENT...]`, as the daemon's user and from the
-//! daemon's cgroup. For developers; not installed.
+//! Asks a running helper by hand: `ask SOCKET OPERATION [ARGUMENT...]`, as the daemon's user and
+//! from the daemon's cgroup. For developers; not installed.
 #![allow(clippy::print_stdout, clippy::allow_attributes, reason = "a tool for the terminal")]
 
 use banger_proto::helper::{HelperClient, Holding};

@@ -1,5 +1,6 @@
-//! Flags, and the three keys of the daemon's configuration that say what the VMs' network is: one file for
-//! both, root's. Everything else in it is the daemon's business. No environment variable is read.
+//! Flags, and the three keys of the daemon's configuration that say what the VMs' network is: one
+//! file for both, root's. Everything else in it is the daemon's business. No environment variable
+//! is read.
 
 use crate::host::Daemon;
 use crate::proc::CGROUPS;
@@ -197,8 +198,8 @@ fn bridge(path: PathBuf) -> Result<Bridge, ConfigError> {
     Ok(keys.check()?)
 }
 
-/// Not found and not answered are one: without a number there is nobody to serve. Root has the helper's own
-/// rights already.
+/// Not found and not answered are one: without a number there is nobody to serve. Root has the
+/// helper's own rights already.
 fn daemon(name: OsString) -> Result<Daemon, ConfigError> {
     let text = name.to_str().unwrap_or_default();
     let found = text.parse().map_or_else(|_| User::from_name(text), |uid| User::from_uid(Uid::from_raw(uid)));

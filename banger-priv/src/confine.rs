@@ -1,5 +1,5 @@
-//! Giving up what the helper does not need, each step irreversible. Called once, by one thread, before any
-//! request is read.
+//! Giving up what the helper does not need, each step irreversible. Called once, by one thread,
+//! before any request is read.
 
 use crate::sys::start;
 use crate::{filter, record};
@@ -50,7 +50,8 @@ pub(crate) fn alone() -> Result<(), ConfineError> {
     if threads == Some(1) { Ok(()) } else { Err(ConfineError::Threads(threads)) }
 }
 
-/// Joins the daemon's group, to which the disks are given. The unit (`SupplementaryGroups=`) has done so already.
+/// Joins the daemon's group, to which the disks are given. The unit (`SupplementaryGroups=`) has
+/// done so already.
 pub(crate) fn join_group(gid: u32) -> Result<(), ConfineError> {
     let group = Gid::from_raw(gid);
     let groups = step("read the groups", getgroups())?;
@@ -81,12 +82,13 @@ pub(crate) fn privileges() -> Result<(), ConfineError> {
     step("forbid core files", setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }))
 }
 
-/// The Landlock of Linux 6.12, the oldest kernel that banger runs on: files, ioctls of devices, TCP, and signals and
-/// abstract sockets of other processes. A kernel that has less of it is refused.
+/// The Landlock of Linux 6.12, the oldest kernel that banger runs on: files, ioctls of devices,
+/// TCP, and signals and abstract sockets of other processes. A kernel that has less of it is
+/// refused.
 pub(crate) const LANDLOCK: ABI = ABI::V6;
 
-/// From now on nothing can be opened but what lies below these folders, with these rights. Handles that are open stay
-/// as they are. No TCP, no signal, no abstract socket.
+/// From now on nothing can be opened but what lies below these folders, with these rights. Handles
+/// that are open stay as they are. No TCP, no signal, no abstract socket.
 pub(crate) fn landlock(reach: impl IntoIterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Result<(), ConfineError> {
     const STEP: &str = "apply Landlock (ABI 6, Linux 6.12)";
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);

@@ -1,5 +1,5 @@
-//! Points at which a test kills the helper: between every two steps that must not be left half done.
-//! Without the cargo feature `failpoints` the compiler removes all of it.
+//! Points at which a test kills the helper: between every two steps that must not be left half
+//! done. Without the cargo feature `failpoints` the compiler removes all of it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

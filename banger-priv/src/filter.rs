@@ -1,13 +1,15 @@
-//! The system calls of a helper that serves: one table, a row each. What has no row, or other arguments than its row
-//! says, ends the process (`SECCOMP_RET_KILL_PROCESS`).
+//! The system calls of a helper that serves: one table, a row each. What has no row, or other
+//! arguments than its row says, ends the process (`SECCOMP_RET_KILL_PROCESS`).
 //!
-//! Absent on purpose: running and making processes (execve, clone), signals (kill), other processes' memory (ptrace,
-//! process_vm), new sockets and connections (socket, bind, connect), mounts and namespaces, bpf, io_uring, and every
-//! change of identity or of this filter (prctl, seccomp, capset). `open` and `openat` are absent too: what is opened is
-//! opened by `openat2`, below a handle. Memory never becomes executable.
+//! Absent on purpose: running and making processes (execve, clone), signals (kill), other
+//! processes' memory (ptrace, process_vm), new sockets and connections (socket, bind, connect),
+//! mounts and namespaces, bpf, io_uring, and every change of identity or of this filter (prctl,
+//! seccomp, capset). `open` and `openat` are absent too: what is opened is opened by `openat2`,
+//! below a handle. Memory never becomes executable.
 //!
-//! A filter sees numbers and no memory: which path `openat2` opens is Landlock's business ([`crate::confine`]), and
-//! which device an ioctl asks is the descriptors'. Numbers are compared as the kernel reads them: 32 bits.
+//! A filter sees numbers and no memory: which path `openat2` opens is Landlock's business
+//! ([`crate::confine`]), and which device an ioctl asks is the descriptors'. Numbers are compared
+//! as the kernel reads them: 32 bits.
 
 use crate::sys::{dm, loopdev, tun};
 use libc::c_long;

@@ -1,5 +1,5 @@
-//! The netlink socket that owns the VMs' firewall table, and over which guests' flows are ended. What stands in the
-//! table, and what is asked, is `banger_policy::firewall`'s.
+//! The netlink socket that owns the VMs' firewall table, and over which guests' flows are ended.
+//! What stands in the table, and what is asked, is `banger_policy::firewall`'s.
 
 use banger_policy::firewall::{Answers, Batch, Change, encode, end_flows, whole};
 use banger_policy::holding::Registration;
@@ -12,8 +12,8 @@ use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// The largest batch is the whole table with every VM in it, about 60 KiB, and one acknowledgement of
-/// every message comes back at once.
+/// The largest batch is the whole table with every VM in it, about 60 KiB, and one acknowledgement
+/// of every message comes back at once.
 const BUFFER: usize = 1 << 20;
 /// Enough for any datagram of acknowledgements.
 const DATAGRAM: usize = 16 * 1024;
@@ -35,13 +35,15 @@ impl Firewall {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        // Best effort: the defaults do for a hundred VMs. (SNDBUF is capped by wmem_max without FORCE.)
+        // Best effort: the defaults do for a hundred VMs. (SNDBUF is capped by wmem_max without
+        // FORCE.)
         let _ = setsockopt(&socket, sockopt::SndBufForce, &BUFFER);
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER);
         Ok(Self { socket, sequence: Cell::new(1), daemon_uid })
     }
 
-    /// Makes the whole table anew, or takes over the one that an earlier helper left, in one transaction.
+    /// Makes the whole table anew, or takes over the one that an earlier helper left, in one
+    /// transaction.
     ///
     /// # Errors
     /// EPERM when another process owns the table, EOPNOTSUPP when it was not made by a helper.
@@ -60,11 +62,13 @@ impl Firewall {
         self.send(|batch| encode(change, batch))
     }
 
-    /// Makes connection tracking forget every flow that has this address on either side. The kernel looks through its
-    /// table once for each of the four places and is done when this returns; the table's size is the bound.
+    /// Makes connection tracking forget every flow that has this address on either side. The kernel
+    /// looks through its table once for each of the four places and is done when this returns; the
+    /// table's size is the bound.
     ///
     /// # Errors
-    /// EINVAL when nf_conntrack_netlink is not there, EOPNOTSUPP before Linux 6.11; else the kernel's.
+    /// EINVAL when nf_conntrack_netlink is not there, EOPNOTSUPP before Linux 6.11; else the
+    /// kernel's.
     pub fn end_flows(&self, address: Ipv4Addr) -> nix::Result<()> {
         let (bytes, expected, next) = end_flows(address, self.sequence.get());
         self.sequence.set(next);

@@ -1,5 +1,5 @@
-//! The real kernel. Sockets and device files are opened at start; while serving, only files below the
-//! handles kept here are opened.
+//! The real kernel. Sockets and device files are opened at start; while serving, only files below
+//! the handles kept here are opened.
 
 use crate::disk_thread::DiskThread;
 use crate::firewall::Firewall;
@@ -71,8 +71,8 @@ impl Host {
         Ok(Self { dev, loop_control, dm_control, disk, firewall, links, processes, network, daemon })
     }
 
-    /// Makes the link that carries the bridge address: a dummy, because a bridge without ports has no
-    /// carrier. A link of that name which is not ours is left alone.
+    /// Makes the link that carries the bridge address: a dummy, because a bridge without ports has
+    /// no carrier. A link of that name which is not ours is left alone.
     ///
     /// # Errors
     /// EEXIST when the name is somebody else's.
@@ -81,7 +81,8 @@ impl Host {
             Some(link) if link.kind == LinkKind::Dummy && link.alias == BRIDGE_ALIAS => {}
             Some(_) => return Err(KernelError { step: "bridge-foreign", errno: libc::EEXIST }),
             None => match self.links.make_dummy(name).await {
-                // Taps carry the address too; only names through the host's resolver need this link.
+                // Taps carry the address too; only names through the host's resolver need this
+                // link.
                 Err(error) if error.errno == libc::EOPNOTSUPP => {
                     log::record(Level::Warning, "start link=dummy errno=95 this kernel has none: no names for VMs");
                     return Ok(());
@@ -98,7 +99,8 @@ impl Host {
         self.dm_control.as_ref().ok_or(Errno::NODEV).at("dm-control")
     }
 
-    /// Is the node of this dm device root's and the daemon's group's? `None` while there is no node.
+    /// Is the node of this dm device root's and the daemon's group's? `None` while there is no
+    /// node.
     fn dm_is_given(&self, number: u32) -> Outcome<Option<bool>> {
         let stat = match statat(&self.dev, format!("dm-{number}"), AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(None),
@@ -182,7 +184,8 @@ impl Kernel for Host {
     }
 
     async fn dm_load(&self, uuid: &str, sectors: u64, base: u32, cow: u32) -> Outcome<()> {
-        // P: persistent, the store outlives the device. O: an overflow fails the write and not the disk.
+        // P: persistent, the store outlives the device. O: an overflow fails the write and not the
+        // disk.
         let table = format!("{LOOP_MAJOR}:{base} {LOOP_MAJOR}:{cow} PO {CHUNK_SECTORS}");
         let (control, uuid) = (Arc::clone(self.dm()?), uuid.to_owned());
         self.disk.run(move || dm::load(control.as_fd(), &uuid, sectors, "snapshot", &table).at("dm-load")).await
@@ -226,9 +229,9 @@ impl Kernel for Host {
             Some(false) => {}
         }
         let name = format!("dm-{number}");
-        // The packaged udev rule does this too, and keeps it so. Under the unit it is alone: the filter there
-        // has no chown(2), which answers EPERM. Without the rule (a build folder) root may give a file of its
-        // own to a group that it is in, without any capability.
+        // The packaged udev rule does this too, and keeps it so. Under the unit it is alone: the
+        // filter there has no chown(2), which answers EPERM. Without the rule (a build folder) root
+        // may give a file of its own to a group that it is in, without any capability.
         match chownat(&self.dev, &name, None, Some(Gid::from_raw(self.daemon.gid)), AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::PERM) => return Ok(false),
             other => other.at("dm-chgrp")?,

@@ -1,5 +1,6 @@
-//! What the operations ask of the kernel: the seam between deciding and doing. [`crate::host::Host`] is the
-//! real one; the tests bring a simulator with crashes and foreign actions.
+//! What the operations ask of the kernel: the seam between deciding and doing.
+//! [`crate::host::Host`] is the real one; the tests bring a simulator with crashes and foreign
+//! actions.
 
 use crate::sys::dm::Device;
 use banger_policy::VmId;
@@ -71,8 +72,8 @@ pub struct Seen {
     pub alive: bool,
 }
 
-/// The kernel, as far as the helper needs it. Every call names its object completely; none of them checks
-/// whether it may.
+/// The kernel, as far as the helper needs it. Every call names its object completely; none of them
+/// checks whether it may.
 #[expect(async_fn_in_trait, reason = "the helper has one thread; no future leaves it")]
 pub trait Kernel: 'static {
     /// A configured loop device; freed when dropped unless something else has it open.

@@ -1,6 +1,6 @@
-//! The helper's own record of what it holds: a row per VM in a tmpfs folder, so that it has exactly the life
-//! of the kernel objects it speaks of. Written before and after each kernel operation, never trusted blindly
-//! at start (see [`crate::ops`]'s recovery).
+//! The helper's own record of what it holds: a row per VM in a tmpfs folder, so that it has exactly
+//! the life of the kernel objects it speaks of. Written before and after each kernel operation,
+//! never trusted blindly at start (see [`crate::ops`]'s recovery).
 
 use crate::log::{self, Level};
 use crate::record;
@@ -74,8 +74,8 @@ impl Ledger {
         &self.rows
     }
 
-    /// Its file cannot be read: nobody knows what the VM holds, so nothing of it may be changed until an
-    /// administrator has looked and removed the file.
+    /// Its file cannot be read: nobody knows what the VM holds, so nothing of it may be changed
+    /// until an administrator has looked and removed the file.
     #[must_use]
     pub fn is_damaged(&self, vm: &VmId) -> bool {
         self.damaged.contains(vm)

@@ -1,8 +1,8 @@
-//! The root helper. `bangerd` asks it for taps, disks, NAT and process identity; it compares every request
-//! with its own ledger and does the rest by ioctl and netlink.
+//! The root helper. `bangerd` asks it for taps, disks, NAT and process identity; it compares every
+//! request with its own ledger and does the rest by ioctl and netlink.
 //!
-//! It runs no program, mounts and parses no file system, kills nothing, and takes no path, name or rule from
-//! the wire. All of `unsafe` is in `sys`. [`main`] reads as the start-up order.
+//! It runs no program, mounts and parses no file system, kills nothing, and takes no path, name or
+//! rule from the wire. All of `unsafe` is in `sys`. [`main`] reads as the start-up order.
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
@@ -153,7 +153,8 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     let disk = DiskThread::default();
     let runtime = step("start the runtime", tokio::runtime::Builder::new_current_thread().enable_all().build())?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall stands.
+        // 5. Sockets and devices; then ledger and kernel are made to agree, and the firewall
+        //    stands.
         let host = host::Host::open(Rc::clone(&processes), network, config.daemon, disk.clone())?;
         host.make_bridge(config.bridge.name()).await?;
         host.probe_flows().map_err(StartError::Flows)?;
@@ -164,8 +165,9 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
         step("listen", listener.set_nonblocking(true))?;
         let listener = step("listen", tokio::net::UnixListener::from_std(listener))?;
 
-        // 6. What was needed up to here and is not needed any more (devices by name, /sys/block, new sockets, most
-        //    system calls) is given up. After the sweep, so that the lists hold nothing for its sake.
+        // 6. What was needed up to here and is not needed any more (devices by name, /sys/block,
+        //    new sockets, most system calls) is given up. After the sweep, so that the lists hold
+        //    nothing for its sake.
         confine::landlock(reach(config))?;
         // Between the two: it has this thread's capabilities and Landlock, and the filter is put on
         // both.
@@ -180,8 +182,8 @@ fn run(config: &Config, passed: Option<OwnedFd>) -> Result<(), StartError> {
     })
 }
 
-/// Where something is still opened while serving, and with which rights. Through the handles that are held: this
-/// bounds what could be opened without them.
+/// Where something is still opened while serving, and with which rights. Through the handles that
+/// are held: this bounds what could be opened without them.
 fn reach(config: &Config) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     // A record is a new file, renamed over the old one.
     let records = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::RemoveFile;
@@ -192,8 +194,8 @@ fn reach(config: &Config) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         (config.state.join("cow"), records | AccessFs::ReadFile | AccessFs::Truncate),
         // Base images, for their loops.
         (config.images.clone(), AccessFs::ReadFile.into()),
-        // net/tun, and loops: the kernel makes new ones as they are asked for, so they cannot be named here. Under
-        // the unit, `DeviceAllow=` tells devices apart.
+        // net/tun, and loops: the kernel makes new ones as they are asked for, so they cannot be
+        // named here. Under the unit, `DeviceAllow=` tells devices apart.
         ("/dev".into(), AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev),
         // Who a process is.
         ("/proc".into(), AccessFs::ReadFile.into()),

@@ -37,7 +37,8 @@ impl Links {
         Ok(Self { handle })
     }
 
-    /// Sets up a new link: mark first, so that it is never up without one; no IPv6 address of its own.
+    /// Sets up a new link: mark first, so that it is never up without one; no IPv6 address of its
+    /// own.
     ///
     /// # Errors
     /// The kernel's.

@@ -1,5 +1,5 @@
-//! Lines for the journal, on standard error with syslog's level in front (sd-daemon(3)). Only fixed words,
-//! numbers and ids in hexadecimal: nothing that a peer wrote.
+//! Lines for the journal, on standard error with syslog's level in front (sd-daemon(3)). Only fixed
+//! words, numbers and ids in hexadecimal: nothing that a peer wrote.
 
 use std::io::Write;
 
@@ -18,8 +18,8 @@ pub(crate) enum Level {
     Debug = 7,
 }
 
-/// Writes one line. A journal that does not take it must not stop the helper, so a failure is ignored
-/// (`eprintln!` would panic).
+/// Writes one line. A journal that does not take it must not stop the helper, so a failure is
+/// ignored (`eprintln!` would panic).
 pub(crate) fn record(level: Level, text: &str) {
     let line = format!("<{}>{text}\n", level as u8);
     drop(std::io::stderr().write_all(line.as_bytes()));

@@ -1,5 +1,5 @@
-//! What systemd tells the helper and is told by it (sd_notify(3), sd_listen_fds(3)). The socket is connected
-//! at start, so that nothing while serving needs a new one.
+//! What systemd tells the helper and is told by it (sd_notify(3), sd_listen_fds(3)). The socket is
+//! connected at start, so that nothing while serving needs a new one.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;

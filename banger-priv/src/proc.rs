@@ -1,5 +1,6 @@
-//! Who a process is: by pidfd, with `/proc` read only while the pidfd is held and the process still lives
-//! afterwards. Nothing that a process can write (command line, name, executable) is looked at.
+//! Who a process is: by pidfd, with `/proc` read only while the pidfd is held and the process still
+//! lives afterwards. Nothing that a process can write (command line, name, executable) is looked
+//! at.
 
 use crate::kernel::{At, Outcome, Seen};
 use crate::record;
@@ -25,8 +26,8 @@ pub struct Processes {
     proc: OwnedFd,
     /// This process, in `/proc`.
     own: u32,
-    /// `/sys/fs/cgroup`, and the daemon's unit below it. The unit's folder comes and goes with the daemon,
-    /// so no handle on it is kept. `None`: no check.
+    /// `/sys/fs/cgroup`, and the daemon's unit below it. The unit's folder comes and goes with the
+    /// daemon, so no handle on it is kept. `None`: no check.
     unit: Option<(OwnedFd, String)>,
 }
 
@@ -55,7 +56,8 @@ impl Processes {
         self.look_where(pid, || Ok(true))
     }
 
-    /// The same, of a process in the cgroup of this leaf below the daemon's unit; `None` for any other.
+    /// The same, of a process in the cgroup of this leaf below the daemon's unit; `None` for any
+    /// other.
     ///
     /// # Errors
     /// The kernel's.
@@ -102,8 +104,8 @@ impl Processes {
         read_under(self.proc.as_fd(), &format!("{}/task/{thread}/status", self.own))
     }
 
-    /// The process at the other end of a connection: its pid, if it is alive and in the daemon's own
-    /// cgroup. VMMs share the daemon's uid and its unit; only the leaf tells them apart.
+    /// The process at the other end of a connection: its pid, if it is alive and in the daemon's
+    /// own cgroup. VMMs share the daemon's uid and its unit; only the leaf tells them apart.
     ///
     /// # Errors
     /// The kernel's.
@@ -126,8 +128,9 @@ impl Processes {
     }
 }
 
-/// Reads something about a process by its number, then asks whether it lives. When it does, the number was its own all
-/// the time that the pidfd was held, and so was what was read. There is no other way here to read by a number.
+/// Reads something about a process by its number, then asks whether it lives. When it does, the
+/// number was its own all the time that the pidfd was held, and so was what was read. There is no
+/// other way here to read by a number.
 fn while_held<T>(pidfd: BorrowedFd<'_>, read: impl FnOnce() -> Outcome<T>) -> Outcome<(T, bool)> {
     let value = read()?;
     Ok((value, alive(pidfd)?))
@@ -194,7 +197,8 @@ mod tests {
         assert_eq!(Processes::open(None).unwrap().daemon(&pidfd).unwrap(), None, "-1 is no pid");
     }
 
-    /// A number that becomes another process's between any two steps of a look is not taken for the first one's.
+    /// A number that becomes another process's between any two steps of a look is not taken for the
+    /// first one's.
     #[test]
     fn who_ends_while_it_is_looked_at_is_not_alive() {
         let processes = Processes::open(None).unwrap();

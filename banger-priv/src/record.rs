@@ -1,7 +1,9 @@
-//! Small files that hold one value each, replaced by rename: the ledger's rows and the COW files' records.
+//! Small files that hold one value each, replaced by rename: the ledger's rows and the COW files'
+//! records.
 //!
-//! A file is JSON, so that an administrator can read it: `{"crc32":"xxxxxxxx","record":{...}}`. The sum is
-//! over the bytes of `record`. A file that does not parse, or whose sum differs, is damaged; nobody guesses.
+//! A file is JSON, so that an administrator can read it: `{"crc32":"xxxxxxxx","record":{...}}`. The
+//! sum is over the bytes of `record`. A file that does not parse, or whose sum differs, is damaged;
+//! nobody guesses.
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, fsync, openat2, renameat, unlinkat};
 use rustix::io::Errno;
@@ -95,7 +97,8 @@ pub fn read<T: DeserializeOwned>(directory: BorrowedFd<'_>, name: &str) -> io::R
     Ok(decode(&bytes))
 }
 
-/// The names in a folder that end in `ending`, without it. What an interrupted [`replace`] left is removed.
+/// The names in a folder that end in `ending`, without it. What an interrupted [`replace`] left is
+/// removed.
 ///
 /// # Errors
 /// The kernel's.
@@ -119,8 +122,9 @@ pub(crate) fn beneath() -> ResolveFlags {
     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
 }
 
-/// Opens a folder and keeps it: later look-ups start from this handle, whatever becomes of its path. With
-/// `OFlags::PATH` it can be passed through but not listed: no more is needed of other people's folders.
+/// Opens a folder and keeps it: later look-ups start from this handle, whatever becomes of its
+/// path. With `OFlags::PATH` it can be passed through but not listed: no more is needed of other
+/// people's folders.
 ///
 /// # Errors
 /// The kernel's.
@@ -172,7 +176,8 @@ mod tests {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 1 << bit;
-                // The letters of the sum differ by one bit between upper and lower case, which is refused.
+                // The letters of the sum differ by one bit between upper and lower case, which is
+                // refused.
                 assert_eq!(decode::<Row>(&flipped), None, "byte {at} bit {bit}");
             }
         }

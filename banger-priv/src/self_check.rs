@@ -1,5 +1,6 @@
-//! `--self-check`: this process confines itself as the helper that serves does, then says what holds. It takes no lock,
-//! reads no record and changes nothing on the host, so it can run beside the service.
+//! `--self-check`: this process confines itself as the helper that serves does, then says what
+//! holds. It takes no lock, reads no record and changes nothing on the host, so it can run beside
+//! the service.
 
 use crate::config::{Call, Config};
 use crate::confine::{self, KEEP, LANDLOCK};
@@ -30,7 +31,8 @@ pub(crate) fn run(config: &Config, asked: Option<Call>) -> Result<Infallible, St
     confine::landlock(reach(config))?;
     let disk = DiskThread::default();
     let threads = [std::process::id(), step("start the disk's thread", disk.start())?];
-    // These two ask by calls that the filter refuses. Nothing that it allows could change their answers.
+    // These two ask by calls that the filter refuses. Nothing that it allows could change their
+    // answers.
     let tcp = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
         .and_then(|tcp| connect(tcp.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 1)));
     let dumpable = nix::sys::prctl::get_dumpable().at("dumpable")?;

@@ -1,8 +1,8 @@
 //! Who is let in, and one connection at a time.
 //!
-//! A peer is admitted by number: exactly the daemon's uid (SO_PEERCRED), alive and in the daemon's own
-//! cgroup (SO_PEERPIDFD, cgroup.procs). VMMs run under the same uid in the same unit, so the uid alone would
-//! admit them.
+//! A peer is admitted by number: exactly the daemon's uid (SO_PEERCRED), alive and in the daemon's
+//! own cgroup (SO_PEERPIDFD, cgroup.procs). VMMs run under the same uid in the same unit, so the
+//! uid alone would admit them.
 
 use crate::kernel::{At, Kernel};
 use crate::log::{self, Level};
@@ -83,9 +83,10 @@ fn identify(stream: &UnixStream, processes: &Processes, uid: u32) -> Result<Peer
     }
 }
 
-/// One live connection. The end of a daemon that died is noticed at once, by its descriptor being closed. A
-/// daemon that connects again has given up its first connection. Another process gets in only when the
-/// first has ended, so that a restarted daemon is never kept out by what is left of the old one.
+/// One live connection. The end of a daemon that died is noticed at once, by its descriptor being
+/// closed. A daemon that connects again has given up its first connection. Another process gets in
+/// only when the first has ended, so that a restarted daemon is never kept out by what is left of
+/// the old one.
 fn make_way(live: &mut Live, peer: &Peer) -> Result<(), &'static str> {
     let Some((first, task)) = live else { return Ok(()) };
     let gone = task.is_finished() || !alive(first.pidfd.as_fd()).map_err(|error| error.step)?;

@@ -1,7 +1,8 @@
-//! The helper's tarpc service: every call runs to its end on a task of its own, is counted, and leaves one
-//! line in the journal.
+//! The helper's tarpc service: every call runs to its end on a task of its own, is counted, and
+//! leaves one line in the journal.
 //!
-//! A client that goes away, cancels or runs out of patience stops waiting; it never stops an operation.
+//! A client that goes away, cancels or runs out of patience stops waiting; it never stops an
+//! operation.
 
 use crate::kernel::Kernel;
 use crate::log::{self, Level};
@@ -20,10 +21,12 @@ use tarpc::context::Context;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 
-/// Calls per second, and at once: a daemon that finds 256 VMs at its start asks three things about each.
+/// Calls per second, and at once: a daemon that finds 256 VMs at its start asks three things about
+/// each.
 const CALLS: (u32, u32) = (200, 1000);
-/// Records per second, and at once, of what a peer can cause without end. With them and one of every call
-/// the journal's own limit (10,000 in 30 s) is never reached, so no flood hides a decision.
+/// Records per second, and at once, of what a peer can cause without end. With them and one of
+/// every call the journal's own limit (10,000 in 30 s) is never reached, so no flood hides a
+/// decision.
 const NOTES: (u32, u32) = (1, 20);
 
 /// A bucket and the clock that fills it.
@@ -50,7 +53,8 @@ pub(crate) struct Service<K> {
     machine: Rc<Machine<K>>,
     limiter: Rc<Limiter>,
     notes: Rc<Limiter>,
-    /// A permit for each operation until it has ended, whatever has become of the connection that asked for it.
+    /// A permit for each operation until it has ended, whatever has become of the connection that
+    /// asked for it.
     under_way: Arc<Semaphore>,
 }
 

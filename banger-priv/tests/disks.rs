@@ -174,7 +174,8 @@ fn a_disk_is_attached_written_kept_and_detached() {
     });
 }
 
-/// Each chunk of a disk, written twice, then the disk twice as large: never an overflow, and nothing lost.
+/// Each chunk of a disk, written twice, then the disk twice as large: never an overflow, and
+/// nothing lost.
 #[test]
 fn a_disk_that_is_written_whole_stays_a_disk() {
     if !is_root() || !has_dm() {

@@ -1,5 +1,6 @@
-//! Flows that were there before: of a VM that was deleted, stopped, or lost its NAT, and none of them is the next
-//! holder's. And what the host's own DNAT would make of a guest's packets. Each is first seen to pass where it must.
+//! Flows that were there before: of a VM that was deleted, stopped, or lost its NAT, and none of
+//! them is the next holder's. And what the host's own DNAT would make of a guest's packets. Each is
+//! first seen to pass where it must.
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
 #[path = "common/net.rs"]
@@ -192,7 +193,8 @@ fn no_flow_outlives_its_vm() {
         assert_eq!(ports(&mut guest.wire, UDP), [(5001, 4000)], "the owner's flow");
         machine.set_nat(vm(1), true).await.unwrap();
 
-        // A helper that died after its table let go of an address ends the flows when it comes back.
+        // A helper that died after its table let go of an address ends the flows when it comes
+        // back.
         assert!(flows(GUEST) > 0);
         drop(machine);
         tokio::task::yield_now().await;
@@ -203,7 +205,8 @@ fn no_flow_outlives_its_vm() {
     });
 }
 
-/// What was begun while nothing forbade it is not carried on: only the side that did not begin is answered.
+/// What was begun while nothing forbade it is not carried on: only the side that did not begin is
+/// answered.
 #[test]
 fn a_flow_from_outside_ends_when_the_firewall_stands_again() {
     if !can_run() {
@@ -214,7 +217,8 @@ fn a_flow_from_outside_ends_when_the_firewall_stands_again() {
         let folders = Folders::new();
         let machine = folders.start().await;
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
-        // Another user of connection tracking, as Docker is: without one it would end with our table.
+        // Another user of connection tracking, as Docker is: without one it would end with our
+        // table.
         run("nft 'table ip tracking { chain c { type filter hook forward priority 9; ct state new accept; }; }'");
         let from_lan = udp(mac("uplink"), LAN, GUEST, 9);
         let stranger = as_user(OWNER + 1, || UdpSocket::bind((HOST, 5002)).unwrap());
@@ -251,7 +255,8 @@ fn a_flow_from_outside_ends_when_the_firewall_stands_again() {
     });
 }
 
-/// What is left of a connection whose program has closed it has no user any more, and still arrives.
+/// What is left of a connection whose program has closed it has no user any more, and still
+/// arrives.
 #[test]
 fn the_rest_of_a_closed_connection_arrives() {
     if !can_run() {
@@ -263,7 +268,8 @@ fn the_rest_of_a_closed_connection_arrives() {
         let machine = folders.start().await;
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
         let mut flow = Flows::open(&mut guest, &mut uplink);
-        // More than may be under way without an acknowledgement: the rest is sent when nobody has the socket any more.
+        // More than may be under way without an acknowledgement: the rest is sent when nobody has
+        // the socket any more.
         let (first, (sent, expected)) = (vec![b'x'; 60_000], flow.at);
         flow.connection.set_nonblocking(true).unwrap();
         let written = flow.connection.write(&first).unwrap();
@@ -291,7 +297,8 @@ fn the_rest_of_a_closed_connection_arrives() {
     });
 }
 
-/// To which ports datagrams have come. From which is the host's choice where a rewritten flow resembles another.
+/// To which ports datagrams have come. From which is the host's choice where a rewritten flow
+/// resembles another.
 fn arrived(wire: &mut Wire) -> Vec<u16> {
     ports(wire, UDP).into_iter().map(|(_, to)| to).collect()
 }
@@ -303,7 +310,8 @@ fn the_hosts_dnat_leads_no_guest_in() {
     }
     in_namespace(async {
         let _uplink = uplink();
-        // A container, and a link that the firewall does not know: what is dropped from a guest passes from there.
+        // A container, and a link that the firewall does not know: what is dropped from a guest
+        // passes from there.
         let mut container = Wire::open("ctr0").unwrap();
         let mut control = Wire::open("ctl0").unwrap();
         run("ip addr add 192.168.77.1/24 dev ctr0; ip link set ctr0 up");
@@ -342,7 +350,8 @@ fn the_hosts_dnat_leads_no_guest_in() {
         drop(other.wire.packets());
         guest.wire.send(&udp(mac(&guest.tap), GUEST, Ipv4Addr::new(203, 0, 113, 6), 8080));
         assert!(arrived(&mut other.wire).is_empty(), "another guest");
-        // By its own address the container is a host like others, for whom the administrator's chains speak.
+        // By its own address the container is a host like others, for whom the administrator's
+        // chains speak.
         drop(container.packets());
         guest.wire.send(&udp(mac(&guest.tap), GUEST, Ipv4Addr::new(192, 168, 77, 2), 80));
         assert_eq!(arrived(&mut container), [80], "control: the guest's packets do get there");

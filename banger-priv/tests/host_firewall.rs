@@ -1,5 +1,5 @@
-//! The packaged script that lets guests through the host's own FORWARD chain, in a namespace: where it puts its rules
-//! among those of Docker, ufw and an administrator.
+//! The packaged script that lets guests through the host's own FORWARD chain, in a namespace: where
+//! it puts its rules among those of Docker, ufw and an administrator.
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
 

@@ -1,5 +1,5 @@
-//! A hostile daemon against the helper's own serving loop, on a simulated kernel. Any panic aborts this
-//! process, as it does in a release, so a test that ends has a helper that lives.
+//! A hostile daemon against the helper's own serving loop, on a simulated kernel. Any panic aborts
+//! this process, as it does in a release, so a test that ends has a helper that lives.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -229,7 +229,8 @@ fn an_operation_outlives_the_peer_that_asked_for_it() {
     });
 }
 
-/// The bound is the process's: a daemon that connects again and again has no more of its calls under way.
+/// The bound is the process's: a daemon that connects again and again has no more of its calls
+/// under way.
 #[test]
 fn calls_of_connections_that_are_gone_count_until_they_end() {
     with_helper(async |helper| {

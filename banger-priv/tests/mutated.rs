@@ -1,6 +1,7 @@
-//! A million frames mutated from valid ones, through the helper's own decoder and into its operations, with no
-//! limiter in between. The same over the real socket is the bench's suite `hostile-client`, where the limiter
-//! lets fewer of them through. The seed is printed; `BANGER_SEED` sets it, `BANGER_FRAMES` the number.
+//! A million frames mutated from valid ones, through the helper's own decoder and into its
+//! operations, with no limiter in between. The same over the real socket is the bench's suite
+//! `hostile-client`, where the limiter lets fewer of them through. The seed is printed;
+//! `BANGER_SEED` sets it, `BANGER_FRAMES` the number.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -53,8 +54,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// One request of every operation, about a VM that holds everything; no image of that name is there, so that
-/// nothing is reserved on the disk of the machine that runs the test.
+/// One request of every operation, about a VM that holds everything; no image of that name is
+/// there, so that nothing is reserved on the disk of the machine that runs the test.
 fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
     let vm = vm(1);
     let image = banger_policy::Digest::from_bytes([0x22; 32]).unwrap();

@@ -1,5 +1,5 @@
-//! The firewall, proved with packets and not with its text: raw frames from a guest's side of its tap, and
-//! sockets of several users on the host's.
+//! The firewall, proved with packets and not with its text: raw frames from a guest's side of its
+//! tap, and sockets of several users on the host's.
 #![allow(clippy::unwrap_used, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
 #[path = "common/net.rs"]

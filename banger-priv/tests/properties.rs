@@ -1,4 +1,5 @@
-//! Any trace of operations, crashes and foreign actions on a simulated kernel: properties P1 to P6 and P9.
+//! Any trace of operations, crashes and foreign actions on a simulated kernel: properties P1 to P6
+//! and P9.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::allow_attributes, reason = "a test fails by panicking")]
 mod common;
 #[path = "common/sim.rs"]
@@ -79,7 +80,8 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Single events, and now and then the life of a VM with a flow, which they alone would seldom come to.
+/// Single events, and now and then the life of a VM with a flow, which they alone would seldom come
+/// to.
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let life = (1..4_u8, 1..4_u16, event()).prop_map(|(vm, index, between)| {
         let begins = [Event::Acquire(vm, index), Event::Nat(vm, true), Event::Bind(vm), Event::Packet(vm)];
@@ -205,7 +207,8 @@ fn check(host: &Host, machine: &Machine<Sim>) {
     for (at, element) in world.table.iter().enumerate() {
         assert!(!world.table[at + 1..].contains(element), "P6: one address, two VMs");
     }
-    // Where no operation is under way, whoever has a flow is in the ledger: release, or the next start, ends it.
+    // Where no operation is under way, whoever has a flow is in the ledger: release, or the next
+    // start, ends it.
     for address in &world.flows {
         let file = |held: &Holding| std::fs::read_to_string(host.folder.path().join("run").join(held.vm.to_string()));
         let known = held.iter().any(|held| file(held).is_ok_and(|text| text.contains(&format!("\"{address}\""))));
@@ -343,7 +346,8 @@ fn killed_at_each_step_of_a_life() {
     assert!(points >= 20, "only {points} steps were reached");
 }
 
-/// Each foreign action on an object that is held, then each way to lose it: refused, and left alone.
+/// Each foreign action on an object that is held, then each way to lose it: refused, and left
+/// alone.
 #[test]
 fn what_somebody_else_touched_is_left_whatever_is_asked() {
     quiet();
@@ -387,7 +391,8 @@ fn what_somebody_else_touched_is_left_whatever_is_asked() {
     }
 }
 
-/// An address whose process has ended is withdrawn whatever fails on the way, and its flows with it.
+/// An address whose process has ended is withdrawn whatever fails on the way, and its flows with
+/// it.
 #[test]
 fn what_cannot_be_withdrawn_at_once_is_tried_until_it_is() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();

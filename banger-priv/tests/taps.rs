@@ -128,7 +128,8 @@ fn what_somebody_else_has_touched_is_quarantined_and_left() {
             run(&line(mend));
             machine.release(vm(1)).await.unwrap();
         }
-        // Our tap is gone, and somebody made another one of that name: gone is success, theirs stays.
+        // Our tap is gone, and somebody made another one of that name: gone is success, theirs
+        // stays.
         let tap = machine.acquire_tap(vm(1), OWNER, 1).await.unwrap();
         run(&format!("ip link delete {0}; ip tuntap add dev {0} mode tap", tap.tap_device));
         machine.release_tap(vm(1), &tap).await.unwrap();

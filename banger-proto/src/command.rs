@@ -1,17 +1,19 @@
 //! A command in a guest: what the command line and the guest's agent say to each other, over vsock.
 //!
-//! One connection runs one command. The daemon connects to [`PORT`] of the guest, sends an [`Opening`], reads
-//! the [`Answer`], and hands the connection's descriptor to the command line: a restart of the daemon cuts no
-//! command, and what a guest sends is read by its user's own process.
+//! One connection runs one command. The daemon connects to [`PORT`] of the guest, sends an
+//! [`Opening`], reads the [`Answer`], and hands the connection's descriptor to the command line: a
+//! restart of the daemon cuts no command, and what a guest sends is read by its user's own process.
 //!
-//! From then on both sides send frames: kind (1 byte), length (4 bytes, big endian), payload. The command line
-//! begins with [`ToGuest::Start`]. It sends input only as far as the agent has given credit: [`WINDOW`] bytes at
-//! first, then as many as the command has taken. So the agent always reads, and a signal never waits behind
-//! input. Output needs no credit: a connection that is full stops the command.
+//! From then on both sides send frames: kind (1 byte), length (4 bytes, big endian), payload. The
+//! command line begins with [`ToGuest::Start`]. It sends input only as far as the agent has given
+//! credit: [`WINDOW`] bytes at first, then as many as the command has taken. So the agent always
+//! reads, and a signal never waits behind input. Output needs no credit: a connection that is full
+//! stops the command.
 //!
-//! [`FromGuest::Exited`], [`FromGuest::Killed`] and [`FromGuest::Refused`] are the last frame. Nobody relies on
-//! a half-close, which Firecracker's vsock does not carry to the host; the command line closes first, because a
-//! guest's full close drops what the host has not read (Firecracker, `csm/connection.rs`).
+//! [`FromGuest::Exited`], [`FromGuest::Killed`] and [`FromGuest::Refused`] are the last frame.
+//! Nobody relies on a half-close, which Firecracker's vsock does not carry to the host; the command
+//! line closes first, because a guest's full close drops what the host has not read (Firecracker,
+//! `csm/connection.rs`).
 
 use crate::frame::{self, malformed};
 use crate::guest::BootToken;
@@ -42,8 +44,8 @@ const OPENING_BYTES: usize = 6 + BootToken::LEN;
 pub enum Purpose {
     /// One command.
     Command,
-    /// The daemon replaces the users' SSH keys: length (4 bytes, big endian), then one public key a line. The
-    /// agent's answer is one byte: 0, or 1 when a line is no key and nothing was changed.
+    /// The daemon replaces the users' SSH keys: length (4 bytes, big endian), then one public key a
+    /// line. The agent's answer is one byte: 0, or 1 when a line is no key and nothing was changed.
     Keys,
     /// The agent says how the guest is, seen from inside ([`crate::inside`]).
     Inside,
@@ -51,8 +53,8 @@ pub enum Purpose {
     Session,
 }
 
-/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 2 session, 3 inside), the
-/// boot's token.
+/// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 2 session, 3
+/// inside), the boot's token.
 #[derive(Clone, Debug)]
 pub struct Opening {
     /// What follows.
@@ -61,8 +63,8 @@ pub struct Opening {
     pub token: BootToken,
 }
 
-/// The agent's answer to an [`Opening`], two bytes: its [`VERSION`] and this. Whoever does not know the token
-/// gets none.
+/// The agent's answer to an [`Opening`], two bytes: its [`VERSION`] and this. Whoever does not know
+/// the token gets none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Go on.
@@ -92,11 +94,14 @@ pub struct Terminal {
 pub struct Start {
     /// The words of the command; none for a login shell.
     pub words: Vec<Vec<u8>>,
-    /// Variables beside the image's own, whose values they replace; of two with one name the last counts.
+    /// Variables beside the image's own, whose values they replace; of two with one name the last
+    /// counts.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Absolute path of the folder in which it starts; the image's, else the user's home, when `None`.
+    /// Absolute path of the folder in which it starts; the image's, else the user's home, when
+    /// `None`.
     pub working_dir: Option<Vec<u8>>,
-    /// Who runs it: `user`, `uid`, `user:group` or `uid:gid`; the image's user, else root, when `None`.
+    /// Who runs it: `user`, `uid`, `user:group` or `uid:gid`; the image's user, else root, when
+    /// `None`.
     pub user: Option<String>,
     /// The command gets a terminal of its own.
     pub terminal: Option<Terminal>,
@@ -149,7 +154,8 @@ impl Opening {
         [&MAGIC[..], &[VERSION, purpose], self.token.reveal().as_bytes()].concat()
     }
 
-    /// Reads one, for an agent. The version is the peer's; the rest of an opening of another version is unknown.
+    /// Reads one, for an agent. The version is the peer's; the rest of an opening of another
+    /// version is unknown.
     ///
     /// # Errors
     /// What the stream says; `InvalidData` for anything but an opening.
@@ -265,7 +271,8 @@ impl FromGuest {
         }
     }
 
-    /// Reads the next one; `None` at the end. Not cancel safe. Text that is not UTF-8 is read with replacements.
+    /// Reads the next one; `None` at the end. Not cancel safe. Text that is not UTF-8 is read with
+    /// replacements.
     ///
     /// # Errors
     /// What the stream says; `InvalidData` when the bytes are not a frame.

@@ -1,7 +1,7 @@
 //! The daemon's service. Who calls is known from the socket; no request carries a uid.
 //!
-//! What takes time is a job: the call answers with its id at once, `watch_job` waits for news, `cancel_job`
-//! undoes it. A client that goes away changes nothing about a job.
+//! What takes time is a job: the call answers with its id at once, `watch_job` waits for news,
+//! `cancel_job` undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
     ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
@@ -53,16 +53,17 @@ pub trait Daemon {
 
     /// The caller's VMs after the one given; everyone's for an administrator with `all`.
     async fn list_vms(all: bool, after: Option<VmId>) -> Result<VmPage, ApiError>;
-    /// One VM, by exact name, id, or unique prefix of an id. Another user's, for an administrator, by `user/name` or id.
+    /// One VM, by exact name, id, or unique prefix of an id. Another user's, for an administrator,
+    /// by `user/name` or id.
     async fn show_vm(vm: String) -> Result<VmRecord, ApiError>;
-    /// Makes a VM and, unless `no_start`, starts it. Cancelled or failed before it was ready: no VM is left when
-    /// `keep_on_error` is false.
+    /// Makes a VM and, unless `no_start`, starts it. Cancelled or failed before it was ready: no VM
+    /// is left when `keep_on_error` is false.
     async fn create_vm(request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError>;
     /// Starts a VM.
     async fn start_vm(vm: String) -> Result<JobId, ApiError>;
     /// Shuts the guest down cleanly, then as `kill_vm`. The guest has `within` seconds, else
-    /// [`banger_policy::limits::DEFAULT_STOP_SECONDS`]. `host_down`, for administrators: the host goes down, and a VM
-    /// that is to be restarted then is remembered.
+    /// [`banger_policy::limits::DEFAULT_STOP_SECONDS`]. `host_down`, for administrators: the host
+    /// goes down, and a VM that is to be restarted then is remembered.
     async fn stop_vm(vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError>;
     /// Stop and start in one.
     async fn restart_vm(vm: String) -> Result<JobId, ApiError>;
@@ -100,16 +101,18 @@ pub trait Daemon {
 
     /// The caller's jobs before the one given, newest first.
     async fn list_jobs(before: Option<JobId>) -> Result<JobPage, ApiError>;
-    /// Answers when the job's `seq` is above `after_seq`, or after [`MAX_WATCH_MS`] with what there is.
+    /// Answers when the job's `seq` is above `after_seq`, or after [`MAX_WATCH_MS`] with what there
+    /// is.
     async fn watch_job(job: JobId, after_seq: u64) -> Result<JobView, ApiError>;
     /// Undoes a job, as far as it got. Answers at once; the job's end is seen by `watch_job`.
     async fn cancel_job(job: JobId) -> Result<(), ApiError>;
     /// What belongs to no VM, for administrators; with `fix` it is released.
     async fn leaks(fix: bool) -> Result<Leaks, ApiError>;
-    /// The kernel that a word means to the caller: their own name, then a shared one, then the beginning of an id.
-    /// Without a word, the one that a VM gets.
+    /// The kernel that a word means to the caller: their own name, then a shared one, then the
+    /// beginning of an id. Without a word, the one that a VM gets.
     async fn pick_kernel(kernel: Option<String>) -> Result<KernelRecord, ApiError>;
-    /// Keeps what the caller has prepared in a VM of theirs, as long as the VM exists and is theirs.
+    /// Keeps what the caller has prepared in a VM of theirs, as long as the VM exists and is
+    /// theirs.
     async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
     /// The configured files of users that their new VMs get; the caller's client copies them.
     async fn file_sync() -> Result<Vec<FileSync>, ApiError>;

@@ -1,7 +1,7 @@
 //! Frames on a byte stream: kind (1 byte), length (4 bytes, big endian), payload.
 //!
-//! Used by [`crate::stream`] (command line and daemon), and by [`crate::command`] and [`crate::session`]
-//! (command line and guest).
+//! Used by [`crate::stream`] (command line and daemon), and by [`crate::command`] and
+//! [`crate::session`] (command line and guest).
 
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -22,8 +22,8 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(to: &mut W, kind: u8, payload: 
     to.write_all(&bytes).await
 }
 
-/// Reads one frame; `None` at the end of the stream. `max` says how long a payload of a kind may be.
-/// Not cancel safe: a read that is dropped half-way loses what it has read.
+/// Reads one frame; `None` at the end of the stream. `max` says how long a payload of a kind may
+/// be. Not cancel safe: a read that is dropped half-way loses what it has read.
 pub(crate) async fn read<R: AsyncRead + Unpin>(
     from: &mut R,
     max: impl Fn(u8) -> usize,

@@ -1,9 +1,9 @@
 //! What the host and the guest say to each other: the boot configuration in the initramfs and the
 //! lines of the control channel.
 //!
-//! Written by `bangerd` at each start of a VM, read by `banger-guest`. Both sides are JSON, because a
-//! guest image may carry an agent older than the daemon: unknown fields are ignored on both sides.
-//! Nothing that a guest sends is trusted for more than that VM's own state.
+//! Written by `bangerd` at each start of a VM, read by `banger-guest`. Both sides are JSON, because
+//! a guest image may carry an agent older than the daemon: unknown fields are ignored on both
+//! sides. Nothing that a guest sends is trusted for more than that VM's own state.
 
 use banger_policy::ImageConfig;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,8 @@ use std::net::Ipv4Addr;
 
 /// Path of [`GuestConfig`] in the initramfs.
 pub const CONFIG_PATH: &str = "/config.json";
-/// Folder of the kernel modules in the initramfs: `NN-name.ko`, not compressed, loaded in order of name.
+/// Folder of the kernel modules in the initramfs: `NN-name.ko`, not compressed, loaded in order of
+/// name.
 pub const MODULES_DIR: &str = "/modules";
 /// The vsock port on which the agent's SSH server listens in every guest.
 pub const SSH_PORT: u32 = 22;
@@ -33,7 +34,8 @@ pub struct GuestConfig {
     pub dns: Ipv4Addr,
     /// Public keys that may log in as root, OpenSSH format.
     pub authorized_keys: Vec<String>,
-    /// The SSH host key of this VM, OpenSSH private key format (PEM). Made by the daemon, pinned there.
+    /// The SSH host key of this VM, OpenSSH private key format (PEM). Made by the daemon, pinned
+    /// there.
     pub host_key: String,
     /// The vsock port on the host (CID 2) of the control channel.
     pub control_port: u32,
@@ -43,20 +45,22 @@ pub struct GuestConfig {
     pub root_device: String,
     /// The work disk's device, mounted on `/root`; `None` when the VM has none.
     pub work_device: Option<String>,
-    /// The device with all modules of the kernel, mounted on `/lib/modules/RELEASE`; `None` when there is none.
+    /// The device with all modules of the kernel, mounted on `/lib/modules/RELEASE`; `None` when
+    /// there is none.
     #[serde(default)]
     pub modules_device: Option<String>,
-    /// This guest is there to read the work disk of a VM that does not run: it has no other disk, no network and no
-    /// image, and changes nothing.
+    /// This guest is there to read the work disk of a VM that does not run: it has no other disk,
+    /// no network and no image, and changes nothing.
     #[serde(default)]
     pub reads: bool,
-    /// What the image says about commands. It is the VM's: the image may have another name or be gone meanwhile.
+    /// What the image says about commands. It is the VM's: the image may have another name or be
+    /// gone meanwhile.
     #[serde(default)]
     pub image: ImageConfig,
 }
 
-/// A secret of one boot. Any process in a guest may connect to the control port; init and agent alone
-/// know this.
+/// A secret of one boot. Any process in a guest may connect to the control port; init and agent
+/// alone know this.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootToken(String);
@@ -84,8 +88,8 @@ impl BootToken {
         &self.0
     }
 
-    /// Whether both are the same. Takes equally long for every other of this length, so that time tells
-    /// nothing about where it differs.
+    /// Whether both are the same. Takes equally long for every other of this length, so that time
+    /// tells nothing about where it differs.
     #[must_use]
     pub fn proves(&self, expected: &Self) -> bool {
         let (ours, theirs) = (expected.0.as_bytes(), self.0.as_bytes());
@@ -124,8 +128,8 @@ pub enum ShutdownKind {
     Reboot,
 }
 
-/// The first line of every connection on the control channel, one JSON object. Whoever does not know the
-/// token is not listened to.
+/// The first line of every connection on the control channel, one JSON object. Whoever does not
+/// know the token is not listened to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Hello {
     /// [`GuestConfig::token`].
@@ -161,19 +165,19 @@ pub enum GuestEvent {
 pub enum GuestCommand {
     /// Shut down cleanly: sync, stop services, unmount, power off.
     Shutdown {
-        /// After so many seconds the host ends the guest, whatever it does. `None` from daemons that always waited
-        /// 90 seconds.
+        /// After so many seconds the host ends the guest, whatever it does. `None` from daemons
+        /// that always waited 90 seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         within: Option<u32>,
     },
-    /// The host's time, sent when the agent connects and when the host's clock has jumped: a guest's clock stands
-    /// still while the host is suspended.
+    /// The host's time, sent when the agent connects and when the host's clock has jumped: a
+    /// guest's clock stands still while the host is suspended.
     Time {
         /// Milliseconds since 1970, UTC.
         unix_ms: u64,
     },
-    /// The announcement of the end has arrived. Firecracker's vsock has no half-close by which an agent could
-    /// find that out, and drops what is on its way when a guest closes.
+    /// The announcement of the end has arrived. Firecracker's vsock has no half-close by which an
+    /// agent could find that out, and drops what is on its way when a guest closes.
     Noted,
 }
 

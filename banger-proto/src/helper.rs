@@ -1,5 +1,5 @@
-//! The helper's service: a closed list of operations. The wire carries ids and numbers; every name, path
-//! and rule is derived by the helper.
+//! The helper's service: a closed list of operations. The wire carries ids and numbers; every name,
+//! path and rule is derived by the helper.
 
 use banger_policy::{Digest, VmId};
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,8 @@ pub struct Holding {
     pub nat: bool,
     /// The pid that was bound.
     pub pid: Option<u32>,
-    /// Something of this VM no longer is what the ledger says; it was left alone and an operator is needed.
+    /// Something of this VM no longer is what the ledger says; it was left alone and an operator is
+    /// needed.
     pub quarantined: bool,
 }
 
@@ -83,7 +84,8 @@ pub struct HoldingPage {
 /// Rows per page; a page fits a frame.
 pub const PAGE: usize = 16;
 
-/// Why the helper did not. A code and nothing of the host's state: "not yours" and "never existed" are one.
+/// Why the helper did not. A code and nothing of the host's state: "not yours" and "never existed"
+/// are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum HelperError {
     /// No such holding, or the claim differs from the ledger in some field.
@@ -113,7 +115,8 @@ pub enum HelperError {
     /// The host's disk has no room for the COW file beside its reserve.
     #[error("no space left on the host's disk")]
     NoSpace,
-    /// A kernel object is no longer what the ledger says. It was left alone; an administrator must look.
+    /// A kernel object is no longer what the ledger says. It was left alone; an administrator must
+    /// look.
     #[error("quarantined: an object of this VM was changed by somebody else")]
     Quarantined,
     /// The kernel refused; the number is the errno.
@@ -131,11 +134,13 @@ pub trait Helper {
     async fn acquire_tap(vm: VmId, owner: u32, address_index: u16) -> Result<TapIdentity, HelperError>;
     /// Removes it. Gone already is success.
     async fn release_tap(vm: VmId, tap: TapIdentity) -> Result<(), HelperError>;
-    /// Makes the COW file, fully reserved, and its durable record. The same request again is success.
+    /// Makes the COW file, fully reserved, and its durable record. The same request again is
+    /// success.
     async fn create_disk(vm: VmId, owner: u32, image: Digest, root_bytes: u64) -> Result<CowRecord, HelperError>;
     /// Attaches both loops and the dm snapshot.
     async fn attach_disk(vm: VmId, owner: u32) -> Result<DiskIdentity, HelperError>;
-    /// Lets the COW file be another owner's from now on; refused while anything of the VM is held. Repeatable.
+    /// Lets the COW file be another owner's from now on; refused while anything of the VM is held.
+    /// Repeatable.
     async fn give_disk(vm: VmId, owner: u32) -> Result<(), HelperError>;
     /// Detaches them. Gone already is success.
     async fn detach_disk(vm: VmId, disk: DiskIdentity) -> Result<(), HelperError>;
@@ -145,7 +150,8 @@ pub trait Helper {
     async fn enable_nat(vm: VmId) -> Result<(), HelperError>;
     /// Ends that. Repeatable.
     async fn disable_nat(vm: VmId) -> Result<(), HelperError>;
-    /// Records the VM's process, once per boot of the VM, and registers its address with the firewall.
+    /// Records the VM's process, once per boot of the VM, and registers its address with the
+    /// firewall.
     async fn bind_process(vm: VmId, pid: u32) -> Result<(), HelperError>;
     /// Does the process that was bound still run? Advisory.
     async fn process_running(vm: VmId, pid: u32) -> Result<ProcessState, HelperError>;
@@ -155,6 +161,7 @@ pub trait Helper {
     async fn list(after: Option<VmId>) -> Result<HoldingPage, HelperError>;
     /// Releases everything but the COW file. Repeatable; nothing held is success.
     async fn release(vm: VmId) -> Result<(), HelperError>;
-    /// Makes the root disk larger, fully reserved; refused while attached. The same request again is success.
+    /// Makes the root disk larger, fully reserved; refused while attached. The same request again
+    /// is success.
     async fn grow_disk(vm: VmId, owner: u32, root_bytes: u64) -> Result<CowRecord, HelperError>;
 }

@@ -1,8 +1,9 @@
 //! What an agent says about its guest when it is asked: memory, disks, who listens.
 //!
-//! The answer on a connection of [`crate::command::Purpose::Inside`]: length (4 bytes, big endian), then one JSON
-//! object, at most [`MAX_ANSWER`] bytes. JSON, because the guest may be of another release: unknown fields are
-//! ignored, missing ones are empty. All of it is the guest's word, and only its user reads it.
+//! The answer on a connection of [`crate::command::Purpose::Inside`]: length (4 bytes, big endian),
+//! then one JSON object, at most [`MAX_ANSWER`] bytes. JSON, because the guest may be of another
+//! release: unknown fields are ignored, missing ones are empty. All of it is the guest's word, and
+//! only its user reads it.
 
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -19,7 +20,8 @@ pub const MAX_LISTENERS: usize = 1024;
 pub struct Inside {
     /// Since the guest's boot.
     pub uptime_seconds: u64,
-    /// Processes that ran or waited for a disk, on average over 1, 5 and 15 minutes (proc_loadavg(5)).
+    /// Processes that ran or waited for a disk, on average over 1, 5 and 15 minutes
+    /// (proc_loadavg(5)).
     pub load: [f64; 3],
     /// Processes that there are.
     pub processes: u64,

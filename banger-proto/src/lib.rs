@@ -1,5 +1,5 @@
-//! The wire of banger: the model that both services share, the transport under tarpc, and the two services.
-//! Types only carry what was said; the checks are `banger-policy`'s.
+//! The wire of banger: the model that both services share, the transport under tarpc, and the two
+//! services. Types only carry what was said; the checks are `banger-policy`'s.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -1,10 +1,11 @@
-//! Sessions of a guest: commands in the background that have a name, a log and a kept exit status. What the
-//! command line and the guest say to each other about them, over vsock.
+//! Sessions of a guest: commands in the background that have a name, a log and a kept exit status.
+//! What the command line and the guest say to each other about them, over vsock.
 //!
 //! The daemon opens the connection as for a command ([`crate::command`], purpose
-//! [`crate::command::Purpose::Session`]) and hands it over. The command line sends one [`Request`] and nothing
-//! else before the answer. The agent answers what can be read from the disk, and passes the connection of all
-//! else on to the session's own process. So a session and those that are attached to it outlive agent and daemon.
+//! [`crate::command::Purpose::Session`]) and hands it over. The command line sends one [`Request`]
+//! and nothing else before the answer. The agent answers what can be read from the disk, and passes
+//! the connection of all else on to the session's own process. So a session and those that are
+//! attached to it outlive agent and daemon.
 //!
 //! | request | answers |
 //! |---|---|
@@ -54,7 +55,8 @@ pub struct New {
     pub stdin: bool,
     /// The words come behind the image's Entrypoint; without words, the image's Cmd does.
     pub entrypoint: bool,
-    /// Started again when it ends, and with the guest, until it is stopped or another takes its name.
+    /// Started again when it ends, and with the guest, until it is stopped or another takes its
+    /// name.
     pub again: bool,
 }
 
@@ -69,8 +71,8 @@ pub enum Outputs {
     Err,
 }
 
-/// Command line to guest, first. `session` is a name or an id; a name means the session that runs, else the
-/// newest of that name.
+/// Command line to guest, first. `session` is a name or an id; a name means the session that runs,
+/// else the newest of that name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// All sessions.
@@ -102,8 +104,8 @@ pub enum Request {
     Attach {
         /// Which.
         session: String,
-        /// Columns and rows of the caller's terminal. The session's terminal gets them, and what it wrote last
-        /// comes first.
+        /// Columns and rows of the caller's terminal. The session's terminal gets them, and what it
+        /// wrote last comes first.
         size: Option<(u16, u16)>,
     },
     /// Ask it to end, then end it.
@@ -152,7 +154,8 @@ pub struct Session {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// The words of its command, for people: cut when they are long, with replacements for what is no text.
+    /// The words of its command, for people: cut when they are long, with replacements for what is
+    /// no text.
     pub command: Vec<String>,
     /// How it stands.
     pub status: Status,

@@ -1,6 +1,7 @@
 //! Signals by their names and numbers: the one table of agent, daemon and command line.
 
-/// The names of signal(7) without `SIG`, from 1 on; the numbers are those of x86-64 and of 64-bit ARM.
+/// The names of signal(7) without `SIG`, from 1 on; the numbers are those of x86-64 and of 64-bit
+/// ARM.
 const NAMES: [&str; 31] = [
     "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
     "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
@@ -44,7 +45,8 @@ pub fn from_ssh(text: &str) -> Option<u8> {
     number(text.split('@').next().unwrap_or_default())
 }
 
-/// What a shell reports for a program that the signal ended. No signal's number comes near the end of the range.
+/// What a shell reports for a program that the signal ended. No signal's number comes near the end
+/// of the range.
 #[must_use]
 pub const fn status(number: u8) -> u8 {
     number.saturating_add(128)

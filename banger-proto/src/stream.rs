@@ -1,9 +1,10 @@
-//! Byte streams beside the calls: consoles and uploads, and connections to guests, which the daemon hands over.
+//! Byte streams beside the calls: consoles and uploads, and connections to guests, which the daemon
+//! hands over.
 //!
 //! A call gives a one-use [`Ticket`]; the client opens a second connection to the same socket with
-//! [`crate::wire::Purpose::Stream`], sends the ticket's 32 bytes, and from then on both sides send frames:
-//! kind (1 byte), length (4 bytes, big endian), payload. The ticket is bound to the uid that got it and
-//! is void after [`TICKET_SECONDS`].
+//! [`crate::wire::Purpose::Stream`], sends the ticket's 32 bytes, and from then on both sides send
+//! frames: kind (1 byte), length (4 bytes, big endian), payload. The ticket is bound to the uid
+//! that got it and is void after [`TICKET_SECONDS`].
 
 use crate::frame::{self, malformed};
 use serde::{Deserialize, Serialize};
@@ -32,17 +33,18 @@ impl std::fmt::Debug for Ticket {
 /// What a stream carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StreamRequest {
-    /// A connection to the guest's agent on which one command runs ([`crate::command`]). The daemon answers
-    /// `Opened`, with the connection's descriptor beside it, or `Failed`. The client keeps this stream open
-    /// for as long as it uses the connection: meanwhile the VM counts as used.
+    /// A connection to the guest's agent on which one command runs ([`crate::command`]). The daemon
+    /// answers `Opened`, with the connection's descriptor beside it, or `Failed`. The client keeps
+    /// this stream open for as long as it uses the connection: meanwhile the VM counts as used.
     Command {
         /// The VM, as the user named it.
         vm: String,
-        /// The command only reads what is below `/root`: of a VM that does not run, a guest that has
-        /// nothing but its work disk answers.
+        /// The command only reads what is below `/root`: of a VM that does not run, a guest that
+        /// has nothing but its work disk answers.
         reads: bool,
     },
-    /// As [`StreamRequest::Command`]; a connection on which the agent says how the guest is ([`crate::inside`]).
+    /// As [`StreamRequest::Command`]; a connection on which the agent says how the guest is
+    /// ([`crate::inside`]).
     Inside {
         /// The VM, as the user named it.
         vm: String,
@@ -61,8 +63,9 @@ pub enum StreamRequest {
         /// Begin this many lines before the end; all when `None`.
         tail: Option<u32>,
     },
-    /// An upload for the job that `open_stream` answers: `Input`, `InputEnd`; the daemon answers `Exit` when
-    /// it has all bytes, `Failed` as soon as it does not want more. The result is the job's.
+    /// An upload for the job that `open_stream` answers: `Input`, `InputEnd`; the daemon answers
+    /// `Exit` when it has all bytes, `Failed` as soon as it does not want more. The result is the
+    /// job's.
     ImportImage {
         /// Name of the new image.
         name: String,
@@ -85,8 +88,8 @@ pub enum StreamRequest {
         /// Everybody may use it; for administrators.
         shared: bool,
     },
-    /// As [`StreamRequest::Command`]; a connection on which the guest answers one request about its sessions
-    /// ([`crate::session`]).
+    /// As [`StreamRequest::Command`]; a connection on which the guest answers one request about its
+    /// sessions ([`crate::session`]).
     Session {
         /// The VM, as the user named it.
         vm: String,
@@ -110,8 +113,8 @@ pub enum Frame {
     Exit(u8),
     /// Daemon to client, last: why not.
     Failed(String),
-    /// Daemon to client, last: the descriptor of a connection to the guest comes with this frame (unix(7),
-    /// `SCM_RIGHTS`).
+    /// Daemon to client, last: the descriptor of a connection to the guest comes with this frame
+    /// (unix(7), `SCM_RIGHTS`).
     Opened,
 }
 
@@ -152,8 +155,8 @@ pub async fn write<W: AsyncWrite + Unpin>(to: &mut W, frame: &Frame) -> io::Resu
     frame::write(to, kind, &payload, MAX_PAYLOAD).await
 }
 
-/// Reads one frame; `None` at the end of the stream. Not cancel safe: keep one reader per stream and do not
-/// race it in a `select!` that drops it.
+/// Reads one frame; `None` at the end of the stream. Not cancel safe: keep one reader per stream
+/// and do not race it in a `select!` that drops it.
 ///
 /// # Errors
 /// What the stream says; `InvalidData` when the bytes are not a frame.

@@ -1,7 +1,8 @@
-//! tarpc over our own frames on a unix stream: hello, bounded frames, clamped deadlines, cancellation.
+//! tarpc over our own frames on a unix stream: hello, bounded frames, clamped deadlines,
+//! cancellation.
 //!
-//! tarpc's stock transport is not used: a client's deadline crosses it as a `Duration`, and one frame with a
-//! deadline beyond about two years panics the server.
+//! tarpc's stock transport is not used: a client's deadline crosses it as a `Duration`, and one
+//! frame with a deadline beyond about two years panics the server.
 
 use crate::wire::{HELLO_BYTES, Hello, NotServed, Purpose, ToClient, ToServer, WireError, decode, encode};
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 /// How long a client may take to say hello.
 const CLIENT_HELLO: Duration = Duration::from_secs(5);
-/// How long a server may: the connection may be what starts it (socket activation), on a host under load.
+/// How long a server may: the connection may be what starts it (socket activation), on a host under
+/// load.
 const SERVER_HELLO: Duration = Duration::from_secs(60);
 
 /// The limits of one service.
@@ -37,11 +39,12 @@ pub const DAEMON_LIMITS: Limits =
 pub const HELPER_LIMITS: Limits =
     Limits { max_frame: 16 * 1024, max_timeout: Duration::from_secs(60), max_in_flight: 64 };
 
-/// Says hello as a server: reads the client's, answers ours whatever it was, so that an older client can
-/// print both versions.
+/// Says hello as a server: reads the client's, answers ours whatever it was, so that an older
+/// client can print both versions.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`] after five seconds, else what the client did wrong; close the connection.
+/// [`io::ErrorKind::TimedOut`] after five seconds, else what the client did wrong; close the
+/// connection.
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<Hello> {
     let theirs = read_hello(stream, CLIENT_HELLO).await?;
     let purpose = theirs.as_ref().map_or(Purpose::Calls, |hello| hello.purpose);
@@ -99,15 +102,17 @@ where
             let id = reply.request_id;
             let body = reply.message.map_err(|_| NotServed::Busy);
             let whole = encode(&ToClient { id, body }, limits.max_frame);
-            // A reply too long for a frame fails its own call; the connection and the other calls live on.
+            // A reply too long for a frame fails its own call; the connection and the other calls
+            // live on.
             let failed = ToClient::<Resp> { id, body: Err(NotServed::TooLong) };
             let frame = whole.or_else(|_| encode(&failed, limits.max_frame));
             ready(frame.map(Bytes::from).map_err(io::Error::from))
         })
 }
 
-/// The client's half of a connection that has said hello. A call that was not taken up fails with [`io::ErrorKind::WouldBlock`], one whose answer does not
-/// fit a frame with [`io::ErrorKind::InvalidData`].
+/// The client's half of a connection that has said hello. A call that was not taken up fails with
+/// [`io::ErrorKind::WouldBlock`], one whose answer does not fit a frame with
+/// [`io::ErrorKind::InvalidData`].
 pub fn client<S, Req, Resp>(
     stream: S,
     limits: Limits,

@@ -1,8 +1,8 @@
 //! Bytes on the wire: the hello and the frames. The only file that knows bincode.
 //!
-//! Both sides first send a [`Hello`] of fixed size, so that a half-upgraded host fails with a sentence
-//! instead of a decoding error. After it come length-delimited frames (4 bytes big-endian length, then
-//! that many bytes), each one bincode value with nothing before or after it.
+//! Both sides first send a [`Hello`] of fixed size, so that a half-upgraded host fails with a
+//! sentence instead of a decoding error. After it come length-delimited frames (4 bytes big-endian
+//! length, then that many bytes), each one bincode value with nothing before or after it.
 
 use bincode::Options;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -35,7 +35,8 @@ pub struct Hello {
     pub build: String,
 }
 
-/// Bytes that are not what they must be. The connection is closed; there is no way to resynchronise.
+/// Bytes that are not what they must be. The connection is closed; there is no way to
+/// resynchronise.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The first bytes are of another protocol.
@@ -89,8 +90,8 @@ impl Hello {
     }
 
     /// # Errors
-    /// [`WireError::NotBanger`] for another protocol, [`WireError::Version`] for another version of ours,
-    /// [`WireError::Malformed`] for anything else.
+    /// [`WireError::NotBanger`] for another protocol, [`WireError::Version`] for another version of
+    /// ours, [`WireError::Malformed`] for anything else.
     pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<Self, WireError> {
         let [m0, m1, m2, m3, v0, v1, purpose, zero, build @ ..] = bytes;
         if [*m0, *m1, *m2, *m3] != MAGIC {
@@ -118,8 +119,8 @@ fn build_text(bytes: &[u8; BUILD_BYTES]) -> Option<String> {
     if clean { String::from_utf8(text.to_vec()).ok() } else { None }
 }
 
-/// What a client sends after the hello. The deadline is a bounded number of milliseconds: tarpc's own
-/// context, whose deadline can make a server panic, never crosses the wire.
+/// What a client sends after the hello. The deadline is a bounded number of milliseconds: tarpc's
+/// own context, whose deadline can make a server panic, never crosses the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToServer<T> {
     /// A request.
@@ -150,7 +151,8 @@ pub struct ToClient<T> {
 /// Why a call has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum NotServed {
-    /// It was not taken up: too many in flight, or past its deadline. The same call may be made again.
+    /// It was not taken up: too many in flight, or past its deadline. The same call may be made
+    /// again.
     #[error("the call was not taken up")]
     Busy,
     /// It was served, and the answer does not fit a frame. Made again it comes to the same.
@@ -159,8 +161,8 @@ pub enum NotServed {
 }
 
 fn options(max: usize) -> impl Options {
-    // For what is encoded. Decoding ends with the slice, and serde allocates for no length beyond what was read
-    // (its `size_hint::cautious`); bincode applies no limit to slices.
+    // For what is encoded. Decoding ends with the slice, and serde allocates for no length beyond
+    // what was read (its `size_hint::cautious`); bincode applies no limit to slices.
     bincode::DefaultOptions::new().with_limit(max as u64).reject_trailing_bytes()
 }
 

@@ -1,5 +1,5 @@
-//! A hostile peer against the server's half of the transport. Any panic aborts the process, as in release
-//! builds, so a surviving test is a surviving server.
+//! A hostile peer against the server's half of the transport. Any panic aborts the process, as in
+//! release builds, so a surviving test is a surviving server.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and prints its seed")]
 
 use banger_proto::transport::{self, Limits};
@@ -123,7 +123,8 @@ async fn any_deadline_is_served() {
 #[tokio::test]
 async fn tarpcs_own_frames_with_a_deadline_of_years_are_garbage_here() {
     let (_guard, path) = start();
-    // What a client of the stock transport would send: a `Duration` of 5 years, and of u64::MAX seconds.
+    // What a client of the stock transport would send: a `Duration` of 5 years, and of u64::MAX
+    // seconds.
     for seconds in [5 * 31_536_000_u64, u64::MAX] {
         let mut stream = raw(&path).await;
         let stock = encode(&(0_u8, seconds, 0_u32, [0_u8; 16], 1_u64), 1024).unwrap();
@@ -226,7 +227,8 @@ async fn another_version_gets_a_sentence() {
     alive(&path).await;
 }
 
-/// Mutations of valid frames, from a fixed seed that is printed; each connection is left in any state.
+/// Mutations of valid frames, from a fixed seed that is printed; each connection is left in any
+/// state.
 #[tokio::test]
 async fn mutated_frames() {
     let (_guard, path) = start();

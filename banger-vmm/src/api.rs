@@ -1,5 +1,6 @@
-//! Firecracker's API: HTTP on a unix socket. Field names and values are those of its OpenAPI document,
-//! `src/firecracker/swagger/firecracker.yaml` (1.16). Called once per boot, by the VM's actor.
+//! Firecracker's API: HTTP on a unix socket. Field names and values are those of its OpenAPI
+//! document, `src/firecracker/swagger/firecracker.yaml` (1.16). Called once per boot, by the VM's
+//! actor.
 
 use super::VmmError;
 use bytes::Bytes;
@@ -17,7 +18,8 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long one request may take. The start reads kernel and initramfs from a disk that may be busy.
+/// How long one request may take. The start reads kernel and initramfs from a disk that may be
+/// busy.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
 /// Firecracker's answers are a line.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -78,7 +80,8 @@ fn text(path: &Path) -> Result<&str, VmmError> {
 
 /// All requests in the order in which they are made.
 fn requests(config: &VmmConfig) -> Result<Vec<Put>, VmmError> {
-    // The console is the guest's: at its default level Firecracker writes every request there, boot arguments included.
+    // The console is the guest's: at its default level Firecracker writes every request there, boot
+    // arguments included.
     let mut puts: Vec<Put> = vec![("logger", "/logger".into(), json!({ "level": "Error" }))];
     if let Some(path) = &config.metrics_path {
         puts.push(("metrics", "/metrics".into(), json!({ "metrics_path": text(path)? })));

@@ -1,10 +1,10 @@
 //! The cgroup of a VM: its limits, and its process identity.
 //!
-//! Under systemd the daemon runs in the leaf `daemon` of its delegated unit (`DelegateSubgroup=daemon`), and
-//! VMs lie beside it as `vms/<owner uid>/<vm id>`: found again from the VM's id alone, ended as a whole by
-//! `cgroup.kill` (cgroup-v2 documentation of the kernel). Without delegation, in a build folder, a pidfd
-//! stands in and there are no limits. Called by the VM's actor and by [`crate::launch`]; it must not
-//! touch any group outside `vms`.
+//! Under systemd the daemon runs in the leaf `daemon` of its delegated unit
+//! (`DelegateSubgroup=daemon`), and VMs lie beside it as `vms/<owner uid>/<vm id>`: found again
+//! from the VM's id alone, ended as a whole by `cgroup.kill` (cgroup-v2 documentation of the
+//! kernel). Without delegation, in a build folder, a pidfd stands in and there are no limits.
+//! Called by the VM's actor and by [`crate::launch`]; it must not touch any group outside `vms`.
 
 use crate::pidfd::Pidfd;
 use banger_policy::VmId;
@@ -21,8 +21,8 @@ use tokio::time::Instant;
 const ROOT: &str = "/sys/fs/cgroup";
 /// What the limits need.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu"];
-/// How long [`VmCgroup::kill`] waits for the kernel to end everything: exits of processes with gigabytes of
-/// memory take seconds on a loaded host.
+/// How long [`VmCgroup::kill`] waits for the kernel to end everything: exits of processes with
+/// gigabytes of memory take seconds on a loaded host.
 const KILL_WAIT: Duration = Duration::from_secs(20);
 /// A group made by the VM itself inside its own is removed with it, but not without end.
 const MAX_DEPTH: u32 = 8;
@@ -114,8 +114,8 @@ impl Cgroups {
     /// Finds the delegated group of this process and prepares it, or falls back to pidfds.
     ///
     /// # Errors
-    /// When the group is delegated but does not have the controllers that the limits need, or cannot be
-    /// prepared: VMs without limits are not an alternative there.
+    /// When the group is delegated but does not have the controllers that the limits need, or
+    /// cannot be prepared: VMs without limits are not an alternative there.
     pub fn discover() -> io::Result<Self> {
         let own = read(Path::new("/proc/self/cgroup"))?;
         let unified = Path::new(ROOT).join("cgroup.controllers").exists();
@@ -159,7 +159,8 @@ impl Cgroups {
         matches!(self.kind, Kind::Tree(_))
     }
 
-    /// Owner and VM of every group that is there; none without groups. What does not have such names is not ours.
+    /// Owner and VM of every group that is there; none without groups. What does not have such
+    /// names is not ours.
     #[must_use]
     pub fn all(&self) -> Vec<(u32, VmId)> {
         let Kind::Tree(tree) = &self.kind else { return Vec::new() };
@@ -245,7 +246,8 @@ impl VmCgroup {
     /// Makes the group and sets its limits. An empty one that is left is taken over.
     ///
     /// # Errors
-    /// `AlreadyExists` when a process of an earlier boot is still in it; else the file that could not be written.
+    /// `AlreadyExists` when a process of an earlier boot is still in it; else the file that could
+    /// not be written.
     pub fn create(&self, limits: &Limits) -> io::Result<()> {
         if self.populated()? {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a process of this VM is still running"));
@@ -319,7 +321,8 @@ impl VmCgroup {
     pub async fn kill(&self) -> io::Result<()> {
         match &self.place {
             Place::Group { path, .. } => match write(&path.join("cgroup.kill"), "1") {
-                // Emptied, and removed: by systemd, which trims the unit's empty groups when a daemon has died.
+                // Emptied, and removed: by systemd, which trims the unit's empty groups when a
+                // daemon has died.
                 Err(error) if gone(&error) => {}
                 done => done?,
             },

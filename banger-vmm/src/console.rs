@@ -1,9 +1,9 @@
 //! The console file: what the guest's kernel and the VMM wrote since the last start.
 //!
-//! The VMM appends, the daemon reads and frees. The file is kept under its cap by punching a hole at its
-//! beginning (fallocate(2)): the offsets of what is left stay, so no reader loses its place and no writer is
-//! disturbed; its apparent size says nothing. Used by the monitor, by `logs` and for errors. What is in
-//! here may be anything, terminal control included.
+//! The VMM appends, the daemon reads and frees. The file is kept under its cap by punching a hole
+//! at its beginning (fallocate(2)): the offsets of what is left stay, so no reader loses its place
+//! and no writer is disturbed; its apparent size says nothing. Used by the monitor, by `logs` and
+//! for errors. What is in here may be anything, terminal control included.
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use std::fs::File;
@@ -125,8 +125,8 @@ pub fn clean(line: &str) -> String {
     out.trim_end().to_owned()
 }
 
-/// The kernel's message in a cleaned line: what follows `[   12.345678] `, which may come after an unfinished
-/// line of somebody else, or the whole line of a kernel that writes no times.
+/// The kernel's message in a cleaned line: what follows `[   12.345678] `, which may come after an
+/// unfinished line of somebody else, or the whole line of a kernel that writes no times.
 fn last_word(line: &str) -> Option<LastWord> {
     let stamped = line.match_indices("] ").map(|(at, mark)| line.get(at + mark.len()..).unwrap_or_default());
     std::iter::once(line).chain(stamped).find_map(|message| match message {
@@ -138,7 +138,8 @@ fn last_word(line: &str) -> Option<LastWord> {
     })
 }
 
-/// Follows a console from the beginning of the file, which is the beginning of this boot, and frees what is over the cap.
+/// Follows a console from the beginning of the file, which is the beginning of this boot, and frees
+/// what is over the cap.
 #[derive(Debug, Default)]
 pub struct Scanner {
     offset: u64,
@@ -147,8 +148,8 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Reads what was written since the last call and says what the kernel's last word in it is. A panic
-    /// stays the last word for good: the restart after it is its consequence.
+    /// Reads what was written since the last call and says what the kernel's last word in it is. A
+    /// panic stays the last word for good: the restart after it is its consequence.
     ///
     /// # Errors
     /// What the file system says.
@@ -197,7 +198,8 @@ impl Scanner {
     }
 }
 
-/// Frees the beginning of a file that the VMM appends to, when it takes more than [`CAP`]. A missing one takes nothing.
+/// Frees the beginning of a file that the VMM appends to, when it takes more than [`CAP`]. A
+/// missing one takes nothing.
 ///
 /// # Errors
 /// What the file system says.
@@ -208,7 +210,8 @@ pub fn trim(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The last line that has an end, without it; empty when it is longer than `at_most` bytes, or there is none.
+/// The last line that has an end, without it; empty when it is longer than `at_most` bytes, or
+/// there is none.
 ///
 /// # Errors
 /// What the file system says.

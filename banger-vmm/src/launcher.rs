@@ -1,8 +1,10 @@
-//! The moment between daemon and VMM: `bangerd launch-vmm` reads its orders and becomes Firecracker.
+//! The moment between daemon and VMM: `bangerd launch-vmm` reads its orders and becomes
+//! Firecracker.
 //!
-//! Started by [`crate::launch`] only. Every step here is irreversible and made by the process itself, in this
-//! order, so that nothing of the VMM ever runs outside its cgroup, with the daemon's descriptors or
-//! unconfined. One thread, no runtime. The only way back is one line on the standard error that it was started with.
+//! Started by [`crate::launch`] only. Every step here is irreversible and made by the process
+//! itself, in this order, so that nothing of the VMM ever runs outside its cgroup, with the
+//! daemon's descriptors or unconfined. One thread, no runtime. The only way back is one line on the
+//! standard error that it was started with.
 
 use crate::confine::{self, ConfineError, Files, StandIn};
 use crate::{Launch, VmmError};
@@ -21,8 +23,8 @@ pub const COMMAND: &str = "launch-vmm";
 /// The orders are some kilobytes.
 const MAX_ORDERS: u64 = 256 * 1024;
 
-/// What is to be done, as JSON on standard input: every user of the host reads command lines, and where a VM's sockets
-/// lie is not for everybody.
+/// What is to be done, as JSON on standard input: every user of the host reads command lines, and
+/// where a VM's sockets lie is not for everybody.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Orders {
@@ -104,7 +106,8 @@ pub fn main() -> ExitCode {
 }
 
 fn become_vmm(orders: &Orders, report: &OwnedFd) -> Result<std::convert::Infallible, Step> {
-    // 1. The cgroup, before anything that may use memory or make a process. `0` is the writer itself.
+    // 1. The cgroup, before anything that may use memory or make a process. `0` is the writer
+    //    itself.
     if let Some(group) = &orders.cgroup {
         let path = group.join("cgroup.procs");
         let entered = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(b"0"));
@@ -121,10 +124,11 @@ fn become_vmm(orders: &Orders, report: &OwnedFd) -> Result<std::convert::Infalli
     let console =
         open_console(&orders.console).map_err(|source| Step::Console { path: orders.console.clone(), source })?;
     let stderr = console.try_clone().map_err(|source| Step::Console { path: orders.console.clone(), source })?;
-    // 6. Everything else that the daemon had open. Its own descriptors close at exec anyway; this is for those
-    //    that somebody forgot to mark.
+    // 6. Everything else that the daemon had open. Its own descriptors close at exec anyway; this
+    //    is for those that somebody forgot to mark.
     close_all_but(&[report.as_raw_fd(), console.as_raw_fd(), stderr.as_raw_fd()]).map_err(Step::Descriptors)?;
-    // 7. Its sockets are named from their folder, so that neither its command line nor /proc/net/unix tells where that is.
+    // 7. Its sockets are named from their folder, so that neither its command line nor
+    //    /proc/net/unix tells where that is.
     let (folder, api_socket) = match (orders.api_socket.parent(), orders.api_socket.file_name()) {
         (Some(folder), Some(name)) => (folder, name),
         _ => return Err(Step::Orders),

@@ -1,8 +1,8 @@
 //! A process that cannot be mistaken for another one: pidfds (pidfd_open(2)).
 //!
 //! Used by [`crate::cgroup`] when no cgroup is delegated and by [`crate::Vmm`] to see a VMM end. A
-//! number from anywhere becomes a [`Pidfd`] first and is verified while that is held; nothing here ever
-//! signals a bare number.
+//! number from anywhere becomes a [`Pidfd`] first and is verified while that is held; nothing here
+//! ever signals a bare number.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::process::{Pid, PidfdFlags, Signal};

@@ -20,8 +20,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long the launcher may take to become Firecracker: milliseconds, unless the host has far more to do than it can, and
-/// that is no reason to fail a start.
+/// How long the launcher may take to become Firecracker: milliseconds, unless the host has far more
+/// to do than it can, and that is no reason to fail a start.
 const LAUNCH_WAIT: Duration = Duration::from_secs(60);
 /// How long Firecracker may take to answer then.
 const START_WAIT: Duration = Duration::from_secs(15);
@@ -150,7 +150,8 @@ pub async fn launch(launch: &Launch) -> Result<Vmm, VmmError> {
     Ok(vmm)
 }
 
-/// Closes the pipe behind them. A launcher that does not take them says why by itself, or hangs and is seen to.
+/// Closes the pipe behind them. A launcher that does not take them says why by itself, or hangs and
+/// is seen to.
 async fn give_orders(child: &mut Child, orders: &str) {
     if let Some(mut stdin) = child.stdin.take()
         && let Ok(Err(error)) = timeout(LAUNCH_WAIT, stdin.write_all(orders.as_bytes())).await
@@ -211,9 +212,10 @@ impl Vmm {
         Self { process, cgroup, status: Some(reap(child)) }
     }
 
-    /// Finds the VMM of a VM that an earlier daemon started: the process behind the API socket first, the saved
-    /// number second, and either only when it is in the VM's cgroup. Without cgroups only the socket proves
-    /// anything. `None`: it is dead, or what runs is not recognised and may be killed.
+    /// Finds the VMM of a VM that an earlier daemon started: the process behind the API socket
+    /// first, the saved number second, and either only when it is in the VM's cgroup. Without
+    /// cgroups only the socket proves anything. `None`: it is dead, or what runs is not recognised
+    /// and may be killed.
     ///
     /// # Errors
     /// [`VmmError::Processes`] when the cgroup cannot be read.
@@ -249,7 +251,8 @@ impl Vmm {
         !self.process.has_ended().unwrap_or(false)
     }
 
-    /// Does one of its threads wait for a disk of the host or the like, uninterruptibly (state D of proc_pid_stat(5))? Not known is no.
+    /// Does one of its threads wait for a disk of the host or the like, uninterruptibly (state D of
+    /// proc_pid_stat(5))? Not known is no.
     #[must_use]
     pub fn waits_for_the_host(&self) -> bool {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
@@ -291,7 +294,8 @@ fn gone(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), None | Some(nix::libc::ESRCH | nix::libc::EINVAL))
 }
 
-/// The process that made a listening socket (`SO_PEERCRED`, unix(7)), when it answers and is of our uid.
+/// The process that made a listening socket (`SO_PEERCRED`, unix(7)), when it answers and is of our
+/// uid.
 ///
 /// # Errors
 /// When it cannot be asked, which says nothing about it.

@@ -1,8 +1,8 @@
 //! Short names of images: what `image pull NAME` fetches when the name is in the catalogue.
 //!
-//! Three files of the same form: the package's, the host's in `/etc`, and the user's own. A name in a
-//! later file replaces the same name in an earlier one. The files are read with the user's rights and
-//! only name what is fetched; the registry and the digest decide what arrives.
+//! Three files of the same form: the package's, the host's in `/etc`, and the user's own. A name in
+//! a later file replaces the same name in an earlier one. The files are read with the user's rights
+//! and only name what is fetched; the registry and the digest decide what arrives.
 
 use crate::error::explained;
 use crate::registry::{self, Reference};

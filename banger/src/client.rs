@@ -1,4 +1,5 @@
-//! The connection to the daemon: where it is, hello, calls and streams, and what to do when it is not there.
+//! The connection to the daemon: where it is, hello, calls and streams, and what to do when it is
+//! not there.
 
 use crate::error::{Explained, explained};
 use crate::handover::{self, Received};

@@ -1,6 +1,8 @@
-//! How commands fail: `banger: what failed: why`, then what to do next, on standard error; status 1.
+//! How commands fail: `banger: what failed: why`, then what to do next, on standard error;
+//! status 1.
 //!
-//! What failed and why is the context chain of an [`anyhow::Error`]; what to do is carried by [`Explained`].
+//! What failed and why is the context chain of an [`anyhow::Error`]; what to do is carried by
+//! [`Explained`].
 
 use crate::output::{self, Event, ReaderGone};
 use banger_proto::model::{ApiError, ErrorCode};

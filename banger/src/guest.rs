@@ -1,8 +1,9 @@
 //! A command in a guest: the command line's end of [`banger_proto::command`].
 //!
-//! Everything that arrives comes from the guest, whose root may be hostile: it reaches the outputs that the user
-//! gave the command, and decides nothing else. One task writes the connection, one thread reads standard input,
-//! and the caller's task reads the connection; a signal never waits behind input or output.
+//! Everything that arrives comes from the guest, whose root may be hostile: it reaches the outputs
+//! that the user gave the command, and decides nothing else. One task writes the connection, one
+//! thread reads standard input, and the caller's task reads the connection; a signal never waits
+//! behind input or output.
 
 use crate::client::Opened;
 use crate::error::explained;
@@ -28,8 +29,8 @@ const INTERRUPTED: u8 = status(2);
 /// Signals and sizes that wait for the connection, which is always read at the other end.
 const URGENT: usize = 16;
 
-/// Runs a command and talks with it until its end; gives its exit status. `input`: standard input is the
-/// command's. `json`: what it writes and how it ends goes to standard output as JSON.
+/// Runs a command and talks with it until its end; gives its exit status. `input`: standard input
+/// is the command's. `json`: what it writes and how it ends goes to standard output as JSON.
 ///
 /// # Errors
 /// A lost connection, or a reader of ours that went away.
@@ -58,8 +59,8 @@ pub(crate) struct Terms {
     pub(crate) tty: bool,
     /// Standard input is the command's.
     pub(crate) input: bool,
-    /// The command is a session, which goes on without us: its input is not closed at the end of ours, and
-    /// signals are not for it.
+    /// The command is a session, which goes on without us: its input is not closed at the end of
+    /// ours, and signals are not for it.
     pub(crate) attached: bool,
     /// For a program that reads JSON.
     pub(crate) json: bool,

@@ -11,14 +11,16 @@ use banger_proto::model::{ImageRecord, JobId, JobResult, JobState, JobView, Kern
 pub(crate) enum Ended {
     /// As asked for.
     Done(JobResult),
-    /// The user interrupted: end with this status. A job that was faster than the interruption has a result.
+    /// The user interrupted: end with this status. A job that was faster than the interruption has
+    /// a result.
     Interrupted(u8, Option<JobResult>),
 }
 
 /// What an interruption means to a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnInterrupt {
-    /// The first one cancels it and waits for the rollback, the second one leaves that to the daemon.
+    /// The first one cancels it and waits for the rollback, the second one leaves that to the
+    /// daemon.
     Cancel,
     /// The job goes on, without us: it is a clean-up.
     Leave,

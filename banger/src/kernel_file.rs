@@ -1,4 +1,5 @@
-//! What a kernel file says of itself, to find the folder of its modules. The daemon looks again, and harder.
+//! What a kernel file says of itself, to find the folder of its modules. The daemon looks again,
+//! and harder.
 
 use crate::error::explained;
 use anyhow::Context as _;
@@ -6,8 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// `HdrS` at 0x202 marks a bzImage, and the word at 0x20e says where its version text is, minus 0x200
-/// (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
+/// `HdrS` at 0x202 marks a bzImage, and the word at 0x20e says where its version text is, minus
+/// 0x200 (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
 const MAGIC_AT: u64 = 0x202;
 const VERSION_POINTER_AT: u64 = 0x20e;
 const SETUP: u64 = 0x200;
@@ -36,10 +37,11 @@ fn is_release(word: &str) -> bool {
         && !word.starts_with('.')
 }
 
-/// The folder of a kernel's modules: the one that it lies in, else by its own release, else by its file name,
-/// first in the kernel's own tree (an unpacked package), then in this host's.
+/// The folder of a kernel's modules: the one that it lies in, else by its own release, else by its
+/// file name, first in the kernel's own tree (an unpacked package), then in this host's.
 ///
-/// `None` for a plain `vmlinux` whose modules are in none of these places: everything may be built in.
+/// `None` for a plain `vmlinux` whose modules are in none of these places: everything may be built
+/// in.
 ///
 /// # Errors
 /// When a distribution's kernel has its modules in none of them; the places are listed.

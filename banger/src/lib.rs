@@ -1,5 +1,6 @@
-//! The command line: parses, asks the daemon, shows. It holds no state but the user's SSH key, decides
-//! nothing about permission, and is no more trusted by the daemon than any other program of the user.
+//! The command line: parses, asks the daemon, shows. It holds no state but the user's SSH key,
+//! decides nothing about permission, and is no more trusted by the daemon than any other program of
+//! the user.
 #![forbid(unsafe_code)]
 // With `clippy.toml`: `output` alone writes.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

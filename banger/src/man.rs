@@ -101,8 +101,8 @@ fn meaning(arg: &Arg) -> String {
     arg.get_help().map(ToString::to_string).unwrap_or_default()
 }
 
-/// roff's own characters: a backslash anywhere, a dot or quote at the beginning of a line, and `-`, which
-/// would become a hyphen that cannot be copied.
+/// roff's own characters: a backslash anywhere, a dot or quote at the beginning of a line, and `-`,
+/// which would become a hyphen that cannot be copied.
 fn escape(text: &str) -> String {
     let escaped = text.replace('\\', "\\e").replace('-', "\\-");
     let line = |line: &str| if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line.to_owned() };

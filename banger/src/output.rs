@@ -1,6 +1,6 @@
-//! Everything that is shown: JSON, tables, times. This file alone writes to the two outputs (`clippy.toml` refuses
-//! it elsewhere), and each text passes [`plain`] on its way: none of its callers can forget that a guest, an image,
-//! another user or the daemon wrote part of it.
+//! Everything that is shown: JSON, tables, times. This file alone writes to the two outputs
+//! (`clippy.toml` refuses it elsewhere), and each text passes [`plain`] on its way: none of its
+//! callers can forget that a guest, an image, another user or the daemon wrote part of it.
 #![expect(clippy::disallowed_methods, reason = "this is the one place that writes to the outputs")]
 
 mod bars;
@@ -113,8 +113,8 @@ pub(crate) fn protocol() -> tokio::io::Stdout {
     tokio::io::stdout()
 }
 
-/// JSON that says the same without a character that steers a terminal. Only strings can hold one, and there an
-/// escape is the character (RFC 8259 section 7).
+/// JSON that says the same without a character that steers a terminal. Only strings can hold one,
+/// and there an escape is the character (RFC 8259 section 7).
 fn json_text(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -126,15 +126,15 @@ fn json_text(text: &str) -> String {
     shown
 }
 
-/// Would a terminal act on this instead of showing it? Control characters of ASCII and Latin-1, what turns the
-/// direction of the text around it (Unicode Annex 9), and two more ends of a line.
+/// Would a terminal act on this instead of showing it? Control characters of ASCII and Latin-1,
+/// what turns the direction of the text around it (Unicode Annex 9), and two more ends of a line.
 fn steers(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Text without what would steer the terminal. A carriage return, which consoles write and which hides what was
-/// printed before, is left out.
+/// Text without what would steer the terminal. A carriage return, which consoles write and which
+/// hides what was printed before, is left out.
 fn plain(text: &str) -> String {
     let kept = text.chars().filter(|c| *c != '\r');
     kept.map(|c| if steers(c) && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()

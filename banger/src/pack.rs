@@ -1,4 +1,5 @@
-//! Tar archives made on the fly: an OCI layout folder, and a kernel with the modules that a guest needs.
+//! Tar archives made on the fly: an OCI layout folder, and a kernel with the modules that a guest
+//! needs.
 
 use crate::error::explained;
 use crate::upload::{Source, open};
@@ -37,7 +38,8 @@ fn copy(from: &mut dyn std::io::Read, to: &mut dyn Write, name: &str) -> anyhow:
     std::io::copy(from, to).map(drop).with_context(|| format!("cannot send {name}"))
 }
 
-/// An OCI image layout (OCI image-layout.md): `oci-layout`, `index.json` and `blobs/<algorithm>/<digest>`.
+/// An OCI image layout (OCI image-layout.md): `oci-layout`, `index.json` and
+/// `blobs/<algorithm>/<digest>`.
 fn oci_layout(root: &Path) -> anyhow::Result<Source> {
     if !root.join("oci-layout").is_file() {
         return Err(explained(
@@ -80,8 +82,8 @@ fn folder(path: &Path) -> anyhow::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-/// A kernel and its modules folder, of which [`ModuleIndex`] selects what a guest needs to boot. The names in the
-/// archive are `banger_policy::kernel`'s.
+/// A kernel and its modules folder, of which [`ModuleIndex`] selects what a guest needs to boot.
+/// The names in the archive are `banger_policy::kernel`'s.
 ///
 /// # Errors
 /// When a file cannot be read, or the kernel cannot boot a guest.
@@ -104,8 +106,8 @@ pub(crate) fn kernel(vmlinuz: File, modules: Option<&Path>) -> anyhow::Result<So
     Ok(kernel_source(vmlinuz, total, index, files))
 }
 
-/// Every regular file below the folder of modules but the two that are sent first, with its name in the archive. Links
-/// lead to the kernel's sources, which no guest has.
+/// Every regular file below the folder of modules but the two that are sent first, with its name in
+/// the archive. Links lead to the kernel's sources, which no guest has.
 fn all_modules(modules: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new()];
@@ -155,8 +157,8 @@ fn index(modules: &Path, name: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Adds a file by its name in the archive. Its length is fixed when it is opened; one that shrinks meanwhile
-/// is an error, not a short archive.
+/// Adds a file by its name in the archive. Its length is fixed when it is opened; one that shrinks
+/// meanwhile is an error, not a short archive.
 fn add(archive: &mut Builder<&mut dyn Write>, name: &Path, file: &mut File) -> anyhow::Result<()> {
     let what = || format!("cannot send {}", name.display());
     let length = file.metadata().with_context(what)?.len();

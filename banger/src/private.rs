@@ -1,8 +1,9 @@
 //! Folders in which nobody but the user has a hand: what is kept there is trusted later.
 //!
-//! A path is walked one folder at a time, by handle. Each folder on the way belongs to the user or to root and is
-//! closed to the writing of others, so a link in it is theirs too. The case that matters is root with the `HOME` of
-//! somebody else (`sudo -E`): a link in that home would lead root's writing to a place of the other's choice.
+//! A path is walked one folder at a time, by handle. Each folder on the way belongs to the user or
+//! to root and is closed to the writing of others, so a link in it is theirs too. The case that
+//! matters is root with the `HOME` of somebody else (`sudo -E`): a link in that home would lead
+//! root's writing to a place of the other's choice.
 
 use crate::error::explained;
 use anyhow::Context as _;
@@ -28,8 +29,8 @@ pub(crate) enum Missing {
     Refuse,
 }
 
-/// The folder `own`, a relative path below `base`, for the user `me` alone. Links on the way to `base` are the
-/// user's or root's; in `own`, whose folders are all made here, there are none.
+/// The folder `own`, a relative path below `base`, for the user `me` alone. Links on the way to
+/// `base` are the user's or root's; in `own`, whose folders are all made here, there are none.
 ///
 /// # Errors
 /// With the folder that is somebody else's, or is no folder, and what to do about it.
@@ -53,7 +54,8 @@ pub(crate) fn open(base: &Path, own: &Path, me: Uid, missing: Missing) -> anyhow
         }
         if stat.st_mode & 0o7777 != PRIVATE
             && let Err(error) = fchmod(&folder, Mode::from_raw_mode(PRIVATE))
-            // A file system may have one mode for all (vfat, some shares). Then others may look, and not write.
+            // A file system may have one mode for all (vfat, some shares). Then others may look,
+            // and not write.
             && stat.st_mode & 0o022 != 0
         {
             return Err(error).with_context(what);

@@ -1,5 +1,5 @@
-//! Programs that we run as the user. They are looked for in fixed folders only: what a writable folder on
-//! `PATH` holds must not be fed a private key.
+//! Programs that we run as the user. They are looked for in fixed folders only: what a writable
+//! folder on `PATH` holds must not be fed a private key.
 
 use crate::error::explained;
 use std::path::{Path, PathBuf};

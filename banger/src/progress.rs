@@ -1,5 +1,5 @@
-//! What is seen of a job while it runs, on standard error: each finished step with its time, and, on a
-//! terminal only, a moving line for the one at work.
+//! What is seen of a job while it runs, on standard error: each finished step with its time, and,
+//! on a terminal only, a moving line for the one at work.
 
 use crate::output::{Event, Spinner, amount, tell, took};
 use banger_proto::model::JobView;

@@ -1,7 +1,8 @@
 //! A command in a guest whose input and output are ours: how files go to and fro.
 //!
-//! Used by `workspace`, `vm cp` and file sync. Mostly the command is the agent's own (`banger_files::COMMAND`), because an image
-//! need not have a program that packs files. What comes back is a guest's: it is bounded here, and parsed as hostile elsewhere.
+//! Used by `workspace`, `vm cp` and file sync. Mostly the command is the agent's own
+//! (`banger_files::COMMAND`), because an image need not have a program that packs files. What comes
+//! back is a guest's: it is bounded here, and parsed as hostile elsewhere.
 
 use crate::client::{Client, Opened};
 use crate::error::explained;

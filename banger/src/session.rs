@@ -11,7 +11,8 @@ use tokio::net::UnixStream;
 /// Bytes that are relayed at once.
 const CHUNK: usize = 64 * 1024;
 
-/// Shows a guest's text, and nothing of it that steers a terminal, until the daemon ends the stream.
+/// Shows a guest's text, and nothing of it that steers a terminal, until the daemon ends the
+/// stream.
 ///
 /// # Errors
 /// Why the daemon refused, a lost connection, or a reader of ours that went away.
@@ -50,7 +51,8 @@ pub(crate) async fn collect(mut from: UnixStream) -> anyhow::Result<String> {
     }
 }
 
-/// Standard input to the guest and its bytes to standard output, until either side ends. Signals end us.
+/// Standard input to the guest and its bytes to standard output, until either side ends. Signals
+/// end us.
 ///
 /// # Errors
 /// A reader of ours that went away.

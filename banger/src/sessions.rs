@@ -1,7 +1,7 @@
 //! Sessions in a guest: the command line's end of [`banger_proto::session`].
 //!
-//! Everything that arrives comes from the guest, whose root may be hostile: it is bounded by the protocol, shown
-//! clean, and decides nothing but what is shown.
+//! Everything that arrives comes from the guest, whose root may be hostile: it is bounded by the
+//! protocol, shown clean, and decides nothing but what is shown.
 
 use crate::client::{Client, Opened};
 use crate::error::explained;
@@ -161,7 +161,8 @@ fn stamped(at: u64, bytes: &[u8], begins: &mut bool) -> Vec<u8> {
     out
 }
 
-/// What there is to send, in pieces; read on a thread of its own, because a read cannot be cancelled.
+/// What there is to send, in pieces; read on a thread of its own, because a read cannot be
+/// cancelled.
 pub(crate) fn pieces(mut from: impl Read + Send + 'static) -> Receiver<std::io::Result<Vec<u8>>> {
     let (to, pieces) = channel(1);
     std::thread::spawn(move || {
@@ -185,8 +186,8 @@ pub(crate) fn pieces(mut from: impl Read + Send + 'static) -> Receiver<std::io::
 /// Writes to a session's input and waits until it is written; gives the bytes.
 ///
 /// # Errors
-/// As [`answer`]; input that ends in an error; an input that was closed, or a session that ended, before all was
-/// written.
+/// As [`answer`]; input that ends in an error; an input that was closed, or a session that ended,
+/// before all was written.
 pub(crate) async fn send(
     opened: Opened,
     (vm, word): (&str, &str),

@@ -1,5 +1,5 @@
-//! The user's SSH key for all VMs, and what stock `ssh` is told about them: as options by `vm ssh`, and
-//! in a file by `ssh-config`. Which host key a VM has is asked of the daemon at each connection
+//! The user's SSH key for all VMs, and what stock `ssh` is told about them: as options by `vm ssh`,
+//! and in a file by `ssh-config`. Which host key a VM has is asked of the daemon at each connection
 //! (`vm host-key`), so nothing is kept that could be out of date.
 
 mod fence;
@@ -62,8 +62,8 @@ impl Store {
             return Ok(key);
         }
         let keygen = programs::find("ssh-keygen")?;
-        // Of two commands at the same time one makes the key, and both use it. Where there are no locks, the key of
-        // the later one stays.
+        // Of two commands at the same time one makes the key, and both use it. Where there are no
+        // locks, the key of the later one stays.
         let lock = File::options().create(true).append(true).open(self.folder.join(".lock"))?;
         let _ = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
         if key.try_exists()? {
@@ -145,9 +145,9 @@ impl Store {
     }
 }
 
-/// The word for a VM that a name of a host stands for: `demo.banger` is `demo`, and `demo.alice.banger`
-/// is `alice/demo`. `scp` and `git` would take a slash in a host's name for the beginning of a path. No
-/// VM's name has a dot, so the user's name may.
+/// The word for a VM that a name of a host stands for: `demo.banger` is `demo`, and
+/// `demo.alice.banger` is `alice/demo`. `scp` and `git` would take a slash in a host's name for the
+/// beginning of a path. No VM's name has a dot, so the user's name may.
 pub(crate) fn word(host: &str) -> String {
     let name = host.strip_suffix(HOSTS).unwrap_or(host);
     name.split_once('.').map_or_else(|| name.to_owned(), |(vm, user)| format!("{user}/{vm}"))

@@ -25,8 +25,9 @@ pub(crate) fn describe() -> Terminal {
     Terminal { term, cols, rows, modes }
 }
 
-/// The user's settings that a terminal in the guest should have, too: the keys that erase and interrupt, and
-/// whether a character may have several bytes. Numbers of RFC 4254 section 8, and of RFC 8160 for the last.
+/// The user's settings that a terminal in the guest should have, too: the keys that erase and
+/// interrupt, and whether a character may have several bytes. Numbers of RFC 4254 section 8, and of
+/// RFC 8160 for the last.
 fn modes(settings: &Termios) -> Vec<(u8, u32)> {
     use rustix::termios::{InputModes, SpecialCodeIndex as Key};
     let keys = [
@@ -76,8 +77,8 @@ impl Drop for Raw {
     }
 }
 
-/// Finds `~.` at the beginning of a line, as in ssh(1): in raw mode Ctrl-C belongs to the guest, and one that
-/// hangs must not keep the terminal.
+/// Finds `~.` at the beginning of a line, as in ssh(1): in raw mode Ctrl-C belongs to the guest,
+/// and one that hangs must not keep the terminal.
 #[derive(Debug)]
 pub(crate) struct Escape {
     at_line_start: bool,

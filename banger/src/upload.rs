@@ -1,4 +1,5 @@
-//! Imports: the user's files, read as the user, go to the daemon over a stream; the daemon's job does the rest.
+//! Imports: the user's files, read as the user, go to the daemon over a stream; the daemon's job
+//! does the rest.
 
 use crate::client::{Client, answer, soon};
 use crate::error::explained;
@@ -106,7 +107,8 @@ async fn send(stream: UnixStream, source: Source, sent: Arc<AtomicU64>) -> anyho
     let reading = async {
         match stream::read(&mut from).await {
             Ok(Some(Frame::Exit(_))) => Ok(Sent::All),
-            // Closed without a word: the job has ended, or the daemon; either is heard of by asking for the job.
+            // Closed without a word: the job has ended, or the daemon; either is heard of by asking
+            // for the job.
             Ok(Some(Frame::Failed(_)) | None) | Err(_) => Ok(Sent::Refused),
             Ok(Some(_)) => Err(anyhow::anyhow!("bangerd answered an upload with another frame")),
         }

@@ -1,5 +1,5 @@
-//! Stock `ssh` with what `ssh-config` prints, and `vm ssh`, through the real program to the real agent;
-//! the daemon between is a fake one, and the guest is this machine.
+//! Stock `ssh` with what `ssh-config` prints, and `vm ssh`, through the real program to the real
+//! agent; the daemon between is a fake one, and the guest is this machine.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, reason = "the fake is part of this test")]
 
@@ -169,7 +169,8 @@ fn another_host_key_is_refused_and_so_is_a_vm_that_is_not_there() {
     world.fake.state().agent = right;
     let output = fed(world.ssh(&["nobody.banger", "echo in"]), b"");
     assert!(all(&output).contains("banger: cannot reach the ssh server of nobody: no VM nobody"), "{}", all(&output));
-    // An administrator's way to another user's: the daemon is asked for it by the word of the command line.
+    // An administrator's way to another user's: the daemon is asked for it by the word of the
+    // command line.
     let output = fed(world.ssh(&["demo.al.ice.banger", "echo in"]), b"");
     assert!(all(&output).contains("no VM al.ice/demo"), "{}", all(&output));
 }

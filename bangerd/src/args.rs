@@ -1,7 +1,8 @@
-//! The command line: what to do, and where things lie when they are not where the package puts them.
+//! The command line: what to do, and where things lie when they are not where the package puts
+//! them.
 //!
-//! Every path has a flag and an environment variable, so that a build folder runs without systemd or root's
-//! folders. A flag wins over the variable, the variable over the default.
+//! Every path has a flag and an environment variable, so that a build folder runs without systemd
+//! or root's folders. A flag wins over the variable, the variable over the default.
 
 use crate::paths::Paths;
 use crate::start_error::StartError;

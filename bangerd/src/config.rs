@@ -67,7 +67,8 @@ pub(crate) struct VmDefaults {
     pub(crate) system_overlay_size: Option<u64>,
 }
 
-/// The file as it is written. Names are a contract (docs/contract.md, "Limits and defaults"): add, never rename.
+/// The file as it is written. Names are a contract (docs/contract.md, "Limits and defaults"): add,
+/// never rename.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Raw {
@@ -122,7 +123,8 @@ impl Default for Raw {
     }
 }
 
-/// Reads the file at `path`; when it does not exist and was not `named` by the administrator, the defaults.
+/// Reads the file at `path`; when it does not exist and was not `named` by the administrator, the
+/// defaults.
 ///
 /// # Errors
 /// [`StartError::ConfigRead`], or [`StartError::Config`] with key and line.

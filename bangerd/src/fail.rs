@@ -2,12 +2,16 @@
 //! outlives this process (a row, a call of the helper, a file, a cgroup, a process, a word to the
 //! guest). The crates below call theirs through the hook of [`banger_vmm::fail`].
 //!
-//! Only with the feature `failpoints`, which no package has; without it everything here is empty. A point is called where the effect is had, so that a
-//! new caller brings its points with it. The bench speaks through the folder `failpoints` of the state folder, while a daemon runs:
+//! Only with the feature `failpoints`, which no package has; without it everything here is empty. A
+//! point is called where the effect is had, so that a new caller brings its points with it. The
+//! bench speaks through the folder `failpoints` of the state folder, while a daemon runs:
 //!
-//! - `plan`: a word of its own, and on a second line, when something shall stop, a point's name and which time it is passed since the plan was made;
-//! - `passed`: every point that is passed under a plan, one a line, and whether a process of a VM lived then;
-//! - `reached`: made by the point that was wanted, which then waits until it is removed, or until it is killed.
+//! - `plan`: a word of its own, and on a second line, when something shall stop, a point's name and
+//!   which time it is passed since the plan was made;
+//! - `passed`: every point that is passed under a plan, one a line, and whether a process of a VM
+//!   lived then;
+//! - `reached`: made by the point that was wanted, which then waits until it is removed, or until
+//!   it is killed.
 
 use banger_vmm::cgroup::Cgroups;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `bangerd`, the unprivileged daemon: it keeps the records, drives the life of every VM, and asks the helper
-//! for what needs privilege. [`main`] reads as the order of its start.
+//! `bangerd`, the unprivileged daemon: it keeps the records, drives the life of every VM, and asks
+//! the helper for what needs privilege. [`main`] reads as the order of its start.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -42,8 +42,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const END_LIMIT: Duration = Duration::from_secs(2);
 /// Set by systemd for a unit with `Type=notify`, see sd_notify(3).
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// How long a daemon that cannot start waits before its end. systemd starts the next one at once, which is right after a crash, and
-/// fills the log for as long as nobody repairs the cause of this.
+/// How long a daemon that cannot start waits before its end. systemd starts the next one at once,
+/// which is right after a crash, and fills the log for as long as nobody repairs the cause of this.
 const FAILED_PAUSE: Duration = Duration::from_secs(2);
 
 /// The whole program.
@@ -89,13 +89,15 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Serve => {
             let config = config::load(&args.paths.config, args.config_named)?;
             log::init(&config.log_level)?;
-            // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon (prctl(2)). The launcher is
-            // no longer so, for exec sets it back, and is confined instead.
+            // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon
+            // (prctl(2)). The launcher is no longer so, for exec sets it back, and is confined
+            // instead.
             nix::sys::prctl::set_dumpable(false).map_err(StartError::Dumpable)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(StartError::Runtime)?;
             let ended = runtime.block_on(serve(args, config));
-            // An import on a blocking thread is not waited for: the next start removes what it left.
+            // An import on a blocking thread is not waited for: the next start removes what it
+            // left.
             runtime.shutdown_timeout(END_LIMIT);
             ended?;
         }
@@ -103,8 +105,8 @@ fn run(args: &Args) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The start-up order. Nothing is answered before the socket is bound and said to be; what users ask is
-/// answered while the VMs of an earlier run are still being looked for.
+/// The start-up order. Nothing is answered before the socket is bound and said to be; what users
+/// ask is answered while the VMs of an earlier run are still being looked for.
 async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     args.paths.check()?;
     listen::make_folders(&args.paths)?;

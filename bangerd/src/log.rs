@@ -1,5 +1,5 @@
-//! Where log lines go: to the journal with `BANGER_VM`, `BANGER_JOB` and `BANGER_UID` as fields of their own
-//! when systemd gave us the journal as standard error, else to standard error as text.
+//! Where log lines go: to the journal with `BANGER_VM`, `BANGER_JOB` and `BANGER_UID` as fields of
+//! their own when systemd gave us the journal as standard error, else to standard error as text.
 
 use crate::start_error::StartError;
 use tracing_subscriber::EnvFilter;

@@ -1,12 +1,13 @@
 //! Every path of the daemon, derived in one place from a handful of folders and from ids.
 //!
-//! Paths of a VM are never stored: they follow from its id. But for [`SocketKey::load_or_create`], nothing here
-//! touches the file system.
+//! Paths of a VM are never stored: they follow from its id. But for [`SocketKey::load_or_create`],
+//! nothing here touches the file system.
 //!
-//! The folder of a VM's sockets follows from its id and from a key that only the daemon has. Landlock of our floor
-//! cannot keep a VMM from connecting to a socket whose path it knows, and all VMMs are of one uid; ids are no
-//! secret, for a tap carries one. So the folder's name is: no VMM can list, watch or work it out, and no command
-//! line and no table of sockets tells it, because sockets are bound by names without it.
+//! The folder of a VM's sockets follows from its id and from a key that only the daemon has.
+//! Landlock of our floor cannot keep a VMM from connecting to a socket whose path it knows, and all
+//! VMMs are of one uid; ids are no secret, for a tap carries one. So the folder's name is: no VMM
+//! can list, watch or work it out, and no command line and no table of sockets tells it, because
+//! sockets are bound by names without it.
 
 use banger_policy::{Digest, VmId};
 use sha2::{Digest as _, Sha256};
@@ -179,8 +180,8 @@ impl fmt::Debug for SocketKey {
 }
 
 impl SocketKey {
-    /// The key in a file, made when there is none. A damaged one is replaced by an administrator, who then starts the
-    /// VMs anew: the sockets of those that run are under its names.
+    /// The key in a file, made when there is none. A damaged one is replaced by an administrator,
+    /// who then starts the VMs anew: the sockets of those that run are under its names.
     ///
     /// # Errors
     /// The kernel's; `InvalidData` when the file has another length.
@@ -198,7 +199,8 @@ impl SocketKey {
         }
     }
 
-    /// 64 bits of SHA-256: as long as what ids are shortened to, so that socket paths keep their length.
+    /// 64 bits of SHA-256: as long as what ids are shortened to, so that socket paths keep their
+    /// length.
     fn folder(&self, vm: &VmId) -> String {
         let hash = Sha256::new().chain_update(self.0).chain_update(vm.to_string()).finalize();
         hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()

@@ -1,7 +1,9 @@
-//! What the daemon may take of the host's disk: everything that it makes there is decided here, before it is
-//! made, by the rule of [`banger_policy::room`]. (COW files are the helper's, which decides by the same rule.)
+//! What the daemon may take of the host's disk: everything that it makes there is decided here,
+//! before it is made, by the rule of [`banger_policy::room`]. (COW files are the helper's, which
+//! decides by the same rule.)
 //!
-//! An upload or an import does not know its size before its end: [`Room`] looks while it is written.
+//! An upload or an import does not know its size before its end: [`Room`] looks while it is
+//! written.
 
 use banger_policy::room::{self, Short};
 use std::io;
@@ -23,7 +25,8 @@ pub(crate) enum NoRoom {
 /// How often it is looked. A disk writes less than half of the reserve in that.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What an unprivileged user may still use of the file system of `folder`, bytes (statvfs(3): `f_bavail`).
+/// What an unprivileged user may still use of the file system of `folder`, bytes (statvfs(3):
+/// `f_bavail`).
 ///
 /// # Errors
 /// The kernel's.
@@ -32,8 +35,8 @@ pub(crate) fn free(folder: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// The file system of a path, or of the nearest folder above it that can be asked: the file may not be there
-/// yet, and the helper's folder is closed to the daemon.
+/// The file system of a path, or of the nearest folder above it that can be asked: the file may not
+/// be there yet, and the helper's folder is closed to the daemon.
 fn look(path: &Path) -> io::Result<rustix::fs::StatVfs> {
     let mut refused = io::Error::from(io::ErrorKind::NotFound);
     for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -92,7 +95,8 @@ impl Room {
         Self { folder: folder.to_owned(), seen: Mutex::new(None) }
     }
 
-    /// Whether the reserve is touched. A file system that cannot be asked says so when it is written to.
+    /// Whether the reserve is touched. A file system that cannot be asked says so when it is
+    /// written to.
     pub(crate) fn is_short(&self) -> bool {
         self.look().is_some()
     }

@@ -1,4 +1,5 @@
-//! The host's user database, asked by number and by name. What cannot be found out is nobody: no right follows from an answer that is not there.
+//! The host's user database, asked by number and by name. What cannot be found out is nobody: no
+//! right follows from an answer that is not there.
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::ffi::CString;

@@ -130,7 +130,8 @@ const IMPLAUSIBLE: &str = concat!(
     r#""version":"6.12","vmlinux":"x","modules_dir":"y","modules":["../../x"],"has_disk":false}}}}'"#,
 );
 
-/// Whatever was taken over: what it says is bounded, and that it says nothing is an error of this import.
+/// Whatever was taken over: what it says is bounded, and that it says nothing is an error of this
+/// import.
 #[test]
 fn a_converter_that_misbehaves_fails_its_own_import() {
     let folder = tempfile::tempdir().unwrap();

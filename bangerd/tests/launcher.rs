@@ -139,7 +139,8 @@ async fn what_cannot_be_started_says_why() {
     assert!(!no_console.cgroup.populated().unwrap());
 }
 
-/// In a cgroup of its own. Controllers are not needed for this, only a folder of the unified hierarchy.
+/// In a cgroup of its own. Controllers are not needed for this, only a folder of the unified
+/// hierarchy.
 #[tokio::test]
 #[ignore = "needs BANGER_TEST_CGROUP, an empty writable cgroup2 folder"]
 async fn the_vmm_runs_in_its_group_and_ends_with_it() {

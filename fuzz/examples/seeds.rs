@@ -1,5 +1,6 @@
-//! Writes one valid input of each shape into `corpus/`, for the fuzzer to start from. To be run again when the wire or the ledger changes:
-//! `cargo run --example seeds` in this folder. What fuzzing has found beyond these lies beside them.
+//! Writes one valid input of each shape into `corpus/`, for the fuzzer to start from. To be run
+//! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
+//! fuzzing has found beyond these lies beside them.
 
 use banger_policy::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::vm::RestartPolicy;

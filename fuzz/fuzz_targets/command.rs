@@ -1,5 +1,5 @@
-//! Any bytes on a command's connection, as either side hears them, and on the control channel: an error, or frames that
-//! come back as they were.
+//! Any bytes on a command's connection, as either side hears them, and on the control channel: an
+//! error, or frames that come back as they were.
 #![no_main]
 
 use banger_proto::command::{Answer, FromGuest, Opening, ToGuest};

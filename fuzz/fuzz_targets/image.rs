@@ -1,5 +1,6 @@
-//! Any bytes as an archive: refused, or a file system. Compressed streams, tar with PAX and all its dialects, OCI layouts, what
-//! `docker save` writes, ACLs, sparse maps, and the ext4 writer behind them.
+//! Any bytes as an archive: refused, or a file system. Compressed streams, tar with PAX and all its
+//! dialects, OCI layouts, what `docker save` writes, ACLs, sparse maps, and the ext4 writer behind
+//! them.
 #![no_main]
 
 use banger_image::{Limits, Wanted, import};

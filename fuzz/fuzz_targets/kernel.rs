@@ -1,4 +1,5 @@
-//! Any bytes as what `kernel import` sends: refused, or a kernel. The tar, a bzImage or an ELF file in it, the list of modules.
+//! Any bytes as what `kernel import` sends: refused, or a kernel. The tar, a bzImage or an ELF file
+//! in it, the list of modules.
 #![no_main]
 
 use banger_image::boot::kernel::import;

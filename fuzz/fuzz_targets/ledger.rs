@@ -1,4 +1,5 @@
-//! Any bytes as a file of the helper's ledger or as a COW file's record: damaged, or a value that is written as a file which reads the same.
+//! Any bytes as a file of the helper's ledger or as a COW file's record: damaged, or a value that
+//! is written as a file which reads the same.
 #![no_main]
 
 use banger_policy::holding::{Cow, Row};

@@ -1,5 +1,6 @@
-//! Any sequence of requests by a hostile daemon, with a kernel that does what was granted: no panic, no two VMs with the same address, interface or
-//! disk, no quota exceeded, and no grant without the row that allows it.
+//! Any sequence of requests by a hostile daemon, with a kernel that does what was granted: no
+//! panic, no two VMs with the same address, interface or disk, no quota exceeded, and no grant
+//! without the row that allows it.
 #![no_main]
 
 use banger_policy::access::Decision;

@@ -1,11 +1,11 @@
-//! Who may do what with which VM. Identity is a number from the socket, and the name that the host's user database has for it; never a
-//! field of a request.
+//! Who may do what with which VM. Identity is a number from the socket, and the name that the
+//! host's user database has for it; never a field of a request.
 
 use crate::quota::UserLimits;
 use std::borrow::Cow;
 
-/// The answer to a question of permission. It cannot be mistaken for a boolean, and what it allows is a
-/// value that the operation consumes.
+/// The answer to a question of permission. It cannot be mistaken for a boolean, and what it allows
+/// is a value that the operation consumes.
 #[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision<Grant, Reason> {
@@ -28,8 +28,8 @@ impl<Grant, Reason> Decision<Grant, Reason> {
     }
 }
 
-/// Whose something is: a number, and the name that it had then. A host gives a number again when its user is gone, and whoever gets it
-/// must get nothing with it: both must be the same.
+/// Whose something is: a number, and the name that it had then. A host gives a number again when
+/// its user is gone, and whoever gets it must get nothing with it: both must be the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner {
     /// The uid.
@@ -43,7 +43,8 @@ pub struct Owner {
 pub struct Peer {
     /// From `SO_PEERCRED` (unix(7)).
     pub uid: u32,
-    /// The login name that the uid has now. Empty when there is none, or it cannot be found out: then nothing is the peer's.
+    /// The login name that the uid has now. Empty when there is none, or it cannot be found out:
+    /// then nothing is the peer's.
     pub name: Cow<'static, str>,
     /// Root, or a member of group `banger-admin`.
     pub admin: bool,

@@ -1,4 +1,5 @@
-//! What a caller may say about a command in a VM, beside its words. Asked by the command line and by the daemon, with one answer.
+//! What a caller may say about a command in a VM, beside its words. Asked by the command line and
+//! by the daemon, with one answer.
 
 /// What no command can be started with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

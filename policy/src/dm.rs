@@ -1,5 +1,5 @@
-//! Device-mapper's requests and answers as bytes (linux/dm-ioctl.h). The helper passes them to the kernel; nothing is
-//! read or written past their end.
+//! Device-mapper's requests and answers as bytes (linux/dm-ioctl.h). The helper passes them to the
+//! kernel; nothing is read or written past their end.
 
 /// Size of `struct dm_ioctl`, and the offsets of its fields.
 const HEADER: usize = 312;
@@ -20,8 +20,8 @@ const BUFFER_FULL: u32 = 1 << 8;
 /// Room for a table or an answer, bytes.
 const ROOM: usize = 2048;
 
-/// A request, and its answer in the same place. Its field `data_size` is always its length, and its length never changes:
-/// the kernel reads and writes that much.
+/// A request, and its answer in the same place. Its field `data_size` is always its length, and its
+/// length never changes: the kernel reads and writes that much.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message(Vec<u8>);
 

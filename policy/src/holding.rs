@@ -1,9 +1,10 @@
-//! What the root helper may do for a VM, given what its ledger says about it. The helper asks one function
-//! per operation; a grant comes back, without which the operation cannot be called.
+//! What the root helper may do for a VM, given what its ledger says about it. The helper asks one
+//! function per operation; a grant comes back, without which the operation cannot be called.
 //!
-//! A VM's row is absent until its first tap or disk, and is closed by [`release`]. The columns of the table
-//! are what a row can hold; `-` is nothing, `i` an intent (an attempt that was not finished), `h` held;
-//! a process is unbound (`-`), running (`r`) or gone (`g`). The test at the foot is the whole table.
+//! A VM's row is absent until its first tap or disk, and is closed by [`release`]. The columns of
+//! the table are what a row can hold; `-` is nothing, `i` an intent (an attempt that was not
+//! finished), `h` held; a process is unbound (`-`), running (`r`) or gone (`g`). The test at the
+//! foot is the whole table.
 //!
 //! | operation | granted when |
 //! |---|---|
@@ -67,7 +68,8 @@ impl Refusal {
     }
 }
 
-/// Permission to change one VM. The row in it is what the ledger must say before the kernel is asked.
+/// Permission to change one VM. The row in it is what the ledger must say before the kernel is
+/// asked.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Grant {
     intent: Row,
@@ -210,7 +212,8 @@ pub fn attach_disk(rows: &Rows, vm: VmId, cow: Option<&Cow>, owner: u32, fresh: 
     }
 }
 
-/// May the COW file become another owner's? Only while nothing of the VM is held: what is held was bound to the owner that it has.
+/// May the COW file become another owner's? Only while nothing of the VM is held: what is held was
+/// bound to the owner that it has.
 pub fn give_disk(row: Option<&Row>, cow: Option<&Cow>, owner: u32) -> Decision<Option<Cow>, Refusal> {
     match cow {
         Some(cow) if cow.ready && row.is_none() => {
@@ -279,7 +282,8 @@ pub fn grow_disk(row: Option<&Row>, cow: Option<&Cow>, owner: u32, root_bytes: u
         Some(cow) if cow.owner == owner && cow.ready => cow,
         _ => return Decision::Deny(Refusal::NotYours),
     };
-    // The base is read beyond the image's file system, where it has zeros, but never beyond its own end.
+    // The base is read beyond the image's file system, where it has zeros, but never beyond its own
+    // end.
     if !is_root_size(root_bytes) || root_bytes < cow.root_bytes || root_bytes > cow.base_bytes {
         return Decision::Deny(Refusal::BadArgument);
     }

@@ -1,5 +1,5 @@
-//! The state table of `holding`, whole: every row state against every operation, then every field of every
-//! claim changed in turn.
+//! The state table of `holding`, whole: every row state against every operation, then every field
+//! of every claim changed in turn.
 use super::*;
 
 const OWNER: u32 = 1000;
@@ -100,7 +100,8 @@ fn answers(row: Option<&Row>, running: bool) -> String {
     .join(" ")
 }
 
-/// tap, disk, process | acquire-tap release-tap attach detach discard nat-on nat-off bind running release
+/// tap, disk, process | acquire-tap release-tap attach detach discard nat-on nat-off bind running
+/// release
 const TABLE: &str = "
     absent | new not-yours new not-yours do not-yours not-yours not-yours not-yours stored
     --- | new stored new stored do bad-state stored bad-state not-yours do

@@ -112,8 +112,8 @@ pub const ROOTFS_FILE: &str = "rootfs.ext4";
 pub const DEVICE_PREFIX: &str = "bgr-";
 
 impl VmId {
-    /// The tap's name: `bgr-` and ten characters of base32 (RFC 4648, lower case) from the id's first
-    /// 50 bits. 14 bytes, one less than `IFNAMSIZ` (linux/if.h) leaves.
+    /// The tap's name: `bgr-` and ten characters of base32 (RFC 4648, lower case) from the id's
+    /// first 50 bits. 14 bytes, one less than `IFNAMSIZ` (linux/if.h) leaves.
     #[must_use]
     pub fn tap_name(&self) -> String {
         const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
@@ -134,14 +134,15 @@ impl VmId {
         format!("{DEVICE_PREFIX}{self}")
     }
 
-    /// The dm device's UUID, which only root can set and nobody can change afterwards. At most 92 bytes
-    /// of `DM_UUID_LEN` = 129.
+    /// The dm device's UUID, which only root can set and nobody can change afterwards. At most 92
+    /// bytes of `DM_UUID_LEN` = 129.
     #[must_use]
     pub fn dm_uuid(&self, generation: u64) -> String {
         format!("BANGER-{self}-{generation:016x}")
     }
 
-    /// The tap's alias (`IFLA_IFALIAS`), writable with `CAP_NET_ADMIN` only: the mark that a tap is ours.
+    /// The tap's alias (`IFLA_IFALIAS`), writable with `CAP_NET_ADMIN` only: the mark that a tap is
+    /// ours.
     #[must_use]
     pub fn tap_alias(&self, generation: u64) -> String {
         format!("banger:1:{self}:{generation:016x}")

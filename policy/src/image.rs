@@ -1,13 +1,15 @@
-//! What an image's configuration says about the commands that run in it (OCI image specification, `config.md`), and the bounds of
-//! what is kept of it.
+//! What an image's configuration says about the commands that run in it (OCI image specification,
+//! `config.md`), and the bounds of what is kept of it.
 //!
-//! Read by the importer, kept with each name of an image, shown to users, and applied by the guest's agent. The text of an image is its
-//! author's: only what no process could have, or what does not fit a record, is refused.
+//! Read by the importer, kept with each name of an image, shown to users, and applied by the
+//! guest's agent. The text of an image is its author's: only what no process could have, or what
+//! does not fit a record, is refused.
 
 use serde::{Deserialize, Serialize};
 
-/// All texts of a configuration together, each counted with [`OVERHEAD`]: a record of an image must fit one frame of the wire with
-/// its paths and its job's stages and warnings. Images of distributions have less than 1 KiB, the largest known ones 6 KiB.
+/// All texts of a configuration together, each counted with [`OVERHEAD`]: a record of an image must
+/// fit one frame of the wire with its paths and its job's stages and warnings. Images of
+/// distributions have less than 1 KiB, the largest known ones 6 KiB.
 pub const MAX_CONFIG_BYTES: usize = 24 << 10;
 /// What each text costs beside its bytes: its length on the wire.
 const OVERHEAD: usize = 8;

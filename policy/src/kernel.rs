@@ -1,27 +1,31 @@
 //! Which modules of a distribution's kernel a guest needs to boot, and in which order they load.
 //!
-//! The CLI asks this to know which files to send with `kernel import`; the daemon asks the same question of
-//! what it received, and never believes the CLI's answer. Pure: both hand in the *texts* of `modules.dep`
-//! and `modules.builtin` (formats: `modules.dep(5)`, `Documentation/kbuild/kbuild.rst`). Must not read files.
+//! The CLI asks this to know which files to send with `kernel import`; the daemon asks the
+//! same question of what it received, and never believes the CLI's answer. Pure: both hand in
+//! the *texts* of `modules.dep` and `modules.builtin` (formats: `modules.dep(5)`,
+//! `Documentation/kbuild/kbuild.rst`). Must not read files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Longest text of `modules.dep` or `modules.builtin` that is read, bytes: a full Fedora kernel has 0.9 MiB.
+/// Longest text of `modules.dep` or `modules.builtin` that is read, bytes: a full Fedora kernel
+/// has 0.9 MiB.
 pub const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// Name of the kernel itself (bzImage or ELF) in the tar that `kernel import` sends.
 pub const KERNEL_ENTRY: &str = "vmlinuz";
 
-/// In that tar, the files of `lib/modules/VERSION` have their path there behind this prefix: at least
-/// `modules/modules.dep`, `modules/modules.builtin`, and every [`ModuleIndex::boot_modules`]. A kernel with
-/// everything built in may come without any of them.
+/// In that tar, the files of `lib/modules/VERSION` have their path there behind this prefix: at
+/// least `modules/modules.dep`, `modules/modules.builtin`, and every [`ModuleIndex::boot_modules`].
+/// A kernel with everything built in may come without any of them.
 pub const MODULES_PREFIX: &str = "modules/";
 
-/// Modules without which no guest comes up: its disks, its network, its file system, its control channel.
+/// Modules without which no guest comes up: its disks, its network, its file system, its control
+/// channel.
 const REQUIRED: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
 
-/// Taken along when the kernel has them as modules. `crc32c_generic`: up to Linux 6.14, jbd2 and ext4 ask the
-/// crypto API for "crc32c" by name, which no line of `modules.dep` need say. `virtio_pci`: a VMM with a PCI bus.
+/// Taken along when the kernel has them as modules. `crc32c_generic`: up to Linux 6.14, jbd2 and
+/// ext4 ask the crypto API for "crc32c" by name, which no line of `modules.dep` need say.
+/// `virtio_pci`: a VMM with a PCI bus.
 const OPTIONAL: [&str; 2] = ["crc32c_generic", "virtio_pci"];
 
 /// Why a kernel's module index is not usable.
@@ -65,8 +69,8 @@ pub struct ModulePath(String);
 
 impl ModulePath {
     /// # Errors
-    /// [`KernelError::Path`]: absolute, a `.` or `..` component, a character outside `[A-Za-z0-9_.+,-]`, not a
-    /// `.ko` file, or longer than 255 bytes.
+    /// [`KernelError::Path`]: absolute, a `.` or `..` component, a character outside
+    /// `[A-Za-z0-9_.+,-]`, not a `.ko` file, or longer than 255 bytes.
     pub fn new(path: &str) -> Result<Self, KernelError> {
         let component = |part: &str| {
             !part.is_empty()
@@ -88,7 +92,8 @@ impl ModulePath {
         &self.0
     }
 
-    /// The module's name: the file's without `.ko` and what follows, `-` written as `_` as the kernel does.
+    /// The module's name: the file's without `.ko` and what follows, `-` written as `_` as the
+    /// kernel does.
     #[must_use]
     pub fn name(&self) -> String {
         name_of(&self.0)
@@ -127,7 +132,8 @@ impl ModuleIndex {
         Ok(Self { modules, builtin })
     }
 
-    /// The modules that a guest needs, each after all that it depends on; empty when everything is built in.
+    /// The modules that a guest needs, each after all that it depends on; empty when everything is
+    /// built in.
     ///
     /// # Errors
     /// [`KernelError::Missing`] names all required modules that are neither built in nor modules;
@@ -148,8 +154,8 @@ impl ModuleIndex {
         Ok(order)
     }
 
-    /// Depth first, with its own stack: a hostile index decides how deep the chain is. A cycle, which no
-    /// real index has, ends because every module is entered once.
+    /// Depth first, with its own stack: a hostile index decides how deep the chain is. A cycle,
+    /// which no real index has, ends because every module is entered once.
     fn visit(
         &self,
         root: &ModulePath,

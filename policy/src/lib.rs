@@ -1,6 +1,6 @@
-//! What banger decides, without doing it: names, ids, sizes, limits, who may do what, and the VM life
-//! cycle. Pure: no I/O, no clock, no randomness. Every other crate turns its raw input into these types
-//! once, at its edge; none of them can be built from an invalid value.
+//! What banger decides, without doing it: names, ids, sizes, limits, who may do what, and the VM
+//! life cycle. Pure: no I/O, no clock, no randomness. Every other crate turns its raw input into
+//! these types once, at its edge; none of them can be built from an invalid value.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]

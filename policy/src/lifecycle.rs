@@ -10,8 +10,8 @@ pub use diagnosis::{Finding, Look, Process, Question, Recorded, Seen, diagnose};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What a VM is. There is no state "starting": until the last step a VM is what it was, so that a crash
-/// in between never leaves a lie.
+/// What a VM is. There is no state "starting": until the last step a VM is what it was, so that a
+/// crash in between never leaves a lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -157,7 +157,8 @@ pub enum Illegal {
     /// A start of what runs.
     #[error("it is already running")]
     AlreadyRunning,
-    /// An event of the daemon's own that does not fit: a defect, reported and otherwise without effect.
+    /// An event of the daemon's own that does not fit: a defect, reported and otherwise without
+    /// effect.
     #[error("{event:?} has no meaning for a VM that is {state}")]
     Unexpected {
         /// The state.

@@ -2,13 +2,13 @@
 
 /// The largest disk, bytes: 128 GiB.
 pub const MAX_DISK_BYTES: u64 = 128 << 30;
-/// Sizes of root disks are multiples of this, bytes: one block group of ext4 with blocks of 4 KiB. A last
-/// group of a few blocks cannot hold its own tables.
+/// Sizes of root disks are multiples of this, bytes: one block group of ext4 with blocks of 4 KiB.
+/// A last group of a few blocks cannot hold its own tables.
 pub const ROOT_STEP_BYTES: u64 = 128 << 20;
 /// The smallest root disk, bytes: one step.
 pub const MIN_ROOT_BYTES: u64 = ROOT_STEP_BYTES;
-/// What stays free on the host's disk whenever something is made there, bytes: 512 MiB, for the database,
-/// logs, and what VMs that run write to their sparse work disks.
+/// What stays free on the host's disk whenever something is made there, bytes: 512 MiB, for the
+/// database, logs, and what VMs that run write to their sparse work disks.
 pub const HOST_RESERVE_BYTES: u64 = 512 << 20;
 /// The smallest work disk, bytes: room for an ext4 with a journal.
 pub const MIN_WORK_DISK_BYTES: u64 = 32 << 20;
@@ -32,7 +32,8 @@ pub const MAX_VCPUS: u32 = 32;
 pub const MAX_VMS: u32 = 256;
 /// Loop devices of all VMs: two each.
 pub const MAX_LOOPS: u32 = 512;
-/// How long a guest has to shut down when nobody says otherwise, seconds: systemd gives its services as long.
+/// How long a guest has to shut down when nobody says otherwise, seconds: systemd gives its
+/// services as long.
 pub const DEFAULT_STOP_SECONDS: u32 = 90;
 /// The shortest such time, seconds. `vm kill` gives none.
 pub const MIN_STOP_SECONDS: u32 = 1;

@@ -1,4 +1,5 @@
-//! Names that users choose. They are never normalised: what was typed is what is stored, or it is refused.
+//! Names that users choose. They are never normalised: what was typed is what is stored, or it is
+//! refused.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,7 +18,8 @@ pub enum NameError {
     Store(String),
 }
 
-/// The name of a VM, which is also a DNS label: 1-63 of `[a-z0-9-]`, no hyphen at an edge (RFC 1123).
+/// The name of a VM, which is also a DNS label: 1-63 of `[a-z0-9-]`, no hyphen at an edge
+/// (RFC 1123).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
@@ -34,8 +36,8 @@ impl FromStr for VmName {
     }
 }
 
-/// The names of images and kernels share one grammar: a reference, a catalogue name or a kernel's release (Debian's
-/// have a `+`) is legal as it is.
+/// The names of images and kernels share one grammar: a reference, a catalogue name or a kernel's
+/// release (Debian's have a `+`) is legal as it is.
 macro_rules! store_name {
     ($(#[$doc:meta])* $name:ident, $signs:literal) => {
         $(#[$doc])*

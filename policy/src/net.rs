@@ -1,5 +1,6 @@
-//! Which address, CID and control port a VM has: all three follow from one small number, its address
-//! index, so that none of them can clash when the index does not. And what of the configuration says where that is.
+//! Which address, CID and control port a VM has: all three follow from one small number, its
+//! address index, so that none of them can clash when the index does not. And what of the
+//! configuration says where that is.
 
 use crate::id::DEVICE_PREFIX;
 use serde::Deserialize;
@@ -98,7 +99,8 @@ impl BridgeKeys {
     /// [`BridgeError`] with the first key that cannot serve.
     pub fn check(self) -> Result<Bridge, BridgeError> {
         let name = self.bridge_name;
-        // linux/if.h, IFNAMSIZ; `dev_valid_name` of the kernel refuses `.` and `..`, `/`, `:` and spaces.
+        // linux/if.h, IFNAMSIZ; `dev_valid_name` of the kernel refuses `.` and `..`, `/`, `:` and
+        // spaces.
         let plain = name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c));
         let taken = name == "." || name == ".." || name.starts_with(DEVICE_PREFIX);
         if !plain || taken || !(1..16).contains(&name.len()) {
@@ -187,8 +189,8 @@ impl AddressIndex {
         CID_BASE.saturating_add(u32::from(self.0))
     }
 
-    /// The host's vsock port for this VM's control channel. Firecracker keeps ports per VM; a VMM that
-    /// uses the host's AF_VSOCK shares one port space among all, hence a port per VM.
+    /// The host's vsock port for this VM's control channel. Firecracker keeps ports per VM; a VMM
+    /// that uses the host's AF_VSOCK shares one port space among all, hence a port per VM.
     #[must_use]
     pub fn control_port(self) -> u32 {
         CONTROL_PORT_BASE.saturating_add(u32::from(self.0))

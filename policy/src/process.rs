@@ -1,5 +1,5 @@
-//! What `/proc` and the cgroups say about a process, as text that the helper has read. Only what the kernel writes is
-//! looked at; a name or command line decides nothing.
+//! What `/proc` and the cgroups say about a process, as text that the helper has read. Only what
+//! the kernel writes is looked at; a name or command line decides nothing.
 
 use crate::VmId;
 
@@ -15,8 +15,8 @@ pub fn vm_leaf(owner: u32, vm: &VmId) -> String {
     format!("{VMS_GROUP}/{owner}/{vm}")
 }
 
-/// Field 22 of `/proc/PID/stat`. The name in field 2 is the process's own and may hold spaces and parentheses, so
-/// fields are counted from the last parenthesis.
+/// Field 22 of `/proc/PID/stat`. The name in field 2 is the process's own and may hold spaces and
+/// parentheses, so fields are counted from the last parenthesis.
 #[must_use]
 pub fn start_ticks(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
@@ -35,7 +35,8 @@ pub fn pidfd_pid(info: &str) -> Option<u32> {
     field(info, "Pid")?.parse().ok()
 }
 
-/// A line `Name:<tab>value`. The process's own name in the first line has its newlines escaped by the kernel.
+/// A line `Name:<tab>value`. The process's own name in the first line has its newlines escaped by
+/// the kernel.
 #[must_use]
 pub fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)

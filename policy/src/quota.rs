@@ -23,7 +23,8 @@ pub struct UserLimits {
 }
 
 impl UserLimits {
-    /// When nobody says otherwise: several users fit a host, and none of them meets a limit by ordinary work.
+    /// When nobody says otherwise: several users fit a host, and none of them meets a limit by
+    /// ordinary work.
     pub const BUILT_IN: Self =
         Self { vms: 64, running: 32, disk: 1 << 40, images: 32, kernels: 16, store: 256 << 30, jobs: 64 };
     /// For root, whose host it is, and for what nobody ordered.

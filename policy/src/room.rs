@@ -1,9 +1,9 @@
-//! What must stay free on the host's disk: one rule for everything that is made there, decided before it is
-//! made. The helper asks for COW files; the daemon asks for work disks, uploads, imports and copies of its
-//! database.
+//! What must stay free on the host's disk: one rule for everything that is made there, decided
+//! before it is made. The helper asks for COW files; the daemon asks for work disks, uploads,
+//! imports and copies of its database.
 //!
-//! What is free is what an unprivileged user may still take (statvfs(3): `f_bavail`). Root could take blocks
-//! beyond that, so a call that succeeds says nothing.
+//! What is free is what an unprivileged user may still take (statvfs(3): `f_bavail`). Root could
+//! take blocks beyond that, so a call that succeeds says nothing.
 
 use crate::limits::HOST_RESERVE_BYTES;
 

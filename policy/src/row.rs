@@ -105,7 +105,8 @@ pub struct Cow {
     pub root_bytes: u64,
     /// The file's size, bytes.
     pub file_bytes: u64,
-    /// The root disk is being made this large, bytes; the file may already be longer than `file_bytes`.
+    /// The root disk is being made this large, bytes; the file may already be longer than
+    /// `file_bytes`.
     pub growing_to: Option<u64>,
     /// Random, drawn at create.
     pub generation: u64,
@@ -148,8 +149,8 @@ impl Row {
         name == self.vm.tap_name() && alias == self.vm.tap_alias(self.generation)
     }
 
-    /// Is a dm device that has this row's UUID its disk: name, minor and the loops under it (major and
-    /// minor, in any order)? Of one that is not committed nothing but the name is known.
+    /// Is a dm device that has this row's UUID its disk: name, minor and the loops under it (major
+    /// and minor, in any order)? Of one that is not committed nothing but the name is known.
     #[must_use]
     pub fn owns_disk(&self, name: &str, minor: u32, uses: &[(u32, u32)]) -> bool {
         name == self.vm.dm_name()
@@ -162,8 +163,8 @@ impl Row {
             }
     }
 
-    /// What the firewall should let pass: nothing before a process is bound and after it has ended, so that an idle
-    /// tap carries nothing, whoever holds it.
+    /// What the firewall should let pass: nothing before a process is bound and after it has ended,
+    /// so that an idle tap carries nothing, whoever holds it.
     #[must_use]
     pub fn registration(&self) -> Option<Registration> {
         match (self.tap, self.process, self.quarantined) {
@@ -174,8 +175,9 @@ impl Row {
         }
     }
 
-    /// The most that the firewall could let pass because of this row's tap, whatever the rest of the row says: what a
-    /// withdrawal takes out, so that nothing stays behind that was registered when the row said otherwise.
+    /// The most that the firewall could let pass because of this row's tap, whatever the rest of
+    /// the row says: what a withdrawal takes out, so that nothing stays behind that was registered
+    /// when the row said otherwise.
     #[must_use]
     pub fn registrable(&self) -> Option<Registration> {
         let address = self.address()?;
@@ -204,7 +206,8 @@ impl Row {
         Self { disk, ..self }
     }
 
-    /// Nothing passes a tap any more whose process has ended: from then on anybody of the daemon's user could open it.
+    /// Nothing passes a tap any more whose process has ended: from then on anybody of the daemon's
+    /// user could open it.
     #[must_use]
     pub fn without_process(self) -> Self {
         Self { process: None, ..self }

@@ -25,7 +25,8 @@ impl Store {
         Self { chunks, taken: BTreeMap::new(), next_free: 2 }
     }
 
-    /// persistent_prepare_exception and persistent_commit_exception, for a write to one chunk of the disk.
+    /// persistent_prepare_exception and persistent_commit_exception, for a write to one chunk of
+    /// the disk.
     fn write(&mut self, chunk: u64) -> Result<(), Lost> {
         if self.taken.contains_key(&chunk) {
             return Ok(());
@@ -82,8 +83,9 @@ fn the_model_of_the_kernel_knows_both_traps() {
     assert_eq!((0..2048).find_map(|chunk| small.write(chunk).err()), Some(Lost::Overflow));
 }
 
-/// All sizes that a root disk can have, each written from its first chunk to its last: one run over the
-/// largest disk, in which the file of each size is compared with what was taken when that size was full.
+/// All sizes that a root disk can have, each written from its first chunk to its last: one run over
+/// the largest disk, in which the file of each size is compared with what was taken when that size
+/// was full.
 #[test]
 fn a_disk_of_any_size_that_is_written_whole_fits() {
     let (mut taken, mut next_free) = (0_u64, 2_u64);
@@ -129,8 +131,8 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever was written before, however often the disk was attached and made larger in between: in the end
-    /// every chunk has been written, and the store holds them all.
+    /// Whatever was written before, however often the disk was attached and made larger in between:
+    /// in the end every chunk has been written, and the store holds them all.
     #[test]
     fn no_pattern_of_writes_overflows(
         chunks in 1..1_500_u64,

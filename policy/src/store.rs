@@ -1,7 +1,8 @@
 //! Whose image or kernel a word means, and which one is taken when no word was said.
 //!
-//! A name belongs to its owner. Others see it only when an administrator shares it. A default is the administrator's choice or the
-//! caller's own, and never another user's: what boots in a VM decides about all that is in it.
+//! A name belongs to its owner. Others see it only when an administrator shares it. A default is
+//! the administrator's choice or the caller's own, and never another user's: what boots in a VM
+//! decides about all that is in it.
 
 use crate::Digest;
 use crate::access::{Decision, Owner, Peer, Refusal};
@@ -19,7 +20,8 @@ pub struct Entry<'a> {
     pub shared: bool,
 }
 
-/// Why a word means nothing, or no default is found. "Somebody else's" and "nobody's" are one answer.
+/// Why a word means nothing, or no default is found. "Somebody else's" and "nobody's" are one
+/// answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unresolved {
     /// Nothing that the peer may see.
@@ -34,8 +36,9 @@ pub fn sees(peer: &Peer, entry: &Entry<'_>) -> bool {
     entry.shared || peer.owns(&entry.owner)
 }
 
-/// The entry that a word means: the caller's own name, then a shared one, then the beginning of an id. An administrator reaches another
-/// user's entries by `user/name` or by id, and never by the bare name.
+/// The entry that a word means: the caller's own name, then a shared one, then the beginning of an
+/// id. An administrator reaches another user's entries by `user/name` or by id, and never by the
+/// bare name.
 ///
 /// # Errors
 /// [`Unresolved`].
@@ -75,8 +78,8 @@ pub fn resolve(peer: &Peer, entries: &[Entry<'_>], word: &str) -> Result<usize, 
     }
 }
 
-/// The image of a VM for which none was named: the configured one among the shared, else the caller's own only one, else, when the caller
-/// has none, the only one that is shared.
+/// The image of a VM for which none was named: the configured one among the shared, else the
+/// caller's own only one, else, when the caller has none, the only one that is shared.
 ///
 /// # Errors
 /// [`Unresolved`].
@@ -97,7 +100,8 @@ pub fn default_image(peer: &Peer, entries: &[Entry<'_>], configured: Option<&str
     Err(Unresolved::None)
 }
 
-/// The kernel of a VM for which none was named: the newest that is shared, else the caller's own newest. `entries` are newest first.
+/// The kernel of a VM for which none was named: the newest that is shared, else the caller's own
+/// newest. `entries` are newest first.
 ///
 /// # Errors
 /// [`Unresolved::None`].

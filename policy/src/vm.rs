@@ -84,7 +84,8 @@ pub struct CheckedSpec {
 }
 
 impl CheckedSpec {
-    /// A root disk is rounded up to a multiple of [`ROOT_STEP_BYTES`], a work disk to whole blocks of 4096 bytes.
+    /// A root disk is rounded up to a multiple of [`ROOT_STEP_BYTES`], a work disk to whole blocks
+    /// of 4096 bytes.
     ///
     /// # Errors
     /// [`SpecError`] names the first number out of bounds.

@@ -1,4 +1,5 @@
-//! What the pages say of tests and files, against the tree: a name that nothing bears holds nothing.
+//! What the pages say of tests and files, against the tree: a name that nothing bears holds
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,8 @@ impl Tree {
         self.paths.iter().any(|path| path == word || path.ends_with(&format!("/{word}")))
     }
 
-    /// Is there something of this name? Words with underscores are tests, with hyphens scenarios or crates.
+    /// Is there something of this name? Words with underscores are tests, with hyphens scenarios or
+    /// crates.
     fn has(&self, word: &str) -> bool {
         let file = |word: &str| self.has_file(word);
         if [".rs", ".toml", "/"].iter().any(|end| word.ends_with(end)) {

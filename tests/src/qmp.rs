@@ -1,5 +1,6 @@
-//! QEMU's machine protocol over a socket: commands one at a time, and events. The stand-in runs its guests through it, the bench keeps a booted host VM.
-//! Source: `docs/interop/qmp-spec.rst` of QEMU.
+//! QEMU's machine protocol over a socket: commands one at a time, and events. The stand-in runs its
+//! guests through it, the bench keeps a booted host VM. Source: `docs/interop/qmp-spec.rst` of
+//! QEMU.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Longest wait for an answer: QEMU loads firmware, kernel and KVM before the first one, on a bench without KVM of its own.
+/// Longest wait for an answer: QEMU loads firmware, kernel and KVM before the first one, on a bench
+/// without KVM of its own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a command has no answer.
@@ -61,8 +63,8 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Takes our end of the connection, and leaves QEMU ready for commands. `on_event` hears of every event by its name and data; false means that nobody
-    /// listens any more.
+    /// Takes our end of the connection, and leaves QEMU ready for commands. `on_event` hears of
+    /// every event by its name and data; false means that nobody listens any more.
     pub(crate) fn open(
         stream: UnixStream,
         on_event: impl FnMut(&str, &Value) -> bool + Send + 'static,

@@ -1,8 +1,8 @@
 //! Who runs a command: a user of the guest, by the image's `/etc/passwd` and `/etc/group`.
 //!
-//! Both are read anew for each command, because the guest may change them. The C library's look-up is not used: a static program
-//! cannot load the image's name service modules. Names are taken as container engines take them: what is a number is one, whether or
-//! not the image knows it.
+//! Both are read anew for each command, because the guest may change them. The C library's look-up
+//! is not used: a static program cannot load the image's name service modules. Names are taken as
+//! container engines take them: what is a number is one, whether or not the image knows it.
 
 use nix::unistd::{AccessFlags, access};
 use std::ffi::OsString;
@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 const FALLBACK_SHELL: &str = "/bin/sh";
 const ROOT_HOME: &str = "/root";
-/// Shells that turn people away, which images give to root and to the users of services; here they would lock the VM's owner out.
+/// Shells that turn people away, which images give to root and to the users of services; here they
+/// would lock the VM's owner out.
 const REFUSING: [&str; 2] = ["nologin", "false"];
 /// Larger files are not what they claim to be.
 const MAX_FILE: u64 = 4 << 20;
@@ -42,7 +43,8 @@ pub(super) enum NoAccount {
 }
 
 impl Account {
-    /// The user that `wanted` means: `user`, `uid`, `user:group` or `uid:gid`. Root is always there.
+    /// The user that `wanted` means: `user`, `uid`, `user:group` or `uid:gid`. Root is always
+    /// there.
     pub(super) fn find(wanted: &str, passwd: &Path) -> Result<Self, NoAccount> {
         let read = |path: &Path| {
             let mut bytes = Vec::new();

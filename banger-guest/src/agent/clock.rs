@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::console::say;
 
-/// Less than this is what a line takes to arrive, or what somebody in the guest keeps better than we do (NTP).
+/// Less than this is what a line takes to arrive, or what somebody in the guest keeps better than
+/// we do (NTP).
 const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Sets the clock when it is off.

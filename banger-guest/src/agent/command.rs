@@ -1,8 +1,9 @@
 //! A command over a connection of its own ([`banger_proto::command`]): `vm exec` and `vm run`.
 //!
-//! Called by the agent for each connection to the commands' port. Nothing here waits for the command or for the
-//! client alone: one task reads the connection, one writes it, one writes the command's input, and one for each
-//! stream reads its output. So a signal arrives while output stands still, and output while input does.
+//! Called by the agent for each connection to the commands' port. Nothing here waits for the
+//! command or for the client alone: one task reads the connection, one writes it, one writes the
+//! command's input, and one for each stream reads its output. So a signal arrives while output
+//! stands still, and output while input does.
 
 use banger_proto::command::{Answer, FromGuest, Opening, Purpose, Start, ToGuest, VERSION, WINDOW};
 use std::ffi::OsString;
@@ -25,8 +26,8 @@ use super::pty::{self, Terminal};
 use super::server::{Running, Shared};
 use super::{inside, keys, sessions};
 
-/// How long a connection may take to say what it is for. The daemon and the command line say it at once, as
-/// far as a host under load lets them.
+/// How long a connection may take to say what it is for. The daemon and the command line say it at
+/// once, as far as a host under load lets them.
 const BEGIN: Duration = Duration::from_secs(30);
 /// Frames that wait for the connection. A command's output stops when they do.
 const QUEUE: usize = 4;
@@ -133,8 +134,8 @@ struct Abandoned {
 }
 
 impl Abandoned {
-    /// Hangs it up, as the loss of a terminal does: `nohup` and services that ignore SIGHUP live on, without
-    /// anybody who reads their output.
+    /// Hangs it up, as the loss of a terminal does: `nohup` and services that ignore SIGHUP live
+    /// on, without anybody who reads their output.
     async fn end(mut self) {
         if let Some(running) = &self.running {
             running.signal(libc::SIGHUP);
@@ -144,8 +145,8 @@ impl Abandoned {
     }
 }
 
-/// Carries bytes and signals until the command has ended and the host has closed. Gives the command back when
-/// the host closes first.
+/// Carries bytes and signals until the command has ended and the host has closed. Gives the command
+/// back when the host closes first.
 async fn converse<R, W>(from: R, to: W, started: Started, mut running: Option<Running>) -> Option<Abandoned>
 where
     R: AsyncRead + Unpin + Send + 'static,

@@ -15,8 +15,8 @@ use crate::sys::vsock;
 
 /// Wait before a first attempt is repeated, and before all further ones.
 const RETRY: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(500)];
-/// How long the daemon may take to answer the announcement of the end. The line is out by then; the answer
-/// shows that it arrived.
+/// How long the daemon may take to answer the announcement of the end. The line is out by then; the
+/// answer shows that it arrived.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Why a connection is over.
@@ -27,8 +27,8 @@ enum Over {
     Lost,
 }
 
-/// Keeps the channel up until the end of the guest is announced on it. `asked` is told when the daemon asks
-/// for that end.
+/// Keeps the channel up until the end of the guest is announced on it. `asked` is told when the
+/// daemon asks for that end.
 pub(super) async fn run(
     port: u32,
     token: BootToken,
@@ -117,8 +117,8 @@ fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Cuts the host's bytes into lines. A line that is too long or not understood is left out: the daemon
-/// may be newer than this agent.
+/// Cuts the host's bytes into lines. A line that is too long or not understood is left out: the
+/// daemon may be newer than this agent.
 #[derive(Default)]
 struct Lines {
     partial: Vec<u8>,
@@ -209,7 +209,8 @@ mod tests {
         assert!(matches!(ours.await.unwrap().unwrap(), Over::Announced));
     }
 
-    /// Firecracker's vsock knows no half-close: the host's end of a connection stays open until all of it closes.
+    /// Firecracker's vsock knows no half-close: the host's end of a connection stays open until all
+    /// of it closes.
     #[tokio::test(start_paused = true)]
     async fn an_announcement_that_is_answered_does_not_wait() {
         let (ours, theirs) = tokio::io::duplex(4096);

@@ -1,10 +1,11 @@
 //! A connection whose two directions never wait for each other.
 //!
-//! russh does not read while it writes. Two such peers, or one and a relay of the same kind, stop for
-//! ever once both have more to write than the sockets hold. So writing never waits here: what the
-//! socket does not take is kept and written on with the next read. SSH's own windows bound how much
-//! that can be. Reading in turn slows down when the connection's commands leave much of their input
-//! unread (see [`super::input`]); it must not stop, because what opens the windows comes the same way.
+//! russh does not read while it writes. Two such peers, or one and a relay of the same kind, stop
+//! for ever once both have more to write than the sockets hold. So writing never waits here: what
+//! the socket does not take is kept and written on with the next read. SSH's own windows bound how
+//! much that can be. Reading in turn slows down when the connection's commands leave much of their
+//! input unread (see [`super::input`]); it must not stop, because what opens the windows comes the
+//! same way.
 
 use std::future::Future;
 use std::io;
@@ -16,7 +17,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Unwritten bytes above which writing waits after all: a client that opens windows and reads nothing.
+/// Unwritten bytes above which writing waits after all: a client that opens windows and reads
+/// nothing.
 const MAX_UNWRITTEN: usize = 64 * 1024 * 1024;
 /// Unread input of a connection above which its reading is slowed down, bytes.
 const SLOW_FROM: u64 = 64 * 1024 * 1024;
@@ -75,7 +77,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Duplex<S> {
     }
 
     fn keep(&mut self, data: &[u8]) {
-        // Moves the rest to the front when that is cheap, so that the buffer does not grow for ever.
+        // Moves the rest to the front when that is cheap, so that the buffer does not grow for
+        // ever.
         if self.written > self.unwritten.len() / 2 {
             self.unwritten.drain(..self.written);
             self.written = 0;

@@ -1,4 +1,5 @@
-//! The variables of a command: the image's, the user's own, and what the caller says, in the order in which they count.
+//! The variables of a command: the image's, the user's own, and what the caller says, in the order
+//! in which they count.
 
 use super::account::Account;
 use banger_policy::image::variable;
@@ -8,7 +9,8 @@ use std::ffi::{OsStr, OsString};
 /// By name; each name once.
 pub(super) type Variables = BTreeMap<OsString, OsString>;
 
-/// Of a command for which the image's configuration speaks: it may set everything, and the caller sets it anew.
+/// Of a command for which the image's configuration speaks: it may set everything, and the caller
+/// sets it anew.
 pub(super) fn of_command(account: &Account, image: &[String], caller: Vec<(OsString, OsString)>) -> Variables {
     let mut variables = own(account);
     variables.extend(of_image(image));
@@ -16,7 +18,8 @@ pub(super) fn of_command(account: &Account, image: &[String], caller: Vec<(OsStr
     variables
 }
 
-/// Of a login, as login(1) does it: who the user is comes from the guest's tables and not from the image's configuration.
+/// Of a login, as login(1) does it: who the user is comes from the guest's tables and not from the
+/// image's configuration.
 pub(super) fn of_login(account: &Account, image: &[String], caller: Vec<(OsString, OsString)>) -> Variables {
     let mut variables: Variables = of_image(image).collect();
     for (name, value) in own(account) {

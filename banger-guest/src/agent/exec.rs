@@ -1,8 +1,9 @@
 //! From a client's request to a process: user, folder, environment, program; pipes or a terminal.
 //!
-//! Called by [`super::command`], [`super::session`] and [`super::sessions`]. The process leads a session and process group of its own. For commands of
-//! `vm exec` and `vm run` the image's configuration speaks; a user who logs in with ssh is root, as the owner of the machine, with
-//! the image's variables.
+//! Called by [`super::command`], [`super::session`] and [`super::sessions`]. The process leads a
+//! session and process group of its own. For commands of `vm exec` and `vm run` the image's
+//! configuration speaks; a user who logs in with ssh is root, as the owner of the machine, with the
+//! image's variables.
 
 use banger_policy::ImageConfig;
 use serde::{Deserialize, Serialize};
@@ -44,9 +45,11 @@ pub(super) struct Tables {
 /// What is asked for, and by whom.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// A user's own ssh, or an IDE: a login as root. A line goes to the login shell; `None` is an interactive one.
+    /// A user's own ssh, or an IDE: a login as root. A line goes to the login shell; `None` is an
+    /// interactive one.
     Login(Option<Vec<u8>>),
-    /// `vm run` and `vm exec`: the image's user, folder and variables, unless the caller names others.
+    /// `vm run` and `vm exec`: the image's user, folder and variables, unless the caller names
+    /// others.
     Command {
         /// The words; none for a login shell.
         words: Vec<Vec<u8>>,
@@ -68,7 +71,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The variables that the client has named. The kind of the terminal is one of them, and may be named anew.
+    /// The variables that the client has named. The kind of the terminal is one of them, and may be
+    /// named anew.
     fn said(&self) -> Vec<(OsString, OsString)> {
         let terminal = self.terminal.iter().map(|terminal| ("TERM".into(), terminal.term.clone().into()));
         terminal.chain(self.environment.iter().cloned()).collect()
@@ -166,7 +170,8 @@ fn login(request: &Request, line: Option<&[u8]>) -> Result<Prepared, StartError>
     })
 }
 
-/// The words themselves, without a shell; without words, the login shell of the same user in the same place.
+/// The words themselves, without a shell; without words, the login shell of the same user in the
+/// same place.
 fn command(
     request: &Request,
     words: &[Vec<u8>],
@@ -191,7 +196,8 @@ fn command(
         return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
     };
     let path = variables.get(OsStr::new("PATH")).map_or(crate::launch::PATH.as_bytes(), |path| path.as_bytes());
-    // This program's own: an image need not have tar. Its first argument says what it is started as.
+    // This program's own: an image need not have tar. Its first argument says what it is started
+    // as.
     let program = if first == banger_files::COMMAND.as_bytes() {
         PathBuf::from("/proc/self/exe")
     } else {

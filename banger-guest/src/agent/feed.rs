@@ -1,4 +1,5 @@
-//! A command's standard input: written as fast as the command reads it, and credit for what it has taken.
+//! A command's standard input: written as fast as the command reads it, and credit for what it has
+//! taken.
 
 use banger_proto::command::FromGuest;
 use std::sync::Arc;
@@ -14,13 +15,13 @@ pub(super) enum Feed {
     Bytes(Vec<u8>),
     /// No more of them.
     End,
-    /// The same for a terminal, which has no end: its character for it, which ends a line that has begun, or,
-    /// at the beginning of a line, a read (termios(3), VEOF).
+    /// The same for a terminal, which has no end: its character for it, which ends a line that has
+    /// begun, or, at the beginning of a line, a read (termios(3), VEOF).
     EndOfTerminal(u8),
 }
 
-/// Writes until the end, or until the command takes no more. Then there is no credit either: the client waits
-/// for the command's end, as the writer of a pipe whose reader has other things to do.
+/// Writes until the end, or until the command takes no more. Then there is no credit either: the
+/// client waits for the command's end, as the writer of a pipe whose reader has other things to do.
 pub(super) async fn feed(
     mut input: Input,
     mut from: mpsc::UnboundedReceiver<Feed>,

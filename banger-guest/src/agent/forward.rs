@@ -51,8 +51,8 @@ async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
     last
 }
 
-/// Addresses and `localhost`. Other names are not looked up: a static program has no resolver of the
-/// image's, and the client can name the address.
+/// Addresses and `localhost`. Other names are not looked up: a static program has no resolver of
+/// the image's, and the client can name the address.
 fn addresses(host: &str) -> Vec<IpAddr> {
     if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
         return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];

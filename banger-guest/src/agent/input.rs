@@ -1,10 +1,11 @@
 //! A client's bytes on their way to a command or a socket that may be slow.
 //!
-//! russh renews a channel's window as soon as bytes arrive, and hands over the channels of a connection
-//! one after the other: a reader that stops would stop every other channel, the closing of its own
-//! included, and `cat` would stop for ever, because its output waits behind its input. So input is
-//! always taken. What a receiver has not read stays in memory up to a bound and beyond it in a nameless
-//! file on the guest's own disk; when that grows long, the connection is read more slowly.
+//! russh renews a channel's window as soon as bytes arrive, and hands over the channels of a
+//! connection one after the other: a reader that stops would stop every other channel, the closing
+//! of its own included, and `cat` would stop for ever, because its output waits behind its input.
+//! So input is always taken. What a receiver has not read stays in memory up to a bound and beyond
+//! it in a nameless file on the guest's own disk; when that grows long, the connection is read more
+//! slowly.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};

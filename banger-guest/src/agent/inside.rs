@@ -1,7 +1,7 @@
 //! The guest, seen from inside, for whoever asks on a command's port ([`banger_proto::inside`]).
 //!
-//! Reads `/proc` and asks two file systems how full they are; on a thread for blocking work, because a frozen disk
-//! answers nothing.
+//! Reads `/proc` and asks two file systems how full they are; on a thread for blocking work,
+//! because a frozen disk answers nothing.
 
 use banger_proto::inside::{Filled, Inside, Listener, MAX_LISTENERS};
 use nix::sys::statvfs::statvfs;

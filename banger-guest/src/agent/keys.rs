@@ -21,7 +21,8 @@ pub(super) struct BadKey {
 pub(super) struct Keys(RwLock<Vec<PublicKey>>);
 
 impl Keys {
-    /// A key that cannot be read is said on the console and left out: it must not keep everyone out of the guest.
+    /// A key that cannot be read is said on the console and left out: it must not keep everyone out
+    /// of the guest.
     pub(super) fn new(users: &[String]) -> Self {
         let mut readable = Vec::new();
         for line in users {

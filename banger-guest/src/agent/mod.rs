@@ -1,8 +1,9 @@
 //! The agent: the daemon's and the user's way into a running guest.
 //!
-//! Started by init as a second process of the same program, with the configuration on standard input.
-//! It serves commands and SSH on vsock, keeps the control channel to the daemon and announces the end of the guest.
-//! It lives from the first process of the guest to the last and must not end before it is asked to.
+//! Started by init as a second process of the same program, with the configuration on standard
+//! input. It serves commands and SSH on vsock, keeps the control channel to the daemon and
+//! announces the end of the guest. It lives from the first process of the guest to the last and
+//! must not end before it is asked to.
 
 use banger_proto::guest::{GuestConfig, SSH_PORT, ShutdownKind};
 use std::io::{self, Read};
@@ -52,8 +53,8 @@ mod switch_off;
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
 const ANNOUNCE: Duration = Duration::from_millis(1500);
-/// How long the agent stays for its commands when the guest ends: what they say last is read. Those that are
-/// left then are the init's to end, like all other processes.
+/// How long the agent stays for its commands when the guest ends: what they say last is read. Those
+/// that are left then are the init's to end, like all other processes.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// An image with one of these serves SSH on its network itself.
 const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
@@ -63,7 +64,8 @@ const GIVE_WAY: Duration = Duration::from_secs(1);
 /// Wait after a failed accept, which is a lack of descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// What the agent has init's code do when it begins: an init of the image may have taken the guest's disks away since.
+/// What the agent has init's code do when it begins: an init of the image may have taken the
+/// guest's disks away since.
 pub(crate) type Begin = fn(&GuestConfig, InitKind);
 
 /// Runs until the guest ends.

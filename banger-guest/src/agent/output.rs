@@ -1,4 +1,5 @@
-//! What a command writes, on its way to the client: at the client's pace, and not waited for after the command's end.
+//! What a command writes, on its way to the client: at the client's pace, and not waited for after
+//! the command's end.
 
 use banger_proto::command::FromGuest;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::sys::unread::unread;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 32 * 1024;
-/// A terminal hands over what was written by a task of the kernel's own: nothing for so long is the end.
+/// A terminal hands over what was written by a task of the kernel's own: nothing for so long is the
+/// end.
 const QUIET: Duration = Duration::from_millis(50);
 /// The longest that a terminal is listened to after the command's end.
 const LONGEST: Duration = Duration::from_secs(1);
@@ -24,11 +26,13 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Sends what the command writes until the stream ends, or the command has ended and all is sent that it
-    /// wrote until then: a child of the command may hold the stream, and write on for ever.
+    /// Sends what the command writes until the stream ends, or the command has ended and all is
+    /// sent that it wrote until then: a child of the command may hold the stream, and write on for
+    /// ever.
     pub(super) async fn pump(self, mut from: Output, mut ended: watch::Receiver<bool>) {
         loop {
-            // Nothing is read before there is room for it: so a client that does not read stops the command.
+            // Nothing is read before there is room for it: so a client that does not read stops the
+            // command.
             let Ok(room) = self.say.reserve().await else { return };
             let mut chunk = Vec::with_capacity(CHUNK);
             tokio::select! {

@@ -32,7 +32,8 @@ impl Unusable {
     }
 }
 
-/// The program that `word` means in `folder`: a path as it is, another word by the folders of `path`.
+/// The program that `word` means in `folder`: a path as it is, another word by the folders of
+/// `path`.
 pub(super) fn locate(word: &[u8], path: &[u8], folder: &Path) -> Result<PathBuf, Unusable> {
     let shown = || String::from_utf8_lossy(word).into_owned();
     let name = Path::new(OsStr::from_bytes(word));
@@ -80,7 +81,8 @@ pub(super) fn named_folder(path: &Path) -> Result<PathBuf, Unusable> {
     if path.is_absolute() && path.is_dir() { Ok(path.to_owned()) } else { Err(Unusable::NoFolder(path.to_owned())) }
 }
 
-/// The folder that the image has named. It is made when it is missing, as container engines do: images rely on it.
+/// The folder that the image has named. It is made when it is missing, as container engines do:
+/// images rely on it.
 pub(super) fn image_folder(path: &str) -> Result<PathBuf, Unusable> {
     let path = Path::new(path).to_owned();
     match fs::create_dir_all(&path) {

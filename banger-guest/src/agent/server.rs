@@ -29,15 +29,16 @@ const AUTH_ATTEMPTS: usize = 32;
 /// A connection that has not authenticated by then is closed.
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
 
-/// Commands of `vm exec` at a time. Each takes up to a mebibyte while its client or its own reader stands still.
+/// Commands of `vm exec` at a time. Each takes up to a mebibyte while its client or its own reader
+/// stands still.
 const COMMANDS: usize = 256;
 
 /// Packets of input that wait for a slow command.
 const BUFFERED_PACKETS: usize = 4;
 
-/// Few algorithms, and cheap ones: whoever reaches the port may ask for a key exchange, and one over a large
-/// prime group takes a second of the agent's only thread. OpenSSH has had all of these since 6.5, and the first since 9.9.
-/// Users' keys may be of any kind.
+/// Few algorithms, and cheap ones: whoever reaches the port may ask for a key exchange, and one
+/// over a large prime group takes a second of the agent's only thread. OpenSSH has had all of these
+/// since 6.5, and the first since 9.9. Users' keys may be of any kind.
 fn algorithms() -> Preferred {
     const KEX: &[kex::Name] = &[
         kex::MLKEM768X25519_SHA256,
@@ -115,8 +116,8 @@ impl Server {
         Self::with_passwd(config, "/etc/passwd".into())
     }
 
-    /// As [`Server::new`], with another table of users: outside a guest, the login shell of whoever runs a
-    /// test would run its profile, which is not the test's to run or to interrupt.
+    /// As [`Server::new`], with another table of users: outside a guest, the login shell of whoever
+    /// runs a test would run its profile, which is not the test's to run or to interrupt.
     ///
     /// # Errors
     /// As [`Server::new`].
@@ -124,7 +125,8 @@ impl Server {
         Self::with_sessions(config, passwd, Sessions::default())
     }
 
-    /// The same with folders of its own for sessions, whose processes run the program that is named.
+    /// The same with folders of its own for sessions, whose processes run the program that is
+    /// named.
     ///
     /// # Errors
     /// As [`Server::new`].
@@ -145,8 +147,8 @@ impl Server {
         let ssh = russh::server::Config {
             server_id: SshId::Standard(concat!("SSH-2.0-banger_", env!("CARGO_PKG_VERSION")).into()),
             methods,
-            // Only keys are accepted, and they cannot be guessed: a delay would only slow down users who
-            // have many.
+            // Only keys are accepted, and they cannot be guessed: a delay would only slow down
+            // users who have many.
             auth_rejection_time: Duration::ZERO,
             auth_rejection_time_initial: Some(Duration::ZERO),
             max_auth_attempts: AUTH_ATTEMPTS,
@@ -181,7 +183,8 @@ impl Server {
         super::command::serve(stream, Arc::clone(&self.shared)).await;
     }
 
-    /// Serves one SSH connection from the host until it ends. Its errors concern only that connection.
+    /// Serves one SSH connection from the host until it ends. Its errors concern only that
+    /// connection.
     pub async fn serve<S>(&self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -219,8 +222,8 @@ impl Server {
         }
     }
 
-    /// Tells every running command that the guest ends: by SIGHUP where it has a terminal, and by SIGTERM where it
-    /// has none, since a service reloads on SIGHUP.
+    /// Tells every running command that the guest ends: by SIGHUP where it has a terminal, and by
+    /// SIGTERM where it has none, since a service reloads on SIGHUP.
     pub(super) fn end_commands(&self) {
         for (group, terminal) in self.shared.commands().iter() {
             let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
@@ -233,8 +236,8 @@ impl Server {
         tokio::spawn(super::sessions::resume(Arc::clone(&self.shared), init));
     }
 
-    /// Asks all sessions to end, and waits until they have and their logs and statuses are on the disk, at most
-    /// `bound`.
+    /// Asks all sessions to end, and waits until they have and their logs and statuses are on the
+    /// disk, at most `bound`.
     pub(super) async fn end_sessions(&self, bound: Duration) {
         let _ = tokio::time::timeout(bound, self.shared.sessions.end_all()).await;
     }
@@ -251,8 +254,8 @@ impl Server {
 }
 
 impl Shared {
-    /// Counts a command as running until the result is dropped, which must be right after it is reaped:
-    /// later its number may be another's.
+    /// Counts a command as running until the result is dropped, which must be right after it is
+    /// reaped: later its number may be another's.
     pub(super) fn running(self: &Arc<Self>, group: i32, terminal: bool) -> Running {
         self.commands().insert(group, terminal);
         Running { group, shared: Arc::clone(self) }

@@ -60,8 +60,8 @@ pub(super) async fn run(
     let _ = to_client.close().await;
 }
 
-/// Carries bytes and requests until the command has ended and its output is sent: its status. `None`
-/// when the client went first.
+/// Carries bytes and requests until the command has ended and its output is sent: its status.
+/// `None` when the client went first.
 async fn converse(
     mut from_client: ChannelReadHalf,
     to_client: &ChannelWriteHalf<Msg>,
@@ -123,8 +123,8 @@ async fn converse(
     }
 }
 
-/// Sends everything that `output` gives, at the pace of the client. A terminal whose last user is gone
-/// ends with an error, a pipe with nothing: both are the end.
+/// Sends everything that `output` gives, at the pace of the client. A terminal whose last user is
+/// gone ends with an error, a pipe with nothing: both are the end.
 async fn copy_out(output: &mut Output, to_client: &ChannelWriteHalf<Msg>, kind: Option<u32>) {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);

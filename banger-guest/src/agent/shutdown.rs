@@ -1,8 +1,9 @@
 //! How a guest ends: asking its init to, and finding out what its init is doing.
 //!
-//! Called by the agent, when the daemon asks for an end and when a signal comes. Every init has its own way
-//! to be asked, and what powers one off makes another dump its state or start its guest again: so it is asked
-//! in the way of the program that it is, and only when it listens. Early in a boot that takes a while.
+//! Called by the agent, when the daemon asks for an end and when a signal comes. Every init has its
+//! own way to be asked, and what powers one off makes another dump its state or start its guest
+//! again: so it is asked in the way of the program that it is, and only when it listens. Early in a
+//! boot that takes a while.
 
 use banger_proto::guest::ShutdownKind;
 use std::fs::{File, OpenOptions};
@@ -57,7 +58,8 @@ struct Seen {
     waited: Duration,
     /// Since the init was told.
     told: Option<Duration>,
-    /// The signals that PID 1 catches, keeps for later or waits for, as a mask: others it would miss.
+    /// The signals that PID 1 catches, keeps for later or waits for, as a mask: others it would
+    /// miss.
     hears: u64,
 }
 
@@ -105,16 +107,16 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// How long the init may take. Later the guest is switched off without it: the daemon kills it soon, and then what
-    /// is not on the disks would be lost.
+    /// How long the init may take. Later the guest is switched off without it: the daemon kills it
+    /// soon, and then what is not on the disks would be lost.
     fn limit(self) -> Duration {
         let within = self.within.map_or(WITHIN, |seconds| Duration::from_secs(seconds.into()));
         within.saturating_sub(SWITCH_OFF).max(within / 2)
     }
 }
 
-/// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the agent has
-/// to end the machine itself.
+/// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the
+/// agent has to end the machine itself.
 pub(super) async fn ask(init: InitKind, mut asked: watch::Receiver<Option<Asked>>) {
     if asked.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
@@ -189,7 +191,8 @@ async fn run_program() -> Heard {
     heard
 }
 
-/// Whether the init is as far as to take its orders, its own mounts behind it; `None` when it does not show.
+/// Whether the init is as far as to take its orders, its own mounts behind it; `None` when it does
+/// not show.
 pub(super) fn listens(init: InitKind) -> Option<bool> {
     match init.now() {
         InitKind::Own => Some(true),
@@ -199,14 +202,15 @@ pub(super) fn listens(init: InitKind) -> Option<bool> {
     }
 }
 
-/// The signals that PID 1 catches, those that it blocks to take them one by one, and those that it waits for at this moment.
+/// The signals that PID 1 catches, those that it blocks to take them one by one, and those that it
+/// waits for at this moment.
 pub(super) fn heard_by_init() -> u64 {
     heard_by(1)
 }
 
 fn heard_by(pid: u32) -> u64 {
-    // While a process waits in sigtimedwait(2), as busybox does most of its life, the kernel takes what it waits for out of its
-    // blocked signals, and nothing else shows it.
+    // While a process waits in sigtimedwait(2), as busybox does most of its life, the kernel takes
+    // what it waits for out of its blocked signals, and nothing else shows it.
     let waits_for = || {
         let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
         let mut set = [0; size_of::<u64>()];
@@ -217,7 +221,8 @@ fn heard_by(pid: u32) -> u64 {
     signals_in(&status) | waits_for().unwrap_or_default()
 }
 
-/// Where the set lies that a process waits for: the call's number and its first argument (proc_pid_syscall(5)).
+/// Where the set lies that a process waits for: the call's number and its first argument
+/// (proc_pid_syscall(5)).
 fn waiting_set(call: &str) -> Option<u64> {
     let mut words = call.split_whitespace();
     if words.next()?.parse() != Ok(libc::SYS_rt_sigtimedwait) {
@@ -245,7 +250,8 @@ pub(super) fn announced_by_init(init: InitKind) -> Option<ShutdownKind> {
         return Some(kind);
     }
     if init.now() == InitKind::Systemd {
-        // systemd keeps running: somebody else sent the signal, and the agent is not theirs to stop.
+        // systemd keeps running: somebody else sent the signal, and the agent is not theirs to
+        // stop.
         return None;
     }
     let title = command_line();

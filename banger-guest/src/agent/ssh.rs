@@ -1,8 +1,8 @@
 //! One SSH connection: who is it, and which of its channels becomes what.
 //!
-//! russh calls this handler in the connection's own task, so nothing here may wait for a command or a
-//! peer: a channel that is started runs in a task of its own. Requests must be answered here, because
-//! russh remembers only whether the *latest* request of a channel wants an answer.
+//! russh calls this handler in the connection's own task, so nothing here may wait for a command or
+//! a peer: a channel that is started runs in a task of its own. Requests must be answered here,
+//! because russh remembers only whether the *latest* request of a channel wants an answer.
 
 use russh::keys::PublicKey;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};

@@ -1,8 +1,9 @@
-//! How many connections may be on their way to a login, as sshd's `MaxStartups` and `PerSourceMaxStartups`.
+//! How many connections may be on their way to a login, as sshd's `MaxStartups` and
+//! `PerSourceMaxStartups`.
 //!
-//! Any process in the guest, and any host that reaches it, may connect to the agent's port on the network; the
-//! daemon and the user come by vsock. So each has places of its own: whoever fills those of the network keeps nobody
-//! else out.
+//! Any process in the guest, and any host that reaches it, may connect to the agent's port on the
+//! network; the daemon and the user come by vsock. So each has places of its own: whoever fills
+//! those of the network keeps nobody else out.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -1,7 +1,8 @@
-//! The end of the machine without the help of its init: for a script in its place, which knows no end, and for
-//! an init that does not act before the daemon's patience is over.
+//! The end of the machine without the help of its init: for a script in its place, which knows no
+//! end, and for an init that does not act before the daemon's patience is over.
 //!
-//! Called by the agent when the end is announced. Nothing that was written may be lost, whatever runs.
+//! Called by the agent when the end is announced. Nothing that was written may be lost, whatever
+//! runs.
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -15,7 +16,8 @@ use crate::sys::signals;
 
 /// How long processes may take to end after SIGTERM.
 const TERM_WAIT: Duration = Duration::from_secs(3);
-/// How long disks may take to be written. A disk that takes longer may be dead, and the machine ends anyway.
+/// How long disks may take to be written. A disk that takes longer may be dead, and the machine
+/// ends anyway.
 const SYNC_WAIT: Duration = Duration::from_secs(4);
 /// How long file systems may take to become read-only.
 const READ_ONLY_WAIT: Duration = Duration::from_secs(2);
@@ -26,8 +28,8 @@ pub(super) async fn switch_off(init: InitKind) {
     say("the agent switches the machine off");
     sync().await;
     if init == InitKind::Script && init_hears_term() {
-        // A script that ends on SIGTERM takes the kernel with it, in that moment: what it writes has to be on the
-        // disks when it is written.
+        // A script that ends on SIGTERM takes the kernel with it, in that moment: what it writes
+        // has to be on the disks when it is written.
         remount_disks(MsFlags::MS_SYNCHRONOUS);
         let _ = signals::send(1, libc::SIGTERM);
         sleep(TERM_WAIT).await;
@@ -38,7 +40,8 @@ pub(super) async fn switch_off(init: InitKind) {
     wait_until(TERM_WAIT, || others().is_some_and(|count| count == 0)).await;
     let _ = signals::send(-1, libc::SIGKILL);
     sync().await;
-    // Makes every file system read-only, also those with files that are open; the remount is for a kernel without sysrq.
+    // Makes every file system read-only, also those with files that are open; the remount is for a
+    // kernel without sysrq.
     if std::fs::write("/proc/sysrq-trigger", "u").is_err() {
         remount_disks(MsFlags::MS_RDONLY);
     }
@@ -92,7 +95,8 @@ fn remount_disks(flags: MsFlags) {
     }
 }
 
-/// Processes beside PID 1, the agent and its supervisor. Threads of the kernel have no command line, and the dead none either.
+/// Processes beside PID 1, the agent and its supervisor. Threads of the kernel have no command
+/// line, and the dead none either.
 fn others() -> Option<usize> {
     let ours = [1, std::process::id(), std::os::unix::process::parent_id()];
     let lives = |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());

@@ -4,7 +4,8 @@ use nix::errno::Errno;
 use std::io;
 use std::path::PathBuf;
 
-/// An error of [`super::main`]'s steps. Each ends as one line on the console and one for the daemon.
+/// An error of [`super::main`]'s steps. Each ends as one line on the console and one for the
+/// daemon.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cannot mount {kind} on {target}")]

@@ -34,8 +34,8 @@ pub(super) fn apply(image: &Image, config: &GuestConfig) {
     write(image, "/etc/resolv.conf", format!("nameserver {}\n", config.dns).as_bytes());
 }
 
-/// The image's hosts file with our line in it: other lines stay, our line of an earlier boot goes, and
-/// so does 127.0.1.1, by which Debian names the machine.
+/// The image's hosts file with our line in it: other lines stay, our line of an earlier boot goes,
+/// and so does 127.0.1.1, by which Debian names the machine.
 fn hosts(old: &[u8], config: &GuestConfig) -> Vec<u8> {
     fn names(line: &[u8], address: &str) -> bool {
         line.split(u8::is_ascii_whitespace).find(|word| !word.is_empty()) == Some(address.as_bytes())

@@ -1,10 +1,11 @@
 //! Whether an image brings an init of its own, and which.
 //!
-//! Which one it is tells the agent later how to ask for an end, so it is found out from the program that is
-//! executed and not from what a running system looks like: early in a boot that looks like nothing yet.
+//! Which one it is tells the agent later how to ask for an end, so it is found out from the program
+//! that is executed and not from what a running system looks like: early in a boot that looks like
+//! nothing yet.
 //!
-//! Called by `init` after the switch of the root. Container images often ship a
-//! busybox whose `/sbin/init` is there and whose inittab names programs that are not: that is no init.
+//! Called by `init` after the switch of the root. Container images often ship a busybox whose
+//! `/sbin/init` is there and whose inittab names programs that are not: that is no init.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -12,7 +13,8 @@ use std::path::PathBuf;
 use super::image::Image;
 use crate::init_kind::InitKind;
 
-/// Places of an init, in the kernel's own order (`init/main.c`), with systemd's before the fallbacks.
+/// Places of an init, in the kernel's own order (`init/main.c`), with systemd's before the
+/// fallbacks.
 const CANDIDATES: [&str; 5] =
     ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/etc/init", "/bin/init"];
 /// Places of a busybox, of which an init may be a hard link.

@@ -1,7 +1,7 @@
 //! PID 1 from the initramfs: from a bare kernel to the image's own init.
 //!
-//! Called by `main` when the process is PID 1. The order below is the whole boot. It never returns to the
-//! kernel: an error is said on the console and to the daemon, and the VM is switched off.
+//! Called by `main` when the process is PID 1. The order below is the whole boot. It never returns
+//! to the kernel: an error is said on the console and to the daemon, and the VM is switched off.
 
 use banger_proto::guest::{CONFIG_PATH, GuestConfig, GuestEvent, Hello};
 use std::convert::Infallible;
@@ -69,7 +69,8 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     let root = Path::new(&config.root_device);
     mounts::wait_for_device(root)?;
     mounts::root(root)?;
-    // From here on every path means the image's: links in it lead where the image says, never out of it.
+    // From here on every path means the image's: links in it lead where the image says, never out
+    // of it.
     mounts::switch_root()?;
     mounts::kernel_file_systems()?;
     mounts::runtime_file_systems();
@@ -104,8 +105,9 @@ fn boot(seen: &mut Option<GuestConfig>) -> Result<Infallible, Error> {
     pid1::run(|| start_agent(&config, InitKind::Own))
 }
 
-/// Mounts what an init of the image has unmounted: systemd does so at a soft-reboot, and knows of no disks of ours that
-/// it would mount again. Called by the agent when it begins; usually there is nothing to do.
+/// Mounts what an init of the image has unmounted: systemd does so at a soft-reboot, and knows of
+/// no disks of ours that it would mount again. Called by the agent when it begins; usually there is
+/// nothing to do.
 pub(crate) fn mount_again(config: &GuestConfig, init: InitKind) {
     if init.now() != InitKind::Systemd {
         return;

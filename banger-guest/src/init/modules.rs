@@ -17,7 +17,8 @@ pub(super) fn load_all(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The modules in `folder`, by the number in front of the name: 10 comes after 9 however it is padded.
+/// The modules in `folder`, by the number in front of the name: 10 comes after 9 however it is
+/// padded.
 fn in_order(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let list = |source| Error::ListModules { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {

@@ -39,8 +39,8 @@ pub(super) fn kernel_file_systems() -> Result<(), Error> {
     virtual_fs("devtmpfs", "/dev", MsFlags::MS_NOSUID, Some("mode=755"))
 }
 
-/// What a system expects before its init runs; an init that mounts them itself finds them mounted, as
-/// after any initramfs. None of them is worth a failed boot.
+/// What a system expects before its init runs; an init that mounts them itself finds them mounted,
+/// as after any initramfs. None of them is worth a failed boot.
 pub(super) fn runtime_file_systems() {
     let hidden = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
     let terminals = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
@@ -96,8 +96,9 @@ pub(super) fn wait_for_device(device: &Path) -> Result<(), Error> {
 /// Mounts the image's root, read-write, and grows it to the VM's root disk. One that can only be
 /// read is mounted so, without its journal if need be: its owner can look and save what is there.
 ///
-/// `noinit_itable`: the kernel would write zeros into the inode tables of all groups that were added, hundreds of
-/// MiB for a large disk. Behind the image's own file system the disk reads zeros anyway.
+/// `noinit_itable`: the kernel would write zeros into the inode tables of all groups that were
+/// added, hundreds of MiB for a large disk. Behind the image's own file system the disk reads zeros
+/// anyway.
 pub(super) fn root(device: &Path) -> Result<(), Error> {
     folder(NEW_ROOT)?;
     let mount_as = |flags: MsFlags, options| {
@@ -119,8 +120,8 @@ pub(super) fn root(device: &Path) -> Result<(), Error> {
 /// Makes the image's root `/` of this process and of everything that it starts.
 pub(super) fn switch_root() -> Result<(), Error> {
     let failed = |step| move |source| Error::SwitchRoot { path: NEW_ROOT, step, source };
-    // The files would stay in memory for ever, and one of them holds a private key. The program itself
-    // goes on from its open inode.
+    // The files would stay in memory for ever, and one of them holds a private key. The program
+    // itself goes on from its open inode.
     for path in [banger_proto::guest::CONFIG_PATH, "/init"] {
         let _ = fs::remove_file(path);
     }
@@ -134,8 +135,8 @@ pub(super) fn switch_root() -> Result<(), Error> {
     nix::unistd::chdir("/").map_err(failed("enter"))
 }
 
-/// Mounts all modules of the running kernel where `modprobe` looks for them. A guest without them boots all the
-/// same: what it needed to come up is loaded.
+/// Mounts all modules of the running kernel where `modprobe` looks for them. A guest without them
+/// boots all the same: what it needed to come up is loaded.
 pub(super) fn modules(image: &Image, device: &Path) {
     let mounted = || -> Result<(), Box<dyn std::error::Error>> {
         wait_for_device(device)?;

@@ -16,7 +16,8 @@ pub(super) const INTERFACE: &str = "eth0";
 /// How long the interface may take to appear after its driver is loaded.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// Sets up the loopback and [`INTERFACE`]: address/32, the gateway on the link, the rest through it.
+/// Sets up the loopback and [`INTERFACE`]: address/32, the gateway on the link, the rest through
+/// it.
 pub(super) fn configure(config: &GuestConfig) -> Result<(), Error> {
     let step = |step| move |source| Error::Network { step, source };
     let control = Control::open().map_err(step("socket"))?;

@@ -1,7 +1,7 @@
 //! PID 1 of an image that has no init: reaps, keeps the agent alive, ends the machine.
 //!
-//! Called by `init` as its last step. Signals mean what they mean to busybox and systemd, so whatever an
-//! image uses to ask for an end works. It starts nothing but the agent.
+//! Called by `init` as its last step. Signals mean what they mean to busybox and systemd, so
+//! whatever an image uses to ask for an end works. It starts nothing but the agent.
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -57,7 +57,8 @@ impl Ending {
 
 /// Serves as PID 1 until somebody asks for an end.
 pub(super) fn run(start_agent: impl Fn() -> Result<Child, Error>) -> Result<Infallible, Error> {
-    // Before there is an agent that may ask for the end: nothing that it says is missed. It lets its own signals through.
+    // Before there is an agent that may ask for the end: nothing that it says is missed. It lets
+    // its own signals through.
     let blocked = Blocked::all().map_err(Error::Signals)?;
     let mut agent = Agent::start(&start_agent)?;
     let ending = loop {

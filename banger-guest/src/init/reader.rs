@@ -1,4 +1,5 @@
-//! A guest that only shows a work disk: of a VM that does not run, for its user who wants a file or a log.
+//! A guest that only shows a work disk: of a VM that does not run, for its user who wants a file or
+//! a log.
 //!
 //! Called by `init` in place of the image's boot. The initramfs stays the root, with nothing in it
 //! but this program, so what is on the disk is read by code of ours alone, in a VM of its own: no

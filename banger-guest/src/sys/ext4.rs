@@ -12,12 +12,14 @@ mod ioctls {
 /// Size of a block device, bytes.
 pub(crate) fn device_size(device: &File) -> Result<u64, Errno> {
     let mut size: libc::size_t = 0;
-    // SAFETY: BLKGETSIZE64 writes one u64, and size_t is 64 bits wide on every target of this program.
+    // SAFETY: BLKGETSIZE64 writes one u64, and size_t is 64 bits wide on every target of this
+    // program.
     unsafe { ioctls::blkgetsize64(device.as_raw_fd(), &raw mut size) }?;
     Ok(size as u64)
 }
 
-/// Grows the file system that `folder` is on to `blocks` blocks; equal sizes are a no-op in the kernel.
+/// Grows the file system that `folder` is on to `blocks` blocks; equal sizes are a no-op in the
+/// kernel.
 pub(crate) fn resize(folder: &File, blocks: u64) -> Result<(), Errno> {
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64 from the pointer, which lives across the call.
     unsafe { ioctls::resize_fs(folder.as_raw_fd(), &raw const blocks) }.map(drop)

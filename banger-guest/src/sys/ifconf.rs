@@ -28,8 +28,8 @@ impl Control {
         socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).map(Self)
     }
 
-    /// Gives `interface` the address with a 32 bit mask. Before [`Control::up`]: the address alone has a
-    /// classful mask for a moment, and only a link that is down gets no route from that.
+    /// Gives `interface` the address with a 32 bit mask. Before [`Control::up`]: the address alone
+    /// has a classful mask for a moment, and only a link that is down gets no route from that.
     pub(crate) fn address(&self, interface: &str, address: Ipv4Addr) -> Result<(), Errno> {
         let mut request = request_for(interface)?;
         request.ifr_ifru.ifru_addr = socket_address(address);
@@ -38,7 +38,8 @@ impl Control {
         request.ifr_ifru.ifru_netmask = socket_address(Ipv4Addr::BROADCAST);
         // SAFETY: as above, with the netmask member filled.
         unsafe { ioctls::set_netmask(self.0.as_raw_fd(), &raw const request) }?;
-        // The classful broadcast address would stay otherwise, and take an address away from the guest.
+        // The classful broadcast address would stay otherwise, and take an address away from the
+        // guest.
         request.ifr_ifru.ifru_broadaddr = socket_address(Ipv4Addr::UNSPECIFIED);
         // SAFETY: as above, with the broadcast member filled.
         unsafe { ioctls::set_broadcast(self.0.as_raw_fd(), &raw const request) }.map(drop)
@@ -72,7 +73,8 @@ impl Control {
         flags: libc::c_ushort,
     ) -> Result<(), Errno> {
         let name = CString::new(interface).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: rtentry is a plain C structure of integers and pointers; all zero is a valid value.
+        // SAFETY: rtentry is a plain C structure of integers and pointers; all zero is a valid
+        // value.
         let mut entry: libc::rtentry = unsafe { std::mem::zeroed() };
         entry.rt_dst = socket_address(destination);
         entry.rt_genmask = socket_address(mask);
@@ -81,8 +83,8 @@ impl Control {
         }
         entry.rt_flags = flags;
         entry.rt_dev = name.as_ptr().cast_mut();
-        // SAFETY: `entry` is filled and `rt_dev` points to `name`, which outlives the call; the kernel
-        // only reads the name.
+        // SAFETY: `entry` is filled and `rt_dev` points to `name`, which outlives the call; the
+        // kernel only reads the name.
         match unsafe { ioctls::add_route(self.0.as_raw_fd(), &raw const entry) } {
             Ok(_) | Err(Errno::EEXIST) => Ok(()),
             Err(error) => Err(error),
@@ -91,7 +93,8 @@ impl Control {
 }
 
 fn request_for(interface: &str) -> Result<libc::ifreq, Errno> {
-    // SAFETY: ifreq is a plain C structure with a union of plain members; all zero is a valid value.
+    // SAFETY: ifreq is a plain C structure with a union of plain members; all zero is a valid
+    // value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte stays zero: the name must be terminated.
     if interface.len() >= request.ifr_name.len() {

@@ -1,4 +1,5 @@
-//! Descriptors over unix sockets (unix(7), `SCM_RIGHTS`): the agent passes connections on to sessions.
+//! Descriptors over unix sockets (unix(7), `SCM_RIGHTS`): the agent passes connections on to
+//! sessions.
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -36,8 +37,8 @@ pub(crate) async fn receive(socket: &UnixStream) -> io::Result<Option<Option<Own
         let mut descriptors = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(numbers) = control {
-                // SAFETY: the kernel has just made these descriptors for this process, and nobody else knows
-                // their numbers.
+                // SAFETY: the kernel has just made these descriptors for this process, and nobody
+                // else knows their numbers.
                 descriptors.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
             }
         }

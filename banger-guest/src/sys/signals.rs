@@ -38,7 +38,8 @@ impl Blocked {
     }
 }
 
-/// Lets every signal through. The agent starts with this: a mask is inherited, and PID 1 blocks all.
+/// Lets every signal through. The agent starts with this: a mask is inherited, and PID 1 blocks
+/// all.
 pub(crate) fn unblock_all() {
     // SAFETY: sigset_t is a plain C structure and is initialised by sigemptyset before it is read;
     // setting an empty mask cannot fail.
@@ -59,9 +60,9 @@ static SENDER: AtomicI32 = AtomicI32::new(0);
 impl Senders {
     /// From now on. Before any other handler, so that a sender is known when its signal is.
     pub(crate) fn note() -> io::Result<Self> {
-        // SAFETY: the action reads a field of the siginfo that it is given and stores an integer, both of which are
-        // async-signal-safe. What kill(2) sends has a sender; of what the kernel sends the field is 0 or means nothing
-        // to us, and is an integer all the same.
+        // SAFETY: the action reads a field of the siginfo that it is given and stores an integer,
+        // both of which are async-signal-safe. What kill(2) sends has a sender; of what the kernel
+        // sends the field is 0 or means nothing to us, and is an integer all the same.
         unsafe {
             signal_hook_registry::register_sigaction(libc::SIGTERM, |info| {
                 SENDER.store(info.si_pid(), Ordering::Relaxed);

@@ -12,17 +12,20 @@ pub(crate) struct Identity {
     pub(crate) groups: Vec<u32>,
 }
 
-/// Makes the process the leader of a session of its own, with standard input as its controlling terminal when `terminal` says that it
-/// is one, takes the agent's protection from the OOM killer off it, and makes it a process of that user. The standard streams become
-/// the user's, too: programs open `/dev/stdout` and their terminal anew.
+/// Makes the process the leader of a session of its own, with standard input as its controlling
+/// terminal when `terminal` says that it is one, takes the agent's protection from the OOM killer
+/// off it, and makes it a process of that user. The standard streams become the user's, too:
+/// programs open `/dev/stdout` and their terminal anew.
 pub(crate) fn in_own_session(command: &mut Command, terminal: bool, identity: Identity) {
-    // A test's agent is not root and can start commands as itself only; any other user is an error of the kernel's there.
+    // A test's agent is not root and can start commands as itself only; any other user is an error
+    // of the kernel's there.
     let switch = identity.uid != 0 || nix::unistd::geteuid().is_root();
     let Identity { uid, gid, groups } = identity;
     let prepare = move || {
-        // SAFETY: setsid, ioctl, open, write, close, fchown and the set*id functions are async-signal-safe (signal-safety(7)) or,
-        // setgroups, a bare system call in the child's only thread; the path and the text are constants, the groups were allocated
-        // before the fork, and no memory is allocated in the child.
+        // SAFETY: setsid, ioctl, open, write, close, fchown and the set*id functions are
+        // async-signal-safe (signal-safety(7)) or, setgroups, a bare system call in the child's
+        // only thread; the path and the text are constants, the groups were allocated before the
+        // fork, and no memory is allocated in the child.
         unsafe {
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());

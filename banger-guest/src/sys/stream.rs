@@ -31,8 +31,8 @@ impl FdStream {
 
 /// Registers `fd` with the runtime's poll.
 pub(super) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd gives the same open descriptor until it is dropped, and AsyncFd takes it over
-    // and deregisters it before that.
+    // SAFETY: an OwnedFd gives the same open descriptor until it is dropped, and AsyncFd takes it
+    // over and deregisters it before that.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 

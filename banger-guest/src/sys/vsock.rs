@@ -65,7 +65,8 @@ impl Listener {
             if let Ok(result) = accepted {
                 // SAFETY: accept4 has just made this descriptor and nobody else owns it.
                 let fd = unsafe { OwnedFd::from_raw_fd(result?) };
-                // Processes of the guest reach the port too, where its kernel has a loopback for vsock.
+                // Processes of the guest reach the port too, where its kernel has a loopback for
+                // vsock.
                 if getpeername::<VsockAddr>(fd.as_raw_fd())?.cid() == HOST {
                     return FdStream::new(fd);
                 }

@@ -107,7 +107,8 @@ impl Guest {
         stream
     }
 
-    /// Runs a command as `vm exec` does it; a command that is not started says why as standard error.
+    /// Runs a command as `vm exec` does it; a command that is not started says why as standard
+    /// error.
     pub(super) fn exec(&self, words: &[&str]) -> Ended {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

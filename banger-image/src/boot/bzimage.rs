@@ -1,5 +1,6 @@
-//! The ELF kernel inside a bzImage (`Documentation/arch/x86/boot.rst` in the kernel, "The Real-Mode Kernel
-//! Header"): Firecracker boots an ELF, distributions ship a compressed one behind a boot loader's header.
+//! The ELF kernel inside a bzImage (`Documentation/arch/x86/boot.rst` in the kernel, "The Real-Mode
+//! Kernel Header"): Firecracker boots an ELF, distributions ship a compressed one behind a boot
+//! loader's header.
 
 use super::kernel::KernelImportError;
 use crate::codec::Codec;

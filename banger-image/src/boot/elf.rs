@@ -1,4 +1,5 @@
-//! The few fields of an ELF file that tell whether it can be what it is said to be (gABI, "Object Files").
+//! The few fields of an ELF file that tell whether it can be what it is said to be (gABI, "Object
+//! Files").
 
 use crate::source::Window;
 use std::collections::BTreeSet;

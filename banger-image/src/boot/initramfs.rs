@@ -1,8 +1,8 @@
 //! The initramfs of one start of a VM: our init, its modules, its configuration.
 //!
-//! Format: "newc" of `Documentation/driver-api/early-userspace/buffer-format.rst` in the kernel, not
-//! compressed: it is read once from the page cache, and its size is a few MiB. Holds the guest's host key,
-//! so the file is 0600 from its first byte.
+//! Format: "newc" of `Documentation/driver-api/early-userspace/buffer-format.rst` in the kernel,
+//! not compressed: it is read once from the page cache, and its size is a few MiB. Holds the
+//! guest's host key, so the file is 0600 from its first byte.
 
 use banger_proto::guest::{CONFIG_PATH, GuestConfig, MODULES_DIR};
 use std::fs::{self, File};
@@ -56,18 +56,21 @@ pub enum InitramfsError {
     },
 }
 
-/// Writes the initramfs to `path` (mode 0600), which is replaced in one step. Returns its size in bytes.
+/// Writes the initramfs to `path` (mode 0600), which is replaced in one step. Returns its size in
+/// bytes.
 ///
 /// # Errors
 /// [`InitramfsError`]; `path` is then as it was.
 pub fn write(path: &Path, initramfs: &Initramfs<'_>) -> Result<u64, InitramfsError> {
     let write_error = |source| InitramfsError::Write { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("."));
-    // Always of the same name, and one VM has one writer: what a crash has left is replaced, and does not pile up.
+    // Always of the same name, and one VM has one writer: what a crash has left is replaced, and
+    // does not pile up.
     drop(fs::remove_file(dir.join(UNFINISHED)));
     let file = tempfile::Builder::new().prefix(UNFINISHED).rand_bytes(0).tempfile_in(dir).map_err(write_error)?;
     let mut cpio = Cpio { out: BufWriter::new(file.as_file()), ino: 0, written: 0, path };
-    // An init needs /dev/console before it can mount anything: the kernel opens it as its standard streams.
+    // An init needs /dev/console before it can mount anything: the kernel opens it as its standard
+    // streams.
     for dir in ["dev", "proc", "sys", "newroot", MODULES_DIR.trim_start_matches('/')] {
         cpio.entry(dir, 0o040_755, (0, 0), &[])?;
     }

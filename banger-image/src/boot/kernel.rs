@@ -1,8 +1,8 @@
 //! Import of a kernel: a distribution's `vmlinuz` with its modules, or a plain `vmlinux`.
 //!
-//! Called by the import job with one spooled tar, whose form is fixed by `banger_policy::kernel`. Everything the
-//! CLI says is checked again: which modules a guest needs is decided here from the index that came along.
-//! Nothing is published; the caller renames the staging folder.
+//! Called by the import job with one spooled tar, whose form is fixed by `banger_policy::kernel`.
+//! Everything the CLI says is checked again: which modules a guest needs is decided here from the
+//! index that came along. Nothing is published; the caller renames the staging folder.
 
 use super::bzimage;
 use super::elf::{self, ElfFault};
@@ -25,7 +25,8 @@ pub const VMLINUX_FILE: &str = "vmlinux";
 /// The folder of its modules there: `NN-name.ko`, decompressed, in load order.
 pub const MODULES_FOLDER: &str = "modules";
 
-/// All modules of the release, there when a folder of modules came along: an ext4 file system for `lib/modules/RELEASE`.
+/// All modules of the release, there when a folder of modules came along: an ext4 file system for
+/// `lib/modules/RELEASE`.
 pub const MODULES_DISK: &str = "modules.ext4";
 
 /// A whole tar of kernel and modules: 60 MiB for a cloud kernel, ten times that for a full one.
@@ -36,13 +37,15 @@ const MAX_MODULE: u64 = 64 << 20;
 pub const MAX_MODULES: usize = 64;
 /// The longest name of one, bytes: the kernel's own limit is 55 (`MODULE_NAME_LEN`).
 pub const MAX_MODULE_NAME: usize = 64;
-/// Names of drivers as strings in a kernel that has them built in. Only asked when no module index came along.
+/// Names of drivers as strings in a kernel that has them built in. Only asked when no module index
+/// came along.
 const DRIVERS: [&str; 5] = ["virtio-mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
 
 /// A finished import.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ImportedKernel {
-    /// Of kernel and modules, however they were packed: the same digest means the same guest kernel.
+    /// Of kernel and modules, however they were packed: the same digest means the same guest
+    /// kernel.
     pub digest: Digest,
     /// `uname -r` in the guest, such as `6.12.48+deb13-cloud-amd64`.
     pub version: String,
@@ -164,7 +167,8 @@ impl From<ElfFault> for KernelImportError {
     }
 }
 
-/// Imports a kernel into `staging`, an existing, empty folder of the caller, who removes it on failure.
+/// Imports a kernel into `staging`, an existing, empty folder of the caller, who removes it on
+/// failure.
 ///
 /// # Errors
 /// [`KernelImportError`].

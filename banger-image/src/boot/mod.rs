@@ -1,7 +1,8 @@
-//! What a guest boots: the kernel taken out of a distribution's package, and the initramfs of each start.
+//! What a guest boots: the kernel taken out of a distribution's package, and the initramfs of each
+//! start.
 //!
-//! Called by the import jobs and by the start of a VM, on a blocking thread. It must not know of the database
-//! or of VMs' states.
+//! Called by the import jobs and by the start of a VM, on a blocking thread. It must not know of
+//! the database or of VMs' states.
 
 mod bzimage;
 mod elf;
@@ -11,8 +12,9 @@ mod modules_disk;
 #[cfg(test)]
 mod tests;
 
-/// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard controller for just
-/// that), `panic=1` turns a panic into such a reboot, and the console is what `vm logs` shows. The guest's init
-/// configures `eth0`, so no image may rename it; and systemd must leave vsock port 22 to our agent.
+/// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard
+/// controller for just that), `panic=1` turns a panic into such a reboot, and the console is what
+/// `vm logs` shows. The guest's init configures `eth0`, so no image may rename it; and systemd must
+/// leave vsock port 22 to our agent.
 pub const KERNEL_ARGS: &str =
     "console=ttyS0 reboot=k panic=1 quiet loglevel=4 net.ifnames=0 systemd.ssh_auto=no rdinit=/init";

@@ -1,7 +1,9 @@
-//! All modules of a kernel's release as a read-only ext4 file system: `lib/modules/RELEASE`, which a guest mounts there.
+//! All modules of a kernel's release as a read-only ext4 file system: `lib/modules/RELEASE`, which
+//! a guest mounts there.
 //!
-//! Called by the import of a kernel with the files that came along. What a guest needs to boot goes into the initramfs all
-//! the same; this is for what programs ask for later, such as overlay, nf_tables, tun and fuse.
+//! Called by the import of a kernel with the files that came along. What a guest needs to boot goes
+//! into the initramfs all the same; this is for what programs ask for later, such as overlay,
+//! nf_tables, tun and fuse.
 
 use super::kernel::KernelImportError;
 use crate::ImageError;
@@ -19,8 +21,8 @@ use std::path::Path;
 /// A full kernel of a distribution has about 0.6 GiB of modules, not compressed.
 const MOST: u64 = 4 << 30;
 
-/// Writes `files`, by their paths below the folder of modules, to the new file `path`, synced and as long as its file system. `identity`
-/// names it.
+/// Writes `files`, by their paths below the folder of modules, to the new file `path`, synced and
+/// as long as its file system. `identity` names it.
 ///
 /// # Errors
 /// [`KernelImportError::Archive`] for a name that no file system of ours has; `Write`, `Cancelled`.

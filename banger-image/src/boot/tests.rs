@@ -1,4 +1,5 @@
-//! The kernel import on kernels and modules made in code; `make demo` and the bench import real ones.
+//! The kernel import on kernels and modules made in code; `make demo` and the bench import real
+//! ones.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::kernel::{ImportedKernel, KernelImportError, MODULES_DISK, import};

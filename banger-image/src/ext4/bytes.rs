@@ -5,12 +5,14 @@ use super::BLOCK_LEN;
 /// One block.
 pub(super) type Block = [u8; BLOCK_LEN];
 
-/// The checksum of the format: CRC-32C without the inversion at its end, `seed` being an earlier one.
+/// The checksum of the format: CRC-32C without the inversion at its end, `seed` being an earlier
+/// one.
 pub(super) fn checksum(seed: u32, data: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, data)
 }
 
-/// Writes `value` at `at`. A place outside of `buf` is a mistake in this module: nothing is written there.
+/// Writes `value` at `at`. A place outside of `buf` is a mistake in this module: nothing is written
+/// there.
 pub(super) fn put(buf: &mut [u8], at: usize, value: &[u8]) {
     let slot = at.checked_add(value.len()).and_then(|end| buf.get_mut(at..end));
     debug_assert!(slot.is_some(), "{} bytes at {at}", value.len());

@@ -1,4 +1,5 @@
-//! The map from a file's blocks to those of the disk (`ext4_extent_header` and the like, `fs/ext4/ext4_extents.h`).
+//! The map from a file's blocks to those of the disk (`ext4_extent_header` and the like,
+//! `fs/ext4/ext4_extents.h`).
 
 use super::alloc::{Allocator, Run};
 use super::bytes::{Block, checksum, low16, low32, put_u16, put_u32};
@@ -12,8 +13,8 @@ const IN_INODE: usize = 4;
 const IN_BLOCK: usize = 340;
 /// Where a block's checksum is: behind all its entries.
 const TAIL: usize = 12 + 12 * IN_BLOCK;
-/// A stretch of zeros that is shorter stays a part of the file's extents, so that no file has millions of them. It takes
-/// no room on the host either way.
+/// A stretch of zeros that is shorter stays a part of the file's extents, so that no file has
+/// millions of them. It takes no room on the host either way.
 pub(super) const SHORTEST_HOLE: u64 = 16;
 
 /// Blocks of a file that follow each other in the file and on disk.
@@ -43,7 +44,8 @@ impl Extents {
         self.extents.last().map_or(0, |last| u64::from(last.logical) + u64::from(last.count))
     }
 
-    /// Allocates blocks for `count` blocks of the file from `logical` on; `placed` hears of each run.
+    /// Allocates blocks for `count` blocks of the file from `logical` on; `placed` hears of each
+    /// run.
     ///
     /// # Errors
     /// [`Ext4Error::Full`], and those of `placed`.

@@ -1,5 +1,5 @@
-//! The blocks of a folder: one with its names, or an index by hash above blocks of names (`fs/ext4/namei.c`,
-//! `Documentation/filesystems/ext4/directory.rst`).
+//! The blocks of a folder: one with its names, or an index by hash above blocks of names
+//! (`fs/ext4/namei.c`, `Documentation/filesystems/ext4/directory.rst`).
 
 use super::bytes::{Block, checksum, put, put_u16, put_u32};
 use super::hash::half_md4;
@@ -7,7 +7,8 @@ use super::{BLOCK_LEN, Ext4Error};
 
 /// Bytes of an entry before its name.
 const ENTRY: usize = 8;
-/// Bytes at the end of a block of names that hold its checksum and look like an entry without a name.
+/// Bytes at the end of a block of names that hold its checksum and look like an entry without a
+/// name.
 const TAIL: usize = 12;
 /// Bytes for names in a block.
 const ROOM: usize = BLOCK_LEN - TAIL;
@@ -168,7 +169,8 @@ impl<'a> Folder<'a> {
         }
     }
 
-    /// Hashes and blocks. In the place of the first hash, which is below all, are the numbers of entries.
+    /// Hashes and blocks. In the place of the first hash, which is below all, are the numbers of
+    /// entries.
     fn index_into(&self, block: &mut Block, at: usize, most: usize, entries: impl Iterator<Item = (u32, usize)>) {
         let mut count = 0;
         for (hash, target) in entries {

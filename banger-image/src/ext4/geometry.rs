@@ -8,8 +8,8 @@ pub(super) const DESCRIPTOR_BLOCKS: u64 = 8;
 pub(super) const DESCRIPTOR: u64 = 32;
 /// Inodes in a block of an inode table: each has 256 bytes.
 pub(super) const INODES_PER_BLOCK: u32 = 16;
-/// Inodes of a group when the size is not given: one for 16 KiB, as mke2fs makes them. Groups that the guest adds
-/// have as many.
+/// Inodes of a group when the size is not given: one for 16 KiB, as mke2fs makes them. Groups that
+/// the guest adds have as many.
 const USUAL_INODES: u32 = 8192;
 /// The most that one block of bitmap can hold.
 const MOST_INODES: u32 = 32_768;
@@ -19,7 +19,8 @@ const SMALLEST_LAST: u64 = 64;
 /// How large the file system shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// As few groups of 128 MiB as its contents allow, and never more than so many bytes, rounded up.
+    /// As few groups of 128 MiB as its contents allow, and never more than so many bytes, rounded
+    /// up.
     Smallest {
         /// Bytes.
         most: u64,
@@ -103,7 +104,8 @@ impl Geometry {
     }
 }
 
-/// Whether a group has copies of superblock and descriptors: 0, 1 and the powers of 3, 5 and 7 (`sparse_super`).
+/// Whether a group has copies of superblock and descriptors: 0, 1 and the powers of 3, 5 and 7
+/// (`sparse_super`).
 pub(super) fn has_superblock(group: u64) -> bool {
     let power_of = |base: u64| {
         let mut power = base;

@@ -1,6 +1,7 @@
 //! The hash by which folders are searched: `half_md4` over unsigned characters.
 //!
-//! Source: `fs/ext4/hash.c` in the kernel (`ext4fs_dirhash`, `str2hashbuf_unsigned`, `half_md4_transform`).
+//! Source: `fs/ext4/hash.c` in the kernel (`ext4fs_dirhash`, `str2hashbuf_unsigned`,
+//! `half_md4_transform`).
 
 /// The hash of a name; its lowest bit is always 0.
 pub(super) fn half_md4(name: &[u8], seed: [u32; 4]) -> u32 {

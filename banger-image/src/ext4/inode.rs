@@ -1,4 +1,5 @@
-//! Inodes (`struct ext4_inode`, `fs/ext4/ext4.h`): 256 bytes, 32 of them beyond the old 128, and 96 for attributes.
+//! Inodes (`struct ext4_inode`, `fs/ext4/ext4.h`): 256 bytes, 32 of them beyond the old 128, and 96
+//! for attributes.
 
 use super::BLOCK;
 use super::bytes::{checksum, low16, low32, put, put_u16, put_u32};
@@ -97,8 +98,8 @@ impl Inode {
         raw
     }
 
-    /// The old field, and the one that has two more bits of seconds and the nanoseconds. Times that 34 bits do not
-    /// hold are those at their ends.
+    /// The old field, and the one that has two more bits of seconds and the nanoseconds. Times that
+    /// 34 bits do not hold are those at their ends.
     fn time(&self) -> (u32, u32) {
         let (seconds, nanos) = self.time;
         let held = seconds.clamp(i64::from(i32::MIN), 0x3_7fff_ffff);

@@ -1,17 +1,19 @@
-//! Writes a tree as an ext4 file system, front to back, without a mount and without a temporary copy.
+//! Writes a tree as an ext4 file system, front to back, without a mount and without a temporary
+//! copy.
 //!
-//! Source of the format: `Documentation/filesystems/ext4/` of the Linux kernel, and `fs/ext4/ext4.h`. The features
-//! are those of mke2fs's default, less `64bit` and `flex_bg`: each group of 128 MiB holds its own bitmaps and inode
-//! table, so the place of every block is known before it is known how many groups there will be. `resize_inode`
-//! reserves the descriptors of 128 GiB, to which a guest grows its disk.
+//! Source of the format: `Documentation/filesystems/ext4/` of the Linux kernel, and
+//! `fs/ext4/ext4.h`. The features are those of mke2fs's default, less `64bit` and `flex_bg`: each
+//! group of 128 MiB holds its own bitmaps and inode table, so the place of every block is known
+//! before it is known how many groups there will be. `resize_inode` reserves the descriptors of 128
+//! GiB, to which a guest grows its disk.
 //!
-//! Inodes are numbered in one walk over the tree and written in a second one, in the order of their numbers. Blocks
-//! are allocated one after the other and never freed, so no bitmap is kept: a block is in use when it is metadata or
-//! lies before the next free one. Beside the tree this takes twelve bytes of memory for each of its nodes, and the
-//! names of one folder at a time.
+//! Inodes are numbered in one walk over the tree and written in a second one, in the order of their
+//! numbers. Blocks are allocated one after the other and never freed, so no bitmap is kept: a block
+//! is in use when it is metadata or lies before the next free one. Beside the tree this takes
+//! twelve bytes of memory for each of its nodes, and the names of one folder at a time.
 //!
-//! The same tree and parameters give the same bytes: UUID and times come from the caller. What is zero is not
-//! written: the caller's file is new and sparse.
+//! The same tree and parameters give the same bytes: UUID and times come from the caller. What is
+//! zero is not written: the caller's file is new and sparse.
 
 mod alloc;
 mod bytes;

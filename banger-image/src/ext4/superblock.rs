@@ -1,5 +1,6 @@
-//! Superblock, descriptors and bitmaps (`struct ext4_super_block`, `struct ext4_group_desc`, `fs/ext4/ext4.h`), and the
-//! superblock of the journal (`journal_superblock_t`, `include/linux/jbd2.h`).
+//! Superblock, descriptors and bitmaps (`struct ext4_super_block`, `struct ext4_group_desc`,
+//! `fs/ext4/ext4.h`), and the superblock of the journal (`journal_superblock_t`,
+//! `include/linux/jbd2.h`).
 
 use super::bytes::{Block, checksum, low16, low32, put, put_u16, put_u32};
 use super::geometry::{DESCRIPTOR, DESCRIPTOR_BLOCKS, Geometry};
@@ -22,7 +23,8 @@ const UNSIGNED_HASH: u32 = 2;
 /// Mount options: `user_xattr`, `acl`.
 const MOUNT_OPTIONS: u32 = 0x4 | 0x8;
 
-/// Flags of a group: nothing is in its inode table or bitmap, in its block bitmap; the table is zero where it is not used.
+/// Flags of a group: nothing is in its inode table or bitmap, in its block bitmap; the table is
+/// zero where it is not used.
 const INODE_UNINIT: u16 = 1;
 const BLOCK_UNINIT: u16 = 2;
 const INODE_ZEROED: u16 = 4;
@@ -77,7 +79,8 @@ impl Whole<'_> {
         u32::try_from(used).unwrap_or_default()
     }
 
-    /// Whether nothing is in a group but its metadata. The last group is always written: its bitmap has an end.
+    /// Whether nothing is in a group but its metadata. The last group is always written: its bitmap
+    /// has an end.
     fn is_blank(&self, group: u64) -> bool {
         group > 0
             && group + 1 < self.groups()
@@ -185,7 +188,8 @@ impl Whole<'_> {
         for (at, word) in (236..).step_by(4).zip(self.hash_seed) {
             put_u32(&mut raw, at, word);
         }
-        // Hash `half_md4`; a copy of the journal's inode follows at 268: its map, and its size, high part first.
+        // Hash `half_md4`; a copy of the journal's inode follows at 268: its map, and its size,
+        // high part first.
         put(&mut raw, 252, &[1, 1]);
         put(&mut raw, 268, &self.journal.0);
         put_u32(&mut raw, 268 + 60, low32(self.journal.1 >> 32));

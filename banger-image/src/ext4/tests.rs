@@ -1,4 +1,5 @@
-//! File systems in the hands of e2fsck and of the kernel. What needs root, loop devices or e2fsprogs says what is missing.
+//! File systems in the hands of e2fsck and of the kernel. What needs root, loop devices or
+//! e2fsprogs says what is missing.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says why it is skipped")]
 
 use super::*;
@@ -113,8 +114,8 @@ fn the_kernel_finds_every_name() {
     });
 }
 
-/// The index leads to the first of two blocks that names of one hash are in. One bit says that it goes
-/// on in the next.
+/// The index leads to the first of two blocks that names of one hash are in. One bit says that it
+/// goes on in the next.
 #[test]
 fn names_of_one_hash_are_found_on_both_sides_of_a_block() {
     let seed = writer::hash_seed([0x5a; 16]);

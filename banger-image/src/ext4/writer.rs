@@ -1,4 +1,5 @@
-//! The order in which a file system is written: contents and inodes in one pass, what counts them at the end.
+//! The order in which a file system is written: contents and inodes in one pass, what counts them
+//! at the end.
 
 use super::alloc::{Allocator, Run};
 use super::bytes::{Block, low32, put, put_u32};
@@ -24,7 +25,8 @@ const FIRST_BLOCK: u32 = INODES_PER_BLOCK;
 const CHUNK: usize = 1 << 20;
 /// Blocks of the journal as a file system of 8 GiB has it, 64 MiB. It never grows.
 const JOURNAL: u64 = 16_384;
-/// Free blocks, and an eighth of the contents more, for what a boot writes before the file system has grown.
+/// Free blocks, and an eighth of the contents more, for what a boot writes before the file system
+/// has grown.
 const SLACK: u64 = 1024;
 /// Files are longer than any disk of ours when they have so many blocks.
 const MOST_FILE_BLOCKS: u64 = u32::MAX as u64;
@@ -50,7 +52,8 @@ pub(crate) struct Written {
 /// Writes `tree` to `file`, which is empty and as long as it shall be.
 ///
 /// # Errors
-/// [`Ext4Error`]; the file is not usable then. When `progress` is cancelled, an I/O error of kind `Interrupted`.
+/// [`Ext4Error`]; the file is not usable then. When `progress` is cancelled, an I/O error of kind
+/// `Interrupted`.
 pub(crate) fn write(
     tree: &Tree,
     contents: &Contents<'_>,
@@ -98,7 +101,8 @@ pub(super) fn hash_seed(uuid: [u8; 16]) -> [u32; 4] {
     words
 }
 
-/// The blocks of inode tables that are not written yet: the first one, and the last one that was begun.
+/// The blocks of inode tables that are not written yet: the first one, and the last one that was
+/// begun.
 #[derive(Debug)]
 struct Table {
     first: Block,
@@ -438,8 +442,9 @@ impl Writer<'_> {
         Ok((map, size))
     }
 
-    /// The file that owns the blocks which are reserved for descriptors: a doubly indirect block names those of the first group,
-    /// and each of them its copies (`ext4_resize_inode`; `reserve_backup_gdb` in `fs/ext4/resize.c`).
+    /// The file that owns the blocks which are reserved for descriptors: a doubly indirect block
+    /// names those of the first group, and each of them its copies (`ext4_resize_inode`;
+    /// `reserve_backup_gdb` in `fs/ext4/resize.c`).
     fn reserved_descriptors(&mut self, whole: &Whole<'_>) -> Result<(), Ext4Error> {
         /// Block numbers in a block; and blocks that an inode names itself.
         const NUMBERS: u64 = BLOCK / 4;
@@ -475,7 +480,8 @@ impl Writer<'_> {
     }
 }
 
-/// Writes the blocks of `chunk` that are not zero; `first` is the number of its first block in the file.
+/// Writes the blocks of `chunk` that are not zero; `first` is the number of its first block in the
+/// file.
 fn place(
     chunk: &[u8],
     first: u64,

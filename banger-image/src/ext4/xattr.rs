@@ -1,4 +1,5 @@
-//! Extended attributes in an inode or in a block of their own (`fs/ext4/xattr.h`, `fs/ext4/xattr.c`).
+//! Extended attributes in an inode or in a block of their own (`fs/ext4/xattr.h`,
+//! `fs/ext4/xattr.c`).
 
 use super::bytes::{Block, checksum, low16, low32, put, put_u16, put_u32};
 use super::inode::ATTRIBUTE_ROOM;
@@ -71,8 +72,8 @@ pub(super) fn in_block(attributes: &[Xattr], block: u64, seed: u32) -> Result<Bl
     Ok(raw)
 }
 
-/// Entries from `first` on, values from the end of `area`, whose offsets count from its beginning. Returns the hash of all of
-/// them; `None` when there is no room.
+/// Entries from `first` on, values from the end of `area`, whose offsets count from its beginning.
+/// Returns the hash of all of them; `None` when there is no room.
 fn entries(area: &mut [u8], first: usize, attributes: &[(u8, &[u8], &[u8])], hashed: bool) -> Option<u32> {
     let mut at = first;
     let mut end = area.len();

@@ -27,7 +27,8 @@ fn imported(files: &[(String, Vec<u8>)]) -> ImportedRootfs {
     import_bytes(&pack(files), tempfile::tempdir().unwrap().path()).unwrap()
 }
 
-/// `manifest.json` with one image for each configuration, called `app:0` and so on, all with the same layer.
+/// `manifest.json` with one image for each configuration, called `app:0` and so on, all with the
+/// same layer.
 fn saved(configs: &[Value]) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("layer.tar".to_owned(), layer())];
     let mut manifest = Vec::new();

@@ -236,8 +236,8 @@ fn an_image_without_root_has_an_empty_work_disk() {
     assert!(error.to_string().contains("work.ext4"), "an existing disk is never overwritten");
 }
 
-/// Trees that are awkward for the estimate of their size: the writer never finds it too small, e2fsck finds
-/// nothing, and there is room left.
+/// Trees that are awkward for the estimate of their size: the writer never finds it too small,
+/// e2fsck finds nothing, and there is room left.
 #[test]
 fn the_smallest_file_system_is_large_enough() {
     let large = vec![0x5a; 70 << 20];

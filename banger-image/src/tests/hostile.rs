@@ -22,8 +22,8 @@ fn every_truncation_is_noticed() {
     let whole = tar.end();
     let dir = tempfile::tempdir().unwrap();
     assert!(import_bytes(&whole, dir.path()).is_ok());
-    // Behind a whole entry nothing tells a cut from an archive without an end mark, which every reader accepts; its padding may
-    // be missing, too.
+    // Behind a whole entry nothing tells a cut from an archive without an end mark, which every
+    // reader accepts; its padding may be missing, too.
     let whole_entries = |cut: &usize| *cut == 512 || (1024 + 700..=2048).contains(cut) || *cut > end - 512;
     for cut in (513..end).step_by(37).chain([1024, 1536]).filter(|cut| !whole_entries(cut)) {
         let error = import_error(&whole[..cut]);
@@ -225,8 +225,8 @@ fn a_full_disk_is_an_error_with_the_path() {
     assert!(matches!(error, Err(ImageError::Write { .. })), "{error:?}");
 }
 
-/// Folders that are each made through a link to the one above. Fifty thousand of them are 1.5 KB packed, and were 2.5 GB
-/// as the seed of work disks; the path ends them at the seventeenth.
+/// Folders that are each made through a link to the one above. Fifty thousand of them are 1.5 KB
+/// packed, and were 2.5 GB as the seed of work disks; the path ends them at the seventeenth.
 #[test]
 fn folders_below_each_other_through_links_end_where_no_program_could_follow() {
     let mut tar = Tar::default().dir("root");

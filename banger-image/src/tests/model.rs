@@ -1,5 +1,5 @@
-//! Layers against a model that is too simple to be wrong: a map from path to content, in which each rule of the
-//! image specification is one line.
+//! Layers against a model that is too simple to be wrong: a map from path to content, in which each
+//! rule of the image specification is one line.
 
 use super::super::layers::{Layer, apply};
 use super::super::source::Budget;
@@ -46,8 +46,8 @@ fn is_file(model: &Model, path: &str) -> bool {
     matches!(model.get(path), Some((Thing::File(..), _)))
 }
 
-/// Takes away what layers below `layer` have put at these paths. A folder of theirs in which this layer has something stays, as one
-/// that nobody described.
+/// Takes away what layers below `layer` have put at these paths. A folder of theirs in which this
+/// layer has something stays, as one that nobody described.
 fn hide(model: &mut Model, mut paths: Vec<String>, layer: usize) {
     paths.sort();
     // The deepest first.

@@ -29,7 +29,8 @@ fn layers_are_merged_and_the_manifest_names_the_image() {
 #[test]
 fn whiteouts_hide_only_what_is_below() {
     let base = Tar::default().file("d/old", b"").file("d/gone", b"").file("e/x", b"").file("e/sub/y", b"").end();
-    // The opaque mark comes after the layer's own file, the whiteout before the file of the same name.
+    // The opaque mark comes after the layer's own file, the whiteout before the file of the same
+    // name.
     let top = Tar::default()
         .file("d/.wh.gone", b"")
         .file("d/gone", b"new")
@@ -193,7 +194,8 @@ fn what_docker_save_writes_is_an_image() {
     if let Some(text) = tool("debugfs", &["-R", "ls -p /d", result.rootfs_path.to_str().unwrap()]) {
         assert!(text.contains("/new/") && !text.contains("old"), "{text}");
     }
-    // A layer that is a link to another one's file, and a layer that is not what the configuration says.
+    // A layer that is a link to another one's file, and a layer that is not what the configuration
+    // says.
     let first = files[0].0.clone();
     let linked = files[1..]
         .iter()
@@ -282,8 +284,8 @@ fn artifacts_beside_an_image_are_passed_over() {
     assert_eq!(result.source_digest.to_string(), digest);
 }
 
-/// An index that names one foreign index over and over, and indexes that name each other: little to store, much to
-/// read. Each blob is looked at once, and all of them together are bounded.
+/// An index that names one foreign index over and over, and indexes that name each other: little to
+/// store, much to read. Each blob is looked at once, and all of them together are bounded.
 #[test]
 fn a_labyrinth_of_indexes_is_walked_once() {
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";

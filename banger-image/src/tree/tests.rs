@@ -141,7 +141,8 @@ fn names(tree: &Tree) -> Vec<String> {
     found
 }
 
-/// A layer below with `d/old`, `d/sub/old`, the file `f` and the link `l` to `d`; then another layer.
+/// A layer below with `d/old`, `d/sub/old`, the file `f` and the link `l` to `d`; then another
+/// layer.
 fn two_layers() -> Tree {
     let mut tree = Tree::new();
     put(&mut tree, "d/old", file(1)).unwrap();

@@ -180,7 +180,8 @@ fn silence_is_counted_in_looks() {
 
 #[test]
 fn an_announcement_alone_ends_nothing() {
-    // The guest still ends its services and unmounts its disks, whether its agent had time to say so or not.
+    // The guest still ends its services and unmounts its disks, whether its agent had time to say
+    // so or not.
     for ending in [None, Some(ShutdownKind::Poweroff), Some(ShutdownKind::Reboot)] {
         assert_eq!(by_silence(GOODBYE - LOOK, None, ending, Some(GOODBYE)), None);
         let ended = by_silence(GOODBYE, None, ending, Some(GOODBYE)).unwrap();

@@ -1,8 +1,9 @@
 //! The operations: what the policy granted, done in the order that survives a crash at any step.
 //!
-//! For each: a row with the intent is in the ledger before the kernel is asked, the kernel's identity of
-//! what was made is in it before the caller is answered. Operations on one VM wait for each other; those of
-//! different VMs do not. Nothing here looks at who is asking: [`crate::serve`] admits the daemon alone.
+//! For each: a row with the intent is in the ledger before the kernel is asked, the kernel's
+//! identity of what was made is in it before the caller is answered. Operations on one VM wait for
+//! each other; those of different VMs do not. Nothing here looks at who is asking: [`crate::serve`]
+//! admits the daemon alone.
 
 mod cow;
 mod disk;
@@ -129,8 +130,8 @@ impl<K: Kernel> Machine<K> {
         Ok(())
     }
 
-    /// Commits that an attempt came to nothing. A row that holds nothing then was opened for it, and nobody
-    /// was told its generation.
+    /// Commits that an attempt came to nothing. A row that holds nothing then was opened for it,
+    /// and nobody was told its generation.
     fn abandon(&self, row: Row) -> Answer<()> {
         if row.is_empty() && row.process.is_none() { self.close(row.vm) } else { self.put(row) }
     }
@@ -142,8 +143,8 @@ impl<K: Kernel> Machine<K> {
         Ok(seen.is_some_and(|seen| seen.process == bound && seen.alive))
     }
 
-    /// Changes what the firewall lets pass for a VM. No flow is older than its guest's address, and none lives on that
-    /// would not be let begin any more.
+    /// Changes what the firewall lets pass for a VM. No flow is older than its guest's address, and
+    /// none lives on that would not be let begin any more.
     ///
     /// After an error less may pass than the row says, never more.
     fn let_pass(&self, row: &Row, change: &Change) -> Outcome<()> {
@@ -170,7 +171,8 @@ impl<K: Kernel> Machine<K> {
         self.let_pass(row, &Change::between(row.registrable().as_ref(), None))
     }
 
-    /// Commits what an undo came to: the row without the object, or that somebody else had a hand in it.
+    /// Commits what an undo came to: the row without the object, or that somebody else had a hand
+    /// in it.
     fn undone(&self, row: Row, without: Row, result: Answer<()>) -> Answer<()> {
         match result {
             Ok(()) => self.put(without)?,
@@ -180,8 +182,8 @@ impl<K: Kernel> Machine<K> {
         result
     }
 
-    /// Releases everything but the COW file. On a quarantined row it looks again: what an administrator has
-    /// put right is then released like anything else.
+    /// Releases everything but the COW file. On a quarantined row it looks again: what an
+    /// administrator has put right is then released like anything else.
     ///
     /// # Errors
     /// The first thing that could not be released; the rest has been.

@@ -18,10 +18,12 @@ const WATCH_PAUSE: Duration = Duration::from_secs(1);
 const WATCH_LOGGED: u32 = 60;
 
 impl<K: Kernel> Machine<K> {
-    /// Records the VM's process, then registers its address. True when it was not known before: each is watched once, however often it is bound.
+    /// Records the VM's process, then registers its address. True when it was not known before:
+    /// each is watched once, however often it is bound.
     ///
     /// # Errors
-    /// [`HelperError::NotYours`] for a process that is not the daemon's user's, in this VM's cgroup, alive.
+    /// [`HelperError::NotYours`] for a process that is not the daemon's user's, in this VM's
+    /// cgroup, alive.
     pub async fn bind_process(&self, vm: VmId, pid: u32) -> Answer<bool> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
@@ -40,10 +42,11 @@ impl<K: Kernel> Machine<K> {
         self.ledger.borrow().rows().keys().for_each(|vm| self.watch(*vm));
     }
 
-    /// From now on the end of the VM's process takes its address out of the firewall. Without fail points: a helper that dies
-    /// in between finds the dead process when it recovers.
+    /// From now on the end of the VM's process takes its address out of the firewall. Without fail
+    /// points: a helper that dies in between finds the dead process when it recovers.
     ///
-    /// While that does not work the address is live without its process, so it is tried until it does.
+    /// While that does not work the address is live without its process, so it is tried until it
+    /// does.
     pub fn watch(self: &Rc<Self>, vm: VmId) {
         let machine = Rc::clone(self);
         spawn_local(async move {
@@ -83,9 +86,10 @@ impl<K: Kernel> Machine<K> {
         }
     }
 
-    /// What passes after a crash is what the rows say, for the whole table is made from them at start. So a row that
-    /// says more is written before anything more passes, and one that says less when nothing more than that passes:
-    /// a caller who asks again after a failure is never told that it has been done.
+    /// What passes after a crash is what the rows say, for the whole table is made from them at
+    /// start. So a row that says more is written before anything more passes, and one that says
+    /// less when nothing more than that passes: a caller who asks again after a failure is never
+    /// told that it has been done.
     fn register(&self, old: Option<Row>, new: Row) -> Answer<()> {
         let before = old.as_ref().and_then(Row::registration);
         let change = Change::between(before.as_ref(), new.registration().as_ref());

@@ -1,7 +1,9 @@
-//! At start: the ledger is compared with the kernel, then marked objects without a row are swept away.
+//! At start: the ledger is compared with the kernel, then marked objects without a row are swept
+//! away.
 //!
-//! An intent is undone. What is held and gone is struck out. What is held and changed is quarantined.
-//! An object without our mark is never touched, whatever its name. Doing it twice changes nothing.
+//! An intent is undone. What is held and gone is struck out. What is held and changed is
+//! quarantined. An object without our mark is never touched, whatever its name. Doing it twice
+//! changes nothing.
 
 use super::{Answer, Machine, disk, tap};
 use crate::kernel::{Kernel, LinkKind};
@@ -13,7 +15,8 @@ impl<K: Kernel> Machine<K> {
     /// Makes ledger, firewall and kernel agree. Before anything is served.
     ///
     /// # Errors
-    /// When the kernel cannot be asked, or the firewall cannot be made: the helper must not serve then.
+    /// When the kernel cannot be asked, or the firewall cannot be made: the helper must not serve
+    /// then.
     pub async fn recover(&self) -> Answer<()> {
         let rows: Vec<Row> = self.ledger.borrow().rows().values().cloned().collect();
         let mut checked = Vec::new();
@@ -24,7 +27,8 @@ impl<K: Kernel> Machine<K> {
         }
         let registrations: Vec<_> = checked.iter().filter_map(Row::registration).collect();
         self.kernel.firewall_rebuild(&registrations)?;
-        // The rows last: what an earlier helper withdrew without ending its flows is known by its old row alone.
+        // The rows last: what an earlier helper withdrew without ending its flows is known by its
+        // old row alone.
         for (row, checked) in rows.into_iter().zip(checked) {
             if let (Some(address), None) = (row.address(), checked.registration()) {
                 self.kernel.end_flows(address)?;
@@ -78,8 +82,8 @@ impl<K: Kernel> Machine<K> {
         }
     }
 
-    /// May an object with this mark go? Not while a row of that boot of the VM speaks of one, nor while
-    /// nobody can know, the row being damaged.
+    /// May an object with this mark go? Not while a row of that boot of the VM speaks of one, nor
+    /// while nobody can know, the row being damaged.
     fn is_orphan(&self, vm: &VmId, generation: u64, held: impl Fn(&Row) -> bool) -> bool {
         let ledger = self.ledger.borrow();
         let spoken_for =

@@ -16,7 +16,8 @@ impl<K: Kernel> Machine<K> {
     /// Makes the VM's tap, with a route to its guest.
     ///
     /// # Errors
-    /// [`HelperError::BadArgument`] for an index outside the network, else the policy's or the kernel's.
+    /// [`HelperError::BadArgument`] for an index outside the network, else the policy's or the
+    /// kernel's.
     pub async fn acquire_tap(&self, vm: VmId, owner: u32, index: u16) -> Answer<TapIdentity> {
         let index =
             self.network.index(index.into()).map_err(|_| Denied::new(HelperError::BadArgument, "address-index"))?;

@@ -1,5 +1,5 @@
-//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::dm`). Devices are always named by UUID, which
-//! is fixed when they are made and which only root can set.
+//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::dm`). Devices are always
+//! named by UUID, which is fixed when they are made and which only root can set.
 
 pub use banger_policy::dm::Device;
 use banger_policy::dm::Message;
@@ -21,8 +21,8 @@ pub(crate) enum Command {
 fn call(control: BorrowedFd<'_>, command: Command, request: Option<Message>) -> nix::Result<Message> {
     let mut message = request.ok_or(Errno::EINVAL)?;
     let number = command as u32 as libc::c_ulong;
-    // SAFETY: the descriptor is open, and the buffer is as long as its data_size field says (see `Message`): the kernel
-    // reads and writes within it.
+    // SAFETY: the descriptor is open, and the buffer is as long as its data_size field says (see
+    // `Message`): the kernel reads and writes within it.
     Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), number, message.bytes_mut().as_mut_ptr()) })?;
     if message.is_whole() == Some(true) { Ok(message) } else { Err(Errno::ENOBUFS) }
 }

@@ -1,5 +1,5 @@
-//! Loop devices (linux/loop.h), always with AUTOCLEAR: the last one to close it frees it, so that nothing is
-//! left when the helper dies between two steps.
+//! Loop devices (linux/loop.h), always with AUTOCLEAR: the last one to close it frees it, so that
+//! nothing is left when the helper dies between two steps.
 
 use crate::record::beneath;
 use nix::errno::Errno;
@@ -63,7 +63,8 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Attaches `file`. `control` is `/dev/loop-control`, `dev` is `/dev`; `label` is a mark for people.
+    /// Attaches `file`. `control` is `/dev/loop-control`, `dev` is `/dev`; `label` is a mark for
+    /// people.
     ///
     /// # Errors
     /// EBUSY when every free device was taken by others 64 times, else the kernel's.

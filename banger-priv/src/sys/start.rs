@@ -7,13 +7,15 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 /// The first descriptor that systemd passes (sd_listen_fds(3)).
 const LISTEN_START: RawFd = 3;
 
-/// Takes the one descriptor that systemd passed, and closes every other one above the standard three.
+/// Takes the one descriptor that systemd passed, and closes every other one above the standard
+/// three.
 ///
 /// # Errors
 /// The kernel's.
 pub fn take_descriptors(passed: u32) -> nix::Result<Option<OwnedFd>> {
     let first = if passed == 0 { LISTEN_START } else { LISTEN_START.saturating_add(1) };
-    // SAFETY: the first thing that `main` does: nothing in this process owns a descriptor at or above `first`.
+    // SAFETY: the first thing that `main` does: nothing in this process owns a descriptor at or
+    // above `first`.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })?;
     if passed == 0 {
         return Ok(None);

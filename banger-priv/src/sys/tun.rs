@@ -35,7 +35,8 @@ impl Tap {
     /// Makes the link `name` from an open `/dev/net/tun`.
     ///
     /// # Errors
-    /// EBUSY when a link of that name exists, EINVAL for a name that does not fit, else the kernel's.
+    /// EBUSY when a link of that name exists, EINVAL for a name that does not fit, else the
+    /// kernel's.
     pub fn create(tun: OwnedFd, name: &str) -> nix::Result<Self> {
         let mut request = IfReq { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
         // Room for the final zero: a longer name would be cut short after it was checked.
@@ -46,7 +47,8 @@ impl Tap {
             *to = from;
         }
         request.flags = (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL).cast_signed();
-        // SAFETY: the descriptor is open for the length of the call and `request` is a live `struct ifreq`.
+        // SAFETY: the descriptor is open for the length of the call and `request` is a live `struct
+        // ifreq`.
         unsafe { tun_set_iff(tun.as_fd().as_raw_fd(), &raw const request) }?;
         Ok(Self(tun))
     }

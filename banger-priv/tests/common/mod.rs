@@ -1,6 +1,7 @@
 //! A helper's machine on the real kernel, in a network namespace of the test's own thread.
 //!
-//! What needs root or device-mapper says "skipped: why" and is not counted as having shown anything.
+//! What needs root or device-mapper says "skipped: why" and is not counted as having shown
+//! anything.
 #![allow(
     dead_code,
     clippy::allow_attributes,

@@ -1,5 +1,5 @@
-//! A kernel in memory, with crashes and foreign actions. What it is asked to change, it checks against the
-//! ledger's files first (property P1).
+//! A kernel in memory, with crashes and foreign actions. What it is asked to change, it checks
+//! against the ledger's files first (property P1).
 #![allow(
     dead_code,
     clippy::allow_attributes,
@@ -41,7 +41,8 @@ pub(crate) struct World {
     pub(crate) flows: BTreeSet<Ipv4Addr>,
     /// How often more a step is refused, by its name.
     pub(crate) refuse: BTreeMap<&'static str, u32>,
-    /// The ends of processes are seen. Off where the recovery after a crash is what a test looks at.
+    /// The ends of processes are seen. Off where the recovery after a crash is what a test looks
+    /// at.
     pub(crate) watched: bool,
     next: u32,
     /// Steps until the helper is killed; 0 is never.

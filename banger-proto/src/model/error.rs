@@ -38,11 +38,13 @@ pub enum ErrorCode {
     Internal,
 }
 
-/// The longest message of an error, bytes. It is kept with its job, written to the journal and sent in one frame.
+/// The longest message of an error, bytes. It is kept with its job, written to the journal and sent
+/// in one frame.
 pub const MAX_ERROR: usize = 4096;
 
-/// The text in at most `max` bytes (and three for an ellipsis), with control characters other than line breaks and tabs
-/// replaced. For whatever somebody else had a hand in, before it is stored, logged or sent.
+/// The text in at most `max` bytes (and three for an ellipsis), with control characters other than
+/// line breaks and tabs replaced. For whatever somebody else had a hand in, before it is stored,
+/// logged or sent.
 #[must_use]
 pub fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
@@ -67,8 +69,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error without a hint. The message may quote what an image, a guest or another program has said: it is cut to
-    /// [`MAX_ERROR`] bytes, and what a terminal would obey is replaced.
+    /// An error without a hint. The message may quote what an image, a guest or another program has
+    /// said: it is cut to [`MAX_ERROR`] bytes, and what a terminal would obey is replaced.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: cut(message.into(), MAX_ERROR), hint: String::new() }
     }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// What belongs to no VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaks {
-    /// At most 200, so that they fit a frame. What can be released only after others comes after them.
+    /// At most 200, so that they fit a frame. What can be released only after others comes after
+    /// them.
     pub leaks: Vec<Leak>,
     /// How many there are beside these.
     pub more: u64,

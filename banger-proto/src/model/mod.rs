@@ -1,6 +1,6 @@
-//! What the daemon knows and shows. Field names are the JSON names and a contract with users' scripts
-//! (docs/contract.md, "JSON"): add, never rename. No serde attribute that depends on the format: these
-//! types cross the wire too.
+//! What the daemon knows and shows. Field names are the JSON names and a contract with users'
+//! scripts (docs/contract.md, "JSON"): add, never rename. No serde attribute that depends on the
+//! format: these types cross the wire too.
 
 mod error;
 mod host;

@@ -23,8 +23,8 @@ pub struct VmSpec {
     pub nat_enabled: bool,
 }
 
-/// What the daemon remembers of a VM across restarts: durable facts, and the mirror of the handles from
-/// which a teardown works when cache and `handles.json` are lost.
+/// What the daemon remembers of a VM across restarts: durable facts, and the mirror of the handles
+/// from which a teardown works when cache and `handles.json` are lost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmRuntime {
     /// As [`VmRecord::state`].
@@ -121,7 +121,8 @@ pub struct VmRecord {
     pub workspace: Option<Workspace>,
 }
 
-/// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size, else built in.
+/// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size,
+/// else built in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateRequest {
     /// `None`: a name is generated.
@@ -153,9 +154,11 @@ pub struct SetRequest {
     pub vcpu_count: Option<u32>,
     /// Memory, MiB; of a VM that does not run.
     pub memory_mib: Option<u32>,
-    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when
+    /// it starts.
     pub root_size_bytes: Option<u64>,
-    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when it starts.
+    /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when
+    /// it starts.
     pub work_disk_size_bytes: Option<u64>,
     /// Reach out through the uplink; takes effect at once.
     pub nat: Option<bool>,

@@ -11,7 +11,8 @@ pub enum WorkspaceMode {
     /// One commit without its history, and the working tree as it is.
     #[default]
     ShallowOverlay,
-    /// All branches and tags with their history, the working tree as it is, and the files of submodules.
+    /// All branches and tags with their history, the working tree as it is, and the files of
+    /// submodules.
     FullCopy,
     /// One commit without its history, and no files.
     MetadataOnly,

@@ -1,9 +1,10 @@
-//! The system calls that are taken away from a VMM: those that reach beyond it without opening a path, of which
-//! Landlock therefore knows nothing, and those that Landlock of our floor does not restrict.
+//! The system calls that are taken away from a VMM: those that reach beyond it without opening a
+//! path, of which Landlock therefore knows nothing, and those that Landlock of our floor does not
+//! restrict.
 //!
-//! A list of what is denied, not of what is allowed: Firecracker brings an allow-list of its own, per thread, and
-//! knows best what it needs. This one holds also when that is switched off or not compiled in. A call that
-//! needs a capability is not listed: there are none to be had.
+//! A list of what is denied, not of what is allowed: Firecracker brings an allow-list of its own,
+//! per thread, and knows best what it needs. This one holds also when that is switched off or not
+//! compiled in. A call that needs a capability is not listed: there are none to be had.
 
 use super::ConfineError;
 use nix::libc::{self, c_long};
@@ -19,7 +20,8 @@ enum When {
     Always,
     /// Of a VMM that is one process, which the bench's stand-in is not.
     OneProcess,
-    /// Its argument of this number is a process, and another than this one. Not for the stand-in either.
+    /// Its argument of this number is a process, and another than this one. Not for the stand-in
+    /// either.
     Other(u8),
     /// The same; 0 stands for the caller.
     OtherOrZero(u8),
@@ -31,7 +33,8 @@ enum When {
     With(i32),
 }
 
-/// `fchmodat2`, `setxattrat`, `removexattrat`: not named by libc yet (the kernel's `syscall_64.tbl`).
+/// `fchmodat2`, `setxattrat`, `removexattrat`: not named by libc yet (the kernel's
+/// `syscall_64.tbl`).
 const FCHMODAT2: c_long = 452;
 const SETXATTRAT: c_long = 463;
 const REMOVEXATTRAT: c_long = 466;
@@ -119,7 +122,8 @@ const DENIED: &[(c_long, When, &str)] = &[
     (libc::SYS_fsopen, When::Always, "the same"),
     (libc::SYS_fspick, When::Always, "the same"),
     (libc::SYS_mount_setattr, When::Always, "the same"),
-    // Parts of the kernel that were ways out before, and that Firecracker as it is used here does not need.
+    // Parts of the kernel that were ways out before, and that Firecracker as it is used here does
+    // not need.
     (libc::SYS_io_uring_setup, When::Always, "its operations pass this filter by; disks use the Sync engine"),
     (libc::SYS_io_uring_enter, When::Always, "the same"),
     (libc::SYS_io_uring_register, When::Always, "the same"),
@@ -128,7 +132,8 @@ const DENIED: &[(c_long, When, &str)] = &[
     (libc::SYS_bpf, When::Always, "a program in the kernel"),
 ];
 
-/// Numbers of the x32 ABI have this bit. A kernel that has it would take every call above by another number.
+/// Numbers of the x32 ABI have this bit. A kernel that has it would take every call above by
+/// another number.
 const X32: u32 = 0x4000_0000;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -162,7 +167,8 @@ fn rules(pid: u32, stand_in: bool) -> Result<Rules, ConfineError> {
     Ok(rules)
 }
 
-/// Any of these, each of which is all of its conditions; `None`: the row is not for this VMM. Empty: always.
+/// Any of these, each of which is all of its conditions; `None`: the row is not for this VMM.
+/// Empty: always.
 fn conditions(when: When, pid: u32, stand_in: bool) -> Result<Option<Vec<Vec<SeccompCondition>>>, ConfineError> {
     use SeccompCmpOp::{MaskedEq, Ne};
     let is = |argument, op, value: u32| {
@@ -188,10 +194,11 @@ fn conditions(when: When, pid: u32, stand_in: bool) -> Result<Option<Vec<Vec<Sec
     }))
 }
 
-/// Every call whose number has [`X32`]: ENOSYS. By hand, for seccompiler compares whole numbers only.
+/// Every call whose number has [`X32`]: ENOSYS. By hand, for seccompiler compares whole numbers
+/// only.
 fn x32() -> BpfProgram {
-    // linux/bpf_common.h: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JGE|BPF_K, BPF_RET|BPF_K. The number is the first
-    // word of `seccomp_data` (seccomp(2)).
+    // linux/bpf_common.h: BPF_LD|BPF_W|BPF_ABS, BPF_JMP|BPF_JGE|BPF_K, BPF_RET|BPF_K. The number is
+    // the first word of `seccomp_data` (seccomp(2)).
     let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
     let errno = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs();
     vec![

@@ -1,9 +1,10 @@
 //! The allow-list of paths, ports and scopes, by Landlock (landlock(7), ABI 6: Linux 6.12).
 //!
-//! Not allowed, because not listed: the database, other VMs' folders and disks, `/proc`, `/sys` with the cgroups
-//! that the daemon's user may write, `/run`. Processes outside cannot be signalled, traced or read. What this
-//! ABI does not know: `connect()` to a socket with a path (the daemon says where they lie: its `paths` has why other VMs' paths are
-//! not known to a VMM) and changes of modes and owners, which [`super::calls`] takes away.
+//! Not allowed, because not listed: the database, other VMs' folders and disks, `/proc`, `/sys`
+//! with the cgroups that the daemon's user may write, `/run`. Processes outside cannot be
+//! signalled, traced or read. What this ABI does not know: `connect()` to a socket with a path (the
+//! daemon says where they lie: its `paths` has why other VMs' paths are not known to a VMM) and
+//! changes of modes and owners, which [`super::calls`] takes away.
 
 use super::{ConfineError, Files, StandIn};
 use landlock::{
@@ -70,7 +71,8 @@ pub(super) fn rules() -> Result<RulesetCreated, RulesetError> {
     Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(AccessFs::from_all(FLOOR))?
-        // No rule follows for these two: TCP in both directions, signals and abstract sockets are all refused.
+        // No rule follows for these two: TCP in both directions, signals and abstract sockets are
+        // all refused.
         .handle_access(AccessNet::from_all(FLOOR))?
         .scope(Scope::from_all(FLOOR))?
         .create()

@@ -1,9 +1,10 @@
-//! What a VMM may do from before its first instruction on: a guest that breaks out of it is a process of the
-//! daemon's user, and stays within this.
+//! What a VMM may do from before its first instruction on: a guest that breaks out of it is a
+//! process of the daemon's user, and stays within this.
 //!
-//! Called by the launcher as its last step before exec. [`files`] is an allow-list (Landlock), [`calls`] takes
-//! away what Landlock does not know (seccomp). Both are inherited, cannot be taken back, and are refused
-//! whole when the kernel knows a part of them only: a VMM that cannot be confined is not started.
+//! Called by the launcher as its last step before exec. [`files`] is an allow-list (Landlock),
+//! [`calls`] takes away what Landlock does not know (seccomp). Both are inherited, cannot be taken
+//! back, and are refused whole when the kernel knows a part of them only: a VMM that cannot be
+//! confined is not started.
 
 mod calls;
 mod files;
@@ -24,8 +25,9 @@ pub struct Files {
     pub write: Vec<PathBuf>,
 }
 
-/// For the test bench alone, whose VMM runs QEMU where no Firecracker is to be had. Only what starts the daemon
-/// can say it (in the bench a drop-in of the unit, written by root); nothing that is shipped does.
+/// For the test bench alone, whose VMM runs QEMU where no Firecracker is to be had. Only what
+/// starts the daemon can say it (in the bench a drop-in of the unit, written by root); nothing that
+/// is shipped does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StandIn {
@@ -65,7 +67,8 @@ pub fn supported() -> Result<(), landlock::RulesetError> {
     files::rules().map(drop)
 }
 
-/// Confines this process and what it becomes. `binary` is what it may become, `folder` where its sockets lie.
+/// Confines this process and what it becomes. `binary` is what it may become, `folder` where its
+/// sockets lie.
 pub(super) fn confine(
     binary: &Path,
     folder: &Path,

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
-    /// Get an image from a registry, with your own network, logins (docker's) and certificate authorities
+    /// Get an image from a registry, with your own network, logins (docker's) and certificate
+    /// authorities
     Pull(PullImage),
-    /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or what `docker save` writes
+    /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or
+    /// what `docker save` writes
     Import(ImportImage),
     /// Let everybody use images, or only their owners again (for administrators)
     #[command(group(ArgGroup::new("whom").args(["shared", "private"]).required(true)))]
@@ -57,7 +59,8 @@ pub(crate) enum Cache {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullImage {
-    /// A name of the catalogue, or such as debian:13 (of docker.io), ghcr.io/acme/tool:v1, localhost:5000/tool
+    /// A name of the catalogue, or such as debian:13 (of docker.io), ghcr.io/acme/tool:v1,
+    /// localhost:5000/tool
     #[arg(value_name = "REF")]
     pub(crate) reference: String,
     /// The image's name [default: REF as it is]
@@ -85,7 +88,8 @@ pub(crate) struct ListImages {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportImage {
-    /// The file (plain, or compressed with gzip, zstd, xz, bzip2 or lz4), the folder, or - for standard input
+    /// The file (plain, or compressed with gzip, zstd, xz, bzip2 or lz4), the folder, or - for
+    /// standard input
     pub(crate) path: PathBuf,
     /// The image's name
     #[arg(long)]

@@ -1,4 +1,5 @@
-//! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's messages.
+//! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's
+//! messages.
 
 mod image;
 mod job;
@@ -70,7 +71,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets
     Bug(Bug),
-    /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh that does it
+    /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh
+    /// that does it
     SshConfig(SshConfig),
     /// Serve an agent by the Model Context Protocol, on standard input and output
     Mcp,

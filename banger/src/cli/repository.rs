@@ -15,7 +15,8 @@ pub(crate) enum Workspace {
 /// What of a repository is sent.
 #[derive(Debug, Args)]
 pub(crate) struct Repository {
-    /// How much of it: shallow_overlay, full_copy (all history, submodules) or metadata_only (no files)
+    /// How much of it: shallow_overlay, full_copy (all history, submodules) or metadata_only (no
+    /// files)
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mode: Mode,
     /// Begin a branch of this name in the VM [default: the branch that is checked out here]
@@ -72,7 +73,8 @@ pub(crate) struct ExportWorkspace {
     /// Only show which files were changed
     #[arg(long, conflicts_with = "branch")]
     pub(crate) diff: bool,
-    /// Make a branch of this name in the repository on this host, with the VM's commits and what is not committed there
+    /// Make a branch of this name in the repository on this host, with the VM's commits and what is
+    /// not committed there
     #[arg(long, value_name = "NAME")]
     pub(crate) branch: Option<String>,
     /// Replace the branch, though it has other commits

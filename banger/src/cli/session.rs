@@ -29,7 +29,8 @@ pub(crate) enum Session {
     Logs(Logs),
     /// Write to a session's standard input: the text, the file, or our own standard input
     Send(Send),
-    /// See what a session writes from now on, and type into it; `~.` at the beginning of a line detaches
+    /// See what a session writes from now on, and type into it; `~.` at the beginning of a line
+    /// detaches
     Attach(One),
     /// Ask sessions to end, and end them after ten seconds
     Stop(Several),

@@ -102,7 +102,8 @@ pub(crate) enum Vm {
     /// A repository of yours in a VM, and what was done there back to you
     #[command(subcommand)]
     Workspace(Workspace),
-    /// Log in with ssh, which reads no configuration; what follows the name is ssh's: options, then a command
+    /// Log in with ssh, which reads no configuration; what follows the name is ssh's: options, then
+    /// a command
     Ssh {
         /// The VM
         vm: String,
@@ -128,10 +129,12 @@ pub(crate) enum Vm {
 #[derive(Debug, Args)]
 pub(crate) struct Spec {
     /// Its name [default: generated]
-    // A value may begin with a hyphen here and below: then our own sentence says what is wrong with it.
+    // A value may begin with a hyphen here and below: then our own sentence says what is wrong with
+    // it.
     #[arg(long, allow_hyphen_values = true)]
     pub(crate) name: Option<String>,
-    /// The image; one that is not here is pulled from its registry [default: the configured one, or your only one]
+    /// The image; one that is not here is pulled from its registry [default: the configured one, or
+    /// your only one]
     #[arg(long)]
     pub(crate) image: Option<String>,
     /// The kernel [default: the newest that is shared, or your newest]
@@ -199,7 +202,8 @@ pub(crate) struct With {
     /// The folder to start in [default: the workspace, else the image's, else the user's home]
     #[arg(short, long, value_name = "FOLDER")]
     pub(crate) workdir: Option<String>,
-    /// A user of the VM, by name or number, with or without a group: app, 1000:1000 [default: the image's, or root]
+    /// A user of the VM, by name or number, with or without a group: app, 1000:1000 [default: the
+    /// image's, or root]
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
 }
@@ -252,7 +256,8 @@ pub(crate) struct Stop {
     /// Every running VM of every user, for root and members of group banger-admin
     #[arg(long)]
     pub(crate) everyone: bool,
-    /// The host goes down: what is stopped now and has --restart always is started with the host again
+    /// The host goes down: what is stopped now and has --restart always is started with the host
+    /// again
     #[arg(long, requires = "everyone", conflicts_with = "timeout", hide = true)]
     pub(crate) host_down: bool,
 }

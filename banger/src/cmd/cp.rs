@@ -1,6 +1,7 @@
 //! `vm cp`: files and folders to a VM, from a VM, and from one VM to another.
 //!
-//! As with cp(1), a folder as the target gets the source below it, and another name is the copy's name. `-` is a tar stream.
+//! As with cp(1), a folder as the target gets the source below it, and another name is the copy's
+//! name. `-` is a tar stream.
 
 use crate::client::{Client, answer, soon};
 use crate::error::explained;
@@ -115,7 +116,8 @@ async fn source<'a>(client: &'a Client, vm: String, path: &str) -> anyhow::Resul
     Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root"), reads: true })
 }
 
-/// Whether a guest's path is below `/root`, where its work disk is. Links are for the guest to follow.
+/// Whether a guest's path is below `/root`, where its work disk is. Links are for the guest to
+/// follow.
 fn is_on_the_work_disk(path: &str) -> bool {
     let path = if path == "~" { "" } else { path.strip_prefix("~/").unwrap_or(path) };
     let mut names: Vec<&str> = Vec::new();
@@ -136,7 +138,8 @@ fn base_name(path: &str) -> String {
     name.map_or_else(|| ".".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The folder into which is unpacked, and the name of the copy there; `.` for the contents of a folder alone.
+/// The folder into which is unpacked, and the name of the copy there; `.` for the contents of a
+/// folder alone.
 fn place(look: &Look, to: &str, source: &str) -> anyhow::Result<(String, String)> {
     if matches!(look.kind, Kind::Folder | Kind::Empty) || to.ends_with('/') {
         return Ok((look.path.clone(), if source.ends_with("/.") { ".".to_owned() } else { base_name(source) }));

@@ -87,8 +87,8 @@ fn given(env: &[OsString], ours: impl Fn(&OsStr) -> Option<OsString>) -> Vec<(Os
     env.iter().filter_map(pair).collect()
 }
 
-/// Runs a command in a running VM; gives its exit status. Once it runs, signals are the command's; until then
-/// an interruption, when the caller listens for them, ends the wait with its status.
+/// Runs a command in a running VM; gives its exit status. Once it runs, signals are the command's;
+/// until then an interruption, when the caller listens for them, ends the wait with its status.
 ///
 /// # Errors
 /// Why it could not be run.
@@ -123,7 +123,8 @@ pub(super) fn start(words: Vec<OsString>, settings: Settings, tty: bool) -> Star
     }
 }
 
-/// What of the caller's environment a guest should know: language, time zone and kind of terminal. Anything else may be a secret.
+/// What of the caller's environment a guest should know: language, time zone and kind of terminal.
+/// Anything else may be a secret.
 fn environment() -> Vec<(OsString, OsString)> {
     let wanted = |name: &OsStr| {
         let name = name.as_bytes();

@@ -179,7 +179,8 @@ async fn show(image: String, as_json: Json) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// The model's JSON, with what the configuration says beside everything else, where scripts look for it.
+/// The model's JSON, with what the configuration says beside everything else, where scripts look
+/// for it.
 fn json(image: &ImageRecord) -> anyhow::Result<serde_json::Value> {
     let mut value = serde_json::to_value(image)?;
     if let Some(image) = value.as_object_mut()

@@ -1,5 +1,5 @@
-//! `vm start`, `stop`, `restart`, `kill`, `delete`: the same work on several VMs at once. One that cannot be
-//! done does not stop the others, and the exit status says so.
+//! `vm start`, `stop`, `restart`, `kill`, `delete`: the same work on several VMs at once. One that
+//! cannot be done does not stop the others, and the exit status says so.
 
 use crate::client::{Client, answer, soon};
 use crate::error::{FAILED, explained, say};
@@ -70,7 +70,8 @@ pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
 
 /// `vm stop --everyone`: what the host's shutdown and the package's removal ask for.
 pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyhow::Result<u8> {
-    /// A VM whose start was at work is met the next time; one that cannot be stopped is not tried for ever.
+    /// A VM whose start was at work is met the next time; one that cannot be stopped is not tried
+    /// for ever.
     const ROUNDS: usize = 3;
     const AGAIN: Duration = Duration::from_secs(3);
     let client = Client::connect().await?;
@@ -183,8 +184,8 @@ async fn one(
     }
 }
 
-/// Deletes a VM of ours at the end of `vm run`, by a connection of its own: the one before may be gone, and
-/// so may the daemon for a moment.
+/// Deletes a VM of ours at the end of `vm run`, by a connection of its own: the one before may be
+/// gone, and so may the daemon for a moment.
 ///
 /// # Errors
 /// When it is still there.

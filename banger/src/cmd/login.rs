@@ -1,5 +1,5 @@
-//! `vm ssh`, and what `ssh` runs below it and below `ssh VM.banger`: `vm proxy` and `vm host-key`. The host
-//! key is the one that the daemon made: nothing is trusted on first use.
+//! `vm ssh`, and what `ssh` runs below it and below `ssh VM.banger`: `vm proxy` and `vm host-key`.
+//! The host key is the one that the daemon made: nothing is trusted on first use.
 
 use crate::client::{Client, answer, soon};
 use crate::output::line;
@@ -22,8 +22,9 @@ pub(super) async fn ssh(vm: String, arguments: &[String]) -> anyhow::Result<u8> 
     let key = store.private_key()?;
     let program = std::env::current_exe().context("cannot find the path of this program")?;
     let options = Places { program: &program, key: &key }.options()?;
-    // `ssh` takes our place: its exit status, its signals and its terminal are the user's. It reads no
-    // configuration: what a user has for all hosts, forwardings above all, is not meant for sandboxes.
+    // `ssh` takes our place: its exit status, its signals and its terminal are the user's. It reads
+    // no configuration: what a user has for all hosts, forwardings above all, is not meant for
+    // sandboxes.
     let host = format!("{}{HOSTS}", access.vm);
     let error = Command::new(ssh).args(["-F", "none"]).args(options).arg(host).args(arguments).exec();
     Err(error).context("cannot run ssh")

@@ -1,4 +1,5 @@
-//! One file per command, or per group of commands that differ in a word. Each gives the exit status.
+//! One file per command, or per group of commands that differ in a word. Each gives the exit
+//! status.
 
 mod bug;
 mod cache;

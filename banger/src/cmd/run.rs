@@ -1,4 +1,5 @@
-//! `vm run` and `vm create`: make a VM, watch it come up, use it, and leave nothing behind when asked to.
+//! `vm run` and `vm create`: make a VM, watch it come up, use it, and leave nothing behind when
+//! asked to.
 
 use crate::cli::{Mode, Run, Spec};
 use crate::client::{Client, answer, soon};

@@ -1,4 +1,5 @@
-//! `vm session`: commands in the background of a VM. `vm run` starts the session `app` by this, too.
+//! `vm session`: commands in the background of a VM. `vm run` starts the session `app` by this,
+//! too.
 
 use crate::cli::Json;
 use crate::cli::session::{Logs, One, Send, Session as Command, Several, Start, Stdin, Stream};
@@ -101,7 +102,8 @@ pub(super) struct App {
     pub(super) json: bool,
 }
 
-/// Starts the session `app` of a VM that `vm run` has made. Not detached, its output is ours until its end.
+/// Starts the session `app` of a VM that `vm run` has made. Not detached, its output is ours until
+/// its end.
 ///
 /// # Errors
 /// As [`begin`].

@@ -1,4 +1,5 @@
-//! From flags to a request: checked before anybody is asked, with the sentences that the daemon would use.
+//! From flags to a request: checked before anybody is asked, with the sentences that the daemon
+//! would use.
 
 use crate::cli::{Set, Spec, Switch};
 use crate::error::explained;
@@ -51,7 +52,8 @@ pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
     })
 }
 
-/// Numbers that a VM may have. What was not given is possible in any case; the daemon decides on it.
+/// Numbers that a VM may have. What was not given is possible in any case; the daemon decides on
+/// it.
 fn possible(vcpu: Option<u32>, mib: Option<u32>, root: Option<u64>, work_disk: Option<u64>) -> anyhow::Result<()> {
     CheckedSpec::new(
         vcpu.unwrap_or(DEFAULT_VCPUS),

@@ -1,5 +1,5 @@
-//! `ssh-config`: the file for the user's own `ssh`, `scp`, `git` and editors, which then know each VM
-//! as `VM.banger`.
+//! `ssh-config`: the file for the user's own `ssh`, `scp`, `git` and editors, which then know each
+//! VM as `VM.banger`.
 
 use crate::cli::SshConfig;
 use crate::output::{line, note, print};

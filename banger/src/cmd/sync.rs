@@ -1,6 +1,8 @@
-//! File sync: what the administrator's configuration says that new VMs get of their users' files, and the user's identity for git.
+//! File sync: what the administrator's configuration says that new VMs get of their users' files,
+//! and the user's identity for git.
 //!
-//! Read here, with the user's rights, and only when a VM starts for the first time: later the guest's copies are the guest's.
+//! Read here, with the user's rights, and only when a VM starts for the first time: later the
+//! guest's copies are the guest's.
 
 use crate::client::{Client, answer, soon};
 use crate::output::note;

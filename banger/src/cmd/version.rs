@@ -1,4 +1,5 @@
-//! `version`: ours, the daemon's and Firecracker's. A daemon that is not there is no failure of this command.
+//! `version`: ours, the daemon's and Firecracker's. A daemon that is not there is no failure of
+//! this command.
 
 use crate::cli::Json;
 use crate::client::{Client, answer, soon};

@@ -1,4 +1,5 @@
-//! `vm workspace prepare` and `vm workspace export`, and what `vm run PATH` and `vm exec` do with workspaces.
+//! `vm workspace prepare` and `vm workspace export`, and what `vm run PATH` and `vm exec` do with
+//! workspaces.
 
 use crate::cli::{ExportWorkspace, Mode, PrepareWorkspace, Repository};
 use crate::client::{Client, answer, soon};
@@ -120,7 +121,8 @@ pub(super) async fn export(options: ExportWorkspace) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Where a command of `vm exec` starts: in the workspace, when there is one. Says when the host's HEAD has moved, or follows it.
+/// Where a command of `vm exec` starts: in the workspace, when there is one. Says when the host's
+/// HEAD has moved, or follows it.
 ///
 /// # Errors
 /// When it shall follow, and cannot.

@@ -74,7 +74,8 @@ impl Cache {
         Self { base: caches.to_owned(), folder: caches.join(OWN), most }
     }
 
-    /// Makes the folder, or sees that it is the user's: root with the home of somebody else writes nothing there.
+    /// Makes the folder, or sees that it is the user's: root with the home of somebody else writes
+    /// nothing there.
     fn open(&self, missing: Missing) -> anyhow::Result<()> {
         private::open(&self.base, Path::new(OWN), geteuid(), missing).map(drop)
     }

@@ -104,7 +104,8 @@ const NETWORK: &str = "check the network, and HTTPS_PROXY and NO_PROXY where a p
 
 async fn tcp(url: &Url) -> Result<TcpStream, Fault> {
     let addresses = tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(|error| {
-        // On a host without a network every attempt says so, and a name with a mistake in it has no address ever.
+        // On a host without a network every attempt says so, and a name with a mistake in it has no
+        // address ever.
         Fault { again: Again::Once, error: explained(format!("cannot find {}: {error}", url.host), NETWORK) }
     })?;
     let addresses: Vec<_> = addresses.collect();

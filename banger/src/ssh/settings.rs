@@ -1,8 +1,8 @@
 //! What stock `ssh` is told about a VM, for `vm ssh` as options and for `ssh VM.banger` as a file.
 //!
-//! In ssh_config(5) the first value of a setting counts, so a setting that is here cannot be changed by
-//! the user's `Host *` further down. What adds up instead of being replaced (forwardings, further keys)
-//! cannot be taken back.
+//! In ssh_config(5) the first value of a setting counts, so a setting that is here cannot be
+//! changed by the user's `Host *` further down. What adds up instead of being replaced
+//! (forwardings, further keys) cannot be taken back.
 
 use super::HOSTS;
 use anyhow::Context as _;
@@ -20,21 +20,23 @@ const FIXED: [&str; 18] = [
     "VerifyHostKeyDNS no",
     "CheckHostIP no",
     "IdentitiesOnly yes",
-    // Our key and nothing else. A hostile guest would otherwise ask for "your password", and get it.
+    // Our key and nothing else. A hostile guest would otherwise ask for "your password", and get
+    // it.
     "PreferredAuthentications publickey",
     "PubkeyAuthentication yes",
     "PasswordAuthentication no",
     "KbdInteractiveAuthentication no",
     "HostbasedAuthentication no",
     "NumberOfPasswordPrompts 0",
-    // A sandbox gets the user's agent and display only when asked for (`-A`, `-X`), never by `Host *`.
+    // A sandbox gets the user's agent and display only when asked for (`-A`, `-X`), never by
+    // `Host *`.
     "ForwardAgent no",
     "ForwardX11 no",
     "AddKeysToAgent no",
 ];
 
-/// What a user may have chosen for all hosts and what a VM does not have, or what ends a session before
-/// it begins. In a file only: as options these would clash with flags such as `-N`.
+/// What a user may have chosen for all hosts and what a VM does not have, or what ends a session
+/// before it begins. In a file only: as options these would clash with flags such as `-N`.
 const NEUTRAL: [&str; 20] = [
     "HostName %h",
     "CanonicalizeHostname no",
@@ -50,7 +52,8 @@ const NEUTRAL: [&str; 20] = [
     "Tunnel no",
     // A port that is taken must not end the session.
     "ExitOnForwardFailure no",
-    // `+` is this program's own list and what the guest's server has, whatever `Host *` leaves of it.
+    // `+` is this program's own list and what the guest's server has, whatever `Host *` leaves of
+    // it.
     "KexAlgorithms +curve25519-sha256",
     "Ciphers +aes256-gcm@openssh.com",
     "MACs +hmac-sha2-256-etm@openssh.com",
@@ -232,8 +235,8 @@ mod tests {
         }
     }
 
-    /// ssh(1) adds these to what is on its command line, and only `ClearAllForwardings` takes them back, with those
-    /// of the command line. So `ssh-config --install` warns of them.
+    /// ssh(1) adds these to what is on its command line, and only `ClearAllForwardings` takes them
+    /// back, with those of the command line. So `ssh-config --install` warns of them.
     #[test]
     fn forwardings_of_all_hosts_stay() {
         let Some(shown) = with("    RemoteForward 8080 localhost:80\n") else { return };

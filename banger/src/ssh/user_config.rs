@@ -1,7 +1,7 @@
 //! The user's `~/.ssh/config`, as far as our lines in it go.
 //!
-//! A new text is written beside the file and renamed over it: a crash leaves the old one. No links and
-//! no locks are used, which some file systems of homes do not have.
+//! A new text is written beside the file and renamed over it: a crash leaves the old one. No links
+//! and no locks are used, which some file systems of homes do not have.
 
 use super::fence;
 use crate::error::explained;
@@ -36,7 +36,8 @@ pub(crate) fn install(config: &Path, ours: &Path) -> anyhow::Result<bool> {
     change(config, |text| fence::with(text, &format!("Include \"{path}\"")).map(Some))
 }
 
-/// Takes the Include out again, and removes a file that only we made. Says whether anything was changed.
+/// Takes the Include out again, and removes a file that only we made. Says whether anything was
+/// changed.
 ///
 /// # Errors
 /// As [`install`].
@@ -155,7 +156,8 @@ mod tests {
         install(&config, Path::new("/ours")).unwrap();
         assert_eq!((mode(&config), mode(config.parent().unwrap())), (0o600, 0o700));
         assert!(uninstall(&config).unwrap() && !config.exists());
-        // But with what the user wrote into it meanwhile, it stays. An empty file of the user's does too.
+        // But with what the user wrote into it meanwhile, it stays. An empty file of the user's
+        // does too.
         install(&config, Path::new("/ours")).unwrap();
         let text = [std::fs::read(&config).unwrap().as_slice(), TEXT].concat();
         std::fs::write(&config, text).unwrap();

@@ -216,7 +216,8 @@ fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::
     git.text(&words).map(Some)
 }
 
-/// The guest's own commits, brought into the workshop; `None` when its HEAD is what was prepared, or when it has no git.
+/// The guest's own commits, brought into the workshop; `None` when its HEAD is what was prepared,
+/// or when it has no git.
 async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) -> anyhow::Result<Option<String>> {
     const LINE: u64 = 4096;
     let folder = workspace.guest_path.as_str();
@@ -244,7 +245,8 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
     })
     .await?;
     if ran.status != 0 {
-        // A history without the commit that was prepared, mostly: its files are in the tree all the same.
+        // A history without the commit that was prepared, mostly: its files are in the tree all the
+        // same.
         return Ok(None);
     }
     let git = gathered.shop.git(&gathered.source, "none");

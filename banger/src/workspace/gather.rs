@@ -1,8 +1,9 @@
 //! A guest's files as a tree of git, made on the host.
 //!
-//! The guest says what may have changed and sends these files; the user's git adds them to a copy of the tree that was prepared. A
-//! guest decides about names and bytes: names are checked here and again by git, bytes go through the filters that the *prepared* tree
-//! and the user's configuration ask for, never through those that a guest asks for.
+//! The guest says what may have changed and sends these files; the user's git adds them to a copy
+//! of the tree that was prepared. A guest decides about names and bytes: names are checked here and
+//! again by git, bytes go through the filters that the *prepared* tree and the user's configuration
+//! ask for, never through those that a guest asks for.
 
 use super::source::{Source, Workshop, entries};
 use crate::error::explained;
@@ -49,7 +50,8 @@ struct Listed {
 /// Makes the tree.
 ///
 /// # Errors
-/// When the host's repository is not there any more, when the guest sends more than `most` bytes, or what git says.
+/// When the host's repository is not there any more, when the guest sends more than `most` bytes,
+/// or what git says.
 pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) -> anyhow::Result<Gathered> {
     let source = Source::open(Path::new(&workspace.repo_root)).context("the repository cannot be used any more")?;
     let shop = Arc::new(Workshop::new(&source)?);
@@ -98,8 +100,9 @@ fn joined<'a>(paths: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
     paths.into_iter().flat_map(|path| [path.as_slice(), b"\0"].concat()).collect()
 }
 
-/// The tree that was prepared: the host's repository has what was committed, the guest keeps the rest. Whatever the guest sends, an
-/// object is what its name says, and the tree's name is in the daemon's record.
+/// The tree that was prepared: the host's repository has what was committed, the guest keeps the
+/// rest. Whatever the guest sends, an object is what its name says, and the tree's name is in the
+/// daemon's record.
 async fn base(
     guest: &Guest<'_>,
     workspace: &Workspace,
@@ -181,7 +184,8 @@ fn leave_submodules(
     Ok(())
 }
 
-/// Brings the `.gitignore` files together: those that were prepared, and the guest's instead where it has changed them.
+/// Brings the `.gitignore` files together: those that were prepared, and the guest's instead where
+/// it has changed them.
 async fn rules(
     guest: &Guest<'_>,
     workspace: &Workspace,

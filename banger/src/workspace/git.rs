@@ -1,4 +1,5 @@
-//! The user's own git, on the user's own repository. No repository, configuration or hook of a guest is ever given to it.
+//! The user's own git, on the user's own repository. No repository, configuration or hook of a
+//! guest is ever given to it.
 
 use crate::error::explained;
 use anyhow::Context as _;
@@ -7,7 +8,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// What a shell or a hook around us may have set: it would lead git to another repository than the one that was named.
+/// What a shell or a hook around us may have set: it would lead git to another repository than the
+/// one that was named.
 const FORGET: [&str; 12] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -22,7 +24,8 @@ const FORGET: [&str; 12] = [
     "GIT_EXTERNAL_DIFF",
     "GIT_DIFF_OPTS",
 ];
-/// Work in the background and helpers would outlive us, and hooks are for what the user does. The index is our own copy.
+/// Work in the background and helpers would outlive us, and hooks are for what the user does. The
+/// index is our own copy.
 const SETTINGS: [&str; 9] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",

@@ -1,7 +1,8 @@
 //! The user's repository in a VM: prepare, and what became of it back to the host.
 //!
-//! Used by `vm workspace`, `vm run PATH` and `vm exec`. The host's repository is read with the user's rights, by the user's own git,
-//! and only `export --branch` writes to it. What a guest sends is data: see [`gather`].
+//! Used by `vm workspace`, `vm run PATH` and `vm exec`. The host's repository is read with the
+//! user's rights, by the user's own git, and only `export --branch` writes to it. What a guest
+//! sends is data: see [`gather`].
 
 mod export;
 mod gather;
@@ -24,7 +25,8 @@ pub(crate) fn short(commit: &str) -> &str {
     commit.get(..12).unwrap_or(commit)
 }
 
-/// The commit that the host's HEAD is now, when that is another one than was prepared. Whatever cannot be known is no news.
+/// The commit that the host's HEAD is now, when that is another one than was prepared. Whatever
+/// cannot be known is no news.
 pub(crate) fn moved(workspace: &Workspace) -> Option<String> {
     let root = Path::new(&workspace.repo_root);
     if !root.is_dir() {

@@ -1,5 +1,5 @@
-//! A repository into a guest: `.git` is made here, by the user's git, and goes with the files as one tar stream; the guest needs
-//! neither git nor tar.
+//! A repository into a guest: `.git` is made here, by the user's git, and goes with the files as
+//! one tar stream; the guest needs neither git nor tar.
 
 use super::git::Git;
 use super::repository::make_repository;
@@ -109,7 +109,8 @@ pub(crate) fn ready(wanted: &Wanted) -> anyhow::Result<Ready> {
         make_repository(&source, &shop, wanted, base.as_deref(), branch.as_deref(), &picture, &staged)?;
         Ready { tree: picture.tree, files, source, shop, base, branch, notes }
     } else {
-        // Another commit than the one that the working tree belongs to: its files as git writes them.
+        // Another commit than the one that the working tree belongs to: its files as git writes
+        // them.
         let commit = base.clone().context("there is no commit")?;
         let tree = source.tree_of(&commit)?;
         let files = check_out(&source, &shop, &tree, wanted.mode)?;

@@ -1,4 +1,5 @@
-//! The guest's `.git`, made on the host by the user's git: one pack, the references, an index, a configuration.
+//! The guest's `.git`, made on the host by the user's git: one pack, the references, an index, a
+//! configuration.
 
 use super::git::{Git, pipe};
 use super::prepare::Wanted;
@@ -72,7 +73,8 @@ pub(super) fn make_repository(
         let hidden: Vec<u8> = hidden.flat_map(|path| [path.as_slice(), b"\0"].concat()).collect();
         git.feed(&["update-index", "--skip-worktree", "-z", "--stdin"], &hidden)?;
     }
-    // What the working tree had beyond its commit, for exports: a `git gc` in the guest does not see it.
+    // What the working tree had beyond its commit, for exports: a `git gc` in the guest does not
+    // see it.
     let records = folder.join(RECORDS);
     fs::create_dir_all(&records)?;
     let list = format!("{}\n{}", picture.tree, base.map(|base| format!("^{base}\n")).unwrap_or_default());

@@ -1,4 +1,5 @@
-//! The user's repository: where it is, and a picture of its working tree that nothing of it is changed for.
+//! The user's repository: where it is, and a picture of its working tree that nothing of it is
+//! changed for.
 
 use super::git::Git;
 use crate::error::explained;
@@ -163,8 +164,8 @@ impl Workshop {
         source.git.clone().env("GIT_OBJECT_DIRECTORY", self.path("objects")).env("GIT_INDEX_FILE", self.path(index))
     }
 
-    /// The same, with our folder as the working tree: whatever is in there, only the attributes of `tree`, which are the user's own, say
-    /// what is done with it.
+    /// The same, with our folder as the working tree: whatever is in there, only the attributes of
+    /// `tree`, which are the user's own, say what is done with it.
     pub(crate) fn git_here(&self, source: &Source, index: &str, tree: &str) -> Git {
         let here = Git::within(&self.path("tree"))
             .set("core.sparseCheckout=false")
@@ -187,7 +188,8 @@ impl Workshop {
     pub(crate) fn picture(&self, source: &Source, untracked: bool) -> anyhow::Result<Picture> {
         self.copy_index(source)?;
         let git = self.git(source, "index");
-        // A merge in progress has no tree; what is missing of a partial clone is not needed for its name.
+        // A merge in progress has no tree; what is missing of a partial clone is not needed for its
+        // name.
         let staged = git.maybe(&["write-tree", "--missing-ok"])?;
         // Of nothing, git would say that it matches nothing.
         if !git.bytes(&["ls-files", "-z"])?.is_empty() {

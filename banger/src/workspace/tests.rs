@@ -1,4 +1,5 @@
-//! Round trips: a repository of some shape goes into a guest, is edited there, and what comes back gives the guest's tree.
+//! Round trips: a repository of some shape goes into a guest, is edited there, and what comes back
+//! gives the guest's tree.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod hostile;

@@ -142,8 +142,8 @@ fn inside(fake: &Fake) -> Inside {
     }
 }
 
-/// A guest with the sessions `web`, which runs and takes input, `deaf`, which takes none, and `old`, which has
-/// ended.
+/// A guest with the sessions `web`, which runs and takes input, `deaf`, which takes none, and
+/// `old`, which has ended.
 async fn sessions(fake: &Fake, client: UnixStream) {
     let mut guest = passed(&client);
     let evil = fake.state().evil;

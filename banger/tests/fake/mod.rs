@@ -1,5 +1,5 @@
-//! A daemon that does nothing: the real service over the real transport, on a socket in a temporary folder.
-//! It remembers what was asked of it, and its guests are a handful of words.
+//! A daemon that does nothing: the real service over the real transport, on a socket in a temporary
+//! folder. It remembers what was asked of it, and its guests are a handful of words.
 
 mod guest;
 mod records;
@@ -42,7 +42,8 @@ pub struct State {
     pub asked: Option<(String, String, Digest)>,
     /// What new VMs get.
     pub file_sync: Vec<FileSync>,
-    /// The real agent behind the SSH streams, with its host key's public half and its table of users.
+    /// The real agent behind the SSH streams, with its host key's public half and its table of
+    /// users.
     pub agent: Option<(GuestConfig, String, PathBuf)>,
     jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,

@@ -15,7 +15,8 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Of a user in groups: what is said of the user wins over what is said of groups, and of groups the most counts. It is root's host.
+    /// Of a user in groups: what is said of the user wins over what is said of groups, and of
+    /// groups the most counts. It is root's host.
     pub(crate) fn of(&self, uid: u32, name: &str, groups: &[String]) -> UserLimits {
         if uid == 0 {
             return UserLimits::NONE;

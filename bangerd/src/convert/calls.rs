@@ -1,5 +1,6 @@
-//! The system calls of a converter: those of a program with one thread that reads and writes files which it can open. All others
-//! fail with EPERM. No socket is among them, so the daemon's place at the helper's door is no use to whoever takes a converter over.
+//! The system calls of a converter: those of a program with one thread that reads and writes files
+//! which it can open. All others fail with EPERM. No socket is among them, so the daemon's place at
+//! the helper's door is no use to whoever takes a converter over.
 
 use nix::libc::{self, c_long};
 use seccompiler::{

@@ -1,7 +1,8 @@
 //! `bangerd convert`: reads its orders, gives everything else up, and converts.
 //!
-//! Started by [`super::Converter`] only, with what a user has brought as standard input and a socket as standard output. One
-//! thread, no runtime. Every step of [`confine`] is irreversible; nothing of the input is read before the last one.
+//! Started by [`super::Converter`] only, with what a user has brought as standard input and a
+//! socket as standard output. One thread, no runtime. Every step of [`confine`] is irreversible;
+//! nothing of the input is read before the last one.
 
 use super::{ConvertError, Orders, Said, calls, work};
 use banger_image::Progress;
@@ -23,7 +24,8 @@ pub(crate) const COMMAND: &str = "convert";
 
 /// Orders are some hundred bytes.
 const MAX_ORDERS: u64 = 64 * 1024;
-/// Address space, bytes: the tree of the largest image that is accepted, the window of an xz stream, and this program.
+/// Address space, bytes: the tree of the largest image that is accepted, the window of an xz
+/// stream, and this program.
 const MEMORY: u64 = 1 << 30;
 /// Seconds of a CPU: a hundred times what a Debian desktop takes.
 const SECONDS: u64 = 3600;
@@ -83,7 +85,8 @@ fn run() -> Result<(), Step> {
 }
 
 fn confine(staging: &Path) -> Result<(), Step> {
-    // 1. It ends with the thread that waits for it, so that nothing is written behind the back of the next daemon.
+    // 1. It ends with the thread that waits for it, so that nothing is written behind the back of
+    //    the next daemon.
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     // 2. A bomb meets a limit here, not the host's.
     for (resource, limit) in [

@@ -1,8 +1,10 @@
-//! What users bring is parsed by a process of its own: this program again, as `bangerd convert`, which may reach one folder and
-//! nothing else. A crash, a bomb or an endless loop there is an error of that import.
+//! What users bring is parsed by a process of its own: this program again, as `bangerd convert`,
+//! which may reach one folder and nothing else. A crash, a bomb or an endless loop there is an
+//! error of that import.
 //!
-//! Called by the store's import jobs on a blocking thread. [`child`] is the other side. What comes back is believed as little
-//! as what came in: its length is bounded, and the store compares bytes before it takes two contents for one.
+//! Called by the store's import jobs on a blocking thread. [`child`] is the other side. What comes
+//! back is believed as little as what came in: its length is bounded, and the store compares bytes
+//! before it takes two contents for one.
 
 mod calls;
 pub(crate) mod child;
@@ -129,7 +131,8 @@ fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, 
 }
 
 impl Made {
-    /// Whether a converter of ours could say that. What it says is kept and listed: names and numbers have their bounds here, too.
+    /// Whether a converter of ours could say that. What it says is kept and listed: names and
+    /// numbers have their bounds here, too.
     fn is_plausible(&self) -> bool {
         match self {
             Self::Image(image) => {
@@ -283,7 +286,8 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
-    /// Whoever has taken a converter over may say anything: what is kept for lists is what an import comes to.
+    /// Whoever has taken a converter over may say anything: what is kept for lists is what an
+    /// import comes to.
     #[test]
     fn nothing_is_kept_that_no_import_comes_to() {
         let digest = format!("1{}", "0".repeat(63));

@@ -1,4 +1,5 @@
-//! Keeping the file well: checked when it is opened, copied once a day and before every change of its schema, and looked at without being changed.
+//! Keeping the file well: checked when it is opened, copied once a day and before every change of
+//! its schema, and looked at without being changed.
 
 use super::{Db, DbError};
 use banger_proto::time::Timestamp;
@@ -30,8 +31,8 @@ pub(crate) enum Verdict {
     Migrate { from: i64, to: i64 },
 }
 
-/// Looks at a copy: even a read-only connection could replay a log or make files beside the original. A daemon that writes meanwhile may tear the copy, so
-/// damage must be seen each time.
+/// Looks at a copy: even a read-only connection could replay a log or make files beside the
+/// original. A daemon that writes meanwhile may tear the copy, so damage must be seen each time.
 ///
 /// # Errors
 /// What a start would fail with: [`DbError::Newer`], [`DbError::Damaged`], and what SQLite says.
@@ -113,7 +114,8 @@ impl Db {
                 match db.back_up(&folder, Timestamp::now()).await {
                     Ok(None) => {}
                     Ok(Some(name)) => tracing::info!("database copied to {}", folder.join(name).display()),
-                    // Told each hour until somebody makes room: a daemon without a copy still serves.
+                    // Told each hour until somebody makes room: a daemon without a copy still
+                    // serves.
                     Err(error) => tracing::warn!("{}", crate::error::chain(&error)),
                 }
                 tokio::time::sleep(LOOK).await;
@@ -121,7 +123,8 @@ impl Db {
         });
     }
 
-    /// Makes the copy of that day unless it is there, and removes the oldest beyond [`KEPT`]. Answers the new copy's name.
+    /// Makes the copy of that day unless it is there, and removes the oldest beyond [`KEPT`].
+    /// Answers the new copy's name.
     async fn back_up(&self, folder: &Path, now: Timestamp) -> Result<Option<String>, DbError> {
         let day: String = now.to_string().chars().take("YYYY-MM-DD".len()).collect();
         let name = format!("{}{day}{}", DAILY.0, DAILY.1);
@@ -143,8 +146,8 @@ impl Db {
     }
 }
 
-/// A daily copy leaves the host's reserve alone, like everything that is made; the one before a change of the
-/// schema does not wait for room, since the daemon could not serve without it.
+/// A daily copy leaves the host's reserve alone, like everything that is made; the one before a
+/// change of the schema does not wait for room, since the daemon could not serve without it.
 fn may_copy(connection: &Connection, folder: &Path) -> Result<(), DbError> {
     let bytes = connection.path().and_then(|path| Path::new(path).metadata().ok()).map_or(0, |meta| meta.len());
     crate::room::claim("a copy of the database", &[(folder, bytes)]).map_err(|error| {
@@ -167,7 +170,8 @@ fn copy(connection: &Connection, folder: &Path, name: &str) -> Result<(), DbErro
     let copied = || -> rusqlite::Result<Connection> {
         let mut copy = Connection::open(&unfinished)?;
         Backup::new(connection, &mut copy)?.run_to_completion(PAGES, Duration::ZERO, None)?;
-        // What was being made at that moment is a VM like any other when this copy is brought back, and not to be removed as cut short.
+        // What was being made at that moment is a VM like any other when this copy is brought back,
+        // and not to be removed as cut short.
         copy.execute("UPDATE vms SET making = 0 WHERE making", []).or_else(no_such_column)?;
         Ok(copy)
     };

@@ -1,4 +1,5 @@
-//! The history of jobs: enough that a client which comes back after a restart of the daemon learns the end.
+//! The history of jobs: enough that a client which comes back after a restart of the daemon learns
+//! the end.
 
 use super::{Db, DbError, signed, time, unsigned};
 use banger_policy::access::Owner;

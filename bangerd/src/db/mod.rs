@@ -1,7 +1,9 @@
-//! The database: one SQLite file, a thread that writes and one that reads, and typed functions that send them work. Readers of a write-ahead log see
-//! what is committed and wait for no writer (sqlite.org/wal.html): a list is quick while a thousand VMs are being reclaimed.
+//! The database: one SQLite file, a thread that writes and one that reads, and typed functions that
+//! send them work. Readers of a write-ahead log see what is committed and wait for no writer
+//! (sqlite.org/wal.html): a list is quick while a thousand VMs are being reclaimed.
 //!
-//! Called by everything that keeps a record. It decides nothing: a function here is one transaction.
+//! Called by everything that keeps a record. It decides nothing: a function here is one
+//! transaction.
 
 mod care;
 mod image;
@@ -32,7 +34,8 @@ const MIGRATIONS: [&str; 4] = [
     include_str!("schema/0003.sql"),
     include_str!("schema/0004.sql"),
 ];
-/// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before the first release has none.
+/// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before
+/// the first release has none.
 const APPLICATION_ID: i32 = 0x626e_6772;
 
 /// What goes wrong with records.
@@ -141,7 +144,8 @@ impl Db {
         answer.await.map_err(|_| DbError::Closed)?
     }
 
-    /// Runs `work` as one transaction on the database's thread. It runs to its end even if the caller goes away.
+    /// Runs `work` as one transaction on the database's thread. It runs to its end even if the
+    /// caller goes away.
     async fn transaction<T: Send + 'static>(
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DbError> + Send + 'static,
@@ -228,7 +232,8 @@ fn bring_up(connection: &mut Connection, path: &Path, steps: &[&str]) -> Result<
         migrate(connection).map_err(|source| DbError::Migration { step, source })?;
     }
     if found < known {
-        // The package's scripts read the schema's number from the file's header, not from the log beside it.
+        // The package's scripts read the schema's number from the file's header, not from the log
+        // beside it.
         let truncate = "PRAGMA wal_checkpoint(TRUNCATE)";
         connection.query_row(truncate, [], |_| Ok(())).map_err(|source| DbError::Migration { step: known, source })?;
     }
@@ -244,7 +249,8 @@ fn open_to_read(path: &Path) -> Result<Connection, DbError> {
     Ok(connection)
 }
 
-/// A checked type in a text column: what is stored is what `Display` says, and it is parsed again when read.
+/// A checked type in a text column: what is stored is what `Display` says, and it is parsed again
+/// when read.
 struct Text<T>(T);
 
 impl<T: std::fmt::Display> ToSql for Text<T> {

@@ -1,4 +1,5 @@
-//! What images and kernels have in common: content by digest, names by owner. Content goes when it has no name and no VM uses it.
+//! What images and kernels have in common: content by digest, names by owner. Content goes when it
+//! has no name and no VM uses it.
 
 use super::{Db, DbError, Text, is_unique, unsigned};
 use banger_policy::Digest;
@@ -45,7 +46,8 @@ pub(super) fn name_fits(sql: &Transaction<'_>, kind: &Kind, owner: &Owner, limit
     Ok(quota::fits(kind.limited, limits, count, 1)?)
 }
 
-/// Does all that the owner has stored fit? To be asked in the transaction that added something to it.
+/// Does all that the owner has stored fit? To be asked in the transaction that added something to
+/// it.
 pub(super) fn bytes_fit(sql: &Transaction<'_>, owner: &Owner, before: u64, limits: &UserLimits) -> Result<(), DbError> {
     let after = stored(sql, owner)?;
     Ok(quota::fits(Limited::Store, limits, before, after.saturating_sub(before))?)
@@ -86,8 +88,8 @@ impl Db {
         .await
     }
 
-    /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or, of a shared one, anybody's. The content is another matter:
-    /// [`Db::remove_unused`].
+    /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or, of a shared one,
+    /// anybody's. The content is another matter: [`Db::remove_unused`].
     pub(crate) async fn remove_name(
         &self,
         kind: &'static Kind,

@@ -71,12 +71,12 @@ pub(crate) struct NewVm {
 const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
 
 impl Db {
-    /// Writes the row, still marked as being made, and leases the lowest free address: the intent that comes
-    /// before anything is made.
+    /// Writes the row, still marked as being made, and leases the lowest free address: the intent
+    /// that comes before anything is made.
     ///
     /// # Errors
-    /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::Limit`], [`DbError::NoAddress`], and [`DbError::Gone`] when image
-    /// or kernel were removed meanwhile.
+    /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::Limit`],
+    /// [`DbError::NoAddress`], and [`DbError::Gone`] when image or kernel were removed meanwhile.
     pub(crate) async fn insert_vm(&self, vm: NewVm, network: Network, limits: UserLimits) -> Result<VmRow, DbError> {
         self.transaction(move |sql| {
             let now = signed(Timestamp::now().unix());
@@ -138,8 +138,9 @@ impl Db {
         .await
     }
 
-    /// What a word may mean to somebody: their VM of that exact name, else, for an administrator, another user's as `user/name`, else by id or
-    /// prefix of an id. A bare name never means another user's VM. At most two, which is enough to know that it is ambiguous.
+    /// What a word may mean to somebody: their VM of that exact name, else, for an administrator,
+    /// another user's as `user/name`, else by id or prefix of an id. A bare name never means
+    /// another user's VM. At most two, which is enough to know that it is ambiguous.
     pub(crate) async fn find_vms(&self, peer: &Peer, word: String) -> Result<Vec<VmRow>, DbError> {
         let (caller, everyone) = (peer.owner(), peer.admin);
         self.read(move |sql| {
@@ -216,7 +217,8 @@ impl Db {
     /// Gives a VM that does not run to somebody else.
     ///
     /// # Errors
-    /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new owner has no room for it.
+    /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new
+    /// owner has no room for it.
     pub(crate) async fn give_vm(&self, vm: VmId, to: Owner, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let from = owner_of(sql, vm)?;
@@ -301,8 +303,8 @@ impl Db {
         .await
     }
 
-    /// Removes row and lease, and with the owner's last VM the owner's keys: the CLI brings them again when they are
-    /// needed. Gone is fine.
+    /// Removes row and lease, and with the owner's last VM the owner's keys: the CLI brings them
+    /// again when they are needed. Gone is fine.
     pub(crate) async fn delete_vm(&self, vm: VmId) -> Result<(), DbError> {
         self.transaction(move |sql| {
             sql.execute("DELETE FROM vms WHERE id = ?1", [Text(vm)])?;

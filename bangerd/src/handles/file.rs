@@ -1,4 +1,5 @@
-//! `handles.json`: mode 0600, replaced by rename so that a reader sees an old or a new one, never half of one.
+//! `handles.json`: mode 0600, replaced by rename so that a reader sees an old or a new one, never
+//! half of one.
 
 use super::Handles;
 use std::fs::File;

@@ -1,8 +1,8 @@
 //! What a VM holds in the kernel during one boot, and the three places where it is remembered.
 //!
-//! The cache is the only live truth while the daemon is up. `handles.json` is its scratch copy, the mirror in
-//! the VM's row the copy of what a teardown needs; a teardown asks them in that order. Called by the VM's
-//! actor only. Beyond all three stands the helper's ledger, which is the fact.
+//! The cache is the only live truth while the daemon is up. `handles.json` is its scratch copy, the
+//! mirror in the VM's row the copy of what a teardown needs; a teardown asks them in that order.
+//! Called by the VM's actor only. Beyond all three stands the helper's ledger, which is the fact.
 
 mod file;
 
@@ -25,8 +25,9 @@ impl Store {
         Self { db, cache: Mutex::default() }
     }
 
-    /// Remembers handles: file first, cache second, so that a crash between the two leaves the disk ahead, which
-    /// the next start can repair; then the mirror. A file that cannot be written is logged and no more.
+    /// Remembers handles: file first, cache second, so that a crash between the two leaves the disk
+    /// ahead, which the next start can repair; then the mirror. A file that cannot be written is
+    /// logged and no more.
     pub(crate) async fn record(&self, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
         if let Err(error) = file::write(&paths.handles(), handles) {
             tracing::warn!("{}: cannot write the handles: {error}", paths.handles().display());
@@ -46,7 +47,8 @@ impl Store {
         self.cache().get(vm).cloned()
     }
 
-    /// What may be held, for a teardown: cache, then file, then mirror. Zero when no source has anything.
+    /// What may be held, for a teardown: cache, then file, then mirror. Zero when no source has
+    /// anything.
     pub(crate) fn cascade(&self, vm: &VmId, paths: &VmPaths, mirror: &Handles) -> Handles {
         self.cached(vm).unwrap_or_default().or(saved(paths)).or(mirror.clone())
     }

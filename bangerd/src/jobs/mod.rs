@@ -1,7 +1,8 @@
 //! Jobs: work that outlives the call that began it, seen and cancelled from outside.
 //!
-//! A job is two things: a [`Job`] that the task holds which does the work (it alone says how far it is and how
-//! it ended), and an entry here that any number of watchers look at. Finished jobs are kept, bounded.
+//! A job is two things: a [`Job`] that the task holds which does the work (it alone says how far it
+//! is and how it ended), and an entry here that any number of watchers look at. Finished jobs are
+//! kept, bounded.
 
 use crate::db::{Db, DbError};
 use crate::error::OverLimit;
@@ -243,8 +244,8 @@ impl Job {
         self.id
     }
 
-    /// How much the owner of a VM may have, as far as whoever ordered this is that owner. An administrator's order is the administrator's
-    /// decision, and the daemon's own is nobody's.
+    /// How much the owner of a VM may have, as far as whoever ordered this is that owner. An
+    /// administrator's order is the administrator's decision, and the daemon's own is nobody's.
     pub(crate) fn limits_of(&self, owner: &Owner) -> UserLimits {
         if self.owner == *owner { self.limits } else { UserLimits::NONE }
     }

@@ -2,8 +2,8 @@
 
 use banger_policy::net::{AddressIndex, Network};
 
-/// The lowest index that nobody has; `taken` is sorted. Low numbers are reused first, so that addresses stay few
-/// and a network can be made smaller. `None`: all are taken.
+/// The lowest index that nobody has; `taken` is sorted. Low numbers are reused first, so that
+/// addresses stay few and a network can be made smaller. `None`: all are taken.
 pub(crate) fn lowest_free(taken: &[u32], network: Network) -> Option<AddressIndex> {
     let free = (1_u32..).find(|index| taken.binary_search(index).is_err())?;
     network.index(free).ok()

@@ -1,6 +1,6 @@
-//! The connection to `banger-priv`: made when needed, made again when lost. Its operations are repeatable, so a
-//! call whose connection broke is sent once more over the next one. What comes of an attempt to connect holds for
-//! all who waited for it.
+//! The connection to `banger-priv`: made when needed, made again when lost. Its operations are
+//! repeatable, so a call whose connection broke is sent once more over the next one. What comes of
+//! an attempt to connect holds for all who waited for it.
 
 use super::{Link, PrivilegedError};
 use banger_proto::helper::{HelperRequest, HelperResponse};
@@ -20,10 +20,12 @@ use tokio::sync::Mutex;
 const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A socket that is not there at all is not coming back by a restart: systemd holds it in between.
 const ABSENT_LIMIT: Duration = Duration::from_millis(500);
-/// systemd kills a helper that hangs after 30 s (`WatchdogSec=`), and the next one recovers before it takes up who waits
-/// at the socket: both have room in this. Less than the transport's own limit, which would count otherwise.
+/// systemd kills a helper that hangs after 30 s (`WatchdogSec=`), and the next one recovers before
+/// it takes up who waits at the socket: both have room in this. Less than the transport's own
+/// limit, which would count otherwise.
 const HELLO_LIMIT: Duration = Duration::from_secs(55);
-/// The same for one that was silent the last time: it had its chance to be killed and to come back, and a job asks it several times.
+/// The same for one that was silent the last time: it had its chance to be killed and to come back,
+/// and a job asks it several times.
 const HELLO_AGAIN_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long one operation may take; the slowest reserves a COW file.
@@ -39,13 +41,15 @@ pub(super) struct Client {
     reconnect_limit: Duration,
     /// Held by the caller that connects; the others wait here for what comes of it.
     turn: Mutex<()>,
-    /// Apart from the turn: a call that failed gives up its channel without waiting for somebody's hello.
+    /// Apart from the turn: a call that failed gives up its channel without waiting for somebody's
+    /// hello.
     state: std::sync::Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// With its number: one that broke is given up by each call that used it, and the next one may be there by then.
+    /// With its number: one that broke is given up by each call that used it, and the next one may
+    /// be there by then.
     open: Option<(u64, Calls)>,
     /// The number of the last channel.
     made: u64,
@@ -53,8 +57,8 @@ struct State {
     failed: Option<(Instant, io::Error)>,
     /// It hung the last time that it was asked something.
     silent: bool,
-    /// Since when the helper has been of another release. An upgrade restarts one after the other: that is waited
-    /// for once, and not by each call.
+    /// Since when the helper has been of another release. An upgrade restarts one after the other:
+    /// that is waited for once, and not by each call.
     differs: Option<Instant>,
 }
 
@@ -153,7 +157,8 @@ impl Client {
         request: &(dyn Fn() -> HelperRequest + Send + Sync),
         operation: &'static str,
     ) -> Result<HelperResponse, PrivilegedError> {
-        // Not from the beginning on: a call may have been in flight for longer when its connection breaks.
+        // Not from the beginning on: a call may have been in flight for longer when its connection
+        // breaks.
         let mut first_failure = None;
         loop {
             let source = match self.channel().await {
@@ -173,7 +178,8 @@ impl Client {
                         Err(RpcError::Server(error)) if error.kind == io::ErrorKind::InvalidData => {
                             return Err(PrivilegedError::Confused);
                         }
-                        // Too many calls in flight on this connection: it is alive, and soon there is room.
+                        // Too many calls in flight on this connection: it is alive, and soon there
+                        // is room.
                         Err(RpcError::Server(error)) => io::Error::new(error.kind, error.detail),
                         Err(error) => {
                             self.give_up(number);

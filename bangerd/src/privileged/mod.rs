@@ -1,7 +1,8 @@
-//! What the daemon asks of the helper, as typed calls over one small trait: the real connection and the
-//! simulator of the tests differ in one function.
+//! What the daemon asks of the helper, as typed calls over one small trait: the real connection and
+//! the simulator of the tests differ in one function.
 //!
-//! The helper's "busy" and "too many requests" are asked again here, bounded, so that nobody else has to know.
+//! The helper's "busy" and "too many requests" are asked again here, bounded, so that nobody else
+//! has to know.
 
 mod client;
 #[cfg(test)]
@@ -21,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How long a busy object is waited for: udev looks at new block devices for up to a few seconds, and a VMM's
-/// memory takes a while to go.
+/// How long a busy object is waited for: udev looks at new block devices for up to a few seconds,
+/// and a VMM's memory takes a while to go.
 const BUSY_LIMIT: Duration = Duration::from_secs(15);
 /// The first pause between two attempts; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -39,7 +40,8 @@ pub(crate) enum PrivilegedError {
     /// It is not there.
     #[error("banger-priv does not answer at {}", .socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
-    /// It speaks another version of the protocol: one of the two was replaced and the other not restarted.
+    /// It speaks another version of the protocol: one of the two was replaced and the other not
+    /// restarted.
     #[error("banger-priv and bangerd are of different releases")]
     OtherRelease { source: io::Error },
     /// It did not answer in time.
@@ -87,7 +89,8 @@ impl Unhelped {
 
 /// One exchange with a helper.
 pub(crate) trait Link: Send + Sync + fmt::Debug {
-    /// Asks once, or once more over a new connection; `request` makes the request as often as it is sent.
+    /// Asks once, or once more over a new connection; `request` makes the request as often as it is
+    /// sent.
     fn exchange<'a>(
         &'a self,
         request: &'a (dyn Fn() -> HelperRequest + Send + Sync),
@@ -104,8 +107,8 @@ pub(crate) struct Privileged {
     own: Option<Arc<Semaphore>>,
 }
 
-/// One typed call per operation: the request's variant goes out, and only its own reply's variant is an answer.
-/// `point` marks what changes something, see [`crate::fail`].
+/// One typed call per operation: the request's variant goes out, and only its own reply's variant
+/// is an answer. `point` marks what changes something, see [`crate::fail`].
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident $variant:ident $words:literal ($($arg:ident: $type:ty),*) -> $reply:ty $(, $after:ident)?;)*) => {$(
         $(#[$doc])*
@@ -133,13 +136,15 @@ macro_rules! operations {
     )*};
 }
 
-/// Will it be otherwise in a moment? A process that was killed is gone only when the kernel has freed it.
+/// Will it be otherwise in a moment? A process that was killed is gone only when the kernel has
+/// freed it.
 fn passes(refusal: HelperError) -> bool {
     matches!(refusal, HelperError::Busy | HelperError::Rate | HelperError::StillRunning)
 }
 
 impl Privileged {
-    /// The helper behind a socket. Connects at the first call, and again whenever the connection is lost.
+    /// The helper behind a socket. Connects at the first call, and again whenever the connection is
+    /// lost.
     pub(crate) fn connect_to(socket: &Path) -> Self {
         Self::over(Arc::new(client::Client::new(socket)))
     }
@@ -148,8 +153,8 @@ impl Privileged {
         Self { link, places: Arc::new(Places::new(IN_FLIGHT)), own: None }
     }
 
-    /// The same on behalf of a user. The helper does one thing after the other: so each user has a few requests in its queue
-    /// at the most, and waits for a few of each of the others'.
+    /// The same on behalf of a user. The helper does one thing after the other: so each user has a
+    /// few requests in its queue at the most, and waits for a few of each of the others'.
     pub(crate) fn of(&self, owner: u32) -> Self {
         Self { own: Some(self.places.of(owner)), ..self.clone() }
     }

@@ -1,5 +1,5 @@
-//! A helper in memory with the real one's rules, as far as the daemon's tests need them: a ledger that outlives
-//! the daemon, claims that must be right in every field, and refusals on order.
+//! A helper in memory with the real one's rules, as far as the daemon's tests need them: a ledger
+//! that outlives the daemon, claims that must be right in every field, and refusals on order.
 
 use super::{Link, PrivilegedError};
 use banger_policy::VmId;
@@ -72,7 +72,8 @@ impl SimHelper {
         state.ledger.values().flat_map(names).collect()
     }
 
-    /// The ledger is in memory, as kernel objects are; COW files and their records outlive the host.
+    /// The ledger is in memory, as kernel objects are; COW files and their records outlive the
+    /// host.
     pub(crate) fn reboot(&self) {
         let mut state = self.lock();
         state.ledger.retain(|_, holding| holding.cow.is_some());

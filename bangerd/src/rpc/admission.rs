@@ -1,5 +1,5 @@
-//! Who is at the other end, and whether there is room for one more connection. The socket's mode lets in the
-//! members of group `banger`; here the kernel's word on the peer becomes a [`Peer`].
+//! Who is at the other end, and whether there is room for one more connection. The socket's mode
+//! lets in the members of group `banger`; here the kernel's word on the peer becomes a [`Peer`].
 
 use super::rate::Rates;
 use crate::config::limits::Limits;
@@ -21,7 +21,8 @@ const ADMIN_GROUP: &str = "banger-admin";
 #[derive(Debug)]
 pub(super) struct Admission {
     places: Mutex<HashMap<u32, usize>>,
-    /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give orders.
+    /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give
+    /// orders.
     refused: Option<u32>,
     /// What may be written to the log of each user's refusals.
     notes: Rates,
@@ -35,7 +36,8 @@ pub(super) struct Place {
 }
 
 impl Admission {
-    /// For a daemon that runs as this user. One that root runs, in a build folder, has no user of its own.
+    /// For a daemon that runs as this user. One that root runs, in a build folder, has no user of
+    /// its own.
     pub(super) fn of_daemon(daemon: Uid) -> Self {
         Self {
             places: Mutex::default(),
@@ -81,7 +83,8 @@ impl Drop for Place {
     }
 }
 
-/// A place for this connection, or why not in the log: there is no way to tell a peer that is not let in.
+/// A place for this connection, or why not in the log: there is no way to tell a peer that is not
+/// let in.
 pub(super) async fn admit(
     admission: &Arc<Admission>,
     stream: &UnixStream,
@@ -103,9 +106,9 @@ pub(super) async fn admit(
     Some(place)
 }
 
-/// Asks the host's user database, on a thread of its own: imports and disks in the making may hold all threads that the
-/// runtime has for blocking work, and nobody would be let in. As many at once as there are places for connections.
-/// `None` when the host has no thread to give.
+/// Asks the host's user database, on a thread of its own: imports and disks in the making may hold
+/// all threads that the runtime has for blocking work, and nobody would be let in. As many at once
+/// as there are places for connections. `None` when the host has no thread to give.
 async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = tokio::sync::oneshot::channel();
     let asking = std::thread::Builder::new().name("user-database".to_owned()).stack_size(256 << 10);
@@ -114,7 +117,8 @@ async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'sta
     answered.await.ok()
 }
 
-/// Who a number is by the host's user database. Whatever cannot be found out is "no": without a name nothing is the peer's.
+/// Who a number is by the host's user database. Whatever cannot be found out is "no": without a
+/// name nothing is the peer's.
 fn who(uid: u32, users: &dyn UserDatabase, limits: &Limits) -> Peer {
     let Named::As(name) = users.name_of(uid) else { return Peer::new(uid, "", uid == 0) };
     let account = users.account(&name).filter(|account| account.uid == uid);

@@ -1,5 +1,5 @@
-//! The daemon's door: accepts connections, knows from the socket who is there, and hands calls to the service
-//! and streams to their ticket's promise. Nothing here touches a VM.
+//! The daemon's door: accepts connections, knows from the socket who is there, and hands calls to
+//! the service and streams to their ticket's promise. Nothing here touches a VM.
 
 mod admission;
 mod answer;
@@ -27,7 +27,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-/// How long is waited after a failed accept: mostly the limit on descriptors, which needs others to close theirs.
+/// How long is waited after a failed accept: mostly the limit on descriptors, which needs others to
+/// close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often unused tickets are looked through.
 const TICKET_SWEEP: Duration = Duration::from_secs(30);
@@ -59,7 +60,8 @@ impl Daemon {
     }
 }
 
-/// Serves until the daemon is told to end. VMs outlive it, and jobs are found cut short at the next start.
+/// Serves until the daemon is told to end. VMs outlive it, and jobs are found cut short at the next
+/// start.
 pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
     let admission = Arc::new(Admission::of_daemon(nix::unistd::Uid::effective()));
     let mut sweep = tokio::time::interval(TICKET_SWEEP);

@@ -1,5 +1,6 @@
-//! What one user may ask in a second. A call costs its user a token before it looks anything up, makes a process, asks
-//! the helper, writes the database or logs, so that no user's loop takes the daemon from the others.
+//! What one user may ask in a second. A call costs its user a token before it looks anything up,
+//! makes a process, asks the helper, writes the database or logs, so that no user's loop takes the
+//! daemon from the others.
 
 use banger_policy::rate::Bucket;
 use banger_proto::model::{ApiError, ErrorCode};
@@ -7,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Calls per second, and at once: fifty VMs that one script makes and watches at the same time are below it.
+/// Calls per second, and at once: fifty VMs that one script makes and watches at the same time are
+/// below it.
 const CALLS: (u32, u32) = (100, 1000);
 /// Log lines per second, and at once, about connections that come to nothing.
 const NOTES: (u32, u32) = (1, 10);

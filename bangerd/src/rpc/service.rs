@@ -1,5 +1,6 @@
-//! The calls. Each checks who asks, looks something up, and either answers or leaves an order and answers with
-//! its job. A call that is dropped at any point changes nothing about what was ordered.
+//! The calls. Each checks who asks, looks something up, and either answers or leaves an order and
+//! answers with its job. A call that is dropped at any point changes nothing about what was
+//! ordered.
 
 use super::Daemon;
 use crate::rpc::ticket::Promise;

@@ -106,7 +106,8 @@ async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way,
     daemon.vms.link(peer, vm).await.map(|(link, visit)| Way::Running(link, visit))
 }
 
-/// Opens a connection to a guest, and hands it over. The visit lasts as long as the client keeps its stream.
+/// Opens a connection to a guest, and hands it over. The visit lasts as long as the client keeps
+/// its stream.
 async fn guest(
     io: UnixStream,
     peer: &Peer,

@@ -1,5 +1,5 @@
-//! One-use tickets for streams: given by a call, shown on the stream's own connection, bound to the uid that
-//! got it, void after a minute.
+//! One-use tickets for streams: given by a call, shown on the stream's own connection, bound to the
+//! uid that got it, void after a minute.
 
 use crate::jobs::Job;
 use crate::store::wanted::Wanted;
@@ -65,7 +65,8 @@ impl Tickets {
         Ok(ticket)
     }
 
-    /// What the ticket stands for, once and for its owner only. Another's attempt does not use it up.
+    /// What the ticket stands for, once and for its owner only. Another's attempt does not use it
+    /// up.
     pub(crate) fn take(&self, ticket: &Ticket, uid: u32) -> Option<Promise> {
         self.take_at(ticket, uid, Instant::now())
     }

@@ -1,5 +1,5 @@
-//! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted on a blocking
-//! thread in a staging folder, published by one rename and a row.
+//! An upload that becomes an image or a kernel: spooled to an unlinked file, checked and converted
+//! on a blocking thread in a staging folder, published by one rename and a row.
 
 use super::error::StoreError;
 use super::staging::Staging;
@@ -31,7 +31,8 @@ pub(super) const AT_ONCE: usize = 2;
 /// Warnings of one import that are shown and logged.
 const MAX_WARNINGS: u32 = 10;
 
-/// The job as the converters see it. A disk that becomes full ends it like somebody who has changed his mind.
+/// The job as the converters see it. A disk that becomes full ends it like somebody who has changed
+/// his mind.
 #[derive(Clone)]
 struct Watched {
     job: Arc<Job>,
@@ -77,7 +78,8 @@ impl Progress for Watched {
 }
 
 impl Store {
-    /// Is the name free, and is there room? Asked before the upload, so that nobody sends gigabytes for nothing; decided at the end.
+    /// Is the name free, and is there room? Asked before the upload, so that nobody sends gigabytes
+    /// for nothing; decided at the end.
     pub(crate) async fn check_free(&self, peer: &Peer, wanted: &Wanted) -> Result<(), StoreError> {
         match wanted {
             Wanted::Image(image) => {

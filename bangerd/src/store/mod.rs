@@ -1,10 +1,14 @@
-//! Images and kernels of this host: what each user sees of them, which one a VM gets, and their removal.
+//! Images and kernels of this host: what each user sees of them, which one a VM gets, and their
+//! removal.
 //!
-//! A name is its owner's, and content is everybody's who has a name for it: it is removed when nobody has, and no VM uses it.
+//! A name is its owner's, and content is everybody's who has a name for it: it is removed when
+//! nobody has, and no VM uses it.
 //!
-//! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row is written, and removed after its row was. Between
-//! the two it is marked: a marked folder without a row is what a crash has left, and is removed at the next start. One that has neither lost
-//! its row otherwise, by an older database say, and disks of VMs may stand on it: it is kept for an administrator to decide.
+//! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row
+//! is written, and removed after its row was. Between the two it is marked: a marked folder without
+//! a row is what a crash has left, and is removed at the next start. One that has neither lost its
+//! row otherwise, by an older database say, and disks of VMs may stand on it: it is kept for an
+//! administrator to decide.
 
 pub(crate) mod error;
 mod import;
@@ -40,7 +44,8 @@ pub(crate) fn is_finished(folder: &Path) -> bool {
     digest_of(folder).is_some() && !folder.join(MARK).exists()
 }
 
-/// Whether it was left by an import or a removal of ours; an administrator's own files are nobody's to remove.
+/// Whether it was left by an import or a removal of ours; an administrator's own files are nobody's
+/// to remove.
 fn is_unfinished(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     // Earlier releases called a staging folder by a dot and the number alone.
@@ -70,8 +75,8 @@ pub(crate) struct Store {
     db: Db,
     jobs: Arc<Jobs>,
     default_image: Option<ImageName>,
-    /// Held while something is published or removed: two imports of the same content, or an import and a removal,
-    /// would otherwise meet in one folder.
+    /// Held while something is published or removed: two imports of the same content, or an import
+    /// and a removal, would otherwise meet in one folder.
     publishing: Mutex<()>,
     /// Conversions at work.
     imports: Arc<Turns>,
@@ -97,7 +102,8 @@ impl Store {
         })
     }
 
-    /// Removes what imports and removals left that a crash cut short: staging folders, and marked folders without a row.
+    /// Removes what imports and removals left that a crash cut short: staging folders, and marked
+    /// folders without a row.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
         self.remove_leftovers_of::<ImageRecord>().await?;
         self.remove_leftovers_of::<KernelRecord>().await
@@ -119,7 +125,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes content when its last name or its last VM is gone; now and as long as the daemon runs.
+    /// Removes content when its last name or its last VM is gone; now and as long as the daemon
+    /// runs.
     pub(crate) fn collect_in_background(self: &Arc<Self>) {
         let store = Arc::clone(self);
         tokio::spawn(async move {
@@ -157,7 +164,8 @@ impl Store {
         Ok(())
     }
 
-    /// What the peer may use; everything for an administrator with `all`. What others have told of theirs is not told on.
+    /// What the peer may use; everything for an administrator with `all`. What others have told of
+    /// theirs is not told on.
     pub(crate) async fn list<T: Stored>(&self, peer: &Peer, all: bool) -> Result<Vec<T>, StoreError> {
         if all && !peer.admin {
             return Err(StoreError::SeeAll);
@@ -274,7 +282,8 @@ fn used_by(peer: &Peer, user: User) -> UsedBy {
     }
 }
 
-/// Removes a folder or file of the store; what cannot be removed is looked at again at the next start.
+/// Removes a folder or file of the store; what cannot be removed is looked at again at the next
+/// start.
 fn remove(path: &Path) {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     if let Err(error) = removed

@@ -1,5 +1,5 @@
-//! Lists of images and kernels in pages that fit a frame, counted in bytes: what is in an entry was chosen by whoever made
-//! it, and no entry may keep the others from being listed.
+//! Lists of images and kernels in pages that fit a frame, counted in bytes: what is in an entry was
+//! chosen by whoever made it, and no entry may keep the others from being listed.
 
 use super::stored::Named;
 use banger_proto::model::{StoreKey, StorePage};
@@ -20,7 +20,8 @@ pub(crate) fn of<T: Named + Serialize>(all: Vec<T>, after: Option<&StoreKey>) ->
         bytes = bytes.saturating_add(encoded_bytes(one));
         bytes <= PAGE
     });
-    // One entry at least, so that a list ends. None is larger than a page: what is stored is bounded (see the tests).
+    // One entry at least, so that a list ends. None is larger than a page: what is stored is
+    // bounded (see the tests).
     let count = count.count().max(1);
     let next = (keyed.len() > count).then(|| keyed.get(count - 1).map(|(key, _)| key.clone())).flatten();
     StorePage { entries: keyed.into_iter().take(count).map(|(_, one)| one).collect(), next }

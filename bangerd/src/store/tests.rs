@@ -142,7 +142,8 @@ fn a_list_shows_ones_own_and_what_is_shared_and_no_path_of_others() {
     });
 }
 
-/// The bytes are one; how commands run in them is each name's own, and a VM keeps what was true when it was made.
+/// The bytes are one; how commands run in them is each name's own, and a VM keeps what was true
+/// when it was made.
 #[test]
 fn what_an_images_configuration_says_belongs_to_the_name() {
     let world =
@@ -386,7 +387,8 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
     assert!(matches!(refused, DbError::Gone), "{refused}");
 }
 
-/// A digest is a converter's word. What is there under it already is only shared with whoever has made the same bytes.
+/// A digest is a converter's word. What is there under it already is only shared with whoever has
+/// made the same bytes.
 #[test]
 fn content_is_compared_before_two_are_one() {
     use std::os::unix::fs::FileExt as _;

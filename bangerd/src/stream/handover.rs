@@ -1,7 +1,7 @@
 //! A connection to a guest, handed over to the user's own process.
 //!
-//! The daemon carries no byte of a command: it could be restarted under it, and what a guest says never reaches
-//! it. The client keeps its stream open as long as it uses the connection.
+//! The daemon carries no byte of a command: it could be restarted under it, and what a guest says
+//! never reaches it. The client keeps its stream open as long as it uses the connection.
 
 use banger_proto::stream::OPENED_BYTES;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};

@@ -17,8 +17,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What is searched for the beginning of the wanted lines: the file is not larger.
 const SEARCH: u64 = 2 * console::CAP;
 
-/// Sends the console from `tail` lines before its end, all of it when `None`; with `follow`, then what is
-/// written until the client goes, also by the next boots. A VM that never ran has an empty one.
+/// Sends the console from `tail` lines before its end, all of it when `None`; with `follow`, then
+/// what is written until the client goes, also by the next boots. A VM that never ran has an empty
+/// one.
 ///
 /// # Errors
 /// What the client's socket says.

@@ -1,8 +1,9 @@
-//! The byte streams beside the calls (see [`banger_proto::stream`]): consoles and uploads, and connections to guests, which are handed over.
+//! The byte streams beside the calls (see [`banger_proto::stream`]): consoles and uploads, and
+//! connections to guests, which are handed over.
 //!
-//! Called by the listener with the connection after its ticket. Each function serves one stream to its end
-//! and tells the client what went wrong as a `Failed` frame; what it returns is for the log. A client that
-//! goes away ends what it began, and nothing is left of it.
+//! Called by the listener with the connection after its ticket. Each function serves one stream to
+//! its end and tells the client what went wrong as a `Failed` frame; what it returns is for the
+//! log. A client that goes away ends what it began, and nothing is left of it.
 
 mod client;
 mod handover;

@@ -9,7 +9,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// A client that sends nothing for so long is gone, or keeps room for nothing. What it sends may be made meanwhile, by `docker save` say.
+/// A client that sends nothing for so long is gone, or keeps room for nothing. What it sends may be
+/// made meanwhile, by `docker save` say.
 const IDLE: Duration = Duration::from_secs(600);
 /// A client that is told to stop may still be writing.
 const LINGER: Duration = Duration::from_secs(2);
@@ -31,8 +32,9 @@ pub enum UploadError {
     File(#[source] io::Error),
 }
 
-/// Writes `Input` frames to `file` until `InputEnd` and answers `Exit` or `Failed`. `progress` hears the
-/// bytes so far, and may refuse more. Dropping it closes the connection. What is in the file after an error is for the caller to remove.
+/// Writes `Input` frames to `file` until `InputEnd` and answers `Exit` or `Failed`. `progress`
+/// hears the bytes so far, and may refuse more. Dropping it closes the connection. What is in the
+/// file after an error is for the caller to remove.
 ///
 /// # Errors
 /// [`UploadError`].

@@ -1,6 +1,6 @@
-//! One task per VM, which alone changes that VM. Orders come through a queue and are done one after the other;
-//! what each means is the policy's table, and this file runs its effects. No call of a client is ever the owner
-//! of work: it leaves an order here and watches the job.
+//! One task per VM, which alone changes that VM. Orders come through a queue and are done one after
+//! the other; what each means is the policy's table, and this file runs its effects. No call of a
+//! client is ever the owner of work: it leaves an order here and watches the job.
 
 use super::Context;
 use super::error::{VmError, joined};
@@ -39,9 +39,11 @@ pub(super) struct Actor {
     pub(super) row: VmRow,
     pub(super) shared: Arc<Shared>,
     orders: mpsc::UnboundedReceiver<Order>,
-    /// For the monitor, which reports here; weak, so that the queue ends with its last outside holder.
+    /// For the monitor, which reports here; weak, so that the queue ends with its last outside
+    /// holder.
     pub(super) own_orders: mpsc::WeakUnboundedSender<Order>,
-    /// Counts boots within this run of the daemon, so that a late report of an earlier boot is known as such.
+    /// Counts boots within this run of the daemon, so that a late report of an earlier boot is
+    /// known as such.
     pub(super) boot: u64,
     /// How long the guest may take to shut down.
     pub(super) patience: Duration,
@@ -62,7 +64,8 @@ impl Place {
         Self { orders, shared: Arc::default(), queue }
     }
 
-    /// Starts the task of one VM. Without a `first` order the row is of an earlier run, and what became of it is found out first.
+    /// Starts the task of one VM. Without a `first` order the row is of an earlier run, and what
+    /// became of it is found out first.
     pub(super) fn work(self, ctx: Arc<Context>, row: VmRow, first: Option<Order>) {
         let span = tracing::info_span!("vm", banger_vm = %row.id, banger_uid = row.owner);
         let own_orders = self.orders.downgrade();
@@ -114,7 +117,8 @@ impl Actor {
         self.was_deleted().await || self.reconcile(Look::First).await
     }
 
-    /// The order came with a row that was read before the VM's deletion: nothing may be made for it any more.
+    /// The order came with a row that was read before the VM's deletion: nothing may be made for it
+    /// any more.
     async fn was_deleted(&self) -> bool {
         let deleted = matches!(self.ctx.db.vm(self.row.id).await, Ok(None));
         if deleted {
@@ -206,7 +210,8 @@ impl Actor {
         }
     }
 
-    /// For how many seconds nobody has used it. Asked for in its turn: somebody may have come while the order waited.
+    /// For how many seconds nobody has used it. Asked for in its turn: somebody may have come while
+    /// the order waited.
     async fn idle(&self) -> u64 {
         match self.ctx.db.vm(self.row.id).await {
             Ok(Some(row)) => Timestamp::now().unix().saturating_sub(row.last_touched_at.unix()),
@@ -285,7 +290,8 @@ impl Actor {
             Then::Gone => self.ctx.forget(&self.row.id),
             Then::Is(next) => {
                 let boot_id = self.boot_after(next, event);
-                // To stop what waits for its turn after a reboot is to change it: it no longer waits.
+                // To stop what waits for its turn after a reboot is to change it: it no longer
+                // waits.
                 if next != self.row.state || !outcome.effects.is_empty() || boot_id != self.row.boot_id {
                     self.set_state(next, reason, boot_id).await?;
                 }
@@ -365,7 +371,8 @@ impl Actor {
             Effect::ClearHandles | Effect::DropHandles => self.clear_handles(seat).await,
             Effect::RemoveFiles => {
                 if let Err(error) = self.ctx.db.set_vm_unmade(seat.id).await {
-                    // A crash before the row is removed then leaves a VM that says which disk is gone.
+                    // A crash before the row is removed then leaves a VM that says which disk is
+                    // gone.
                     tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
                 }
                 self.remove_files(seat).await
@@ -374,14 +381,16 @@ impl Actor {
         }
     }
 
-    /// The boot of the host that the VM belongs to after an event. What ran when the host went down is remembered until it is known again: to say
-    /// why it does not run, and to start it again when that is wanted.
+    /// The boot of the host that the VM belongs to after an event. What ran when the host went down
+    /// is remembered until it is known again: to say why it does not run, and to start it again
+    /// when that is wanted.
     fn boot_after(&self, next: State, event: Event) -> Option<String> {
         let kept = || self.row.boot_id.clone();
         match (next, event) {
             (State::Running, _) => Some(self.ctx.boot_id.clone()),
             (_, Event::HostDown) => kept(),
-            // What was left of an earlier attempt is gone; whether it is to run again is another question.
+            // What was left of an earlier attempt is gone; whether it is to run again is another
+            // question.
             (_, Event::FoundDead) if self.row.state != State::Running => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
             _ => None,

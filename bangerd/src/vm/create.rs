@@ -1,5 +1,5 @@
-//! The making of a VM: the row is there already (the intent), now come root disk, work disk and folder, and at
-//! last the start. Whatever fails, either all of it stands or nothing.
+//! The making of a VM: the row is there already (the intent), now come root disk, work disk and
+//! folder, and at last the start. Whatever fails, either all of it stands or nothing.
 
 use super::actor::Actor;
 use super::error::VmError;
@@ -15,7 +15,8 @@ use banger_proto::helper::HelperError;
 use banger_proto::model::JobResult;
 use std::path::Path;
 
-/// Why the helper did not make a root disk, or make it larger; `needed` is what it would have taken.
+/// Why the helper did not make a root disk, or make it larger; `needed` is what it would have
+/// taken.
 pub(super) fn root_disk_refused(error: PrivilegedError, cow: &Path, needed: u64) -> VmError {
     match error.refusal() {
         Some(HelperError::NoSpace) => room::short("the root disk", cow, needed).into(),
@@ -61,8 +62,8 @@ impl Actor {
         job.stage("reserve disk");
         let (root, work) = (seat.spec.system_overlay_size_bytes, seat.spec.work_disk_size_bytes);
         let cow = cow_file_bytes(root);
-        // Both disks, before either is made. The work disk is sparse: it must be possible to fill it, as far as
-        // can be told today.
+        // Both disks, before either is made. The work disk is sparse: it must be possible to fill
+        // it, as far as can be told today.
         room::claim("the VM's disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         make_folder(&seat.paths.dir)?;
         let reserved = self.ctx.privileged.of(seat.owner).create_disk(seat.id, seat.owner, seat.image, root).await;

@@ -38,7 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Where a VMM is looked for when nobody says where it is.
 const VMM_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/lib/banger"];
-/// What a VMM may take beyond its guest's memory, MiB: its own, page tables, and the page cache of its disks.
+/// What a VMM may take beyond its guest's memory, MiB: its own, page tables, and the page cache of
+/// its disks.
 const MEMORY_OVERHEAD_MIB: u64 = 256;
 /// Firecracker has a thread per vCPU and a handful beside; a fork bomb has more.
 const MAX_TASKS: u64 = 256;
@@ -113,7 +114,8 @@ impl Host {
         Ok(token)
     }
 
-    /// All modules of the VM's kernel; none for a kernel that has everything built in, or was imported without them.
+    /// All modules of the VM's kernel; none for a kernel that has everything built in, or was
+    /// imported without them.
     fn modules_disk(&self, seat: &Seat) -> Option<PathBuf> {
         Some(self.paths.kernel_dir(&seat.kernel).join(MODULES_DISK)).filter(|path| path.exists())
     }
@@ -385,8 +387,8 @@ impl Running for Guest {
 
     fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool> {
         let asked = async move {
-            // The same eyes that see a guest end by itself see it end because it was asked to. They open before it is
-            // told: an older word on its console is not about this end.
+            // The same eyes that see a guest end by itself see it end because it was asked to. They
+            // open before it is told: an older word on its console is not about this end.
             let watch = monitor::Watch::begin(self.parts.clone()).await;
             let told = self.parts.control.shutdown(limit).await;
             crate::fail::point("guest", "told to shut down");

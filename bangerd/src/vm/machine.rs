@@ -1,5 +1,5 @@
-//! What the life of a VM needs of the host beside the helper: VMM, cgroup, control channel. A small trait, so
-//! that the actor's tests run against a simulator without root, KVM or a guest.
+//! What the life of a VM needs of the host beside the helper: VMM, cgroup, control channel. A small
+//! trait, so that the actor's tests run against a simulator without root, KVM or a guest.
 
 use super::error::VmError;
 use crate::db::VmRow;
@@ -135,20 +135,23 @@ impl MachineError {
 pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Is there what a start needs: KVM, Firecracker, kernel and guest binary?
     fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), MachineError>>;
-    /// Makes the work disk of a new VM, unless it is there. `cancelled` ends the wait for this user's turn, and not the work.
+    /// Makes the work disk of a new VM, unless it is there. `cancelled` ends the wait for this
+    /// user's turn, and not the work.
     fn work_disk<'a>(
         &'a self,
         seat: &Seat,
         cancelled: &'a CancellationToken,
     ) -> BoxFuture<'a, Result<(), MachineError>>;
-    /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits for its orders.
+    /// Opens the control channel, writes the initramfs, and starts the VMM in its cgroup; it waits
+    /// for its orders.
     fn launch(
         &self,
         seat: &Seat,
         devices: &BootDevices,
         user_keys: Vec<String>,
     ) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>>;
-    /// Starts a guest that only reads the work disk of a VM which does not run. `seat` is this guest's own.
+    /// Starts a guest that only reads the work disk of a VM which does not run. `seat` is this
+    /// guest's own.
     fn read(&self, seat: &Seat, work_disk: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>>;
     /// Finds the VM's process again, by cgroup and API socket first and by the saved pid second.
     fn adopt(&self, seat: &Seat, saved: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, MachineError>>;

@@ -1,7 +1,8 @@
-//! The VMs of this host: who may see which, an actor for each, and the way to leave an order with it.
+//! The VMs of this host: who may see which, an actor for each, and the way to leave an order with
+//! it.
 //!
-//! Called by the services in `rpc`. Everything that changes a VM goes through its actor; what is here only
-//! looks, checks, and delegates.
+//! Called by the services in `rpc`. Everything that changes a VM goes through its actor; what is
+//! here only looks, checks, and delegates.
 
 mod actor;
 mod create;
@@ -217,7 +218,8 @@ impl Vms {
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
         let (vms, peer) = (Arc::clone(self), peer.clone());
         tokio::spawn(async move {
-            // Before the row: who finds that shall not take the VM for one that an earlier run left half made.
+            // Before the row: who finds that shall not take the VM for one that an earlier run left
+            // half made.
             let place = actor::Place::new();
             vms.ctx.actors.lock().insert(id, Entry::of(&place));
             let inserted = match vms.helper_answers(peer.uid, id).await {
@@ -238,7 +240,8 @@ impl Vms {
         Ok(job_id)
     }
 
-    /// Without the helper nothing can be made, and nothing that was begun could be undone: then not even a row.
+    /// Without the helper nothing can be made, and nothing that was begun could be undone: then not
+    /// even a row.
     async fn helper_answers(&self, owner: u32, vm: VmId) -> Result<(), VmError> {
         match self.ctx.privileged.of(owner).identity(vm).await {
             Err(error) if error.refusal().is_none() => Err(error.at("the helper").into()),

@@ -13,8 +13,8 @@ const SECOND: [&str; 32] = [
     "pine", "raven", "robin", "rowan", "swan", "wren",
 ];
 
-/// A name from an id's bytes, such as `quick-otter`; from the third attempt on with a number, so that it comes
-/// to an end however many VMs there are.
+/// A name from an id's bytes, such as `quick-otter`; from the third attempt on with a number, so
+/// that it comes to an end however many VMs there are.
 pub(super) fn generated(id: &VmId, attempt: usize) -> Option<VmName> {
     let mut bytes = id.as_bytes().iter().copied().map(usize::from).skip(attempt * 3);
     let (first, second, number) = (bytes.next()?, bytes.next()?, bytes.next()?);

@@ -49,11 +49,13 @@ impl Verb {
 /// One thing to do about the VM; they are done one after the other.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it, unless `keep`.
+    /// The row is new: make what belongs to it and, when wanted, start it. Failed: away with it,
+    /// unless `keep`.
     Create { job: Job, start: bool, keep: bool },
     /// What a user asked for, with the job that he watches.
     Asked(Job, Verb),
-    /// The host is back: start what ran, unless somebody has done it meanwhile. The turn ends with the order.
+    /// The host is back: start what ran, unless somebody has done it meanwhile. The turn ends with
+    /// the order.
     Resume { job: Job, turn: OwnedSemaphorePermit },
     /// The monitor of boot number `boot` saw its end.
     Ended { boot: u64, reason: String },

@@ -1,5 +1,6 @@
-//! Whose a VM is, and what becomes of it when its owner is no longer there. A host gives the number of a user who is gone to the next one, and the
-//! kernel knows numbers only: no VM runs for a number that has another name than it had when the VM was made or given.
+//! Whose a VM is, and what becomes of it when its owner is no longer there. A host gives the number
+//! of a user who is gone to the next one, and the kernel knows numbers only: no VM runs for a
+//! number that has another name than it had when the VM was made or given.
 
 use super::actor::Actor;
 use super::error::{AdminsOnly, VmError};
@@ -46,7 +47,8 @@ impl Actor {
         job.finish(result);
     }
 
-    /// The row decides. The helper's record of the disk follows at the next start: a crash between the two would else leave them apart.
+    /// The row decides. The helper's record of the disk follows at the next start: a crash between
+    /// the two would else leave them apart.
     async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
         let name = &self.row.name;
         if self.row.state == State::Running {
@@ -86,7 +88,8 @@ impl Vms {
         Ok(id)
     }
 
-    /// Stops what runs for a number that somebody else has now: the network lets that number in. One without a name lets nobody in.
+    /// Stops what runs for a number that somebody else has now: the network lets that number in.
+    /// One without a name lets nobody in.
     pub(crate) fn watch_owners(self: &Arc<Self>) {
         let vms = Arc::clone(self);
         tokio::spawn(async move {

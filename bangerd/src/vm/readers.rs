@@ -1,8 +1,9 @@
 //! Reading what a VM that does not run has on its work disk.
 //!
-//! No process of the host parses what a guest wrote: a small guest is started that has nothing but that disk, read-only, and
-//! answers as the VM's own agent would. It has an id of its own, so nothing of the VM is touched, and a cgroup and a folder
-//! below it that belong to no row: what a crash leaves is found by the sweep. It lives as long as its one client.
+//! No process of the host parses what a guest wrote: a small guest is started that has nothing but
+//! that disk, read-only, and answers as the VM's own agent would. It has an id of its own, so
+//! nothing of the VM is touched, and a cgroup and a folder below it that belong to no row: what a
+//! crash leaves is found by the sweep. It lives as long as its one client.
 
 use super::error::VmError;
 use super::machine::{Running, Seat};
@@ -152,7 +153,8 @@ impl Rest {
 }
 
 impl Vms {
-    /// The way to a VM of the peer's for somebody who only reads: into the guest if it runs, else to a reader of its work disk.
+    /// The way to a VM of the peer's for somebody who only reads: into the guest if it runs, else
+    /// to a reader of its work disk.
     pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, VmError> {
         let row = self.find(peer, word).await?;
         if row.state == State::Running {

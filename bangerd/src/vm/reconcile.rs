@@ -79,7 +79,8 @@ pub(super) fn disagrees(row: &VmRow, ctx: &Context, shared: &Shared, held: bool)
 }
 
 impl Actor {
-    /// Finds out what became of this VM, and brings row and host together. True when the VM is gone.
+    /// Finds out what became of this VM, and brings row and host together. True when the VM is
+    /// gone.
     pub(super) async fn reconcile(&mut self, look: Look) -> bool {
         let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) {
             Ok(seat) => seat,
@@ -183,8 +184,8 @@ impl Actor {
         }
     }
 
-    /// A VM's process is its own when it is found in the VM's cgroup and the helper knows it as this
-    /// VM's. From then on its end is watched for.
+    /// A VM's process is its own when it is found in the VM's cgroup and the helper knows it as
+    /// this VM's. From then on its end is watched for.
     async fn adopt(&mut self, seat: &Seat) -> Result<bool, VmError> {
         let saved = self.held(seat);
         let Some(running) = self.ctx.machine.adopt(seat, &saved).await? else { return Ok(false) };
@@ -194,14 +195,16 @@ impl Actor {
                 tracing::warn!(?other, pid = running.pid(), "the helper does not know this process as the VM's");
                 return Ok(false);
             }
-            // Without the helper's word the cgroup, whose path comes from the VM's id, is proof enough to keep it alive.
+            // Without the helper's word the cgroup, whose path comes from the VM's id, is proof
+            // enough to keep it alive.
             Err(error) => tracing::warn!("the helper cannot say: {}", chain(&error)),
         }
         self.watch(running);
         Ok(true)
     }
 
-    /// Is there anything of a VM that does not run: a process, a handle, or a row in the helper's ledger?
+    /// Is there anything of a VM that does not run: a process, a handle, or a row in the helper's
+    /// ledger?
     async fn holds_something(&self, seat: &Seat) -> bool {
         if !self.held(seat).is_zero() || self.ctx.machine.populated(seat.owner, &seat.id) {
             return true;

@@ -51,7 +51,8 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
     }
 }
 
-/// For a list, of which a page must fit a frame: the first line of the reason, no raw metrics and no workspace.
+/// For a list, of which a page must fit a frame: the first line of the reason, no raw metrics and
+/// no workspace.
 pub(super) fn brief(mut record: VmRecord) -> VmRecord {
     const REASON: usize = 200;
     let reason = record.runtime.last_error.lines().next().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! VMs that ran when the host went down and are to run again: started by the daemon after a boot, a few at a time, so that neither the host nor the
-//! users who ask for something meanwhile are overrun.
+//! VMs that ran when the host went down and are to run again: started by the daemon after a boot, a
+//! few at a time, so that neither the host nor the users who ask for something meanwhile are
+//! overrun.
 
 use super::actor::Actor;
 use super::machine::Seat;
@@ -18,11 +19,13 @@ use tokio::time::{Instant, sleep};
 
 /// Starts at a time.
 const STARTS: usize = 4;
-/// KVM may come a while after the daemon when the host boots. What is still missing then, the start says.
+/// KVM may come a while after the daemon when the host boots. What is still missing then, the start
+/// says.
 const HOST_WAIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// VMs of an earlier run of the daemon that are looked at, and torn down, at a time. Database and helper each do one thing after the other: what a
-/// user asks waits behind no more than these, however many VMs there are.
+/// VMs of an earlier run of the daemon that are looked at, and torn down, at a time. Database and
+/// helper each do one thing after the other: what a user asks waits behind no more than these,
+/// however many VMs there are.
 const LOOKS: usize = 16;
 
 /// Whose turn it is, when the daemon has much to do by itself.
@@ -39,7 +42,8 @@ impl Default for Turns {
 }
 
 impl Actor {
-    /// Its turn has come. Whoever has started or stopped it meanwhile, or has taken the wish back, has had the last word.
+    /// Its turn has come. Whoever has started or stopped it meanwhile, or has taken the wish back,
+    /// has had the last word.
     pub(super) async fn resume(&mut self, job: Job) {
         if !rebooted(&self.row, &self.ctx) || self.row.restart != RestartPolicy::Always {
             job.finish(self.record().await);
@@ -52,7 +56,8 @@ impl Actor {
         }
     }
 
-    /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled like any other.
+    /// Leaves an order with itself when its turn comes. It is the owner's job, seen and cancelled
+    /// like any other.
     pub(super) fn resume_in_turn(&self, seat: &Seat) {
         let seat = seat.clone();
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));

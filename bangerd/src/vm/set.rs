@@ -1,7 +1,8 @@
-//! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the next start, which
-//! grows the work disk to what the row says; NAT takes effect at once, and is compared with the row again when a
-//! VM is found running. The root disk is reserved at once, and its size is the helper's to say: a row that says
-//! something else, because a daemon was killed in between, is mended by the next start.
+//! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the
+//! next start, which grows the work disk to what the row says; NAT takes effect at once, and is
+//! compared with the row again when a VM is found running. The root disk is reserved at once, and
+//! its size is the helper's to say: a row that says something else, because a daemon was killed in
+//! between, is mended by the next start.
 
 use super::actor::Actor;
 use super::create::root_disk_refused;
@@ -44,7 +45,8 @@ impl Actor {
                 return Err(error);
             }
         }
-        // Also when it is what the row says already: an earlier answer of the helper's may have been lost.
+        // Also when it is what the row says already: an earlier answer of the helper's may have
+        // been lost.
         if self.row.state != State::Running || request.nat.is_none() {
             return Ok(());
         }
@@ -54,7 +56,8 @@ impl Actor {
         Err(error)
     }
 
-    /// Room for both disks is decided before either grows; the work disk itself grows at the next start.
+    /// Room for both disks is decided before either grows; the work disk itself grows at the next
+    /// start.
     async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         let root = spec.system_overlay_size_bytes;

@@ -1,4 +1,5 @@
-//! A machine in memory: VMMs are numbers that live or do not, and outlive the daemon as real ones do.
+//! A machine in memory: VMMs are numbers that live or do not, and outlive the daemon as real ones
+//! do.
 
 use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::handles::Handles;

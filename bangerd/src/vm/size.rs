@@ -34,7 +34,8 @@ impl HostSize {
     }
 }
 
-/// `image` is the size of the image's file system, bytes: a root disk that nobody asked for is at least as large.
+/// `image` is the size of the image's file system, bytes: a root disk that nobody asked for is at
+/// least as large.
 ///
 /// # Errors
 /// [`SpecError`] when what was asked for, or configured, is out of bounds.

@@ -1,5 +1,6 @@
-//! The start of a VM, step by step. A step that fails ends it; what was acquired so far is in the handle cache,
-//! and the actor's teardown undoes it in reverse: one code path, whatever the reason for a teardown is.
+//! The start of a VM, step by step. A step that fails ends it; what was acquired so far is in the
+//! handle cache, and the actor's teardown undoes it in reverse: one code path, whatever the reason
+//! for a teardown is.
 
 use super::actor::Actor;
 use super::error::VmError;
@@ -34,7 +35,8 @@ impl Actor {
         make_folder(&seat.paths.runtime)?;
 
         begin(Step::RootDisk)?;
-        // Made with the VM, and never again, like the work disk: a fresh one would look as if what was installed in it were lost.
+        // Made with the VM, and never again, like the work disk: a fresh one would look as if what
+        // was installed in it were lost.
         let disk = self.attach(seat).await.map_err(|error| match error.refusal() {
             Some(HelperError::NotYours) => VmError::RootDiskGone(seat.id),
             _ => error.at("the root disk").into(),
@@ -46,7 +48,8 @@ impl Actor {
         }
 
         begin(Step::WorkDisk)?;
-        // Made with the VM, and never again: an empty disk in its place would look as if the user's files were lost.
+        // Made with the VM, and never again: an empty disk in its place would look as if the user's
+        // files were lost.
         work_disk_is_there(seat)?;
 
         begin(Step::Tap)?;
@@ -79,14 +82,16 @@ impl Actor {
 
         begin(Step::GuestReady)?;
         tokio::select! {
-            // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown ends it.
+            // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown
+            // ends it.
             () = job.cancelled().cancelled() => return Err(Cancelled.into()),
             ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|source| self.with_console(seat, source))?,
         }
         Ok(running)
     }
 
-    /// The helper's record of the disk has the owner of the time when it was made. One that the VM was given to since comes into it here.
+    /// The helper's record of the disk has the owner of the time when it was made. One that the VM
+    /// was given to since comes into it here.
     async fn attach(&self, seat: &Seat) -> Result<DiskIdentity, PrivilegedError> {
         let helper = self.ctx.privileged.of(seat.owner);
         match helper.attach_disk(seat.id, seat.owner).await {

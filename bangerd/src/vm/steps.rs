@@ -1,6 +1,7 @@
 //! The steps of a start, by name.
 
-/// In the order of a start (docs/architecture.md, "A VM's life"). A later failure undoes them in reverse.
+/// In the order of a start (docs/architecture.md, "A VM's life"). A later failure undoes them in
+/// reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Preflight,

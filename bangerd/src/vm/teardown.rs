@@ -1,5 +1,5 @@
-//! The end of everything that a VM holds: processes, then NAT, disk and tap in reverse of their start, then the
-//! helper's own view of it. Every step runs whatever failed before it.
+//! The end of everything that a VM holds: processes, then NAT, disk and tap in reverse of their
+//! start, then the helper's own view of it. Every step runs whatever failed before it.
 
 use super::actor::Actor;
 use super::error::{VmError, joined};
@@ -21,8 +21,9 @@ impl Actor {
         Ok(self.ctx.machine.kill(seat, &self.held(seat)).await?)
     }
 
-    /// Releases by what the daemon remembers, then whatever the helper still has for this VM: its ledger is the
-    /// fact. So a claim that is refused (a corrupt file, a lost mirror) leaks nothing, and only the last word counts.
+    /// Releases by what the daemon remembers, then whatever the helper still has for this VM: its
+    /// ledger is the fact. So a claim that is refused (a corrupt file, a lost mirror) leaks
+    /// nothing, and only the last word counts.
     pub(super) async fn tear_down(&self, seat: &Seat) -> Result<(), VmError> {
         let helper = self.ctx.privileged.of(seat.owner);
         let held = self.held(seat);

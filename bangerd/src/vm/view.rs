@@ -33,9 +33,9 @@ impl Vms {
         Ok(self.record(&self.find(peer, word).await?, &settled))
     }
 
-    /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a list
-    /// right after a crash does not lie, nor one while it takes long to release what a dead VM held.
-    /// Of a VM whose end is watched for, the monitor knows more than the cgroup.
+    /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a
+    /// list right after a crash does not lie, nor one while it takes long to release what a dead VM
+    /// held. Of a VM whose end is watched for, the monitor knows more than the cgroup.
     fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
         let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
         let shared = self.ctx.actors.lock().get(&row.id).map(|entry| Arc::clone(&entry.shared));
@@ -54,8 +54,8 @@ impl Vms {
         record
     }
 
-    /// VMs of which it is known what became of their earlier run. To be asked before their rows are read, so that a row is never older than the
-    /// answer.
+    /// VMs of which it is known what became of their earlier run. To be asked before their rows are
+    /// read, so that a row is never older than the answer.
     fn settled(&self) -> HashSet<VmId> {
         let actors = self.ctx.actors.lock();
         actors.iter().filter(|(_, entry)| entry.shared.is_settled()).map(|(vm, _)| *vm).collect()
@@ -65,8 +65,8 @@ impl Vms {
         entry_of(self, vm)?.shared.stats()
     }
 
-    /// By exact name first, then id, then unique prefix of an id; another user's, for an administrator, by `user/name` or id. What the peer may not
-    /// see does not exist.
+    /// By exact name first, then id, then unique prefix of an id; another user's, for an
+    /// administrator, by `user/name` or id. What the peer may not see does not exist.
     pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, VmError> {
         let mut rows = self.ctx.db.find_vms(peer, word.to_owned()).await?;
         let no_such = || {

@@ -1,4 +1,5 @@
-//! What the owner has prepared in a VM: kept, checked, and shown with the VM. The daemon opens none of the paths.
+//! What the owner has prepared in a VM: kept, checked, and shown with the VM. The daemon opens none
+//! of the paths.
 
 use super::Vms;
 use super::error::VmError;
@@ -6,7 +7,8 @@ use banger_policy::Peer;
 use banger_proto::model::{FileSync, Workspace};
 
 impl Vms {
-    /// Keeps it for a VM of the peer's own: where an administrator's files went is not the owner's matter.
+    /// Keeps it for a VM of the peer's own: where an administrator's files went is not the owner's
+    /// matter.
     pub(crate) async fn set_workspace(
         &self,
         peer: &Peer,

@@ -1,9 +1,9 @@
 //! The order to the kernel's connection tracking to forget every flow of a guest
 //! (linux/netfilter/nfnetlink_conntrack.h).
 //!
-//! A flow remembers the addresses of its first packet and those of the answers, which differ when the host rewrites
-//! them. The guest's can be any of the four, so there are four messages, each a deletion with a filter (Linux 6.11).
-//! They name no zone, so flows of every zone go.
+//! A flow remembers the addresses of its first packet and those of the answers, which differ when
+//! the host rewrites them. The guest's can be any of the four, so there are four messages, each a
+//! deletion with a filter (Linux 6.11). They name no zone, so flows of every zone go.
 
 use super::message::{Attrs, NLM_F_ACK, message};
 use std::net::Ipv4Addr;
@@ -41,7 +41,8 @@ pub fn end_flows(address: Ipv4Addr, first: u32) -> (Vec<u8>, u32, u32) {
 mod tests {
     use super::*;
 
-    /// Each of the four places once. A message that compared nothing would end all flows of the host.
+    /// Each of the four places once. A message that compared nothing would end all flows of the
+    /// host.
     #[test]
     fn each_place_is_compared_in_the_kernels_layout() {
         let (bytes, count, next) = end_flows(Ipv4Addr::new(172, 16, 0, 2), 9);

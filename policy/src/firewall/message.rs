@@ -1,5 +1,5 @@
-//! Netfilter's messages as bytes (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, one batch, and what the kernel
-//! answers. The helper sends and receives them.
+//! Netfilter's messages as bytes (linux/netfilter/nfnetlink.h, nf_tables.h): attributes, one batch,
+//! and what the kernel answers. The helper sends and receives them.
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
@@ -39,8 +39,8 @@ impl Attrs {
     }
 
     pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
-        // A longer value would be cut by the 16-bit length; none of ours comes near (a whole batch of
-        // elements for every VM is under 20 KiB).
+        // A longer value would be cut by the 16-bit length; none of ours comes near (a whole batch
+        // of elements for every VM is under 20 KiB).
         let length = u16::try_from(value.len().saturating_add(4)).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -112,7 +112,8 @@ impl Batch {
         self.sequence = self.sequence.wrapping_add(1);
     }
 
-    /// The bytes to send, how many messages will be acknowledged, and the next free sequence number.
+    /// The bytes to send, how many messages will be acknowledged, and the next free sequence
+    /// number.
     #[must_use]
     pub fn finish(mut self, first: u32) -> (Vec<u8>, u32, u32) {
         // BEGIN and END are not acknowledged.

@@ -1,6 +1,6 @@
-//! The VMs' firewall: what its sets hold for each VM and how that changes, the whole table (`table`), the end of a
-//! guest's flows (`flows`), and all of it as messages for the kernel (`message`). The table has fixed rules; all that
-//! is a VM's are elements of these sets.
+//! The VMs' firewall: what its sets hold for each VM and how that changes, the whole table
+//! (`table`), the end of a guest's flows (`flows`), and all of it as messages for the kernel
+//! (`message`). The table has fixed rules; all that is a VM's are elements of these sets.
 
 mod flows;
 mod message;
@@ -22,8 +22,8 @@ pub struct Set {
     pub key_length: u32,
 }
 
-/// A tap and the one source address that may come out of it: types ifname (41) and ipv4_addr (7), joined by
-/// six bits.
+/// A tap and the one source address that may come out of it: types ifname (41) and ipv4_addr (7),
+/// joined by six bits.
 pub const LIVE: Set = Set { name: "live", key_type: (41 << 6) | 7, key_length: 20 };
 /// A tap and the user who may connect to its guest: ifname and uid (24).
 pub const OWNERS: Set = Set { name: "owners", key_type: (41 << 6) | 24, key_length: 20 };

@@ -1,10 +1,11 @@
-//! The VMs' firewall as one value: the table `inet banger`, made whole at start-up in one transaction, then
-//! changed by set elements alone, one transaction per VM. As bytes; the helper's socket sends them.
+//! The VMs' firewall as one value: the table `inet banger`, made whole at start-up in one
+//! transaction, then changed by set elements alone, one transaction per VM. As bytes; the helper's
+//! socket sends them.
 //!
 //! The table has an owner (the helper's netlink socket) and persists: nobody else, not even root's
-//! `nft flush ruleset`, can open it while the helper lives, and it stays as it is when the helper dies.
-//! It only restricts. Accepting belongs to the host's own chains, where a drop of another table is final;
-//! see `packaging/host-firewall`. What is written here, in nft's words:
+//! `nft flush ruleset`, can open it while the helper lives, and it stays as it is when the helper
+//! dies. It only restricts. Accepting belongs to the host's own chains, where a drop of another
+//! table is final; see `packaging/host-firewall`. What is written here, in nft's words:
 //!
 //! ```text
 //! set live   { type ifname . ipv4_addr }   # tap and the one source address that may come out of it
@@ -42,13 +43,14 @@
 //!     oifname != "bgr-*" ip saddr @nat masquerade }
 //! ```
 //!
-//! `<answers>` is `ct direction reply ct state established,related`: packets of a flow that the other side began, and
-//! ICMP errors about them. A new connection that a helper module of the kernel expects goes in the original direction,
-//! so it is none.
+//! `<answers>` is `ct direction reply ct state established,related`: packets of a flow that the
+//! other side began, and ICMP errors about them. A new connection that a helper module of the
+//! kernel expects goes in the original direction, so it is none.
 //!
-//! A flow of a guest ends with its registration (`flows`), so every established one was begun by somebody who still
-//! may. Even so each packet of a socket is asked whose it is. Only what the kernel itself sends has no socket with a
-//! user: the rest of a connection whose program has closed it, resets, ICMP errors. That passes within a flow.
+//! A flow of a guest ends with its registration (`flows`), so every established one was begun by
+//! somebody who still may. Even so each packet of a socket is asked whose it is. Only what the
+//! kernel itself sends has no socket with a user: the rest of a connection whose program has closed
+//! it, resets, ICMP errors. That passes within a flow.
 
 use super::message::{Attrs, Batch, Kind};
 use super::{Change, Element, LIVE, NAT, OWNERS, elements};
@@ -80,7 +82,8 @@ const RTN_UNICAST: u32 = 1;
 /// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
-/// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba, Oracle.
+/// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba,
+/// Oracle.
 const METADATA: [(Ipv4Addr, usize); 4] = [
     (Ipv4Addr::new(169, 254, 0, 0), 2),
     (Ipv4Addr::new(168, 63, 129, 16), 4),

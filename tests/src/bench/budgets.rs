@@ -1,5 +1,5 @@
-//! The helper's budgets and what is used of them. Sizes are counted here; what only a running host can tell comes from the last
-//! run of the suite `install`.
+//! The helper's budgets and what is used of them. Sizes are counted here; what only a running host
+//! can tell comes from the last run of the suite `install`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +15,11 @@ use crate::suite::Report;
 const LINES: usize = 3000;
 /// The same with the rules that only the helper uses: whoever reads the helper reads them too.
 const LINES_WITH_RULES: usize = 5000;
-/// Those rules: modules of `policy`, each a file or a folder of its source. [`misplaced`] compares this with what the
-/// other programs use.
+/// Those rules: modules of `policy`, each a file or a folder of its source. [`misplaced`] compares
+/// this with what the other programs use.
 const RULES: &[&str] = &["dm", "firewall", "holding", "row"];
-/// The other programs that are shipped. (`banger-proto` may use the rules: it carries the helper's own answers.)
+/// The other programs that are shipped. (`banger-proto` may use the rules: it carries the helper's
+/// own answers.)
 const OTHERS: &[&str] = &[
     "bangerd/src",
     "banger/src",
@@ -68,7 +69,8 @@ fn module(name: &str) -> Result<usize> {
     Ok(in_file + if folder.exists() { lines(&folder)?.0 } else { 0 })
 }
 
-/// What is in [`RULES`] and used by another program, and what is used by the helper alone and not in it.
+/// What is in [`RULES`] and used by another program, and what is used by the helper alone and not
+/// in it.
 fn misplaced() -> Result<Vec<String>> {
     let (mut others, mut helper) = (String::new(), String::new());
     for folder in OTHERS {
@@ -128,7 +130,8 @@ fn lines(folder: &Path) -> Result<(usize, usize)> {
     Ok(sum)
 }
 
-/// Tests stand in a file `*_tests.rs` or at the foot of one: everything from `#[cfg(test)]` before a `mod` on is left out.
+/// Tests stand in a file `*_tests.rs` or at the foot of one: everything from `#[cfg(test)]` before
+/// a `mod` on is left out.
 fn count(text: &str) -> (usize, usize) {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let end = lines

@@ -1,4 +1,5 @@
-//! `make test`: every check in order, a time for each, all of them run whatever fails before. The last line adds everything up.
+//! `make test`: every check in order, a time for each, all of them run whatever fails before. The
+//! last line adds everything up.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -47,7 +48,8 @@ pub(super) fn run() -> Result<bool> {
         done.push(stage);
     };
 
-    // Beside the builds: most of its time it waits for packages. The first suite waits for it, or makes it again and shows what was wrong.
+    // Beside the builds: most of its time it waits for packages. The first suite waits for it, or
+    // makes it again and shows what was wrong.
     std::thread::spawn(hostvm::prepare);
     stage("format", &mut || check("cargo fmt --all --check", &[]));
     stage("clippy", &mut || check("cargo clippy --workspace --all-targets --locked -- -D warnings", &[]));
@@ -134,7 +136,8 @@ fn say_failures(done: &[Done]) {
 /// Where nextest's configuration (`.config/nextest.toml`) puts what each test has said.
 const JUNIT: &str = "target/nextest/default/junit.xml";
 
-/// The unit tests. One that comes back early because something is missing here has said so, and counts as skipped.
+/// The unit tests. One that comes back early because something is missing here has said so, and
+/// counts as skipped.
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
 fn tests(failures: &mut Vec<String>) -> Result<Tally> {
     // Of an earlier run, perhaps of one with more to skip.

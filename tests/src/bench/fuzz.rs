@@ -1,7 +1,9 @@
-//! Fuzzing with libFuzzer, in `fuzz/`: decoders of frames, the ledger's parser, the policy. `make test` does a little of it, `make fuzz` more.
+//! Fuzzing with libFuzzer, in `fuzz/`: decoders of frames, the ledger's parser, the policy. `make
+//! test` does a little of it, `make fuzz` more.
 //!
-//! The instrumentation is what cargo-fuzz asks of the compiler, without the tool and without the address sanitizer: there is no unsafe code in what is
-//! fuzzed, and panics, overflows and the targets' own assertions need none.
+//! The instrumentation is what cargo-fuzz asks of the compiler, without the tool and without the
+//! address sanitizer: there is no unsafe code in what is fuzzed, and panics, overflows and the
+//! targets' own assertions need none.
 
 use std::fs;
 use std::path::Path;
@@ -63,7 +65,8 @@ fn longest(target: &str) -> u32 {
 }
 
 fn one(target: &str, seconds: u32) -> Result<bool> {
-    // New inputs are kept outside of the committed corpus; what is worth committing is chosen by hand (`-merge=1`).
+    // New inputs are kept outside of the committed corpus; what is worth committing is chosen by
+    // hand (`-merge=1`).
     let found = format!("fuzz/target/found/{target}");
     let artifacts = format!("fuzz/artifacts/{target}/");
     for folder in [&found, &artifacts] {

@@ -1,4 +1,5 @@
-//! Ctrl-C: large files of a run are removed, then the bench ends. QEMU needs nothing here, it ends with its parent.
+//! Ctrl-C: large files of a run are removed, then the bench ends. QEMU needs nothing here, it ends
+//! with its parent.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +12,8 @@ static DOOMED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 /// Exit status of a program that a signal has ended, as shells count it: 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
 
-/// Waits for signals in a thread of its own. By handlers and not by a blocked mask, which every program that the bench runs would inherit.
+/// Waits for signals in a thread of its own. By handlers and not by a blocked mask, which every
+/// program that the bench runs would inherit.
 pub(super) fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("make a runtime")?;
     let guard = runtime.enter();

@@ -1,4 +1,5 @@
-//! The suites of `make test`, in two host VMs at a time: a scenario is one thing after the other, and leaves most of a second core idle.
+//! The suites of `make test`, in two host VMs at a time: a scenario is one thing after the other,
+//! and leaves most of a second core idle.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Sender, channel};
@@ -27,9 +28,10 @@ pub(super) struct Ended {
     pub(super) text: String,
 }
 
-/// Runs all suites; `tell` hears of each when it has ended. Without `built` only those run that need
-/// no package. None is begun after `until`: those that are left are told as skipped. Which ones these
-/// are is another choice each run, since suites of one setup come in an order that is drawn.
+/// Runs all suites; `tell` hears of each when it has ended. Without `built` only those run that
+/// need no package. None is begun after `until`: those that are left are told as skipped. Which
+/// ones these are is another choice each run, since suites of one setup come in an order that is
+/// drawn.
 pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, until: Instant, mut tell: impl FnMut(Ended)) {
     let suites = drawn(suites, How::draw());
     let lanes = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(LANES));
@@ -39,7 +41,8 @@ pub(super) fn run(suites: Vec<Suite>, product: &Product, built: bool, until: Ins
     std::thread::scope(|scope| {
         for _ in 0..lanes {
             let sender = sender.clone();
-            // The thread lives as long as its host VM: QEMU ends with the thread that has started it.
+            // The thread lives as long as its host VM: QEMU ends with the thread that has started
+            // it.
             scope.spawn(move || {
                 while let Some(chain) = next() {
                     one_after_the_other(&chain, product, built, until, &sender);
@@ -90,7 +93,8 @@ fn one_after_the_other(chain: &[Suite], product: &Product, built: bool, until: I
     }
 }
 
-/// Suites that hand their host VM on stay together, but for chains so long that the other lanes would wait for them.
+/// Suites that hand their host VM on stay together, but for chains so long that the other lanes
+/// would wait for them.
 fn chains(suites: Vec<Suite>, lanes: usize) -> Vec<Vec<Suite>> {
     let longest = suites.len().div_ceil(lanes.max(1));
     let mut chains: Vec<Vec<Suite>> = Vec::new();

@@ -1,5 +1,6 @@
-//! Who uses whom: crates only downwards, as the table says, and no circle between the modules at the
-//! top of a crate (a file or a folder of its `src`). What is inside a folder is the folder's affair.
+//! Who uses whom: crates only downwards, as the table says, and no circle between the modules at
+//! the top of a crate (a file or a folder of its `src`). What is inside a folder is the folder's
+//! affair.
 //!
 //! Read from the sources: `crate::NAME`, `super::` from the top, and `use crate::{...}` groups.
 //! Comments and tests do not count.
@@ -112,7 +113,8 @@ fn without_tests_and_comments(text: &str) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// Names after `crate::`, and after as many `super::` as lead to the top, for a file so deep in folders.
+/// Names after `crate::`, and after as many `super::` as lead to the top, for a file so deep in
+/// folders.
 fn used_modules(code: &str, depth: usize) -> BTreeSet<String> {
     let to_top = "super::".repeat(depth + 1);
     let mut used = BTreeSet::new();

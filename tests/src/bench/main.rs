@@ -28,7 +28,8 @@ enum Command {
     Bench,
     /// Every check and every suite.
     Test,
-    /// Suites in the host VM; without a name all of them. A suite that `make test` takes a sample of is run whole when it is named.
+    /// Suites in the host VM; without a name all of them. A suite that `make test` takes a sample
+    /// of is run whole when it is named.
     HostTest {
         suites: Vec<String>,
         /// Only scenarios whose name contains this.

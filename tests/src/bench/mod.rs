@@ -1,4 +1,5 @@
-//! `banger-bench`: what the Makefile calls on the build machine. It builds the product, boots the host VM with it, runs suites there and adds up.
+//! `banger-bench`: what the Makefile calls on the build machine. It builds the product, boots the
+//! host VM with it, runs suites there and adds up.
 
 mod budgets;
 mod checks;

@@ -1,4 +1,5 @@
-//! Builds what goes into the host VM: release binaries, the static guest program, the package, the VMM and the suite runner.
+//! Builds what goes into the host VM: release binaries, the static guest program, the package, the
+//! VMM and the suite runner.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,8 @@ const BUILD: Duration = Duration::from_secs(30 * 60);
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const SUITE: &str = "target/debug/banger-suite";
-/// Not a release build: it would compile the dependencies of the bench a second time, for a program that mostly waits.
+/// Not a release build: it would compile the dependencies of the bench a second time, for a program
+/// that mostly waits.
 const STAND_IN: &str = "target/debug/firecracker-standin";
 const HOSTILE: &str = "target/debug/hostile-vmm";
 const HOSTILE_AGENT: &str = "target/debug/hostile-agent";
@@ -52,7 +54,8 @@ impl Product {
         Self::build_with(needs, &["-p", "banger-tests", "--bins"])
     }
 
-    /// The same where the unit tests are built too: with their features, or all dependencies of the bench are built twice.
+    /// The same where the unit tests are built too: with their features, or all dependencies of the
+    /// bench are built twice.
     pub(super) fn build_tested(needs: Needs) -> Result<Self> {
         Self::build_with(needs, &["--workspace", "--bins", "--tests"])
     }
@@ -120,7 +123,8 @@ fn given_firecracker() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Programs of guests have their own target folder: its flags would make every other crate be built again.
+/// Programs of guests have their own target folder: its flags would make every other crate be built
+/// again.
 fn guest(name: &str) -> Result<()> {
     cargo(
         &[
@@ -143,7 +147,8 @@ fn guest(name: &str) -> Result<()> {
 fn killable() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv", "--features", "failpoints"], None)?;
     keep("target/release/banger-priv", KILLABLE_HELPER)?;
-    // Together with the command line, as in the package: by itself it would want its dependencies built once more.
+    // Together with the command line, as in the package: by itself it would want its dependencies
+    // built once more.
     let words = ["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"];
     cargo(&[&words[..], &["--features", "bangerd/failpoints"]].concat(), None)?;
     keep("target/release/bangerd", KILLABLE_DAEMON)
@@ -155,7 +160,8 @@ fn keep(built: &str, name: &str) -> Result<()> {
 
 fn package() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"], None)?;
-    // By itself: built together with the daemon, the helper would carry every feature of a shared dependency that only the daemon wants.
+    // By itself: built together with the daemon, the helper would carry every feature of a shared
+    // dependency that only the daemon wants.
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv"], None)?;
     guest("banger-guest")?;
     packages::make()

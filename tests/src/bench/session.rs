@@ -34,7 +34,8 @@ pub(super) fn report_folder(suite: &str) -> PathBuf {
 /// Exit status of ssh(1) when its connection ends.
 const SSH_LOST: u8 = 255;
 
-/// How often a suite is begun again after a fault of the emulator's: about one nested boot in twenty stands still there.
+/// How often a suite is begun again after a fault of the emulator's: about one nested boot in
+/// twenty stands still there.
 const MORE_TRIES: u32 = 2;
 
 /// Host VMs that this process has booted.
@@ -57,7 +58,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Boots. Under emulation once more when that fails: QEMU itself has been seen to crash while two CPUs come up in it.
+    /// Boots. Under emulation once more when that fails: QEMU itself has been seen to crash while
+    /// two CPUs come up in it.
     pub(super) fn open(product: &Product) -> Result<Self> {
         let cache = cache();
         forget_dead_runs(&cache);
@@ -137,7 +139,8 @@ impl Session {
 pub(super) struct How {
     /// Another suite runs at the same time: what this one prints goes to its transcript only.
     pub(super) quiet: bool,
-    /// The seed of the sample that a suite takes of what is too much for every run; without one it takes all.
+    /// The seed of the sample that a suite takes of what is too much for every run; without one it
+    /// takes all.
     pub(super) sample: Option<u64>,
 }
 
@@ -149,8 +152,8 @@ impl How {
     }
 }
 
-/// Runs suites one after the other. One that has passed hands its host VM on to the next when their setups allow it: booting and installing take
-/// longer than most scenarios.
+/// Runs suites one after the other. One that has passed hands its host VM on to the next when their
+/// setups allow it: booting and installing take longer than most scenarios.
 #[derive(Debug)]
 pub(super) struct Suites<'a> {
     product: &'a Product,
@@ -169,8 +172,8 @@ impl<'a> Suites<'a> {
         self.again
     }
 
-    /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended. After a failure everything that explains it is in the
-    /// report folder.
+    /// Runs one suite. The host VM is shut down after it unless `next` can begin where it ended.
+    /// After a failure everything that explains it is in the report folder.
     pub(super) fn run(&mut self, suite: &Suite, only: Option<&str>, next: Option<&Suite>) -> Result<Tally> {
         let folder = report_folder(suite.name);
         let _ = std::fs::remove_dir_all(&folder);
@@ -184,7 +187,8 @@ impl<'a> Suites<'a> {
         for _ in 0..MORE_TRIES {
             let Some(why) = self.fault_of_the_emulator(session.accel, &result) else { break };
             self.again = Some(why);
-            // Said aloud, and not for ever: what it comes to then is no accident. What the runs before printed stays, the last of them.
+            // Said aloud, and not for ever: what it comes to then is no accident. What the runs
+            // before printed stays, the last of them.
             eprintln!(
                 "bench: {why} (logs in {}/first); suite {} begins again in another host VM",
                 folder.display(),
@@ -222,7 +226,8 @@ impl<'a> Suites<'a> {
         Ok(Tally { passed, failed, skipped })
     }
 
-    /// What went wrong, if that is the emulator's: on real CPUs a kernel that panics or stands still is a finding.
+    /// What went wrong, if that is the emulator's: on real CPUs a kernel that panics or stands
+    /// still is a finding.
     fn fault_of_the_emulator(&self, accel: Accel, result: &Result<Report>) -> Option<&'static str> {
         match result {
             _ if accel != Accel::Tcg => None,

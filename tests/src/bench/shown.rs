@@ -28,7 +28,8 @@ pub(super) fn captured(command: Command, limit: Duration) -> Result<Shown> {
     read_along(command, limit, None, false, &|| false)
 }
 
-/// Runs a program within a limit, with or without its output appearing here, as long as what it depends on is not lost.
+/// Runs a program within a limit, with or without its output appearing here, as long as what it
+/// depends on is not lost.
 pub(super) fn run_on(
     command: Command,
     limit: Duration,

@@ -36,7 +36,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// From nextest's `Summary [ 0.2s] 32 tests run: 30 passed (1 slow), 1 failed, 1 timed out, 0 skipped`.
+/// From nextest's `Summary [ 0.2s] 32 tests run: 30 passed (1 slow), 1 failed, 1 timed out, 0
+/// skipped`.
 pub(super) fn nextest(output: &str) -> Result<Tally> {
     let line = output
         .lines()
@@ -68,7 +69,8 @@ pub(super) struct Skip {
     pub(super) why: String,
 }
 
-/// The tests that have said "skipped: why" and come back early, from nextest's JUnit report. nextest itself knows them as passed.
+/// The tests that have said "skipped: why" and come back early, from nextest's JUnit report.
+/// nextest itself knows them as passed.
 pub(super) fn skips(junit: &str) -> Vec<Skip> {
     let attribute =
         |text: &str, name: &str| Some(text.split_once(&format!(" {name}=\""))?.1.split('"').next()?.to_owned());
@@ -112,11 +114,13 @@ const LINES: usize = 8;
 /// Characters of such a line.
 const WIDTH: usize = 300;
 
-/// What has failed in a suite's transcript or in nextest's output, and the first lines of why: whoever sees only the end of `make test` sees this.
+/// What has failed in a suite's transcript or in nextest's output, and the first lines of why:
+/// whoever sees only the end of `make test` sees this.
 pub(super) fn failures(output: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut open = 0;
-    // The suite's result comes after everything else; before it, steps fail that may be begun again.
+    // The suite's result comes after everything else; before it, steps fail that may be begun
+    // again.
     let result = output.rfind("\nsuite ").and_then(|from| output.get(from..)).unwrap_or(output);
     for line in result.lines() {
         let cut = || line.trim().chars().take(WIDTH).collect::<String>();

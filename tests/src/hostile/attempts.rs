@@ -39,7 +39,8 @@ const fn attempt(name: &'static str, alone: Alone, make: fn(&Targets) -> io::Res
 
 use Alone::{Either, Refused, Succeeds};
 
-/// All of them, in this order; namespaces last, because they change the process that gets one. Not here: [`x32`], for which the unit's own filter kills.
+/// All of them, in this order; namespaces last, because they change the process that gets one. Not
+/// here: [`x32`], for which the unit's own filter kills.
 pub const ATTEMPTS: &[Attempt] = &[
     // The daemon's state.
     attempt("read-database", Succeeds, |_| read("/var/lib/banger/banger.db")),
@@ -137,7 +138,8 @@ pub const ATTEMPTS: &[Attempt] = &[
 /// Other processes, which the unit hides from what it starts (`ProtectProc=`): they are not there.
 pub const HIDDEN: &[&str] = &["read-daemons-memory", "list-daemons-descriptors", "read-neighbours-memory-map"];
 
-/// `getpid` of the x32 table (`__X32_SYSCALL_BIT`): whoever filters by the numbers of the native one alone lets all of that table pass.
+/// `getpid` of the x32 table (`__X32_SYSCALL_BIT`): whoever filters by the numbers of the native
+/// one alone lets all of that table pass.
 pub(super) fn x32() -> io::Result<usize> {
     call(0x4000_0000 | libc::SYS_getpid, [])
 }
@@ -184,7 +186,8 @@ fn connect_to_all(name: &str) -> io::Result<()> {
 fn copy_memory(pid: i32) -> io::Result<()> {
     let mut byte = 0_u8;
     let ours = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    // Address 1 is nobody's: permission is asked before the address is looked at, so EFAULT is a success.
+    // Address 1 is nobody's: permission is asked before the address is looked at, so EFAULT is a
+    // success.
     let theirs = libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 };
     let (ours, theirs) = ((&raw const ours).addr(), (&raw const theirs).addr());
     match call(libc::SYS_process_vm_readv, [number(pid), ours, 1, theirs, 1, 0]) {

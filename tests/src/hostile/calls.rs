@@ -1,11 +1,13 @@
-//! System calls that no safe wrapper makes the way an attacker would. All unsafe code of the hostile program is here.
+//! System calls that no safe wrapper makes the way an attacker would. All unsafe code of the
+//! hostile program is here.
 
 use std::io;
 
 /// A call by number, with up to six arguments.
 pub(super) fn call<const N: usize>(number: i64, arguments: [usize; N]) -> io::Result<usize> {
     let argument = |index: usize| arguments.get(index).copied().unwrap_or(0);
-    // SAFETY: the callers pass numbers, null pointers or addresses of their own live buffers with the right length; an error is a result like any other.
+    // SAFETY: the callers pass numbers, null pointers or addresses of their own live buffers with
+    // the right length; an error is a result like any other.
     let result =
         unsafe { libc::syscall(number, argument(0), argument(1), argument(2), argument(3), argument(4), argument(5)) };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
@@ -36,7 +38,8 @@ pub(super) fn take_tap(tun: &std::fs::File, name: &str) -> io::Result<()> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call returns.
+    // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, which lives until
+    // the call returns.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,9 +1,11 @@
-//! What a guest that has broken out of its VMM would try: a program that is started as `firecracker_bin` and tries to reach everything that is
-//! not its own, each attempt with its result on standard output, which is the VM's console.
+//! What a guest that has broken out of its VMM would try: a program that is started as
+//! `firecracker_bin` and tries to reach everything that is not its own, each attempt with its
+//! result on standard output, which is the VM's console.
 //!
-//! Run by the suite `hostile-vmm` in two ways: by the daemon, confined, where every attempt must be refused; and as the control by root's
-//! `runuser -u bangerd`, where those that only the confinement stops must succeed. So every attempt is harmless when it succeeds: files are opened and not
-//! written, signals are number 0, limits and modes are set to what they are.
+//! Run by the suite `hostile-vmm` in two ways: by the daemon, confined, where every attempt must be
+//! refused; and as the control by root's `runuser -u bangerd`, where those that only the
+//! confinement stops must succeed. So every attempt is harmless when it succeeds: files are opened
+//! and not written, signals are number 0, limits and modes are set to what they are.
 //!
 //! It knows what a colluding user could tell it, and more: see [`Targets`].
 
@@ -24,13 +26,15 @@ pub const TARGETS: &str = "/usr/lib/banger-bench/targets.json";
 /// After all attempts but the one that is deadly.
 pub const OVER: &str = "attempts are over";
 
-/// How the line begins that says what came of a call of the x32 table. A VMM does not live to write it.
+/// How the line begins that says what came of a call of the x32 table. A VMM does not live to write
+/// it.
 pub const X32: &str = "x32 call: ";
 
 /// A socket of the neighbour's, with an abstract name (unix(7)).
 pub const ABSTRACT: &str = "banger-bench-neighbour";
 
-/// Names that a VMM cannot find out by itself, and which it is told so that an attempt fails by being refused and not by missing.
+/// Names that a VMM cannot find out by itself, and which it is told so that an attempt fails by
+/// being refused and not by missing.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Targets {
     /// The daemon.

@@ -1,5 +1,5 @@
-//! An agent that was opened as it should, and abuses what an agent may say on a command's connection. It is the user's own
-//! command line that hears it.
+//! An agent that was opened as it should, and abuses what an agent may say on a command's
+//! connection. It is the user's own command line that hears it.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -21,8 +21,8 @@ enum Trick {
     Close,
 }
 
-/// By the word that is run in the VM; but for `nothing`, which is the control, the command line must not say that the command
-/// ended well.
+/// By the word that is run in the VM; but for `nothing`, which is the control, the command line
+/// must not say that the command ended well.
 const TRICKS: &[(&str, Trick)] = &[
     ("nothing", Trick::Bytes(b"", 0)),
     ("command-closes", Trick::Close),

@@ -1,4 +1,5 @@
-//! The control channel: as a process of the guest that does not know the token, and as the guest's root, who does.
+//! The control channel: as a process of the guest that does not know the token, and as the guest's
+//! root, who does.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,8 @@ use crate::standin::still::{keep_talking, send};
 /// After all attempts.
 pub const OVER: &str = "attempts on the control channel are over";
 
-/// How long the daemon may take to hang up on whoever has not proved itself; it waits for five seconds.
+/// How long the daemon may take to hang up on whoever has not proved itself; it waits for five
+/// seconds.
 const HANGS_UP: Duration = Duration::from_secs(40);
 
 /// What the daemon does at once.
@@ -23,7 +25,8 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 /// How long a flood goes on that the daemon slows down and does not cut.
 const FLOOD: Duration = Duration::from_secs(3);
 
-/// Connections at once: several times what the daemon listens to, which gives each its five seconds.
+/// Connections at once: several times what the daemon listens to, which gives each its five
+/// seconds.
 const MANY: usize = 32;
 
 pub(super) struct Guest<'a> {
@@ -33,7 +36,8 @@ pub(super) struct Guest<'a> {
 
 type Attempt = fn(&Guest<'_>) -> io::Result<()>;
 
-/// In this order. Each succeeds when the daemon has hung up, or, with the token, when it has let itself be talked to.
+/// In this order. Each succeeds when the daemon has hung up, or, with the token, when it has let
+/// itself be talked to.
 pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("control-ready-without-token", |guest| guest.lies(&[&ready("x")])),
     ("control-failed-without-token", |guest| guest.lies(&[&GuestEvent::Failed { reason: "a lie".into() }])),
@@ -83,7 +87,8 @@ pub(super) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("control-many-proved-connections", |guest| {
         let streams: Vec<UnixStream> = (0..MANY).filter_map(|_| guest.proved().ok()).collect();
-        // One of them is the agent's now. The others are hung up on at once: who waited longer for each would be silent for as long as dead guests are.
+        // One of them is the agent's now. The others are hung up on at once: who waited longer for
+        // each would be silent for as long as dead guests are.
         let is_left =
             |stream: &&UnixStream| stream.set_read_timeout(Some(AT_ONCE)).is_err() || hung_up(stream).is_err();
         let left = streams.iter().filter(is_left).take(2).count();
@@ -105,7 +110,8 @@ pub(super) fn lives(guest: &GuestConfig, control: &Path) {
             sleep(Duration::from_millis(200));
         }
         for (name, attempt) in ATTEMPTS {
-            // A guest that says nothing for half a minute is dead to the daemon, and that would be the end of the attempts.
+            // A guest that says nothing for half a minute is dead to the daemon, and that would be
+            // the end of the attempts.
             let _spoken = hostile.proved();
             let result = match attempt(&hostile) {
                 Ok(()) => "ended as it must".to_owned(),
@@ -161,7 +167,8 @@ impl Guest<'_> {
     }
 }
 
-/// The other side has closed: the end, or a reset because it has not read everything. It may have said something before.
+/// The other side has closed: the end, or a reset because it has not read everything. It may have
+/// said something before.
 fn hung_up(mut stream: &UnixStream) -> io::Result<()> {
     let mut said = [0; 512];
     loop {

@@ -1,9 +1,12 @@
-//! A guest that attacks the daemon and its user with all that a guest can say: what answers on the commands' port, and what talks
-//! on its control channel. It needs no machine, so it is a VMM that boots nothing.
+//! A guest that attacks the daemon and its user with all that a guest can say: what answers on the
+//! commands' port, and what talks on its control channel. It needs no machine, so it is a VMM that
+//! boots nothing.
 //!
-//! A VM of the name [`NAME`] is hostile; every other one has an agent that behaves. Run by the suite `hostile-agent`. Three kinds of attempts: on the
-//! control channel, by itself, with the results on standard output, which is the VM's console; before a connection is open, one for each of the
-//! first connections, which the daemon hears; and on an open connection, one for each word that is run in the VM, which the command line hears.
+//! A VM of the name [`NAME`] is hostile; every other one has an agent that behaves. Run by the
+//! suite `hostile-agent`. Three kinds of attempts: on the control channel, by itself, with the
+//! results on standard output, which is the VM's console; before a connection is open, one for each
+//! of the first connections, which the daemon hears; and on an open connection, one for each word
+//! that is run in the VM, which the command line hears.
 
 mod command;
 mod control;

@@ -1,4 +1,5 @@
-//! What answers on the commands' port in the place of an agent, before a connection is open. It is the daemon that hears it.
+//! What answers on the commands' port in the place of an agent, before a connection is open. It is
+//! the daemon that hears it.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

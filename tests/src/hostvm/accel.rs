@@ -1,5 +1,6 @@
-//! Whether KVM serves a stock kernel on this machine. A `/dev/kvm` that opens proves nothing: some build machines have one in which a distribution's
-//! kernel dies. So it is tried, once, for a bounded time; the answer is cached for this kernel and processor.
+//! Whether KVM serves a stock kernel on this machine. A `/dev/kvm` that opens proves nothing: some
+//! build machines have one in which a distribution's kernel dies. So it is tried, once, for a
+//! bounded time; the answer is cached for this kernel and processor.
 
 use std::fs;
 use std::path::Path;
@@ -15,14 +16,16 @@ use super::image::Image;
 pub enum Accel {
     /// Hardware virtualisation.
     Kvm,
-    /// Emulation. `-cpu max` emulates SVM, so nested guests run all the same. Without cmpxchg16b: QEMU 7.2 leaves wrong flags behind it,
-    /// and kernels die of that.
+    /// Emulation. `-cpu max` emulates SVM, so nested guests run all the same. Without cmpxchg16b:
+    /// QEMU 7.2 leaves wrong flags behind it, and kernels die of that.
     Tcg,
 }
 
-/// A stock kernel under KVM is past its own start in about a second; under a KVM that does not serve, never.
+/// A stock kernel under KVM is past its own start in about a second; under a KVM that does not
+/// serve, never.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
-/// Printed by the kernel when it hands over to its initramfs: it has survived processor and interrupt set-up.
+/// Printed by the kernel when it hands over to its initramfs: it has survived processor and
+/// interrupt set-up.
 const MILESTONE: &str = "Run /init as init process";
 
 impl Accel {
@@ -35,9 +38,10 @@ impl Accel {
         }
     }
 
-    /// Words for the host VM's kernel. QEMU 7.2's emulation of SVM changes a CPU's pending interrupts without a lock when a nested guest exits
-    /// (`target/i386/tcg/sysemu/svm_helper.c`), so now and then one that arrives at that moment is lost; a CPU whose only timer it was sleeps
-    /// for good. A timer that fires periodically by itself makes it good within a tick.
+    /// Words for the host VM's kernel. QEMU 7.2's emulation of SVM changes a CPU's pending
+    /// interrupts without a lock when a nested guest exits (`target/i386/tcg/sysemu/svm_helper.c`),
+    /// so now and then one that arrives at that moment is lost; a CPU whose only timer it was
+    /// sleeps for good. A timer that fires periodically by itself makes it good within a tick.
     #[must_use]
     pub const fn kernel_words(self) -> &'static str {
         match self {
@@ -56,7 +60,8 @@ impl Accel {
     }
 }
 
-/// Finds out, or reads what was found out before. `BANGER_BENCH_ACCEL=kvm|tcg` decides without a probe.
+/// Finds out, or reads what was found out before. `BANGER_BENCH_ACCEL=kvm|tcg` decides without a
+/// probe.
 pub fn choose(cache: &Path, image: &Image) -> Result<Accel> {
     match std::env::var("BANGER_BENCH_ACCEL").as_deref() {
         Ok("kvm") => return Ok(Accel::Kvm),

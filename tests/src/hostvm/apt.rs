@@ -1,12 +1,15 @@
-//! Where packages come from: the machine's own apt configuration, with only the release name replaced. Called by the image builder.
+//! Where packages come from: the machine's own apt configuration, with only the release name
+//! replaced. Called by the image builder.
 //!
-//! Must not know a mirror by itself. A machine that is not Debian names one in `BANGER_BENCH_MIRROR`.
+//! Must not know a mirror by itself. A machine that is not Debian names one in
+//! `BANGER_BENCH_MIRROR`.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// Lines of `sources.list` for the given release, and apt options (proxy and the like) that the machine uses itself.
+/// Lines of `sources.list` for the given release, and apt options (proxy and the like) that the
+/// machine uses itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Sources {
     /// Full `deb ...` lines.

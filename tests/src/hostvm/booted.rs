@@ -1,7 +1,9 @@
-//! A host VM that has booted, kept as QEMU's migration stream beside the disk and the key that belong to it. Called by [`super::machine`].
+//! A host VM that has booted, kept as QEMU's migration stream beside the disk and the key that
+//! belong to it. Called by [`super::machine`].
 //!
-//! Under emulation a boot takes one to three minutes, which every suite that wants a host VM of its own would wait for; going on with one that has booted takes a
-//! quarter to half a minute. It is made once per image, QEMU and way of starting it.
+//! Under emulation a boot takes one to three minutes, which every suite that wants a host VM of its
+//! own would wait for; going on with one that has booted takes a quarter to half a minute. It is
+//! made once per image, QEMU and way of starting it.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
@@ -69,7 +71,8 @@ impl Booted {
     }
 }
 
-/// What the stream fits, and what has gone into it: this QEMU with these devices, and a host VM that was started like this.
+/// What the stream fits, and what has gone into it: this QEMU with these devices, and a host VM
+/// that was started like this.
 fn fingerprint(accel: Accel) -> Result<String> {
     let version = output("qemu-system-x86_64", &["--version"])?;
     let digest = Sha256::digest(format!("{version}{:?}", Machine::made_of(accel)));

@@ -1,6 +1,8 @@
-//! Makes the disk of the host VM: package trees by mmdebstrap, packed by `mkfs.ext4 -d`. No mount, and no privilege beyond a user namespace.
+//! Makes the disk of the host VM: package trees by mmdebstrap, packed by `mkfs.ext4 -d`. No mount,
+//! and no privilege beyond a user namespace.
 //!
-//! Called by `banger-bench`. The result is cached under a hash of the recipe; a half-made image is never visible under its final name.
+//! Called by `banger-bench`. The result is cached under a hash of the recipe; a half-made image is
+//! never visible under its final name.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -133,7 +135,8 @@ fn pack(folder: &Path) -> Result<()> {
     )
 }
 
-/// Runs a shell line in `folder` as root, or as the root of a user namespace that has this user's subordinate ids.
+/// Runs a shell line in `folder` as root, or as the root of a user namespace that has this user's
+/// subordinate ids.
 fn in_folder(folder: &Path, line: &str) -> Result<()> {
     let script = format!("set -eu; PATH=$PATH:/usr/sbin:/sbin; {line}");
     let mut command = if nix::unistd::geteuid().is_root() {

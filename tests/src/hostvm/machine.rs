@@ -1,8 +1,9 @@
-//! One running host VM: QEMU on a private copy of the image, reached by ssh over a loopback port, with a key that is made for it, or under emulation
-//! for the kept host VM that it goes on from.
+//! One running host VM: QEMU on a private copy of the image, reached by ssh over a loopback port,
+//! with a key that is made for it, or under emulation for the kept host VM that it goes on from.
 //!
-//! Called by `banger-bench`. Whatever happens to the bench, QEMU ends with it: by `Drop`, and by a parent-death signal when `Drop` never runs. The guest
-//! network is closed (`restrict=on`): traffic stays inside the host VM.
+//! Called by `banger-bench`. Whatever happens to the bench, QEMU ends with it: by `Drop`, and by a
+//! parent-death signal when `Drop` never runs. The guest network is closed (`restrict=on`): traffic
+//! stays inside the host VM.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,11 +19,14 @@ use super::booted::{self, Booted};
 use super::image::Image;
 use super::payload::DISK_BYTES;
 
-/// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it is touched.
+/// Memory of the host VM; nested guests have 256 to 512 MiB each. Taken from the machine only as it
+/// is touched.
 const MEMORY_MIB: u32 = 6144;
-/// A minute of the host VM's kernel (HZ=250): shorter stalls pass on a machine that has much else to do.
+/// A minute of the host VM's kernel (HZ=250): shorter stalls pass on a machine that has much else
+/// to do.
 const STALLED: u32 = 60 * 250;
-/// From power on to an answering sshd, under KVM. Emulation gets the multiple of [`Accel::slowness`].
+/// From power on to an answering sshd, under KVM. Emulation gets the multiple of
+/// [`Accel::slowness`].
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// From `poweroff` to QEMU's end, likewise.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(40);
@@ -42,19 +46,23 @@ pub struct Machine {
 pub(super) struct Files {
     /// Disks and the serial log, under `target/`: large.
     folder: PathBuf,
-    /// Key and sockets: in the system's temporary folder, because a socket's path has at most 108 bytes.
+    /// Key and sockets: in the system's temporary folder, because a socket's path has at most 108
+    /// bytes.
     secrets: TempDir,
 }
 
-/// A guest of the host VM's that never runs, under emulation. KVM patches its own and the scheduler's code when the first guest comes or the last one goes,
-/// and when a guest's local APIC is off as this one's is; QEMU before 8.1 may go on with what it has translated of such code while it changed ("accel/tcg:
-/// Always lock pages before translation"), and the kernel then dies of a breakpoint that is no longer there.
+/// A guest of the host VM's that never runs, under emulation. KVM patches its own and the
+/// scheduler's code when the first guest comes or the last one goes, and when a guest's local APIC
+/// is off as this one's is; QEMU before 8.1 may go on with what it has translated of such code
+/// while it changed ("accel/tcg: Always lock pages before translation"), and the kernel then dies
+/// of a breakpoint that is no longer there.
 const IDLE_GUEST: &str = "systemctl --quiet is-active bench-idle-guest || { modprobe -q kvm_amd; \
     systemd-run --quiet --collect --unit=bench-idle-guest qemu-system-x86_64 -M microvm -accel kvm -cpu host -m 16 -nodefaults -no-user-config -display none -serial none -monitor none -S; }";
 
 impl Machine {
-    /// A host VM of its own in `folder`: booted, or under emulation one that goes on from where the kept one has stopped. The folder holds a `payload.tar`,
-    /// which is seen inside as `/dev/vdb`, and is removed at the end.
+    /// A host VM of its own in `folder`: booted, or under emulation one that goes on from where the
+    /// kept one has stopped. The folder holds a `payload.tar`, which is seen inside as `/dev/vdb`,
+    /// and is removed at the end.
     pub fn boot(image: &Image, accel: Accel, folder: &Path) -> Result<Self> {
         if accel == Accel::Kvm {
             return Self::cold(image, accel, folder);
@@ -63,7 +71,8 @@ impl Machine {
         let mut machine = Self::new(image, accel, folder)?;
         booted.copy_to(&machine.files)?;
         machine.power_on(Some(&booted.memory()))?;
-        // Its clock has stopped with it. What its kernel remembers of the payload's disk is of another payload.
+        // Its clock has stopped with it. What its kernel remembers of the payload's disk is of
+        // another payload.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         machine.shell(&format!("date --utc --set=@{now} && blockdev --flushbufs /dev/vdb"))?;
         Ok(machine)
@@ -222,7 +231,8 @@ impl Machine {
         String::from_utf8(output.stdout).with_context(|| format!("output of `{line}` is not text"))
     }
 
-    /// Ends the host VM the clean way; when it does not end in time, it is cut off and that is the error.
+    /// Ends the host VM the clean way; when it does not end in time, it is cut off and that is the
+    /// error.
     pub fn shut_down(&mut self) -> Result<()> {
         let _ = self.ssh(&["systemctl poweroff --no-block"]).output();
         self.wait_for_end("poweroff")
@@ -272,8 +282,9 @@ impl Machine {
         }
     }
 
-    /// Does the host VM's kernel say that it has panicked, or that one of its CPUs no longer wakes up? QEMU's emulation of two CPUs with nested guests
-    /// loses an interrupt now and then, or lets one run what the other has just replaced (seen as a trap in KVM's patched code).
+    /// Does the host VM's kernel say that it has panicked, or that one of its CPUs no longer wakes
+    /// up? QEMU's emulation of two CPUs with nested guests loses an interrupt now and then, or lets
+    /// one run what the other has just replaced (seen as a trap in KVM's patched code).
     #[must_use]
     pub fn is_lost(&self) -> bool {
         let text = fs::read(self.files.serial()).unwrap_or_default();
@@ -364,7 +375,8 @@ pub(super) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A loopback port that nobody holds at this moment; QEMU fails loudly when somebody takes it in between.
+/// A loopback port that nobody holds at this moment; QEMU fails loudly when somebody takes it in
+/// between.
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
     Ok(listener.local_addr().context("read the free port")?.port())

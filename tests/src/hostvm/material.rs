@@ -1,6 +1,8 @@
-//! The tiny guest: a busybox tree as a tar, with the odd owners, modes and names that an exact import must carry.
+//! The tiny guest: a busybox tree as a tar, with the odd owners, modes and names that an exact
+//! import must carry.
 //!
-//! Called by the image builder. Written entry by entry, so no privilege is needed for foreign owners.
+//! Called by the image builder. Written entry by entry, so no privilege is needed for foreign
+//! owners.
 
 use std::fs::File;
 use std::path::Path;

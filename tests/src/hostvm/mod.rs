@@ -1,4 +1,5 @@
-//! The host VM: a disposable Debian in which device-mapper, KVM and systemd exist, made and booted by the bench itself.
+//! The host VM: a disposable Debian in which device-mapper, KVM and systemd exist, made and booted
+//! by the bench itself.
 //!
 //! Used by the binary `banger-bench` on the build machine. Nothing here runs inside the host VM.
 
@@ -22,7 +23,8 @@ pub use recipe::USERS;
 /// What nobody has used for so long is removed when something new is made beside it.
 const UNUSED: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// Where what host VMs are started from is kept: with the caches of other programs, where other checkouts find it, too.
+/// Where what host VMs are started from is kept: with the caches of other programs, where other
+/// checkouts find it, too.
 #[must_use]
 pub fn kept() -> PathBuf {
     let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -47,7 +49,8 @@ fn used(folder: &Path) -> Result<()> {
     now.with_context(|| format!("touch {}", folder.display()))
 }
 
-/// Folders of `parent` that begin so, and that nobody has used for long: of older recipes, of another QEMU.
+/// Folders of `parent` that begin so, and that nobody has used for long: of older recipes, of
+/// another QEMU.
 fn unused(parent: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent).with_context(|| format!("read {}", parent.display()))?.flatten() {

@@ -1,4 +1,5 @@
-//! What a run takes into the host VM: one tar, given to QEMU as a raw disk and unpacked there by `tar xf /dev/vdb`.
+//! What a run takes into the host VM: one tar, given to QEMU as a raw disk and unpacked there by
+//! `tar xf /dev/vdb`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 /// Where the payload lies inside the host VM.
 pub const INSIDE: &str = "/srv/bench";
 
-/// Bytes of the disk, of which the tar is the beginning and the rest takes no room. Always the same: a host VM that has booted with one payload goes on
-/// with another.
+/// Bytes of the disk, of which the tar is the beginning and the rest takes no room. Always the
+/// same: a host VM that has booted with one payload goes on with another.
 pub(super) const DISK_BYTES: u64 = 2 << 30;
 
 /// Files to take in, each with its name inside and its mode.

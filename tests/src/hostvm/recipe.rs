@@ -1,8 +1,11 @@
-//! What the host VM and the guest images are made of. Pure data: the image builder hashes it, so a changed recipe makes a new image.
+//! What the host VM and the guest images are made of. Pure data: the image builder hashes it, so a
+//! changed recipe makes a new image.
 //!
-//! Must not name a package mirror: that comes from the machine's own apt configuration (see [`super::apt`]).
+//! Must not name a package mirror: that comes from the machine's own apt configuration (see
+//! [`super::apt`]).
 
-/// Debian release of the host VM and of the guest images. The floor of the product is Linux 6.12 and systemd 254; trixie has 6.12 and 257.
+/// Debian release of the host VM and of the guest images. The floor of the product is Linux 6.12
+/// and systemd 254; trixie has 6.12 and 257.
 pub(super) const SUITE: &str = "trixie";
 
 /// Packages of the host VM beyond `minbase`.
@@ -45,11 +48,12 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
 /// Packages of the Debian guest without an init system: `banger-guest` stays PID 1 in it.
 pub(super) const GUEST_PACKAGES: &[&str] = &[];
 
-/// Packages of the Debian guest that boots its own systemd. Without udev its serial getty waits 90 s for a device that is there.
+/// Packages of the Debian guest that boots its own systemd. Without udev its serial getty waits 90
+/// s for a device that is there.
 pub(super) const GUEST_SYSTEMD_PACKAGES: &[&str] = &["systemd", "systemd-sysv", "udev", "dbus"];
 
-/// Users of the host VM: name and uid. None has sudo or group `kvm`; a suite that installs the package puts alice and bob into group `banger`, as an
-/// administrator would, and carol never.
+/// Users of the host VM: name and uid. None has sudo or group `kvm`; a suite that installs the
+/// package puts alice and bob into group `banger`, as an administrator would, and carol never.
 pub const USERS: &[(&str, u32)] = &[("alice", 1001), ("bob", 1002), ("carol", 1003)];
 
 /// Size of the host VM's root file system: sparse, so only what is written takes room.
@@ -57,7 +61,8 @@ pub(super) const DISK_SIZE: &str = "24G";
 
 /// Shell lines that mmdebstrap runs with `$1` = the root of the host VM.
 ///
-/// Timers are masked because the inventory compares two moments: what the distribution does on its own schedule must not fall between them.
+/// Timers are masked because the inventory compares two moments: what the distribution does on its
+/// own schedule must not fall between them.
 pub(super) const HOST_SETUP: &[&str] = &[
     r#"chroot "$1" systemd-machine-id-setup >/dev/null 2>&1"#,
     r#"echo banger-host > "$1/etc/hostname"; echo "127.0.0.1 localhost banger-host" > "$1/etc/hosts"; echo "nameserver 127.0.0.1" > "$1/etc/resolv.conf""#,
@@ -66,14 +71,16 @@ pub(super) const HOST_SETUP: &[&str] = &[
     r#"for t in apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean man-db logrotate; do ln -sf /dev/null "$1/etc/systemd/system/$t.timer"; done"#,
     r#"ln -sf /dev/null "$1/etc/systemd/system/e2scrub_reap.service""#,
     r#"rm -f "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap""#,
-    // Without PAM a connection of the bench makes no logind session, so no cgroup or user manager comes and goes with it.
+    // Without PAM a connection of the bench makes no logind session, so no cgroup or user manager
+    // comes and goes with it.
     r#"printf 'UsePAM no\nUseDNS no\nMaxSessions 50\n' > "$1/etc/ssh/sshd_config.d/bench.conf""#,
     r#"printf '[Unit]\nDescription=Network and nested virtualisation of the bench\nDefaultDependencies=no\nAfter=systemd-udevd.service local-fs.target\nBefore=ssh.service multi-user.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/srv/bench/boot.sh\n[Install]\nWantedBy=multi-user.target\n' > "$1/etc/systemd/system/banger-bench.service""#,
     r#"chroot "$1" systemctl enable banger-bench.service >/dev/null 2>&1"#,
 ];
 
-/// Runs in the host VM at every boot, before sshd. Loads only what the bench needs itself: device-mapper, loop and tun are the product's own business
-/// (its units must bring them), so they are not loaded here.
+/// Runs in the host VM at every boot, before sshd. Loads only what the bench needs itself:
+/// device-mapper, loop and tun are the product's own business (its units must bring them), so they
+/// are not loaded here.
 pub(super) const HOST_BOOT: &str = "#!/bin/sh\n\
     modprobe virtio_net\n\
     modprobe -q kvm_amd || modprobe -q kvm_intel\n\

@@ -1,4 +1,5 @@
-//! Rows of the daemon's database, by the `sqlite3` program, and rows of the helper's ledger, by their files.
+//! Rows of the daemon's database, by the `sqlite3` program, and rows of the helper's ledger, by
+//! their files.
 //!
 //! The database is copied first: opened in place by root, it would get side files of root's.
 
@@ -15,7 +16,8 @@ pub const DATABASE: &str = "/var/lib/banger/banger.db";
 /// One file per VM.
 pub(super) const LEDGER: &str = "/run/banger-priv";
 
-/// Tables that are history on purpose: a job stays listed after its VM is gone. Everything else must be empty when nothing is left.
+/// Tables that are history on purpose: a job stays listed after its VM is gone. Everything else
+/// must be empty when nothing is left.
 const HISTORY: &[&str] = &["job", "jobs", "job_event", "job_events"];
 
 pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
@@ -47,7 +49,8 @@ fn rows(database: &Path, inventory: &mut Inventory) -> Result<()> {
     Ok(())
 }
 
-/// For each table a line of its name, a tab, and the query for its rows: the table's name and the row's primary key, as SQL would quote it.
+/// For each table a line of its name, a tab, and the query for its rows: the table's name and the
+/// row's primary key, as SQL would quote it.
 const SELECTS: &str = r#"
 SELECT t.name || char(9) || 'SELECT ' || quote(t.name || ' ') || ' || ' || coalesce(
     (SELECT group_concat('quote("' || replace(k.name, '"', '""') || '")', ' || '','' || ')

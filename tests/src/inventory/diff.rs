@@ -60,7 +60,8 @@ enum Covers {
     OnlyAltered,
 }
 
-/// A change that a scenario declares to be its purpose. Declared in the scenario, with the reason, never globally.
+/// A change that a scenario declares to be its purpose. Declared in the scenario, with the reason,
+/// never globally.
 #[derive(Debug, Clone)]
 pub struct Allow {
     kind: Kind,
@@ -70,7 +71,8 @@ pub struct Allow {
 }
 
 impl Allow {
-    /// Things of this sort whose name matches `pattern` (`*` stands for any text) may come, go and change.
+    /// Things of this sort whose name matches `pattern` (`*` stands for any text) may come, go and
+    /// change.
     #[must_use]
     pub fn anything(kind: Kind, pattern: impl Into<String>, reason: &'static str) -> Self {
         Self { kind, pattern: pattern.into(), covers: Covers::Anything, reason }
@@ -98,7 +100,8 @@ impl Allow {
 fn matches_pattern(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(head) else { return false };
-    // The shortest match of the text before each further star leaves the most to what follows; the last piece must sit at the end.
+    // The shortest match of the text before each further star leaves the most to what follows; the
+    // last piece must sit at the end.
     (0..=name.len()).filter_map(|at| name.get(at..)).any(|tail| matches_pattern(rest, tail))
 }
 

@@ -24,7 +24,8 @@ const ROOTS: &[&str] = &[
     "/dev/shm",
 ];
 
-/// systemd's own private folders, one per service with `PrivateTmp`, made anew with a random name at each of its starts.
+/// systemd's own private folders, one per service with `PrivateTmp`, made anew with a random name
+/// at each of its starts.
 const PRIVATE_TMP: &str = "systemd-private-";
 
 /// The daemon's daily copies of its database: one more after midnight is no leak.
@@ -50,7 +51,8 @@ pub(super) fn collect_quickly(inventory: &mut Inventory) -> Result<()> {
     Ok(())
 }
 
-/// Format: proc_pid_mountinfo(5). Fields after the separator ` - ` are type, source and options of the superblock.
+/// Format: proc_pid_mountinfo(5). Fields after the separator ` - ` are type, source and options of
+/// the superblock.
 fn mounts(text: &str, inventory: &mut Inventory) {
     for line in text.lines() {
         let Some((head, tail)) = line.split_once(" - ") else { continue };
@@ -73,7 +75,8 @@ fn unix_sockets(text: &str, inventory: &mut Inventory) {
     }
 }
 
-/// `ss` prints protocol, state, two queues, local and peer address. With one protocol only it leaves the first column out, but never for vsock.
+/// `ss` prints protocol, state, two queues, local and peer address. With one protocol only it
+/// leaves the first column out, but never for vsock.
 fn ports(text: &str, inventory: &mut Inventory) {
     for line in text.lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();

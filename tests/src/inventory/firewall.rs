@@ -1,4 +1,5 @@
-//! nf_tables as `nft` lists it, and what the four iptables programs see. Counters are left out: they change by themselves.
+//! nf_tables as `nft` lists it, and what the four iptables programs see. Counters are left out:
+//! they change by themselves.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -35,7 +36,8 @@ fn named(kind: &str, body: &Value, inventory: &mut Inventory) {
     };
     let mut rest = body.clone();
     let elements = rest.as_object_mut().map(|object| {
-        // The handle is the kernel's running number; an unchanged rule that was loaded again has another.
+        // The handle is the kernel's running number; an unchanged rule that was loaded again has
+        // another.
         for known in ["handle", "family", "table", "chain", "name"] {
             object.remove(known);
         }

@@ -1,7 +1,9 @@
-//! The host inventory: every kernel object, process and file that banger could leave behind, as names and details that two moments can be compared by.
+//! The host inventory: every kernel object, process and file that banger could leave behind, as
+//! names and details that two moments can be compared by.
 //!
-//! Taken as root inside the host VM by the scenario runner before and after each scenario, and by `banger-suite inventory`. It only looks: nothing here
-//! may change the host, open a database in place or load a module.
+//! Taken as root inside the host VM by the scenario runner before and after each scenario, and by
+//! `banger-suite inventory`. It only looks: nothing here may change the host, open a database in
+//! place or load a module.
 
 mod block;
 mod database;
@@ -109,7 +111,8 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Looks at the whole host, when udev has done what it had to: it gives a new link another address in its own time.
+    /// Looks at the whole host, when udev has done what it had to: it gives a new link another
+    /// address in its own time.
     pub fn take() -> Result<Self> {
         if Path::new("/run/udev/control").exists() {
             // That there is still something to do after this time shows in what follows.
@@ -126,7 +129,8 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// Only the sorts that the helper makes: links, routes, loops, dm devices, firewall, ledger. In less than half the time.
+    /// Only the sorts that the helper makes: links, routes, loops, dm devices, firewall, ledger. In
+    /// less than half the time.
     pub fn take_of_the_helpers() -> Result<Self> {
         let mut inventory = Self::default();
         network::collect(&mut inventory).context("inventory of the network")?;
@@ -136,8 +140,9 @@ impl Inventory {
         Ok(inventory)
     }
 
-    /// What can be seen without running a program: links and block devices by their names, processes, cgroups, mounts, sockets, files, the ledger. In a small
-    /// part of the time; it compares with its like only.
+    /// What can be seen without running a program: links and block devices by their names,
+    /// processes, cgroups, mounts, sockets, files, the ledger. In a small part of the time; it
+    /// compares with its like only.
     pub fn take_quickly() -> Result<Self> {
         let mut inventory = Self::default();
         network::names(&mut inventory).context("inventory of links")?;

@@ -1,6 +1,7 @@
 //! User-space processes and control groups, from `/proc` and the cgroup file system.
 //!
-//! A process is named by what it runs and where, not by its pid: a service that was restarted is the same process to the inventory.
+//! A process is named by what it runs and where, not by its pid: a service that was restarted is
+//! the same process to the inventory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,13 +15,16 @@ use super::{Inventory, Kind};
 /// `PF_KTHREAD` of `include/linux/sched.h`: field 9 of `/proc/PID/stat`.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// `USER_HZ`, the unit of start times in `/proc/PID/stat`: 100 on every architecture that banger runs on.
+/// `USER_HZ`, the unit of start times in `/proc/PID/stat`: 100 on every architecture that banger
+/// runs on.
 const TICKS: f64 = 100.0;
 
-/// Processes of the distribution that come and go with every connection or device event: the bench's own ssh connections and udev's workers.
+/// Processes of the distribution that come and go with every connection or device event: the
+/// bench's own ssh connections and udev's workers.
 const TRANSIENT: &[&str] = &["sshd-session:", "sshd: root", "(udev-worker)"];
 
-/// Services of the distribution that D-Bus or a socket starts when somebody asks, and that end by themselves.
+/// Services of the distribution that D-Bus or a socket starts when somebody asks, and that end by
+/// themselves.
 const ON_DEMAND: &[&str] = &[
     "systemd-hostnamed.service",
     "systemd-timedated.service",
@@ -50,8 +54,8 @@ pub(super) fn collect(inventory: &mut Inventory) -> Result<()> {
         if let Some(process) = look(pid)
             && !is_transient(&process)
         {
-            // The helper is told the boot of the host that it runs in: after a reboot it is the same process. One that
-            // was told another boot's id keeps it in its name.
+            // The helper is told the boot of the host that it runs in: after a reboot it is the
+            // same process. One that was told another boot's id keeps it in its name.
             let command = process.command.replace(&boot, "(this boot)");
             inventory.add(Kind::Process, format!("{command} in {}", process.cgroup), format!("uid {}", process.uid));
         }
@@ -107,7 +111,8 @@ fn look(pid: u32) -> Option<Process> {
 }
 
 fn is_transient(process: &Process) -> bool {
-    // What PID 1 forks to close a descriptor or to empty a folder for it: `(sd-close)`, `(sd-rmrf)`.
+    // What PID 1 forks to close a descriptor or to empty a folder for it: `(sd-close)`,
+    // `(sd-rmrf)`.
     let of_pid_1 = process.cgroup == "/init.scope" && process.command.starts_with("[(sd-");
     of_pid_1
         || TRANSIENT.iter().any(|start| process.command.starts_with(start))
@@ -119,7 +124,8 @@ fn on_demand(cgroup: &str) -> bool {
     cgroup.split('/').any(|part| ON_DEMAND.contains(&part))
 }
 
-/// Limits of what banger has made. Elsewhere they follow the distribution's defaults, which systemd computes again at every `daemon-reload`.
+/// Limits of what banger has made. Elsewhere they follow the distribution's defaults, which systemd
+/// computes again at every `daemon-reload`.
 fn limits(path: &Path, name: &str) -> String {
     if !name.contains("/bangerd.service/") {
         return String::new();

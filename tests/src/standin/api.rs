@@ -1,7 +1,9 @@
-//! Firecracker's API, the part that banger uses: requests become [`Action`]s here, strictly. Pure; `vmm` carries them out.
+//! Firecracker's API, the part that banger uses: requests become [`Action`]s here, strictly. Pure;
+//! `vmm` carries them out.
 //!
-//! Source: `src/firecracker/swagger/firecracker.yaml` and `api_server/` of Firecracker v1.16.1. Every field that Firecracker knows
-//! is known here; one that this stand-in cannot honour is refused rather than ignored.
+//! Source: `src/firecracker/swagger/firecracker.yaml` and `api_server/` of Firecracker v1.16.1.
+//! Every field that Firecracker knows is known here; one that this stand-in cannot honour is
+//! refused rather than ignored.
 
 use super::http::{Request, Response};
 use super::model::{

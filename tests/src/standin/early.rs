@@ -1,8 +1,10 @@
-//! A guest that stands still, or is reset, before it has read a disk: under emulation, and there only, it is begun again. Called by `vmm`.
+//! A guest that stands still, or is reset, before it has read a disk: under emulation, and there
+//! only, it is begun again. Called by `vmm`.
 //!
-//! Under QEMU's emulation of SVM about one nested boot in twenty ends like that, whatever the VMM. Nobody has seen anything of such a guest but its
-//! console, so a reset of the machine is a boot that took longer. A kernel that panics that early is begun again too, and ends the same way after the last try.
-//! On real CPUs it is a finding, and nothing is done.
+//! Under QEMU's emulation of SVM about one nested boot in twenty ends like that, whatever the VMM.
+//! Nobody has seen anything of such a guest but its console, so a reset of the machine is a boot
+//! that took longer. A kernel that panics that early is begun again too, and ends the same way
+//! after the last try. On real CPUs it is a finding, and nothing is done.
 
 use std::arch::x86_64::__cpuid;
 use std::sync::mpsc::Sender;
@@ -14,7 +16,8 @@ use serde_json::{Value, json};
 use super::vmm::Event;
 use crate::qmp::{Monitor, QmpError};
 
-/// From power on to the first disk, at most: twice what was seen under emulation beside a second host VM.
+/// From power on to the first disk, at most: twice what was seen under emulation beside a second
+/// host VM.
 const LIMIT: Duration = Duration::from_secs(40);
 /// How often a guest is begun again.
 const TRIES: u32 = 2;
@@ -29,7 +32,8 @@ pub(super) struct Early {
 }
 
 impl Early {
-    /// Has [`Event::Look`] sent while it matters. Nothing for a guest without disks, and none on a real CPU.
+    /// Has [`Event::Look`] sent while it matters. Nothing for a guest without disks, and none on a
+    /// real CPU.
     pub(super) fn watch(has_disks: bool, events: &Sender<Event>) -> Option<Self> {
         if !has_disks || !emulated() {
             return None;
@@ -103,7 +107,8 @@ fn reset(monitor: &mut Monitor) -> Result<(), QmpError> {
     gone_on.map(drop)
 }
 
-/// Whether this very machine is emulated: the signature of QEMU's TCG where hypervisors have theirs (`Documentation/virt/kvm/x86/cpuid.rst`).
+/// Whether this very machine is emulated: the signature of QEMU's TCG where hypervisors have theirs
+/// (`Documentation/virt/kvm/x86/cpuid.rst`).
 fn emulated() -> bool {
     let leaf = __cpuid(0x4000_0000);
     let signature = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);

@@ -1,5 +1,6 @@
-//! HTTP/1.1 as Firecracker's `micro_http` speaks it: one request after the other on a kept connection, bodies by
-//! `Content-Length` only. Called by `server`; knows nothing of the API behind it.
+//! HTTP/1.1 as Firecracker's `micro_http` speaks it: one request after the other on a kept
+//! connection, bodies by `Content-Length` only. Called by `server`; knows nothing of the API behind
+//! it.
 
 use std::io::{self, BufRead, Read, Write};
 

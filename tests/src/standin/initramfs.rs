@@ -1,8 +1,10 @@
 //! Keeps a guest's initramfs clear of its ACPI tables. Called by `machine`.
 //!
-//! QEMU's `microvm` puts an initramfs at the very end of the guest's memory, down from the top by its size and then to a page's start; its firmware has
-//! put the ACPI tables into the last page, from the end. So an archive whose last page is nearly full is written over them, and the kernel stands still
-//! where it reads them. (QEMU's other machines leave 128 KiB free: `acpi_data_size`.) Firecracker has no such page.
+//! QEMU's `microvm` puts an initramfs at the very end of the guest's memory, down from the top by
+//! its size and then to a page's start; its firmware has put the ACPI tables into the last page,
+//! from the end. So an archive whose last page is nearly full is written over them, and the kernel
+//! stands still where it reads them. (QEMU's other machines leave 128 KiB free: `acpi_data_size`.)
+//! Firecracker has no such page.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +15,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// Bytes of a page of x86.
 const PAGE: u64 = 4096;
 
-/// A copy of the archive in memory, with zeros behind it until one byte of it is in the last page. The kernel skips them
-/// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+/// A copy of the archive in memory, with zeros behind it until one byte of it is in the last page.
+/// The kernel skips them (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 pub(super) fn clear_of_tables(path: &str) -> io::Result<OwnedFd> {
     let copy = File::from(memfd_create("initramfs", MFdFlags::MFD_CLOEXEC)?);
     let bytes = io::copy(&mut File::open(path)?, &mut &copy)?;

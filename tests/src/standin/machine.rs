@@ -1,5 +1,5 @@
-//! From Firecracker's configuration to a QEMU `microvm`: its command line, and the process that dies with this one.
-//! Called by `vmm`, from the main thread only.
+//! From Firecracker's configuration to a QEMU `microvm`: its command line, and the process that
+//! dies with this one. Called by `vmm`, from the main thread only.
 
 use std::fs::File;
 use std::io;
@@ -52,8 +52,8 @@ pub(super) struct Config {
     pub(super) serial_out_path: Option<String>,
 }
 
-/// Starts QEMU with its vCPUs stopped. Must be called from a thread that lives as long as the process: the kernel takes that
-/// thread's end for the parent's death.
+/// Starts QEMU with its vCPUs stopped. Must be called from a thread that lives as long as the
+/// process: the kernel takes that thread's end for the parent's death.
 pub(super) fn spawn(config: &Config, boot: &BootSource) -> io::Result<(Child, UnixStream)> {
     let (monitor, theirs) = UnixStream::pair()?;
     let theirs = OwnedFd::from(theirs);
@@ -65,8 +65,8 @@ pub(super) fn spawn(config: &Config, boot: &BootSource) -> io::Result<(Child, Un
     command.args(arguments(config, &boot, &inherited)).stdin(Stdio::null());
     inherited.extend(initramfs.as_ref().map(|fd| fd.as_raw_fd()));
     let parent = getpid();
-    // SAFETY: the closure runs between fork and exec and makes only system calls on descriptors that this frame keeps open; it
-    // allocates nothing.
+    // SAFETY: the closure runs between fork and exec and makes only system calls on descriptors
+    // that this frame keeps open; it allocates nothing.
     unsafe {
         command.pre_exec(move || {
             set_pdeathsig(Signal::SIGKILL)?;
@@ -87,7 +87,8 @@ fn arguments(config: &Config, boot: &BootSource, inherited: &[RawFd]) -> Vec<Str
     let mut args: Vec<String> = Vec::new();
     let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
 
-    // The second I/O APIC would bring more transports, but under KVM the interrupt of its first pin never arrives.
+    // The second I/O APIC would bring more transports, but under KVM the interrupt of its first pin
+    // never arrives.
     add("-M", "microvm,acpi=on,rtc=on,ioapic2=off,auto-kernel-cmdline=off".into());
     // In this order: QEMU says on stderr when it falls back. `max` is `host` under KVM.
     add("-accel", "kvm".into());
@@ -96,7 +97,8 @@ fn arguments(config: &Config, boot: &BootSource, inherited: &[RawFd]) -> Vec<Str
     add("-smp", config.machine.vcpu_count.to_string());
     add("-m", format!("{}M", config.machine.mem_size_mib));
     add("-display", "none".into());
-    // A reset ends the machine, which `vmm` sees as an event; a power-off leaves it standing, as in Firecracker.
+    // A reset ends the machine, which `vmm` sees as an event; a power-off leaves it standing, as in
+    // Firecracker.
     add("-action", "reboot=shutdown,shutdown=pause".into());
     add("-global", "virtio-mmio.force-legacy=false".into());
     add("-device", "i8042".into());
@@ -118,7 +120,8 @@ fn arguments(config: &Config, boot: &BootSource, inherited: &[RawFd]) -> Vec<Str
     add("-chardev", format!("socket,id=qmp,fd={}", next_descriptor()));
     add("-mon", "chardev=qmp,mode=control".into());
 
-    // The guest finds the highest bus first, so the first device (vda) gets the highest of those in use.
+    // The guest finds the highest bus first, so the first device (vda) gets the highest of those in
+    // use.
     let devices = config.drives.len() + config.interfaces.len() + usize::from(config.vsock.is_some());
     let mut buses = (0..devices).rev();
     let mut next_bus = || format!("virtio-mmio-bus.{}", buses.next().unwrap_or(0));

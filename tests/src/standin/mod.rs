@@ -1,11 +1,13 @@
 //! A stand-in for Firecracker: its command line and API in front of QEMU's `microvm` machine.
 //!
-//! The system suites run it as `firecracker_bin` where no real Firecracker is given; nothing that is shipped knows of it. Guest
-//! kernel, tap, disks and vsock are real, only the VMM differs. It must never answer better than Firecracker does: what
-//! Firecracker refuses is refused here, with the same status and text (checked against Firecracker v1.16.1).
+//! The system suites run it as `firecracker_bin` where no real Firecracker is given; nothing that
+//! is shipped knows of it. Guest kernel, tap, disks and vsock are real, only the VMM differs. It
+//! must never answer better than Firecracker does: what Firecracker refuses is refused here, with
+//! the same status and text (checked against Firecracker v1.16.1).
 //!
-//! It needs what Firecracker does not: `/dev/vhost-vsock`, `AF_VSOCK` sockets, and running `qemu-system-x86_64` with its
-//! firmware. Known differences are listed at [`Standin`](vmm::Standin).
+//! It needs what Firecracker does not: `/dev/vhost-vsock`, `AF_VSOCK` sockets, and running
+//! `qemu-system-x86_64` with its firmware. Known differences are listed at
+//! [`Standin`](vmm::Standin).
 
 mod api;
 mod early;

@@ -1,5 +1,6 @@
-//! The bodies of Firecracker's API, the part that banger uses, field for field as in its `vmm_config`: what is not named here is
-//! refused. Fields that mean nothing to this VMM are named all the same; `api` says which of them it refuses.
+//! The bodies of Firecracker's API, the part that banger uses, field for field as in its
+//! `vmm_config`: what is not named here is refused. Fields that mean nothing to this VMM are named
+//! all the same; `api` says which of them it refuses.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -110,7 +111,8 @@ pub(super) enum Level {
     Error,
 }
 
-/// Where the VMM's own lines go; what to leave out of the few that there are is accepted and not acted on.
+/// Where the VMM's own lines go; what to leave out of the few that there are is accepted and not
+/// acted on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Logger {

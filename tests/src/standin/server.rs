@@ -1,4 +1,5 @@
-//! The API socket: a thread per connection reads requests, the main thread (`vmm`) answers them one by one, as in Firecracker.
+//! The API socket: a thread per connection reads requests, the main thread (`vmm`) answers them one
+//! by one, as in Firecracker.
 
 use std::io::{self, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -22,7 +23,8 @@ pub(super) struct Call {
     pub(super) reply: Sender<Response>,
 }
 
-/// Binds the API socket, which must not exist yet, and serves it in the background for as long as the process lives.
+/// Binds the API socket, which must not exist yet, and serves it in the background for as long as
+/// the process lives.
 pub(super) fn spawn(path: &Path, events: Sender<Event>) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     thread::Builder::new().name("fc_api".into()).spawn(move || accept(&listener, &events))?;

@@ -1,8 +1,11 @@
-//! A VMM that boots nothing, for suites to which the guest does not matter and that start some hundred VMs.
+//! A VMM that boots nothing, for suites to which the guest does not matter and that start some
+//! hundred VMs.
 //!
-//! To the daemon it is Firecracker with a guest whose agent is ready at once: the same command line and API, disks, tap and sockets opened as told, and
-//! the agent's side of the control channel, which reconnects after a restart of the daemon. It is one process with threads and needs nothing that
-//! Firecracker does not, so it runs under the confinement of VMMs as it ships. Not there: SSH, whose connections are closed.
+//! To the daemon it is Firecracker with a guest whose agent is ready at once: the same command line
+//! and API, disks, tap and sockets opened as told, and the agent's side of the control channel,
+//! which reconnects after a restart of the daemon. It is one process with threads and needs nothing
+//! that Firecracker does not, so it runs under the confinement of VMMs as it ships. Not there: SSH,
+//! whose connections are closed.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
@@ -210,7 +213,8 @@ pub(crate) fn send(mut to: &UnixStream, line: &impl serde::Serialize) -> io::Res
     to.write_all(&line)
 }
 
-/// The guest's configuration, found as its kernel would ("newc" of buffer-format.rst: headers of 110 bytes in hexadecimal, everything padded to 4).
+/// The guest's configuration, found as its kernel would ("newc" of buffer-format.rst: headers of
+/// 110 bytes in hexadecimal, everything padded to 4).
 fn configuration(initramfs: &File) -> io::Result<GuestConfig> {
     let broken = || io::Error::from(io::ErrorKind::InvalidData);
     let wanted = CONFIG_PATH.trim_start_matches('/').as_bytes();

@@ -1,5 +1,6 @@
-//! Opening a tap that exists already, as Firecracker does when the interface is configured: from then on the device is busy, and
-//! a tap that is missing or somebody else's is found out before the machine starts. QEMU inherits the descriptor.
+//! Opening a tap that exists already, as Firecracker does when the interface is configured: from
+//! then on the device is busy, and a tap that is missing or somebody else's is found out before the
+//! machine starts. QEMU inherits the descriptor.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,7 +31,8 @@ pub(super) fn open(name: &str) -> Result<File, OpenError> {
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
 
     let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    // SAFETY: `tun` is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call returns.
+    // SAFETY: `tun` is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call
+    // returns.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error().into());
     }

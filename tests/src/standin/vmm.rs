@@ -1,4 +1,5 @@
-//! The machine's state and the main loop: one thread answers the API's requests in turn, starts QEMU and sees it end.
+//! The machine's state and the main loop: one thread answers the API's requests in turn, starts
+//! QEMU and sees it end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -129,15 +130,17 @@ struct Machine {
 
 /// The VMM as its clients see it. It differs from Firecracker in what follows:
 ///
-/// - a guest's connection to a port with a stale socket file is accepted and closed, where Firecracker refuses it;
-/// - ports that a guest connects to must be unique among the VMs of a host, since `AF_VSOCK` is one name space, and a socket
-///   file that appears later is noticed within [`vsock::SCAN_INTERVAL`];
-/// - a guest that powers off does so (`reboot: Power down`) and is then stopped, where Firecracker offers no power-off
-///   and the guest halts; both leave the process running;
+/// - a guest's connection to a port with a stale socket file is accepted and closed, where
+///   Firecracker refuses it;
+/// - ports that a guest connects to must be unique among the VMs of a host, since `AF_VSOCK` is one
+///   name space, and a socket file that appears later is noticed within [`vsock::SCAN_INTERVAL`];
+/// - a guest that powers off does so (`reboot: Power down`) and is then stopped, where Firecracker
+///   offers no power-off and the guest halts; both leave the process running;
 /// - metrics are those of the block devices only, and written on `FlushMetrics` only;
-/// - a connection asked for while the guest is paused or halted is closed after two seconds, where Firecracker leaves it open
-///   without an answer;
-/// - QEMU takes more memory than Firecracker beside the guest's: some 20 MiB against 5, and what it maps of its libraries.
+/// - a connection asked for while the guest is paused or halted is closed after two seconds, where
+///   Firecracker leaves it open without an answer;
+/// - QEMU takes more memory than Firecracker beside the guest's: some 20 MiB against 5, and what it
+///   maps of its libraries.
 #[derive(Debug)]
 pub(super) struct Standin {
     id: String,
@@ -420,7 +423,8 @@ fn shutdown_reason(event: &str, data: &Value) -> Option<String> {
     (event == "SHUTDOWN").then(|| data.get("reason").and_then(Value::as_str).unwrap_or("unknown").to_owned())
 }
 
-/// Opens as Firecracker's `open_file_nonblock` does: made when missing, neither cut nor appended to, no waiting on a pipe.
+/// Opens as Firecracker's `open_file_nonblock` does: made when missing, neither cut nor appended
+/// to, no waiting on a pipe.
 fn open_output(path: &str) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(false).read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)
 }

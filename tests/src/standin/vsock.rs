@@ -1,5 +1,6 @@
-//! Firecracker's vsock over the host's `AF_VSOCK`: the socket file that takes `CONNECT <port>`, and guests' connections relayed to
-//! `<socket file>_<port>`. Called by `vmm`. Source: `docs/vsock.md` and `devices/virtio/vsock/` of Firecracker v1.16.1.
+//! Firecracker's vsock over the host's `AF_VSOCK`: the socket file that takes `CONNECT <port>`, and
+//! guests' connections relayed to `<socket file>_<port>`. Called by `vmm`. Source: `docs/vsock.md`
+//! and `devices/virtio/vsock/` of Firecracker v1.16.1.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,8 +22,8 @@ use nix::sys::socket::{
 
 use super::model;
 
-/// How often socket files `<socket file>_<port>` are looked for: Firecracker looks when a guest connects, here a listener must be
-/// there before. Short against the guest agent's own retries.
+/// How often socket files `<socket file>_<port>` are looked for: Firecracker looks when a guest
+/// connects, here a listener must be there before. Short against the guest agent's own retries.
 pub(super) const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Longest `CONNECT <port>\n` that Firecracker reads, in bytes.
@@ -63,7 +64,8 @@ impl Listener {
     }
 }
 
-/// Host to guest: reads the port, connects, says `OK`, relays. Any failure just closes, as in Firecracker.
+/// Host to guest: reads the port, connects, says `OK`, relays. Any failure just closes, as in
+/// Firecracker.
 fn connect_guest(mut stream: UnixStream, cid: u32) -> io::Result<()> {
     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
     let mut line = Vec::new();
@@ -94,12 +96,14 @@ fn parse_connect(line: &[u8]) -> Option<u32> {
 /// (`defs::CONN_SHUTDOWN_TIMEOUT_MS`).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether a guest has closed: nothing wakes up for that when it had shut down its sending before.
+/// How often it is looked whether a guest has closed: nothing wakes up for that when it had shut
+/// down its sending before.
 const CLOSE_LOOK: Duration = Duration::from_millis(50);
 
-/// Moves bytes until the connection closes, as Firecracker's `csm/connection.rs` closes it: the host's end of stream closes both
-/// directions; a guest that only shuts down its sending changes nothing for the host; one that closes takes with it what the host
-/// has not taken after two seconds.
+/// Moves bytes until the connection closes, as Firecracker's `csm/connection.rs` closes it: the
+/// host's end of stream closes both directions; a guest that only shuts down its sending changes
+/// nothing for the host; one that closes takes with it what the host has not taken after two
+/// seconds.
 fn relay(host: UnixStream, guest: OwnedFd) -> io::Result<()> {
     let guest = Arc::new(File::from(guest));
     let host = Arc::new(host);
@@ -116,7 +120,8 @@ fn relay(host: UnixStream, guest: OwnedFd) -> io::Result<()> {
     upward.join().map_err(|_| io::Error::other("a relay thread panicked"))
 }
 
-/// Ends at the end of the stream or the first error: a connection that is reset looks the same to the other side.
+/// Ends at the end of the stream or the first error: a connection that is reset looks the same to
+/// the other side.
 fn pump(from: &mut impl io::Read, to: &mut impl io::Write) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -140,7 +145,8 @@ fn pump_up(mut guest: &File, host: &UnixStream) {
     let mut closed_since = None;
     loop {
         match guest.read(&mut buffer) {
-            // The end of its sending. The connection stands until it has closed, or the host ends it.
+            // The end of its sending. The connection stands until it has closed, or the host ends
+            // it.
             Ok(0) => {
                 while !has_closed(guest) {
                     thread::sleep(CLOSE_LOOK);
@@ -176,8 +182,8 @@ fn write_up(mut bytes: &[u8], guest: &File, mut host: &UnixStream, closed_since:
     true
 }
 
-/// Has the other side closed in both directions? A unix socket says so by a hang-up; an `AF_VSOCK` socket says it to
-/// whoever sends, and to a send of nothing too (`net/vmw_vsock/af_vsock.c`).
+/// Has the other side closed in both directions? A unix socket says so by a hang-up; an `AF_VSOCK`
+/// socket says it to whoever sends, and to a send of nothing too (`net/vmw_vsock/af_vsock.c`).
 fn has_closed(socket: &File) -> bool {
     let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;

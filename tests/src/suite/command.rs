@@ -1,4 +1,5 @@
-//! Programs run by scenarios: with a time limit always, output captured, and a terminal when asked for.
+//! Programs run by scenarios: with a time limit always, output captured, and a terminal when asked
+//! for.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -46,7 +47,8 @@ impl Finished {
         Ok(self)
     }
 
-    /// It must have failed by itself, without a signal, and have said all of these words on standard error.
+    /// It must have failed by itself, without a signal, and have said all of these words on
+    /// standard error.
     pub fn refused(self, words: &[&str]) -> Result<Self> {
         ensure!(self.status.code().is_some_and(|code| code != 0), "expected a refusal: {self}");
         for word in words {
@@ -94,7 +96,8 @@ fn tail(text: &str) -> &str {
     text.get(start..).unwrap_or_default()
 }
 
-/// A program that is running, in a process group of its own. Dropped, it is killed with everything in its group.
+/// A program that is running, in a process group of its own. Dropped, it is killed with everything
+/// in its group.
 #[derive(Debug)]
 pub struct Run {
     line: String,
@@ -106,7 +109,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// Starts `words` as `user` (none: root), without sudo and with that user's own login environment.
+    /// Starts `words` as `user` (none: root), without sudo and with that user's own login
+    /// environment.
     pub fn start(user: Option<&str>, words: &[&str]) -> Result<Self> {
         let mut command = as_user(user);
         command.args(words).stdin(Stdio::null());
@@ -184,7 +188,8 @@ impl Run {
     fn finish(&mut self, status: ExitStatus) -> Finished {
         self.ended = true;
         let took = self.started.elapsed();
-        // A descendant that was left behind may hold the pipe open for ever: it is looked for by the inventory, not waited for here.
+        // A descendant that was left behind may hold the pipe open for ever: it is looked for by
+        // the inventory, not waited for here.
         let collect = |stream: Option<JoinHandle<Vec<u8>>>| {
             let Some(stream) = stream else { return String::new() };
             let waited = Instant::now();
@@ -222,7 +227,8 @@ fn prompt(user: Option<&str>) -> String {
     user.map_or_else(|| "# ".to_owned(), |user| format!("{user}$ "))
 }
 
-/// The beginning of a command line that runs what follows as the user, with the groups of the user data base as a new login would have.
+/// The beginning of a command line that runs what follows as the user, with the groups of the user
+/// data base as a new login would have.
 fn as_user(user: Option<&str>) -> Command {
     let mut command = match user {
         None => Command::new("env"),

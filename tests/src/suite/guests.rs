@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::command::Finished;
 use super::scene::Scene;
 
-/// A guest of the suites: the tiny image, small enough that several fit beside each other under emulation.
+/// A guest of the suites: the tiny image, small enough that several fit beside each other under
+/// emulation.
 pub(super) const TINY: &[&str] =
     &["--image", "tiny", "--vcpu", "1", "--memory", "256M", "--root-size", "128M", "--disk-size", "64M"];
 
@@ -70,7 +71,8 @@ impl Guest {
         Ok(())
     }
 
-    /// The state must become this in time, with a reason that contains one of the words (no words: any reason or none).
+    /// The state must become this in time, with a reason that contains one of the words (no words:
+    /// any reason or none).
     pub(super) fn becomes(
         &self,
         scene: &Scene,
@@ -102,7 +104,8 @@ impl Guest {
         scene.banger(self.owner, &["vm", "show", self.name])?.refused(&[self.name]).map(drop)
     }
 
-    /// After a stop: the init heard of it. One that does not is switched off by the agent, which takes longer than anybody waits and shows in no state.
+    /// After a stop: the init heard of it. One that does not is switched off by the agent, which
+    /// takes longer than anybody waits and shows in no state.
     pub(super) fn ended_by_its_init(&self, scene: &Scene) -> Result<()> {
         let console = scene.root(&format!("cat /var/lib/banger/vms/{}/console.log", self.id))?;
         ensure!(!console.contains("switches the machine off"), "its init did not end it: {console}");

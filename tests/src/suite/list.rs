@@ -15,7 +15,8 @@ pub enum Setup {
     Nothing,
     /// The distribution alone, with the package beside the suite.
     Package,
-    /// The package is installed as shipped, and has imported the host's kernel; alice and bob are in group `banger`; nothing of the bench touches its units.
+    /// The package is installed as shipped, and has imported the host's kernel; alice and bob are
+    /// in group `banger`; nothing of the bench touches its units.
     Installed,
     /// And the VMM is in place.
     Vmm,
@@ -26,7 +27,8 @@ pub enum Setup {
 }
 
 impl Setup {
-    /// Whether a suite may begin in a host VM that suites of this setup have left clean, instead of in one of its own.
+    /// Whether a suite may begin in a host VM that suites of this setup have left clean, instead of
+    /// in one of its own.
     #[must_use]
     pub fn leads_to(self, next: Self) -> bool {
         // Below this, the suites install and remove the package themselves.

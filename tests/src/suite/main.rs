@@ -22,7 +22,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs a suite; status 0 when nothing failed, 75 or 76 when it asks for a clean or a hard reboot of the host.
+    /// Runs a suite; status 0 when nothing failed, 75 or 76 when it asks for a clean or a hard
+    /// reboot of the host.
     Run {
         suite: String,
         /// Which VMM lies beside this program.

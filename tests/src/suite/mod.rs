@@ -1,7 +1,8 @@
 //! The scenario runner: what `banger-suite` does, as root, inside the host VM.
 //!
-//! A suite is a file in [`scenarios`] with one function per scenario; the runner puts an inventory before and after each, times it, and reports.
-//! A scenario talks to the product as a user would, through [`Scene`]: as alice, bob or carol, without sudo.
+//! A suite is a file in [`scenarios`] with one function per scenario; the runner puts an inventory
+//! before and after each, times it, and reports. A scenario talks to the product as a user would,
+//! through [`Scene`]: as alice, bob or carol, without sudo.
 
 mod command;
 mod guests;

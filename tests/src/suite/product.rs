@@ -1,4 +1,5 @@
-//! Puts the product into the host VM, as an administrator would, and cleans up after a scenario that failed.
+//! Puts the product into the host VM, as an administrator would, and cleans up after a scenario
+//! that failed.
 
 use std::fs;
 use std::path::Path;
@@ -16,8 +17,9 @@ use crate::hostvm::payload::INSIDE;
 /// Where the bench's VMM is installed.
 pub(super) const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
 
-/// What the packaged unit and the confinement of VMMs rightly refuse and the stand-in needs: QEMU with its firmware, and the host's own vsock for its
-/// vsock device. Only this drop-in is the bench's; suites about confinement run without it.
+/// What the packaged unit and the confinement of VMMs rightly refuse and the stand-in needs: QEMU
+/// with its firmware, and the host's own vsock for its vsock device. Only this drop-in is the
+/// bench's; suites about confinement run without it.
 const STAND_IN_DROP_IN: &str = "# Bench only: the stand-in VMM runs QEMU.
 [Service]
 DeviceAllow=/dev/vhost-vsock rw
@@ -79,13 +81,14 @@ fn install_vmm(options: &Options) -> Result<()> {
     root("systemctl daemon-reload && systemctl restart bangerd.service", INSTALL, options)
 }
 
-/// The small image that scenarios boot, for everybody; the kernel came with the package. The large Debian images are imported by the suites that are about them.
+/// The small image that scenarios boot, for everybody; the kernel came with the package. The large
+/// Debian images are imported by the suites that are about them.
 fn import(options: &Options) -> Result<()> {
     root(&format!("banger image import --shared --name tiny --size 512M {INSIDE}/tiny.tar"), IMPORT, options)
 }
 
-/// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from a known state. Errors are printed only: the
-/// failure itself is already on record.
+/// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from
+/// a known state. Errors are printed only: the failure itself is already on record.
 pub(super) fn clean_up() {
     show_consoles();
     if !Path::new("/usr/bin/banger").exists() {
@@ -102,7 +105,8 @@ pub(super) fn clean_up() {
     }
 }
 
-/// What the VMs that are there said last, and their VMM on its end: the rest of their traces goes with the clean-up.
+/// What the VMs that are there said last, and their VMM on its end: the rest of their traces goes
+/// with the clean-up.
 fn show_consoles() {
     const LINES: usize = 30;
     for folder in fs::read_dir("/var/lib/banger/vms").into_iter().flatten().flatten() {

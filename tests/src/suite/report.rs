@@ -48,8 +48,9 @@ pub struct Result {
     pub measured: BTreeMap<String, String>,
 }
 
-/// The daemon's words for a guest that stands still: in its boot, while it runs, while a command runs in it. And for one that was reset
-/// although its kernel has said nothing, as a panic does: a triple fault.
+/// The daemon's words for a guest that stands still: in its boot, while it runs, while a command
+/// runs in it. And for one that was reset although its kernel has said nothing, as a panic does: a
+/// triple fault.
 const SILENT_GUEST: [&str; 4] = [
     "firecracker exited (status 0)",
     "the guest was not ready within",

@@ -1,4 +1,5 @@
-//! Runs a suite: setup, then each scenario between two inventories. A scenario that asks for a reboot is continued by a second call after it.
+//! Runs a suite: setup, then each scenario between two inventories. A scenario that asks for a
+//! reboot is continued by a second call after it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +20,8 @@ use crate::inventory::{Difference, Inventory, leaks};
 /// Exit status that asks the harness for a reboot of the host VM: clean, and by power cut.
 pub const REBOOT_STATUS: (u8, u8) = (75, 76);
 
-/// What has ended may take this long to disappear (a cgroup, a udev event); what stays longer has leaked.
+/// What has ended may take this long to disappear (a cgroup, a udev event); what stays longer has
+/// leaked.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// How a suite is run.
@@ -162,7 +164,8 @@ fn one(
     Ok(None)
 }
 
-/// The inventory before the first scenario, or after one that failed: two in a row that agree, or what is passing would be missed as gone afterwards.
+/// The inventory before the first scenario, or after one that failed: two in a row that agree, or
+/// what is passing would be missed as gone afterwards.
 fn settled(scene: &Scene) -> Result<Inventory> {
     let started = Instant::now();
     let mut last = Inventory::take()?;

@@ -1,4 +1,5 @@
-//! What a sampled run takes of a suite: `make test` has an hour for everything, and each run another choice. A suite that is named is run whole.
+//! What a sampled run takes of a suite: `make test` has an hour for everything, and each run
+//! another choice. A suite that is named is run whole.
 
 use super::list::{Scenario, Suite};
 use super::report::print_line;

@@ -1,4 +1,5 @@
-//! What a scenario sees: users to act as, time limits, waiting, steps that appear in the transcript, and declared changes.
+//! What a scenario sees: users to act as, time limits, waiting, steps that appear in the
+//! transcript, and declared changes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -99,7 +100,8 @@ impl Scene {
         self.allowed.push(allow);
     }
 
-    /// Declares that the database may grow: SQLite's files change size and its log appears. Rows are not covered.
+    /// Declares that the database may grow: SQLite's files change size and its log appears. Rows
+    /// are not covered.
     pub fn allow_database_growth(&mut self) {
         self.allow(Allow::altered(
             Kind::File,
@@ -149,7 +151,8 @@ impl Scene {
         Run::start(None, &["sh", "-c", line])?.wait(self.limit(LONG))
     }
 
-    /// Asks again and again until it is so; the error says what was waited for and what was seen last.
+    /// Asks again and again until it is so; the error says what was waited for and what was seen
+    /// last.
     pub fn wait_until(
         &self,
         what: &str,

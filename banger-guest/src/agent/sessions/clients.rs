@@ -1,7 +1,8 @@
-//! Those who are connected to a session's process: they follow its log, write its input, or wait for its end.
+//! Those who are connected to a session's process: they follow its log, write its input, or wait
+//! for its end.
 //!
-//! The agent connects to the process's socket, sends a client's connection and what the client asked for, and is
-//! told that both have arrived.
+//! The agent connects to the process's socket, sends a client's connection and what the client
+//! asked for, and is told that both have arrived.
 
 use banger_proto::command::{FromGuest, ToGuest, WINDOW};
 use banger_proto::session::{Answer, Outputs, Refusal, Request, Status};
@@ -88,7 +89,8 @@ impl Hub {
         }
     }
 
-    /// Asks the command to end: as the loss of a terminal does, or by SIGTERM, since a service reloads on SIGHUP.
+    /// Asks the command to end: as the loss of a terminal does, or by SIGTERM, since a service
+    /// reloads on SIGHUP.
     pub(super) fn end(&self) {
         self.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
         self.signal(libc::SIGCONT);

@@ -1,8 +1,9 @@
 //! Sessions on the work disk: a folder each, which outlives the guest's boot.
 //!
-//! `meta.json` says what was started and is locked by the session's process while that lives; `status.json`, how
-//! it ended; [`super::log`] has the rest. A folder whose name begins with a dot is of a session that does not run
-//! yet: the process gives it its name when the command has started.
+//! `meta.json` says what was started and is locked by the session's process while that lives;
+//! `status.json`, how it ended; [`super::log`] has the rest. A folder whose name begins with a dot
+//! is of a session that does not run yet: the process gives it its name when the command has
+//! started.
 
 use banger_proto::session::{Session, Status, is_name};
 use serde::de::DeserializeOwned;
@@ -135,7 +136,8 @@ impl Places {
             return None;
         }
         let end = || load::<End>(&folder.join(STATUS));
-        // A process writes the status before it lets go of its lock: what has none then will have none.
+        // A process writes the status before it lets go of its lock: what has none then will have
+        // none.
         let alive = end().is_none() && is_locked(&folder.join(META));
         let (status, ended_at) = match end() {
             Some(end) => (end.status, Some(end.ended_at)),
@@ -168,7 +170,8 @@ impl Places {
         fs::remove_dir_all(self.folder(id))
     }
 
-    /// Removes what is older than the sessions that are kept, and what starts have left that were cut off.
+    /// Removes what is older than the sessions that are kept, and what starts have left that were
+    /// cut off.
     pub(super) fn prune(&self) {
         let ended = self.list().into_iter().filter(|session| session.status != Status::Running);
         let ended: Vec<Session> = ended.collect();

@@ -1,13 +1,14 @@
 //! A session's log: what its command wrote, and when, in two files of bounded size.
 //!
-//! Written by the session's process alone, read by it for those who follow and by the agent for all others,
-//! also while it is written and after a power cut. The log is the only buffer of output: readers follow it, so a
-//! slow one holds nobody up.
+//! Written by the session's process alone, read by it for those who follow and by the agent for all
+//! others, also while it is written and after a power cut. The log is the only buffer of output:
+//! readers follow it, so a slow one holds nobody up.
 //!
-//! `log` is written; when it is full it becomes `log.1`, and the earlier `log.1` is gone. A file begins with
-//! [`MAGIC`] and the position of its first record in all that was ever written (8 bytes, little endian). A record is
-//! a checksum, the length of its bytes, the time, the kind, then the bytes. A record that is cut or was not
-//! wholly on the disk has a wrong checksum, and readers leave it out.
+//! `log` is written; when it is full it becomes `log.1`, and the earlier `log.1` is gone. A file
+//! begins with [`MAGIC`] and the position of its first record in all that was ever written (8
+//! bytes, little endian). A record is a checksum, the length of its bytes, the time, the kind, then
+//! the bytes. A record that is cut or was not wholly on the disk has a wrong checksum, and readers
+//! leave it out.
 
 use std::fs::{self, File};
 use std::io;
@@ -176,8 +177,8 @@ impl Log {
         folder.clone_into(&mut self.folder);
     }
 
-    /// Keeps what the command wrote. What finds no room on the disk is counted, and the count is written as soon
-    /// as there is room again.
+    /// Keeps what the command wrote. What finds no room on the disk is counted, and the count is
+    /// written as soon as there is room again.
     pub(super) fn append(&mut self, kind: Kind, at: u64, bytes: Vec<u8>) {
         let count = bytes.len() as u64;
         if self.lost > 0 {

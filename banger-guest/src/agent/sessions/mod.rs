@@ -1,7 +1,8 @@
 //! Sessions, as the agent answers for them ([`banger_proto::session`]).
 //!
-//! The agent reads their folders, starts their processes and passes connections on; it holds nothing of them, so
-//! its end harms none. What waits for the disk runs beside the agent's only thread.
+//! The agent reads their folders, starts their processes and passes connections on; it holds
+//! nothing of them, so its end harms none. What waits for the disk runs beside the agent's only
+//! thread.
 
 pub(super) use banger_proto::session::Request;
 use banger_proto::session::{Answer, New, Outputs, Refusal, Session, Status};
@@ -74,7 +75,8 @@ impl Default for Sessions {
     }
 }
 
-/// Answers a request. Gives the stream back when this was the agent's to answer; it is the session's otherwise.
+/// Answers a request. Gives the stream back when this was the agent's to answer; it is the
+/// session's otherwise.
 pub(super) async fn serve<S>(mut stream: S, request: Request, shared: &Arc<Shared>) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
@@ -213,7 +215,8 @@ impl Sessions {
         }
     }
 
-    /// Starts a session. What was to be started again under its name no longer is, or this one instead.
+    /// Starts a session. What was to be started again under its name no longer is, or this one
+    /// instead.
     async fn start(&self, new: New, shared: &Arc<Shared>) -> Result<Session, Refusal> {
         let order = new.again.then(|| new.clone());
         let session = self.start_now(new, shared).await?;
@@ -297,7 +300,8 @@ impl Sessions {
         self.find(&order_id).await.ok_or_else(|| Refusal::Failed("it is gone already".to_owned()))
     }
 
-    /// Gives a client's connection, or none for the agent's own, to a session's process, and waits until it has it.
+    /// Gives a client's connection, or none for the agent's own, to a session's process, and waits
+    /// until it has it.
     async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {
         let passing = async {
             let mut socket = UnixStream::connect(self.places.socket(id)).await?;
@@ -336,7 +340,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Starts the program as the session's process, in a process group of its own, which survives the agent's.
+/// Starts the program as the session's process, in a process group of its own, which survives the
+/// agent's.
 fn start(program: &Path, order: &Order, ready: OwnedFd) -> io::Result<()> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let mut file = File::from(memfd_create(c"banger-session", MFdFlags::MFD_CLOEXEC)?);

@@ -1,8 +1,8 @@
-//! A session's own process: it starts the command, keeps its log, its input and its exit status, and serves
-//! those who attach. It outlives the agent that started it.
+//! A session's own process: it starts the command, keeps its log, its input and its exit status,
+//! and serves those who attach. It outlives the agent that started it.
 //!
-//! The agent starts this program again for each session, with the order in a nameless file on standard input,
-//! and reads from its standard output whether the command has started.
+//! The agent starts this program again for each session, with the order in a nameless file on
+//! standard input, and reads from its standard output whether the command has started.
 
 use banger_proto::command::{FromGuest, MAX_START};
 use banger_proto::session::{New, Refusal, Status};
@@ -84,7 +84,8 @@ fn begin() -> io::Result<()> {
     nix::unistd::dup2_stdout(&null)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
-        // All of them are the machine's end, or nothing: the terminal that a signal may come from is not ours.
+        // All of them are the machine's end, or nothing: the terminal that a signal may come from
+        // is not ours.
         let mut terminate = signal(SignalKind::terminate())?;
         let _ignored = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()].map(signal);
         serve(&order, ready, async move {
@@ -94,7 +95,8 @@ fn begin() -> io::Result<()> {
     })
 }
 
-/// Starts what is ordered, says so, and serves it until its end, in a [`LocalSet`]. `terminated`: the machine ends.
+/// Starts what is ordered, says so, and serves it until its end, in a [`LocalSet`]. `terminated`:
+/// the machine ends.
 pub(super) async fn serve(order: &[u8], ready: OwnedFd, terminated: impl Future<Output = ()>) -> io::Result<()> {
     let mut ready = File::from(ready);
     let begun = match wire::decode(order, MAX_ORDER) {

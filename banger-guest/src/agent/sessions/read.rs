@@ -55,7 +55,8 @@ impl Reader {
             }
             // The file's end, or a record that is not whole. Is there a later file?
             let Some(later) = self.later(segment.start) else { return Ok(Next::Nothing) };
-            // The record may have been written after it was looked for and before that file was made.
+            // The record may have been written after it was looked for and before that file was
+            // made.
             if let Some(entry) = Entry::read(&segment.file, segment.place(self.at))? {
                 self.at += entry.length();
                 return Ok(Next::Entry(entry));

@@ -22,7 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// Between two looks; also how long an orphan must be one before it is released without being asked.
+/// Between two looks; also how long an orphan must be one before it is released without being
+/// asked.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How soon database and helper are asked again, while they do not answer.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -75,8 +76,9 @@ async fn each_minute(ctx: &Context) {
     }
 }
 
-/// After a crash the rest of a deletion waits for nobody. A VM that runs does, with all that is its:
-/// an administrator who has brought back the wrong copy of the database has a minute to notice.
+/// After a crash the rest of a deletion waits for nobody. A VM that runs does, with all that is
+/// its: an administrator who has brought back the wrong copy of the database has a minute to
+/// notice.
 async fn release_after_a_crash(ctx: &Context, found: &[Orphan]) {
     let alive: Vec<VmId> = found.iter().filter_map(Orphan::running).collect();
     for orphan in found.iter().filter(|orphan| !alive.iter().any(|vm| orphan.is_of(vm, &ctx.paths.vm(vm)))) {

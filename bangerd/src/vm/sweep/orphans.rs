@@ -58,7 +58,8 @@ pub(super) struct Seen {
 
 /// Looks, and changes nothing: any user may ask for a count.
 pub(super) async fn look(ctx: &Context) -> Result<Seen, VmError> {
-    // Things first, rows second: a row is written before anything is made for it, so what has no row now never had one.
+    // Things first, rows second: a row is written before anything is made for it, so what has no
+    // row now never had one.
     let groups = ctx.machine.groups();
     let mut held = Vec::new();
     let mut after = None;

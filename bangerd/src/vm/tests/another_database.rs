@@ -1,5 +1,5 @@
-//! The daemon meets another database than the one that it worked with: an older copy, an empty one, one without a row. Nobody loses a disk, an image or
-//! a VM that runs.
+//! The daemon meets another database than the one that it worked with: an older copy, an empty one,
+//! one without a row. Nobody loses a disk, an image or a VM that runs.
 
 use super::*;
 use banger_proto::model::LeakKind;
@@ -36,7 +36,8 @@ fn an_older_database_costs_nobody_a_disk_or_an_image() {
     std::fs::create_dir_all(&image).unwrap();
     world.kill_daemon();
     let (database, kept) = (world.paths().database(), world.dir.path().join("kept.db"));
-    // A killed process has closed its files; of this simulated one the database's threads may take a moment.
+    // A killed process has closed its files; of this simulated one the database's threads may take
+    // a moment.
     let closed = |world: &World| {
         let mut open =
             std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());

@@ -1,5 +1,5 @@
-//! The daemon dies at any time: what runs goes on, what was half done is cleaned up, whatever copy of the
-//! handles is lost.
+//! The daemon dies at any time: what runs goes on, what was half done is cleaned up, whatever copy
+//! of the handles is lost.
 
 use super::*;
 use crate::handles::Handles;

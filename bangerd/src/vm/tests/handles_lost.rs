@@ -1,5 +1,6 @@
-//! The three places in which handles are remembered (cache, `handles.json`, mirror): each path on which a VM ends
-//! clears all three, and none is believed against the helper's ledger (docs/architecture.md, "A VM's life").
+//! The three places in which handles are remembered (cache, `handles.json`, mirror): each path on
+//! which a VM ends clears all three, and none is believed against the helper's ledger
+//! (docs/architecture.md, "A VM's life").
 
 use super::*;
 use crate::handles::Handles;
@@ -147,7 +148,8 @@ impl Street {
         self.world.paths().vm(&vm.id).handles()
     }
 
-    /// All of alice's are torn down, by the daemon's start when they are dead and by a stop when they live; bob's has all that it had.
+    /// All of alice's are torn down, by the daemon's start when they are dead and by a stop when
+    /// they live; bob's has all that it had.
     fn end(&self, alive: bool) {
         for vm in &self.mine {
             if alive {
@@ -199,7 +201,8 @@ fn whatever_handles_json_says_its_vm_is_torn_down_and_nothing_foreign_is_touched
 
 #[test]
 fn a_handles_json_cut_at_any_byte_leaks_nothing() {
-    // As long as a file can be here: the process and the generation have numbers of up to three digits.
+    // As long as a file can be here: the process and the generation have numbers of up to three
+    // digits.
     let mut street = Street::with(0);
     let length = std::fs::read(street.file(&street.neighbour)).unwrap().len() + 4;
     street = Street::with(length);

@@ -1,4 +1,5 @@
-//! A daemon that starts after a crash with many rows of VMs that ran: whoever asks is answered at once, and the dead are reclaimed behind that.
+//! A daemon that starts after a crash with many rows of VMs that ran: whoever asks is answered at
+//! once, and the dead are reclaimed behind that.
 //!
 //! Only order and result are looked at here; how long it takes is printed, for `make bench`.
 
@@ -91,7 +92,8 @@ fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
         assert!(Instant::now() < deadline, "{:?}", world.helper.held().len());
         std::thread::sleep(Duration::from_millis(50));
     }
-    // For `make bench`; both from the daemon's start on, the second with a helper that was silent until the first.
+    // For `make bench`; both from the daemon's start on, the second with a helper that was silent
+    // until the first.
     println!(
         "{ROWS} rows: whole list answered after {} ms, all reclaimed after {} ms",
         answered.as_millis(),

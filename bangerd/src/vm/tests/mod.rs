@@ -274,7 +274,8 @@ impl World {
         Ok(self.life().runtime.block_on(self.life().vms.show(&peer, vm))?)
     }
 
-    /// Waits until the VM is in a state, which it gets into by itself, and all is done that belongs to it.
+    /// Waits until the VM is in a state, which it gets into by itself, and all is done that belongs
+    /// to it.
     fn until(&self, vm: &str, state: State) -> VmRecord {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {

@@ -1,4 +1,5 @@
-//! Guests that read the disks of VMs that do not run: whose they are, what ends them, and what is left of them.
+//! Guests that read the disks of VMs that do not run: whose they are, what ends them, and what is
+//! left of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;

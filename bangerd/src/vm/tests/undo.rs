@@ -1,4 +1,5 @@
-//! A start that fails at each step, or is cancelled: everything is undone, and the next start works.
+//! A start that fails at each step, or is cancelled: everything is undone, and the next start
+//! works.
 
 use super::*;
 use crate::vm::steps::Step;
@@ -17,7 +18,8 @@ fn break_step(world: &World, step: Step) {
         Step::Nat => helper("enable NAT"),
         Step::Bind => helper("bind the process"),
         Step::Handles => {
-            // The folder is in the way of the file: writing it is logged and no more: the row has the same handles.
+            // The folder is in the way of the file: writing it is logged and no more: the row has
+            // the same handles.
         }
     }
 }

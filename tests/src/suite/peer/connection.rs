@@ -1,4 +1,5 @@
-//! One connection to the helper, byte by byte: nothing here keeps the peer from sending what no client would.
+//! One connection to the helper, byte by byte: nothing here keeps the peer from sending what no
+//! client would.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -83,7 +84,8 @@ impl Connection {
     }
 }
 
-/// Both ways in which a peer sees that the other side has closed: with everything read there, or not.
+/// Both ways in which a peer sees that the other side has closed: with everything read there, or
+/// not.
 pub(in crate::suite) fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }

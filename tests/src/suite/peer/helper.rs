@@ -1,4 +1,5 @@
-//! An honest client in the daemon's place: one call after the other, each as a line of JSON to a program that runs as the daemon would.
+//! An honest client in the daemon's place: one call after the other, each as a line of JSON to a
+//! program that runs as the daemon would.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout};
@@ -60,7 +61,8 @@ impl Helper {
         }
     }
 
-    /// After the helper was restarted: the first call finds the connection closed, the next one makes another.
+    /// After the helper was restarted: the first call finds the connection closed, the next one
+    /// makes another.
     pub(in crate::suite) fn reconnect(&mut self) -> Result<()> {
         match self.told(&HelperRequest::List { after: None })? {
             Told::Closed(_) => self.ok(&HelperRequest::List { after: None }),

@@ -1,6 +1,8 @@
-//! The helper's peer, played by the bench: programs of this crate that run as any user in any cgroup and speak the helper's protocol, honestly or not.
+//! The helper's peer, played by the bench: programs of this crate that run as any user in any
+//! cgroup and speak the helper's protocol, honestly or not.
 //!
-//! Used by the suites that are about the helper alone. They stop the daemon and take its [`place`]; [`roles`] is what the started program then does.
+//! Used by the suites that are about the helper alone. They stop the daemon and take its [`place`];
+//! [`roles`] is what the started program then does.
 
 pub(super) mod connection;
 pub(super) mod helper;

@@ -1,4 +1,5 @@
-//! The daemon's place, taken by the bench: the daemon is stopped, and programs of the bench run as its user in its cgroups.
+//! The daemon's place, taken by the bench: the daemon is stopped, and programs of the bench run as
+//! its user in its cgroups.
 
 use std::fmt;
 use std::fs;
@@ -100,8 +101,8 @@ pub(in crate::suite) fn daemon_uid() -> Result<Uid> {
     Ok(User::from_name("bangerd")?.context("there is no user bangerd")?.uid)
 }
 
-/// Runs `work` with the daemon stopped, and brings it back whatever came of that. The helper must be the same process afterwards, unless
-/// `helper_may_restart`.
+/// Runs `work` with the daemon stopped, and brings it back whatever came of that. The helper must
+/// be the same process afterwards, unless `helper_may_restart`.
 pub(in crate::suite) fn instead_of_the_daemon(
     scene: &mut Scene,
     helper_may_restart: bool,

@@ -1,4 +1,5 @@
-//! What the program does that a suite starts as another user or in another cgroup: `banger-suite peer ROLE`. Each role prints JSON.
+//! What the program does that a suite starts as another user or in another cgroup: `banger-suite
+//! peer ROLE`. Each role prints JSON.
 
 use std::io::{BufRead, stdin};
 

@@ -1,4 +1,5 @@
-//! Input that is wrong gets an error that says so, in words for the person who typed it, and leaves nothing.
+//! Input that is wrong gets an error that says so, in words for the person who typed it, and leaves
+//! nothing.
 
 use std::time::Duration;
 
@@ -188,10 +189,12 @@ fn fill(scene: &Scene) -> Result<()> {
     scene.root("fallocate -l $(( $(df --output=avail -B1 /var/lib | tail -n 1) - 4194304 )) /var/lib/filler").map(drop)
 }
 
-/// The VMM is stopped as soon as its console has said something: the agent never reports. Bounded, with the console's last lines, and everything undone.
+/// The VMM is stopped as soon as its console has said something: the agent never reports. Bounded,
+/// with the console's last lines, and everything undone.
 fn never_ready(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    // The least that a guest of this host needs, and some more: the default would make this the longest scenario of all.
+    // The least that a guest of this host needs, and some more: the default would make this the
+    // longest scenario of all.
     let seconds = scene.limit(READY).as_secs();
     let change = format!("s/^guest_ready_timeout = .*/guest_ready_timeout = \"{seconds}s\"/");
     scene.root(&format!("cp -a {CONFIG} {KEPT}; sed -i '{change}' {CONFIG}; systemctl restart bangerd.service"))?;
@@ -209,7 +212,8 @@ const READY: Duration = Duration::from_secs(5);
 fn given_up(scene: &mut Scene) -> Result<()> {
     let words = [&["vm", "run", "--detach", "--keep-on-error", "--name", "silent"], TINY].concat();
     let run = scene.start_banger("alice", &words)?;
-    // Its handles are written when all but the guest is done: stopped before that, another step of the start would fail.
+    // Its handles are written when all but the guest is done: stopped before that, another step of
+    // the start would fail.
     let stop = "test -s /var/lib/banger/vms/*/handles.json && cat /var/lib/banger/vms/*/console.log | grep -q . && \
         cat /sys/fs/cgroup/system.slice/bangerd.service/vms/*/*/cgroup.procs | grep . | xargs kill -STOP";
     scene.wait_until("the guest's kernel speaks", Duration::from_secs(20), || {

@@ -1,5 +1,5 @@
-//! What a command of `vm exec` does to its caller, to the guest and to the daemon: it outlives the daemon, ends when it ends, hoards no
-//! input, and leaves nothing, however many there are.
+//! What a command of `vm exec` does to its caller, to the guest and to the daemon: it outlives the
+//! daemon, ends when it ends, hoards no input, and leaves nothing, however many there are.
 
 use std::time::Duration;
 
@@ -136,7 +136,8 @@ fn still(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// Processes that run a program, but for the shell that looks: the kernel's own threads come and go. It has no child when it makes its list.
+/// Processes that run a program, but for the shell that looks: the kernel's own threads come and
+/// go. It has no child when it makes its list.
 const OF_PROGRAMS: &str =
     "for process in /proc/[0-9]*; do [ $process = /proc/$$ ] || echo $process $(readlink $process/exe); done";
 

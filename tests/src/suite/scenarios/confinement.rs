@@ -1,4 +1,5 @@
-//! The confinement of the services as installed, read from the running processes and tried on the program that ships.
+//! The confinement of the services as installed, read from the running processes and tried on the
+//! program that ships.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -212,8 +213,8 @@ fn probe(scene: &Scene, probes: &[Probe]) -> Result<()> {
     Ok(())
 }
 
-/// Number and arguments of a call that does nothing: no such descriptor, nothing at address 0. What it answers is an error
-/// of the kernel's, and that shows that the filter let it pass.
+/// Number and arguments of a call that does nothing: no such descriptor, nothing at address 0. What
+/// it answers is an error of the kernel's, and that shows that the filter let it pass.
 fn call(row: &Row, form: &[(usize, u64)]) -> Vec<u64> {
     let mut words = vec![row.number, u64::from(u32::MAX), 0, 0, 0, 0, 0];
     if matches!(row.name.as_str(), "brk" | "exit_group" | "clock_gettime") {
@@ -257,7 +258,8 @@ fn each_row(scene: &mut Scene) -> Result<Outcome> {
     })?;
     scene.step("ioctl numbers are compared as the kernel reads them: 32 bits", |scene| {
         let ioctl = rows.iter().find(|row| row.name == "ioctl").context("no row for ioctl")?;
-        // TIOCSTI, the way out of Snap's filter, and the same with a bit that the kernel does not look at.
+        // TIOCSTI, the way out of Snap's filter, and the same with a bit that the kernel does not
+        // look at.
         let mut probes: Vec<Probe> =
             [0x5412, 0x1_0000_5412].map(|request| Probe { words: call(ioctl, &[(1, request)]), wanted: KILLED }).into();
         for form in &ioctl.forms {
@@ -275,8 +277,8 @@ fn calls_without_a_row(scene: &mut Scene) -> Result<Outcome> {
         "each number without a row is death, those of new kernels and of the x32 interface included",
         |scene| {
             const X32: u64 = 0x4000_0000;
-            // uretprobe and uprobe: trampolines of the kernel's own, which it hides from every filter; SIGILL or an error outside of
-            // a probe that root has set.
+            // uretprobe and uprobe: trampolines of the kernel's own, which it hides from every
+            // filter; SIGILL or an error outside of a probe that root has set.
             let known = |number: u64| matches!(number, 335 | 336) || rows.iter().any(|row| row.number == number);
             let numbers = (0..=512).filter(|number| !known(*number)).chain(rows.iter().map(|row| X32 | row.number));
             let probes: Vec<Probe> = numbers.map(|number| Probe { words: vec![number], wanted: KILLED }).collect();
@@ -285,9 +287,10 @@ fn calls_without_a_row(scene: &mut Scene) -> Result<Outcome> {
         },
     )?;
     scene.step("the families that are absent on purpose are among them", |_| {
-        // execve, execveat, socket, bind, connect, clone, fork, vfork, clone3, kill, tkill, tgkill, pidfd_send_signal, ptrace,
-        // mount, umount2, move_mount, fsopen, unshare, setns, bpf, io_uring_setup, process_vm_readv, process_vm_writev,
-        // mprotect, open, openat, prctl, seccomp, capset, setuid.
+        // execve, execveat, socket, bind, connect, clone, fork, vfork, clone3, kill, tkill, tgkill,
+        // pidfd_send_signal, ptrace, mount, umount2, move_mount, fsopen, unshare, setns, bpf,
+        // io_uring_setup, process_vm_readv, process_vm_writev, mprotect, open, openat, prctl,
+        // seccomp, capset, setuid.
         for number in [
             59, 322, 41, 49, 42, 56, 57, 58, 435, 62, 200, 234, 424, 101, 165, 166, 429, 430, 272, 308, 321, 425, 310,
             311, 10, 2, 257, 157, 317, 126, 105,

@@ -1,4 +1,5 @@
-//! The main job from end to end, as `make demo` shows it: alice, in group `banger`, without sudo and not in group `kvm`.
+//! The main job from end to end, as `make demo` shows it: alice, in group `banger`, without sudo
+//! and not in group `kvm`.
 
 use anyhow::{Result, ensure};
 

@@ -1,4 +1,5 @@
-//! Faults of the earlier system that need a whole host to be seen; the others have tests elsewhere. The table of all is in `tests/README.md`.
+//! Faults of the earlier system that need a whole host to be seen; the others have tests elsewhere.
+//! The table of all is in `tests/README.md`.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -23,8 +24,9 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Another guest under the name and at the address of one that is gone: it has another host key, and no memory of the first keeps anybody out. What
-/// cleans up after the first leaves the keys of users and daemon alone.
+/// Another guest under the name and at the address of one that is gone: it has another host key,
+/// and no memory of the first keeps anybody out. What cleans up after the first leaves the keys of
+/// users and daemon alone.
 fn old_address(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     scene.allow(Allow::anything(Kind::File, "/home/alice/.local*", "alice's SSH key for her VMs is made once"));
@@ -63,8 +65,9 @@ fn active(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// The host's disk is full: a start says so, and afterwards everything is as it was before. (A disk that went read-only cannot be had here without losing the
-/// host VM: `a_read_only_disk_is_called_so_and_nothing_is_lost` is its test.)
+/// The host's disk is full: a start says so, and afterwards everything is as it was before. (A disk
+/// that went read-only cannot be had here without losing the host VM:
+/// `a_read_only_disk_is_called_so_and_nothing_is_lost` is its test.)
 fn full_disk(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "keeper")?;
@@ -89,7 +92,8 @@ fn full_disk(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// A start without one of the VM's disks says which, and puts no empty one in its place; with the disk brought back the VM is as it was.
+/// A start without one of the VM's disks says which, and puts no empty one in its place; with the
+/// disk brought back the VM is as it was.
 fn disks_gone(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "bereft")?;

@@ -1,8 +1,10 @@
-//! The helper is killed at every step of every operation, and at every step of the recovery after that, on the real kernel.
+//! The helper is killed at every step of every operation, and at every step of the recovery after
+//! that, on the real kernel.
 //!
-//! A build of the helper with fail points, started by the suite in the packaged one's place, counts the steps of a life that a VM has for it. Then, for
-//! each step, a new life is killed there. Whatever was half done, the next helper makes ledger and kernel agree, a second recovery changes nothing,
-//! `release` and `discard_disk` leave nothing, and what is not banger's stays as it was.
+//! A build of the helper with fail points, started by the suite in the packaged one's place, counts
+//! the steps of a life that a VM has for it. Then, for each step, a new life is killed there.
+//! Whatever was half done, the next helper makes ledger and kernel agree, a second recovery changes
+//! nothing, `release` and `discard_disk` leave nothing, and what is not banger's stays as it was.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -47,7 +49,8 @@ const OWNER: u32 = 1001;
 /// Outside of what the daemon gives out in these suites.
 const ADDRESS: u16 = 200;
 const ROOT_BYTES: u64 = banger_policy::limits::MIN_ROOT_BYTES;
-/// SIGKILL and SIGSYS of signal(7): the confined helper may not send itself the first, and dies of the second for having tried.
+/// SIGKILL and SIGSYS of signal(7): the confined helper may not send itself the first, and dies of
+/// the second for having tried.
 const DEADLY: [i32; 2] = [9, 31];
 const READY: Duration = Duration::from_secs(10);
 
@@ -174,7 +177,8 @@ fn trace(scene: &Scene, life: &[Event], image: Digest) -> Result<Vec<Point>> {
     Ok(points)
 }
 
-/// Kills a life at one step, and everything after it. Answers how many steps of the recovery were killed as well.
+/// Kills a life at one step, and everything after it. Answers how many steps of the recovery were
+/// killed as well.
 fn one_point(
     scene: &mut Scene,
     life: &[Event],
@@ -221,8 +225,8 @@ fn one_point(
     }
 }
 
-/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes up; in a sample, at one of its first steps. Answers how
-/// often, and the one that is up.
+/// Starts the helper and kills it at its first step, then at its second, and so on, until it comes
+/// up; in a sample, at one of its first steps. Answers how often, and the one that is up.
 fn killed_recoveries(scene: &Scene, point: u32) -> Result<(usize, Running)> {
     if let Some(seed) = scene.sample() {
         let step = 1 + seed.wrapping_add(point.into()) % SAMPLED_STEPS;
@@ -404,7 +408,8 @@ impl Life {
         Ok(())
     }
 
-    /// What the daemon does with a VM of which nothing is known: release, discard; and then nothing is held.
+    /// What the daemon does with a VM of which nothing is known: release, discard; and then nothing
+    /// is held.
     fn end(&mut self) -> Result<()> {
         for request in [HelperRequest::Release { vm: self.vm }, HelperRequest::DiscardDisk { vm: self.vm }] {
             // The connection of the helper that was killed is found closed first.
@@ -442,7 +447,8 @@ fn wait_for(mut is_so: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Objects of the sorts that the helper makes, without its mark: a tap whose name looks like one of its own, a loop device, a dm device, a table.
+/// Objects of the sorts that the helper makes, without its mark: a tap whose name looks like one of
+/// its own, a loop device, a dm device, a table.
 struct Foreign;
 
 impl Foreign {

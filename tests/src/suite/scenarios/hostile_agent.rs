@@ -1,6 +1,7 @@
-//! A guest whose root is hostile, against the daemon: every word that a guest can say on the commands' port and its control channel. Another user's VM
-//! runs beside it, whose commands are timed. Both are guests without a machine: the attack is on what the daemon hears, and an emulated kernel that
-//! stands still would tell nothing of that.
+//! A guest whose root is hostile, against the daemon: every word that a guest can say on the
+//! commands' port and its control channel. Another user's VM runs beside it, whose commands are
+//! timed. Both are guests without a machine: the attack is on what the daemon hears, and an
+//! emulated kernel that stands still would tell nothing of that.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -63,7 +64,8 @@ fn attacked(scene: &mut Scene) -> Result<()> {
             let wanted = format!("{}ended as it must", line(attempt));
             ensure!(said.contains(&wanted), "{attempt}: {said}");
         }
-        // What it announced without the token was not believed, and what it announced with it has not ended it.
+        // What it announced without the token was not believed, and what it announced with it has
+        // not ended it.
         hostile.is(scene, "running")?;
         Ok(attempts.len())
     })?;

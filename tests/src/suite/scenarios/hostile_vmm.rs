@@ -1,5 +1,6 @@
-//! A guest that has broken out: what its VMM's process can reach. The units are those of the package, without any drop-in of the bench; the VMM is
-//! [`crate::hostile`], which makes its attempts and writes the results to its console.
+//! A guest that has broken out: what its VMM's process can reach. The units are those of the
+//! package, without any drop-in of the bench; the VMM is [`crate::hostile`], which makes its
+//! attempts and writes the results to its console.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -182,7 +183,8 @@ fn judge(confined: &Results, alone: &Results) -> Vec<String> {
     wrong
 }
 
-/// A VMM could connect to any socket whose path it is told. No user can tell it the path of another user's.
+/// A VMM could connect to any socket whose path it is told. No user can tell it the path of another
+/// user's.
 fn names_of_sockets(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "bob", "unseen")?;

@@ -1,4 +1,5 @@
-//! The package: what it puts on a host, that it works as shipped, and that nothing stays when it is purged.
+//! The package: what it puts on a host, that it works as shipped, and that nothing stays when it is
+//! purged.
 
 use std::time::Duration;
 
@@ -87,7 +88,8 @@ fn active(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table in docs/architecture.md, "Processes".
+/// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table in docs/architecture.md,
+/// "Processes".
 const OWNERS: &[(&str, &str)] = &[
     ("/run/banger", "directory 755 root:root"),
     ("/run/banger/bangerd.sock", "socket 660 root:banger"),

@@ -1,5 +1,5 @@
-//! Control of the inventory itself: one foreign leak of each sort is planted, and each must be reported by name. A bench that cannot see a leak would
-//! call everything clean.
+//! Control of the inventory itself: one foreign leak of each sort is planted, and each must be
+//! reported by name. A bench that cannot see a leak would call everything clean.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener;
@@ -17,7 +17,8 @@ pub(in crate::suite) const SUITE: Suite = Suite {
     scenarios,
 };
 
-/// A leak: its sort, what its report must name, the lines that make the ground for it, plant it and take it away.
+/// A leak: its sort, what its report must name, the lines that make the ground for it, plant it and
+/// take it away.
 struct Plant {
     kind: Kind,
     named: &'static str,
@@ -134,7 +135,8 @@ const PLANTS: &[Plant] = &[
     },
 ];
 
-/// The table stays from one plant to the next; the journal mode is the daemon's, so that the row is first in the log and not in the file.
+/// The table stays from one plant to the next; the journal mode is the daemon's, so that the row is
+/// first in the log and not in the file.
 const ROW_GROUND: &str = "mkdir -p /var/lib/banger; sqlite3 /var/lib/banger/banger.db 'PRAGMA journal_mode = WAL; \
     CREATE TABLE IF NOT EXISTS bench_vm (id TEXT PRIMARY KEY) STRICT; INSERT OR IGNORE INTO bench_vm VALUES (1)'";
 
@@ -151,7 +153,8 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Without a plant there is no difference, also some seconds later: otherwise the others prove nothing.
+/// Without a plant there is no difference, also some seconds later: otherwise the others prove
+/// nothing.
 fn quiet(scene: &mut Scene) -> Result<Outcome> {
     let before = Inventory::take()?;
     std::thread::sleep(std::time::Duration::from_secs(5));
@@ -178,7 +181,8 @@ fn planted(scene: &mut Scene) -> Result<Outcome> {
     for plant in PLANTS {
         scene.step(&format!("{}: {}", plant.kind, plant.named), |_| {
             must_name(&come, plant.kind, plant.named, "+")?;
-            // Seen from the other side it is a loss: something that was there before a scenario and is gone after it.
+            // Seen from the other side it is a loss: something that was there before a scenario and
+            // is gone after it.
             must_name(&gone, plant.kind, plant.named, "-")
         })?;
     }
@@ -229,7 +233,8 @@ fn sockets(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// A thing that stays under its name but is another: the mode of a file, the owner of an interface, the table of a dm device.
+/// A thing that stays under its name but is another: the mode of a file, the owner of an interface,
+/// the table of a dm device.
 fn alterations(scene: &mut Scene) -> Result<Outcome> {
     let cases = [
         (Kind::File, "/tmp/bench-leak", "echo x > /tmp/bench-leak", "chmod 0666 /tmp/bench-leak", "rm /tmp/bench-leak"),
@@ -271,7 +276,8 @@ fn every_sort(scene: &mut Scene) -> Result<Outcome> {
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const NOTED: &str = "/srv/bench/boot-id";
 
-/// The bench can reboot the host in the middle of a scenario, and a host with nothing on it is the same afterwards.
+/// The bench can reboot the host in the middle of a scenario, and a host with nothing on it is the
+/// same afterwards.
 fn note_boot(_: &mut Scene, reboot: Reboot) -> Result<Outcome> {
     std::fs::copy(BOOT_ID, NOTED)?;
     Ok(Outcome::Reboot(reboot))

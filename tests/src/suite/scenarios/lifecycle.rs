@@ -1,4 +1,5 @@
-//! VMs from creation to deletion: exit statuses, several VMs, several users, stop and start, and every way in which a guest ends by itself.
+//! VMs from creation to deletion: exit statuses, several VMs, several users, stop and start, and
+//! every way in which a guest ends by itself.
 
 use std::time::Duration;
 

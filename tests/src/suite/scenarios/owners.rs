@@ -1,4 +1,5 @@
-//! Who owns what when the host's users change, and how much one user may have: asked of the installed package, with the host's own list of users.
+//! Who owns what when the host's users change, and how much one user may have: asked of the
+//! installed package, with the host's own list of users.
 
 use std::time::Duration;
 
@@ -85,7 +86,8 @@ fn left_by_erin(scene: &mut Scene, dave: &str) -> Result<()> {
 const CONFIG: &str = "/etc/banger/banger.toml";
 const KEPT: &str = "/srv/bench/kept.toml";
 
-/// The limits of these scenarios: small ones for everybody, a larger one for a group that bob joins.
+/// The limits of these scenarios: small ones for everybody, a larger one for a group that bob
+/// joins.
 fn with_limits(scene: &mut Scene, work: impl FnOnce(&mut Scene) -> Result<()>) -> Result<Outcome> {
     scene.allow_database_growth();
     let user = "vms = 3\\nrunning = 2\\ndisk = \"2G\"\\nimages = 1\\njobs = 4";

@@ -1,5 +1,6 @@
-//! Root disks that a guest fills to the last block: it gets ENOSPC, and its disk stays a disk. And the kernel's exception store itself, with files as long
-//! as the helper makes them, written from end to end.
+//! Root disks that a guest fills to the last block: it gets ENOSPC, and its disk stays a disk. And
+//! the kernel's exception store itself, with files as long as the helper makes them, written from
+//! end to end.
 
 use std::time::Duration;
 
@@ -76,7 +77,8 @@ fn long() -> Vec<Scenario> {
 enum Fill {
     /// Each free block is written.
     Whole,
-    /// All but the last [`WRITTEN`] MiB are only allocated, which writes no chunk: what is practical under emulation.
+    /// All but the last [`WRITTEN`] MiB are only allocated, which writes no chunk: what is
+    /// practical under emulation.
     Rest,
 }
 
@@ -204,7 +206,8 @@ fn checked(scene: &Scene, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// A snapshot over zeros, with a file of the helper's arithmetic: written from end to end twice with different bytes, then grown and written again.
+/// A snapshot over zeros, with a file of the helper's arithmetic: written from end to end twice
+/// with different bytes, then grown and written again.
 fn stores(scene: &mut Scene, sizes: &[u64]) -> Result<Outcome> {
     for mib in sizes {
         scene.step(&format!("a disk of {mib} MiB, written twice, then one of {} MiB", mib + 128), |scene| {

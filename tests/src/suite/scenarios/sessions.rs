@@ -1,5 +1,5 @@
-//! Sessions: commands in the background of a guest, which outlive the command line, the daemon and, with their
-//! logs, the guest itself.
+//! Sessions: commands in the background of a guest, which outlive the command line, the daemon and,
+//! with their logs, the guest itself.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A stop soon after a start, whatever the guest's init is: it may not listen yet. None is killed, and nothing that was written is lost.
+//! A stop soon after a start, whatever the guest's init is: it may not listen yet. None is killed,
+//! and nothing that was written is lost.
 
 use std::time::Duration;
 
@@ -126,7 +127,8 @@ fn stops(scene: &mut Scene, kind: Kind, times: &[u32]) -> Result<Outcome> {
     scene.passed()
 }
 
-/// systemd begins anew with the same kernel: every process but the agent's supervisor ends, and every disk is unmounted.
+/// systemd begins anew with the same kernel: every process but the agent's supervisor ends, and
+/// every disk is unmounted.
 fn soft_reboot(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let archive = Kind::Systemd.archive(scene)?;

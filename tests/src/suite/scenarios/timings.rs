@@ -1,4 +1,5 @@
-//! Timings of the main path, for `make bench`. Not part of `make test`: it measures and judges nothing but that it works.
+//! Timings of the main path, for `make bench`. Not part of `make test`: it measures and judges
+//! nothing but that it works.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ pub(in crate::suite) const SUITE: Suite = Suite {
     scenarios,
 };
 
-/// Each is done this often; the least is reported, which disturbs least by what else the machine does.
+/// Each is done this often; the least is reported, which disturbs least by what else the machine
+/// does.
 const TIMES: usize = 3;
 
 fn scenarios() -> Vec<Scenario> {
@@ -62,8 +64,9 @@ const AS_BEFORE: &str = "cp -a /srv/bench/kept.toml /etc/banger/banger.toml; rm 
     ip link del br-fc; systemctl restart banger-priv.service; systemctl start bangerd.socket bangerd.service";
 const RECLAIMED: Duration = Duration::from_secs(60);
 
-/// The daemon starts and finds so many VMs that ran and are dead. From READY=1 on: how long until alice's list is answered, and until all are reclaimed.
-/// Every row says that it holds a tap and a disk, so the helper is asked for all of it.
+/// The daemon starts and finds so many VMs that ran and are dead. From READY=1 on: how long until
+/// alice's list is answered, and until all are reclaimed. Every row says that it holds a tap and a
+/// disk, so the helper is asked for all of it.
 fn reconcile(scene: &mut Scene, rows: u32) -> Result<Outcome> {
     scene.allow_database_growth();
     scene.allow(Allow::altered(Kind::Link, "br-fc", "made again for another network and back, so with another number"));

@@ -1,6 +1,8 @@
-//! A start that fails, at each step in turn: everything is undone, the VM is in state `error` with a reason, and the next start works.
+//! A start that fails, at each step in turn: everything is undone, the VM is in state `error` with
+//! a reason, and the next start works.
 //!
-//! The faults come from outside, as they would on a real host: a name that is taken, a file that is gone, a VMM that ends or hangs. The guest does not matter, so none is booted.
+//! The faults come from outside, as they would on a real host: a name that is taken, a file that is
+//! gone, a VMM that ends or hangs. The guest does not matter, so none is booted.
 
 use std::time::Duration;
 
@@ -19,7 +21,8 @@ pub(in crate::suite) const SUITE: Suite = Suite {
     scenarios,
 };
 
-/// A fault: how it comes about and is mended. `$ID`, `$TAP`, `$DM` and `$VMM` stand for the VM's id, its tap, its dm device and the VMM's binary.
+/// A fault: how it comes about and is mended. `$ID`, `$TAP`, `$DM` and `$VMM` stand for the VM's
+/// id, its tap, its dm device and the VMM's binary.
 struct Fault {
     step: &'static str,
     comes: &'static str,

@@ -1,4 +1,5 @@
-//! Commands in guests, terminals, ssh, several VMs in one command: what users do all day, byte for byte.
+//! Commands in guests, terminals, ssh, several VMs in one command: what users do all day, byte for
+//! byte.
 
 use std::time::Duration;
 
@@ -153,7 +154,8 @@ fn in_use(scene: &mut Scene) -> Result<Outcome> {
     for user in ["alice", "bob"] {
         scene.banger(user, &["image", "delete", "tiny"])?.refused(&["tiny", "shared"])?.does_not_say("alice/user")?;
     }
-    // Alice's own name for the same bytes is hers, and its content outlives it as long as somebody uses it.
+    // Alice's own name for the same bytes is hers, and its content outlives it as long as somebody
+    // uses it.
     let words = ["image", "import", "--name", "mine", "--size", "512M", "/srv/bench/tiny.tar"];
     scene.banger_long("alice", &words)?.ok()?;
     scene
@@ -182,7 +184,8 @@ fn outside(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// No announcement, no end of the VMM: only what the kernel says last on the console, or its silence.
+/// No announcement, no end of the VMM: only what the kernel says last on the console, or its
+/// silence.
 fn silent(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "silent")?;

@@ -1,4 +1,5 @@
-//! A developer's day: a repository goes into a VM whose image has no git, is worked on there, and comes back.
+//! A developer's day: a repository goes into a VM whose image has no git, is worked on there, and
+//! comes back.
 
 use anyhow::{Result, ensure};
 

@@ -1,5 +1,5 @@
-//! What is looked at after each blow: that the services are back by themselves, that what `vm list` says is so, and that nothing is left once the user
-//! has deleted what there is.
+//! What is looked at after each blow: that the services are back by themselves, that what `vm list`
+//! says is so, and that nothing is left once the user has deleted what there is.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -41,7 +41,8 @@ impl Baseline {
         Ok(Self { quick: Inventory::take_quickly()?, whole: Inventory::take()?, allowed })
     }
 
-    /// What is there and was not, and the other way round; `whole`: looked for by other programs too, which takes much longer.
+    /// What is there and was not, and the other way round; `whole`: looked for by other programs
+    /// too, which takes much longer.
     pub(super) fn leaks(&self, scene: &Scene, whole: bool) -> Result<Vec<String>> {
         let began = Instant::now();
         loop {
@@ -67,7 +68,8 @@ pub(super) fn look(scene: &Scene, operation: &Operation, baseline: &Baseline, wh
     Ok(Findings { lies, leaks: baseline.leaks(scene, whole)? })
 }
 
-/// What the list says and the cgroups do not, after the time that there is for them to agree; and the list.
+/// What the list says and the cgroups do not, after the time that there is for them to agree; and
+/// the list.
 fn lies(scene: &Scene) -> Result<(Vec<String>, Vec<Value>)> {
     let began = Instant::now();
     // When the daemon first answers, which it must by itself.

@@ -1,8 +1,10 @@
-//! The kill matrix: for every operation SIGKILL to daemon, helper and VMM at each of its points, and to two of them at once. Then whatever has died comes
-//! back by itself, `vm list` tells the truth, `vm delete` works, and nothing is left on the host.
+//! The kill matrix: for every operation SIGKILL to daemon, helper and VMM at each of its points,
+//! and to two of them at once. Then whatever has died comes back by itself, `vm list` tells the
+//! truth, `vm delete` works, and nothing is left on the host.
 //!
-//! The rows are not written down: each operation is run once undisturbed, and the points that it passes are its rows. A point that is then not reached is
-//! a failure. The guest does not matter, so there is none: the VMM boots nothing.
+//! The rows are not written down: each operation is run once undisturbed, and the points that it
+//! passes are its rows. A point that is then not reached is a failure. The guest does not matter,
+//! so there is none: the VMM boots nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! Daemon and helper die and are restarted while VMs run: the VMs go on, unbroken, and everything works afterwards.
+//! Daemon and helper die and are restarted while VMs run: the VMs go on, unbroken, and everything
+//! works afterwards.
 
 mod aftermath;
 mod matrix;
@@ -57,11 +58,13 @@ fn restart(scene: &Scene, unit: &str) -> Result<()> {
 }
 
 fn ten_kills(scene: &Scene) -> Result<()> {
-    // SIGKILL to whatever is the main process at that moment; a moment without one is a kill less to give, not an error.
+    // SIGKILL to whatever is the main process at that moment; a moment without one is a kill less
+    // to give, not an error.
     scene.root("for i in 1 2 3 4 5 6 7 8 9 10; do systemctl kill --kill-whom=main --signal=KILL bangerd.service || :; sleep 0.5; done").map(drop)
 }
 
-/// A VM with a counter, a blow, and then: same guest, counter unbroken, limits still set, list and exec work, delete leaves nothing.
+/// A VM with a counter, a blow, and then: same guest, counter unbroken, limits still set, list and
+/// exec work, delete leaves nothing.
 fn survives(scene: &mut Scene, blow: impl Fn(&Scene) -> Result<()>) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "survivor")?;
@@ -134,7 +137,8 @@ fn dies_unseen(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// A missing or corrupt `handles.json` leaks nothing: the mirror in the database has the same facts.
+/// A missing or corrupt `handles.json` leaks nothing: the mirror in the database has the same
+/// facts.
 fn corrupt_handles(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     for damage in ["echo '{' >", "rm -f"] {
@@ -169,7 +173,8 @@ fn orphaned(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// An empty database, in which a daemon has worked, and then the right one again: nobody has lost a disk, an image or a kernel.
+/// An empty database, in which a daemon has worked, and then the right one again: nobody has lost a
+/// disk, an image or a kernel.
 fn another_database(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "kept")?;
@@ -230,11 +235,13 @@ fn older_database(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// The daemon does not start on it, says so, changes nothing of it, and works again with a sound one in its place.
+/// The daemon does not start on it, says so, changes nothing of it, and works again with a sound
+/// one in its place.
 fn damaged_database(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     scene.root("systemctl stop bangerd.socket bangerd.service")?;
-    // The last connection that closes moves the log into the file: no page is left to be read from there.
+    // The last connection that closes moves the log into the file: no page is left to be read from
+    // there.
     scene.root(&format!("runuser -u bangerd -- sqlite3 {DB} 'PRAGMA wal_checkpoint(TRUNCATE)'; test ! -s {DB}-wal"))?;
     scene.root(&format!("cp --archive {DB} /run/sound.db"))?;
     let result = on_a_damaged_database(scene);

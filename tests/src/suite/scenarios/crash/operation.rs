@@ -1,4 +1,5 @@
-//! The operations that are cut short, and the points of each, learnt from a run of it that nothing disturbs.
+//! The operations that are cut short, and the points of each, learnt from a run of it that nothing
+//! disturbs.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +18,8 @@ const KERNEL: &str = "/srv/bench/matrix-vmlinux";
 /// A helper that dies at no point that it will ever reach, and counts them.
 const NEVER: u32 = u32::MAX;
 
-/// Points on the database's thread that the VM's actor does not wait for: while the daemon is stopped there, the VMM may come to its end by itself.
+/// Points on the database's thread that the VM's actor does not wait for: while the daemon is
+/// stopped there, the VMM may come to its end by itself.
 const BESIDE: &[&str] = &["row: a job", "row: the end of a job", "row: touch_vm"];
 
 /// What must be there before.
@@ -36,11 +38,13 @@ pub(super) struct Operation {
     words: &'static [&'static str],
     /// Followed by the size of the VM.
     sized: bool,
-    /// It begins with a crash: daemon and VMM are killed, and what the next daemon does about it is the operation.
+    /// It begins with a crash: daemon and VMM are killed, and what the next daemon does about it is
+    /// the operation.
     crash: bool,
     /// What it makes beside VMs: `image` or `kernel`.
     pub(super) imports: Option<&'static str>,
-    /// Whether it succeeds when nothing disturbs it: in a VM that boots nothing no command can be run.
+    /// Whether it succeeds when nothing disturbs it: in a VM that boots nothing no command can be
+    /// run.
     succeeds: bool,
 }
 
@@ -92,7 +96,8 @@ pub(super) struct Trace {
 }
 
 impl Operation {
-    /// What makes something passes the most points: `vm run --rm` starts, stops and deletes as well.
+    /// What makes something passes the most points: `vm run --rm` starts, stops and deletes as
+    /// well.
     pub(super) fn makes_something(&self) -> bool {
         self.sized || self.imports.is_some()
     }
@@ -186,7 +191,8 @@ pub(super) fn remove_material() -> Result<()> {
     [IMAGE, KERNEL].into_iter().try_for_each(|path| fs::remove_file(path).with_context(|| format!("remove {path}")))
 }
 
-/// As much of an ELF file (gABI) as an import looks at: one segment, the release, the drivers that must be built in.
+/// As much of an ELF file (gABI) as an import looks at: one segment, the release, the drivers that
+/// must be built in.
 fn vmlinux() -> Vec<u8> {
     let body = b"\0Linux version 6.12.0-matrix (bench)\0virtio-mmio\0virtio_blk\0virtio_net\0ext4\0vmw_vsock_virtio_transport\0";
     let length = 64 + 56 + body.len() as u64;

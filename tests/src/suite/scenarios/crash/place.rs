@@ -1,5 +1,6 @@
-//! Puts builds with points in the place of daemon and helper, and a VMM that boots nothing in the place of the real one; takes them away again.
-//! The daemon's points are `bangerd/src/fail.rs`, the helper's `banger-priv/src/fail.rs`.
+//! Puts builds with points in the place of daemon and helper, and a VMM that boots nothing in the
+//! place of the real one; takes them away again. The daemon's points are `bangerd/src/fail.rs`, the
+//! helper's `banger-priv/src/fail.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -105,7 +106,8 @@ pub(super) fn forget_plan() -> Result<()> {
     ["plan", "reached", "passed"].into_iter().try_for_each(gone)
 }
 
-/// Starts the helper again so that it dies at its point of this number; answers its pid. The next helper lives.
+/// Starts the helper again so that it dies at its point of this number; answers its pid. The next
+/// helper lives.
 pub(super) fn doom_helper(scene: &Scene, number: u32) -> Result<u32> {
     fs::write(HELPER_FAILS, format!("BANGER_PRIV_FAIL={number}\n")).with_context(|| format!("write {HELPER_FAILS}"))?;
     let restarted = scene.root("systemctl restart banger-priv.service");

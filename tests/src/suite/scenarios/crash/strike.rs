@@ -20,7 +20,8 @@ const DAEMON: &str = "/sys/fs/cgroup/system.slice/bangerd.service/daemon";
 const HELPER: &str = "/sys/fs/cgroup/system.slice/banger-priv.service";
 /// A point is reached within this, or never, under KVM.
 const REACHED: Duration = Duration::from_secs(20);
-/// Some points come after the client has its answer: the row of a job, what is reclaimed behind a list.
+/// Some points come after the client has its answer: the row of a job, what is reclaimed behind a
+/// list.
 const AFTER_CLIENT: Duration = Duration::from_secs(3);
 /// Whatever happens to the daemon, a client ends within this, under KVM.
 const CLIENT: Duration = Duration::from_secs(60);
@@ -77,7 +78,8 @@ impl Row {
         format!("{}, {}: {} killed", self.operation.name, place, self.victims.name())
     }
 
-    /// The step of the daemon's that is cut short. All requests to the VMM are one: the boot of its guest. None when the daemon is not what dies.
+    /// The step of the daemon's that is cut short. All requests to the VMM are one: the boot of its
+    /// guest. None when the daemon is not what dies.
     pub(super) fn step(&self) -> Option<String> {
         match &self.place {
             Place::Daemon(key) if self.victims != Victims::Vmm => {
@@ -89,7 +91,8 @@ impl Row {
         }
     }
 
-    /// Does the operation and kills. Afterwards the client has ended, and nothing of the bench is in the way any more.
+    /// Does the operation and kills. Afterwards the client has ended, and nothing of the bench is
+    /// in the way any more.
     pub(super) fn strike(&self, scene: &Scene) -> Result<()> {
         self.operation.prepare(scene)?;
         let struck = match &self.place {

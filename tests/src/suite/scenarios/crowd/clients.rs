@@ -1,5 +1,5 @@
-//! Clients that end in the middle of what they asked for: with SIGKILL nobody is told, with SIGINT the daemon is asked to undo it. Either it is done whole
-//! or not at all.
+//! Clients that end in the middle of what they asked for: with SIGKILL nobody is told, with SIGINT
+//! the daemon is asked to undo it. Either it is done whole or not at all.
 
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ fn kill(scene: &mut Scene, case: &Case, signal: Signal, delay: u64) -> Result<bo
     truth::is_told(scene)?;
     if case.verb == "import" {
         let list = scene.banger("alice", &["image", "list"])?.ok()?;
-        // Whole: then it can be removed like any other. In half, its leftovers are the inventory's to find.
+        // Whole: then it can be removed like any other. In half, its leftovers are the inventory's
+        // to find.
         if list.stdout.contains(IMAGE) {
             ensure!(!in_the_middle || signal != Signal::SIGINT, "an interrupted import has published: {end}");
             scene.banger("alice", &["image", "delete", IMAGE])?.ok()?;
@@ -129,7 +130,8 @@ fn with_tars(scene: &mut Scene, work: impl FnOnce(&mut Scene) -> Result<Outcome>
     result
 }
 
-/// The same content by two users, under two names and under one, and two contents under one name: each has what is theirs, and nobody the other's.
+/// The same content by two users, under two names and under one, and two contents under one name:
+/// each has what is theirs, and nobody the other's.
 pub(super) fn two_imports(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     with_tars(scene, |scene| {

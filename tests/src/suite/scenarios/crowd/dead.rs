@@ -1,4 +1,5 @@
-//! Many VMs that died while no daemon was there: what the next daemon makes of them, and how long it takes. For `make bench`.
+//! Many VMs that died while no daemon was there: what the next daemon makes of them, and how long
+//! it takes. For `make bench`.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +13,8 @@ use crate::suite::scene::Scene;
 const END: &str = "echo 1 > /sys/fs/cgroup/system.slice/bangerd.service/vms/cgroup.kill";
 const RECLAIMED: Duration = Duration::from_secs(30);
 
-/// So many of alice's that ran, each with a tap, a disk and rules of its own; from READY=1 on, how long until her list is answered and until nothing of
-/// them is held.
+/// So many of alice's that ran, each with a tap, a disk and rules of its own; from READY=1 on, how
+/// long until her list is answered and until nothing of them is held.
 pub(in crate::suite::scenarios) fn reclaimed(scene: &mut Scene, many: usize) -> Result<Outcome> {
     scene.allow_database_growth();
     crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {

@@ -12,7 +12,8 @@ use crate::suite::scene::Scene;
 /// Creations of one name by one user.
 const RIVALS: usize = 6;
 
-/// One creation wins, the others are told why, and nothing of theirs is left. Another user's of that name is another name.
+/// One creation wins, the others are told why, and nothing of theirs is left. Another user's of
+/// that name is another name.
 pub(super) fn one_name(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
@@ -32,7 +33,8 @@ pub(super) fn one_name(scene: &mut Scene) -> Result<Outcome> {
     })
 }
 
-/// Two orders: does the VM run before, the first one, the second one, and in which states it may be afterwards (`gone` is one).
+/// Two orders: does the VM run before, the first one, the second one, and in which states it may be
+/// afterwards (`gone` is one).
 pub(super) type Meeting = (bool, &'static str, &'static str, &'static [&'static str]);
 
 /// Those of every test run.

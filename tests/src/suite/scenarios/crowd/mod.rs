@@ -1,7 +1,9 @@
-//! Many at once: VMs of two users, orders that meet at one VM, names and images that two want, clients that die in the middle.
+//! Many at once: VMs of two users, orders that meet at one VM, names and images that two want,
+//! clients that die in the middle.
 //!
-//! What runs in these VMs matters little, so their VMM boots nothing (`still-vmm`). Whatever meets whatever, each client gets an answer, what the
-//! list says is what the host shows ([`truth`]), and at the end nothing is left.
+//! What runs in these VMs matters little, so their VMM boots nothing (`still-vmm`). Whatever meets
+//! whatever, each client gets an answer, what the list says is what the host shows ([`truth`]), and
+//! at the end nothing is left.
 
 mod clients;
 pub(super) mod dead;
@@ -114,7 +116,8 @@ fn many(scene: &mut Scene, each: usize, rounds: usize) -> Result<Outcome> {
     scene.passed()
 }
 
-/// So many run of so many that there are, each with an address of its own, and the host shows the same.
+/// So many run of so many that there are, each with an address of its own, and the host shows the
+/// same.
 fn counted(scene: &mut Scene, running: usize, all: usize) -> Result<()> {
     let found = truth::is_told(scene)?;
     let mut vms = truth::listed(scene, "alice")?;

@@ -1,8 +1,10 @@
 //! Frames mutated from valid ones after a valid hello, over the real socket.
 //!
-//! The same decoder as the helper's says beforehand which of them are frames. Those that are not end their connection, so each is the last of its own, and
-//! only a part of them is sent; those that are go on to the policy, as far as the limiter lets them. The seed is printed. A million frames go through decoder
-//! and operations in the helper's own test `mutated`, where no limiter is in between.
+//! The same decoder as the helper's says beforehand which of them are frames. Those that are not
+//! end their connection, so each is the last of its own, and only a part of them is sent; those
+//! that are go on to the policy, as far as the limiter lets them. The seed is printed. A million
+//! frames go through decoder and operations in the helper's own test `mutated`, where no limiter is
+//! in between.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,18 +23,21 @@ use crate::suite::peer::helper::{Helper, reply_word};
 use crate::suite::peer::place::{Who, instead_of_the_daemon, role};
 use crate::suite::scene::Scene;
 
-/// How many frames, and how many of those that end their connection: under emulation a connection costs a hundred calls.
+/// How many frames, and how many of those that end their connection: under emulation a connection
+/// costs a hundred calls.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     frames: u64,
     connections: u64,
 }
 
-/// What settles the helper's memory before it is measured; what every test run sends; and what is sent on request.
+/// What settles the helper's memory before it is measured; what every test run sends; and what is
+/// sent on request.
 const WARM_UP: Run = Run { frames: 800, connections: 50 };
 const SHORT: Run = Run { frames: 24_000, connections: 500 };
 const LONG: Run = Run { frames: 200_000, connections: 20_000 };
-/// The helper's memory may differ by this after the run: pages that were touched for the first time.
+/// The helper's memory may differ by this after the run: pages that were touched for the first
+/// time.
 const SLACK_KIB: u64 = 512;
 /// Calls that wait for their answer at once; the helper's own limit is above it.
 const WINDOW: usize = 24;

@@ -14,10 +14,11 @@ use crate::suite::peer::place::{Who, instead_of_the_daemon};
 use crate::suite::peer::vm;
 use crate::suite::scene::Scene;
 
-/// What a VM holds. Cow file, tap, NAT, disk, process (`r`unning, `g`one), quarantine; then the expected answer of every operation, in the order of
-/// [`OPERATIONS`]: `+` done, `=` done already and nothing changed, `N` not yours, `S` bad state, `R` still running, `Q` quarantined.
+/// What a VM holds. Cow file, tap, NAT, disk, process (`r`unning, `g`one), quarantine; then the
+/// expected answer of every operation, in the order of
+/// [`OPERATIONS`]: `+` done, `=` done already and nothing changed, `N` not yours, `S` bad state,
+/// `R` still running, `Q` quarantined.
 const TABLE: &[(&str, &str)] = &[
-    //         acquire release-tap create attach detach discard nat-on nat-off bind running identity list release grow give
     ("......", "+N+NN=NNN=N==NN"),
     ("c.....", "+N=+N+NNN====++"),
     ("ct....", "=+=+=++=+===++S"),
@@ -121,7 +122,8 @@ fn unclaimed(vm: VmId) -> (TapIdentity, DiskIdentity) {
 }
 
 impl Subject<'_> {
-    /// What changes nothing is asked first, in one and the same state; before each of the others the state is made anew.
+    /// What changes nothing is asked first, in one and the same state; before each of the others
+    /// the state is made anew.
     fn all(&mut self, state: &str, expected: &str) -> Result<()> {
         self.make(state)?;
         let before = self.holding()?;
@@ -206,7 +208,8 @@ impl Subject<'_> {
                 self.helper.ok(&self.request(operation)?)?;
             }
         }
-        // The claims that its holder would make, also on what is not held: only their generation is right then.
+        // The claims that its holder would make, also on what is not held: only their generation is
+        // right then.
         if let Some(generation) = generation(self.helper, self.vm) {
             self.tap.generation = generation;
             self.disk.generation = generation;
@@ -259,7 +262,8 @@ impl Subject<'_> {
     }
 
     fn clear(&mut self, state: &str) -> Result<()> {
-        // A process that was bound and lives would keep everything; another may be bound the next time.
+        // A process that was bound and lives would keep everything; another may be bound the next
+        // time.
         if state.contains(['r', 'g']) || self.bound {
             self.end_process()?;
             (self.process, self.bound) = (None, false);
@@ -286,7 +290,8 @@ fn start(scene: &Scene, vm: VmId) -> Result<Child> {
     Ok(process)
 }
 
-/// A VM that was released, another generation of one that is there, and one that never was: one answer.
+/// A VM that was released, another generation of one that is there, and one that never was: one
+/// answer.
 pub(super) fn vm_ids(scene: &mut Scene) -> Result<Outcome> {
     instead_of_the_daemon(scene, false, |scene| {
         let mut helper = Helper::open()?;

@@ -1,4 +1,5 @@
-//! A hostile daemon, and everybody else who would be it, against the installed helper: refused with a code, the host as before, the helper the same process.
+//! A hostile daemon, and everybody else who would be it, against the installed helper: refused with
+//! a code, the host as before, the helper the same process.
 
 mod fuzz;
 mod identity;

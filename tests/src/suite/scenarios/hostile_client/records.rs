@@ -1,4 +1,5 @@
-//! One record in the journal for each operation, and no system call beside the table for any of them.
+//! One record in the journal for each operation, and no system call beside the table for any of
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,7 +19,8 @@ const HELPER: &str = "/usr/lib/banger/banger-priv";
 /// How often a process is bound that is bound already.
 const AGAIN: usize = 20;
 
-/// Asks one thing after the other and keeps what each came to: operation as the journal names it, and `ok` or `denied`.
+/// Asks one thing after the other and keeps what each came to: operation as the journal names it,
+/// and `ok` or `denied`.
 struct Asked<'a> {
     helper: &'a mut Helper,
     told: Vec<(&'static str, &'static str)>,
@@ -103,7 +105,8 @@ fn recorded(journal: &str, vm: VmId) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Operation, VM and verdict of everything that was asked, once each; every operation of the protocol is among it.
+/// Operation, VM and verdict of everything that was asked, once each; every operation of the
+/// protocol is among it.
 pub(super) fn one_each(scene: &mut Scene) -> Result<Outcome> {
     with_helper(scene, |scene, helper| {
         let vm = vm(70)?;
@@ -133,7 +136,8 @@ pub(super) fn one_each(scene: &mut Scene) -> Result<Outcome> {
     })
 }
 
-/// The serving helper under `strace`, over every operation: what it asks of the kernel stays within the table, in the forms that the table allows.
+/// The serving helper under `strace`, over every operation: what it asks of the kernel stays within
+/// the table, in the forms that the table allows.
 pub(super) fn observed(scene: &mut Scene) -> Result<Outcome> {
     with_helper(scene, |scene, helper| {
         let table = Table::read(&scene.root(&format!("{HELPER} --self-check"))?)?;
@@ -209,7 +213,8 @@ impl Table {
         let mut seen = Seen { calls: 0, rows: BTreeSet::new() };
         for line in text.lines() {
             let Some((name, rest)) = line.split_once('(') else { continue };
-            // The call in which strace met it, and its end by restart: not asked for by the helper's code.
+            // The call in which strace met it, and its end by restart: not asked for by the
+            // helper's code.
             if name == "restart_syscall" {
                 continue;
             }

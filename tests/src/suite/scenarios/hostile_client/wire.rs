@@ -1,4 +1,5 @@
-//! Frames that are none, deadlines, crowds of connections, and a peer that does not wait for its answer.
+//! Frames that are none, deadlines, crowds of connections, and a peer that does not wait for its
+//! answer.
 
 use std::io::ErrorKind;
 use std::net::Shutdown;
@@ -31,7 +32,8 @@ pub(super) fn every_prefix(scene: &mut Scene) -> Result<Outcome> {
     in_the_daemons_place(scene, "malformed 1")
 }
 
-/// Also in the journal a crowd takes little room: it has a limit, behind which decisions would be lost.
+/// Also in the journal a crowd takes little room: it has a limit, behind which decisions would be
+/// lost.
 pub(super) fn crowds(scene: &mut Scene) -> Result<Outcome> {
     let outcome = in_the_daemons_place(scene, "crowds")?;
     let records = scene.journal("banger-priv.service")?.matches("op=").count();
@@ -105,7 +107,8 @@ pub(super) fn alive() -> Result<()> {
     }
 }
 
-/// Sends this on a connection of its own after the hello: the helper must close it without an answer.
+/// Sends this on a connection of its own after the hello: the helper must close it without an
+/// answer.
 fn closes(what: &str, bytes: &[u8]) -> Result<()> {
     let tried = || {
         let mut connection = Connection::open()?;
@@ -120,7 +123,8 @@ fn closes(what: &str, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Of the prefixes only every so many; the helper's own tests have all of them, and the suite on request.
+/// Of the prefixes only every so many; the helper's own tests have all of them, and the suite on
+/// request.
 fn frames(step: usize) -> Result<Json> {
     let max = u32::try_from(HELPER_LIMITS.max_frame)?;
     let mut prefixes = 0;
@@ -176,7 +180,8 @@ fn claims() -> Result<usize> {
     let vm = vm(200)?;
     let tap = HelperRequest::ReleaseTap { vm, tap: TapIdentity { tap_device: String::new(), generation: 1 } };
     let whole = body(1, 100, tap)?;
-    // The text's length is the byte before the last one, the generation; 251, 252 and 253 announce longer numbers.
+    // The text's length is the byte before the last one, the generation; 251, 252 and 253 announce
+    // longer numbers.
     let head = whole.get(..whole.len() - 2).unwrap_or_default();
     let mut claims: Vec<Vec<u8>> = Vec::new();
     for claimed in [1 << 62, u64::MAX, 1 << 32, 16 * 1024 + 1] {
@@ -274,7 +279,8 @@ fn deadlines() -> Result<usize> {
     Ok(all.len())
 }
 
-/// Calls of one id at once, and cancellations of what is not there: as the helper likes, but it lives and answers the next.
+/// Calls of one id at once, and cancellations of what is not there: as the helper likes, but it
+/// lives and answers the next.
 fn duplicates() -> Result<usize> {
     let mut connection = Connection::open()?;
     let call = framed(&body(5, 1000, HelperRequest::List { after: None })?);
@@ -299,7 +305,8 @@ fn duplicates() -> Result<usize> {
     }
 }
 
-/// Many connections, silent ones and half-open ones, of the process that is admitted: the last one is served, and none for longer than its hello may take.
+/// Many connections, silent ones and half-open ones, of the process that is admitted: the last one
+/// is served, and none for longer than its hello may take.
 fn crowd() -> Result<Json> {
     let started = Instant::now();
     let mut half_open = Connection::open()?;
@@ -323,7 +330,8 @@ fn crowd() -> Result<Json> {
     }
     let crowded = started.elapsed();
     alive().context("after the crowd")?;
-    // A connection of the same process takes the place of its first one, so all of these have been let go.
+    // A connection of the same process takes the place of its first one, so all of these have been
+    // let go.
     for connection in &mut kept {
         connection.until_closed().context("a connection of the crowd is still open")?;
     }
@@ -334,7 +342,8 @@ fn crowd() -> Result<Json> {
     )
 }
 
-/// Asks and is gone before the answer; asks again and gets what an undisturbed client would have got.
+/// Asks and is gone before the answer; asks again and gets what an undisturbed client would have
+/// got.
 fn leave() -> Result<Json> {
     let vm = vm(201)?;
     let acquire = || HelperRequest::AcquireTap { vm, owner: OWNER, address_index: 201 };

@@ -50,7 +50,8 @@ fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
     let guest = Guest::known(scene, "alice", "own-init")?;
     scene.step("systemd is PID 1 and comes up with the agent beside it", |scene| {
         guest.shell(scene, "cat /proc/1/comm")?.ok()?.says("systemd")?;
-        // It waits 90 s for the device of its serial getty when its udev is slow, which it is in an emulated guest.
+        // It waits 90 s for the device of its serial getty when its udev is slow, which it is in an
+        // emulated guest.
         scene.wait_until("systemd is up in the guest", Duration::from_secs(75), || {
             let state = guest.shell(scene, "systemctl is-system-running; :")?.ok()?.stdout;
             Ok((!["running", "degraded"].contains(&state.trim())).then_some(state))
@@ -60,8 +61,8 @@ fn own_systemd(scene: &mut Scene) -> Result<Outcome> {
     scene.step("a clean stop is systemd's own", |scene| {
         let stopped = guest.order(scene, "stop")?.ok()?;
         guest.is(scene, "stopped")?;
-        // The product itself warns when it had to end the guest. What the guest's kernel says last depends on the VMM: one that
-        // offers no way to power off makes it halt.
+        // The product itself warns when it had to end the guest. What the guest's kernel says last
+        // depends on the VMM: one that offers no way to power off makes it halt.
         ensure!(!stopped.stderr.contains("warning:"), "systemd has not gone down by itself: {stopped}");
         Ok(())
     })?;

@@ -13,7 +13,8 @@ use crate::suite::guests::{Guest, TINY};
 use crate::suite::list::{Outcome, Scenario};
 use crate::suite::scene::Scene;
 
-/// What an odd image is made of, and what must be so in its guest: lines for its shell, with a word of what each says.
+/// What an odd image is made of, and what must be so in its guest: lines for its shell, with a word
+/// of what each says.
 struct Odd {
     name: &'static str,
     made: fn() -> Result<Layout>,
@@ -185,7 +186,8 @@ fn boots(scene: &mut Scene, odd: &Odd) -> Result<Outcome> {
     scene.passed()
 }
 
-/// One program, and no shell to run a line: commands run all the same, and who asks for a shell is told.
+/// One program, and no shell to run a line: commands run all the same, and who asks for a shell is
+/// told.
 fn no_shell(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let program = fs::read("/bin/busybox").context("read the host's busybox")?;

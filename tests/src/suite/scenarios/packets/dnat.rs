@@ -1,4 +1,5 @@
-//! The host's own DNAT, as Docker publishes ports with it: it leads no guest to where it could not go itself.
+//! The host's own DNAT, as Docker publishes ports with it: it leads no guest to where it could not
+//! go itself.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use crate::suite::list::Outcome;
 use crate::suite::peer::place::instead_of_the_daemon;
 use crate::suite::scene::Scene;
 
-/// Published on every address of the host, metadata given to somebody else, and an address of the world that leads to another guest or to the host.
+/// Published on every address of the host, metadata given to somebody else, and an address of the
+/// world that leads to another guest or to the host.
 const RULES: &str = "nft 'table ip benchdnat { chain pre { type nat hook prerouting priority dstnat; \
     fib daddr type local udp dport 8080 dnat to 198.51.100.2:7777; fib daddr type local tcp dport 8080 dnat to 198.51.100.2:7777; \
     ip daddr 169.254.169.254 udp dport 8080 dnat to 198.51.100.2:7777; ip daddr 203.0.113.5 udp dport 8080 dnat to 198.51.100.2:7777; \
@@ -30,7 +32,8 @@ const fn world(last: u8) -> Ipv4Addr {
 
 type Make = fn(&Guest, &str) -> Packet;
 
-/// What, how it is sent, and whether it arrives from a tap that the firewall does not know: another guest is guarded from that side too.
+/// What, how it is sent, and whether it arrives from a tap that the firewall does not know: another
+/// guest is guarded from that side too.
 const KINDS: &[(&str, Make, bool)] = &[
     ("published on the LAN address", |guest, text| udp_to(guest.address, HOST, PUBLISHED, text), true),
     ("connection to one published on the LAN address", |guest, text| syn(guest.address, HOST, PUBLISHED, text), true),

@@ -1,4 +1,5 @@
-//! Flows that were there before: of a VM that was deleted and of one without NAT any more. Nobody hears of the next VM at that address, nor does it of them.
+//! Flows that were there before: of a VM that was deleted and of one without NAT any more. Nobody
+//! hears of the next VM at that address, nor does it of them.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;

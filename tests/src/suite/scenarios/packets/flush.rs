@@ -1,5 +1,6 @@
-//! `nft flush ruleset` while a guest keeps trying: the table is the helper's own, and stands while the helper lives. Without a helper root can remove it; then
-//! the helper's next start closes it again.
+//! `nft flush ruleset` while a guest keeps trying: the table is the helper's own, and stands while
+//! the helper lives. Without a helper root can remove it; then the helper's next start closes it
+//! again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -86,7 +87,8 @@ pub(super) fn flush(scene: &mut Scene) -> Result<Outcome> {
     })
 }
 
-/// Sends without a pause what must not arrive, while `work` is done; how much was sent, and how much has arrived.
+/// Sends without a pause what must not arrive, while `work` is done; how much was sent, and how
+/// much has arrived.
 fn under_fire(net: &Net, work: impl FnOnce(&dyn Fn() -> usize) -> Result<()>) -> Result<(usize, usize)> {
     net.forget();
     let (ends, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -121,8 +123,8 @@ fn fire(from: &Guest, other: &Guest, ends: &AtomicBool, sent: &AtomicUsize) -> R
     Ok(())
 }
 
-/// Opens with `line`, which must be seen to open; then `close` starts a helper. Milliseconds from the start of its process to the last packet
-/// that arrived.
+/// Opens with `line`, which must be seen to open; then `close` starts a helper. Milliseconds from
+/// the start of its process to the last packet that arrived.
 fn closed_again(scene: &Scene, net: &Net, line: &str, close: impl FnOnce() -> Result<()> + Send) -> Result<u128> {
     let (mut total, mut last) = (0, since_boot()?);
     under_fire(net, |look| {

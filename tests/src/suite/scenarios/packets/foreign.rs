@@ -1,5 +1,5 @@
-//! The host's own rules: a DROP in its FORWARD chain does not keep guests in, nothing of it is touched but for three marked rules, and what
-//! it forbids holds for guests too.
+//! The host's own rules: a DROP in its FORWARD chain does not keep guests in, nothing of it is
+//! touched but for three marked rules, and what it forbids holds for guests too.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::suite::list::Outcome;
 use crate::suite::peer::place::instead_of_the_daemon;
 use crate::suite::scene::Scene;
 
-/// What Docker and an administrator would have: chains and rules in two tables, a policy, and a native table beside them.
+/// What Docker and an administrator would have: chains and rules in two tables, a policy, and a
+/// native table beside them.
 const RULES: &str = "\
     $I -P FORWARD DROP; $I -N DOCKER; $I -N DOCKER-USER; $I -A DOCKER-USER -j RETURN; $I -A FORWARD -j DOCKER-USER; \
     $I -A FORWARD -o docker0 -j DOCKER; $I -A DOCKER -d 172.17.0.2/32 -p tcp --dport 80 -j ACCEPT; \
@@ -110,7 +111,8 @@ fn through_foreign_rules(scene: &mut Scene, net: &mut Net, iptables: &str, timer
     })
 }
 
-/// In the chain that Docker leaves to administrators, or behind our rules: both hold. A rule that ends the chain for everybody stays the last.
+/// In the chain that Docker leaves to administrators, or behind our rules: both hold. A rule that
+/// ends the chain for everybody stays the last.
 fn forbidden(scene: &Scene, net: &mut Net, iptables: &str) -> Result<()> {
     net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))?;
     scene.root(&format!("{iptables} -I DOCKER-USER -d 198.51.100.2 -j DROP"))?;

@@ -137,13 +137,15 @@ pub(super) fn mac_of(link: &str) -> Result<Mac> {
     bytes.try_into().ok().with_context(|| format!("{link} has the address {text:?}"))
 }
 
-/// Gives up root for the calling thread alone; with it go its capabilities, so that the tap's owner is what counts.
+/// Gives up root for the calling thread alone; with it go its capabilities, so that the tap's owner
+/// is what counts.
 fn become_user(uid: Uid) -> io::Result<()> {
     if uid.is_root() {
         return Ok(());
     }
     let uid = uid.as_raw();
-    // SAFETY: setresuid(2) takes three numbers and no memory; without the C library's wrapper it is this thread's alone.
+    // SAFETY: setresuid(2) takes three numbers and no memory; without the C library's wrapper it is
+    // this thread's alone.
     if unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) } == 0 {
         Ok(())
     } else {
@@ -160,7 +162,8 @@ fn open(name: &str) -> io::Result<File> {
     }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI).map_err(io::Error::other)?;
     let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
-    // SAFETY: `tun` is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call returns.
+    // SAFETY: `tun` is open, and TUNSETIFF reads and writes one `ifreq`, which lives until the call
+    // returns.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,4 +1,5 @@
-//! What leaves a guest: nothing spoofed, nothing to the host, to another guest or to metadata services, no IPv6; and what must get through does.
+//! What leaves a guest: nothing spoofed, nothing to the host, to another guest or to metadata
+//! services, no IPv6; and what must get through does.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -32,8 +33,9 @@ type Make = fn(&Guest, &str) -> Packet;
 struct Forbidden {
     what: &'static str,
     make: Make,
-    /// The same packet from a tap that the firewall does not know gets somewhere. Not for what the kernel refuses by itself: its own addresses as a source,
-    /// and what leads to a guest, which the firewall guards on its other side too.
+    /// The same packet from a tap that the firewall does not know gets somewhere. Not for what the
+    /// kernel refuses by itself: its own addresses as a source, and what leads to a guest, which
+    /// the firewall guards on its other side too.
     else_arrives: bool,
 }
 
@@ -111,7 +113,8 @@ fn pings_out(scene: &Scene, net: &mut Net) -> Result<()> {
         .map(drop)
 }
 
-/// Sends it from alice's guest: it must arrive nowhere and be answered by nobody, while what is sent after it on the same wire does arrive.
+/// Sends it from alice's guest: it must arrive nowhere and be answered by nobody, while what is
+/// sent after it on the same wire does arrive.
 fn nowhere(scene: &mut Scene, net: &mut Net, case: &Forbidden) -> Result<()> {
     net.forget();
     let text = format!("<{}>", case.what);
@@ -137,7 +140,8 @@ fn nowhere(scene: &mut Scene, net: &mut Net, case: &Forbidden) -> Result<()> {
     Ok(())
 }
 
-/// A guest takes another's hardware address and claims its and the gateway's IP address: what is meant for the other goes on to the other alone.
+/// A guest takes another's hardware address and claims its and the gateway's IP address: what is
+/// meant for the other goes on to the other alone.
 fn lies(scene: &Scene, net: &mut Net) -> Result<()> {
     net.forget();
     for claimed in [net.bob.address, GATEWAY, OUTSIDE] {
@@ -189,7 +193,8 @@ fn stays(scene: &Scene, net: &mut Net, guest: fn(&Net) -> &Guest) -> Result<()> 
     net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))
 }
 
-/// All VMMs are of one uid, so each can open any tap that is idle: also one that was another's a moment ago, with an address and NAT.
+/// All VMMs are of one uid, so each can open any tap that is idle: also one that was another's a
+/// moment ago, with an address and NAT.
 fn left_behind(scene: &Scene, net: &mut Net) -> Result<()> {
     net.must_reach_out(|net| &net.bob, scene.limit(ARRIVES))?;
     net.end_bobs_process()?;
@@ -203,7 +208,8 @@ fn left_behind(scene: &Scene, net: &mut Net) -> Result<()> {
     Ok(())
 }
 
-/// The world knows the way and sends; with the host's own packets as the proof that the tap receives.
+/// The world knows the way and sends; with the host's own packets as the proof that the tap
+/// receives.
 fn unasked(scene: &Scene, net: &mut Net) -> Result<()> {
     net.forget();
     for to in [net.alice.address, net.bob.address] {

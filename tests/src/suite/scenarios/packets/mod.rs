@@ -1,6 +1,8 @@
-//! The firewall, proved with packets and not with the text of its rules: counted where they arrive, in three network namespaces.
+//! The firewall, proved with packets and not with the text of its rules: counted where they arrive,
+//! in three network namespaces.
 //!
-//! Every kind of packet that must not get through from a guest is also sent from a tap that the firewall does not know, and gets through there.
+//! Every kind of packet that must not get through from a guest is also sent from a tap that the
+//! firewall does not know, and gets through there.
 
 mod dnat;
 mod flows;

@@ -1,4 +1,5 @@
-//! Three network namespaces around the host: guests behind their taps, the host itself, and the world outside of it.
+//! Three network namespaces around the host: guests behind their taps, the host itself, and the
+//! world outside of it.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -40,8 +41,9 @@ const OUTSIDE_SETUP: &str = "ip link add out0 type veth peer name up0 netns 1 &&
     ip addr add 198.51.100.2/24 dev out0 && ip addr add 169.254.169.254/32 dev out0 && \
     ip addr add fd00:51::2/64 dev out0 nodad && ip link set out0 up && ip route add default via 198.51.100.1";
 
-/// The host's side of that wire; and a tap of the bench, of which the firewall knows nothing: what is dropped from a guest must get through from there, or
-/// it would have been lost for another reason.
+/// The host's side of that wire; and a tap of the bench, of which the firewall knows nothing: what
+/// is dropped from a guest must get through from there, or it would have been lost for another
+/// reason.
 const HOST_SETUP: &str = "ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad && ip link set up0 up && \
     ip route add 169.254.169.254/32 dev up0 && ip tuntap add ctl0 mode tap && ip addr add 192.0.2.1/32 dev ctl0 && \
     ip addr add fe80::1/64 dev ctl0 nodad && ip link set ctl0 up && ip route add 192.0.2.2/32 dev ctl0 && ip tuntap add ctl1 mode tap && \
@@ -49,7 +51,8 @@ const HOST_SETUP: &str = "ip addr add 198.51.100.1/24 dev up0 && ip addr add fd0
 const HOST_UNDO: &str =
     "ip link del ctl0; ip link del ctl1; ip link del up0; sysctl -q -w net.ipv6.conf.all.forwarding=0";
 
-/// A network namespace that lives as long as its sockets: one that sees everything on its wire, one that answers.
+/// A network namespace that lives as long as its sockets: one that sees everything on its wire, one
+/// that answers.
 #[derive(Debug)]
 pub(super) struct Outside {
     sniffer: OwnedFd,
@@ -154,7 +157,8 @@ impl Net {
             let vm = vm(number)?;
             vms.push(vm);
             let tap = helper.tap(vm, owner, number.into())?.tap_device;
-            // Packets of a tap that nobody has opened are not even counted; and an address of its own makes IPv6 as good as it gets.
+            // Packets of a tap that nobody has opened are not even counted; and an address of its
+            // own makes IPv6 as good as it gets.
             scene.root(&format!("ip -6 addr add fe80::1/64 dev {tap} nodad"))?;
             if bound {
                 processes.push(bind(scene, &mut helper, vm, owner)?);
@@ -202,7 +206,8 @@ impl Net {
         }
     }
 
-    /// One datagram of a guest to the world, and the answer: the address from which the world has seen it, or what did not come within the time.
+    /// One datagram of a guest to the world, and the answer: the address from which the world has
+    /// seen it, or what did not come within the time.
     pub(super) fn reaches_out(
         &mut self,
         guest: fn(&Self) -> &Guest,
@@ -248,7 +253,8 @@ impl Net {
         process.wait().map(drop).context("wait for the process of bob's guest")
     }
 
-    /// Alice's first VM is deleted, and bob's next one has its address: the guest that `alice` is from now on.
+    /// Alice's first VM is deleted, and bob's next one has its address: the guest that `alice` is
+    /// from now on.
     pub(super) fn hand_alices_address_to_bob(&mut self, scene: &Scene) -> Result<()> {
         let first = self.processes.first_mut().context("no process of alice's guest")?;
         first.kill().context("end the process of alice's guest")?;

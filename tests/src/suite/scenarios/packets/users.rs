@@ -33,7 +33,8 @@ pub(super) fn local_users(scene: &mut Scene) -> Result<Outcome> {
     })
 }
 
-/// A datagram, one by way of the interface's name, and a connection, which never comes about: the guests answer no segment.
+/// A datagram, one by way of the interface's name, and a connection, which never comes about: the
+/// guests answer no segment.
 fn hears(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, user: &str, number: u16, expected: bool) -> Result<()> {
     let guest = guest(net);
     let (address, tap, port) = (guest.address, &guest.tap, 20_000 + number);

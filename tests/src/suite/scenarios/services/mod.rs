@@ -1,4 +1,5 @@
-//! Services are restarted, upgraded, removed and shut down with the host: what that means for VMs that run.
+//! Services are restarted, upgraded, removed and shut down with the host: what that means for VMs
+//! that run.
 
 mod package;
 mod reboot;
@@ -67,7 +68,8 @@ impl Life {
         Ok(Self { boot: guest.boot_id(scene)?, vmm: guest.vmm(scene)? })
     }
 
-    /// The same boot of the same guest in the same process; listed as running, and commands reach it.
+    /// The same boot of the same guest in the same process; listed as running, and commands reach
+    /// it.
     fn goes_on(&self, scene: &Scene, guest: &Guest) -> Result<()> {
         guest.is(scene, "running")?;
         let now = Self::of(scene, guest)?;

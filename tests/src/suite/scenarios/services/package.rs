@@ -1,4 +1,5 @@
-//! The package under running VMs: an upgrade and a downgrade touch none; a removal shuts them down first, or does not happen.
+//! The package under running VMs: an upgrade and a downgrade touch none; a removal shuts them down
+//! first, or does not happen.
 
 use anyhow::{Result, ensure};
 
@@ -10,7 +11,8 @@ use crate::suite::scene::Scene;
 
 const SHIPPED: &str = "/srv/bench/banger.deb";
 const NEWER: &str = "/srv/bench/newer.deb";
-/// The end of each program of the newer package; what stands behind an ELF file's last section is not loaded.
+/// The end of each program of the newer package; what stands behind an ELF file's last section is
+/// not loaded.
 const MARK: &str = "bench-newer";
 
 fn dpkg(words: &str) -> String {

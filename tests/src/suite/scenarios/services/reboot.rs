@@ -23,7 +23,8 @@ const SHUTDOWN: Duration = Duration::from_secs(15);
 /// A VM that comes back with the host does so within this, once the host is up.
 const RETURN: Duration = Duration::from_secs(30);
 
-/// In the guest: nothing becomes durable by itself any more, only by sync or by a clean end. Then one file of each sort on each disk.
+/// In the guest: nothing becomes durable by itself any more, only by sync or by a clean end. Then
+/// one file of each sort on each disk.
 const WRITE: &str = "echo 0 > /proc/sys/vm/dirty_writeback_centisecs && echo kept > /root/synced && echo kept > /var/synced && sync && \
     echo kept > /root/unsynced && echo kept > /var/unsynced";
 
@@ -150,7 +151,8 @@ fn data(scene: &mut Scene, guest: &Guest, how: Reboot) -> Result<()> {
     let unsynced = read("/root/unsynced /var/unsynced")?;
     match how {
         Reboot::Clean => ensure!(unsynced == "kept\nkept\n", "the guest was not shut down cleanly: {unsynced:?}"),
-        // The control of the check above: without a clean end it is lost, unless the guest's journal was committed for somebody else's sake meanwhile.
+        // The control of the check above: without a clean end it is lost, unless the guest's
+        // journal was committed for somebody else's sake meanwhile.
         Reboot::Hard => {
             let outlived = format!("{} of 2", unsynced.matches("kept").count());
             scene.measured("unsynced files that outlived the power cut", outlived);
@@ -169,7 +171,8 @@ fn holds(guest: &Guest, expected: bool) -> Result<()> {
     Ok(())
 }
 
-/// The journal of the boot before: both were asked before the first of them was down, and the unit was through in time.
+/// The journal of the boot before: both were asked before the first of them was down, and the unit
+/// was through in time.
 fn shut_down(scene: &mut Scene, guests: &[&Guest]) -> Result<()> {
     let times = |filter: &str, words: &str| -> Result<Vec<u64>> {
         let text = scene.root(&format!("journalctl --no-pager --boot=-1 -o json {filter}"))?;

@@ -1,4 +1,5 @@
-//! `systemctl restart` of both services again and again, under a guest that writes to its disks and whose agent speaks over vsock each second.
+//! `systemctl restart` of both services again and again, under a guest that writes to its disks and
+//! whose agent speaks over vsock each second.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::suite::scene::Scene;
 
 /// The longest time for which no daemon may hear the guest's agent.
 const SILENCE: Duration = Duration::from_secs(5);
-/// After each restart: administrators do not spin, and the agent is to be met at different moments of its own.
+/// After each restart: administrators do not spin, and the agent is to be met at different moments
+/// of its own.
 const PAUSE: Duration = Duration::from_millis(700);
 /// How often everything is looked at.
 const LOOK: u32 = 10;
@@ -25,7 +27,8 @@ const TURNS: [&[&[&str]]; 3] = [&[&[DAEMON], &[HELPER]], &[&[HELPER], &[DAEMON]]
 
 pub(super) fn under_load(scene: &mut Scene, times: u32) -> Result<Outcome> {
     scene.allow_database_growth();
-    // Each word of the agent is a line of the journal then, with the time at which the daemon heard it.
+    // Each word of the agent is a line of the journal then, with the time at which the daemon heard
+    // it.
     scene.root(&format!(
         "cp --archive {CONFIG} /run/bench.toml && sed -i 's/^log_level.*/log_level = \"info,banger_link::control=trace\"/' {CONFIG} && \
          grep -q control=trace {CONFIG} && systemctl restart {DAEMON}"
@@ -64,7 +67,8 @@ fn restarted(scene: &mut Scene, times: u32) -> Result<()> {
     let allowed = scene.limit(SILENCE).as_secs_f64();
     ensure!(longest <= allowed, "no daemon has heard the agent for {longest:.1} s; {allowed} s are allowed here");
     ensure!(written.longest_pause <= allowed, "the guest did not write for {} s", written.longest_pause);
-    // A daemon that is replaced before the agent has found it proves nothing: most must have heard it.
+    // A daemon that is replaced before the agent has found it proves nothing: most must have heard
+    // it.
     ensure!(daemons > usize::try_from(times / 2)?, "only {daemons} daemons have heard the agent");
     guest.delete(scene)
 }
@@ -82,7 +86,8 @@ fn restart(scene: &Scene, units: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The longest time between two words of the agent, whichever daemon heard them, and how many daemons that were.
+/// The longest time between two words of the agent, whichever daemon heard them, and how many
+/// daemons that were.
 fn heard(scene: &Scene, guest: &Guest) -> Result<(f64, usize)> {
     let line = format!(
         "journalctl --no-pager --boot -o json --output-fields=MESSAGE,_PID,_SOURCE_REALTIME_TIMESTAMP \

@@ -1,5 +1,5 @@
-//! Daemon and helper of different releases, as on a host where only one of them was replaced: both say so, VMs go on, and nothing but the one that is
-//! wrong needs to be changed back.
+//! Daemon and helper of different releases, as on a host where only one of them was replaced: both
+//! say so, VMs go on, and nothing but the one that is wrong needs to be changed back.
 
 use std::io::{Read, Write, stdin};
 use std::os::fd::AsFd;
@@ -33,7 +33,8 @@ pub(in crate::suite) fn role(words: &[&str]) -> Result<Option<Json>> {
     }
 }
 
-/// A helper of another release, as far as a daemon of ours sees it: it reads a hello, answers with its own, and closes.
+/// A helper of another release, as far as a daemon of ours sees it: it reads a hello, answers with
+/// its own, and closes.
 fn serve(version: u16) -> Result<Option<Json>> {
     // The socket comes as standard input: systemd.exec(5), StandardInput=socket.
     let listener = UnixListener::from(stdin().as_fd().try_clone_to_owned()?);
@@ -50,7 +51,8 @@ fn serve(version: u16) -> Result<Option<Json>> {
     Ok(None)
 }
 
-/// A daemon of another release, as far as a helper of ours sees it: which version the helper has, and whether it closes.
+/// A daemon of another release, as far as a helper of ours sees it: which version the helper has,
+/// and whether it closes.
 fn call(version: u16) -> Result<Json> {
     let mut connection = Connection::silent()?;
     connection.write(&Hello { version, purpose: Purpose::Calls, build: BUILD.to_owned() }.encode())?;
@@ -143,7 +145,8 @@ fn differing(
     })
 }
 
-/// The other way round. No daemon of another version exists to be run; what it would do is say hello, from the daemon's place.
+/// The other way round. No daemon of another version exists to be run; what it would do is say
+/// hello, from the daemon's place.
 pub(super) fn daemon(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "unmoved")?;

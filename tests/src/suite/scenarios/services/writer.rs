@@ -1,4 +1,5 @@
-//! A guest that writes: numbered lines on both disks, each made durable with fsync, read back from the disk past the page cache, and compared.
+//! A guest that writes: numbered lines on both disks, each made durable with fsync, read back from
+//! the disk past the page cache, and compared.
 
 use std::time::Duration;
 

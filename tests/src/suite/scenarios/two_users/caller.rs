@@ -1,5 +1,6 @@
-//! What the program does as a user who calls the daemon with words that are not theirs: every call, each beside its twin with invented words. The answers
-//! of both must be the same, so that nobody learns from them what others have.
+//! What the program does as a user who calls the daemon with words that are not theirs: every call,
+//! each beside its twin with invented words. The answers of both must be the same, so that nobody
+//! learns from them what others have.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -234,7 +235,8 @@ fn words((id, name): &(String, String)) -> Vec<(String, String)> {
     [id.clone(), prefix, name.clone(), qualified].into_iter().map(|word| (word.clone(), invented(&word))).collect()
 }
 
-/// A word of the same form: every digit of an id is another one, and so is the last letter of a name.
+/// A word of the same form: every digit of an id is another one, and so is the last letter of a
+/// name.
 fn invented(word: &str) -> String {
     if word.len() >= 12 && word.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return word.chars().map(|digit| if digit == 'f' { '0' } else { 'f' }).collect();

@@ -1,5 +1,5 @@
-//! What one user can do to take the daemon from the others: calls without end, connections that say nothing or a byte at a time, archives that are made
-//! to cost. Each is bounded in time.
+//! What one user can do to take the daemon from the others: calls without end, connections that say
+//! nothing or a byte at a time, archives that are made to cost. Each is bounded in time.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -58,7 +58,8 @@ async fn silent(until: Instant) -> Result<usize> {
     while Instant::now() < until {
         let mut held = Vec::with_capacity(SILENT);
         while held.len() < SILENT && Instant::now() < until {
-            // A full queue of the socket: others wait there too, until the daemon has looked at them.
+            // A full queue of the socket: others wait there too, until the daemon has looked at
+            // them.
             match tokio::time::timeout(Duration::from_secs(1), UnixStream::connect(SOCKET)).await {
                 Ok(Ok(stream)) => held.push(stream),
                 _ => tokio::time::sleep(Duration::from_millis(10)).await,

@@ -1,5 +1,6 @@
-//! Two users of one host: bob against alice. Every call with what is hers, what lies on the host, a guest in which he is root, and loads that shall take
-//! the daemon from her. All of it fails, and her VM notices nothing.
+//! Two users of one host: bob against alice. Every call with what is hers, what lies on the host, a
+//! guest in which he is root, and loads that shall take the daemon from her. All of it fails, and
+//! her VM notices nothing.
 
 mod caller;
 mod load;
@@ -141,7 +142,8 @@ fn reaches_in_time(scene: &Scene, user: &str, address: &str) -> Result<()> {
     tried.map(drop)
 }
 
-/// Files, sockets, processes and devices. Root's own look at each is the control: what is not there proves nothing.
+/// Files, sockets, processes and devices. Root's own look at each is the control: what is not there
+/// proves nothing.
 fn on_the_host(scene: &mut Scene, alice: &Victim) -> Result<usize> {
     let (id, vmm, cgroup) = (&alice.vm.id, alice.vm.vmm(scene)?, alice.vm.cgroup(scene)?);
     let folder = format!("/var/lib/banger/vms/{id}");
@@ -178,7 +180,8 @@ fn failed(ended: &Finished) -> Result<()> {
     Ok(())
 }
 
-/// What root of a guest can send. That bob's own way into his guest goes on is the control of the guest's network.
+/// What root of a guest can send. That bob's own way into his guest goes on is the control of the
+/// guest's network.
 fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
     let bob = Guest::run(scene, "bob", "mallory")?;
     let (hers, gateway) = (&alice.address, "172.16.0.1");
@@ -192,7 +195,8 @@ fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
     for line in [hear("", &his, 22), format!("ping -c 1 -W 3 {his}"), "command -v arping ip".to_owned()] {
         bob.shell(scene, &line)?.ok().context("the control")?;
     }
-    // Announcements have no answer: whether they took alice's place is what the look at her VM after each line tells.
+    // Announcements have no answer: whether they took alice's place is what the look at her VM
+    // after each line tells.
     let lines = [
         format!("ping -c 1 -W 3 {hers}"),
         hear("", hers, 22),
@@ -220,7 +224,8 @@ fn in_a_guest(scene: &mut Scene, alice: &mut Victim) -> Result<usize> {
     Ok(lines.len())
 }
 
-/// With a guest that needs no machine: what is asked is whether the daemon hears it all the time, not how much of the host's CPU a load leaves to others.
+/// With a guest that needs no machine: what is asked is whether the daemon hears it all the time,
+/// not how much of the host's CPU a load leaves to others.
 fn load_the_daemon(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     with_vmm(scene, STILL, |scene| {
@@ -236,7 +241,8 @@ fn load_the_daemon(scene: &mut Scene) -> Result<Outcome> {
     })
 }
 
-/// Loads on the daemon; how long alice's lists take at rest and meanwhile, and what the daemon needs.
+/// Loads on the daemon; how long alice's lists take at rest and meanwhile, and what the daemon
+/// needs.
 fn loads(scene: &mut Scene, alice: &Guest, daemon: u32) -> Result<usize> {
     let folder = "/home/bob/archives";
     scene.step("archives that cost whoever believes them", |scene| {

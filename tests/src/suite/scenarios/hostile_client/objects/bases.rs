@@ -11,7 +11,8 @@ use crate::suite::scene::Scene;
 /// A plain file as it must be, as long as the root disk.
 const GOOD: &str = "truncate -s 128M $P; chown bangerd:root $P; chmod 0440 $P";
 
-/// What lies where the base should: `$F` the file, `$D` its folder, `$G` a line that makes a good file elsewhere as `$X`.
+/// What lies where the base should: `$F` the file, `$D` its folder, `$G` a line that makes a good
+/// file elsewhere as `$X`.
 const WRONG: &[(&str, &str)] = &[
     ("nothing", "true"),
     ("a symbolic link to a good file", "$G; ln -s $X $F"),

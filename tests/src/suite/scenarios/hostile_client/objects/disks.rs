@@ -128,7 +128,8 @@ fn other_table(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<
     case.given_back(helper)
 }
 
-/// Removed behind our back, and its loop numbers used by somebody else: their loops are not ours to detach.
+/// Removed behind our back, and its loop numbers used by somebody else: their loops are not ours to
+/// detach.
 fn loop_taken(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
     let case = Case::new(helper, image, 74)?;
     let disk = case.attached(helper)?;
@@ -195,8 +196,9 @@ fn cow_changed(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<
     case.whole_again(helper)
 }
 
-/// The header that the kernel reads: magic, valid, version, chunk size (drivers/md/dm-snap-persistent.c). Only root can write it here; even so it is refused
-/// or overridden, and nothing is left of the attempt.
+/// The header that the kernel reads: magic, valid, version, chunk size
+/// (drivers/md/dm-snap-persistent.c). Only root can write it here; even so it is refused or
+/// overridden, and nothing is left of the attempt.
 fn forged(scene: &mut Scene, helper: &mut Helper, image: &Image) -> Result<()> {
     let case = Case::new(helper, image, 78)?;
     let mut answers = Vec::new();

@@ -1,4 +1,5 @@
-//! Kernel objects and files that somebody else has made, changed or taken away: refused with a code, never touched, and released once they are put right.
+//! Kernel objects and files that somebody else has made, changed or taken away: refused with a
+//! code, never touched, and released once they are put right.
 
 mod bases;
 mod disks;

@@ -158,7 +158,8 @@ fn moved(scene: &mut Scene, helper: &mut Helper) -> Result<()> {
     whole_again(helper, case.vm, case.index)
 }
 
-/// An owner is no mark: the link is still the one that we made, so it is taken away, with everybody's right to it.
+/// An owner is no mark: the link is still the one that we made, so it is taken away, with
+/// everybody's right to it.
 fn other_owner(scene: &mut Scene, helper: &mut Helper) -> Result<()> {
     let case = Case::new(helper, 50)?;
     let guest = Guest::open(daemon_uid()?, &case.tap.tap_device, Ipv4Addr::LOCALHOST, [6; 6])?;
@@ -181,7 +182,8 @@ fn in_use(scene: &mut Scene, helper: &mut Helper) -> Result<()> {
     whole_again(helper, case.vm, case.index)
 }
 
-/// In a network large enough for it, the helper holds as many VMs as its limit says and not one more.
+/// In a network large enough for it, the helper holds as many VMs as its limit says and not one
+/// more.
 pub(in super::super) fn quota(scene: &mut Scene) -> Result<Outcome> {
     scene.allow(Allow::altered(Kind::Link, "br-fc", "made again for another network and back, so with another number"));
     instead_of_the_daemon(scene, true, |scene| {

@@ -2,7 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unreachable_pub, reason = "the fake is part of this test")]
 
+mod commands;
+mod doctor;
+#[path = "../fake/mod.rs"]
 mod fake;
+mod terminal;
 
 use banger_policy::lifecycle::State;
 use banger_proto::wire::Hello;
@@ -180,17 +184,6 @@ fn everyone_is_stopped_for_the_hosts_shutdown() {
 }
 
 #[test]
-fn exec_keeps_the_outputs_apart_and_the_status() {
-    let output = demo().banger(&["vm", "exec", "demo", "--", "both"]).output().unwrap();
-    assert_eq!(all(&output), "out\nerr\nstatus Some(3)\n");
-    let stopped = demo().banger(&["vm", "exec", "other", "--", "true"]).output().unwrap();
-    assert_eq!(
-        all(&stopped),
-        "banger: cannot run a command in other: other is stopped\n  start it: banger vm start demo\nstatus Some(1)\n"
-    );
-}
-
-#[test]
 fn an_image_is_shown_with_the_names_of_the_contract() {
     let fake = demo();
     let shown = |command: &[&str]| -> serde_json::Value {
@@ -205,160 +198,6 @@ fn an_image_is_shown_with_the_names_of_the_contract() {
     }
     let missing = fake.banger(&["image", "show", "../x"]).output().unwrap();
     assert_eq!(all(&missing), "banger: cannot show the image ../x: no such image: ../x\nstatus Some(1)\n");
-}
-
-#[test]
-fn a_commands_variables_folder_and_user_are_sent_over_the_callers_language() {
-    let fake = demo();
-    let words = [
-        "vm",
-        "exec",
-        "-n",
-        "-e",
-        "A=b=c",
-        "-e",
-        "HERE",
-        "-e",
-        "NOT_HERE",
-        "-e",
-        "LANG=C",
-        "-w",
-        "/srv",
-        "-u",
-        "app:staff",
-        "demo",
-        "--",
-        "said",
-    ];
-    for command in [
-        &words[..],
-        &[
-            "vm",
-            "run",
-            "--name",
-            "new",
-            "-e",
-            "A=b=c",
-            "-e",
-            "HERE",
-            "-e",
-            "NOT_HERE",
-            "-e",
-            "LANG=C",
-            "-w",
-            "/srv",
-            "-u",
-            "app:staff",
-            "--",
-            "said",
-        ],
-    ] {
-        let mut banger = fake.banger(command);
-        banger.env_clear().env("BANGER_SOCKET", fake.socket()).env("HOME", "/nonexistent");
-        banger.env("HERE", "ours").env("LANG", "de_DE.UTF-8").env("TZ", "UTC").env("TERM", "vt100").env("SECRET", "x");
-        let output = banger.output().unwrap();
-        assert!(output.status.success(), "{}", all(&output));
-        let said = fake.state().calls.pop().unwrap();
-        let pairs = said.split_once('[').unwrap().1;
-        let mut env: Vec<&str> = pairs.split("(\"").skip(1).collect();
-        let given = env.split_off(3);
-        env.sort_unstable();
-        assert!(said.starts_with("Some(\"/srv\") Some(\"app:staff\") ["), "{said}");
-        let expected = ["LANG\", \"de_DE.UTF-8\"), ", "TERM\", \"vt100\"), ", "TZ\", \"UTC\"), "];
-        assert_eq!(env, expected, "{said}");
-        assert_eq!(given, ["A\", \"b=c\"), ", "HERE\", \"ours\"), ", "LANG\", \"C\")]"], "{said}");
-    }
-}
-
-#[test]
-fn a_command_that_a_signal_ended_has_a_shells_status() {
-    for (number, status) in [("9", 137), ("31", 159), ("64", 192)] {
-        let output = demo().banger(&["vm", "exec", "-n", "demo", "--", "killed", number]).output().unwrap();
-        assert_eq!(output.status.code(), Some(status), "{}", all(&output));
-    }
-    // However much credit a guest gives.
-    let output = demo().banger(&["vm", "exec", "-n", "demo", "--", "generous"]).output().unwrap();
-    assert!(output.status.success(), "{}", all(&output));
-}
-
-#[test]
-fn exec_carries_much_data_both_ways() {
-    for command in [&["vm", "exec", "demo", "--", "cat"][..], &["vm", "proxy", "demo"]] {
-        let fake = demo();
-        let mut child = fake.banger(command).stdin(Stdio::piped()).spawn().unwrap();
-        let sent: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).take(8_000_000).collect();
-        let mut stdin = child.stdin.take().unwrap();
-        let copy = sent.clone();
-        let writer = std::thread::spawn(move || stdin.write_all(&copy).unwrap());
-        let mut got = Vec::new();
-        child.stdout.take().unwrap().read_to_end(&mut got).unwrap();
-        writer.join().unwrap();
-        assert!(child.wait().unwrap().success());
-        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
-    }
-}
-
-#[test]
-fn a_signal_goes_to_the_command_and_the_third_interruption_ends_the_wait() {
-    for (command, signals, status) in [("signal", 1, 130), ("deaf", 3, 130)] {
-        let fake = demo();
-        let mut child = fake.banger(&["vm", "exec", "-n", "demo", "--", command]).spawn().unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        out.read_line(&mut line).unwrap();
-        assert_eq!(line, "waiting\n");
-        for _ in 0..signals {
-            signal(&child, Signal::SIGINT);
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        assert_eq!(child.wait().unwrap().code(), Some(status), "{command}");
-    }
-}
-
-#[test]
-fn a_reader_that_goes_away_ends_the_command_without_a_word() {
-    let mut child = demo().banger(&["vm", "exec", "demo", "--", "flood"]).spawn().unwrap();
-    let mut out = child.stdout.take().unwrap();
-    out.read_exact(&mut [0; 1000]).unwrap();
-    drop(out);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(141), String::new()));
-}
-
-#[test]
-fn a_terminal_is_given_when_there_is_one() {
-    let fake = demo();
-    assert_eq!(text(&fake.banger(&["vm", "exec", "demo", "--", "tty"]).output().unwrap().stdout), "none\n");
-    let command = format!("{} vm exec demo -- tty", env!("CARGO_BIN_EXE_banger"));
-    // script(1) runs it on a terminal of its own.
-    let mut script = Command::new("script");
-    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null());
-    script.env("BANGER_SOCKET", fake.socket()).env("TERM", "xterm-test");
-    let Ok(output) = script.output() else {
-        eprintln!("skipped: there is no script(1)");
-        return;
-    };
-    assert_eq!(text(&output.stdout).trim(), "xterm-test 80x24");
-}
-
-#[test]
-fn input_from_a_pipe_ends_in_a_terminal_too_and_holds_no_way_out() {
-    for got in ["~.\na\n", "a\n~.", ""] {
-        let mut child = demo().banger(&["vm", "exec", "-t", "demo"]).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(got.as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), got.to_owned()), "{}", all(&output));
-    }
-}
-
-#[test]
-fn run_reads_no_input_when_told() {
-    // Standard input stays open, and is not waited for.
-    let mut child = demo().banger(&["vm", "run", "-n", "--", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
-    let stdin = child.stdin.take();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), String::new()), "{}", all(&output));
-    drop(stdin);
 }
 
 #[test]
@@ -404,99 +243,6 @@ fn prune_removes_what_does_not_run_and_asks_before() {
 }
 
 /// Escape sequences, their one-byte forms, turned text, a line of its own.
-const EVIL: &str = "\x1b[31m\u{9b}2J\u{7f}\u{202e}\u{2066}\u{2028}\x07\rbanger";
-
-fn steers(text: &str) -> bool {
-    text.chars().any(|c| (c.is_control() && c != '\n') || ('\u{2028}'..='\u{202e}').contains(&c) || c == '\u{2066}')
-}
-
-#[test]
-fn no_command_passes_on_what_steers_a_terminal() {
-    let fake = Fake::start(vec![vm("demo", State::Running), vm("broken", State::Running)]);
-    {
-        let mut state = fake.state();
-        state.evil = EVIL;
-        for vm in &mut state.vms {
-            vm.owner_name += EVIL;
-            vm.runtime.last_error = format!("why{EVIL}\nmore");
-            (vm.runtime.dns_name, vm.runtime.log_path) = (EVIL.into(), EVIL.into());
-            (vm.runtime.tap_device, vm.runtime.dm_dev) = (Some(EVIL.into()), Some(EVIL.into()));
-        }
-    }
-    let kernel = tempfile::NamedTempFile::new().unwrap();
-    kernel.as_file().set_len(4096).unwrap();
-    let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 36] = [
-        &["version"],
-        &["vm", "list", "--all"],
-        &["vm", "show", "demo"],
-        &["vm", "show", "nobody"],
-        &["vm", "run", "-d", "--verbose"],
-        &["vm", "run", "--name", "new", "--", "exit", "0"],
-        &["vm", "exec", "-n", "demo", "--", "missing"],
-        &["vm", "ports", "demo"],
-        &["vm", "health", "demo"],
-        &["vm", "ports", "demo", "--json"],
-        &["vm", "stop", "demo", "broken"],
-        &["vm", "delete", "nobody"],
-        &["image", "list"],
-        &["image", "show", "debian:13"],
-        &["image", "delete", "used"],
-        &["kernel", "import", kernel, "--modules", "/tmp"],
-        &["kernel", "list"],
-        &["kernel", "show", "6.12"],
-        &["kernel", "show", "nothing"],
-        &["vm", "prune"],
-        &["job", "list"],
-        &["doctor"],
-        &["doctor", "--leaks"],
-        &["doctor", "vm", "demo"],
-        &["version", "--json"],
-        &["vm", "list", "--all", "--json"],
-        &["vm", "show", "demo", "--json"],
-        &["image", "list", "--json"],
-        &["image", "show", "debian:13", "--json"],
-        &["kernel", "list", "--json"],
-        &["kernel", "show", "6.12", "--json"],
-        &["job", "list", "--json"],
-        &["doctor", "--json"],
-        &["doctor", "vm", "demo", "--json"],
-        &["system", "status"],
-        &["system", "status", "--json"],
-    ];
-    for command in commands {
-        let output = fake.banger(command).output().unwrap();
-        let shown = all(&output);
-        assert!(!steers(&shown), "{command:?}: {shown:?}");
-        // Every one of them shows one of those texts, or this would say nothing.
-        assert!(shown.contains("banger"), "{command:?}: {shown}");
-        if command.ends_with(&["--json"]) {
-            let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-            assert!(value.to_string().contains('\u{9b}'), "{command:?} says something else: {value}");
-        }
-    }
-}
-
-#[test]
-fn a_console_is_shown_clean_on_both_outputs_of_a_terminal_and_whole_in_a_pipe() {
-    let fake = demo();
-    fake.state().evil = EVIL;
-    let piped = fake.banger(&["vm", "logs", "demo"]).output().unwrap();
-    assert_eq!(text(&piped.stdout), format!("console\r\n\x1b[2J{EVIL}"));
-    assert_eq!(text(&piped.stderr), format!("trouble{EVIL}\n"));
-    let command = format!("{} vm logs demo", env!("CARGO_BIN_EXE_banger"));
-    let mut script = Command::new("script");
-    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).env("BANGER_SOCKET", fake.socket());
-    let Ok(output) = script.output() else {
-        eprintln!("skipped: there is no script(1)");
-        return;
-    };
-    // The terminal itself adds carriage returns.
-    let shown = text(&output.stdout).replace("\r\n", "\n");
-    assert!(shown.contains("console\n") && shown.contains("trouble"), "{shown:?}");
-    assert!(!steers(&shown), "{shown:?}");
-}
-
 #[test]
 fn imports_send_what_they_were_given() {
     let fake = demo();
@@ -549,56 +295,4 @@ fn an_older_daemon_gets_a_sentence() {
     older.join().unwrap();
     let said = text(&output.stderr);
     assert!(said.starts_with("banger: cannot talk to bangerd: protocol version 0"), "{said}");
-}
-
-#[test]
-fn leaks_are_shown_and_what_is_left_is_a_failure() {
-    let found = demo().banger(&["doctor", "--leaks"]).output().unwrap();
-    assert_eq!(found.status.code(), Some(1));
-    let (out, err) = (String::from_utf8_lossy(&found.stdout), String::from_utf8_lossy(&found.stderr));
-    assert!(out.contains("found") && out.contains("tap bgr-") && err.contains("--leaks --fix"), "{out}{err}");
-    let fixed = demo().banger(&["doctor", "--leaks", "--fix"]).output().unwrap();
-    assert_eq!(fixed.status.code(), Some(1), "one of them is left");
-    let (out, err) = (String::from_utf8_lossy(&fixed.stdout), String::from_utf8_lossy(&fixed.stderr));
-    assert!(out.contains("released") && out.contains("FAILED") && err.contains("journalctl"), "{out}{err}");
-    let json = demo().banger(&["doctor", "--leaks", "--json"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&json.stdout).contains("\"kind\": \"folder\""), "{json:?}");
-    assert_eq!(demo().banger(&["doctor", "--fix"]).output().unwrap().status.code(), Some(2));
-}
-
-#[test]
-fn doctor_fails_with_what_the_daemon_found() {
-    let output = demo().banger(&["doctor"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let shown = text(&output.stdout);
-    assert!(shown.contains("FAIL  kvm") && shown.contains("there is no /dev/kvm"), "{}", all(&output));
-    assert!(shown.contains("-> switch virtualisation on in the firmware"), "{}", all(&output));
-}
-
-#[test]
-fn doctor_of_a_vm_shows_its_state_its_jobs_and_its_console() {
-    let output = demo().banger(&["doctor", "vm", "demo"]).output().unwrap();
-    let shown = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{}", all(&output));
-    for words in ["name", "demo", "state", "running", "console"] {
-        assert!(shown.contains(words), "{words}: {}", all(&output));
-    }
-    let broken = demo().banger(&["doctor", "vm", "nobody"]).output().unwrap();
-    assert_eq!(broken.status.code(), Some(1), "{}", all(&broken));
-}
-
-#[test]
-fn a_bundle_for_a_bug_report_has_what_the_daemon_says_and_no_console() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("bug.tar.gz");
-    let output = demo().banger(&["bug", "--output", path.to_str().unwrap()]).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", all(&output));
-    assert_eq!(text(&output.stdout).trim(), path.to_str().unwrap());
-    let listed =
-        Command::new("tar").args(["--extract", "--gzip", "--to-stdout", "--file"]).arg(&path).output().unwrap();
-    let bundle = text(&listed.stdout);
-    assert!(bundle.contains("\"demo\"") && bundle.contains("Firecracker v1.16.0"), "{bundle}");
-    assert!(!bundle.contains("\x1b[2J"), "the console is in it: {bundle}");
-    let again = demo().banger(&["bug", "--output", path.to_str().unwrap()]).output().unwrap();
-    assert_eq!(again.status.code(), Some(1), "a file that is there is not replaced: {}", all(&again));
 }
