@@ -79,9 +79,9 @@ fn whatever_changes_the_vm_ends_its_reader() {
 fn a_reader_that_does_not_come_up_leaves_nothing() {
     let world = World::new();
     world.stopped("web");
-    for step in ["launch", "guest ready"] {
+    for (step, said) in [("launch", "launch"), ("guest ready", "as it is told")] {
         world.machine.fail(Some(step));
-        assert!(world.read(&ALICE, "web").unwrap_err().message.contains(step));
+        assert!(world.read(&ALICE, "web").unwrap_err().message.contains(said));
         world.assert_nothing_held();
     }
     world.machine.fail(None);
