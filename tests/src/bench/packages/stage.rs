@@ -50,7 +50,7 @@ pub(super) fn write() -> Result<()> {
         metadata.insert(key.into(), with_steps(&read(&format!("packaging/rpm/{name}"))?, &steps)?.into());
     }
     metadata.insert("assets".into(), files::for_rpm(&files::of_deb(&files::manifest()?)?));
-    put(Path::new(RPM_METADATA), Value::Table(metadata).to_string().as_bytes())?;
+    put(Path::new(RPM_METADATA), metadata.to_string().as_bytes())?;
     for entry in fs::read_dir("packaging/man").context("read packaging/man")? {
         let path = entry.context("read packaging/man")?.path();
         let name = path.file_name().context("name of a page")?.display().to_string();
