@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::files;
 
