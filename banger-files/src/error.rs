@@ -23,6 +23,9 @@ pub enum Error {
     /// A name that leads out of the folder, or is none.
     #[error("{0:?} is not a name below the folder")]
     Name(String),
+    /// Something else than the name that was asked for.
+    #[error("the archive brings {0:?}, which nobody has asked for: nothing more of it is unpacked")]
+    Unasked(String),
     /// A device, a pipe, a socket, or a form of tar that is not read.
     #[error("{0:?} is neither a file, a folder nor a link")]
     Kind(String),

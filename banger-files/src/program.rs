@@ -1,7 +1,9 @@
 //! What the guest's agent does for the command line: the words after [`crate::COMMAND`].
 //!
 //! - `look PATH`: a [`crate::Look`] as JSON.
-//! - `put FOLDER`: unpacks standard input there.
+//! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it only;
+//!   `.` for any names.
+//! - `put FOLDER`: the same with any names.
 //! - `replace FOLDER`: unpacks standard input as a workspace and puts it in the folder's place.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
 //! - `changes FOLDER`: what is not as it was prepared.
@@ -11,7 +13,7 @@
 use crate::manifest;
 use crate::pack::as_path;
 use crate::place::{absolute, look, replace};
-use crate::{Error, Limits, Packer, open_folder, unpack};
+use crate::{Error, Limits, Packer, open_folder, unpack, unpack_named};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -37,6 +39,10 @@ pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut d
                 (b"put", []) => {
                     std::fs::create_dir_all(&path).map_err(Error::path(&path))?;
                     unpack(input, &open_folder(&path)?, Limits::NONE)?;
+                }
+                (b"put", [name]) => {
+                    std::fs::create_dir_all(&path).map_err(Error::path(&path))?;
+                    unpack_named(input, &open_folder(&path)?, Limits::NONE, name.as_os_str().as_bytes())?;
                 }
                 (b"replace", []) => {
                     replace(&path, input)?;

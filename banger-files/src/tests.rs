@@ -105,6 +105,41 @@ fn what_is_no_file_or_too_much_is_refused() {
     assert!(matches!(only, Error::Name(name) if name == "two"));
 }
 
+#[test]
+fn who_is_asked_for_one_name_brings_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own");
+    fs::write(&own, "own").unwrap();
+    let unpacked = |entries: &[Written<'_>], name: &str| {
+        let opened = open_folder(folder.path()).unwrap();
+        unpack_named(archive(entries).as_slice(), &opened, SOME, name.as_bytes())
+    };
+    let file = |name: &'static str| -> Written<'static> { (EntryType::Regular, name.as_bytes(), b"", b"evil") };
+    for name in ["own", "./own", "asked/../own", "askedd", "asked.sh", "asked/x/../../own"] {
+        unpacked(&[file("asked"), file(name)], "asked").unwrap_err();
+        assert_eq!(fs::read(&own).unwrap(), b"own", "{name}");
+        assert!(!folder.path().join("askedd").exists() && !folder.path().join("asked.sh").exists());
+    }
+    // Not by a second name of it either, nor as a folder whose mode would be set.
+    for (kind, name, target) in [
+        (EntryType::Link, &b"asked"[..], &b"own"[..]),
+        (EntryType::Directory, b"other", b""),
+        (EntryType::Symlink, b"own", b"/etc"),
+    ] {
+        unpacked(&[(kind, name, target, b"")], "asked").unwrap_err();
+    }
+    assert_eq!((fs::read(&own).unwrap(), own.metadata().unwrap().nlink()), (b"own".to_vec(), 1));
+    fs::remove_file(folder.path().join("asked")).unwrap();
+    let tree = [(EntryType::Directory, &b"./asked/"[..], &b""[..], &b""[..]), file("asked/file"), file("asked/x/y")];
+    assert_eq!(unpacked(&tree, "asked").unwrap().entries, 3);
+    unpacked(&[file("any"), file("own")], ".").unwrap();
+    assert_eq!(fs::read(&own).unwrap(), b"evil", "contents were asked for, and with them their names");
+    // As the guest's agent does it, for another VM.
+    let evil = archive(&[file("own2")]);
+    program(folder.path(), &["put", ".", "asked"], &evil).unwrap_err();
+    program(folder.path(), &["put", ".", "own2"], &evil).unwrap();
+}
+
 fn words(words: &[&str]) -> Vec<std::ffi::OsString> {
     words.iter().map(Into::into).collect()
 }

@@ -61,7 +61,19 @@ pub fn open_folder(path: &Path) -> Result<OwnedFd, Error> {
 /// # Errors
 /// What the archive or the system says; what was unpacked until then stays.
 pub fn unpack(from: impl Read, into: &OwnedFd, limits: Limits) -> Result<Unpacked, Error> {
-    let mut tree = Tree { root: into, last: None, folders: Vec::new(), limits, done: Unpacked::default() };
+    let mut tree = Tree::new(into, limits);
+    raw::each(from, |entry, data| tree.entry(entry, data))?;
+    tree.finish()
+}
+
+/// Unpacks what has this name or is below it, and refuses an archive with anything else: whoever was
+/// asked for one file does not choose which others of the folder are replaced. With `.` the contents
+/// of the folder are what is asked for, and their names with them.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_named(from: impl Read, into: &OwnedFd, limits: Limits, name: &[u8]) -> Result<Unpacked, Error> {
+    let mut tree = Tree { only: clean(name)?, ..Tree::new(into, limits) };
     raw::each(from, |entry, data| tree.entry(entry, data))?;
     tree.finish()
 }
@@ -76,7 +88,7 @@ pub fn unpack_only(
     limits: Limits,
     names: &BTreeSet<Vec<u8>>,
 ) -> Result<Unpacked, Error> {
-    let mut tree = Tree { root: into, last: None, folders: Vec::new(), limits, done: Unpacked::default() };
+    let mut tree = Tree::new(into, limits);
     raw::each(from, |entry, data| {
         let wanted = clean(&entry.name)?.is_some_and(|name| names.contains(&name));
         if !wanted || entry.kind == EntryType::Directory {
@@ -95,6 +107,8 @@ struct Tree<'a> {
     folders: Vec<(Vec<u8>, u32, i64)>,
     limits: Limits,
     done: Unpacked,
+    /// The one name that the archive may have at its top; any when `None`.
+    only: Option<Vec<u8>>,
 }
 
 /// The name as it is used: relative, and without empty parts. `None`: the folder itself.
@@ -117,13 +131,28 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-impl Tree<'_> {
+impl<'a> Tree<'a> {
+    fn new(root: &'a OwnedFd, limits: Limits) -> Self {
+        Self { root, last: None, folders: Vec::new(), limits, done: Unpacked::default(), only: None }
+    }
+
+    /// The name as it is used, if it is one that was asked for.
+    fn asked_for(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let Some(path) = clean(name)? else { return Ok(None) };
+        let within =
+            |only: &Vec<u8>| path.strip_prefix(only.as_slice()).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+        match &self.only {
+            Some(only) if !within(only) => Err(Error::Unasked(shown(&path))),
+            _ => Ok(Some(path)),
+        }
+    }
+
     fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> Result<(), Error> {
         self.done.entries += 1;
         if self.done.entries > self.limits.entries {
             return Err(Error::Limit(format!("{} files", self.limits.entries)));
         }
-        let Some(path) = clean(&entry.name)? else {
+        let Some(path) = self.asked_for(&entry.name)? else {
             // The folder itself, which has its mode already.
             return Ok(());
         };
@@ -157,7 +186,7 @@ impl Tree<'_> {
                 utimensat(parent, name, &times(entry.mtime), nofollow).map_err(at())
             }
             EntryType::Link => {
-                let target = clean(&entry.target)?.ok_or_else(|| Error::Name(shown(&entry.target)))?;
+                let target = self.asked_for(&entry.target)?.ok_or_else(|| Error::Name(shown(&entry.target)))?;
                 let (target_folder, target_name) = split(&target);
                 let from = self.parent(target_folder)?.try_clone().map_err(Error::path(as_path(&target)))?;
                 let parent = self.parent(folder)?;

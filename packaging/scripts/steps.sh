@@ -28,7 +28,8 @@ present() {
 
 # SQLite keeps the schema's number in bytes 60 to 63 of the file (sqlite.org/fileformat.html).
 database_fits() {
-    [ -r "$DATABASE" ] || return 0
+    # Its folder is the daemon's, which could put something there that never ends.
+    { [ -f "$DATABASE" ] && [ -r "$DATABASE" ]; } || return 0
     found=$(od -An -tu1 -j60 -N4 "$DATABASE" 2>/dev/null | { read -r a b c d || :; echo $(((${a:-0} << 24) + (${b:-0} << 16) + (${c:-0} << 8) + ${d:-0})); })
     if [ "$found" -le "$SCHEMA" ]; then
         return 0

@@ -68,8 +68,13 @@ async fn of_daemon() -> Vec<(String, String)> {
     };
     let versions = answer(client.rpc.info(soon())).await.and_then(|info| json(&info));
     let vms = list::records(&client, false).await.and_then(|mut vms| {
-        // Where a repository came from is nobody's business here.
-        vms.iter_mut().for_each(|vm| vm.workspace = None);
+        // Where a repository came from is nobody's business here, and the names of sockets are known
+        // to owner and daemon only.
+        for vm in &mut vms {
+            vm.workspace = None;
+            vm.runtime.api_sock_path.clear();
+            vm.runtime.vsock_path.clear();
+        }
         json(&vms)
     });
     let jobs = job::views(&client).await.and_then(|jobs| json(&jobs));
@@ -122,8 +127,8 @@ fn crossed_out(text: &str) -> String {
 
 fn without_value(line: &str) -> String {
     let lower = line.to_ascii_lowercase();
-    let value = SECRET.iter().filter_map(|word| {
-        let after = lower.find(word)? + word.len();
+    let found = SECRET.iter().flat_map(|word| lower.match_indices(word).map(|(at, word)| at + word.len()));
+    let value = found.filter_map(|after| {
         let sign = lower.get(after..)?.find(['=', ':'])?;
         // Something else may stand between a word of a sentence and the next colon.
         let between = lower.get(after..after + sign)?;
@@ -140,7 +145,8 @@ fn without_login(line: &str) -> String {
     while let Some((before, after)) = rest.split_once("://") {
         kept += before;
         kept += "://";
-        let end = after.find(|c: char| c.is_whitespace() || matches!(c, '/' | '"' | '\'')).unwrap_or(after.len());
+        // A password may have a slash in it.
+        let end = after.find(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')).unwrap_or(after.len());
         let (host, tail) = after.split_at(end);
         match host.rsplit_once('@') {
             Some((_, host)) => kept += &format!("***@{host}"),
@@ -165,6 +171,8 @@ mod tests {
             ("a https://token@host b https://plain/p\n", "a https://***@host b https://plain/p\n"),
             ("  \"Password\": \"hunter2\",\n", "  \"Password\": ***\n"),
             ("registry_token=abc", "registry_token= ***"),
+            ("https://auth/token?scope=a&access_token=SECRET\n", "https://auth/token?scope=a&access_token= ***\n"),
+            ("from https://u:pa/ss@host/x\n", "from https://***@host/x\n"),
             ("Authorization: Bearer abc\nnext\n", "Authorization: ***\nnext\n"),
             ("the token of the turn was taken by alice: fine\n", "the token of the turn was taken by alice: fine\n"),
             ("mail alice@example\n", "mail alice@example\n"),

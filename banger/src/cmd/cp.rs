@@ -10,7 +10,7 @@ use crate::output::{Streams, note};
 use crate::progress::{Detail, Progress};
 use crate::remote::{self, Guest};
 use anyhow::Context as _;
-use banger_files::{COMMAND, Kind, Limits, Look, Packer, open_folder, unpack};
+use banger_files::{COMMAND, Kind, Limits, Look, Packer, open_folder, unpack_named};
 use banger_policy::lifecycle::State;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -187,12 +187,14 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     let path = std::path::absolute(to)?.to_str().context("the path is not UTF-8")?.to_owned();
     let look = Look { path, kind, prepared: false, refs_changed: false };
     let (folder, name) = place(&look, target, from)?;
-    let count = Arc::clone(count);
+    let (count, asked) = (Arc::clone(count), name.clone());
     let work = move |from: &mut dyn std::io::Read| {
         let folder = Path::new(&folder);
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        // All that the user has room for; below that folder, whatever the guest names it.
-        unpack(Counted { from, count }, &open_folder(folder)?, Limits { mask: umask(), ..Limits::NONE })?;
+        // All that the user has room for, under the name that was asked for: a guest does not choose
+        // which files of the folder it replaces.
+        let limits = Limits { mask: umask(), ..Limits::NONE };
+        unpack_named(Counted { from, count }, &open_folder(folder)?, limits, asked.as_bytes())?;
         Ok(())
     };
     remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await
@@ -232,7 +234,8 @@ async fn between(
     reader.set_nonblocking(false)?;
     let words = [COMMAND, "pack", path, &name];
     let packing = remote::run(from, &words, None, tokio::io::empty(), writer);
-    let put = ["put", folder.as_str()];
+    // One guest does not choose which files of the other it replaces.
+    let put = ["put", folder.as_str(), name.as_str()];
     let unpacking = remote::send(to, &put, None, Arc::clone(count), move |to| {
         let mut from = &reader;
         Ok(std::io::copy(&mut from, to).map(drop)?)

@@ -21,7 +21,9 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler, ServiceExt as _};
 use serde_json::json;
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +127,13 @@ impl ServerHandler for Server {
                 _ = over.wait_for(|over| *over) => {}
             }
         };
-        let _place = self.places.acquire().await;
+        let mut cancelled = Box::pin(cancelled);
+        let _place = tokio::select! {
+            biased;
+            // Nothing is begun for a call that nobody waits for.
+            () = &mut cancelled => return Ok(failed("the call was cancelled").into()),
+            place = self.places.acquire() => place,
+        };
         if *self.over.borrow() {
             return Ok(failed("the client is gone").into());
         }
@@ -174,6 +182,10 @@ impl Server {
             None => None,
             Some(bytes) => {
                 let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+                // Its mode goes along, and what runs in the guest need not be root.
+                file.as_file()
+                    .set_permissions(Permissions::from_mode(0o644))
+                    .context("cannot make a temporary file")?;
                 file.write_all(bytes).context("cannot write a temporary file")?;
                 for word in order.call.words.iter_mut().filter(|word| word.is_empty()) {
                     *word = file.path().into();
@@ -190,6 +202,8 @@ impl Server {
                 Ok(match (told.error(), ended.cut) {
                     (_, Some(cut)) => failed(&format!("{}\n{value}", said(&cut.error(limit)))),
                     (Some(error), None) => failed(&error),
+                    // It ended before it could say anything, or without a word.
+                    (None, None) if ended.status != 0 && !told.has_ended() => failed(&ended.errors.text()),
                     (None, None) => shown(&value),
                 })
             }

@@ -55,6 +55,11 @@ impl Told {
         self.events.iter().rfind(|event| event.get("event").and_then(Value::as_str) == Some(name))
     }
 
+    /// Whether the command has said how it ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.find("exit").is_some()
+    }
+
     /// The message and the hint of an error, when there was one.
     pub(super) fn error(&self) -> Option<String> {
         let error = self.find("error")?;

@@ -340,7 +340,8 @@ impl Actor {
             Err(error) => {
                 job.stage("undo");
                 let why = error.message();
-                tracing::warn!("start failed: {why}");
+                // What the guest said on its console is its owner's, and the journal is not.
+                tracing::warn!("start failed: {}", first_line(&why));
                 match self.apply(Event::StartFailed, None, &why).await {
                     Ok(_) => Err(error),
                     Err(more) => Err(error.also(more)),
@@ -409,7 +410,8 @@ impl Actor {
         set?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.
         (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);
-        tracing::info!(name = %self.row.name, "now {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
+        let (colon, told) = (if reason.is_empty() { "" } else { ": " }, first_line(&reason));
+        tracing::info!(name = %self.row.name, "now {state}{colon}{told}");
         self.row.last_error = reason;
         Ok(())
     }
@@ -432,6 +434,10 @@ impl Actor {
     pub(super) fn id(&self) -> VmId {
         self.row.id
     }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 fn job_span(job: &Job) -> tracing::Span {

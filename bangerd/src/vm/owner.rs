@@ -60,6 +60,8 @@ impl Actor {
             DbError::Limit(why) => OverLimit::of(&to.owner(), why).into(),
             error => error.into(),
         })?;
+        // Who reads it reads for the owner that it had.
+        self.ctx.readers.cut(&self.id());
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
         (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
         Ok(())

@@ -176,6 +176,13 @@ impl Vms {
         self.ctx.readers.open().insert(seat.id, (vm, end.clone()));
         let (ctx, owner, id, paths) = (Arc::clone(&self.ctx), seat.owner, seat.id, seat.paths.clone());
         let rest = Rest { ctx, owner, id, paths, _turn: turn };
+        // Whoever waited for a turn may have been overtaken: by now it is given away, or runs. From
+        // here on, whoever changes it ends this.
+        let now = self.find(peer, &vm.to_string()).await.ok();
+        if !now.is_some_and(|now| now.id == vm && now.who() == row.who() && now.state == row.state && !now.making) {
+            rest.clear().await;
+            return Err(VmError::ChangedMeanwhile(row.name));
+        }
         tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
         let started = tokio::select! {
             started = self.reader(&row.name, &seat, work_disk) => started,

@@ -38,6 +38,8 @@ impl Actor {
     pub(super) fn watch(&mut self, running: Arc<dyn Running>) {
         self.stop_watching();
         self.boot += 1;
+        // However it was started: what is read from now on changes under the reader.
+        self.ctx.readers.cut(&self.id());
         let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
         self.shared.set_running(Some(running));
         let watching = tokio::spawn(async move {

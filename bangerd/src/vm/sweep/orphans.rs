@@ -60,6 +60,8 @@ pub(super) struct Seen {
 pub(super) async fn look(ctx: &Context) -> Result<Seen, VmError> {
     // Things first, rows second: a row is written before anything is made for it, so what has no
     // row now never had one.
+    // A reader that ends meanwhile was somebody's when its group was seen.
+    let readers = ctx.readers.ids();
     let groups = ctx.machine.groups();
     let mut held = Vec::new();
     let mut after = None;
@@ -77,7 +79,7 @@ pub(super) async fn look(ctx: &Context) -> Result<Seen, VmError> {
     stored.retain(|path| store::is_finished(path));
     let rows = ctx.db.vms(None, None, u32::MAX).await?;
     // Those of this daemon's readers belong to whoever reads.
-    let ids: HashSet<VmId> = rows.iter().map(|row| row.id).chain(ctx.readers.ids()).collect();
+    let ids: HashSet<VmId> = rows.iter().map(|row| row.id).chain(readers).chain(ctx.readers.ids()).collect();
     let mut homes: HashSet<PathBuf> =
         ids.iter().map(|id| ctx.paths.vm(id)).flat_map(|vm| [vm.dir, vm.runtime]).collect();
     let images = ctx.db.contents(&IMAGES).await?;

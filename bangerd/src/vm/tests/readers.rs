@@ -76,6 +76,31 @@ fn whatever_changes_the_vm_ends_its_reader() {
 }
 
 #[test]
+fn whoever_is_given_a_vm_is_not_read_by_the_one_who_had_it() {
+    let world = World::new();
+    let vm = world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    world.give(&ROOT, "alice/web", "bob").unwrap();
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+    });
+    // One that waited for the turn meanwhile finds another owner.
+    let vms = Arc::clone(&world.life().vms);
+    let other = world.stopped("other");
+    let waiting =
+        world.life().runtime.spawn(async move { vms.way_to_read(&ALICE, "other").await.map_err(ApiError::from) });
+    std::thread::sleep(Duration::from_millis(100));
+    world.give(&ROOT, "alice/other", "bob").unwrap();
+    world.leave(way);
+    let refused = world.life().runtime.block_on(waiting).unwrap();
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Cancelled);
+    for id in [vm.id, other.id] {
+        assert_eq!(world.read(&ALICE, &id.to_string()).unwrap_err().code, ErrorCode::NotFound);
+    }
+    world.assert_nothing_held();
+}
+
+#[test]
 fn a_reader_that_does_not_come_up_leaves_nothing() {
     let world = World::new();
     world.stopped("web");

@@ -22,7 +22,7 @@ impl World {
         }
     }
 
-    fn give(&self, peer: &Peer, vm: &str, user: &str) -> Result<(), ApiError> {
+    pub(super) fn give(&self, peer: &Peer, vm: &str, user: &str) -> Result<(), ApiError> {
         let job = self.life().runtime.block_on(self.life().vms.give(peer, vm, user.into()))?;
         match self.wait(job) {
             JobState::Done(_) => Ok(()),
