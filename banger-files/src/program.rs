@@ -1,8 +1,8 @@
 //! What the guest's agent does for the command line: the words after [`crate::COMMAND`].
 //!
 //! - `look PATH`: a [`crate::Look`] as JSON.
-//! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it only;
-//!   `.` for any names.
+//! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it
+//!   only; `.` for any names.
 //! - `put FOLDER`: the same with any names.
 //! - `replace FOLDER`: unpacks standard input as a workspace and puts it in the folder's place.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name.

@@ -66,9 +66,9 @@ pub fn unpack(from: impl Read, into: &OwnedFd, limits: Limits) -> Result<Unpacke
     tree.finish()
 }
 
-/// Unpacks what has this name or is below it, and refuses an archive with anything else: whoever was
-/// asked for one file does not choose which others of the folder are replaced. With `.` the contents
-/// of the folder are what is asked for, and their names with them.
+/// Unpacks what has this name or is below it, and refuses an archive with anything else: whoever
+/// was asked for one file does not choose which others of the folder are replaced. With `.` the
+/// contents of the folder are what is asked for, and their names with them.
 ///
 /// # Errors
 /// As [`unpack`].

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 const COLUMNS: usize = 100;
 
-/// Lines of comments that are wider, but for what cannot be broken: tables, code, and one long word.
+/// Lines of comments that are wider, but for what cannot be broken: tables, code, and one long
+/// word.
 fn wide(text: &str) -> Vec<(usize, &str)> {
     let mut fence = false;
     let mut found = Vec::new();

@@ -68,8 +68,8 @@ async fn of_daemon() -> Vec<(String, String)> {
     };
     let versions = answer(client.rpc.info(soon())).await.and_then(|info| json(&info));
     let vms = list::records(&client, false).await.and_then(|mut vms| {
-        // Where a repository came from is nobody's business here, and the names of sockets are known
-        // to owner and daemon only.
+        // Where a repository came from is nobody's business here, and the names of sockets are
+        // known to owner and daemon only.
         for vm in &mut vms {
             vm.workspace = None;
             vm.runtime.api_sock_path.clear();

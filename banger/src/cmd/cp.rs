@@ -191,8 +191,8 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     let work = move |from: &mut dyn std::io::Read| {
         let folder = Path::new(&folder);
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        // All that the user has room for, under the name that was asked for: a guest does not choose
-        // which files of the folder it replaces.
+        // All that the user has room for, under the name that was asked for: a guest does not
+        // choose which files of the folder it replaces.
         let limits = Limits { mask: umask(), ..Limits::NONE };
         unpack_named(Counted { from, count }, &open_folder(folder)?, limits, asked.as_bytes())?;
         Ok(())
