@@ -110,17 +110,17 @@ mod tests {
         make(&one.join("plain"), 0o644);
         make(&two.join("plain"), 0o755);
         make(&two.join("only"), 0o644);
-        make(&root.join("work/run.sh"), 0o700);
+        make(&root.join("tools/run.sh"), 0o700);
         fs::create_dir_all(two.join("folder")).unwrap();
         let path = format!("{}:{}", one.display(), two.display());
-        let at = |word: &str| locate(word.as_bytes(), path.as_bytes(), &root.join("work"));
+        let at = |word: &str| locate(word.as_bytes(), path.as_bytes(), &root.join("tools"));
         assert_eq!(at("plain").unwrap(), two.join("plain"), "what cannot be executed is passed over");
         assert_eq!(at("./run.sh").unwrap(), Path::new("./run.sh"));
-        assert_eq!(at("../work/run.sh").unwrap(), Path::new("../work/run.sh"));
-        let absolute = root.join("work/run.sh");
+        assert_eq!(at("../tools/run.sh").unwrap(), Path::new("../tools/run.sh"));
+        let absolute = root.join("tools/run.sh");
         assert_eq!(at(absolute.to_str().unwrap()).unwrap(), absolute);
         // An empty entry is the folder of the command, as everywhere.
-        assert!(locate(b"run.sh", b"/nonexistent:", &root.join("work")).is_ok());
+        assert!(locate(b"run.sh", b"/nonexistent:", &root.join("tools")).is_ok());
         for (word, status) in
             [("none", 127), ("", 127), ("./none", 127), ("only", 126), ("folder", 126), ("/proc/version", 126)]
         {

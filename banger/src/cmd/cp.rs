@@ -188,16 +188,17 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     let look = Look { path, kind, prepared: false, refs_changed: false };
     let (folder, name) = place(&look, target, from)?;
     let (count, asked) = (Arc::clone(count), name.clone());
-    let work = move |from: &mut dyn std::io::Read| {
-        let folder = Path::new(&folder);
-        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        // All that the user has room for, under the name that was asked for: a guest does not
-        // choose which files of the folder it replaces.
-        let limits = Limits { mask: umask(), ..Limits::NONE };
-        unpack_named(Counted { from, count }, &open_folder(folder)?, limits, asked.as_bytes())?;
-        Ok(())
-    };
+    let work = move |from: &mut dyn std::io::Read| take(Counted { from, count }, Path::new(&folder), &asked);
     remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await
+}
+
+/// Unpacks what a guest sends: all that the user has room for, under the name that was asked for. A
+/// guest does not choose which files of the folder it replaces.
+fn take(from: impl std::io::Read, folder: &Path, name: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let limits = Limits { mask: umask(), ..Limits::NONE };
+    unpack_named(from, &open_folder(folder)?, limits, name.as_bytes())?;
+    Ok(())
 }
 
 async fn to_output(guest: &Guest<'_>, words: &[&str]) -> anyhow::Result<()> {
@@ -273,6 +274,33 @@ fn umask() -> u32 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn a_guest_brings_the_file_that_was_asked_for_and_no_other() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join(".bashrc"), "mine").unwrap();
+        let sent = |name: &str| {
+            let mut bytes = Vec::new();
+            let mut packer = Packer::new(&mut bytes);
+            packer.add_bytes(name.as_bytes(), 0o644, b"sent").unwrap();
+            packer.finish().unwrap();
+            bytes
+        };
+        take(sent(".bashrc").as_slice(), home.path(), "note.txt").unwrap_err();
+        assert_eq!(fs::read(home.path().join(".bashrc")).unwrap(), b"mine");
+        take(sent("note.txt").as_slice(), home.path(), "note.txt").unwrap();
+        assert_eq!(fs::read(home.path().join("note.txt")).unwrap(), b"sent");
+    }
+
+    #[test]
+    fn of_a_vm_that_does_not_run_only_what_is_below_root_is_there() {
+        for path in ["", ".", "work", "~", "~/work", "/root", "/root/x/../y", "a/../b"] {
+            assert!(is_on_the_work_disk(path), "{path}");
+        }
+        for path in ["/", "/etc/passwd", "..", "../etc", "~/../etc", "/root/../etc", "/rooted"] {
+            assert!(!is_on_the_work_disk(path), "{path}");
+        }
+    }
 
     #[test]
     fn a_word_with_a_colon_is_in_a_vm() {

@@ -16,50 +16,11 @@ fn exec_keeps_the_outputs_apart_and_the_status() {
 #[test]
 fn a_commands_variables_folder_and_user_are_sent_over_the_callers_language() {
     let fake = demo();
-    let words = [
-        "vm",
-        "exec",
-        "-n",
-        "-e",
-        "A=b=c",
-        "-e",
-        "HERE",
-        "-e",
-        "NOT_HERE",
-        "-e",
-        "LANG=C",
-        "-w",
-        "/srv",
-        "-u",
-        "app:staff",
-        "demo",
-        "--",
-        "said",
-    ];
-    for command in [
-        &words[..],
-        &[
-            "vm",
-            "run",
-            "--name",
-            "new",
-            "-e",
-            "A=b=c",
-            "-e",
-            "HERE",
-            "-e",
-            "NOT_HERE",
-            "-e",
-            "LANG=C",
-            "-w",
-            "/srv",
-            "-u",
-            "app:staff",
-            "--",
-            "said",
-        ],
-    ] {
-        let mut banger = fake.banger(command);
+    let flags = ["-e", "A=b=c", "-e", "HERE", "-e", "NOT_HERE", "-e", "LANG=C", "-w", "/srv", "-u", "app:staff"];
+    let (exec, run) = (["vm", "exec", "-n"], ["vm", "run", "--name", "new"]);
+    for command in [[&exec[..], &flags, &["demo", "--", "said"]].concat(), [&run[..], &flags, &["--", "said"]].concat()]
+    {
+        let mut banger = fake.banger(&command);
         banger.env_clear().env("BANGER_SOCKET", fake.socket()).env("HOME", "/nonexistent");
         banger.env("HERE", "ours").env("LANG", "de_DE.UTF-8").env("TZ", "UTC").env("TERM", "vt100").env("SECRET", "x");
         let output = banger.output().unwrap();

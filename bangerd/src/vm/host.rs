@@ -101,17 +101,22 @@ impl Host {
             reads: false,
             image: seat.image_config.clone(),
         };
+        self.write_for_boot(seat, &config)?;
+        Ok(token)
+    }
+
+    /// What every VMM needs of files beside its disks.
+    fn write_for_boot(&self, seat: &Seat, config: &GuestConfig) -> Result<(), MachineError> {
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
-        let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config: &config };
-        let written = initramfs::write(&seat.paths.initramfs(), &parts);
-        written.map_err(MachineError::Initramfs)?;
+        let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config };
+        initramfs::write(&seat.paths.initramfs(), &parts).map_err(MachineError::Initramfs)?;
         crate::fail::point("boot files", "initramfs");
         // A VMM is allowed what exists when it starts.
         let metrics =
             std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
         metrics.map(drop).map_err(MachineError::Metrics)?;
         crate::fail::point("boot files", "metrics");
-        Ok(token)
+        Ok(())
     }
 
     /// All modules of the VM's kernel; none for a kernel that has everything built in, or was
@@ -138,27 +143,34 @@ impl Host {
         let host = self.clone();
         let for_files = seat.clone();
         let token = blocking(move || host.write_files(&for_files, user_keys)).await?;
+        let (parts, link) = self.vmm(&seat, token, self.files(&seat, &devices)).await?;
+        Ok(Arc::new(Guest {
+            parts,
+            link,
+            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+            modules: self.modules_disk(&seat),
+        }))
+    }
+
+    /// The control channel, and the VMM in its cgroup; it waits for its orders.
+    async fn vmm(&self, seat: &Seat, token: BootToken, files: Files) -> Result<(Parts, Arc<Link>), MachineError> {
         let cgroup = self.cgroups.vm(seat.owner, &seat.id);
-        cgroup.create(&Self::limits(&seat)).map_err(MachineError::Cgroup)?;
+        cgroup.create(&Self::limits(seat)).map_err(MachineError::Cgroup)?;
         let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
-        let control = control_of(&seat, cgroup.clone(), token)?;
+        let control = control_of(seat, cgroup.clone(), token)?;
         let launch = Launch {
             binary: find_vmm(self.firecracker.as_deref())?,
             id: seat.id.short(),
             api_socket: seat.paths.api_socket(),
             console: seat.paths.console(),
             cgroup,
-            files: self.files(&seat, &devices),
+            files,
             stand_in: self.stand_in.clone(),
             launcher: Launch::self_exe(),
         };
         let vmm = banger_vmm::launch(&launch).await.map_err(MachineError::Vmm)?;
-        Ok(Arc::new(Guest {
-            parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
-            link,
-            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
-            modules: self.modules_disk(&seat),
-        }))
+        let parts = Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() };
+        Ok((parts, link))
     }
 
     async fn find_vmm_of(&self, seat: Seat, saved: Handles) -> Result<Option<Arc<dyn Running>>, MachineError> {

@@ -156,7 +156,7 @@ fn read(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "asleep")?;
     let fill = format!(
-        "mkdir /root/work; head -c {READ} /dev/urandom > /root/work/data; md5sum < /root/work/data; ln -s data /root/work/link"
+        "mkdir /root/kept; head -c {READ} /dev/urandom > /root/kept/data; md5sum < /root/kept/data; ln -s data /root/kept/link"
     );
     let sum = guest.shell(scene, &fill)?.ok()?.stdout;
     guest.order(scene, "stop")?.ok()?;
@@ -164,17 +164,17 @@ fn read(scene: &mut Scene) -> Result<Outcome> {
     let digest = |scene: &Scene| scene.root(&format!("sha256sum {disk} | cut -c 1-64"));
     let before = digest(scene)?;
     scene.step("its files are copied, by its owner alone", |scene| {
-        scene.user("alice", "banger vm cp asleep:work /tmp/alice-asleep")?.ok()?;
+        scene.user("alice", "banger vm cp asleep:kept /tmp/alice-asleep")?.ok()?;
         let seen = scene.user(
             "alice",
             "md5sum < /tmp/alice-asleep/data; readlink /tmp/alice-asleep/link; rm -r /tmp/alice-asleep",
         )?;
         seen.ok()?.says(&sum)?.says("data\n")?;
-        scene.user("alice", "banger vm cp asleep:work/data - | tar -xO | md5sum")?.ok()?.says(&sum)?;
+        scene.user("alice", "banger vm cp asleep:kept/data - | tar -xO | md5sum")?.ok()?.says(&sum)?;
         scene.banger("alice", &["vm", "cp", "asleep:/etc/passwd", "/tmp"])?.refused(&["only what is below /root"])?;
         scene.banger("alice", &["vm", "cp", "/etc/passwd", "asleep:"])?.refused(&["into VMs that run"])?;
         scene.banger_long("alice", &["vm", "cp", "asleep:nonesuch", "/tmp"])?.refused(&["nonesuch"])?;
-        scene.banger("bob", &["vm", "cp", "asleep:work", "/tmp"])?.refused(&["no such VM"])?;
+        scene.banger("bob", &["vm", "cp", "asleep:kept", "/tmp"])?.refused(&["no such VM"])?;
         Ok(())
     })?;
     scene.step("nothing of it is changed", |scene| {
@@ -182,12 +182,12 @@ fn read(scene: &mut Scene) -> Result<Outcome> {
         guest.is(scene, "stopped")
     })?;
     // It waits for a reader of its pipe that never comes.
-    let held = "banger vm cp asleep:work/data - | sleep 1000";
+    let held = "banger vm cp asleep:kept/data - | sleep 1000";
     scene.step("who starts it does not wait for somebody who reads", |scene| {
         let reading = scene.start_user("alice", held)?;
         reader_is_there(scene)?;
         guest.order(scene, "start")?.ok()?;
-        ensure!(guest.shell(scene, "md5sum < /root/work/data")?.ok()?.stdout == sum);
+        ensure!(guest.shell(scene, "md5sum < /root/kept/data")?.ok()?.stdout == sum);
         drop(reading);
         guest.order(scene, "stop")?.ok().map(drop)
     })?;
