@@ -1,8 +1,8 @@
 //! The netlink socket that owns the VMs' firewall table, and over which guests' flows are ended.
-//! What stands in the table, and what is asked, is `banger_policy::firewall`'s.
+//! What stands in the table, and what is asked, is `banger_policy::helper::firewall`'s.
 
-use banger_policy::firewall::{Answers, Batch, Change, encode, end_flows, whole};
-use banger_policy::holding::Registration;
+use banger_policy::helper::firewall::{Answers, Batch, Change, encode, end_flows, whole};
+use banger_policy::helper::holding::Registration;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket,

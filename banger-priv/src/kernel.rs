@@ -4,8 +4,8 @@
 
 use crate::sys::dm::Device;
 use banger_policy::VmId;
-use banger_policy::firewall::Change;
-use banger_policy::holding::{Process, Registration};
+use banger_policy::helper::firewall::Change;
+use banger_policy::helper::holding::{Process, Registration};
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 

@@ -5,7 +5,7 @@
 use crate::log::{self, Level};
 use crate::record;
 use banger_policy::VmId;
-use banger_policy::holding::{Row, Rows};
+use banger_policy::helper::holding::{Row, Rows};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat2};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -107,7 +107,7 @@ impl Ledger {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use banger_policy::holding::{Disk, Tap};
+    use banger_policy::helper::holding::{Disk, Tap};
 
     fn row() -> Row {
         let vm = VmId::from_bytes([7; 32]).unwrap();

@@ -4,7 +4,7 @@
 
 use crate::kernel::{At, Outcome, Seen};
 use crate::record;
-use banger_policy::holding::Process;
+use banger_policy::helper::holding::Process;
 use banger_policy::process::{self, DAEMON_LEAF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{Mode, OFlags, fstat, openat2};

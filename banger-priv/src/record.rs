@@ -138,7 +138,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use banger_policy::VmId;
-    use banger_policy::holding::{AttachedDisk, Disk, Process, Row, Tap};
+    use banger_policy::helper::holding::{AttachedDisk, Disk, Process, Row, Tap};
     use std::net::Ipv4Addr;
 
     fn row() -> Row {

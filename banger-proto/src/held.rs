@@ -2,7 +2,7 @@
 
 use crate::helper::{CowRecord, DiskIdentity, HelperError, Holding, TapIdentity};
 use banger_policy::VmId;
-use banger_policy::holding::{Cow, Disk, DiskClaim, Refusal, Row, Tap, TapClaim, loop_node};
+use banger_policy::helper::holding::{Cow, Disk, DiskClaim, Refusal, Row, Tap, TapClaim, loop_node};
 
 impl TapIdentity {
     /// Of a row that holds a tap.

@@ -2,7 +2,7 @@
 //! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
 //! fuzzing has found beyond these lies beside them.
 
-use banger_policy::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
+use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
 use banger_proto::command::{FromGuest, Opening, Purpose as Opens, Start, Terminal, ToGuest};

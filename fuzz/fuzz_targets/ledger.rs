@@ -2,7 +2,7 @@
 //! is written as a file which reads the same.
 #![no_main]
 
-use banger_policy::holding::{Cow, Row};
+use banger_policy::helper::holding::{Cow, Row};
 use banger_priv::record::{decode, encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -4,7 +4,7 @@
 #![no_main]
 
 use banger_policy::access::Decision;
-use banger_policy::holding::{self, AttachedDisk, Cow, Disk, DiskClaim, Process, Row, Rows, Step, Tap, TapClaim};
+use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, DiskClaim, Process, Row, Rows, Step, Tap, TapClaim};
 use banger_policy::limits::MAX_VMS;
 use banger_policy::{Digest, VmId};
 use std::collections::BTreeSet;

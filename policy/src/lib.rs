@@ -8,9 +8,7 @@
 pub mod access;
 pub mod command;
 pub mod distribution;
-pub mod dm;
-pub mod firewall;
-pub mod holding;
+pub mod helper;
 pub mod id;
 pub mod image;
 pub mod kernel;
@@ -22,7 +20,6 @@ pub mod process;
 pub mod quota;
 pub mod rate;
 pub mod room;
-pub mod row;
 pub mod size;
 pub mod snapshot;
 pub mod store;

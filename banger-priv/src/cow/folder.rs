@@ -9,7 +9,7 @@ use crate::images::{plain, size};
 use crate::kernel::{At, KernelError, Outcome};
 use crate::record;
 use banger_policy::VmId;
-use banger_policy::holding::Cow;
+use banger_policy::helper::holding::Cow;
 use banger_policy::room;
 use rustix::fs::{
     AtFlags, FallocateFlags, Mode, OFlags, fallocate, fstat, fstatvfs, fsync, ftruncate, openat2, statat,

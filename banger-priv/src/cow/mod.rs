@@ -11,7 +11,7 @@ pub use folder::{Folder, Kept, PIECE};
 use crate::kernel::KernelError;
 use crate::log::{self, Level};
 use banger_policy::VmId;
-use banger_policy::holding::Cow;
+use banger_policy::helper::holding::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;

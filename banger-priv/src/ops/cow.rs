@@ -8,7 +8,7 @@
 use super::{Answer, Denied, Machine};
 use crate::cow::{Folder, Kept};
 use crate::kernel::{Kernel, KernelError, Outcome};
-use banger_policy::holding::{self, Cow, Create, Grow, Refusal};
+use banger_policy::helper::holding::{self, Cow, Create, Grow, Refusal};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{CowRecord, HelperError};

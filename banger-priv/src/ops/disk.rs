@@ -5,7 +5,7 @@ use super::{Answer, Denied, Machine, again};
 use crate::fail;
 use crate::kernel::{Kernel, KernelError};
 use crate::sys::dm::Device;
-use banger_policy::holding::{self, AttachedDisk, Cow, Disk, Refusal, Row, Step};
+use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, Refusal, Row, Step};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{DiskIdentity, HelperError};
 use std::os::fd::{AsFd, OwnedFd};

@@ -9,7 +9,7 @@ use super::{Answer, Machine, disk, tap};
 use crate::kernel::{Kernel, LinkKind};
 use crate::log::{self, Level};
 use banger_policy::VmId;
-use banger_policy::holding::{Disk, Row, Tap};
+use banger_policy::helper::holding::{Disk, Row, Tap};
 
 impl<K: Kernel> Machine<K> {
     /// Makes ledger, firewall and kernel agree. Before anything is served.

@@ -4,7 +4,7 @@ use super::{Answer, Denied, Machine, again};
 use crate::fail;
 use crate::kernel::{Kernel, Link, LinkKind};
 use banger_policy::VmId;
-use banger_policy::holding::{self, Refusal, Row, Step, Tap};
+use banger_policy::helper::holding::{self, Refusal, Row, Step, Tap};
 use banger_proto::helper::{HelperError, TapIdentity};
 
 /// Kind, name and mark: what only root can make and nobody else could confuse with another VM's.

@@ -1,8 +1,8 @@
-//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::dm`). Devices are always
+//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::helper::dm`). Devices are always
 //! named by UUID, which is fixed when they are made and which only root can set.
 
-pub use banger_policy::dm::Device;
-use banger_policy::dm::Message;
+pub use banger_policy::helper::dm::Device;
+use banger_policy::helper::dm::Message;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 

@@ -9,8 +9,8 @@
 )]
 
 use banger_policy::VmId;
-use banger_policy::firewall::{Change, Element, LIVE, elements};
-use banger_policy::holding::{Process, Registration};
+use banger_policy::helper::firewall::{Change, Element, LIVE, elements};
+use banger_policy::helper::holding::{Process, Registration};
 use banger_policy::net::Network;
 use banger_priv::cow::Cows;
 use banger_priv::disk_thread::DiskThread;

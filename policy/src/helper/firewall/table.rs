@@ -52,9 +52,9 @@
 //! kernel itself sends has no socket with a user: the rest of a connection whose program has closed
 //! it, resets, ICMP errors. That passes within a flow.
 
+use super::super::holding::Registration;
 use super::message::{Attrs, Batch, Kind};
 use super::{Change, Element, LIVE, NAT, OWNERS, elements};
-use crate::holding::Registration;
 use crate::id::DEVICE_PREFIX;
 use std::net::Ipv4Addr;
 

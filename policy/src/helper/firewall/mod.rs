@@ -6,7 +6,7 @@ mod flows;
 mod message;
 mod table;
 
-use crate::holding::Registration;
+use super::holding::Registration;
 pub use flows::end_flows;
 pub use message::{Answers, Batch};
 pub use table::{encode, whole};

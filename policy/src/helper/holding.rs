@@ -3,14 +3,14 @@
 //!
 //! A VM's row is absent until its first tap or disk, and is closed by [`release`]. The columns of
 //! the table are what a row can hold; `-` is nothing, `i` an intent (an attempt that was not
-//! finished), `h` held; a process is unbound (`-`), running (`r`) or gone (`g`). The test at the
-//! foot is the whole table.
+//! finished), `h` held; a process is unbound (`-`), running (`r`) or gone (`g`). The whole table is
+//! tested in `holding_tests.rs`.
 //!
 //! | operation | granted when |
 //! |---|---|
 //! | acquire tap | no tap, no process of this boot yet; the same tap again is answered from the row |
-//! | attach disk | as above, and there is a COW record of this owner |
-//! | give disk | there is a COW record, and nothing is held |
+//! | attach disk | no disk, no process of this boot yet, and a COW record of this owner; the same disk again is answered from the row |
+//! | give disk | there is a COW record, and the VM has no row |
 //! | release tap, detach disk | the claim equals the row in every field, no process runs |
 //! | enable NAT, bind process | a tap is held; one process per boot |
 //! | disable NAT | always, on an existing row |
@@ -20,10 +20,10 @@
 //!
 //! A quarantined row refuses everything but release, which looks again.
 
+pub use super::row::{AttachedDisk, Cow, Disk, Process, Registration, Row, Rows, Tap, loop_node};
 use crate::access::Decision;
 use crate::id::{Digest, VmId};
 use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_ROOT_BYTES, ROOT_STEP_BYTES};
-pub use crate::row::{AttachedDisk, Cow, Disk, Process, Registration, Row, Rows, Tap, loop_node};
 use std::net::Ipv4Addr;
 
 /// Why not.
