@@ -143,6 +143,23 @@ pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     text
 }
 
+/// What lies in the folder `name` of a workspace, with its path there, but the workspace's own
+/// `.git`.
+pub(crate) fn entries(workspace: &Path, name: &[u8]) -> Result<Vec<(Vec<u8>, fs::DirEntry)>, Error> {
+    let at = workspace.join(as_path(name));
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(&at).map_err(Error::path(&at))? {
+        let entry = entry.map_err(Error::path(&at))?;
+        let file = entry.file_name().into_vec();
+        if !name.is_empty() {
+            entries.push(([name, b"/", &file].concat(), entry));
+        } else if file != b".git" {
+            entries.push((file, entry));
+        }
+    }
+    Ok(entries)
+}
+
 /// Calls `each` with every file and link, and without a stat for a folder with a repository of its
 /// own.
 fn walk(folder: &Path, each: &mut dyn FnMut(Vec<u8>, Option<String>)) -> Result<(), Error> {
@@ -150,14 +167,7 @@ fn walk(folder: &Path, each: &mut dyn FnMut(Vec<u8>, Option<String>)) -> Result<
     // not.
     let mut folders = vec![(Vec::new(), 0)];
     while let Some((name, depth)) = folders.pop() {
-        let at = folder.join(as_path(&name));
-        for entry in fs::read_dir(&at).map_err(Error::path(&at))? {
-            let entry = entry.map_err(Error::path(&at))?;
-            let file = entry.file_name().into_vec();
-            if name.is_empty() && file == b".git" {
-                continue;
-            }
-            let path = if name.is_empty() { file } else { [&name, b"/".as_slice(), &file].concat() };
+        for (path, entry) in entries(folder, &name)? {
             // What goes away meanwhile is as if it had never been seen.
             let Ok(found) = entry.metadata() else { continue };
             if !found.is_dir() {

@@ -1,6 +1,6 @@
 //! A folder for a workspace: what is there, and how a new one takes its place.
 
-use crate::manifest::{self, recorded, refs};
+use crate::manifest::{self, entries, recorded, refs};
 use crate::pack::as_path;
 use crate::{Error, Limits, Unpacked, open_folder, unpack};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -116,14 +116,7 @@ fn take_over(old: &Path, new: &Path) -> Result<(), Error> {
     let known: BTreeSet<Vec<u8>> = recorded(old).unwrap_or_default().into_keys().collect();
     let mut folders = vec![Vec::new()];
     while let Some(name) = folders.pop() {
-        let at = old.join(as_path(&name));
-        for entry in fs::read_dir(&at).map_err(Error::path(&at))? {
-            let entry = entry.map_err(Error::path(&at))?;
-            let file = entry.file_name().into_vec();
-            if name.is_empty() && file == b".git" {
-                continue;
-            }
-            let path = if name.is_empty() { file } else { [&name, b"/".as_slice(), &file].concat() };
+        for (path, entry) in entries(old, &name)? {
             let to = new.join(as_path(&path));
             let is_folder = entry.file_type().map_err(Error::path(entry.path()))?.is_dir();
             let taken = to.symlink_metadata();

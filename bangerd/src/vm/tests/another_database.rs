@@ -81,7 +81,7 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
     let leaks = |world: &World, peer, fix| world.life().runtime.block_on(world.life().vms.leaks(&peer, fix));
     assert!(matches!(leaks(&world, ALICE, true), Err(VmError::AdminsOnly(AdminsOnly::SeeLeaks))));
     // It runs: whoever brought back the wrong database has a minute.
-    std::thread::sleep(Duration::from_millis(200));
+    world.looked();
     assert_eq!(world.machine.processes(), 1);
     let found = leaks(&world, ROOT, false).unwrap().leaks;
     let kinds: Vec<_> = found.iter().map(|leak| leak.kind).collect();
@@ -128,7 +128,7 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     );
     refuse_states(&world, true);
     world.boot();
-    std::thread::sleep(Duration::from_millis(200));
+    world.settled();
     assert_eq!(world.machine.processes(), 1);
     refuse_states(&world, false);
     // A list of what is left over is a read, and changes nothing.

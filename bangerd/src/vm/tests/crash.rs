@@ -26,10 +26,14 @@ fn a_running_vm_is_taken_back_and_can_be_deleted() {
 fn ten_crashes_in_a_row_change_nothing() {
     let mut world = World::new();
     let vm = world.running("demo");
+    let (held, before) = (world.helper.held(), world.cached(&vm.id));
     for _ in 0..10 {
         world.restart();
     }
-    assert_eq!(world.show(ALICE, "demo").unwrap().id, vm.id);
+    world.looked();
+    let after = world.show(ALICE, "demo").unwrap();
+    assert_eq!((after.id, after.state, &after.runtime), (vm.id, State::Running, &vm.runtime));
+    assert_eq!((world.helper.held(), world.cached(&vm.id), world.machine.processes()), (held, before, 1));
     assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
@@ -135,7 +139,7 @@ fn a_live_vm_is_not_torn_down_because_the_helper_is_away() {
     world.kill_daemon();
     world.helper.set_unreachable(true);
     world.boot();
-    std::thread::sleep(Duration::from_millis(100));
+    world.looked();
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
     assert_eq!(world.machine.processes(), 1);
     world.helper.set_unreachable(false);

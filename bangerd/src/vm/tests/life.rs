@@ -49,7 +49,7 @@ fn a_kill_ends_the_wait_for_a_guest_that_does_not_shut_down() {
     world.running("demo");
     world.machine.set_deaf(true);
     let stop = world.begin(Verb::Stop, "demo");
-    std::thread::sleep(Duration::from_millis(100));
+    world.until_stage(stop, "guest shutdown");
     assert!(matches!(world.order(Verb::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
     assert!(matches!(world.wait(stop), JobState::Done(_)));
     world.assert_nothing_held();

@@ -299,6 +299,30 @@ impl World {
         }
     }
 
+    /// Waits until each VM was looked at after a boot.
+    fn settled(&self) {
+        let life = self.life();
+        let rows = || life.runtime.block_on(life.vms.ctx.db.vms(None, None, u32::MAX)).unwrap();
+        self.until_true("all are looked at", || {
+            let actors = life.vms.ctx.actors.lock();
+            rows().iter().all(|row| actors.get(&row.id).is_some_and(|vm| vm.shared.is_settled()))
+        });
+    }
+
+    /// The same, and a round of the sweep.
+    fn looked(&self) {
+        self.settled();
+        self.life().runtime.block_on(crate::vm::sweep::once(&self.life().vms.ctx));
+    }
+
+    /// Waits until a job has come to a stage.
+    fn until_stage(&self, job: JobId, stage: &str) {
+        self.until_true(stage, || {
+            let view = async { self.life().vms.ctx.jobs.watch(&ROOT, job, 0, Duration::ZERO).await.unwrap() };
+            self.life().runtime.block_on(view).stages.iter().any(|seen| seen.name == stage)
+        });
+    }
+
     fn cached(&self, vm: &VmId) -> Option<handles::Handles> {
         self.life().vms.ctx.handles.cached(vm)
     }

@@ -80,6 +80,7 @@ fn what_did_not_run_when_the_host_went_down_is_not_started() {
     world.until("ended", State::Stopped);
     world.reboot();
     world.restart();
+    world.looked();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(reason(&world, "stopped"), (State::Stopped, String::new()));
     assert_eq!(reason(&world, "ended"), (State::Stopped, "guest powered off".to_owned()));
@@ -110,6 +111,7 @@ fn one_that_cannot_be_started_again_says_why_and_is_not_tried_for_ever() {
     assert!(vm.runtime.last_error.contains("launch failed"), "{}", vm.runtime.last_error);
     world.machine.fail(None);
     world.restart();
+    world.looked();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(world.show(ALICE, "again").unwrap().state, State::Error);
     assert!(matches!(world.order(Verb::Start, "again"), JobState::Done(_)));
@@ -137,6 +139,7 @@ fn who_stops_it_before_its_turn_or_takes_the_wish_back_has_the_last_word() {
         std::thread::sleep(Duration::from_millis(800));
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}");
         world.restart();
+        world.looked();
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}, and the daemon restarted");
         assert_eq!(world.machine.processes(), 0);
