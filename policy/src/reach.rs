@@ -65,8 +65,8 @@ impl FromStr for Mode {
 }
 
 /// Ranges that are not of the public internet: private (RFC 1918), shared (RFC 6598), link-local,
-/// loopback, multicast, and what IANA's registry of special-purpose addresses reserves. Ordered, and
-/// none touches another.
+/// loopback, multicast, and what IANA's registry of special-purpose addresses reserves. Ordered,
+/// and none touches another.
 pub const NOT_PUBLIC: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -226,8 +226,8 @@ impl Malformed {
     }
 }
 
-/// A range that a guest may reach, wholly or at one port of one protocol. This is what the helper is
-/// told: no name is left in it.
+/// A range that a guest may reach, wholly or at one port of one protocol. This is what the helper
+/// is told: no name is left in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Target {
@@ -299,8 +299,8 @@ impl Reach {
         Self { mode, ..Self::default() }
     }
 
-    /// The same with every target once and none that another covers, in order; `None` when there are
-    /// more than [`MAX_TARGETS`], or some in another mode than [`Mode::Allow`].
+    /// The same with every target once and none that another covers, in order; `None` when there
+    /// are more than [`MAX_TARGETS`], or some in another mode than [`Mode::Allow`].
     #[must_use]
     pub fn checked(mut self) -> Option<Self> {
         if self.targets.len() > MAX_TARGETS || (self.mode != Mode::Allow && !self.targets.is_empty()) {

@@ -296,16 +296,16 @@ pub(crate) struct Set {
 /// How far a VM's guest reaches.
 #[derive(Debug, Args)]
 pub(crate) struct Net {
-    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever the
-    /// host routes to) or allow (what --allow says) [default: configured, or none]
+    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever
+    /// the host routes to) or allow (what --allow says) [default: configured, or none]
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<Mode>,
     /// Let the VM reach this and nothing else: ADDRESS[/PREFIX] or a name, perhaps with :PORT,
     /// :PORT/tcp or :PORT/udp; can be given several times and says the whole list
     #[arg(long, value_name = "DESTINATION", allow_hyphen_values = true)]
     pub(crate) allow: Vec<String>,
-    /// Put the VM into a private network of yours, in which your VMs reach each other; none: into no
-    /// network
+    /// Put the VM into a private network of yours, in which your VMs reach each other; none: into
+    /// no network
     #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     pub(crate) network: Option<String>,
 }

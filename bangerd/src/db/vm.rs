@@ -220,8 +220,8 @@ impl Db {
         .await
     }
 
-    /// Gives a VM that does not run to somebody else. It leaves its private network: that of the same
-    /// name is the new owner's.
+    /// Gives a VM that does not run to somebody else. It leaves its private network: that of the
+    /// same name is the new owner's.
     ///
     /// # Errors
     /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new

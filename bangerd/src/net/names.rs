@@ -1,8 +1,10 @@
 //! Addresses of the names in VMs' lists of destinations: asked of the host's own resolver, off the
-//! threads of the daemon's tasks, a few at once for each user; and what is remembered of the answers.
+//! threads of the daemon's tasks, a few at once for each user; and what is remembered of the
+//! answers.
 //!
 //! Whoever owns a name chooses its addresses. So one that is not of the public internet counts for
-//! nothing: no name leads into a private network, to the host, to a guest, or to a metadata service.
+//! nothing: no name leads into a private network, to the host, to a guest, or to a metadata
+//! service.
 
 use crate::turns::Places;
 use banger_policy::network::{HostName, Place, VmNetwork};
@@ -114,8 +116,8 @@ impl Known {
     }
 
     /// What the guest may reach of its list: the ranges, of each name the addresses that are known,
-    /// and, when there are names, its resolver's port of DNS. Never more than the helper takes; when
-    /// there is too much, each name loses as many.
+    /// and, when there are names, its resolver's port of DNS. Never more than the helper takes;
+    /// when there is too much, each name loses as many.
     pub(crate) fn targets(&self, network: &VmNetwork, resolver: Ipv4Addr) -> Vec<Target> {
         let mut targets = Vec::new();
         let mut named = Vec::new();

@@ -1,5 +1,5 @@
-//! How far a running VM's guest reaches: what the row says, with the addresses that names have now, as
-//! the helper is told it. Names are asked for again while the VM runs.
+//! How far a running VM's guest reaches: what the row says, with the addresses that names have now,
+//! as the helper is told it. Names are asked for again while the VM runs.
 
 use super::Vms;
 use super::actor::Actor;
@@ -70,8 +70,8 @@ impl Actor {
         self.row.network.names().into_iter().cloned().collect()
     }
 
-    /// Asks for the names of a running VM without waiting: a stop has not to wait for a resolver. The
-    /// answer is an order.
+    /// Asks for the names of a running VM without waiting: a stop has not to wait for a resolver.
+    /// The answer is an order.
     pub(super) fn ask_names(&mut self) {
         let names = self.names();
         if names.is_empty() || self.names_asked || self.row.state != State::Running {
@@ -100,8 +100,8 @@ impl Actor {
     }
 }
 
-/// The id of a VM's private network: its owner's login name and its own in one sum. So it is another
-/// one for another user, also for the next user who gets the same number.
+/// The id of a VM's private network: its owner's login name and its own in one sum. So it is
+/// another one for another user, also for the next user who gets the same number.
 fn group_of(row: &VmRow) -> Option<Digest> {
     let name = row.network.private.as_ref()?;
     let mut sum = Sha256::new();

@@ -140,8 +140,8 @@ impl Actor {
             self.row.mirror = Handles::default();
             return;
         }
-        // A change that a crash cut short, or that an older row does not know. With names in the list
-        // it waits for their addresses, or the guest would be cut off from them for a moment.
+        // A change that a crash cut short, or that an older row does not know. With names in the
+        // list it waits for their addresses, or the guest would be cut off from them for a moment.
         if !self.names().is_empty() {
             self.ask_names();
         } else if let Err(error) = self.align_network().await {

@@ -1,8 +1,8 @@
 //! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the
-//! next start, which grows the work disk to what the row says; the network takes effect at once, and is
-//! compared with the row again when a VM is found running. The root disk is reserved at once, and
-//! its size is the helper's to say: a row that says something else, because a daemon was killed in
-//! between, is mended by the next start.
+//! next start, which grows the work disk to what the row says; the network takes effect at once,
+//! and is compared with the row again when a VM is found running. The root disk is reserved at
+//! once, and its size is the helper's to say: a row that says something else, because a daemon was
+//! killed in between, is mended by the next start.
 
 use super::actor::Actor;
 use super::create::root_disk_refused;

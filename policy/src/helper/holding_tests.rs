@@ -101,8 +101,8 @@ fn answers(row: Option<&Row>, running: bool) -> String {
     .join(" ")
 }
 
-/// tap, disk, process | acquire-tap release-tap attach detach discard reach-out reach-nothing bind running
-/// release
+/// tap, disk, process | acquire-tap release-tap attach detach discard reach-out reach-nothing bind
+/// running release
 const TABLE: &str = "
     absent | new not-yours new not-yours do not-yours not-yours not-yours not-yours stored
     --- | new stored new stored do bad-state stored bad-state not-yours do

@@ -1,4 +1,5 @@
-//! How far guests reach: what the helper is told, from the row and from what names have for addresses.
+//! How far guests reach: what the helper is told, from the row and from what names have for
+//! addresses.
 
 use super::set::{set, to};
 use super::*;
