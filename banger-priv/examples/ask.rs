@@ -2,6 +2,7 @@
 //! from the daemon's cgroup. For developers; not installed.
 #![allow(clippy::print_stdout, clippy::allow_attributes, reason = "a tool for the terminal")]
 
+use banger_policy::reach::Reach;
 use banger_proto::helper::{HelperClient, Holding};
 use banger_proto::transport::{self, HELPER_LIMITS};
 use banger_proto::wire::Purpose;
@@ -46,8 +47,7 @@ async fn ask(words: &[String]) -> Result<(), Box<dyn Error>> {
         ("process-running", [vm, pid]) => {
             println!("{:?}", helper.process_running(patient(), vm.parse()?, pid.parse()?).await??);
         }
-        ("enable-nat", [vm]) => helper.enable_nat(patient(), vm.parse()?).await??,
-        ("disable-nat", [vm]) => helper.disable_nat(patient(), vm.parse()?).await??,
+        ("set-network", [vm, mode]) => helper.set_network(patient(), vm.parse()?, Reach::of(mode.parse()?)).await??,
         ("identity", [vm]) => println!("{:#?}", held(vm.parse()?).await?),
         ("release-tap", [vm]) => {
             let tap = held(vm.parse()?).await?.tap.ok_or("no tap")?;

@@ -117,7 +117,7 @@ mod tests {
             generation: 2,
             tap: Tap::None,
             disk: Disk::Intent,
-            nat: false,
+            reach: banger_policy::reach::Reach::default(),
             process: None,
             quarantined: false,
         }

@@ -15,8 +15,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// The longest record, bytes: ten times a row.
-const ROOM: u64 = 8 * 1024;
+/// The longest record, bytes: a row with the longest list of what its guest may reach has 9 KiB.
+const ROOM: u64 = 16 * 1024;
 /// Ending of a file that is being written.
 const UNFINISHED: &str = ".new";
 
@@ -139,6 +139,7 @@ mod tests {
     use super::*;
     use banger_policy::VmId;
     use banger_policy::helper::holding::{AttachedDisk, Disk, Process, Row, Tap};
+    use banger_policy::reach::{MAX_TARGETS, Mode, Protocol, Range, Reach, Target};
     use std::net::Ipv4Addr;
 
     fn row() -> Row {
@@ -148,7 +149,7 @@ mod tests {
             generation: u64::MAX,
             tap: Tap::Held { address: Ipv4Addr::new(172, 16, 0, 2), ifindex: 7 },
             disk: Disk::Held(AttachedDisk { minor: 1, base_loop: 2, cow_loop: 3 }),
-            nat: true,
+            reach: Reach::of(Mode::Nat),
             process: Some(Process { pid: 5, pidfd_inode: 6, start_ticks: 7 }),
             quarantined: false,
         }
@@ -190,6 +191,19 @@ mod tests {
             text.split_once("\"record\":").unwrap().1.trim_end().trim_end_matches('}').to_owned() + ",\"more\":1}";
         let value: Box<RawValue> = RawValue::from_string(inner).unwrap();
         assert_eq!(decode::<Row>(&encode(&value).unwrap()), None);
+    }
+
+    #[test]
+    fn the_longest_row_is_read_back() {
+        let service = Some((Protocol::Udp, u16::MAX));
+        let target = Target { range: Range::one(Ipv4Addr::BROADCAST), service };
+        let group = banger_policy::Digest::from_bytes([0xff; 32]).ok();
+        let reach = Reach { mode: Mode::Allow, targets: vec![target; MAX_TARGETS], group };
+        let row = row().with_reach(reach);
+        let folder = tempfile::tempdir().unwrap();
+        let handle = super::folder(folder.path(), OFlags::RDONLY).unwrap();
+        replace(handle.as_fd(), "a", &row, false).unwrap();
+        assert_eq!(read::<Row>(handle.as_fd(), "a").unwrap(), Some(row));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::kernel::Kernel;
 use crate::log::{self, Level};
 use crate::ops::{Answer, Machine};
 use banger_policy::rate::Bucket;
+use banger_policy::reach::Reach;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, Helper, HelperError, Holding, HoldingPage, ProcessState, TapIdentity,
@@ -175,12 +176,8 @@ impl<K: Kernel> Helper for Service<K> {
         self.run("discard_disk", Some(vm), async move |m| m.discard_disk(vm).await).await
     }
 
-    async fn enable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("enable_nat", Some(vm), async move |m| m.set_nat(vm, true).await).await
-    }
-
-    async fn disable_nat(self, _: Context, vm: VmId) -> Result<(), HelperError> {
-        self.run("disable_nat", Some(vm), async move |m| m.set_nat(vm, false).await).await
+    async fn set_network(self, _: Context, vm: VmId, reach: Reach) -> Result<(), HelperError> {
+        self.run("set_network", Some(vm), async move |m| m.set_network(vm, reach).await).await
     }
 
     async fn bind_process(self, _: Context, vm: VmId, pid: u32) -> Result<(), HelperError> {

@@ -6,6 +6,7 @@ mod common;
 #[path = "common/net.rs"]
 mod net;
 
+use banger_policy::reach::{Mode, Reach};
 use banger_priv::host::Host;
 use banger_priv::ops::Machine;
 use common::{Folders, OWNER, Vmm, Wire, in_namespace, mac, run, tcp, udp, vm};
@@ -34,7 +35,7 @@ impl Guest {
         let wire = Wire::open(&tap).unwrap();
         run(&format!("ip neigh add 172.16.0.{} lladdr 06:00:00:00:00:01 dev {tap}", index + 1));
         let vmm = Vmm::start();
-        machine.set_nat(vm(n), true).await.unwrap();
+        machine.set_network(vm(n), Reach::of(Mode::Nat)).await.unwrap();
         assert!(machine.bind_process(vm(n), vmm.pid()).await.unwrap());
         Self { n, tap, wire, vmm }
     }
@@ -185,13 +186,13 @@ fn no_flow_outlives_its_vm() {
         // Without NAT: what came back through it comes no more. The owner's own flows go on.
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
         let old = Flows::open(&mut guest, &mut uplink);
-        machine.set_nat(vm(1), false).await.unwrap();
+        machine.set_network(vm(1), Reach::default()).await.unwrap();
         drop(guest.wire.packets());
         old.answers_from_the_lan(&mut uplink);
         assert_eq!(ports(&mut guest.wire, UDP), [], "NAT off");
         old.datagrams.send(b"still there?").unwrap();
         assert_eq!(ports(&mut guest.wire, UDP), [(5001, 4000)], "the owner's flow");
-        machine.set_nat(vm(1), true).await.unwrap();
+        machine.set_network(vm(1), Reach::of(Mode::Nat)).await.unwrap();
 
         // A helper that died after its table let go of an address ends the flows when it comes
         // back.

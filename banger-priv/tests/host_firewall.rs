@@ -41,14 +41,14 @@ fn its_rules_stand_behind_everything_that_is_somebodys_will() {
         // Docker: its chain for administrators comes first, the policy drops.
         run("iptables-nft -P FORWARD DROP; iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER");
         run("iptables-nft -A FORWARD -o docker0 -j ACCEPT");
-        let docker = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", "OURS", "OURS", "OURS"];
+        let docker = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", "OURS", "OURS"];
         assert_chain(&docker, "Docker");
         // An administrator's default there is theirs, not the chain's end.
         run("iptables-nft -A DOCKER-USER -j DROP");
         assert_chain(&docker, "an administrator's chain that drops everything");
         run("iptables-nft -A FORWARD -s 172.16.0.0/24 -d 10.0.0.0/8 -j DROP");
         let restricted = "-s 172.16.0.0/24 -d 10.0.0.0/8 -j DROP";
-        assert_chain(&["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "OURS", "OURS", "OURS"], "appended later");
+        assert_chain(&["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "OURS", "OURS"], "appended later");
         for end in [
             "-j DROP",
             "-j REJECT --reject-with icmp-host-prohibited",
@@ -56,16 +56,23 @@ fn its_rules_stand_behind_everything_that_is_somebodys_will() {
             "-m comment --comment end -j DROP",
         ] {
             run(&format!("iptables-nft -A FORWARD {end}"));
-            let expected = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "OURS", "OURS", "OURS", end];
+            let expected = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "OURS", "OURS", end];
             assert_chain(&expected, end);
             run(&format!("iptables-nft -D FORWARD {end}"));
         }
         // One of ours is gone, or they stand apart.
         run("iptables-nft -D FORWARD 5; iptables-nft -I FORWARD 5 -i lan0 -j ACCEPT");
-        let apart = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "-i lan0 -j ACCEPT", "OURS", "OURS", "OURS"];
+        let apart = ["-j DOCKER-USER", "-o docker0 -j ACCEPT", restricted, "-i lan0 -j ACCEPT", "OURS", "OURS"];
         assert_chain(&apart, "one is missing");
         run(&format!("{SCRIPT} remove"));
         assert_eq!(chain(), apart[..4], "removed");
+
+        // An earlier version's, which kept guests of one private network apart.
+        run("iptables-nft -I FORWARD 1 -i bgr+ -o bgr+ -m comment --comment banger-static -j DROP");
+        assert_chain(&apart, "an earlier version's");
+        run("iptables-nft -C FORWARD -i bgr+ -m comment --comment banger-static -j ACCEPT");
+        run(&format!("{SCRIPT} remove"));
+        assert_eq!(chain(), apart[..4], "removed again");
 
         // ufw: before it says what it has not let through.
         run("iptables-nft -F FORWARD");
@@ -78,7 +85,6 @@ fn its_rules_stand_behind_everything_that_is_somebodys_will() {
             "-j ufw-before-logging-forward",
             "-j ufw-before-forward",
             "-j ufw-after-forward",
-            "OURS",
             "OURS",
             "OURS",
             "-j ufw-after-logging-forward",

@@ -12,6 +12,7 @@ mod common;
 mod sim;
 
 use banger_policy::limits::MIN_ROOT_BYTES;
+use banger_policy::reach::{MAX_TARGETS, Mode, Reach};
 use banger_priv::proc::Processes;
 use banger_proto::helper::{HelperClient, HelperError, HelperRequest, TapIdentity};
 use banger_proto::transport::{self, HELPER_LIMITS};
@@ -92,6 +93,12 @@ fn call(id: u64, timeout_ms: u32, body: HelperRequest) -> Vec<u8> {
 }
 
 /// One request of every operation.
+/// A list that is as long as may be.
+fn longest() -> Reach {
+    let target = |n: usize| format!("10.0.{}.{}/32:65535/udp", n / 256, n % 256).try_into().unwrap();
+    Reach { mode: Mode::Allow, targets: (0..MAX_TARGETS).map(target).collect(), group: Some(image()) }
+}
+
 fn requests() -> Vec<HelperRequest> {
     let tap = TapIdentity { tap_device: vm(1).tap_name(), generation: 1 };
     let disk = banger_proto::helper::DiskIdentity {
@@ -109,8 +116,8 @@ fn requests() -> Vec<HelperRequest> {
         HelperRequest::GiveDisk { vm: vm(1), owner: OWNER },
         HelperRequest::DetachDisk { vm: vm(1), disk },
         HelperRequest::DiscardDisk { vm: vm(1) },
-        HelperRequest::EnableNat { vm: vm(1) },
-        HelperRequest::DisableNat { vm: vm(1) },
+        HelperRequest::SetNetwork { vm: vm(1), reach: Reach::of(Mode::Nat) },
+        HelperRequest::SetNetwork { vm: vm(1), reach: longest() },
         HelperRequest::BindProcess { vm: vm(1), pid: 1 },
         HelperRequest::ProcessRunning { vm: vm(1), pid: 1 },
         HelperRequest::Identity { vm: vm(1) },

@@ -14,6 +14,7 @@ mod common;
 mod sim;
 
 use banger_policy::limits::MIN_ROOT_BYTES;
+use banger_policy::reach::{Mode, Reach};
 use banger_priv::ops::Machine;
 use banger_proto::helper::{DiskIdentity, HelperError, HelperRequest, TapIdentity};
 use banger_proto::transport::HELPER_LIMITS;
@@ -59,6 +60,8 @@ fn number(name: &str) -> Option<u64> {
 fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
     let vm = vm(1);
     let image = banger_policy::Digest::from_bytes([0x22; 32]).unwrap();
+    let targets =
+        ["10.0.0.0/8".to_owned(), "1.1.1.1/32:53/udp".to_owned()].map(|text| text.try_into().unwrap()).to_vec();
     vec![
         HelperRequest::AcquireTap { vm, owner: OWNER, address_index: 1 },
         HelperRequest::ReleaseTap { vm, tap: tap.clone() },
@@ -66,8 +69,8 @@ fn requests(tap: &TapIdentity, disk: &DiskIdentity) -> Vec<HelperRequest> {
         HelperRequest::AttachDisk { vm, owner: OWNER },
         HelperRequest::GiveDisk { vm, owner: OWNER },
         HelperRequest::DetachDisk { vm, disk: disk.clone() },
-        HelperRequest::EnableNat { vm },
-        HelperRequest::DisableNat { vm },
+        HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) },
+        HelperRequest::SetNetwork { vm, reach: Reach { mode: Mode::Allow, targets, group: Some(image) } },
         HelperRequest::BindProcess { vm, pid: 1 },
         HelperRequest::ProcessRunning { vm, pid: 1 },
         HelperRequest::Identity { vm },
@@ -90,8 +93,7 @@ async fn run(machine: &Machine<Sim>, request: HelperRequest) -> Result<(), Helpe
         R::GiveDisk { vm, owner } => machine.give_disk(vm, owner).await,
         R::DetachDisk { vm, disk } => machine.detach_disk(vm, &disk).await,
         R::DiscardDisk { vm } => machine.discard_disk(vm).await,
-        R::EnableNat { vm } => machine.set_nat(vm, true).await,
-        R::DisableNat { vm } => machine.set_nat(vm, false).await,
+        R::SetNetwork { vm, reach } => machine.set_network(vm, reach).await,
         R::BindProcess { vm, pid } => machine.bind_process(vm, pid).await.map(drop),
         R::ProcessRunning { vm, pid } => machine.process_running(vm, pid).map(drop),
         R::Identity { vm } => machine.identity(vm).map(drop),

@@ -5,6 +5,7 @@ mod common;
 #[path = "common/net.rs"]
 mod net;
 
+use banger_policy::reach::{Mode, Reach};
 use common::{DAEMON, Folders, OWNER, Vmm, Wire, in_namespace, mac, run, udp, vm};
 use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink};
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -68,7 +69,7 @@ fn nothing_passes_but_what_must() {
         let to = |source, destination| udp(gateway, source, destination, 7);
 
         // Before a process is bound an idle tap carries nothing, whoever holds it.
-        machine.set_nat(vm(1), true).await.unwrap();
+        machine.set_network(vm(1), Reach::of(Mode::Nat)).await.unwrap();
         assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
         assert!(!from_host(OWNER, GUEST, &mut guest), "no registration, no way in");
 
@@ -77,7 +78,7 @@ fn nothing_passes_but_what_must() {
         machine.bind_process(vm(2), second.pid()).await.unwrap();
         // The other guest may leave through the uplink, so that nothing but its address tells them
         // apart there.
-        machine.set_nat(vm(2), true).await.unwrap();
+        machine.set_network(vm(2), Reach::of(Mode::Nat)).await.unwrap();
         // To another port than the guest's datagrams, so that both keep their own behind the host's
         // address.
         let own = udp(mac(&other_name), OTHER, LAN, 8);
@@ -127,9 +128,9 @@ fn nothing_passes_but_what_must() {
         assert_eq!(ipv6_that_left(&mut uplink), 0, "IPv6 of a guest");
 
         // NAT off: no way out, without a restart.
-        machine.set_nat(vm(1), false).await.unwrap();
+        machine.set_network(vm(1), Reach::default()).await.unwrap();
         assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
-        machine.set_nat(vm(1), true).await.unwrap();
+        machine.set_network(vm(1), Reach::of(Mode::Nat)).await.unwrap();
         assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink).len(), 1);
 
         // Nobody else can open it while the helper lives, and it stays when the helper dies.

@@ -6,7 +6,10 @@ mod common;
 mod sim;
 
 use banger_policy::VmId;
+use banger_policy::helper::firewall::elements;
+use banger_policy::helper::holding::{Row, Rows};
 use banger_policy::limits::MIN_ROOT_BYTES;
+use banger_policy::reach::{Mode, Reach};
 use banger_priv::ops::Machine;
 use banger_proto::helper::{HelperError, Holding};
 use common::{OWNER, image, vm};
@@ -28,7 +31,8 @@ enum Event {
     Attach(u8),
     Detach(u8),
     Discard(u8),
-    Nat(u8, bool),
+    /// One of [`reaches`].
+    Reach(u8, usize),
     Bind(u8),
     Release(u8),
     /// The VMM dies.
@@ -52,6 +56,26 @@ enum Event {
     Squat(u8),
 }
 
+const NOTHING: usize = 0;
+const NAT: usize = 1;
+
+/// What a guest may be let reach.
+fn reaches() -> Vec<Reach> {
+    let targets = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned().try_into().unwrap()).collect();
+    let allow = |texts: &[&str]| Reach { mode: Mode::Allow, targets: targets(texts), group: None };
+    let private = |reach: Reach, byte| Reach { group: banger_policy::Digest::from_bytes([byte; 32]).ok(), ..reach };
+    vec![
+        Reach::default(),
+        Reach::of(Mode::Nat),
+        Reach::of(Mode::Public),
+        allow(&["10.0.0.0/8", "11.0.0.0/8:80/tcp"]),
+        allow(&["10.1.0.0/16", "11.0.0.0/8:80/tcp", "11.0.0.0/8"]),
+        private(Reach::default(), 1),
+        private(allow(&["10.1.0.0/16", "12.0.0.0/8"]), 1),
+        private(Reach::of(Mode::Nat), 2),
+    ]
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let vm = 1..4_u8;
     prop_oneof![
@@ -62,7 +86,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => vm.clone().prop_map(Event::Attach),
         2 => vm.clone().prop_map(Event::Detach),
         1 => vm.clone().prop_map(Event::Discard),
-        2 => (vm.clone(), any::<bool>()).prop_map(|(vm, on)| Event::Nat(vm, on)),
+        3 => (vm.clone(), 0..reaches().len()).prop_map(|(vm, which)| Event::Reach(vm, which)),
         3 => vm.clone().prop_map(Event::Bind),
         3 => vm.clone().prop_map(Event::Release),
         2 => vm.clone().prop_map(Event::Die),
@@ -84,7 +108,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// to.
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let life = (1..4_u8, 1..4_u16, event()).prop_map(|(vm, index, between)| {
-        let begins = [Event::Acquire(vm, index), Event::Nat(vm, true), Event::Bind(vm), Event::Packet(vm)];
+        let begins = [Event::Acquire(vm, index), Event::Reach(vm, NAT), Event::Bind(vm), Event::Packet(vm)];
         [&begins[..], &[between, Event::Die(vm), Event::Release(vm)]].concat()
     });
     let segment = prop_oneof![8 => event().prop_map(|event| vec![event]), 1 => life];
@@ -109,7 +133,7 @@ async fn operate(machine: &Machine<Sim>, event: &Event, uid: u32) -> Option<Resu
                 None => Ok(()),
             },
             Event::Discard(n) => machine.discard_disk(vm(*n)).await,
-            Event::Nat(n, on) => machine.set_nat(vm(*n), *on).await,
+            Event::Reach(n, which) => machine.set_network(vm(*n), reaches().swap_remove(*which)).await,
             Event::Bind(n) => {
                 let pid = machine.kernel().world.borrow_mut().add_process(uid);
                 machine.bind_process(vm(*n), pid).await.map(drop)
@@ -207,6 +231,16 @@ fn check(host: &Host, machine: &Machine<Sim>) {
     for (at, element) in world.table.iter().enumerate() {
         assert!(!world.table[at + 1..].contains(element), "P6: one address, two VMs");
     }
+    let text = |held: &Holding| std::fs::read_to_string(host.folder.path().join("run").join(held.vm.to_string()));
+    let row = |held: &Holding| {
+        let file: serde_json::Value = serde_json::from_str(&text(held).ok()?).unwrap();
+        Some(serde_json::from_value::<Row>(file["record"]["row"].clone()).unwrap())
+    };
+    let rows: Rows = held.iter().filter_map(row).map(|row| (row.vm, row)).collect();
+    let allowed: Vec<_> = rows.values().flat_map(|row| elements(row.registrable(&rows).as_ref())).collect();
+    for element in &world.table {
+        assert!(allowed.contains(element), "P9: more passes than the rows say: {element:?}");
+    }
     // Where no operation is under way, whoever has a flow is in the ledger: release, or the next
     // start, ends it.
     for address in &world.flows {
@@ -298,10 +332,10 @@ fn killed_at_each_step_of_a_life() {
         Event::Grow(1, 2),
         Event::Attach(1),
         Event::Acquire(1, 1),
-        Event::Nat(1, true),
+        Event::Reach(1, NAT),
         Event::Bind(1),
         Event::Packet(1),
-        Event::Nat(1, false),
+        Event::Reach(1, NOTHING),
         Event::Packet(1),
         Event::Die(1),
         Event::Packet(1),
@@ -401,7 +435,7 @@ fn what_cannot_be_withdrawn_at_once_is_tried_until_it_is() {
             let host = Host::new();
             host.world.borrow_mut().watched = true;
             let machine = recovered(&host).await;
-            for event in [Event::Acquire(1, 1), Event::Nat(1, true), Event::Bind(1)] {
+            for event in [Event::Acquire(1, 1), Event::Reach(1, NAT), Event::Bind(1)] {
                 assert_eq!(operate(&machine, &event, host.daemon).await, Some(Ok(())), "{event:?}");
             }
             machine.watch(vm(1));
@@ -429,7 +463,7 @@ fn a_switch_that_fails_is_never_said_to_be_done() {
         let machine = recovered(&host).await;
         let ask = async |event: Event| operate(&machine, &event, host.daemon).await.unwrap();
         ask(Event::Acquire(1, 1)).await.unwrap();
-        ask(Event::Nat(1, true)).await.unwrap();
+        ask(Event::Reach(1, NAT)).await.unwrap();
         interfere(&host, &Event::RefuseEnds(1));
         assert!(ask(Event::Bind(1)).await.is_err(), "flows of the last holder may be left");
         assert!(host.world.borrow().table.is_empty(), "so the address is not registered");
@@ -437,11 +471,11 @@ fn a_switch_that_fails_is_never_said_to_be_done() {
         for step in [Event::RefuseEnds(1), Event::RefuseChanges(1)] {
             interfere(&host, &Event::Packet(1));
             interfere(&host, &step);
-            assert!(ask(Event::Nat(1, false)).await.is_err(), "{step:?}");
+            assert!(ask(Event::Reach(1, NOTHING)).await.is_err(), "{step:?}");
             assert!(machine.identity(vm(1)).unwrap().tap.is_some());
-            ask(Event::Nat(1, false)).await.unwrap();
+            ask(Event::Reach(1, NOTHING)).await.unwrap();
             assert!(host.world.borrow().flows.is_empty(), "{step:?}: a flow through NAT lives on");
-            ask(Event::Nat(1, true)).await.unwrap();
+            ask(Event::Reach(1, NAT)).await.unwrap();
         }
         interfere(&host, &Event::Packet(1));
         interfere(&host, &Event::Die(1));

@@ -13,6 +13,7 @@ mod served;
 mod sim;
 
 use banger_policy::limits::MIN_ROOT_BYTES;
+use banger_policy::reach::{Mode, Reach};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_priv::cow::PIECE;
 use banger_priv::disk_thread::DiskThread;
@@ -52,7 +53,7 @@ async fn settle() {
 
 async fn running_vm(host: &Host, machine: &Rc<Machine<Sim>>, n: u8) -> u32 {
     machine.acquire_tap(vm(n), OWNER, n.into()).await.unwrap();
-    machine.set_nat(vm(n), true).await.unwrap();
+    machine.set_network(vm(n), Reach::of(Mode::Nat)).await.unwrap();
     let pid = host.world.borrow_mut().add_process(host.daemon);
     machine.bind_process(vm(n), pid).await.unwrap();
     pid
@@ -95,7 +96,7 @@ fn withdrawals_are_answered_while_the_disk_does_not() {
         settle().await;
 
         // And these do not wait: NAT off, the end of a process, a release, what is asked.
-        machine.set_nat(vm(2), false).await.unwrap();
+        machine.set_network(vm(2), Reach::default()).await.unwrap();
         assert!(elements() < open, "NAT is off");
         ends(pids[1]);
         settle().await;
@@ -258,9 +259,9 @@ async fn measure(client: &HelperClient, disk: &str) {
         for on in [false, true] {
             let began = Instant::now();
             let switched = if on {
-                client.enable_nat(context::current(), vm(2)).await
+                client.set_network(context::current(), vm(2), Reach::of(Mode::Nat)).await
             } else {
-                client.disable_nat(context::current(), vm(2)).await
+                client.set_network(context::current(), vm(2), Reach::default()).await
             };
             switched.unwrap().unwrap();
             times.push(began.elapsed());
@@ -308,7 +309,7 @@ fn withdrawals_go_on_while_the_file_system_stands_still() {
         let mut vmms = Vec::new();
         for n in 1..=3 {
             client.acquire_tap(now(), vm(n), OWNER, n.into()).await.unwrap().unwrap();
-            client.enable_nat(now(), vm(n)).await.unwrap().unwrap();
+            client.set_network(now(), vm(n), Reach::of(Mode::Nat)).await.unwrap().unwrap();
             vmms.push(Vmm::start());
             client.bind_process(now(), vm(n), vmms.last().unwrap().pid()).await.unwrap().unwrap();
         }
@@ -328,7 +329,7 @@ fn withdrawals_go_on_while_the_file_system_stands_still() {
         settle().await;
         let began = Instant::now();
         for n in [1, 2] {
-            client.disable_nat(now(), vm(n)).await.unwrap().unwrap();
+            client.set_network(now(), vm(n), Reach::default()).await.unwrap().unwrap();
         }
         let switched = began.elapsed();
         let before = elements();

@@ -4,6 +4,7 @@ mod common;
 #[path = "common/net.rs"]
 mod net;
 
+use banger_policy::reach::{Mode, Reach};
 use banger_priv::kernel::Kernel;
 use banger_proto::helper::{HelperError, TapIdentity};
 use common::{Folders, OWNER, Vmm, Wire, in_namespace, is_root, run, vm, works};
@@ -151,7 +152,7 @@ fn a_restart_keeps_what_is_held_and_sweeps_what_nobody_speaks_of() {
         let orphan = machine.acquire_tap(vm(2), OWNER, 2).await.unwrap();
         let vmm = Vmm::start();
         machine.bind_process(vm(1), vmm.pid()).await.unwrap();
-        machine.set_nat(vm(1), true).await.unwrap();
+        machine.set_network(vm(1), Reach::of(Mode::Nat)).await.unwrap();
         let rules = run("nft list table inet banger | grep -v progname");
         drop(machine);
         std::fs::remove_file(folders.path("run").join(vm(2).to_string())).unwrap();

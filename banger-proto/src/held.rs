@@ -64,7 +64,7 @@ impl Holding {
             tap: row.and_then(TapIdentity::of),
             disk: row.and_then(DiskIdentity::of),
             cow: cow.map(|(cow, allocated)| CowRecord::of(cow, allocated)),
-            nat: row.is_some_and(|row| row.nat),
+            reach: row.map(|row| row.reach.mode).unwrap_or_default(),
             pid: row.and_then(|row| row.process).map(|process| process.pid),
             quarantined: row.is_some_and(|row| row.quarantined),
         })

@@ -1,6 +1,7 @@
 //! The helper's service: a closed list of operations. The wire carries ids and numbers; every name,
 //! path and rule is derived by the helper.
 
+use banger_policy::reach::{Mode, Reach};
 use banger_policy::{Digest, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +53,8 @@ pub struct Holding {
     pub disk: Option<DiskIdentity>,
     /// The COW file, attached or not.
     pub cow: Option<CowRecord>,
-    /// NAT is on.
-    pub nat: bool,
+    /// How far its guest reaches.
+    pub reach: Mode,
     /// The pid that was bound.
     pub pid: Option<u32>,
     /// Something of this VM no longer is what the ledger says; it was left alone and an operator is
@@ -146,10 +147,6 @@ pub trait Helper {
     async fn detach_disk(vm: VmId, disk: DiskIdentity) -> Result<(), HelperError>;
     /// Removes the COW file and its record; refused while attached.
     async fn discard_disk(vm: VmId) -> Result<(), HelperError>;
-    /// Lets the VM out through the uplink. Repeatable.
-    async fn enable_nat(vm: VmId) -> Result<(), HelperError>;
-    /// Ends that. Repeatable.
-    async fn disable_nat(vm: VmId) -> Result<(), HelperError>;
     /// Records the VM's process, once per boot of the VM, and registers its address with the
     /// firewall.
     async fn bind_process(vm: VmId, pid: u32) -> Result<(), HelperError>;
@@ -164,4 +161,6 @@ pub trait Helper {
     /// Makes the root disk larger, fully reserved; refused while attached. The same request again
     /// is success.
     async fn grow_disk(vm: VmId, owner: u32, root_bytes: u64) -> Result<CowRecord, HelperError>;
+    /// Lets the VM's guest reach that far, and no farther. Repeatable.
+    async fn set_network(vm: VmId, reach: Reach) -> Result<(), HelperError>;
 }

@@ -7,6 +7,7 @@ pub(crate) mod limits;
 use crate::start_error::StartError;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::{BridgeKeys, Network};
+use banger_policy::reach::Mode;
 use banger_policy::{ByteSize, ImageName};
 use limits::{Limits, RawLimits};
 use serde::Deserialize;
@@ -58,13 +59,15 @@ pub(crate) struct FileSync {
     pub(crate) mode: Option<String>,
 }
 
-/// Sizes of new VMs, as far as the administrator decided.
+/// Sizes and network of new VMs, as far as the administrator decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VmDefaults {
     pub(crate) vcpu: Option<u32>,
     pub(crate) memory_mib: Option<u32>,
     pub(crate) disk_size: Option<u64>,
     pub(crate) system_overlay_size: Option<u64>,
+    /// How far guests reach.
+    pub(crate) net: Mode,
 }
 
 /// The file as it is written. Names are a contract (docs/contract.md, "Limits and defaults"): add,
@@ -98,6 +101,7 @@ struct RawDefaults {
     memory_mib: Option<u32>,
     disk_size: Option<String>,
     system_overlay_size: Option<String>,
+    net: Option<String>,
 }
 
 impl Default for Raw {
@@ -222,6 +226,11 @@ fn defaults(raw: &RawDefaults) -> Result<VmDefaults, Refused> {
     if raw.memory_mib.is_some_and(|mib| !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&mib)) {
         return Err(("vm_defaults.memory_mib", format!("a VM has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB")));
     }
+    let net = raw.net.as_deref().map_or(Ok(Mode::None), str::parse::<Mode>);
+    let net = net.map_err(|error| ("vm_defaults.net", error.to_string()))?;
+    if net == Mode::Allow {
+        return Err(("vm_defaults.net", "a list belongs to one VM: this is `none`, `public` or `nat`".to_owned()));
+    }
     let size = |key, text: &Option<String>| match text.as_deref().map(str::parse::<ByteSize>) {
         None => Ok(None),
         Some(Ok(size)) => Ok(Some(size.bytes())),
@@ -232,6 +241,7 @@ fn defaults(raw: &RawDefaults) -> Result<VmDefaults, Refused> {
         memory_mib: raw.memory_mib,
         disk_size: size("vm_defaults.disk_size", &raw.disk_size)?,
         system_overlay_size: size("vm_defaults.system_overlay_size", &raw.system_overlay_size)?,
+        net,
     })
 }
 
@@ -290,6 +300,8 @@ mod tests {
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
             ("default_image_name = \"../x\"", "line 1: default_image_name"),
             ("[limits.users.alice]\ndisk = \"much\"", "line 2: limits.disk"),
+            ("[vm_defaults]\nnet = \"all\"", "line 2: vm_defaults.net"),
+            ("[vm_defaults]\nnet = \"allow\"", "line 2: vm_defaults.net"),
         ] {
             let why = refusal(text);
             assert!(why.contains(key), "{text}: {why}");

@@ -129,6 +129,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     store.collect_in_background();
     let context = vm::Context {
         readers: vm::Readers::default(),
+        names: net::names::Names::of_the_host(),
         paths: args.paths.clone(),
         config,
         handles: handles::Store::new(db.clone()),
@@ -145,6 +146,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let listener = listen::bind(&args.paths.socket)?;
     listen::announce();
     vms.reconcile_in_background();
+    vms.refresh_names_in_background();
     vm::stats::spawn(&vms);
     vms.watch_owners();
     rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;

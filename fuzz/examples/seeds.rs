@@ -2,6 +2,8 @@
 //! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
 //! fuzzing has found beyond these lies beside them.
 
+use banger_policy::network::NetworkRequest;
+use banger_policy::reach::{Mode, Reach, Target};
 use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
@@ -34,8 +36,8 @@ fn main() -> Result<()> {
     for text in ["512M", "1.5G", "demo-1", "debian:13", &vm.to_string()] {
         write("text", text.split(':').next().unwrap_or(text), text.as_bytes())?;
     }
-    // Six bytes a request: acquire, attach, NAT, bind, release tap, detach, release.
-    let life = [[0, 1, 9, 0, 0, 0], [2, 1, 0, 0, 0, 0], [4, 1, 0, 0, 1, 0], [5, 1, 7, 0, 1, 1], [1, 1, 0, 0, 0, 0]];
+    // Six bytes a request: acquire, attach, network, bind, release tap, detach, release.
+    let life = [[0, 1, 9, 0, 0, 0], [2, 1, 0, 0, 0, 0], [4, 1, 0, 2, 0, 0], [5, 1, 7, 0, 1, 1], [1, 1, 0, 0, 0, 0]];
     write("policy", "a-life", &life.concat())?;
     write("policy", "an-end", &[life.concat(), vec![3, 1, 0, 0, 0, 0, 7, 1, 0, 0, 0, 0]].concat())
 }
@@ -58,8 +60,8 @@ fn helper(vm: VmId) -> Result<()> {
         ("give-disk", HelperRequest::GiveDisk { vm, owner: 1001 }),
         ("detach-disk", HelperRequest::DetachDisk { vm, disk }),
         ("discard-disk", HelperRequest::DiscardDisk { vm }),
-        ("enable-nat", HelperRequest::EnableNat { vm }),
-        ("disable-nat", HelperRequest::DisableNat { vm }),
+        ("set-network", HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) }),
+        ("set-network-list", HelperRequest::SetNetwork { vm, reach: list()? }),
         ("bind-process", HelperRequest::BindProcess { vm, pid: 4711 }),
         ("process-running", HelperRequest::ProcessRunning { vm, pid: 4711 }),
         ("identity", HelperRequest::Identity { vm }),
@@ -74,8 +76,20 @@ fn helper(vm: VmId) -> Result<()> {
     write("helper_frame", "cancel", &encode(&ToServer::<HelperRequest>::Cancel { id: 1 }, HELPER_LIMITS.max_frame)?)
 }
 
+/// A list, and a private network.
+fn list() -> Result<Reach> {
+    let targets = ["10.0.0.0/8", "9.9.9.9/32:53/udp"].map(|text| Target::try_from(text.to_owned()));
+    let targets = targets.into_iter().collect::<Result<_, _>>()?;
+    Ok(Reach { mode: Mode::Allow, targets, group: Digest::from_bytes([2; 32]).ok() })
+}
+
 fn daemon() -> Result<()> {
     let vm = || "demo".to_owned();
+    let network = NetworkRequest {
+        mode: Some(Mode::Allow),
+        allow: Some(vec!["10.0.0.0/8".to_owned(), "example.org:443/tcp".to_owned()]),
+        private: Some("lab".to_owned()),
+    };
     let request = CreateRequest {
         name: Some(vm()),
         image_name: Some("debian".to_owned()),
@@ -84,9 +98,9 @@ fn daemon() -> Result<()> {
         memory_mib: Some(512),
         system_overlay_size_bytes: Some(1 << 30),
         work_disk_size_bytes: None,
-        nat: true,
         restart: RestartPolicy::Always,
         no_start: false,
+        network: network.clone(),
     };
     let exec = StreamRequest::Command { vm: vm(), reads: false };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };
@@ -95,7 +109,7 @@ fn daemon() -> Result<()> {
         ("list-vms", DaemonRequest::ListVms { all: true, after: Some(VmId::from_bytes([1; 32])?) }),
         ("show-vm", DaemonRequest::ShowVm { vm: vm() }),
         ("create-vm", DaemonRequest::CreateVm { request, keep_on_error: false }),
-        ("set-vm", DaemonRequest::SetVm { vm: vm(), request: SetRequest { nat: Some(true), ..SetRequest::default() } }),
+        ("set-vm", DaemonRequest::SetVm { vm: vm(), request: SetRequest { network, ..SetRequest::default() } }),
         ("kill-vm", DaemonRequest::KillVm { vm: vm(), signal: KillSignal::Term }),
         ("ssh-access", DaemonRequest::SshAccess { vm: vm(), public_key: "ssh-ed25519 AAAA".to_owned() }),
         ("exec", DaemonRequest::OpenStream { request: exec }),
@@ -232,7 +246,7 @@ fn ledger(vm: VmId) -> Result<()> {
         generation: 7,
         tap: Tap::Held { address: Ipv4Addr::new(172, 16, 0, 2), ifindex: 12 },
         disk: Disk::Held(AttachedDisk { minor: 3, base_loop: 4, cow_loop: 5 }),
-        nat: true,
+        reach: list()?,
         process: Some(Process { pid: 4711, pidfd_inode: 99, start_ticks: 100_000 }),
         quarantined: false,
     };

@@ -6,6 +6,7 @@
 use banger_policy::access::Decision;
 use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, DiskClaim, Process, Row, Rows, Step, Tap, TapClaim};
 use banger_policy::limits::MAX_VMS;
+use banger_policy::reach::{Mode, Range, Reach, Target};
 use banger_policy::{Digest, VmId};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -13,6 +14,14 @@ use std::net::Ipv4Addr;
 /// Eight ids that are met again and again, and every other one now and then.
 fn vm(byte: u8) -> VmId {
     VmId::from_bytes([if byte < 0xf0 { byte % 8 + 1 } else { byte }; 32]).expect("not all zeros")
+}
+
+/// A mode, perhaps with a list, and perhaps a private network.
+fn reach(mode: u8, rest: u8) -> Reach {
+    let range = Range::new(Ipv4Addr::new(10, rest, 0, 0), rest % 33).expect("a prefix");
+    let mode = Mode::ALL[usize::from(mode) % Mode::ALL.len()];
+    let targets = if rest & 1 == 1 { vec![Target { range, service: None }; usize::from(rest)] } else { Vec::new() };
+    Reach { mode, targets, group: Digest::from_bytes([rest >> 5; 32]).ok() }
 }
 
 fn text(pool: &[String], byte: u8) -> String {
@@ -82,7 +91,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 do_it(&mut rows, vm, verdict, |row| row.with_disk(Disk::None));
             }
             4 => {
-                let verdict = holding::set_nat(row.as_ref(), c & 1 == 1);
+                let verdict = holding::set_network(row.as_ref(), reach(b, c));
                 do_it(&mut rows, vm, verdict, |row| row);
             }
             5 => {
@@ -121,8 +130,12 @@ fn sound(rows: &Rows) {
     assert_eq!(addresses.len(), rows.values().filter_map(Row::address).count(), "an address is held twice");
     for row in rows.values() {
         assert!(row.process.is_none() || row.generation != 0);
-        assert!(!row.nat || row.tap != Tap::None, "NAT outlives its tap");
-        if row.registration().is_some() {
+        assert!(row.reach == Reach::default() || row.tap != Tap::None, "what it reaches outlives its tap");
+        for peer in row.registration(rows).into_iter().flat_map(|passes| passes.peers) {
+            let other = rows.values().find(|other| other.address() == Some(peer)).expect("a peer is a VM");
+            assert!(other.owner == row.owner && other.reach.group == row.reach.group, "a stranger in a private network");
+        }
+        if row.registration(rows).is_some() {
             assert!(matches!(row.tap, Tap::Held { .. }) && row.process.is_some() && !row.quarantined);
         }
     }

@@ -168,7 +168,8 @@ impl<K: Kernel> Machine<K> {
     }
 
     fn let_nothing_pass(&self, row: &Row) -> Outcome<()> {
-        self.let_pass(row, &Change::between(row.registrable().as_ref(), None))
+        let most = row.registrable(self.ledger.borrow().rows());
+        self.let_pass(row, &Change::between(most.as_ref(), None))
     }
 
     /// Commits what an undo came to: the row without the object, or that somebody else had a hand

@@ -7,6 +7,7 @@ use crate::log::{self, Level};
 use banger_policy::VmId;
 use banger_policy::helper::firewall::Change;
 use banger_policy::helper::holding::{self, Process, Refusal, Row, Step};
+use banger_policy::reach::Reach;
 use banger_proto::helper::{HelperError, ProcessState};
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,17 +74,20 @@ impl<K: Kernel> Machine<K> {
         Ok(())
     }
 
-    /// Switches NAT.
+    /// Lets the guest reach that far: what it may reach no more goes first.
     ///
     /// # Errors
     /// The policy's or the kernel's.
-    pub async fn set_nat(&self, vm: VmId, on: bool) -> Answer<()> {
+    pub async fn set_network(&self, vm: VmId, reach: Reach) -> Answer<()> {
         let _turn = self.turn(vm).await?;
-        let row = self.row(&vm);
-        match holding::set_nat(row.as_ref(), on).granted()? {
-            Step::Stored => Ok(()),
-            Step::Do(grant) => self.register(row, grant.into_row()),
+        let old = self.row(&vm).ok_or(Refusal::NotYours)?;
+        let Step::Do(grant) = holding::set_network(Some(&old), reach).granted()? else { return Ok(()) };
+        let new = grant.into_row();
+        let half = new.halfway_from(&old);
+        if half != old {
+            self.register(Some(old), half.clone())?;
         }
+        if half == new { Ok(()) } else { self.register(Some(half), new) }
     }
 
     /// What passes after a crash is what the rows say, for the whole table is made from them at
@@ -91,8 +95,8 @@ impl<K: Kernel> Machine<K> {
     /// less when nothing more than that passes: a caller who asks again after a failure is never
     /// told that it has been done.
     fn register(&self, old: Option<Row>, new: Row) -> Answer<()> {
-        let before = old.as_ref().and_then(Row::registration);
-        let change = Change::between(before.as_ref(), new.registration().as_ref());
+        let passes = |row: &Row| row.registration(self.ledger.borrow().rows());
+        let change = Change::between(old.as_ref().and_then(passes).as_ref(), passes(&new).as_ref());
         if change.narrows() {
             self.let_pass(&new, &change)?;
             self.put(new)?;

@@ -9,7 +9,7 @@ use super::{Answer, Machine, disk, tap};
 use crate::kernel::{Kernel, LinkKind};
 use crate::log::{self, Level};
 use banger_policy::VmId;
-use banger_policy::helper::holding::{Disk, Row, Tap};
+use banger_policy::helper::holding::{Disk, Row, Rows, Tap};
 
 impl<K: Kernel> Machine<K> {
     /// Makes ledger, firewall and kernel agree. Before anything is served.
@@ -19,22 +19,22 @@ impl<K: Kernel> Machine<K> {
     /// then.
     pub async fn recover(&self) -> Answer<()> {
         let rows: Vec<Row> = self.ledger.borrow().rows().values().cloned().collect();
-        let mut checked = Vec::new();
+        let mut checked = Rows::new();
         for row in &rows {
             let tap = self.check_tap(row.clone()).await?;
             let disk = self.check_disk(tap)?;
-            checked.push(self.check_process(disk)?);
+            checked.insert(row.vm, self.check_process(disk)?);
         }
-        let registrations: Vec<_> = checked.iter().filter_map(Row::registration).collect();
+        let registrations: Vec<_> = checked.values().filter_map(|row| row.registration(&checked)).collect();
         self.kernel.firewall_rebuild(&registrations)?;
         // The rows last: what an earlier helper withdrew without ending its flows is known by its
         // old row alone.
-        for (row, checked) in rows.into_iter().zip(checked) {
-            if let (Some(address), None) = (row.address(), checked.registration()) {
+        for (row, now) in rows.into_iter().zip(checked.values()) {
+            if let (Some(address), None) = (row.address(), now.registration(&checked)) {
                 self.kernel.end_flows(address)?;
             }
-            if checked != row {
-                self.put(checked)?;
+            if *now != row {
+                self.put(now.clone())?;
             }
         }
         self.sweep_links().await?;

@@ -71,6 +71,16 @@ impl World {
         live && self.flows.insert(address)
     }
 
+    /// A pair of a private network is of both its guests.
+    fn pairs_once(&mut self) {
+        let all = std::mem::take(&mut self.table);
+        for element in all {
+            if element.set.name != "peers" || !self.table.contains(&element) {
+                self.table.push(element);
+            }
+        }
+    }
+
     fn refused(&mut self, step: &'static str) -> Outcome<()> {
         match self.refuse.get_mut(step) {
             Some(left) if *left > 0 => {
@@ -240,6 +250,7 @@ impl Kernel for Sim {
     fn firewall_rebuild(&self, registrations: &[Registration]) -> Outcome<()> {
         self.change(|world| {
             world.table = registrations.iter().flat_map(|registration| elements(Some(registration))).collect();
+            world.pairs_once();
             Ok(())
         })
     }
@@ -252,6 +263,15 @@ impl Kernel for Sim {
                 assert!(!world.flows.contains(&address.into()), "P9: the next holder inherits a flow");
             }
             world.table.retain(|element| !change.remove.contains(element));
+            for (added, stands) in change.add.iter().flat_map(|added| world.table.iter().map(move |old| (added, old))) {
+                let same =
+                    added.set == stands.set && added.key[..4] == stands.key[..4] && added.key[8..] == stands.key[8..];
+                // The kernel takes no range that touches another of its set.
+                let apart = |n: std::ops::Range<usize>| {
+                    added.end[n.clone()] < stands.key[n.clone()] || stands.end[n.clone()] < added.key[n]
+                };
+                assert!(!added.set.ranges || !same || apart(4..8), "{added:?} overlaps {stands:?}");
+            }
             world.table.extend(change.add.clone());
             Ok(())
         })

@@ -3,6 +3,7 @@
 use super::Workspace;
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;
+use banger_policy::network::{NetworkRequest, VmNetwork};
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, ImageName, VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ pub struct VmSpec {
     pub system_overlay_size_bytes: u64,
     /// The disk on `/root`, bytes.
     pub work_disk_size_bytes: u64,
-    /// May the VM reach out through the uplink?
+    /// Is the network mode `nat`? The whole of it is in [`VmRecord::network`].
     pub nat_enabled: bool,
 }
 
@@ -119,6 +120,8 @@ pub struct VmRecord {
     pub stats: Option<VmStats>,
     /// The repository that was prepared in it. `None` in a list.
     pub workspace: Option<Workspace>,
+    /// How far its guest reaches. Without the destinations in a list of VMs.
+    pub network: VmNetwork,
 }
 
 /// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size,
@@ -139,16 +142,16 @@ pub struct CreateRequest {
     pub system_overlay_size_bytes: Option<u64>,
     /// Bytes.
     pub work_disk_size_bytes: Option<u64>,
-    /// Reach out through the uplink.
-    pub nat: bool,
     /// Start it again after a reboot of the host?
     pub restart: RestartPolicy,
     /// Only make it.
     pub no_start: bool,
+    /// How far its guest reaches; a mode that is not said is the configured one, else `none`.
+    pub network: NetworkRequest,
 }
 
 /// What is to be another about a VM. What is `None` stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetRequest {
     /// vCPUs; of a VM that does not run.
     pub vcpu_count: Option<u32>,
@@ -160,10 +163,10 @@ pub struct SetRequest {
     /// Bytes, not less than it has; of a VM that does not run. The guest grows the file system when
     /// it starts.
     pub work_disk_size_bytes: Option<u64>,
-    /// Reach out through the uplink; takes effect at once.
-    pub nat: Option<bool>,
     /// Start it again after a reboot of the host?
     pub restart: Option<RestartPolicy>,
+    /// How far its guest reaches; takes effect at once.
+    pub network: NetworkRequest,
 }
 
 /// Some of the VMs, ordered by id.

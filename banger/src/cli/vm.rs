@@ -4,6 +4,7 @@ use super::repository::{Repository, Workspace};
 use super::session::Session;
 use super::{Json, List};
 use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
+use banger_policy::reach::Mode;
 use banger_policy::vm::RestartPolicy;
 use clap::builder::RangedI64ValueParser;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
@@ -22,7 +23,7 @@ pub(crate) enum Vm {
     Stop(Stop),
     /// Stop VMs and start them again
     Restart(Names),
-    /// Change VMs: size while they are stopped, NAT and restart policy at any time
+    /// Change VMs: size while they are stopped, network and restart policy at any time
     Set(Set),
     /// End VMs without asking their guests
     Kill(Kill),
@@ -152,9 +153,11 @@ pub(crate) struct Spec {
     /// The root disk, a multiple of 128M [default: configured, or 8G]
     #[arg(long, visible_alias = "overlay-size", value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) root_size: Option<String>,
-    /// Let the VM reach out through the host's network
-    #[arg(long)]
+    /// Let the VM reach out through the host's network: short for --net nat
+    #[arg(long, conflicts_with_all = ["net", "allow"])]
     pub(crate) nat: bool,
+    #[command(flatten)]
+    pub(crate) net: Net,
     /// After a reboot of the host, start the VM again if it ran: no or always
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub(crate) restart: RestartPolicy,
@@ -263,7 +266,7 @@ pub(crate) struct Stop {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "root_size", "disk_size", "nat", "restart"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["vcpu", "memory", "root_size", "disk_size", "nat", "net", "allow", "network", "restart"]).required(true).multiple(true)))]
 pub(crate) struct Set {
     #[command(flatten)]
     pub(crate) names: Names,
@@ -279,12 +282,32 @@ pub(crate) struct Set {
     /// The disk on /root, which only grows, from the next start on
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub(crate) disk_size: Option<String>,
-    /// Let the VM reach out through the host's network, or not: on or off
-    #[arg(long, value_name = "SWITCH")]
+    /// Let the VM reach out through the host's network, or not: on or off; short for --net nat and
+    /// --net none
+    #[arg(long, value_name = "SWITCH", conflicts_with_all = ["net", "allow"])]
     pub(crate) nat: Option<Switch>,
+    #[command(flatten)]
+    pub(crate) net: Net,
     /// After a reboot of the host, start the VM again if it ran: no or always
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<RestartPolicy>,
+}
+
+/// How far a VM's guest reaches.
+#[derive(Debug, Args)]
+pub(crate) struct Net {
+    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever
+    /// the host routes to) or allow (what --allow says) [default: configured, or none]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) net: Option<Mode>,
+    /// Let the VM reach this and nothing else: ADDRESS[/PREFIX] or a name, perhaps with :PORT,
+    /// :PORT/tcp or :PORT/udp; can be given several times and says the whole list
+    #[arg(long, value_name = "DESTINATION", allow_hyphen_values = true)]
+    pub(crate) allow: Vec<String>,
+    /// Put the VM into a private network of yours, in which your VMs reach each other; none: into
+    /// no network
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
+    pub(crate) network: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

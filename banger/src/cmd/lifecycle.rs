@@ -22,7 +22,7 @@ const RECONNECTS: u32 = 10;
 const RECONNECT: Duration = Duration::from_millis(300);
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Verb {
     Start,
     /// With so many seconds for the guest, when somebody says how many.
@@ -36,7 +36,7 @@ pub(super) enum Verb {
 }
 
 impl Verb {
-    fn words(self) -> (&'static str, &'static str) {
+    fn words(&self) -> (&'static str, &'static str) {
         match self {
             Verb::Start => ("start", "started"),
             Verb::Stop(_) | Verb::HostDown => ("stop", "stopped"),
@@ -64,7 +64,7 @@ pub(super) fn signal(text: &str) -> anyhow::Result<KillSignal> {
 
 pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let (vms, status) = resolve(&client, verb, names).await;
+    let (vms, status) = resolve(&client, &verb, names).await;
     on_all(&client, verb, &vms, status).await
 }
 
@@ -103,7 +103,7 @@ pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyho
 pub(super) async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut status: u8) -> anyhow::Result<u8> {
     let interrupts = Interrupts::listen()?;
     let detail = if vms.len() == 1 { Detail::Live } else { Detail::Quiet };
-    let work = vms.iter().map(|vm| one(client, verb, vm, detail, interrupts.clone()));
+    let work = vms.iter().map(|vm| one(client, verb.clone(), vm, detail, interrupts.clone()));
     let mut running = futures::stream::iter(work).buffer_unordered(AT_ONCE);
     while let Some(outcome) = running.next().await {
         match outcome {
@@ -123,7 +123,7 @@ pub(super) async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut st
 }
 
 /// The VMs behind the names, each once: a name and an id may mean the same VM.
-async fn resolve(client: &Client, verb: Verb, names: Vec<String>) -> (Vec<VmRecord>, u8) {
+async fn resolve(client: &Client, verb: &Verb, names: Vec<String>) -> (Vec<VmRecord>, u8) {
     let (mut vms, mut status) = (Vec::<VmRecord>::new(), 0);
     let mut seen = BTreeSet::new();
     for name in names {
@@ -155,7 +155,7 @@ async fn one(
     let began = Instant::now();
     let id = vm.id.to_string();
     let rpc = &client.rpc;
-    let job = match verb {
+    let job = match verb.clone() {
         Verb::Start => answer(rpc.start_vm(soon(), id)).await,
         Verb::Stop(within) => answer(rpc.stop_vm(soon(), id, within, false)).await,
         Verb::HostDown => answer(rpc.stop_vm(soon(), id, None, true)).await,

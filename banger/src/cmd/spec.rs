@@ -1,13 +1,15 @@
 //! From flags to a request: checked before anybody is asked, with the sentences that the daemon
 //! would use.
 
-use crate::cli::{Set, Spec, Switch};
+use crate::cli::{Net, Set, Spec, Switch};
 use crate::error::explained;
 use crate::output;
 use anyhow::Context as _;
 use banger_policy::limits::{
     DEFAULT_MEMORY_MIB, DEFAULT_ROOT_BYTES, DEFAULT_VCPUS, DEFAULT_WORK_DISK_BYTES, MIN_ROOT_BYTES, ROOT_STEP_BYTES,
 };
+use banger_policy::network::{NetworkError, NetworkRequest, VmNetwork};
+use banger_policy::reach::Mode;
 use banger_policy::vm::CheckedSpec;
 use banger_policy::{ByteSize, ImageName, KernelName, VmName};
 use banger_proto::model::{CreateRequest, SetRequest};
@@ -29,9 +31,9 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
         memory_mib,
         system_overlay_size_bytes: root,
         work_disk_size_bytes: work_disk,
-        nat: spec.nat,
         restart: spec.restart,
         no_start,
+        network: network(&spec.net, spec.nat.then_some(Mode::Nat))?,
     })
 }
 
@@ -47,9 +49,23 @@ pub(super) fn change(set: &Set) -> anyhow::Result<SetRequest> {
         memory_mib,
         root_size_bytes: root,
         work_disk_size_bytes: work_disk,
-        nat: set.nat.map(|switch| switch == Switch::On),
         restart: set.restart,
+        network: network(&set.net, set.nat.map(|switch| if switch == Switch::On { Mode::Nat } else { Mode::None }))?,
     })
+}
+
+/// What the flags say of a network; `nat` is the mode of the short form.
+fn network(net: &Net, nat: Option<Mode>) -> anyhow::Result<NetworkRequest> {
+    let request = NetworkRequest {
+        mode: net.net.or(nat),
+        allow: (!net.allow.is_empty()).then(|| net.allow.clone()),
+        private: net.network.clone(),
+    };
+    // A list that the VM has already is the daemon's to know.
+    match VmNetwork::default().changed(&request) {
+        Ok(_) | Err(NetworkError::NoList) => Ok(request),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Numbers that a VM may have. What was not given is possible in any case; the daemon decides on

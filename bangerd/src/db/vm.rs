@@ -6,7 +6,9 @@ use crate::net::lease;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
 use banger_policy::net::{AddressIndex, Network};
+use banger_policy::network::VmNetwork;
 use banger_policy::quota::{self, Limited, UserLimits};
+use banger_policy::reach::Mode;
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageConfig, ImageName, VmId, VmName};
 use banger_proto::model::{VmSpec, Workspace};
@@ -42,6 +44,8 @@ pub(crate) struct VmRow {
     pub(crate) address_index: u32,
     /// What the owner has prepared in it.
     pub(crate) workspace: Option<Workspace>,
+    /// How far its guest reaches; `spec.nat_enabled` follows from it.
+    pub(crate) network: VmNetwork,
 }
 
 impl VmRow {
@@ -62,7 +66,7 @@ pub(crate) struct NewVm {
     pub(crate) image_config: ImageConfig,
     pub(crate) kernel_id: Digest,
     pub(crate) spec: CheckedSpec,
-    pub(crate) nat: bool,
+    pub(crate) network: VmNetwork,
     pub(crate) restart: RestartPolicy,
     /// It is started as soon as it is made.
     pub(crate) starts: bool,
@@ -90,15 +94,17 @@ impl Db {
             sql.execute(
                 "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, starting, created_at,
                  updated_at, last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled,
-                 restart, image_config)
+                 restart, image_config, network)
                  VALUES (:id, :owner, :owner_name, :name, :image_id, :image_name, :kernel_id, 'created', 1, :starts, :now, :now, :now,
-                 :vcpus, :memory, :overlay, :work, :nat, :restart, :image_config)",
+                 :vcpus, :memory, :overlay, :work, :nat, :restart, :image_config,
+                 :network)",
                 named_params! {
                     ":id": Text(vm.id), ":owner": vm.owner.uid, ":owner_name": vm.owner.name, ":name": vm.name.as_str(),
                     ":starts": vm.starts,
                     ":image_id": Text(vm.image_id), ":image_name": vm.image_name.as_str(), ":kernel_id": Text(vm.kernel_id),
                     ":now": now, ":vcpus": vm.spec.vcpus(), ":memory": vm.spec.memory_mib(),
-                    ":overlay": signed(vm.spec.root_bytes()), ":work": signed(vm.spec.work_disk_bytes()), ":nat": vm.nat,
+                    ":overlay": signed(vm.spec.root_bytes()), ":work": signed(vm.spec.work_disk_bytes()), 
+                    ":nat": vm.network.mode == Mode::Nat, ":network": Json(&vm.network),
                     ":restart": vm.restart.as_str(), ":image_config": Json(&vm.image_config),
                 },
             )
@@ -214,7 +220,8 @@ impl Db {
         .await
     }
 
-    /// Gives a VM that does not run to somebody else.
+    /// Gives a VM that does not run to somebody else. It leaves its private network: that of the
+    /// same name is the new owner's.
     ///
     /// # Errors
     /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new
@@ -231,7 +238,8 @@ impl Db {
             }
             let now = signed(Timestamp::now().unix());
             let given = sql.execute(
-                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4, workspace = NULL WHERE id = ?1",
+                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4, workspace = NULL,
+                 network = json_remove(network, '$.private') WHERE id = ?1",
                 params![Text(vm), to.uid, to.name, now],
             );
             given
@@ -241,7 +249,7 @@ impl Db {
         .await
     }
 
-    /// Sizes, NAT and restart policy.
+    /// Sizes, network and restart policy.
     ///
     /// # Errors
     /// [`DbError::Limit`] when its disks become larger than the owner's limit allows.
@@ -249,6 +257,7 @@ impl Db {
         &self,
         vm: VmId,
         spec: VmSpec,
+        network: VmNetwork,
         restart: RestartPolicy,
         limits: UserLimits,
     ) -> Result<(), DbError> {
@@ -263,9 +272,10 @@ impl Db {
             }
             sql.execute(
                 "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, system_overlay_size_bytes = :root,
-                 work_disk_size_bytes = :work, nat_enabled = :nat, restart = :restart, updated_at = :now WHERE id = :id",
+                 work_disk_size_bytes = :work, nat_enabled = :nat, network = :network, restart = :restart, updated_at = :now WHERE id = :id",
                 named_params! {
-                    ":id": Text(vm), ":vcpus": spec.vcpu_count, ":memory": spec.memory_mib, ":nat": spec.nat_enabled,
+                    ":id": Text(vm), ":vcpus": spec.vcpu_count, ":memory": spec.memory_mib,
+                    ":nat": network.mode == Mode::Nat, ":network": Json(&network),
                     ":root": signed(spec.system_overlay_size_bytes), ":work": signed(spec.work_disk_size_bytes),
                     ":restart": restart.as_str(), ":now": signed(Timestamp::now().unix()),
                 },
@@ -380,6 +390,8 @@ fn lowest_free_index(sql: &Transaction<'_>, network: Network) -> Result<AddressI
 fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
     let state: String = row.get("state")?;
     let nat: bool = row.get("nat_enabled")?;
+    let network = row.get::<_, Option<Json<VmNetwork>>>("network")?.map(|network| network.0);
+    let network = network.unwrap_or_else(|| VmNetwork::of(if nat { Mode::Nat } else { Mode::None }));
     Ok(VmRow {
         id: row.get::<_, Text<_>>("id")?.0,
         owner: row.get("owner")?,
@@ -403,7 +415,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
             memory_mib: row.get("memory_mib")?,
             system_overlay_size_bytes: unsigned(row, "system_overlay_size_bytes")?,
             work_disk_size_bytes: unsigned(row, "work_disk_size_bytes")?,
-            nat_enabled: nat,
+            nat_enabled: network.mode == Mode::Nat,
         },
         mirror: Handles {
             pid: None,
@@ -416,5 +428,6 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
         },
         address_index: row.get("address_index")?,
         workspace: row.get::<_, Option<Json<_>>>("workspace")?.map(|workspace| workspace.0),
+        network,
     })
 }

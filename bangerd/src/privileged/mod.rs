@@ -9,6 +9,7 @@ mod client;
 pub(crate) mod sim;
 
 use crate::turns::Places;
+use banger_policy::reach::Reach;
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
@@ -173,8 +174,7 @@ impl Privileged {
         give_disk GiveDisk "give the disk away" (vm: VmId, owner: u32) -> (), point;
         detach_disk DetachDisk "detach the disk" (vm: VmId, disk: DiskIdentity) -> (), point;
         discard_disk DiscardDisk "discard the disk" (vm: VmId) -> (), point;
-        enable_nat EnableNat "enable NAT" (vm: VmId) -> (), point;
-        disable_nat DisableNat "disable NAT" (vm: VmId) -> (), point;
+        set_network SetNetwork "set the network" (vm: VmId, reach: Reach) -> (), point;
         bind_process BindProcess "bind the process" (vm: VmId, pid: u32) -> (), point;
         process_running ProcessRunning "look at the process" (vm: VmId, pid: u32) -> ProcessState;
         list List "list what it holds" (after: Option<VmId>) -> HoldingPage;

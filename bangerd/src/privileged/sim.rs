@@ -3,6 +3,7 @@
 
 use super::{Link, PrivilegedError};
 use banger_policy::VmId;
+use banger_policy::reach::{Mode, Reach};
 use banger_proto::helper::{
     CowRecord, DiskIdentity, HelperError, HelperRequest, HelperResponse, Holding, HoldingPage, ProcessState,
     TapIdentity,
@@ -18,6 +19,8 @@ struct State {
     ledger: BTreeMap<VmId, Holding>,
     /// Processes that live, as the simulated machine says.
     alive: HashSet<u32>,
+    /// What each guest was last let reach.
+    reaches: BTreeMap<VmId, Reach>,
     generation: u64,
     /// Operation that is refused, how, and how often.
     refuse: Option<(&'static str, HelperError, usize)>,
@@ -65,9 +68,9 @@ impl SimHelper {
         let names = |holding: &Holding| {
             let tap = holding.tap.as_ref().map(|tap| tap.tap_device.clone());
             let disk = holding.disk.as_ref().map(|disk| disk.dm_name.clone());
-            let nat = holding.nat.then(|| format!("nat {}", holding.vm));
+            let reach = (holding.reach != Mode::None).then(|| format!("{} {}", holding.reach, holding.vm));
             let pid = holding.pid.map(|pid| format!("pid {pid}"));
-            [tap, disk, nat, pid].into_iter().flatten().collect::<Vec<_>>()
+            [tap, disk, reach, pid].into_iter().flatten().collect::<Vec<_>>()
         };
         state.ledger.values().flat_map(names).collect()
     }
@@ -78,8 +81,14 @@ impl SimHelper {
         let mut state = self.lock();
         state.ledger.retain(|_, holding| holding.cow.is_some());
         for holding in state.ledger.values_mut() {
-            *holding = Holding { tap: None, disk: None, nat: false, pid: None, quarantined: false, ..holding.clone() };
+            *holding =
+                Holding { tap: None, disk: None, reach: Mode::None, pid: None, quarantined: false, ..holding.clone() };
         }
+    }
+
+    /// What the VM's guest was last let reach.
+    pub(crate) fn reach(&self, vm: VmId) -> Reach {
+        self.lock().reaches.get(&vm).cloned().unwrap_or_default()
     }
 
     /// The VM's COW file and its record are gone.
@@ -131,7 +140,7 @@ fn row(state: &mut State, vm: VmId, owner: u32) -> &mut Holding {
         tap: None,
         disk: None,
         cow: None,
-        nat: false,
+        reach: Mode::None,
         pid: None,
         quarantined: false,
     })
@@ -202,16 +211,14 @@ impl State {
                     Ok(())
                 }
             }),
-            Q::EnableNat { vm } => {
-                row(self, vm, 0).nat = true;
-                A::EnableNat(Ok(()))
-            }
-            Q::DisableNat { vm } => {
-                if let Some(row) = self.ledger.get_mut(&vm) {
-                    row.nat = false;
+            Q::SetNetwork { vm, reach } => A::SetNetwork(match self.ledger.get_mut(&vm) {
+                Some(row) => {
+                    row.reach = reach.mode;
+                    self.reaches.insert(vm, reach);
+                    Ok(())
                 }
-                A::DisableNat(Ok(()))
-            }
+                None => Err(HelperError::NotYours),
+            }),
             Q::BindProcess { vm, pid } => {
                 row(self, vm, 0).pid = Some(pid);
                 A::BindProcess(Ok(()))
@@ -293,7 +300,7 @@ impl State {
     fn release(&mut self, vm: VmId) -> Result<(), HelperError> {
         self.may_release(vm)?;
         if let Some(row) = self.ledger.get_mut(&vm) {
-            (row.tap, row.disk, row.nat, row.pid) = (None, None, false, None);
+            (row.tap, row.disk, row.reach, row.pid) = (None, None, Mode::None, None);
             if row.cow.is_none() {
                 self.ledger.remove(&vm);
             }

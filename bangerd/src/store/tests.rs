@@ -378,7 +378,7 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
             image_config: image.config,
             kernel_id: kernel.id,
             spec: banger_policy::vm::CheckedSpec::new(1, 256, 1 << 30, 1 << 30).unwrap(),
-            nat: false,
+            network: banger_policy::network::VmNetwork::default(),
             restart: vm_named("web").restart,
             starts: false,
         };

@@ -11,9 +11,11 @@ use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
 use crate::handles::Handles;
 use crate::jobs::Job;
+use crate::net::names::Known;
 use banger_policy::VmId;
 use banger_policy::lifecycle::{self, Effect, Event, Illegal, Look, State, Then};
 use banger_policy::limits::DEFAULT_STOP_SECONDS;
+use banger_policy::reach::Reach;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::JobResult;
@@ -48,6 +50,12 @@ pub(super) struct Actor {
     /// How long the guest may take to shut down.
     pub(super) patience: Duration,
     pub(super) monitor: Option<AbortHandle>,
+    /// Addresses of the names in its list.
+    pub(super) names_known: Known,
+    /// They are being asked for.
+    pub(super) names_asked: bool,
+    /// What the helper was last told that the guest reaches.
+    pub(super) reach_told: Option<Reach>,
 }
 
 /// The place of an actor: orders can be left already, and are done when it works.
@@ -78,6 +86,9 @@ impl Place {
             boot: 0,
             patience: SHUTDOWN_LIMIT,
             monitor: None,
+            names_known: Known::default(),
+            names_asked: false,
+            reach_told: None,
         };
         tokio::spawn(actor.run(first).instrument(span));
     }
@@ -168,6 +179,14 @@ impl Actor {
                 false
             }
             Order::Look => self.reconcile(Look::Later).await,
+            Order::AskNames => {
+                self.ask_names();
+                false
+            }
+            Order::Names(found) => {
+                self.names_came(found).await;
+                false
+            }
         }
     }
 

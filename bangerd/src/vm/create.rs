@@ -85,7 +85,7 @@ impl Actor {
         let size = |bytes| ByteSize::from_bytes(bytes).map_or_else(|_| bytes.to_string(), |size| size.to_string());
         let (row, spec) = (&self.row, &seat.spec);
         format!(
-            "{}: image {}, kernel {:.12}, {} vCPU, {} memory, {} root disk, {} work disk, nat {}, address {}",
+            "{}: image {}, kernel {:.12}, {} vCPU, {} memory, {} root disk, {} work disk, network {}, address {}",
             row.name,
             row.image_name,
             row.kernel_id.to_string(),
@@ -93,7 +93,7 @@ impl Actor {
             size(u64::from(spec.memory_mib) << 20),
             size(spec.system_overlay_size_bytes),
             size(spec.work_disk_size_bytes),
-            if spec.nat_enabled { "on" } else { "off" },
+            row.network.mode,
             seat.address
         )
     }

@@ -15,6 +15,7 @@ use banger_policy::id::IdError;
 use banger_policy::lifecycle::Illegal;
 use banger_policy::name::NameError;
 use banger_policy::net::IndexError;
+use banger_policy::network::NetworkError;
 use banger_policy::vm::SpecError;
 use banger_policy::{ByteSize, VmId, VmName};
 use banger_proto::model::{MAX_ERROR, cut};
@@ -51,6 +52,8 @@ pub(crate) enum VmError {
     Id(#[from] IdError),
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The public key that somebody wants to get in with.
     #[error(transparent)]
     Key(#[from] KeyError),

@@ -12,6 +12,7 @@ pub(crate) mod machine;
 mod names;
 mod order;
 mod owner;
+mod reach;
 mod readers;
 mod reconcile;
 mod record;
@@ -41,12 +42,14 @@ use crate::db::{Db, DbError, NewVm, VmRow};
 use crate::error::OverLimit;
 use crate::handles;
 use crate::jobs::Jobs;
+use crate::net::names::Names;
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::store::Store;
 use crate::users::UserDatabase;
 use banger_link::link::Link;
 use banger_policy::lifecycle::State;
+use banger_policy::network::VmNetwork;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::daemon::SshAccess;
 use banger_proto::model::{CreateRequest, JobId, Leaks};
@@ -79,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) users: Arc<dyn UserDatabase>,
     /// Guests that read disks of VMs that do not run.
     pub(crate) readers: Readers,
+    /// Addresses of names in lists of destinations.
+    pub(crate) names: Names,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -191,6 +196,7 @@ impl Vms {
         let defaults = &self.ctx.config.vm_defaults;
         let spec = size::resolve(&request, defaults, host, image.build_size)?;
         size::fits(&image, spec)?;
+        let network = VmNetwork::of(defaults.net).changed(&request.network)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
         let mut bytes = [0; 32];
         crate::util::fill_random(&mut bytes)?;
@@ -208,7 +214,7 @@ impl Vms {
             image_config: image.config,
             kernel_id: kernel.id,
             spec,
-            nat: request.nat,
+            network,
             restart: request.restart,
             starts: !request.no_start,
         };

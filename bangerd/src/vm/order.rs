@@ -2,6 +2,7 @@
 
 use super::shared::Wait;
 use crate::jobs::Job;
+use crate::net::names::Found;
 use banger_policy::Peer;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::SetRequest;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// What a user asks of a VM that exists.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Verb {
     Start,
     Stop,
@@ -25,7 +26,7 @@ pub(crate) enum Verb {
 
 impl Verb {
     /// For the job's title.
-    pub(super) fn word(self) -> &'static str {
+    pub(super) fn word(&self) -> &'static str {
         match self {
             Verb::Start => "start",
             Verb::Stop | Verb::StopWithin(_) | Verb::HostDown => "stop",
@@ -37,7 +38,7 @@ impl Verb {
     }
 
     /// Waits of the actor that become pointless. A stop does not cut a clean shutdown short.
-    pub(super) fn interrupts(self) -> &'static [Wait] {
+    pub(super) fn interrupts(&self) -> &'static [Wait] {
         match self {
             Verb::Kill(_) => &[Wait::Start, Wait::Shutdown],
             Verb::Stop | Verb::StopWithin(_) | Verb::HostDown | Verb::Delete => &[Wait::Start],
@@ -67,6 +68,10 @@ pub(super) enum Order {
     Disowned(String),
     /// The host shows something else than the row says.
     Look,
+    /// Time to ask for the names in its list again.
+    AskNames,
+    /// What came of it.
+    Names(Found),
 }
 
 impl Order {
@@ -77,6 +82,7 @@ impl Order {
                 Some(job)
             }
             Order::Ended { .. } | Order::Stale(_) | Order::Disowned(_) | Order::Look => None,
+            Order::AskNames | Order::Names(_) => None,
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::db::VmRow;
 use crate::error::chain;
 use crate::handles::Handles;
 use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
+use banger_policy::reach::Mode;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::{Holding, ProcessState};
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
 
 /// Whether a row of the helper's ledger has more than a COW file: what belongs to one boot of a VM.
 pub(super) fn holds(holding: &Holding) -> bool {
-    holding.tap.is_some() || holding.disk.is_some() || holding.nat || holding.pid.is_some()
+    holding.tap.is_some() || holding.disk.is_some() || holding.reach != Mode::None || holding.pid.is_some()
 }
 
 fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
@@ -139,8 +140,11 @@ impl Actor {
             self.row.mirror = Handles::default();
             return;
         }
-        // A change that a crash cut short, or that an older row does not know.
-        if let Err(error) = self.align_nat().await {
+        // A change that a crash cut short, or that an older row does not know. With names in the
+        // list it waits for their addresses, or the guest would be cut off from them for a moment.
+        if !self.names().is_empty() {
+            self.ask_names();
+        } else if let Err(error) = self.align_network().await {
             tracing::warn!("{}", error.message());
         }
     }

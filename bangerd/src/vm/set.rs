@@ -1,8 +1,8 @@
 //! Changes to a VM that exists. The row is the intent and comes first: sizes take effect at the
-//! next start, which grows the work disk to what the row says; NAT takes effect at once, and is
-//! compared with the row again when a VM is found running. The root disk is reserved at once, and
-//! its size is the helper's to say: a row that says something else, because a daemon was killed in
-//! between, is mended by the next start.
+//! next start, which grows the work disk to what the row says; the network takes effect at once,
+//! and is compared with the row again when a VM is found running. The root disk is reserved at
+//! once, and its size is the helper's to say: a row that says something else, because a daemon was
+//! killed in between, is mended by the next start.
 
 use super::actor::Actor;
 use super::create::root_disk_refused;
@@ -11,7 +11,9 @@ use super::machine::Seat;
 use crate::jobs::Job;
 use crate::room;
 use banger_policy::lifecycle::State;
+use banger_policy::network::{NetworkRequest, VmNetwork};
 use banger_policy::quota::UserLimits;
+use banger_policy::reach::Mode;
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{SetRequest, VmSpec};
@@ -33,26 +35,29 @@ impl Actor {
         if sized && self.row.state == State::Running {
             return Err(VmError::RunsWithItsSize(self.row.name.clone()));
         }
-        let spec = changed(was, &request)?;
+        let network_was = self.row.network.clone();
+        let network = network_was.changed(&request.network)?;
+        let spec = VmSpec { nat_enabled: network.mode == Mode::Nat, ..changed(was, &request)? };
         let limits = job.limits_of(&self.row.who());
-        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
+        self.record_spec(spec, network, request.restart.unwrap_or(policy_was), limits).await?;
         if spec.system_overlay_size_bytes > was.system_overlay_size_bytes
             || spec.work_disk_size_bytes > was.work_disk_size_bytes
         {
             job.stage("reserve disk");
             if let Err(error) = self.grow(was, spec).await {
-                self.record_spec(was, policy_was, UserLimits::NONE).await?;
+                self.record_spec(was, network_was, policy_was, UserLimits::NONE).await?;
                 return Err(error);
             }
         }
         // Also when it is what the row says already: an earlier answer of the helper's may have
         // been lost.
-        if self.row.state != State::Running || request.nat.is_none() {
+        if self.row.state != State::Running || request.network == NetworkRequest::default() {
             return Ok(());
         }
-        job.stage("nat");
-        let Err(error) = self.align_nat().await else { return Ok(()) };
-        self.record_spec(was, policy_was, UserLimits::NONE).await?;
+        job.stage("network");
+        self.learn_names().await;
+        let Err(error) = self.align_network().await else { return Ok(()) };
+        self.record_spec(was, network_was, policy_was, UserLimits::NONE).await?;
         Err(error)
     }
 
@@ -83,30 +88,20 @@ impl Actor {
             return Ok(());
         }
         let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
-        self.record_spec(spec, self.row.restart, UserLimits::NONE).await
+        self.record_spec(spec, self.row.network.clone(), self.row.restart, UserLimits::NONE).await
     }
 
     async fn record_spec(
         &mut self,
         spec: VmSpec,
+        network: VmNetwork,
         restart: banger_policy::vm::RestartPolicy,
         limits: UserLimits,
     ) -> Result<(), VmError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
+        let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits).await;
         set.map_err(|error| self.refused(error))?;
-        (self.row.spec, self.row.restart) = (spec, restart);
+        (self.row.spec, self.row.network, self.row.restart) = (spec, network, restart);
         Ok(())
-    }
-
-    /// Brings the kernel's NAT of a running VM to what the row says.
-    pub(super) async fn align_nat(&self) -> Result<(), VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
-        let helper = self.ctx.privileged.of(seat.owner);
-        let aligned = match seat.spec.nat_enabled {
-            true => helper.enable_nat(seat.id).await,
-            false => helper.disable_nat(seat.id).await,
-        };
-        Ok(aligned.map_err(|error| error.at("NAT"))?)
     }
 }
 
@@ -133,6 +128,6 @@ fn changed(was: VmSpec, request: &SetRequest) -> Result<VmSpec, VmError> {
         memory_mib: checked.memory_mib(),
         system_overlay_size_bytes: checked.root_bytes(),
         work_disk_size_bytes: checked.work_disk_bytes(),
-        nat_enabled: request.nat.unwrap_or(was.nat_enabled),
+        nat_enabled: was.nat_enabled,
     })
 }

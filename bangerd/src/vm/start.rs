@@ -9,6 +9,7 @@ use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::{Cancelled, Job};
 use crate::privileged::PrivilegedError;
+use banger_policy::network::VmNetwork;
 use banger_proto::helper::{DiskIdentity, HelperError};
 use std::sync::Arc;
 
@@ -58,9 +59,10 @@ impl Actor {
         held.hold_tap(&tap);
         ctx.handles.seed(seat.id, held.clone());
 
-        if seat.spec.nat_enabled {
-            begin(Step::Nat)?;
-            helper.enable_nat(seat.id).await.map_err(|error| error.at("NAT"))?;
+        if self.row.network != VmNetwork::default() {
+            begin(Step::Network)?;
+            self.learn_names().await;
+            self.align_network().await?;
         }
 
         begin(Step::Launch)?;

@@ -7,6 +7,7 @@ use super::machine::Seat;
 use crate::handles::Handles;
 use crate::privileged::PrivilegedError;
 use crate::util::blocking;
+use banger_policy::reach::Reach;
 use banger_proto::helper::HelperError;
 use std::path::Path;
 
@@ -37,7 +38,7 @@ impl Actor {
             }
         };
         if let Some(tap) = held.tap() {
-            note(helper.disable_nat(seat.id).await);
+            note(helper.set_network(seat.id, Reach::default()).await);
             if let Some(disk) = held.disk() {
                 note(helper.detach_disk(seat.id, disk).await);
             }

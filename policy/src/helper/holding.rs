@@ -12,8 +12,8 @@
 //! | attach disk | no disk, no process of this boot yet, and a COW record of this owner; the same disk again is answered from the row |
 //! | give disk | there is a COW record, and the VM has no row |
 //! | release tap, detach disk | the claim equals the row in every field, no process runs |
-//! | enable NAT, bind process | a tap is held; one process per boot |
-//! | disable NAT | always, on an existing row |
+//! | bind process | a tap is held; one process per boot |
+//! | set network | a tap is held; to reach nothing: always, on an existing row |
 //! | grow disk | no disk is attached or half attached, and there is a COW record of this owner that is not larger |
 //! | discard disk | no disk is attached or half attached |
 //! | release | no process runs; nothing held is success |
@@ -24,6 +24,7 @@ pub use super::row::{AttachedDisk, Cow, Disk, Process, Registration, Row, Rows, 
 use crate::access::Decision;
 use crate::id::{Digest, VmId};
 use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_ROOT_BYTES, ROOT_STEP_BYTES};
+use crate::reach::Reach;
 use std::net::Ipv4Addr;
 
 /// Why not.
@@ -336,15 +337,20 @@ pub fn discard_disk(row: Option<&Row>) -> Decision<DiscardGrant, Refusal> {
     }
 }
 
-/// May NAT be switched?
-pub fn set_nat(row: Option<&Row>, on: bool) -> Verdict {
-    match row {
-        None => Decision::Deny(Refusal::NotYours),
-        Some(row) if row.quarantined => Decision::Deny(Refusal::Quarantined),
-        Some(row) if row.nat == on => stored(),
-        Some(row) if on && !matches!(row.tap, Tap::Held { .. }) => Decision::Deny(Refusal::BadState),
-        Some(row) => grant(Row { nat: on, ..row.clone() }),
+/// May the guest reach that far?
+pub fn set_network(row: Option<&Row>, reach: Reach) -> Verdict {
+    let Some(row) = row else { return Decision::Deny(Refusal::NotYours) };
+    let Some(reach) = reach.checked() else { return Decision::Deny(Refusal::BadArgument) };
+    if row.quarantined {
+        return Decision::Deny(Refusal::Quarantined);
     }
+    if row.reach == reach {
+        return stored();
+    }
+    if reach != Reach::default() && !matches!(row.tap, Tap::Held { .. }) {
+        return Decision::Deny(Refusal::BadState);
+    }
+    grant(row.clone().with_reach(reach))
 }
 
 /// May this process be recorded? The caller has proved that it is the VM's.

@@ -1,6 +1,7 @@
 //! The state table of `holding`, whole: every row state against every operation, then every field
 //! of every claim changed in turn.
 use super::*;
+use crate::reach::{Mode, Range, Target};
 
 const OWNER: u32 = 1000;
 const GENERATION: u64 = 7;
@@ -91,8 +92,8 @@ fn answers(row: Option<&Row>, running: bool) -> String {
         word(attach_disk(&rows, vm(1), Some(&cow()), OWNER, 99)),
         word(detach_disk(row, &disk_claim(&dm), running)),
         discard,
-        word(set_nat(row, true)),
-        word(set_nat(row, false)),
+        word(set_network(row, Reach::of(Mode::Nat))),
+        word(set_network(row, Reach::default())),
         word(bind_process(row, PROCESS)),
         check,
         word(release(row, running)),
@@ -100,8 +101,8 @@ fn answers(row: Option<&Row>, running: bool) -> String {
     .join(" ")
 }
 
-/// tap, disk, process | acquire-tap release-tap attach detach discard nat-on nat-off bind running
-/// release
+/// tap, disk, process | acquire-tap release-tap attach detach discard reach-out reach-nothing bind
+/// running release
 const TABLE: &str = "
     absent | new not-yours new not-yours do not-yours not-yours not-yours not-yours stored
     --- | new stored new stored do bad-state stored bad-state not-yours do
@@ -270,8 +271,12 @@ fn only_a_bound_tap_is_registered() {
     for line in TABLE.trim().lines().skip(1) {
         let state = line.trim().split_once(" | ").unwrap().0;
         let (row, _) = row(state);
-        assert_eq!(row.registration().is_some(), state.starts_with('h') && !state.ends_with('-'), "{state}");
-        assert_eq!(row.with_quarantine(true).registration(), None);
+        assert_eq!(
+            row.registration(&Rows::new()).is_some(),
+            state.starts_with('h') && !state.ends_with('-'),
+            "{state}"
+        );
+        assert_eq!(row.with_quarantine(true).registration(&Rows::new()), None);
     }
 }
 
@@ -304,5 +309,99 @@ fn a_disk_is_given_away_only_while_nothing_of_the_vm_is_held() {
     let attempt = Cow { ready: false, ..cow() };
     for none in [None, Some(&attempt)] {
         assert_eq!(give_disk(None, none, OWNER), Decision::Deny(Refusal::NotYours));
+    }
+}
+
+fn held(byte: u8, owner: u32, reach: Reach) -> Row {
+    let tap = Tap::Held { address: Ipv4Addr::new(172, 16, 0, byte), ifindex: byte.into() };
+    Row { tap, process: Some(PROCESS), ..Row::opened(vm(byte), owner, GENERATION) }.with_reach(reach)
+}
+
+fn in_group(byte: u8) -> Reach {
+    Reach { group: Digest::from_bytes([byte; 32]).ok(), ..Reach::default() }
+}
+
+#[test]
+fn a_private_network_is_one_owners_whatever_id_is_told() {
+    let mut rows: Rows = [
+        held(1, OWNER, in_group(7)),
+        held(2, OWNER, in_group(7)),
+        held(3, OWNER + 1, in_group(7)),
+        held(4, OWNER, in_group(8)),
+        held(5, OWNER, Reach::default()),
+        held(6, OWNER, Reach::default()),
+    ]
+    .map(|row| (row.vm, row))
+    .into();
+    let peers = |rows: &Rows, byte| {
+        let registration = rows[&vm(byte)].registration(rows).unwrap();
+        registration.peers.into_iter().map(|address| address.octets()[3]).collect::<Vec<_>>()
+    };
+    assert_eq!(peers(&rows, 1), [2], "neither another owner's nor one of another network or of none");
+    assert!(peers(&rows, 3).is_empty(), "another owner, the same id");
+    assert!(peers(&rows, 4).is_empty());
+    assert!(peers(&rows, 5).is_empty(), "no network is none");
+    // Whose process is not bound, or has ended, has no address yet that could be reached.
+    let unbound = rows[&vm(2)].clone().without_process();
+    rows.insert(vm(2), unbound);
+    assert!(peers(&rows, 1).is_empty());
+    let most = rows[&vm(1)].registrable(&rows).unwrap();
+    assert_eq!(most.peers.len(), 1, "yet a withdrawal takes out what may stand there");
+}
+
+#[test]
+fn a_list_without_bounds_or_mode_is_refused_and_one_that_is_told_again_is_stored() {
+    let target = |n: u32| Target { range: Range::one(Ipv4Addr::from_bits(n)), service: None };
+    let list = |count| Reach { mode: Mode::Allow, targets: (0..count).map(target).collect(), group: None };
+    let row = held(1, OWNER, list(3));
+    let backwards = Reach { targets: list(3).targets.into_iter().rev().collect(), ..list(3) };
+    assert_eq!(set_network(Some(&row), backwards), Decision::Allow(Step::Stored));
+    assert_eq!(set_network(Some(&row), list(257)), Decision::Deny(Refusal::BadArgument));
+    let public = Reach { mode: Mode::Public, ..list(1) };
+    assert_eq!(set_network(Some(&row), public), Decision::Deny(Refusal::BadArgument));
+    assert!(matches!(set_network(Some(&row), list(256)), Decision::Allow(Step::Do(_))));
+}
+
+/// What is taken away goes before anything is added, and what a withdrawal takes out is all that
+/// could stand there.
+#[test]
+fn on_the_way_from_one_reach_to_another_nothing_is_added_before_it_is_in_the_row() {
+    use crate::helper::firewall::Change;
+    let target = |n| Target { range: Range::one(Ipv4Addr::new(1, 1, 1, n)), service: None };
+    let list = |ns: &[u8]| Reach { mode: Mode::Allow, targets: ns.iter().copied().map(target).collect(), group: None };
+    let both = |reach: Reach| Reach { group: in_group(7).group, ..reach };
+    let reaches = [
+        Reach::default(),
+        Reach::of(Mode::Public),
+        Reach::of(Mode::Nat),
+        list(&[1, 2]),
+        list(&[2, 3]),
+        in_group(7),
+        both(list(&[2])),
+        Reach { group: in_group(8).group, ..list(&[2]) },
+    ];
+    let rows: Rows = [held(2, OWNER, in_group(7)), held(3, OWNER, in_group(8))].map(|row| (row.vm, row)).into();
+    for (old, new) in reaches.iter().flat_map(|old| reaches.iter().map(move |new| (old, new))) {
+        let (old, new) = (held(1, OWNER, old.clone()), held(1, OWNER, new.clone()));
+        let half = new.halfway_from(&old);
+        let change =
+            |from: &Row, to: &Row| Change::between(from.registration(&rows).as_ref(), to.registration(&rows).as_ref());
+        assert!(change(&old, &half).add.is_empty(), "{old:?} {new:?}");
+        assert!(change(&half, &new).remove.is_empty(), "{old:?} {new:?}");
+        let left = Change::between(new.registrable(&rows).as_ref(), new.registration(&rows).as_ref());
+        assert!(left.add.is_empty(), "a withdrawal leaves something of {new:?}");
+    }
+}
+
+#[test]
+fn a_row_of_before_says_nat_and_is_understood() {
+    let row = serde_json::to_value(held(1, OWNER, Reach::of(Mode::Nat))).unwrap();
+    for (nat, mode) in [(true, Mode::Nat), (false, Mode::None)] {
+        let mut old = row.clone();
+        let fields = old.as_object_mut().unwrap();
+        fields.remove("reach").unwrap();
+        fields.insert("nat".to_owned(), nat.into());
+        let read: Row = serde_json::from_value(old).unwrap();
+        assert_eq!(read.reach, Reach::of(mode));
     }
 }

@@ -1,7 +1,8 @@
 //! What the helper holds for one VM, and whose an object of the kernel is.
 
 use crate::id::{Digest, VmId};
-use serde::{Deserialize, Serialize};
+use crate::reach::{Mode, Reach, Target};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -25,8 +26,9 @@ pub struct Row {
     pub tap: Tap,
     /// Its disk.
     pub disk: Disk,
-    /// NAT is wanted.
-    pub nat: bool,
+    /// How far its guest reaches. Helpers of before wrote `nat` and a truth value.
+    #[serde(alias = "nat", deserialize_with = "reach_or_nat")]
+    pub reach: Reach,
     /// The process of this boot.
     pub process: Option<Process>,
     /// Some object is no longer what this row says.
@@ -123,8 +125,16 @@ pub struct Registration {
     pub address: Ipv4Addr,
     /// The user who may connect to it from the host.
     pub owner: u32,
-    /// It may leave through the uplink.
-    pub nat: bool,
+    /// It may leave through the uplink, to what the rest says.
+    pub out: bool,
+    /// To the public internet.
+    pub public: bool,
+    /// To everywhere.
+    pub anywhere: bool,
+    /// And to these.
+    pub targets: Vec<Target>,
+    /// It reaches these guests, and they reach it.
+    pub peers: Vec<Ipv4Addr>,
 }
 
 impl Row {
@@ -164,28 +174,72 @@ impl Row {
     }
 
     /// What the firewall should let pass: nothing before a process is bound and after it has ended,
-    /// so that an idle tap carries nothing, whoever holds it.
+    /// so that an idle tap carries nothing, whoever holds it. `rows` has the other VMs.
     #[must_use]
-    pub fn registration(&self) -> Option<Registration> {
-        match (self.tap, self.process, self.quarantined) {
-            (Tap::Held { address, .. }, Some(_), false) => {
-                Some(Registration { tap_name: self.vm.tap_name(), address, owner: self.owner, nat: self.nat })
-            }
-            _ => None,
-        }
+    pub fn registration(&self, rows: &Rows) -> Option<Registration> {
+        let address = self.live()?;
+        Some(Registration {
+            out: self.reach.mode != Mode::None,
+            public: matches!(self.reach.mode, Mode::Public | Mode::Nat),
+            anywhere: self.reach.mode == Mode::Nat,
+            ..self.registration_of(address, self.peers(rows).filter_map(Row::live).collect())
+        })
     }
 
     /// The most that the firewall could let pass because of this row's tap, whatever the rest of
     /// the row says: what a withdrawal takes out, so that nothing stays behind that was registered
     /// when the row said otherwise.
     #[must_use]
-    pub fn registrable(&self) -> Option<Registration> {
-        let address = self.address()?;
-        Some(Registration { tap_name: self.vm.tap_name(), address, owner: self.owner, nat: true })
+    pub fn registrable(&self, rows: &Rows) -> Option<Registration> {
+        let peers = self.peers(rows).filter_map(Row::address).collect();
+        let most = self.registration_of(self.address()?, peers);
+        Some(Registration { out: true, public: true, anywhere: true, ..most })
+    }
+
+    /// The address that a bound process has.
+    fn live(&self) -> Option<Ipv4Addr> {
+        match self.tap {
+            Tap::Held { address, .. } if self.process.is_some() && !self.quarantined => Some(address),
+            _ => None,
+        }
+    }
+
+    /// The other VMs of its private network: those of the same recorded owner that were given the
+    /// same id. So never one of another owner, whatever was told.
+    fn peers<'a>(&'a self, rows: &'a Rows) -> impl Iterator<Item = &'a Row> {
+        let with = |other: &&Row| {
+            other.vm != self.vm
+                && other.owner == self.owner
+                && self.reach.group.is_some()
+                && other.reach.group == self.reach.group
+        };
+        rows.values().filter(with)
+    }
+
+    fn registration_of(&self, address: Ipv4Addr, peers: Vec<Ipv4Addr>) -> Registration {
+        Registration {
+            tap_name: self.vm.tap_name(),
+            address,
+            owner: self.owner,
+            out: false,
+            public: false,
+            anywhere: false,
+            targets: self.reach.targets.clone(),
+            peers,
+        }
     }
 
     pub(crate) fn opened(vm: VmId, owner: u32, generation: u64) -> Self {
-        Self { vm, owner, generation, tap: Tap::None, disk: Disk::None, nat: false, process: None, quarantined: false }
+        Self {
+            vm,
+            owner,
+            generation,
+            tap: Tap::None,
+            disk: Disk::None,
+            reach: Reach::default(),
+            process: None,
+            quarantined: false,
+        }
     }
 
     /// Copies with one thing changed, for the helper's commits.
@@ -194,10 +248,23 @@ impl Row {
         Self { tap, ..self }
     }
 
-    /// NAT goes with the tap.
+    /// What its guest may reach goes with the tap.
     #[must_use]
     pub fn without_tap(self) -> Self {
-        Self { tap: Tap::None, nat: false, ..self }
+        Self { tap: Tap::None, reach: Reach::default(), ..self }
+    }
+
+    /// See [`Row::with_tap`].
+    #[must_use]
+    pub fn with_reach(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// On the way from `old` to this row: what both let pass. So each of the two steps only takes
+    /// away or only adds, and what the kernel lets pass is never more than the row says.
+    #[must_use]
+    pub fn halfway_from(&self, old: &Self) -> Self {
+        self.clone().with_reach(self.reach.common(&old.reach))
     }
 
     /// See [`Row::with_tap`].
@@ -218,6 +285,20 @@ impl Row {
     pub fn with_quarantine(self, quarantined: bool) -> Self {
         Self { quarantined, ..self }
     }
+}
+
+fn reach_or_nat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reach, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Nat(bool),
+        Reach(Reach),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Nat(true) => Reach::of(Mode::Nat),
+        Either::Nat(false) => Reach::default(),
+        Either::Reach(reach) => reach,
+    })
 }
 
 impl AttachedDisk {

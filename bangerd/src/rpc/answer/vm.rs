@@ -4,6 +4,7 @@ use super::{FULL, answer, failed, job, no_room, over_limit, records, unhelped};
 use crate::vm::error::{AdminsOnly, VmError, size};
 use crate::vm::machine::MachineError;
 use banger_policy::lifecycle::Illegal;
+use banger_policy::network::NetworkError;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::io;
 
@@ -40,6 +41,10 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::Name(_) | VmError::Id(_) | VmError::Spec(_) | VmError::Key(_) | VmError::Workspace(_) => {
             (ErrorCode::BadRequest, "")
         }
+        VmError::Network(NetworkError::NoList | NetworkError::ListElsewhere(_)) => {
+            (ErrorCode::BadRequest, "Say where to: --allow 192.0.2.0/24, --allow example.org:443.")
+        }
+        VmError::Network(_) => (ErrorCode::BadRequest, ""),
         VmError::RootTooSmall { least, .. } => {
             return (ErrorCode::BadRequest, format!("Ask for more: --root-size {}.", size(*least)));
         }

@@ -11,6 +11,7 @@ use crate::vm::error::VmError;
 use crate::vm::readers::Readers;
 use crate::vm::reconcile::holds;
 use banger_policy::VmId;
+use banger_policy::reach::Mode;
 use banger_proto::helper::Holding;
 use banger_proto::model::{Leak, LeakKind};
 use std::collections::HashSet;
@@ -162,8 +163,8 @@ fn what(holding: &Holding) -> String {
     let disk =
         holding.disk.as_ref().map(|disk| format!("disk {} on {}, {}", disk.dm_dev, disk.base_loop, disk.cow_loop));
     let cow = holding.cow.as_ref().map(|cow| format!("COW file of {} bytes", cow.allocated_bytes));
-    let nat = holding.nat.then(|| "NAT".to_owned());
-    let all: Vec<String> = [tap, disk, cow, nat].into_iter().flatten().collect();
+    let reach = (holding.reach != Mode::None).then(|| format!("network {}", holding.reach));
+    let all: Vec<String> = [tap, disk, cow, reach].into_iter().flatten().collect();
     if all.is_empty() { "a row of the ledger".to_owned() } else { all.join(", ") }
 }
 

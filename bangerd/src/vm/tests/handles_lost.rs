@@ -22,7 +22,7 @@ fn remembered(world: &World, vm: &VmId) -> [bool; 3] {
 type Path = fn(&mut World, &VmRecord);
 
 fn ordered(world: &World, verb: Verb) {
-    let end = world.order(verb, "demo");
+    let end = world.order(verb.clone(), "demo");
     assert!(matches!(end, JobState::Done(_)), "{verb:?}: {end:?}");
 }
 

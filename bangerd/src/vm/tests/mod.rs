@@ -6,6 +6,7 @@ mod crash;
 mod handles_lost;
 mod life;
 mod many;
+mod network;
 mod readers;
 mod reboot;
 mod set;
@@ -21,19 +22,23 @@ use crate::convert::Converter;
 use crate::db::Db;
 use crate::handles;
 use crate::jobs::Jobs;
+use crate::net::names::{Names, Resolver};
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::privileged::sim::SimHelper;
 use crate::store::Store;
 use crate::users::{Account, Named, UserDatabase};
 use banger_policy::lifecycle::State;
+use banger_policy::network::NetworkRequest;
 use banger_policy::quota::UserLimits;
+use banger_policy::reach::Mode;
 use banger_policy::{Digest, ImageConfig, Peer, VmId};
 use banger_proto::model::{
     ApiError, CreateRequest, ImageRecord, JobId, JobResult, JobState, KernelRecord, SetRequest, VmRecord,
 };
 use banger_proto::time::Timestamp;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -74,6 +79,23 @@ impl UserDatabase for SimUsers {
     }
 }
 
+/// The host's resolver: names and addresses, until somebody changes them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SimNames(Arc<Mutex<BTreeMap<String, Vec<Ipv4Addr>>>>);
+
+impl SimNames {
+    pub(crate) fn set(&self, name: &str, addresses: &[[u8; 4]]) {
+        let addresses = addresses.iter().copied().map(Ipv4Addr::from).collect();
+        self.0.lock().unwrap().insert(name.to_owned(), addresses);
+    }
+}
+
+impl Resolver for SimNames {
+    fn resolve(&self, name: &str) -> std::io::Result<Vec<Ipv4Addr>> {
+        self.0.lock().unwrap().get(name).cloned().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+}
+
 /// A host: its disk, its helper and its processes outlive the daemon.
 pub(crate) struct World {
     dir: tempfile::TempDir,
@@ -81,6 +103,7 @@ pub(crate) struct World {
     machine: SimMachine,
     config: Config,
     pub(crate) users: SimUsers,
+    pub(crate) names: SimNames,
     /// How often the host has rebooted.
     boots: u32,
     daemon: Option<Life>,
@@ -111,6 +134,7 @@ impl World {
             machine,
             config,
             users: SimUsers::default(),
+            names: SimNames::default(),
             boots: 0,
             daemon: None,
         };
@@ -165,6 +189,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (helper, machine, config) = (self.helper.clone(), self.machine.clone(), self.config.clone());
         let users = self.users.clone();
+        let names = self.names.clone();
         let boot_id = format!("boot {}", self.boots);
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
@@ -172,6 +197,7 @@ impl World {
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None, Converter::Here);
             let context = Context {
                 readers: crate::vm::Readers::default(),
+                names: Names::of(Arc::new(names)),
                 paths,
                 config,
                 handles: handles::Store::new(db.clone()),
@@ -349,7 +375,8 @@ impl World {
 }
 
 pub(crate) fn named(name: &str) -> CreateRequest {
-    CreateRequest { name: Some(name.into()), nat: true, ..CreateRequest::default() }
+    let network = NetworkRequest { mode: Some(Mode::Nat), ..NetworkRequest::default() };
+    CreateRequest { name: Some(name.into()), network, ..CreateRequest::default() }
 }
 
 /// A change that no daemon has made.

@@ -1,16 +1,21 @@
 //! Changes to a VM that exists.
 
 use super::*;
+use banger_policy::network::VmNetwork;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::HelperError;
 use banger_proto::model::ErrorCode;
 
-fn set(world: &World, request: SetRequest) -> Result<VmRecord, ApiError> {
+pub(super) fn set(world: &World, request: SetRequest) -> Result<VmRecord, ApiError> {
     match world.order(Verb::Set(request), "demo") {
         JobState::Done(JobResult::Vm(vm)) => Ok(*vm),
         JobState::Failed(error) => Err(error),
         other => panic!("{other:?}"),
     }
+}
+
+pub(super) fn to(mode: Mode) -> NetworkRequest {
+    NetworkRequest { mode: Some(mode), ..NetworkRequest::default() }
 }
 
 fn has_nat(world: &World) -> bool {
@@ -28,7 +33,7 @@ fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
         work_disk_size_bytes: Some(384 << 20),
         ..SetRequest::default()
     };
-    let refused = set(&world, larger).unwrap_err();
+    let refused = set(&world, larger.clone()).unwrap_err();
     assert_eq!(refused.code, ErrorCode::AlreadyRunning);
     assert!(refused.hint.contains("banger vm stop demo"), "{refused:?}");
     assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
@@ -48,14 +53,14 @@ fn what_is_not_possible_is_refused_and_changes_nothing() {
     let world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
     let before = world.show(ALICE, "demo").unwrap();
-    let none = SetRequest::default();
+    let none = SetRequest::default;
     for (request, word) in [
-        (SetRequest { work_disk_size_bytes: Some(128 << 20), ..none }, "a work disk only grows"),
-        (SetRequest { root_size_bytes: Some(128 << 20), ..none }, "a root disk only grows"),
-        (SetRequest { root_size_bytes: Some(127 << 20), ..none }, "128M to 128G"),
-        (SetRequest { work_disk_size_bytes: Some(u64::MAX), ..none }, "128G"),
-        (SetRequest { vcpu_count: Some(0), nat: Some(false), ..none }, "vCPUs"),
-        (SetRequest { memory_mib: Some(1), restart: Some(RestartPolicy::Always), ..none }, "memory"),
+        (SetRequest { work_disk_size_bytes: Some(128 << 20), ..none() }, "a work disk only grows"),
+        (SetRequest { root_size_bytes: Some(128 << 20), ..none() }, "a root disk only grows"),
+        (SetRequest { root_size_bytes: Some(127 << 20), ..none() }, "128M to 128G"),
+        (SetRequest { work_disk_size_bytes: Some(u64::MAX), ..none() }, "128G"),
+        (SetRequest { vcpu_count: Some(0), network: to(Mode::None), ..none() }, "vCPUs"),
+        (SetRequest { memory_mib: Some(1), restart: Some(RestartPolicy::Always), ..none() }, "memory"),
     ] {
         let error = set(&world, request).unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
@@ -73,7 +78,7 @@ fn a_root_disk_for_which_there_is_no_room_stays_as_it_was() {
     let larger = SetRequest { root_size_bytes: Some(512 << 20), ..SetRequest::default() };
     // The helper has looked later than the daemon.
     world.helper.refuse("make the root disk larger", HelperError::NoSpace, 1);
-    let error = set(&world, larger).unwrap_err();
+    let error = set(&world, larger.clone()).unwrap_err();
     assert_eq!(error.code, ErrorCode::NoSpace);
     assert!(error.message.contains("it needs 257 MiB") && error.message.contains("512 MiB"), "{error:?}");
     assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
@@ -118,7 +123,8 @@ fn nat_and_restart_policy_change_while_it_runs() {
     let world = World::new();
     world.running("demo");
     for on in [false, false, true] {
-        let vm = set(&world, SetRequest { nat: Some(on), ..SetRequest::default() }).unwrap();
+        let mode = if on { Mode::Nat } else { Mode::None };
+        let vm = set(&world, SetRequest { network: to(mode), ..SetRequest::default() }).unwrap();
         assert_eq!((vm.spec.nat_enabled, has_nat(&world)), (on, on));
     }
     let vm = set(&world, SetRequest { restart: Some(RestartPolicy::Always), ..SetRequest::default() }).unwrap();
@@ -129,8 +135,8 @@ fn nat_and_restart_policy_change_while_it_runs() {
 fn nat_that_the_helper_refuses_stays_as_it_was() {
     let world = World::new();
     world.running("demo");
-    world.helper.refuse("disable NAT", HelperError::Kernel(16), 1);
-    set(&world, SetRequest { nat: Some(false), ..SetRequest::default() }).unwrap_err();
+    world.helper.refuse("set the network", HelperError::Kernel(16), 1);
+    set(&world, SetRequest { network: to(Mode::None), ..SetRequest::default() }).unwrap_err();
     assert!(world.show(ALICE, "demo").unwrap().spec.nat_enabled && has_nat(&world));
 }
 
@@ -141,8 +147,8 @@ fn a_crash_between_row_and_kernel_is_made_good_when_it_is_found_running() {
     world.kill_daemon();
     Runtime::new().unwrap().block_on(async {
         let db = Db::open(&world.paths().database()).await.unwrap();
-        let spec = banger_proto::model::VmSpec { nat_enabled: false, ..vm.spec };
-        db.set_vm_spec(vm.id, spec, RestartPolicy::No, UserLimits::NONE).await.unwrap();
+        let network = VmNetwork::default();
+        db.set_vm_spec(vm.id, vm.spec, network, RestartPolicy::No, UserLimits::NONE).await.unwrap();
     });
     assert!(has_nat(&world));
     world.boot();

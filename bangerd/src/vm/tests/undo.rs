@@ -15,7 +15,7 @@ fn break_step(world: &World, step: Step) {
         }
         Step::RootDisk => helper("attach the disk"),
         Step::Tap => helper("make the tap"),
-        Step::Nat => helper("enable NAT"),
+        Step::Network => helper("set the network"),
         Step::Bind => helper("bind the process"),
         Step::Handles => {
             // The folder is in the way of the file: writing it is logged and no more: the row has

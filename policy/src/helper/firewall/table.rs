@@ -10,7 +10,13 @@
 //! ```text
 //! set live   { type ifname . ipv4_addr }   # tap and the one source address that may come out of it
 //! set owners { type ifname . uid }         # tap and the user who may connect to the guest
-//! set nat    { type ipv4_addr }            # guests that may leave through the uplink
+//! set nat    { type ipv4_addr }            # guests that may leave through the uplink: to what follows
+//! set public { type ipv4_addr }            # guests that reach the public internet
+//! set anywhere { type ipv4_addr }          # guests that reach whatever the host routes to
+//! set ranges { type ipv4_addr . ipv4_addr; flags interval }   # a guest and what it reaches
+//! set ports  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval }
+//! set peers  { type ipv4_addr . ipv4_addr }                   # two guests of one private network
+//! set reserved { type ipv4_addr; flags interval }             # what is not of the public internet
 //! chain guard {                            # before connection tracking: nothing spoofed is remembered
 //!     type filter hook prerouting priority raw
 //!     iifname "bgr-*" meta nfproto != ipv4 drop
@@ -19,15 +25,22 @@
 //!     type filter hook prerouting priority mangle
 //!     iifname "bgr-*" <answers> accept
 //!     iifname "bgr-*" fib daddr type != unicast drop
-//!     iifname "bgr-*" ip daddr <metadata services> drop }
+//!     iifname "bgr-*" ip daddr <metadata services> drop
+//!     iifname "bgr-*" ip saddr . ip daddr @peers accept
+//!     iifname "bgr-*" ip saddr @anywhere accept
+//!     iifname "bgr-*" ip saddr @public ip daddr != @reserved accept
+//!     iifname "bgr-*" ip saddr . ip daddr @ranges accept
+//!     iifname "bgr-*" ip saddr . ip daddr . meta l4proto . th dport @ports accept
+//!     iifname "bgr-*" drop }
 //! chain input {                            # guest to host: answers only
 //!     type filter hook input priority filter
 //!     iifname "bgr-*" <answers> accept
 //!     iifname "bgr-*" drop }
 //! chain forward {
 //!     type filter hook forward priority filter
-//!     iifname "bgr-*" oifname "bgr-*" drop
 //!     iifname "bgr-*" ct status dnat drop
+//!     iifname "bgr-*" oifname "bgr-*" ip saddr . ip daddr @peers accept
+//!     iifname "bgr-*" oifname "bgr-*" drop
 //!     iifname "bgr-*" ip saddr != @nat drop
 //!     oifname "bgr-*" <answers> accept
 //!     oifname "bgr-*" drop }
@@ -53,8 +66,9 @@
 //! it, resets, ICMP errors. That passes within a flow.
 
 use super::super::holding::Registration;
+use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
 use super::message::{Attrs, Batch, Kind};
-use super::{Change, Element, LIVE, NAT, OWNERS, elements};
+use super::{Change, Element, LIVE, NAT, OWNERS, SETS, Set, elements};
 use crate::id::DEVICE_PREFIX;
 use std::net::Ipv4Addr;
 
@@ -64,10 +78,21 @@ const OWNED: u32 = 2 | 4;
 /// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
 const REG_1: u32 = 1;
 const REG_2: u32 = 2;
+/// The same place as words of four bytes, for keys of several fields.
+const WORDS: [u32; 4] = [8, 9, 10, 11];
+/// Of sets (`enum nft_set_flags`).
+const INTERVAL: u32 = 4;
+const CONCAT: u32 = 0x80;
+/// `NFT_SET_ELEM_INTERVAL_END`.
+const INTERVAL_END: u32 = 1;
+/// The most elements in one message: its length has 16 bits.
+const CHUNK: usize = 512;
 /// How `cmp` compares (`enum nft_cmp_ops`).
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const AT_LEAST: u32 = 5;
+/// What `meta` loads of the transport protocol (`enum nft_meta_keys`).
+const L4PROTO: u32 = 16;
 /// What `ct` loads (`enum nft_ct_keys`).
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
@@ -99,10 +124,45 @@ pub fn encode(change: &Change, batch: &mut Batch) {
 }
 
 fn put_elements(batch: &mut Batch, kind: Kind, elements: &[Element]) {
-    for element in elements {
-        let item = Attrs::new().nest(1, &Attrs::new().nest(1, &Attrs::new().bytes(1, &element.key)));
-        batch.add(kind, &Attrs::new().text(1, TABLE).text(2, element.set.name).nest(3, &item));
+    for set in SETS {
+        let of_set: Vec<&Element> = elements.iter().filter(|element| element.set == set).collect();
+        for chunk in of_set.chunks(CHUNK) {
+            let list =
+                chunk.iter().flat_map(|element| items(element)).fold(Attrs::new(), |list, item| list.nest(1, &item));
+            batch.add(kind, &Attrs::new().text(1, TABLE).text(2, set.name).nest(3, &list));
+        }
     }
+}
+
+/// What the kernel knows an element as. A range of one field is two: its first key, and the first
+/// that does not belong to it any more. One of several fields is one with two keys.
+fn items(element: &Element) -> Vec<Attrs> {
+    let value = |bytes: &[u8]| Attrs::new().bytes(1, bytes);
+    let item = Attrs::new().nest(1, &value(&element.key));
+    match element.end.first_chunk().map(|end| u32::from_be_bytes(*end)) {
+        None => vec![item],
+        Some(_) if element.set.fields.len() > 1 => vec![item.nest(10, &value(&element.end))],
+        Some(u32::MAX) => vec![item],
+        Some(last) => {
+            let behind = value(&last.saturating_add(1).to_be_bytes());
+            vec![item, Attrs::new().nest(1, &behind).u32(3, INTERVAL_END)]
+        }
+    }
+}
+
+fn put_set(batch: &mut Batch, id: u32, set: Set) {
+    let flags = match (set.ranges, set.fields.len()) {
+        (false, _) => 0,
+        (true, 1) => INTERVAL,
+        (true, _) => INTERVAL | CONCAT,
+    };
+    let mut attrs =
+        Attrs::new().text(1, TABLE).text(2, set.name).u32(3, flags).u32(4, set.key_type).u32(5, set.key_length());
+    if flags & CONCAT != 0 {
+        let field = |list: Attrs, length: &u32| list.nest(1, &Attrs::new().u32(1, *length));
+        attrs = attrs.nest(9, &Attrs::new().nest(2, &set.fields.iter().fold(Attrs::new(), field)));
+    }
+    batch.add(Kind::NewSet, &attrs.u32(10, id));
 }
 
 /// The whole table, in place of whatever stands under its name.
@@ -112,14 +172,14 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     batch.add(Kind::NewTable, &table);
     batch.add(Kind::DelTable, &Attrs::new().text(1, TABLE));
     batch.add(Kind::NewTable, &table);
-    for (id, set) in (1..).zip([LIVE, OWNERS, NAT]) {
-        let named = Attrs::new().text(1, TABLE).text(2, set.name).u32(3, 0);
-        batch.add(Kind::NewSet, &named.u32(4, set.key_type).u32(5, set.key_length).u32(10, id));
+    for (id, set) in (1..).zip(SETS) {
+        put_set(batch, id, set);
     }
+    put_elements(batch, Kind::NewElement, &reserved());
     // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
     chain(batch, "guard", "filter", 0, -300);
     rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![verdict(DROP)]]);
-    rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup("live", REG_1, true)], vec![verdict(DROP)]]);
+    rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup(LIVE, REG_1, true)], vec![verdict(DROP)]]);
     // Connection tracking is at -200, DNAT at -100.
     chain(batch, "aim", "filter", 0, -150);
     rule(batch, "aim", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
@@ -128,13 +188,15 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
         let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
         rule(batch, "aim", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![verdict(DROP)]]);
     }
+    reach(batch);
     chain(batch, "input", "filter", 1, 0);
     rule(batch, "input", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "input", &[from_vm(), vec![verdict(DROP)]]);
     chain(batch, "forward", "filter", 2, 0);
-    rule(batch, "forward", &[from_vm(), to_vm(true), vec![verdict(DROP)]]);
     rule(batch, "forward", &[from_vm(), ct_has(CT_STATUS, DST_NAT), vec![verdict(DROP)]]);
-    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup("nat", REG_1, true)], vec![verdict(DROP)]]);
+    rule(batch, "forward", &[from_vm(), to_vm(true), peers(), vec![verdict(ACCEPT)]]);
+    rule(batch, "forward", &[from_vm(), to_vm(true), vec![verdict(DROP)]]);
+    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![verdict(DROP)]]);
     rule(batch, "forward", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "output", "filter", 3, 0);
@@ -142,7 +204,7 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
         let peer = vec![meta(10, REG_2), compare(REG_2, EQUAL, &uid.to_ne_bytes()), verdict(ACCEPT)];
         rule(batch, "output", &[to_vm(true), peer]);
     }
-    let owner = vec![meta(10, REG_2), lookup("owners", REG_1, false), verdict(ACCEPT)];
+    let owner = vec![meta(10, REG_2), lookup(OWNERS, REG_1, false), verdict(ACCEPT)];
     rule(batch, "output", &[to_vm(true), owner]);
     // True of every number; a packet that has none does not match.
     let anybody = vec![meta(10, REG_2), compare(REG_2, AT_LEAST, &[0; 4]), verdict(DROP)];
@@ -150,11 +212,32 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     rule(batch, "output", &[to_vm(true), ct_has(CT_STATE, ESTABLISHED_RELATED), vec![verdict(ACCEPT)]]);
     rule(batch, "output", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "masquerade", "nat", 4, 100);
-    let leaving = vec![source(REG_1), lookup("nat", REG_1, false), expression("masq", &Attrs::new())];
+    let leaving = vec![source(REG_1), lookup(NAT, REG_1, false), expression("masq", &Attrs::new())];
     rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
-    for registration in registrations {
-        put_elements(batch, Kind::NewElement, &elements(Some(registration)));
-    }
+    let all: Vec<Element> = registrations.iter().flat_map(|registration| elements(Some(registration))).collect();
+    put_elements(batch, Kind::NewElement, &all);
+}
+
+/// The end of `aim`: only what a guest may reach goes on.
+fn reach(batch: &mut Batch) {
+    rule(batch, "aim", &[from_vm(), peers(), vec![verdict(ACCEPT)]]);
+    rule(batch, "aim", &[from_vm(), vec![source(REG_1), lookup(ANYWHERE, REG_1, false), verdict(ACCEPT)]]);
+    let public = vec![source(REG_1), lookup(PUBLIC, REG_1, false), aimed_at(REG_1), lookup(RESERVED, REG_1, true)];
+    rule(batch, "aim", &[from_vm(), public, vec![verdict(ACCEPT)]]);
+    let [first, second, third, fourth] = WORDS;
+    let to = [source(first), aimed_at(second)];
+    rule(batch, "aim", &[from_vm(), [&to[..], &[lookup(RANGES, first, false), verdict(ACCEPT)]].concat()]);
+    // The destination port of TCP and UDP alike, in the transport header (base 2).
+    let port = expression("payload", &Attrs::new().u32(1, fourth).u32(2, 2).u32(3, 2).u32(4, 2));
+    let at = [meta(L4PROTO, third), port, lookup(PORTS, first, false), verdict(ACCEPT)];
+    rule(batch, "aim", &[from_vm(), [&to[..], &at].concat()]);
+    rule(batch, "aim", &[from_vm(), vec![verdict(DROP)]]);
+}
+
+/// Source and destination are in one private network.
+fn peers() -> Vec<Attrs> {
+    let [first, second, ..] = WORDS;
+    vec![source(first), aimed_at(second), lookup(PEERS, first, false)]
 }
 
 fn chain(batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: i32) {
@@ -203,6 +286,10 @@ fn source(register: u32) -> Attrs {
     payload(register, 12, 4)
 }
 
+fn aimed_at(register: u32) -> Attrs {
+    payload(register, 16, 4)
+}
+
 fn destination(prefix: &[u8]) -> Vec<Attrs> {
     let length = u32::try_from(prefix.len()).unwrap_or(4);
     vec![payload(REG_2, 16, length), compare(REG_2, EQUAL, prefix)]
@@ -237,8 +324,8 @@ fn ct_has(key: u32, bits: u32) -> Vec<Attrs> {
     vec![ct(key), expression("bitwise", &masked), compare(REG_2, NOT_EQUAL, &[0; 4])]
 }
 
-fn lookup(set: &str, register: u32, inverted: bool) -> Attrs {
-    expression("lookup", &Attrs::new().text(1, set).u32(2, register).u32(5, u32::from(inverted)))
+fn lookup(set: Set, register: u32, inverted: bool) -> Attrs {
+    expression("lookup", &Attrs::new().text(1, set.name).u32(2, register).u32(5, u32::from(inverted)))
 }
 
 fn verdict(code: u32) -> Attrs {

@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use banger_policy::reach::{Mode, Reach};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{DiskIdentity, HelperRequest, HelperResponse, TapIdentity};
 
@@ -363,7 +364,7 @@ impl Life {
             GrowDisk => HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes: 2 * ROOT_BYTES },
             AttachDisk => HelperRequest::AttachDisk { vm, owner: OWNER },
             AcquireTap => HelperRequest::AcquireTap { vm, owner: OWNER, address_index: ADDRESS },
-            EnableNat => HelperRequest::EnableNat { vm },
+            EnableNat => HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) },
             BindProcess => {
                 let process = Who::of_vm(OWNER, vm).start("sleep 600")?;
                 let pid = process.id();
@@ -379,7 +380,7 @@ impl Life {
                 }
                 return Ok(Told::Reply(Ok(HelperResponse::Release(Ok(())))));
             }
-            DisableNat => HelperRequest::DisableNat { vm },
+            DisableNat => HelperRequest::SetNetwork { vm, reach: Reach::default() },
             DetachDisk => {
                 let disk = self.disk.clone().context("no disk was attached")?;
                 HelperRequest::DetachDisk { vm, disk }

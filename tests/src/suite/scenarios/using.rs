@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::inventory::{Allow, Kind};
 use crate::suite::Run;
+use crate::suite::command::Finished;
 use crate::suite::guests::{Guest, TINY, names};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
@@ -113,7 +114,39 @@ fn several(scene: &mut Scene) -> Result<Outcome> {
     scene.passed()
 }
 
-/// Sizes while it is stopped, NAT while it runs; the file on the disk that grew is still there.
+type Set<'a> = dyn Fn(&Scene, &[&str]) -> Result<Finished> + 'a;
+
+/// Each network mode while it runs, as the user sees it and as it stands in the firewall.
+fn reaches_another(scene: &Scene, set: &Set<'_>, address: &str) -> Result<()> {
+    let stands =
+        |name: &str, what: &str| Ok::<_, anyhow::Error>(scene.root(&format!("nft list {name}"))?.contains(what));
+    let shown = |field: &str| -> Result<String> {
+        let record = scene.banger("alice", &["vm", "show", "another", "--json"])?.ok()?.json()?;
+        Ok(record.pointer(field).map(ToString::to_string).unwrap_or_default())
+    };
+    set(scene, &["--net", "public"])?.ok()?;
+    ensure!(stands("set inet banger public", address)?, "{address} does not reach the internet");
+    ensure!(!stands("set inet banger anywhere", address)?, "{address} reaches private networks");
+    set(scene, &["--allow", "192.0.2.0/24", "--allow", "198.51.100.7:443/tcp", "--network", "lab"])?.ok()?;
+    ensure!(!stands("set inet banger public", address)?, "{address} still reaches the internet");
+    ensure!(stands("set inet banger ranges", &format!("{address} . 192.0.2.0/24"))?, "the range is not there");
+    ensure!(
+        stands("set inet banger ports", &format!("{address} . 198.51.100.7 . tcp . 443"))?,
+        "the port is not there"
+    );
+    let list = r#"["192.0.2.0/24","198.51.100.7/32:443/tcp"]"#;
+    ensure!(shown("/network/allow")? == list, "{}", shown("/network/allow")?);
+    scene.banger("alice", &["vm", "show", "another"])?.ok()?.says("198.51.100.7/32:443/tcp")?.says("lab")?;
+    set(scene, &["--net", "nat", "--allow", "192.0.2.1"])?.refused(&["allow", "nat"])?;
+    set(scene, &["--allow", "169.254.169.254"])?.refused(&["169.254.169.254", "never"])?;
+    set(scene, &["--net", "none", "--network", "none"])?.ok()?;
+    ensure!(shown("/network/private")? == "null", "it is still in a private network");
+    ensure!(!stands("table inet banger", &format!("{address} . 192.0.2.0/24"))?, "the list is still there");
+    Ok(())
+}
+
+/// Sizes while it is stopped, the network while it runs; the file on the disk that grew is still
+/// there.
 fn made_another(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     let guest = Guest::run(scene, "alice", "another")?;
@@ -128,6 +161,7 @@ fn made_another(scene: &mut Scene) -> Result<Outcome> {
     ensure!(leaves(scene)?, "{address} is not let out");
     set(scene, &["--nat", "off"])?.ok()?;
     ensure!(!leaves(scene)?, "{address} is still let out");
+    reaches_another(scene, &set, &address)?;
     guest.order(scene, "stop")?.ok()?;
     set(scene, &["--disk-size", "32M"])?.refused(&["only grows", "64M"])?;
     set(scene, &["--memory", "320M", "--vcpu", "2", "--disk-size", "256M"])?.ok()?;

@@ -4,6 +4,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use banger_policy::reach::{Mode, Reach};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{DiskIdentity, HelperRequest, HelperResponse, ProcessState, TapIdentity};
 
@@ -168,8 +169,8 @@ impl Subject<'_> {
             "attach" => HelperRequest::AttachDisk { vm, owner: OWNER },
             "detach" => HelperRequest::DetachDisk { vm, disk: self.disk.clone() },
             "discard" => HelperRequest::DiscardDisk { vm },
-            "nat-on" => HelperRequest::EnableNat { vm },
-            "nat-off" => HelperRequest::DisableNat { vm },
+            "nat-on" => HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) },
+            "nat-off" => HelperRequest::SetNetwork { vm, reach: Reach::default() },
             "bind" => HelperRequest::BindProcess { vm, pid },
             "running" => HelperRequest::ProcessRunning { vm, pid },
             "identity" => HelperRequest::Identity { vm },
@@ -317,8 +318,8 @@ pub(super) fn vm_ids(scene: &mut Scene) -> Result<Outcome> {
                 requests.pop();
             } else {
                 requests.extend([
-                    HelperRequest::EnableNat { vm: id },
-                    HelperRequest::DisableNat { vm: id },
+                    HelperRequest::SetNetwork { vm: id, reach: Reach::of(Mode::Nat) },
+                    HelperRequest::SetNetwork { vm: id, reach: Reach::default() },
                     HelperRequest::BindProcess { vm: id, pid: std::process::id() },
                     HelperRequest::Identity { vm: id },
                 ]);

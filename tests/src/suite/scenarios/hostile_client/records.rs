@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use banger_policy::reach::{Mode, Reach};
 use banger_policy::{Digest, VmId};
 use banger_proto::helper::{HelperRequest, ProcessState};
 
@@ -41,7 +42,7 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
     let mut asked = Asked { helper, told: Vec::new() };
     let create = |root_bytes| HelperRequest::CreateDisk { vm, owner: OWNER, image, root_bytes };
     let acquire = |owner| HelperRequest::AcquireTap { vm, owner, address_index: number };
-    asked.ask("enable_nat", &HelperRequest::EnableNat { vm }, "NotYours")?;
+    asked.ask("set_network", &HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) }, "NotYours")?;
     asked.ask("attach_disk", &HelperRequest::AttachDisk { vm, owner: OWNER }, "NotYours")?;
     asked.ask("create_disk", &create(1), "BadArgument")?;
     asked.ask("create_disk", &create(MIN_ROOT), "Ok")?;
@@ -53,7 +54,7 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
     asked.ask("grow_disk", &grow(3 * MIN_ROOT), "BadState")?;
     asked.ask("acquire_tap", &acquire(OWNER), "Ok")?;
     asked.ask("acquire_tap", &acquire(OWNER + 1), "NotYours")?;
-    asked.ask("enable_nat", &HelperRequest::EnableNat { vm }, "Ok")?;
+    asked.ask("set_network", &HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) }, "Ok")?;
     asked.ask("bind_process", &HelperRequest::BindProcess { vm, pid: 1 }, "NotYours")?;
 
     let mut process = Who::of_vm(OWNER, vm).start("sleep infinity")?;
@@ -82,7 +83,7 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
     let (tap, disk) = (asked.helper.tap(vm, OWNER, number)?, asked.helper.disk(vm, OWNER)?);
     asked.told.extend([("acquire_tap", "ok"), ("attach_disk", "ok")]);
     asked.ask("identity", &HelperRequest::Identity { vm }, "Ok")?;
-    asked.ask("disable_nat", &HelperRequest::DisableNat { vm }, "Ok")?;
+    asked.ask("set_network", &HelperRequest::SetNetwork { vm, reach: Reach::default() }, "Ok")?;
     asked.ask("detach_disk", &HelperRequest::DetachDisk { vm, disk: disk.clone() }, "Ok")?;
     let mut other = tap.clone();
     other.generation ^= 1;

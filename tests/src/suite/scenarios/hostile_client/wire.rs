@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use banger_policy::reach::{Mode, Reach};
 use banger_proto::helper::{DiskIdentity, HelperRequest, HelperResponse, TapIdentity};
 use banger_proto::transport::HELPER_LIMITS;
 use banger_proto::wire::{HELLO_BYTES, Hello, PROTOCOL_VERSION, Purpose, ToServer, WireError, decode, encode};
@@ -80,8 +81,8 @@ pub(super) fn requests() -> Result<Vec<HelperRequest>> {
         HelperRequest::AttachDisk { vm, owner: OWNER },
         HelperRequest::DetachDisk { vm, disk },
         HelperRequest::DiscardDisk { vm },
-        HelperRequest::EnableNat { vm },
-        HelperRequest::DisableNat { vm },
+        HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) },
+        HelperRequest::SetNetwork { vm, reach: Reach::default() },
         HelperRequest::BindProcess { vm, pid: 1 },
         HelperRequest::ProcessRunning { vm, pid: 1 },
         HelperRequest::Identity { vm },

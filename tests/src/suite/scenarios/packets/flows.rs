@@ -101,7 +101,7 @@ fn to_the_host(scene: &Scene, guest: &Guest, socket: &UdpSocket, text: &str) -> 
 }
 
 /// A datagram of a guest to the world; from where the world has seen it come.
-fn through_nat(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, text: &str) -> Result<SocketAddr> {
+pub(super) fn through_nat(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, text: &str) -> Result<SocketAddr> {
     guest(net).send(&udp(guest(net).address, OUTSIDE, text))?;
     let mut from = None;
     scene.wait_until("a datagram leaves through NAT", ARRIVES, || {
@@ -111,7 +111,7 @@ fn through_nat(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, text: &str) 
     from.context("seen, and not seen")
 }
 
-fn answered(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, to: SocketAddr, text: &str) -> Result<()> {
+pub(super) fn answered(scene: &Scene, net: &Net, guest: fn(&Net) -> &Guest, to: SocketAddr, text: &str) -> Result<()> {
     net.outside.udp.send_to(text.as_bytes(), to)?;
     scene
         .wait_until(

@@ -12,6 +12,7 @@ mod frames;
 mod guest;
 mod isolation;
 mod network;
+mod reach;
 mod users;
 
 pub(in crate::suite) use guest::Guest;
@@ -20,7 +21,7 @@ use crate::suite::list::{Scenario, Setup, Suite};
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "packets",
-    about: "what a guest can send and receive, with packets: spoofing, isolation, NAT, users, old flows, the host's DNAT, foreign rules, flushes",
+    about: "what a guest can send and receive, with packets: spoofing, isolation, network modes, private networks, users, old flows, the host's DNAT, foreign rules, flushes",
     setup: Setup::Guests,
     scenarios,
 };
@@ -31,6 +32,9 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("local-users", users::local_users),
         Scenario::new("old-flows", flows::old_flows),
         Scenario::new("dnat", dnat::dnat),
+        Scenario::new("modes", reach::modes),
+        Scenario::new("lists", reach::lists),
+        Scenario::new("private-networks", reach::private_networks),
         Scenario::new("foreign-rules-nft", foreign::nft),
         Scenario::new("foreign-rules-legacy", foreign::legacy),
         Scenario::new("flush", flush::flush),

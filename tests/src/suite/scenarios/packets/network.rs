@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use banger_policy::VmId;
+use banger_policy::reach::{Mode, Reach};
 use banger_proto::helper::HelperRequest;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
@@ -28,6 +29,17 @@ pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// Where clouds hand out credentials; here the world outside has it.
 pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// An address of the public internet (RFC 7535), here on that wire as well.
+pub(super) const WORLD: Ipv4Addr = Ipv4Addr::new(192, 31, 196, 1);
+/// Private networks behind it: RFC 1918, RFC 6598, RFC 2544.
+pub(super) const PRIVATE: [Ipv4Addr; 4] = [
+    Ipv4Addr::new(10, 77, 0, 1),
+    Ipv4Addr::new(192, 168, 77, 1),
+    Ipv4Addr::new(100, 64, 77, 1),
+    Ipv4Addr::new(198, 18, 77, 1),
+];
+/// A container of the host's: behind the tap of which the firewall knows nothing.
+pub(super) const CONTAINER: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
 /// The VM that gets the address of one that was deleted.
 const NEXT: u8 = 5;
 /// The guest behind the tap that the firewall does not know.
@@ -39,14 +51,17 @@ const BOB: u32 = 1002;
 /// What the world looks like from inside it, and its wire.
 const OUTSIDE_SETUP: &str = "ip link add out0 type veth peer name up0 netns 1 && ip link set lo up && \
     ip addr add 198.51.100.2/24 dev out0 && ip addr add 169.254.169.254/32 dev out0 && \
-    ip addr add fd00:51::2/64 dev out0 nodad && ip link set out0 up && ip route add default via 198.51.100.1";
+    ip addr add fd00:51::2/64 dev out0 nodad && ip link set out0 up && \
+    for a in 192.31.196.1 10.77.0.1 192.168.77.1 100.64.77.1 198.18.77.1; do ip addr add $a/32 dev out0; done && ip route add default via 198.51.100.1";
 
 /// The host's side of that wire; and a tap of the bench, of which the firewall knows nothing: what
 /// is dropped from a guest must get through from there, or it would have been lost for another
 /// reason.
 const HOST_SETUP: &str = "ip addr add 198.51.100.1/24 dev up0 && ip addr add fd00:51::1/64 dev up0 nodad && ip link set up0 up && \
     ip route add 169.254.169.254/32 dev up0 && ip tuntap add ctl0 mode tap && ip addr add 192.0.2.1/32 dev ctl0 && \
-    ip addr add fe80::1/64 dev ctl0 nodad && ip link set ctl0 up && ip route add 192.0.2.2/32 dev ctl0 && ip tuntap add ctl1 mode tap && \
+    ip addr add fe80::1/64 dev ctl0 nodad && ip link set ctl0 up && ip route add 192.0.2.2/32 dev ctl0 && \
+    for a in 192.31.196.1 10.77.0.1 192.168.77.1 100.64.77.1 198.18.77.1; do ip route add $a/32 dev up0; done && \
+    ip route add 172.17.0.2/32 dev ctl0 && ip neigh add 172.17.0.2 lladdr 06:00:00:00:00:c0 dev ctl0 && ip tuntap add ctl1 mode tap && \
     sysctl -q -w net.ipv4.conf.ctl0.rp_filter=0 net.ipv4.conf.all.rp_filter=0 net.ipv6.conf.all.forwarding=1";
 const HOST_UNDO: &str =
     "ip link del ctl0; ip link del ctl1; ip link del up0; sysctl -q -w net.ipv6.conf.all.forwarding=0";
@@ -164,7 +179,7 @@ impl Net {
                 processes.push(bind(scene, &mut helper, vm, owner)?);
             }
             if nat {
-                helper.ok(&HelperRequest::EnableNat { vm })?;
+                helper.ok(&HelperRequest::SetNetwork { vm, reach: Reach::of(Mode::Nat) })?;
             }
             open_guest(&tap, number)
         };
@@ -268,15 +283,20 @@ impl Net {
         self.vms.push(next);
         let tap = self.helper.tap(next, BOB, 1)?.tap_device;
         self.processes.push(bind(scene, &mut self.helper, next, BOB)?);
-        self.helper.ok(&HelperRequest::EnableNat { vm: next })?;
+        self.helper.ok(&HelperRequest::SetNetwork { vm: next, reach: Reach::of(Mode::Nat) })?;
         self.alice = open_guest(&tap, 1)?;
         Ok(())
     }
 
     /// Switches NAT of bob's guest.
     pub(super) fn bobs_nat(&mut self, on: bool) -> Result<()> {
-        let vm = *self.vms.get(1).context("no VM of bob")?;
-        self.helper.ok(&if on { HelperRequest::EnableNat { vm } } else { HelperRequest::DisableNat { vm } })
+        self.let_reach(1, if on { Reach::of(Mode::Nat) } else { Reach::default() })
+    }
+
+    /// Lets the guest that was made as the `nth` reach that far, counted from 0.
+    pub(super) fn let_reach(&mut self, nth: usize, reach: Reach) -> Result<()> {
+        let vm = *self.vms.get(nth).context("no such VM")?;
+        self.helper.ok(&HelperRequest::SetNetwork { vm, reach })
     }
 
     /// Ends processes and releases what the helper holds.

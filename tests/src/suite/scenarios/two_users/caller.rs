@@ -6,6 +6,8 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use banger_policy::network::NetworkRequest;
+use banger_policy::reach::Mode;
 use banger_proto::daemon::{DaemonClient, KillSignal};
 use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, SetRequest};
 use banger_proto::stream::{StreamRequest, Ticket};
@@ -147,7 +149,7 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
         "stop" => bare(rpc.stop_vm(soon(), vm, None, false)).await,
         "host-down" => bare(rpc.stop_vm(soon(), vm, None, true)).await,
         "restart" => bare(rpc.restart_vm(soon(), vm)).await,
-        "set" => bare(rpc.set_vm(soon(), vm, SetRequest { nat: Some(true), ..SetRequest::default() })).await,
+        "set" => bare(rpc.set_vm(soon(), vm, SetRequest { network: to_nat(), ..SetRequest::default() })).await,
         "kill" => bare(rpc.kill_vm(soon(), vm, KillSignal::Kill)).await,
         "give" => bare(rpc.give_vm(soon(), vm, "bob".to_owned())).await,
         "delete" => bare(rpc.delete_vm(soon(), vm)).await,
@@ -162,6 +164,10 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
     }
 }
 
+fn to_nat() -> NetworkRequest {
+    NetworkRequest { mode: Some(Mode::Nat), ..NetworkRequest::default() }
+}
+
 const ON_AN_IMAGE: [&str; 5] = ["show-image", "share-image", "unshare-image", "delete-image", "create-with-image"];
 const ON_A_KERNEL: [&str; 5] = ["pick-kernel", "share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel"];
 
@@ -174,7 +180,7 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
         memory_mib: None,
         system_overlay_size_bytes: None,
         work_disk_size_bytes: None,
-        nat: false,
+        network: NetworkRequest::default(),
         restart: banger_policy::vm::RestartPolicy::No,
         no_start: true,
     };

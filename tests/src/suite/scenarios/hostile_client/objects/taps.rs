@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result, ensure};
 use banger_policy::VmId;
 use banger_policy::limits::MAX_VMS;
+use banger_policy::reach::{Mode, Reach};
 use banger_proto::helper::{HelperRequest, TapIdentity};
 
 use super::{OWNER, release_all, untouched, whole_again, with_helper};
@@ -128,8 +129,8 @@ fn altered(scene: &mut Scene, helper: &mut Helper, number: u8, change: &str, und
         // And every other operation on that VM.
         for request in [
             HelperRequest::AcquireTap { vm: case.vm, owner: OWNER, address_index: case.index },
-            HelperRequest::EnableNat { vm: case.vm },
-            HelperRequest::DisableNat { vm: case.vm },
+            HelperRequest::SetNetwork { vm: case.vm, reach: Reach::of(Mode::Nat) },
+            HelperRequest::SetNetwork { vm: case.vm, reach: Reach::default() },
             HelperRequest::DiscardDisk { vm: case.vm },
         ] {
             helper.expect(&request, &["Quarantined"])?;
