@@ -59,7 +59,7 @@ impl Actor {
     /// Room for both disks is decided before either grows; the work disk itself grows at the next
     /// start.
     async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let root = spec.system_overlay_size_bytes;
         let cow = cow_file_bytes(root).saturating_sub(cow_file_bytes(was.system_overlay_size_bytes));
         // What the sparse work disk has already is not needed again.
@@ -100,7 +100,7 @@ impl Actor {
 
     /// Brings the kernel's NAT of a running VM to what the row says.
     pub(super) async fn align_nat(&self) -> Result<(), VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let helper = self.ctx.privileged.of(seat.owner);
         let aligned = match seat.spec.nat_enabled {
             true => helper.enable_nat(seat.id).await,
