@@ -8,6 +8,7 @@ mod host;
 mod network;
 mod product;
 mod state;
+mod upkeep;
 
 use crate::config::Live;
 use crate::vm::Context;
@@ -120,6 +121,7 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     let family = Family::of(&read(OS_RELEASE));
     let mut found = product::checks(ctx, doctor, family).await;
     found.extend(host::checks(ctx));
+    found.extend(upkeep::checks());
     found.extend(network::checks(&ctx.config.now()));
     found.extend(state::checks(ctx).await);
     found
