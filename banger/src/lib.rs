@@ -46,7 +46,8 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return error::report(&anyhow::Error::new(error).context("cannot start")),
     };
-    // The relay is asked from another machine, and means this one whatever its user has in use here.
+    // The relay is asked from another machine, and means this one whatever its user has in use
+    // here.
     let chosen = match cli.command {
         cli::Command::Relay | cli::Command::Context(_) | cli::Command::Completion { .. } => Ok(()),
         _ => contexts::choose(cli.host.as_deref()),

@@ -1,4 +1,5 @@
-//! The machine whose daemon is asked: this one, or one that the user's own `ssh` reaches (`--host`).
+//! The machine whose daemon is asked: this one, or one that the user's own `ssh` reaches
+//! (`--host`).
 //!
 //! There, `banger relay` connects to the daemon's socket and copies bytes, one process for each
 //! connection. One login serves all of them (`ControlMaster` of ssh_config(5)). The user's
@@ -129,8 +130,8 @@ impl Login {
         ["-S".to_owned(), self.control.display().to_string(), "-o".to_owned(), "ControlMaster=no".to_owned()]
     }
 
-    /// Logs in unless somebody has. In the foreground, so that ssh can ask for a passphrase or show a
-    /// new host key.
+    /// Logs in unless somebody has. In the foreground, so that ssh can ask for a passphrase or show
+    /// a new host key.
     async fn begin(&self, ssh: &std::path::Path, to: &Address) -> anyhow::Result<()> {
         let mut check = Command::new(ssh);
         check.args(self.options()).args(["-O", "check"]).args(to.words());

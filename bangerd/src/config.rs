@@ -1,5 +1,5 @@
-//! `/etc/banger/banger.toml`: read at the start and at each reload, checked as a whole, refused with
-//! key and line.
+//! `/etc/banger/banger.toml`: read at the start and at each reload, checked as a whole, refused
+//! with key and line.
 //!
 //! Used by the start-up and, through [`Live`], by whoever needs a default.
 

@@ -17,8 +17,8 @@ pub(crate) fn signals() -> Result<Signal, StartError> {
     signal(SignalKind::hangup()).map_err(StartError::Signal)
 }
 
-/// Reloads at each signal, as long as the daemon runs. New VMs, starts, imports and jobs ask for their
-/// values each time; what has applied a value already waits for [`Live::changes`].
+/// Reloads at each signal, as long as the daemon runs. New VMs, starts, imports and jobs ask for
+/// their values each time; what has applied a value already waits for [`Live::changes`].
 pub(crate) fn at_each(mut signals: Signal, args: Args, level: Level, config: Live) {
     tokio::spawn(async move {
         while signals.recv().await.is_some() {

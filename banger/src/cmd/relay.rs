@@ -1,8 +1,8 @@
 //! `banger relay`: the other machine's end of `--host`. ssh starts it, with this machine's user; it
 //! connects to the daemon's socket and copies bytes. It may do no more than that user may.
 //!
-//! A connection to a guest, which the daemon sends as a descriptor, ends here: from then on the bytes
-//! are the guest's.
+//! A connection to a guest, which the daemon sends as a descriptor, ends here: from then on the
+//! bytes are the guest's.
 
 use crate::client;
 use crate::error::said;

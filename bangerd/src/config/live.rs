@@ -74,7 +74,8 @@ impl Changes {
     }
 }
 
-/// Every key that differs. The pattern names all fields, so that a new one cannot be forgotten here.
+/// Every key that differs. The pattern names all fields, so that a new one cannot be forgotten
+/// here.
 fn compare(old: &Config, new: &Config) -> Reloaded {
     let Config {
         log_level,

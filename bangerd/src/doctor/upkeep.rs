@@ -1,12 +1,12 @@
-//! What a host needs in the long run: a clock that is set, a journal that is kept, loop devices that
-//! are not used up. Nothing here stops a VM from starting today.
+//! What a host needs in the long run: a clock that is set, a journal that is kept, loop devices
+//! that are not used up. Nothing here stops a VM from starting today.
 
 use super::read;
 use banger_proto::model::Check;
 use std::path::Path;
 
-/// What programs that set the clock leave while they run: systemd-timesyncd (only once it has set it),
-/// chrony, ntpd and ntpsec, openntpd.
+/// What programs that set the clock leave while they run: systemd-timesyncd (only once it has set
+/// it), chrony, ntpd and ntpsec, openntpd.
 const CLOCK_SIGNS: [&str; 5] = [
     "/run/systemd/timesync/synchronized",
     "/run/chrony/chronyd.pid",

@@ -1,6 +1,6 @@
 //! The metrics of all VMs for a program that collects them: Prometheus' text, as HTTP/1.1 on a
-//! socket of its own. The mode and the group of that socket say who may ask (bangerd-metrics.socket);
-//! the daemon asks for no more.
+//! socket of its own. The mode and the group of that socket say who may ask
+//! (bangerd-metrics.socket); the daemon asks for no more.
 //!
 //! Bounded, because a collector may be broken: few connections at a time, a short request, little
 //! time, and numbers that are computed once a second at most. It changes nothing.
