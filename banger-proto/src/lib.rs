@@ -21,6 +21,8 @@ mod held;
 #[cfg(feature = "rpc")]
 pub mod helper;
 #[cfg(feature = "rpc")]
+pub mod metrics;
+#[cfg(feature = "rpc")]
 pub mod model;
 #[cfg(feature = "rpc")]
 pub mod stream;

@@ -3,6 +3,7 @@
 
 use crate::error::{Explained, explained};
 use crate::handover::{self, Received};
+use crate::machine::{self, Address};
 use anyhow::Context as _;
 use banger_proto::daemon::{DaemonClient, OpenStream};
 use banger_proto::model::ApiError;
@@ -35,13 +36,20 @@ const WATCH: Duration = Duration::from_secs(45);
 /// A connection to the daemon.
 pub(crate) struct Client {
     pub(crate) rpc: DaemonClient,
-    socket: PathBuf,
+    place: Place,
+}
+
+/// Where the daemon is.
+enum Place {
+    Socket(PathBuf),
+    Machine(&'static Address),
 }
 
 /// A connection to a guest. The stream to the daemon beside it says that the VM is in use.
 pub(crate) struct Opened {
     pub(crate) guest: UnixStream,
-    pub(crate) _daemon: UnixStream,
+    /// None when both are one stream, over a relay.
+    pub(crate) _daemon: Option<UnixStream>,
 }
 
 /// The context of an ordinary call.
@@ -71,13 +79,16 @@ impl Client {
     /// # Errors
     /// With what to do: the daemon is not there, or this user may not use it.
     pub(crate) async fn connect() -> anyhow::Result<Self> {
-        let socket = socket_path();
-        let stream = open(&socket, Purpose::Calls).await?;
+        let place = match machine::chosen() {
+            Some(address) => Place::Machine(address),
+            None => Place::Socket(socket_path()),
+        };
+        let stream = open(&place, Purpose::Calls).await?;
         let mut config = tarpc::client::Config::default();
         // More than this the daemon would not take up on one connection.
         config.max_in_flight_requests = DAEMON_LIMITS.max_in_flight;
         let rpc = DaemonClient::new(config, transport::client(stream, DAEMON_LIMITS)).spawn();
-        Ok(Self { rpc, socket })
+        Ok(Self { rpc, place })
     }
 
     /// Opens a connection to a guest: to its agent for a command, or to its SSH server.
@@ -86,8 +97,10 @@ impl Client {
     /// The daemon's refusal, or a lost connection.
     pub(crate) async fn guest(&self, request: StreamRequest) -> anyhow::Result<Opened> {
         let (stream, _) = self.stream(request).await?;
-        match handover::receive(&stream).await.map_err(lost)? {
-            Received::Connection(guest) => Ok(Opened { guest, _daemon: stream }),
+        let relayed = matches!(self.place, Place::Machine(_));
+        match handover::receive(&stream, relayed).await.map_err(lost)? {
+            Received::Connection(guest) => Ok(Opened { guest, _daemon: Some(stream) }),
+            Received::Here => Ok(Opened { guest: stream, _daemon: None }),
             Received::Refusal(why) => {
                 let (message, hint) = why.split_once('\n').unwrap_or((&why, ""));
                 Err(explained(message, hint))
@@ -101,7 +114,7 @@ impl Client {
     /// The daemon's refusal, or a lost connection.
     pub(crate) async fn stream(&self, request: StreamRequest) -> anyhow::Result<(UnixStream, OpenStream)> {
         let opened = answer(self.rpc.open_stream(soon(), request)).await?;
-        let mut stream = open(&self.socket, Purpose::Stream).await?;
+        let mut stream = open(&self.place, Purpose::Stream).await?;
         stream.write_all(&opened.ticket.0).await.map_err(lost)?;
         Ok((stream, opened))
     }
@@ -134,10 +147,21 @@ pub(crate) fn lost(error: io::Error) -> anyhow::Error {
     explained(format!("the connection to bangerd was lost: {error}"), hint)
 }
 
-async fn open(socket: &Path, purpose: Purpose) -> anyhow::Result<UnixStream> {
-    let mut stream = match UnixStream::connect(socket).await {
-        Ok(stream) => stream,
-        Err(error) => return Err(unreachable_daemon(socket, &error)),
+/// The daemon's socket on this machine, for a relay that says no hello of its own.
+///
+/// # Errors
+/// With what to do: the daemon is not there, or this user may not use it.
+pub(crate) async fn reach_socket() -> anyhow::Result<UnixStream> {
+    let socket = socket_path();
+    UnixStream::connect(&socket).await.map_err(|error| unreachable_daemon(&socket, &error))
+}
+
+async fn open(place: &Place, purpose: Purpose) -> anyhow::Result<UnixStream> {
+    let mut stream = match place {
+        Place::Machine(address) => machine::connect(address).await?,
+        Place::Socket(socket) => {
+            UnixStream::connect(socket).await.map_err(|error| unreachable_daemon(socket, &error))?
+        }
     };
     let said = tokio::time::timeout(HELLO, transport::connect(&mut stream, purpose)).await;
     // systemd keeps the socket open for a daemon that cannot start.
@@ -154,7 +178,10 @@ async fn open(socket: &Path, purpose: Purpose) -> anyhow::Result<UnixStream> {
                 "see: journalctl -u bangerd",
             ),
         })
-        .context("cannot talk to bangerd")?;
+        .with_context(|| match place {
+            Place::Socket(_) => "cannot talk to bangerd".to_owned(),
+            Place::Machine(address) => format!("cannot talk to bangerd on {address}"),
+        })?;
     Ok(stream)
 }
 

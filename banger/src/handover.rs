@@ -4,29 +4,31 @@ use banger_proto::stream::{MAX_PAYLOAD, OPENED_BYTES};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 /// What the daemon sent.
 pub(crate) enum Received {
+    /// The stream itself is the connection now: a relay has taken the descriptor.
+    Here,
     Connection(UnixStream),
     /// Why there is none; what to do stands in further lines.
     Refusal(String),
 }
 
-/// Waits for the daemon's frame, which is its last one.
+/// Waits for the daemon's frame, which is its last one. `relayed`: no descriptor can come.
 ///
 /// # Errors
 /// What the socket says; `InvalidData` for anything but a descriptor or a refusal.
-pub(crate) async fn receive(daemon: &UnixStream) -> io::Result<Received> {
+pub(crate) async fn receive(daemon: &UnixStream, relayed: bool) -> io::Result<Received> {
     let odd = || io::Error::new(io::ErrorKind::InvalidData, "bangerd sent something else than a connection");
     let mut header = [0; OPENED_BYTES.len()];
     let mut descriptor = None;
     let mut filled = 0;
     while filled < header.len() {
         let part = header.get_mut(filled..).unwrap_or_default();
-        let (count, fd) = daemon.async_io(Interest::READABLE, || message(daemon, part)).await?;
+        let (count, fd) = daemon.async_io(Interest::READABLE, || message(daemon, part, true)).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -41,6 +43,9 @@ pub(crate) async fn receive(daemon: &UnixStream) -> io::Result<Received> {
         guest.set_nonblocking(true)?;
         return UnixStream::from_std(guest).map(Received::Connection);
     }
+    if relayed && header == OPENED_BYTES {
+        return Ok(Received::Here);
+    }
     // A refusal: the rest of a `Failed` frame.
     let [kind, l0, l1, l2, l3] = header;
     let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
@@ -51,7 +56,7 @@ pub(crate) async fn receive(daemon: &UnixStream) -> io::Result<Received> {
     let mut filled = header.len();
     while filled < frame.len() {
         let part = frame.get_mut(filled..).unwrap_or_default();
-        match daemon.async_io(Interest::READABLE, || message(daemon, part)).await? {
+        match daemon.async_io(Interest::READABLE, || message(daemon, part, true)).await? {
             (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
             (count, _) => filled = filled.saturating_add(count),
         }
@@ -63,10 +68,13 @@ pub(crate) async fn receive(daemon: &UnixStream) -> io::Result<Received> {
 }
 
 /// One recvmsg(2): bytes, and a descriptor when one came with them. Only one is ever kept.
-fn message(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+///
+/// # Errors
+/// What the socket says; `WouldBlock` when there is nothing and `now`.
+pub(crate) fn message(socket: impl AsFd, bytes: &mut [u8], now: bool) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let flags = if now { RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT } else { RecvFlags::CMSG_CLOEXEC };
     let received = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut beside, flags)?;
     let mut descriptors = beside.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
@@ -97,7 +105,7 @@ mod tests {
         let (guest, mut far) = UnixStream::pair().unwrap();
         send(&daemon, &OPENED_BYTES, &guest);
         drop(guest);
-        let Received::Connection(mut guest) = receive(&ours).await.unwrap() else { panic!("refused") };
+        let Received::Connection(mut guest) = receive(&ours, false).await.unwrap() else { panic!("refused") };
         guest.write_all(b"hello").await.unwrap();
         drop(guest);
         let mut heard = String::new();
@@ -109,16 +117,18 @@ mod tests {
     async fn a_refusal_is_read_and_anything_else_is_an_error() {
         let (ours, mut daemon) = UnixStream::pair().unwrap();
         write(&mut daemon, &Frame::Failed("web is not running\nstart it".into())).await.unwrap();
-        let Received::Refusal(why) = receive(&ours).await.unwrap() else { panic!("opened") };
+        let Received::Refusal(why) = receive(&ours, false).await.unwrap() else { panic!("opened") };
         assert_eq!(why, "web is not running\nstart it");
         write(&mut daemon, &Frame::Opened).await.unwrap();
-        assert!(receive(&ours).await.is_err(), "no descriptor came");
+        assert!(receive(&ours, false).await.is_err(), "no descriptor came");
+        write(&mut daemon, &Frame::Opened).await.unwrap();
+        assert!(matches!(receive(&ours, true).await.unwrap(), Received::Here), "the relay has it");
         let (guest, _far) = UnixStream::pair().unwrap();
         send(&daemon, &[2, 0, 0, 0, 0], &guest);
-        assert!(receive(&ours).await.is_err(), "not with this frame");
+        assert!(receive(&ours, false).await.is_err(), "not with this frame");
         daemon.write_all(&[5, 255, 255, 255, 255]).await.unwrap();
-        assert!(receive(&ours).await.is_err());
+        assert!(receive(&ours, false).await.is_err());
         drop(daemon);
-        assert!(receive(&ours).await.is_err());
+        assert!(receive(&ours, false).await.is_err());
     }
 }

@@ -9,6 +9,7 @@ mod catalogue;
 mod cli;
 mod client;
 mod cmd;
+mod contexts;
 mod error;
 mod guest;
 mod handover;
@@ -16,6 +17,7 @@ mod input;
 mod interrupt;
 mod job;
 mod kernel_file;
+mod machine;
 #[cfg(test)]
 mod man;
 mod mcp;
@@ -44,7 +46,13 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return error::report(&anyhow::Error::new(error).context("cannot start")),
     };
-    let outcome = runtime.block_on(cmd::run(cli.command));
+    // The relay is asked from another machine, and means this one whatever its user has in use
+    // here.
+    let chosen = match cli.command {
+        cli::Command::Relay | cli::Command::Context(_) | cli::Command::Completion { .. } => Ok(()),
+        _ => contexts::choose(cli.host.as_deref()),
+    };
+    let outcome = chosen.and_then(|()| runtime.block_on(cmd::run(cli.command)));
     // A thread may still be blocked in a read of standard input; it ends with the process.
     runtime.shutdown_background();
     match outcome {

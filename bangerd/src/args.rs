@@ -14,13 +14,14 @@ pub(crate) const HELP: &str = "\
 bangerd: the daemon of banger. systemd starts it; by hand, for development:
 
   bangerd [--config FILE] [--state-dir DIR] [--runtime-dir DIR] [--socket FILE]
-          [--helper-socket FILE] [--guest-binary FILE] [--firecracker FILE]
+          [--helper-socket FILE] [--metrics-socket FILE] [--guest-binary FILE] [--firecracker FILE]
   bangerd --check        says what is wrong with the configuration, and what a start would do with the
                          database (nothing, bring it to a newer schema, refuse it); changes nothing
+  bangerd --check-config says what is wrong with the configuration; `systemctl reload` runs it
   bangerd --version
 
 Each flag has a variable too: BANGER_CONFIG, BANGER_STATE_DIR, BANGER_RUNTIME_DIR, BANGER_SOCKET,
-BANGER_HELPER_SOCKET, BANGER_GUEST_BINARY, BANGER_FIRECRACKER.
+BANGER_HELPER_SOCKET, BANGER_METRICS_SOCKET, BANGER_GUEST_BINARY, BANGER_FIRECRACKER.
 ";
 
 /// What is asked of this process.
@@ -28,6 +29,7 @@ BANGER_HELPER_SOCKET, BANGER_GUEST_BINARY, BANGER_FIRECRACKER.
 pub(crate) enum Mode {
     Serve,
     Check,
+    CheckConfig,
     Version,
     Help,
 }
@@ -50,7 +52,16 @@ pub(crate) fn parse(
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Args, StartError> {
     let mut args = Args { mode: Mode::Serve, paths: Paths::default(), config_named: false, firecracker: None };
-    let flags = ["config", "state-dir", "runtime-dir", "socket", "helper-socket", "guest-binary", "firecracker"];
+    let flags = [
+        "config",
+        "state-dir",
+        "runtime-dir",
+        "socket",
+        "helper-socket",
+        "metrics-socket",
+        "guest-binary",
+        "firecracker",
+    ];
     for flag in flags {
         let variable = format!("BANGER_{}", flag.to_uppercase().replace('-', "_"));
         if let Some(value) = env(&variable).filter(|value| !value.is_empty()) {
@@ -62,6 +73,7 @@ pub(crate) fn parse(
         let word = word.to_string_lossy().into_owned();
         match word.as_str() {
             "--check" => args.mode = Mode::Check,
+            "--check-config" => args.mode = Mode::CheckConfig,
             "--version" | "-V" => args.mode = Mode::Version,
             "--help" | "-h" => args.mode = Mode::Help,
             _ => {
@@ -82,6 +94,7 @@ impl Args {
             "runtime-dir" => self.paths.runtime = value,
             "socket" => self.paths.socket = value,
             "helper-socket" => self.paths.helper_socket = value,
+            "metrics-socket" => self.paths.metrics_socket = Some(value),
             "guest-binary" => self.paths.guest_binary = value,
             "firecracker" => self.firecracker = Some(value),
             _ => {

@@ -1,8 +1,10 @@
-//! `/etc/banger/banger.toml`: read once at start, checked as a whole, refused with key and line.
+//! `/etc/banger/banger.toml`: read at the start and at each reload, checked as a whole, refused
+//! with key and line.
 //!
-//! Used by the start-up and, through [`Config`], by whoever needs a default. It holds no state.
+//! Used by the start-up and, through [`Live`], by whoever needs a default.
 
 pub(crate) mod limits;
+mod live;
 
 use crate::start_error::StartError;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
@@ -10,6 +12,7 @@ use banger_policy::net::{BridgeKeys, Network};
 use banger_policy::reach::Mode;
 use banger_policy::{ByteSize, ImageName};
 use limits::{Limits, RawLimits};
+pub(crate) use live::{Live, Reloaded, reload};
 use serde::Deserialize;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

@@ -16,6 +16,7 @@ mod log;
 mod net;
 mod paths;
 mod privileged;
+mod reload;
 mod room;
 mod rpc;
 mod start_error;
@@ -86,16 +87,20 @@ fn run(args: &Args) -> Result<(), StartError> {
             };
             println!("{}: {verdict}", path.display());
         }
+        Mode::CheckConfig => {
+            config::load(&args.paths.config, args.config_named).and_then(|config| log::check(&config.log_level))?;
+            println!("{}: ok", args.paths.config.display());
+        }
         Mode::Serve => {
             let config = config::load(&args.paths.config, args.config_named)?;
-            log::init(&config.log_level)?;
+            let level = log::init(&config.log_level)?;
             // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon
             // (prctl(2)). The launcher is no longer so, for exec sets it back, and is confined
             // instead.
             nix::sys::prctl::set_dumpable(false).map_err(StartError::Dumpable)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(StartError::Runtime)?;
-            let ended = runtime.block_on(serve(args, config));
+            let ended = runtime.block_on(serve(args, config, level));
             // An import on a blocking thread is not waited for: the next start removes what it
             // left.
             runtime.shutdown_timeout(END_LIMIT);
@@ -107,7 +112,8 @@ fn run(args: &Args) -> Result<(), StartError> {
 
 /// The start-up order. Nothing is answered before the socket is bound and said to be; what users
 /// ask is answered while the VMs of an earlier run are still being looked for.
-async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
+async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result<(), StartError> {
+    let config = config::Live::new(config);
     args.paths.check()?;
     listen::make_folders(&args.paths)?;
     let mut args = args.clone();
@@ -120,18 +126,17 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let cgroups = Cgroups::discover().map_err(StartError::Cgroup)?;
     fail::arm(&args.paths.state, &cgroups);
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
-    let host = vm::host::Host::new(&args, &config, cgroups);
+    let host = vm::host::Host::new(&args, config.clone(), cgroups);
     let jobs = jobs::Jobs::load(db.clone()).await?;
     let converter = convert::Converter::Process(Launch::self_exe());
-    let default_image = config.default_image_name.clone();
-    let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), default_image, converter);
+    let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), converter);
     store.remove_leftovers().await?;
     store.collect_in_background();
     let context = vm::Context {
         readers: vm::Readers::default(),
         names: net::names::Names::of_the_host(),
         paths: args.paths.clone(),
-        config,
+        config: config.clone(),
         handles: handles::Store::new(db.clone()),
         db,
         privileged,
@@ -143,12 +148,17 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
         actors: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
-    let listener = listen::bind(&args.paths.socket)?;
+    let sockets = listen::bind(&args.paths)?;
+    reload::at_each(reload::signals()?, args.clone(), level, config);
     listen::announce();
     vms.reconcile_in_background();
     vms.refresh_names_in_background();
     vm::stats::spawn(&vms);
     vms.watch_owners();
-    rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;
+    let daemon = rpc::Daemon::new(vms, store, &args);
+    if let Some(listener) = sockets.metrics {
+        rpc::metrics::serve(listener, Arc::clone(&daemon));
+    }
+    rpc::serve(sockets.calls, daemon).await;
     Ok(())
 }

@@ -9,6 +9,9 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use tokio::net::UnixListener;
 
+/// The file's name of the socket for metrics.
+const METRICS_FILE: &str = "metrics.sock";
+
 /// Makes what is missing. The package makes the two roots; a build folder does not.
 ///
 /// # Errors
@@ -34,22 +37,56 @@ pub(crate) fn make_folders(paths: &Paths) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The socket that systemd passed, else one of our own at `path`.
+/// The sockets of the daemon.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// For users.
+    pub(crate) calls: UnixListener,
+    /// For collectors of metrics. Optional, because an administrator may disable its unit.
+    pub(crate) metrics: Option<UnixListener>,
+}
+
+/// The sockets that systemd passed, else our own.
 ///
 /// # Errors
 /// [`StartError::Listen`], [`StartError::Inherited`].
-pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
-    let refused = |source| StartError::Listen { path: path.to_owned(), source };
+pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
+    let refused = |source| StartError::Listen { path: paths.socket.clone(), source };
     let mut inherited = listenfd::ListenFd::from_env();
-    let listener = match inherited.len() {
-        0 => bind_own(path).map_err(refused)?,
-        1 => inherited.take_unix_listener(0).map_err(refused)?.ok_or(StartError::Inherited(0))?,
-        more => return Err(StartError::Inherited(more)),
+    let count = inherited.len();
+    let (mut calls, mut metrics) = (None, None);
+    for index in 0..count {
+        let listener = inherited.take_unix_listener(index).map_err(refused)?.ok_or(StartError::Inherited(count))?;
+        let place = if is_for_metrics(&listener) { &mut metrics } else { &mut calls };
+        if place.replace(listener).is_some() {
+            return Err(StartError::Inherited(count));
+        }
+    }
+    let calls = match calls {
+        Some(listener) => listener,
+        None if count == 0 => bind_own(&paths.socket).map_err(refused)?,
+        None => return Err(StartError::Inherited(count)),
     };
+    if metrics.is_none()
+        && let Some(path) = &paths.metrics_socket
+    {
+        let refused = |source| StartError::Listen { path: path.clone(), source };
+        metrics = Some(bind_own(path).map_err(refused)?);
+    }
+    Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics: metrics.map(ready).transpose().map_err(refused)? })
+}
+
+/// The socket's own name says what it is for: the unit's is `/run/banger/metrics.sock`.
+fn is_for_metrics(listener: &StdListener) -> bool {
+    let address = listener.local_addr().ok();
+    address.and_then(|address| Some(address.as_pathname()?.file_name()? == METRICS_FILE)).unwrap_or(false)
+}
+
+fn ready(listener: StdListener) -> std::io::Result<UnixListener> {
     // systemd passes it open over execve, and a VMM must not get it.
-    fcntl_setfd(&listener, FdFlags::CLOEXEC).map_err(|errno| refused(errno.into()))?;
-    listener.set_nonblocking(true).map_err(refused)?;
-    UnixListener::from_std(listener).map_err(refused)
+    fcntl_setfd(&listener, FdFlags::CLOEXEC)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 fn bind_own(path: &Path) -> std::io::Result<StdListener> {
@@ -79,8 +116,42 @@ pub(crate) fn announce() {
     }
 }
 
+/// Tells systemd that a reload has begun. It compares the time with that of its own request.
+pub(crate) fn announce_reload() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!("cannot notify systemd: {error}"),
+    }
+}
+
+/// Tells systemd that the reload is over, and people how it went: `systemctl status` shows it.
+pub(crate) fn announce_reloaded(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!("cannot notify systemd: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_known_by_its_name_and_a_live_one_is_not_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let of = |name: &str| StdListener::bind(at(name)).unwrap();
+        assert!(is_for_metrics(&of("metrics.sock")) && !is_for_metrics(&of("bangerd.sock")));
+        let mut paths = Paths { socket: at("calls.sock"), ..Paths::default() };
+        assert!(bind(&paths).unwrap().metrics.is_none(), "none was asked for");
+        paths.metrics_socket = Some(at("m.sock"));
+        let sockets = bind(&paths).unwrap();
+        let mode = std::fs::metadata(at("m.sock")).unwrap().permissions().mode();
+        assert_eq!((sockets.metrics.is_some(), mode & 0o777), (true, 0o660));
+        assert!(matches!(bind(&paths), Err(StartError::Listen { .. })));
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Paths {
     pub(crate) runtime: PathBuf,
     /// The daemon's own socket, when systemd does not pass it.
     pub(crate) socket: PathBuf,
+    /// The daemon's socket for metrics, when systemd does not pass it; none is made by default.
+    pub(crate) metrics_socket: Option<PathBuf>,
     /// The helper's socket.
     pub(crate) helper_socket: PathBuf,
     /// `banger-guest`, which becomes `/init` of every guest.
@@ -47,6 +49,7 @@ impl Default for Paths {
             state: "/var/lib/banger".into(),
             runtime: "/run/bangerd".into(),
             socket: "/run/banger/bangerd.sock".into(),
+            metrics_socket: None,
             helper_socket: "/run/banger/priv.sock".into(),
             guest_binary: "/usr/lib/banger/banger-guest".into(),
             config: "/etc/banger/banger.toml".into(),

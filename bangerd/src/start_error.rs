@@ -31,7 +31,9 @@ pub(crate) enum StartError {
     #[error("cannot listen on {}", .path.display())]
     Listen { path: PathBuf, source: io::Error },
     /// The descriptors that systemd passed.
-    #[error("systemd passed {0} sockets, one was expected: look at bangerd.socket")]
+    #[error(
+        "systemd passed {0} sockets, and not one of bangerd.socket and at most one of bangerd-metrics.socket: look at both units"
+    )]
     Inherited(usize),
     /// The cgroup tree.
     #[error("cannot find the daemon's cgroup")]
@@ -48,6 +50,12 @@ pub(crate) enum StartError {
     /// Its memory could be read by other processes of its user.
     #[error("cannot close the daemon's memory to its own user")]
     Dumpable(#[source] nix::Error),
+    /// The signal of a reload.
+    #[error("cannot listen for SIGHUP")]
+    Signal(#[source] io::Error),
+    /// A level that was checked and could not be set.
+    #[error("cannot set the log level")]
+    LogFilter(#[source] tracing_subscriber::reload::Error),
     /// The runtime.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),

@@ -1,6 +1,7 @@
 //! What can be typed. Values are texts here; they become checked types in `cmd`, with the daemon's
 //! messages.
 
+mod context;
 mod image;
 mod job;
 mod kernel;
@@ -9,6 +10,7 @@ pub(crate) mod session;
 mod system;
 mod vm;
 
+pub(crate) use context::Context;
 pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
 pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
@@ -23,6 +25,8 @@ A VM is named by its name, its id, or the beginning of its id. Administrators na
 Sizes: a number with B, K, M or G, such as 512M or 8G; a bare number is MiB.
 
 Environment:
+  BANGER_HOST    the machine whose daemon is asked, as --host
+  BANGER_SSH     the ssh for --host [default: /usr/bin/ssh]
   BANGER_SOCKET  the daemon's socket [default: /run/banger/bangerd.sock]
   HTTPS_PROXY    the way to registries; NO_PROXY: hosts that are reached without it
   SSL_CERT_FILE  certificate authorities of registries, instead of the host's
@@ -35,6 +39,8 @@ Files:
                    cache_size = \"10G\"
                    [mirrors]
                    \"docker.io\" = [\"https://mirror.example\"]
+  ~/.config/banger/contexts.toml
+                 what `banger context` keeps
   ~/.config/banger/catalogue.toml
                  your own short names of images, as in /usr/share/banger/catalogue.toml
   ~/.cache/banger
@@ -44,6 +50,10 @@ Files:
 #[derive(Debug, Parser)]
 #[command(name = "banger", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
+    /// Ask the daemon of another machine, over ssh: ssh://[USER@]MACHINE[:PORT], or a name of
+    /// `banger context`
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -76,6 +86,12 @@ pub(crate) enum Command {
     SshConfig(SshConfig),
     /// Serve an agent by the Model Context Protocol, on standard input and output
     Mcp,
+    /// Names for other machines, whose daemon `--host` asks
+    #[command(subcommand)]
+    Context(Context),
+    /// Copy bytes between ssh and the daemon's socket; started by `--host` on the other machine
+    #[command(hide = true)]
+    Relay,
     /// Show the versions of this program, of bangerd and of Firecracker
     Version(Json),
     /// Print a completion script

@@ -2,6 +2,7 @@
 //! The host key is the one that the daemon made: nothing is trusted on first use.
 
 use crate::client::{Client, answer, soon};
+use crate::machine;
 use crate::output::line;
 use crate::programs;
 use crate::session;
@@ -26,7 +27,10 @@ pub(super) async fn ssh(vm: String, arguments: &[String]) -> anyhow::Result<u8> 
     // no configuration: what a user has for all hosts, forwardings above all, is not meant for
     // sandboxes.
     let host = format!("{}{HOSTS}", access.vm);
-    let error = Command::new(ssh).args(["-F", "none"]).args(options).arg(host).args(arguments).exec();
+    let (name, machine) = machine::variable();
+    let mut command = Command::new(ssh);
+    command.env(name, machine).args(["-F", "none"]).args(options).arg(host).args(arguments);
+    let error = command.exec();
     Err(error).context("cannot run ssh")
 }
 

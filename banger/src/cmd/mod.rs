@@ -5,6 +5,7 @@ mod bug;
 mod cache;
 mod chown;
 mod completion;
+mod context;
 mod cp;
 mod doctor;
 mod exec;
@@ -18,6 +19,7 @@ mod login;
 mod mcp;
 mod prune;
 mod pull;
+mod relay;
 mod run;
 mod session;
 mod spec;
@@ -46,6 +48,8 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),
         Command::Mcp => mcp::run().await,
+        Command::Context(command) => context::run(command),
+        Command::Relay => relay::run().await,
         Command::Version(json) => version::run(json).await,
         Command::Completion { shell } => completion::run(shell),
     }

@@ -67,7 +67,8 @@ pub(super) async fn run(
     cancelled: impl Future<Output = ()>,
 ) -> anyhow::Result<Ended> {
     let mut command = Command::new(program);
-    command.args(&call.words).env("NO_COLOR", "1").kill_on_drop(true);
+    let (name, machine) = crate::machine::variable();
+    command.args(&call.words).env(name, machine).env("NO_COLOR", "1").kill_on_drop(true);
     // The client's Ctrl-C is for the client: this process passes on what is meant for the command.
     command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if call.stdin.is_some() { Stdio::piped() } else { Stdio::null() });

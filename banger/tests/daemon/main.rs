@@ -6,6 +6,7 @@ mod commands;
 mod doctor;
 #[path = "../fake/mod.rs"]
 mod fake;
+mod host;
 mod terminal;
 
 use banger_policy::lifecycle::State;

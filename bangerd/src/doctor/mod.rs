@@ -8,15 +8,18 @@ mod host;
 mod network;
 mod product;
 mod state;
+mod upkeep;
 
+use crate::config::Live;
 use crate::vm::Context;
 use crate::vm::host::find_vmm;
+use crate::vm::machine::MachineError;
 use banger_policy::distribution::{Family, OS_RELEASE};
 use banger_proto::model::{ApiError, Check};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// For how long an answer is given again. Each costs a process, a walk through the helper's ledger
@@ -60,22 +63,27 @@ struct Asked {
 /// The checks, and what they found last. Callers who come at the same time get one answer.
 #[derive(Debug)]
 pub(crate) struct Doctor {
+    config: Live,
+    /// Wins over the configured one.
     firecracker: Option<PathBuf>,
-    /// When the daemon has read its configuration.
-    started: SystemTime,
     version: Mutex<Option<Asked>>,
     found: Mutex<Option<(Instant, Vec<Check>)>>,
 }
 
 impl Doctor {
-    /// `firecracker`: the configured one.
-    pub(crate) fn new(firecracker: Option<PathBuf>) -> Self {
-        Self { firecracker, started: SystemTime::now(), version: Mutex::default(), found: Mutex::default() }
+    /// `firecracker`: the one that the command line names.
+    pub(crate) fn new(config: Live, firecracker: Option<PathBuf>) -> Self {
+        Self { config, firecracker, version: Mutex::default(), found: Mutex::default() }
+    }
+
+    /// The VMM that the next VM is started with.
+    fn vmm(&self) -> Result<PathBuf, MachineError> {
+        find_vmm(self.firecracker.as_deref().or(self.config.now().firecracker_bin.as_deref()))
     }
 
     /// The VMM's own version line, asked once of each binary.
     pub(crate) async fn vmm_version(&self) -> Result<String, ApiError> {
-        let path = find_vmm(self.firecracker.as_deref())?;
+        let path = self.vmm()?;
         let binary = Binary::of(&path).map_err(|error| ApiError::from(Firecracker(Box::new(error))))?;
         let mut known = self.version.lock().await;
         if let Some(asked) = known.as_ref()
@@ -113,7 +121,8 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     let family = Family::of(&read(OS_RELEASE));
     let mut found = product::checks(ctx, doctor, family).await;
     found.extend(host::checks(ctx));
-    found.extend(network::checks(&ctx.config));
+    found.extend(upkeep::checks());
+    found.extend(network::checks(&ctx.config.now()));
     found.extend(state::checks(ctx).await);
     found
 }
@@ -140,7 +149,7 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         };
         write("Firecracker v1");
-        let doctor = std::sync::Arc::new(Doctor::new(Some(path.clone())));
+        let doctor = std::sync::Arc::new(Doctor::new(Live::new(crate::config::Config::built_in()), Some(path.clone())));
         let askers = (0..32).map(|_| {
             let doctor = std::sync::Arc::clone(&doctor);
             tokio::spawn(async move { doctor.vmm_version().await })
@@ -164,7 +173,7 @@ mod tests {
     #[test]
     fn whoever_comes_together_gets_one_answer_of_the_checks() {
         let world = crate::vm::tests::World::new();
-        let (doctor, life) = (Doctor::new(None), world.life());
+        let (doctor, life) = (Doctor::new(Live::new(crate::config::Config::built_in()), None), world.life());
         let checks = || doctor.checks(&life.vms.ctx);
         drop(world.take_log());
         life.runtime.block_on(checks());

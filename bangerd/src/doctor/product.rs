@@ -4,7 +4,6 @@
 use super::Doctor;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
-use crate::vm::host::find_vmm;
 use banger_policy::distribution::Family;
 use banger_proto::model::{ApiError, Check};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -17,13 +16,13 @@ const FIRECRACKER_TESTED: (u32, u32) = (1, 16);
 
 pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Vec<Check> {
     let version = doctor.vmm_version().await;
-    let binary = find_vmm(doctor.firecracker.as_deref()).ok().and_then(|path| Some((path.metadata().ok()?, path)));
+    let binary = doctor.vmm().ok().and_then(|path| Some((path.metadata().ok()?, path)));
     let mut found = vec![
         helper(ctx).await,
         socket("helper's socket", &ctx.paths.helper_socket, "banger-priv.socket"),
         vmm(version),
         guest_binary(&ctx.paths.guest_binary, family),
-        configuration(modified(&ctx.paths.config), doctor.started),
+        configuration(modified(&ctx.paths.config), ctx.config.read_at()),
         leftover_configuration(&ctx.paths.config),
     ];
     if let Some((meta, path)) = binary {
@@ -118,15 +117,13 @@ fn guest_binary(path: &Path, family: Family) -> Check {
     Check::fail(NAME, format!("{} is missing", path.display()), again)
 }
 
-/// The configuration counts as it was at the daemon's start.
-fn configuration(changed: Option<SystemTime>, started: SystemTime) -> Check {
+/// The configuration counts as it was when it was last read.
+fn configuration(changed: Option<SystemTime>, read: SystemTime) -> Check {
     const NAME: &str = "configuration";
     match changed {
-        Some(changed) if changed > started => Check::warn(
-            NAME,
-            "it was changed after bangerd has read it",
-            "sudo /usr/lib/banger/bangerd --check && sudo systemctl restart bangerd banger-priv",
-        ),
+        Some(changed) if changed > read => {
+            Check::warn(NAME, "it was changed after bangerd has read it", "sudo systemctl reload bangerd")
+        }
         Some(_) => Check::pass(NAME, "in force as it stands in the file"),
         None => Check::pass(NAME, "there is no file: the defaults are in force"),
     }

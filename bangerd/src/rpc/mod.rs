@@ -3,6 +3,7 @@
 
 mod admission;
 mod answer;
+pub(crate) mod metrics;
 mod rate;
 mod service;
 mod streams;
@@ -14,9 +15,10 @@ use crate::store::Store;
 use crate::vm::Vms;
 use admission::{Admission, Place};
 use banger_proto::daemon::Daemon as _;
+use banger_proto::model::DaemonInfo;
 use banger_proto::time::Timestamp;
 use banger_proto::transport::{self, DAEMON_LIMITS};
-use banger_proto::wire::Purpose;
+use banger_proto::wire::{PROTOCOL_VERSION, Purpose};
 use futures::StreamExt as _;
 use rate::Rates;
 use std::sync::Arc;
@@ -48,10 +50,18 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new(vms: Arc<Vms>, store: Arc<Store>, args: &Args) -> Arc<Self> {
-        let firecracker = args.firecracker.clone().or_else(|| vms.ctx.config.firecracker_bin.clone());
         let (calls, notes) = (Rates::calls(), Rates::notes());
-        let doctor = Doctor::new(firecracker);
+        let doctor = Doctor::new(vms.ctx.config.clone(), args.firecracker.clone());
         Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), doctor, calls, notes })
+    }
+
+    async fn info(&self) -> DaemonInfo {
+        DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL_VERSION,
+            started_at: self.started_at,
+            vmm_version: self.doctor.vmm_version().await.unwrap_or_default(),
+        }
     }
 
     /// Whether a line about this user's connections may be written to the log.
@@ -81,7 +91,7 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
                 Ok((stream, _)) => {
                     let (daemon, admission) = (Arc::clone(&daemon), Arc::clone(&admission));
                     let ctx = &daemon.vms.ctx;
-                    let (users, limits) = (Arc::clone(&ctx.users), ctx.config.limits.clone());
+                    let (users, limits) = (Arc::clone(&ctx.users), ctx.config.now().limits.clone());
                     tokio::spawn(async move {
                         if let Some(place) = admission::admit(&admission, &stream, users, limits).await {
                             connection(stream, place, daemon).await;

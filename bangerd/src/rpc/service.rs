@@ -14,7 +14,6 @@ use banger_proto::model::{
     KernelRecord, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
-use banger_proto::wire::PROTOCOL_VERSION;
 use std::sync::Arc;
 use std::time::Duration;
 use tarpc::context::Context;
@@ -43,12 +42,7 @@ impl Service {
 impl banger_proto::daemon::Daemon for Service {
     async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
         self.pay()?;
-        Ok(DaemonInfo {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: PROTOCOL_VERSION,
-            started_at: self.daemon.started_at,
-            vmm_version: self.daemon.doctor.vmm_version().await.unwrap_or_default(),
-        })
+        Ok(self.daemon.info().await)
     }
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {

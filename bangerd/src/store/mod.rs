@@ -18,6 +18,7 @@ mod staging;
 mod stored;
 pub(crate) mod wanted;
 
+use crate::config::Live;
 use crate::convert::Converter;
 use crate::db::store::{IMAGES, KERNELS, User};
 use crate::db::{Db, DbError};
@@ -74,7 +75,7 @@ pub(crate) struct Store {
     paths: Paths,
     db: Db,
     jobs: Arc<Jobs>,
-    default_image: Option<ImageName>,
+    config: Live,
     /// Held while something is published or removed: two imports of the same content, or an import
     /// and a removal, would otherwise meet in one folder.
     publishing: Mutex<()>,
@@ -84,18 +85,12 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(
-        paths: Paths,
-        db: Db,
-        jobs: Arc<Jobs>,
-        default_image: Option<ImageName>,
-        converter: Converter,
-    ) -> Arc<Self> {
+    pub(crate) fn new(paths: Paths, db: Db, jobs: Arc<Jobs>, config: Live, converter: Converter) -> Arc<Self> {
         Arc::new(Self {
             paths,
             db,
             jobs,
-            default_image,
+            config,
             publishing: Mutex::new(()),
             imports: Turns::new(import::AT_ONCE),
             converter,
@@ -206,7 +201,8 @@ impl Store {
             return self.named(peer, word).await;
         }
         let images = self.db.images(&self.paths).await?;
-        let configured = self.default_image.as_ref().map(ImageName::as_str);
+        let config = self.config.now();
+        let configured = config.default_image_name.as_ref().map(ImageName::as_str);
         let picked = policy::default_image(peer, &entries(&images), configured);
         take(images, picked).map_err(|why| match why {
             Unresolved::Several => StoreError::Several(&IMAGES),

@@ -287,7 +287,7 @@ impl Actor {
         if self.row.state == State::Running && outcome.then == Then::Is(State::Stopped) {
             self.shared.set_ended(reason);
         }
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let mut failed = Ok(());
         for effect in outcome.effects.iter().copied() {
             if failed.is_err() && effect.needs_success() {
@@ -339,7 +339,7 @@ impl Actor {
     }
 
     async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         self.owner_is_there().await?;
         let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
         counted.map_err(|error| self.refused(error))?;

@@ -54,7 +54,7 @@ impl Actor {
     }
 
     async fn make(&mut self, job: &Job, start: bool, keep: bool) -> Result<JobResult, VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         job.go_on()?;
         // What the request was resolved to; `vm run` shows it before everything else.
         job.stage("spec");

@@ -4,7 +4,7 @@ mod reader;
 
 use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::args::Args;
-use crate::config::Config;
+use crate::config::Live;
 use crate::handles::Handles;
 use crate::jobs::Cancelled;
 use crate::paths::Paths;
@@ -19,7 +19,6 @@ use banger_link::link::Link;
 use banger_link::monitor::{self, Parts};
 use banger_link::token;
 use banger_policy::VmId;
-use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::{BootToken, GuestConfig};
 use banger_vmm::api::{self, Drive, Interface, VmmConfig};
@@ -29,7 +28,6 @@ use banger_vmm::{Files, Launch, StandIn, Vmm, confine};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rustix::process::Signal;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,8 +49,8 @@ const WORK_DISKS: usize = 2;
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     paths: Paths,
-    network: Network,
-    dns: Ipv4Addr,
+    config: Live,
+    /// Wins over the configured one.
     firecracker: Option<PathBuf>,
     stand_in: Option<StandIn>,
     cgroups: Cgroups,
@@ -60,16 +58,19 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) fn new(args: &Args, config: &Config, cgroups: Cgroups) -> Self {
+    pub(crate) fn new(args: &Args, config: Live, cgroups: Cgroups) -> Self {
         Self {
             paths: args.paths.clone(),
-            network: config.network,
-            dns: config.default_dns,
-            firecracker: args.firecracker.clone().or_else(|| config.firecracker_bin.clone()),
+            config,
+            firecracker: args.firecracker.clone(),
             stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
             work_disks: Turns::new(WORK_DISKS),
         }
+    }
+
+    fn vmm_binary(&self) -> Result<PathBuf, MachineError> {
+        find_vmm(self.firecracker.as_deref().or(self.config.now().firecracker_bin.as_deref()))
     }
 
     fn host_key(&self, seat: &Seat) -> Result<KeyPair, MachineError> {
@@ -86,11 +87,12 @@ impl Host {
         let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
         crate::fail::point("boot files", "token");
         let host_key = self.host_key(seat)?.private_pem().map_err(MachineError::HostKey)?;
+        let host = self.config.now();
         let config = GuestConfig {
             hostname: seat.hostname.clone(),
             address: seat.address,
-            gateway: self.network.gateway(),
-            dns: self.dns,
+            gateway: host.network.gateway(),
+            dns: host.default_dns,
             authorized_keys: user_keys,
             host_key,
             control_port: seat.index.control_port(),
@@ -159,7 +161,7 @@ impl Host {
         let link = Arc::new(Link::new(seat.paths.vsock(), token.clone()));
         let control = control_of(seat, cgroup.clone(), token)?;
         let launch = Launch {
-            binary: find_vmm(self.firecracker.as_deref())?,
+            binary: self.vmm_binary()?,
             id: seat.id.short(),
             api_socket: seat.paths.api_socket(),
             console: seat.paths.console(),
@@ -223,7 +225,7 @@ impl Host {
 
     fn check(&self, seat: &Seat) -> Result<(), MachineError> {
         check_kvm()?;
-        find_vmm(self.firecracker.as_deref())?;
+        self.vmm_binary()?;
         if !self.paths.guest_binary.is_file() {
             return Err(MachineError::NoGuestBinary(self.paths.guest_binary.clone()));
         }

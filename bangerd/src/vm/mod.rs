@@ -37,7 +37,7 @@ mod sim;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use crate::config::Config;
+use crate::config::Live;
 use crate::db::{Db, DbError, NewVm, VmRow};
 use crate::error::OverLimit;
 use crate::handles;
@@ -69,7 +69,7 @@ const NAME_ATTEMPTS: usize = 10;
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) paths: Paths,
-    pub(crate) config: Config,
+    pub(crate) config: Live,
     pub(crate) db: Db,
     pub(crate) handles: handles::Store,
     pub(crate) privileged: Privileged,
@@ -193,8 +193,8 @@ impl Vms {
         };
         let host = size::HostSize::of_this_host();
         let image = self.store.pick_image(peer, request.image_name.as_deref()).await?;
-        let defaults = &self.ctx.config.vm_defaults;
-        let spec = size::resolve(&request, defaults, host, image.build_size)?;
+        let defaults = self.ctx.config.now().vm_defaults;
+        let spec = size::resolve(&request, &defaults, host, image.build_size)?;
         size::fits(&image, spec)?;
         let network = VmNetwork::of(defaults.net).changed(&request.network)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
@@ -259,7 +259,7 @@ impl Vms {
     async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
-            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network, peer.limits).await {
+            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.now().network, peer.limits).await {
                 Ok(row) => return Ok(row),
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);
@@ -301,7 +301,7 @@ impl Vms {
         let key = banger_link::keys::parse_public(public_key)?;
         let row = self.find(peer, word).await?;
         let vm = row.id;
-        let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.now().network)?;
         let (link, _visit) = self.link(peer, word).await?;
         self.ctx.db.add_key(peer.owner(), key).await?;
         let mut keys = self.ctx.db.keys(row.who()).await?;

@@ -79,7 +79,7 @@ impl Vms {
         let account = tokio::task::spawn_blocking(move || users.account(&wanted)).await.ok().flatten();
         let account =
             account.ok_or_else(|| VmError::NoSuchUser(user.chars().filter(|c| !c.is_control()).take(80).collect()))?;
-        let limits = self.ctx.config.limits.of(account.uid, &account.name, &account.groups);
+        let limits = self.ctx.config.now().limits.of(account.uid, &account.name, &account.groups);
         let to = Peer { uid: account.uid, name: account.name.into(), admin: false, limits };
         let title = format!("give {} to {}", row.name, to.name);
         let job = self.ctx.jobs.begin(peer, title.clone())?;

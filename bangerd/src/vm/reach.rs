@@ -40,7 +40,7 @@ impl Vms {
 impl Actor {
     /// Brings what a running VM's guest reaches to what the row says.
     pub(super) async fn align_network(&mut self) -> Result<(), VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let reach = self.reach();
         // Not known any more, until the helper has answered.
         self.reach_told = None;
@@ -53,7 +53,7 @@ impl Actor {
     fn reach(&self) -> Reach {
         let network = &self.row.network;
         let targets = match network.mode {
-            Mode::Allow => self.names_known.targets(network, self.ctx.config.default_dns),
+            Mode::Allow => self.names_known.targets(network, self.ctx.config.now().default_dns),
             Mode::None | Mode::Public | Mode::Nat => Vec::new(),
         };
         Reach { mode: network.mode, targets, group: group_of(&self.row) }

@@ -167,7 +167,7 @@ impl Vms {
         }
         let turn = timeout(PATIENCE, self.ctx.readers.turns.take(peer.uid)).await.ok().flatten();
         let turn = turn.ok_or_else(|| VmError::OthersRead(row.name.clone()))?;
-        let mut seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.network)?;
+        let mut seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.now().network)?;
         seat.id = new_id()?;
         let runtime = self.ctx.paths.vm(&seat.id).runtime;
         seat.paths = VmPaths { dir: runtime.clone(), runtime, cow: seat.paths.cow };
@@ -199,7 +199,7 @@ impl Vms {
 
     async fn reader(&self, name: &VmName, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, VmError> {
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
-        running.ready(self.ctx.config.guest_ready_timeout).await?;
+        running.ready(self.ctx.config.now().guest_ready_timeout).await?;
         running.link().ok_or_else(|| VmError::NotRunning(name.clone()))
     }
 }

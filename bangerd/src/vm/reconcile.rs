@@ -83,7 +83,7 @@ impl Actor {
     /// Finds out what became of this VM, and brings row and host together. True when the VM is
     /// gone.
     pub(super) async fn reconcile(&mut self, look: Look) -> bool {
-        let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network) {
+        let seat = match Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network) {
             Ok(seat) => seat,
             Err(error) => {
                 tracing::error!("{}", error.message());

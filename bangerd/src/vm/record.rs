@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord {
     let paths = ctx.paths.vm(&row.id);
     // A network that was made smaller leaves addresses outside it: they are shown as none.
-    let index = ctx.config.network.index(row.address_index).ok();
+    let index = ctx.config.now().network.index(row.address_index).ok();
     let mirror = row.mirror.clone();
     VmRecord {
         id: row.id,
@@ -28,7 +28,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
         spec: row.spec,
         runtime: VmRuntime {
             state: row.state,
-            guest_ip: index.map_or(Ipv4Addr::UNSPECIFIED, |index| ctx.config.network.guest(index)),
+            guest_ip: index.map_or(Ipv4Addr::UNSPECIFIED, |index| ctx.config.now().network.guest(index)),
             api_sock_path: text(&paths.api_socket()),
             vsock_path: text(&paths.vsock()),
             vsock_cid: index.map_or(0, banger_policy::net::AddressIndex::cid),

@@ -64,7 +64,7 @@ impl Actor {
     /// Room for both disks is decided before either grows; the work disk itself grows at the next
     /// start.
     async fn grow(&self, was: VmSpec, spec: VmSpec) -> Result<(), VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let root = spec.system_overlay_size_bytes;
         let cow = cow_file_bytes(root).saturating_sub(cow_file_bytes(was.system_overlay_size_bytes));
         // What the sparse work disk has already is not needed again.

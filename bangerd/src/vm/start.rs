@@ -87,7 +87,7 @@ impl Actor {
             // Dropping the wait drops nothing else: the VMM belongs to the actor, and its teardown
             // ends it.
             () = job.cancelled().cancelled() => return Err(Cancelled.into()),
-            ready = running.ready(ctx.config.guest_ready_timeout) => ready.map_err(|source| self.with_console(seat, source))?,
+            ready = running.ready(ctx.config.now().guest_ready_timeout) => ready.map_err(|source| self.with_console(seat, source))?,
         }
         Ok(running)
     }

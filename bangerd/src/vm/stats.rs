@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 /// How often it is looked for VMs that nobody uses.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -20,26 +20,33 @@ const SWEEP: Duration = Duration::from_secs(60);
 pub(crate) fn spawn(vms: &Arc<Vms>) {
     let measured = Arc::clone(vms);
     tokio::spawn(async move {
-        let mut tick = interval(measured.ctx.config.stats_poll_interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changes = measured.ctx.config.changes();
         let mut before = HashMap::new();
         loop {
-            tick.tick().await;
             before = measure(&measured, &before).await;
+            let pause = sleep(measured.ctx.config.now().stats_poll_interval);
+            tokio::select! {
+                () = pause => {}
+                () = changes.next() => {}
+            }
         }
     });
-    let limit = vms.ctx.config.auto_stop_stale_after;
-    if !limit.is_zero() {
-        let swept = Arc::clone(vms);
-        tokio::spawn(async move {
-            let mut tick = interval(SWEEP);
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tick.tick().await;
-                sweep(&swept, limit).await;
+    let swept = Arc::clone(vms);
+    tokio::spawn(async move {
+        let mut changes = swept.ctx.config.changes();
+        loop {
+            let limit = swept.ctx.config.now().auto_stop_stale_after;
+            if limit.is_zero() {
+                changes.next().await;
+                continue;
             }
-        });
-    }
+            sweep(&swept, limit).await;
+            tokio::select! {
+                () = sleep(SWEEP) => {}
+                () = changes.next() => {}
+            }
+        }
+    });
 }
 
 /// CPU time of each VM when it was last looked at, microseconds.

@@ -33,6 +33,6 @@ impl Vms {
             guest: entry.guest.clone(),
             mode: entry.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()),
         };
-        self.ctx.config.file_sync.iter().map(of).collect()
+        self.ctx.config.now().file_sync.iter().map(of).collect()
     }
 }

@@ -133,6 +133,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::undo::SUITE,
         scenarios::crowd::SUITE,
         scenarios::owners::SUITE,
+        scenarios::remote::SUITE,
         scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,

@@ -47,11 +47,12 @@ impl Host {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&seat.paths.dir);
         made.map_err(MachineError::Folder)?;
         let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
+        let host = self.config.now();
         let config = GuestConfig {
             hostname: seat.hostname.clone(),
             address: seat.address,
-            gateway: self.network.gateway(),
-            dns: self.dns,
+            gateway: host.network.gateway(),
+            dns: host.default_dns,
             authorized_keys: Vec::new(),
             host_key: self.host_key(seat)?.private_pem().map_err(MachineError::HostKey)?,
             control_port: seat.index.control_port(),

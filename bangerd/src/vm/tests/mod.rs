@@ -17,7 +17,7 @@ use super::error::{AdminsOnly, VmError};
 use super::resume::Turns;
 use super::sim::SimMachine;
 use super::{Context, Verb, Vms};
-use crate::config::{Config, VmDefaults};
+use crate::config::{Config, Live, VmDefaults};
 use crate::convert::Converter;
 use crate::db::Db;
 use crate::handles;
@@ -187,14 +187,14 @@ impl World {
         let paths = self.paths();
         crate::listen::make_folders(&paths).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (helper, machine, config) = (self.helper.clone(), self.machine.clone(), self.config.clone());
+        let (helper, machine, config) = (self.helper.clone(), self.machine.clone(), Live::new(self.config.clone()));
         let users = self.users.clone();
         let names = self.names.clone();
         let boot_id = format!("boot {}", self.boots);
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
-            let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None, Converter::Here);
+            let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), Converter::Here);
             let context = Context {
                 readers: crate::vm::Readers::default(),
                 names: Names::of(Arc::new(names)),

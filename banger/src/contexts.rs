@@ -1,0 +1,178 @@
+//! Names for other machines, in `~/.config/banger/contexts.toml`, and which one is in use.
+
+use crate::error::explained;
+use crate::machine::{self, Address, HOST_VARIABLE, LOCAL};
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+/// The longest name of a context.
+const MAX_NAME: usize = 64;
+
+/// The file.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Contexts {
+    /// The one in use; this machine when it is missing.
+    #[serde(rename = "use", skip_serializing_if = "Option::is_none")]
+    pub(crate) current: Option<String>,
+    /// Addresses by name.
+    pub(crate) hosts: BTreeMap<String, String>,
+}
+
+/// Decides which machine this process asks: the flag, then the variable, then the context in use.
+///
+/// # Errors
+/// For what is neither an address nor the name of a context.
+pub(crate) fn choose(flag: Option<&str>) -> anyhow::Result<()> {
+    let variable = std::env::var(HOST_VARIABLE).ok().filter(|value| !value.is_empty());
+    machine::choose(match flag.map(str::to_owned).or(variable) {
+        Some(word) => resolve(&word)?,
+        None => in_use()?,
+    });
+    Ok(())
+}
+
+/// What `--host` means: an address, or the name of a context.
+///
+/// # Errors
+/// When it is neither.
+fn resolve(word: &str) -> anyhow::Result<Option<Address>> {
+    if word == LOCAL {
+        return Ok(None);
+    }
+    if word.contains("://") {
+        return word.parse().map(Some);
+    }
+    read(&file()?)?.address(word).map(Some)
+}
+
+/// The context in use.
+///
+/// # Errors
+/// When the file is damaged, or names a context that it does not have.
+fn in_use() -> anyhow::Result<Option<Address>> {
+    // Who has no home has no contexts.
+    let Ok(file) = file() else { return Ok(None) };
+    let contexts = read(&file)?;
+    contexts.current.as_deref().map(|name| contexts.address(name)).transpose()
+}
+
+impl Contexts {
+    fn address(&self, name: &str) -> anyhow::Result<Address> {
+        let text = self.hosts.get(name).ok_or_else(|| unknown(name))?;
+        text.parse().with_context(|| format!("the context {name}"))
+    }
+
+    /// # Errors
+    /// For a name that is none, or is taken.
+    pub(crate) fn add(&mut self, name: &str, address: &Address) -> anyhow::Result<()> {
+        let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        if !letters || name.is_empty() || name.len() > MAX_NAME || name.starts_with(['-', '.']) {
+            return Err(explained("this is no name for a context", "letters, digits, - and _, such as: lab"));
+        }
+        if name == LOCAL {
+            return Err(explained("the context local is this machine, always", "take another name"));
+        }
+        if let Some(there) = self.hosts.get(name) {
+            return Err(explained(
+                format!("the context {name} is there already: {there}"),
+                format!("to replace it: banger context remove {name}, then add it again"),
+            ));
+        }
+        self.hosts.insert(name.to_owned(), address.to_string());
+        Ok(())
+    }
+
+    /// # Errors
+    /// When there is none of this name.
+    pub(crate) fn choose(&mut self, name: &str) -> anyhow::Result<()> {
+        self.current = match name {
+            LOCAL => None,
+            _ => Some(self.hosts.get_key_value(name).ok_or_else(|| unknown(name))?.0.clone()),
+        };
+        Ok(())
+    }
+
+    /// # Errors
+    /// When there is none of this name.
+    pub(crate) fn remove(&mut self, name: &str) -> anyhow::Result<()> {
+        self.hosts.remove(name).ok_or_else(|| unknown(name))?;
+        self.current.take_if(|current| current == name);
+        Ok(())
+    }
+}
+
+fn unknown(name: &str) -> anyhow::Error {
+    let shown: String = name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
+    explained(
+        format!("there is no context {shown:?}"),
+        "see: banger context list; an address begins with ssh://, such as: ssh://alice@host.example",
+    )
+}
+
+/// # Errors
+/// When the user has no folder for it.
+pub(crate) fn file() -> anyhow::Result<PathBuf> {
+    let folder = crate::registry::config_folder();
+    let folder = folder.context("you have no home folder to keep contexts in (HOME is not set)")?;
+    Ok(folder.join("contexts.toml"))
+}
+
+/// # Errors
+/// With the place of a mistake.
+pub(crate) fn read(file: &Path) -> anyhow::Result<Contexts> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contexts::default()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write(file: &Path, contexts: &Contexts) -> anyhow::Result<()> {
+    let what = || format!("cannot write {}", file.display());
+    let folder = file.parent().with_context(what)?;
+    std::fs::create_dir_all(folder).with_context(what)?;
+    let mut new = tempfile::NamedTempFile::new_in(folder).with_context(what)?;
+    new.write_all(toml::to_string(contexts).with_context(what)?.as_bytes()).with_context(what)?;
+    new.persist(file).with_context(what)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn contexts_are_kept_used_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("banger/contexts.toml");
+        let mut contexts = read(&file).unwrap();
+        contexts.add("lab", &"ssh://alice@lab:2222".parse().unwrap()).unwrap();
+        assert!(contexts.choose("other").is_err() && contexts.current.is_none());
+        contexts.choose("lab").unwrap();
+        write(&file, &contexts).unwrap();
+        let mut again = read(&file).unwrap();
+        assert_eq!(again, contexts);
+        assert_eq!(again.address("lab").unwrap().to_string(), "ssh://alice@lab:2222");
+        assert!(again.add("lab", &"ssh://x".parse().unwrap()).is_err(), "it is there already");
+        again.remove("lab").unwrap();
+        assert_eq!(again, Contexts::default(), "what is gone is not in use");
+        for bad in ["", "local", "-x", "a/b", "a b", "\u{1b}"] {
+            assert!(again.add(bad, &"ssh://x".parse().unwrap()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_in_the_file_is_checked_like_any_other() {
+        let contexts: Contexts = toml::from_str("[hosts]\nlab = \"ssh://-oProxyCommand=sh\"").unwrap();
+        assert!(contexts.address("lab").is_err());
+        assert!(toml::from_str::<Contexts>("hots = 1").is_err());
+    }
+}
