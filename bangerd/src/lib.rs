@@ -5,6 +5,7 @@
 mod args;
 mod config;
 mod db;
+mod dns;
 mod doctor;
 mod error;
 mod fail;
@@ -147,6 +148,9 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     vms.reconcile_in_background();
     vm::stats::spawn(&vms);
     vms.watch_owners();
+    if let Some(address) = vms.ctx.config.dns.listen {
+        dns::serve(address, Arc::clone(&vms));
+    }
     rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;
     Ok(())
 }

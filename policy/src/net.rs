@@ -154,6 +154,13 @@ impl Network {
         u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0)
     }
 
+    /// Is it an address of this network?
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        let mask = !self.host_mask();
+        address.to_bits() & mask == self.gateway.to_bits() & mask
+    }
+
     /// How many guests fit: all host addresses but the gateway's, and at most `u16::MAX`.
     #[must_use]
     pub fn guests(self) -> u16 {

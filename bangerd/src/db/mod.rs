@@ -10,6 +10,7 @@ mod image;
 mod job;
 mod kernel;
 mod key;
+mod named;
 mod pulled;
 pub(crate) mod store;
 mod vm;

@@ -68,7 +68,7 @@ pub(crate) struct NewVm {
     pub(crate) starts: bool,
 }
 
-const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
+pub(super) const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
 
 impl Db {
     /// Writes the row, still marked as being made, and leases the lowest free address: the intent
@@ -377,7 +377,7 @@ fn lowest_free_index(sql: &Transaction<'_>, network: Network) -> Result<AddressI
     lease::lowest_free(&taken, network).ok_or_else(|| DbError::NoAddress(network.guests()))
 }
 
-fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
+pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
     let state: String = row.get("state")?;
     let nat: bool = row.get("nat_enabled")?;
     Ok(VmRow {

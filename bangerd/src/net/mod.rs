@@ -1,3 +1,4 @@
 //! What the daemon itself decides about the network; links, routes and rules are the helper's.
 
 pub(crate) mod lease;
+pub(crate) mod peer;

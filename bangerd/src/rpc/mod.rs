@@ -3,7 +3,7 @@
 
 mod admission;
 mod answer;
-mod rate;
+pub(crate) mod rate;
 mod service;
 mod streams;
 mod ticket;

@@ -9,6 +9,7 @@ mod create;
 pub(crate) mod error;
 pub(crate) mod host;
 pub(crate) mod machine;
+pub(crate) mod named;
 mod names;
 mod order;
 mod owner;

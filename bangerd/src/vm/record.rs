@@ -3,7 +3,6 @@
 use super::Context;
 use crate::db::VmRow;
 use crate::util::text;
-use banger_policy::VmName;
 use banger_proto::model::{VmRecord, VmRuntime, VmStats};
 use std::net::Ipv4Addr;
 
@@ -34,7 +33,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             vsock_cid: index.map_or(0, banger_policy::net::AddressIndex::cid),
             log_path: text(&paths.console()),
             metrics_path: text(&paths.metrics()),
-            dns_name: dns_name(&row.name, row.owner, &row.owner_name),
+            dns_name: banger_policy::dns::name(&row.name, &row.who()),
             vm_dir: text(&paths.dir),
             system_overlay_path: text(&paths.cow),
             work_disk_path: text(&paths.work_disk()),
@@ -62,28 +61,4 @@ pub(super) fn brief(mut record: VmRecord) -> VmRecord {
         stats.metrics_raw.clear();
     }
     record
-}
-
-/// `<vm>.<user>.vm`; a user's name that is no DNS label becomes `u<uid>`.
-fn dns_name(vm: &VmName, owner: u32, owner_name: &str) -> String {
-    // The grammar of a VM's name is that of a label (RFC 1123).
-    match owner_name.parse::<VmName>() {
-        Ok(label) => format!("{vm}.{label}.vm"),
-        Err(_) => format!("{vm}.u{owner}.vm"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn a_user_name_that_is_no_label_becomes_a_number() {
-        let vm = "demo".parse().unwrap();
-        assert_eq!(dns_name(&vm, 1001, "alice"), "demo.alice.vm");
-        for odd in ["Alice", "a.b", "svc_x", "user$", ""] {
-            assert_eq!(dns_name(&vm, 1001, odd), "demo.u1001.vm");
-        }
-    }
 }
