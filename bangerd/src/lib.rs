@@ -148,6 +148,7 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     vms.reconcile_in_background();
     vm::stats::spawn(&vms);
     vms.watch_owners();
+    net::subnet::watch(vms.ctx.config.network, vms.ctx.config.bridge_name.clone());
     if let Some(address) = vms.ctx.config.dns.listen {
         dns::serve(address, Arc::clone(&vms));
     }

@@ -1,11 +1,10 @@
 //! Rows of VMs and their leases.
 
-use super::{Db, DbError, Json, Text, is_reference, is_unique, signed, time, unsigned};
+use super::{Db, DbError, Json, Text, address, is_reference, is_unique, signed, time, unsigned};
 use crate::held::Handles;
-use crate::net::lease;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
-use banger_policy::net::{AddressIndex, Network};
+use banger_policy::net::Network;
 use banger_policy::quota::{self, Limited, UserLimits};
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageConfig, ImageName, VmId, VmName};
@@ -107,7 +106,7 @@ impl Db {
                 error if is_reference(&error) => DbError::Gone,
                 error => error.into(),
             })?;
-            let index = lowest_free_index(sql, network)?;
+            let index = address::lowest_free(sql, network)?;
             sql.execute("INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)", params![index.get(), Text(vm.id)])?;
             Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm.id)], row)?)
         })
@@ -361,20 +360,15 @@ impl Holdings {
 fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Handles) -> Result<(), DbError> {
     sql.execute(
         "UPDATE vms SET tap_device = :tap, base_loop = :base, cow_loop = :cow, dm_name = :name, dm_dev = :dev,
-         generation = :generation, updated_at = :now WHERE id = :id",
+         generation = :generation, guest_ip = :guest_ip, updated_at = :now WHERE id = :id",
         named_params! {
             ":id": Text(vm), ":tap": mirror.tap_device, ":base": mirror.base_loop, ":cow": mirror.cow_loop,
             ":name": mirror.dm_name, ":dev": mirror.dm_dev, ":now": signed(Timestamp::now().unix()),
             ":generation": mirror.generation.map(u64::cast_signed),
+            ":guest_ip": mirror.guest_ip.map(|address| address.to_string()),
         },
     )?;
     Ok(())
-}
-
-fn lowest_free_index(sql: &Transaction<'_>, network: Network) -> Result<AddressIndex, DbError> {
-    let mut query = sql.prepare_cached("SELECT address_index FROM leases ORDER BY address_index")?;
-    let taken = query.query_map([], |row| row.get::<_, u32>(0))?.collect::<Result<Vec<_>, _>>()?;
-    lease::lowest_free(&taken, network).ok_or_else(|| DbError::NoAddress(network.guests()))
 }
 
 pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
@@ -413,6 +407,7 @@ pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
             dm_name: row.get("dm_name")?,
             dm_dev: row.get("dm_dev")?,
             generation: row.get::<_, Option<i64>>("generation")?.map(i64::cast_unsigned),
+            guest_ip: row.get::<_, Option<String>>("guest_ip")?.and_then(|address| address.parse().ok()),
         },
         address_index: row.get("address_index")?,
         workspace: row.get::<_, Option<Json<_>>>("workspace")?.map(|workspace| workspace.0),

@@ -28,7 +28,8 @@ fn by_port(_: Protocol, peers: &[SocketAddrV4], _: SocketAddrV4) -> Vec<Option<u
     peers.iter().map(|peer| WHO.lock().unwrap().get(&peer.port()).copied()).collect()
 }
 
-static WHO: std::sync::Mutex<std::collections::BTreeMap<u16, u32>> = std::sync::Mutex::new(std::collections::BTreeMap::new());
+static WHO: std::sync::Mutex<std::collections::BTreeMap<u16, u32>> =
+    std::sync::Mutex::new(std::collections::BTreeMap::new());
 
 fn question(name: &str, kind: TYPE) -> Vec<u8> {
     let mut packet = Packet::new_query(7);
@@ -100,7 +101,9 @@ fn a_running_vm_has_a_name_for_its_owner_and_root() {
     for name in ["other.alice.vm", "web.bob.vm", "x.web.alice.vm", "web.u1001.vm"] {
         assert_eq!(served.ask(name, TYPE::A), (RCODE::NameError, NONE), "{name}");
     }
-    for name in ["example.com", "web.alice.vm.example.com", "vm.example", "1.0.0.127.in-addr.arpa", "7.7.7.7.in-addr.arpa"] {
+    for name in
+        ["example.com", "web.alice.vm.example.com", "vm.example", "1.0.0.127.in-addr.arpa", "7.7.7.7.in-addr.arpa"]
+    {
         assert_eq!(served.ask(name, TYPE::A), (RCODE::Refused, NONE), "{name}");
     }
     let reversed: Vec<u8> = vm.runtime.guest_ip.octets().into_iter().rev().collect();

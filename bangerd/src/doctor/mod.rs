@@ -5,9 +5,12 @@
 //! starts no program. The one thing that costs a process, Firecracker's version, is kept.
 
 mod host;
+mod names;
+mod neighbours;
 mod network;
 mod product;
 mod state;
+mod subnet;
 
 use crate::vm::Context;
 use crate::vm::host::find_vmm;
@@ -114,6 +117,9 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     let mut found = product::checks(ctx, doctor, family).await;
     found.extend(host::checks(ctx));
     found.extend(network::checks(&ctx.config));
+    found.extend(subnet::checks(ctx).await);
+    found.extend(neighbours::checks());
+    found.extend(names::checks(&ctx.config.dns).await);
     found.extend(state::checks(ctx).await);
     found
 }

@@ -1,4 +1,6 @@
 //! What the daemon itself decides about the network; links, routes and rules are the helper's.
 
+pub(crate) mod ask;
 pub(crate) mod lease;
 pub(crate) mod peer;
+pub(crate) mod subnet;

@@ -112,11 +112,16 @@ mod tests {
     fn datagrams_of_every_kind_of_socket_have_their_sender() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let own = v4(server.local_addr().unwrap());
-        for (bound, connected) in
-            [("127.0.0.1:0", false), ("127.0.0.1:0", true), ("0.0.0.0:0", false), ("0.0.0.0:0", true), ("[::]:0", false)]
-        {
+        for (bound, connected) in [
+            ("127.0.0.1:0", false),
+            ("127.0.0.1:0", true),
+            ("0.0.0.0:0", false),
+            ("0.0.0.0:0", true),
+            ("[::]:0", false),
+        ] {
             let Ok(client) = UdpSocket::bind(bound) else { continue };
-            let target = if bound.starts_with('[') { format!("[::ffff:127.0.0.1]:{}", own.port()) } else { own.to_string() };
+            let target =
+                if bound.starts_with('[') { format!("[::ffff:127.0.0.1]:{}", own.port()) } else { own.to_string() };
             if connected {
                 client.connect(&target).unwrap();
             }
@@ -148,7 +153,8 @@ mod tests {
         let line = |(local, remote, uid, inode): &(&str, &str, u32, u32)| {
             format!("  77: {local} {remote} 07 00000000:00000000 00:00000000 00000000 {uid:5} 0 {inode} 2 0000 0\n")
         };
-        let heading = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
+        let heading =
+            "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n";
         Sockets { protocol: Protocol::Udp, tables: heading.to_owned() + &lines.iter().map(line).collect::<String>() }
     }
 

@@ -16,6 +16,7 @@ mod owner;
 mod readers;
 mod reconcile;
 mod record;
+mod renumber;
 pub(crate) mod resume;
 mod set;
 mod shared;

@@ -3,14 +3,19 @@
 use super::Context;
 use crate::db::VmRow;
 use crate::util::text;
+use banger_policy::net::AddressIndex;
 use banger_proto::model::{VmRecord, VmRuntime, VmStats};
 use std::net::Ipv4Addr;
 
 pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord {
     let paths = ctx.paths.vm(&row.id);
-    // A network that was made smaller leaves addresses outside it: they are shown as none.
-    let index = ctx.config.network.index(row.address_index).ok();
     let mirror = row.mirror.clone();
+    // One that runs has the address of its start. A network that was made smaller leaves others
+    // without an address until their next start.
+    let network = ctx.config.network;
+    let next = network.index(row.address_index).ok().map(|index| network.guest(index));
+    let address = mirror.guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let index = AddressIndex::leased(row.address_index).ok();
     VmRecord {
         id: row.id,
         name: row.name.clone(),
@@ -27,10 +32,10 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
         spec: row.spec,
         runtime: VmRuntime {
             state: row.state,
-            guest_ip: index.map_or(Ipv4Addr::UNSPECIFIED, |index| ctx.config.network.guest(index)),
+            guest_ip: address,
             api_sock_path: text(&paths.api_socket()),
             vsock_path: text(&paths.vsock()),
-            vsock_cid: index.map_or(0, banger_policy::net::AddressIndex::cid),
+            vsock_cid: index.map_or(0, AddressIndex::cid),
             log_path: text(&paths.console()),
             metrics_path: text(&paths.metrics()),
             dns_name: banger_policy::dns::name(&row.name, &row.who()),

@@ -105,7 +105,9 @@ fn an_answer_says_what_it_is() {
     assert_eq!(&reply[12..query.len()], &query[12..]);
     let pointer = question("2.0.16.172.in-addr.arpa", TYPE::PTR);
     assert_eq!(said(&answer(&pointer, true).unwrap()).1, ["web.alice.vm"]);
-    for odd in ["02.0.16.172.in-addr.arpa", "2.0.16.in-addr.arpa", "256.0.16.172.in-addr.arpa", "1.2.0.16.172.in-addr.arpa"] {
+    for odd in
+        ["02.0.16.172.in-addr.arpa", "2.0.16.in-addr.arpa", "256.0.16.172.in-addr.arpa", "1.2.0.16.172.in-addr.arpa"]
+    {
         assert_eq!(code(&question(odd, TYPE::PTR)), Some(RCODE::Refused), "{odd}");
     }
 }

@@ -6,6 +6,7 @@ mod crash;
 mod handles_lost;
 mod life;
 mod many;
+mod network;
 mod readers;
 mod reboot;
 mod set;
