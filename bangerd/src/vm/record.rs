@@ -38,7 +38,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             vsock_cid: index.map_or(0, AddressIndex::cid),
             log_path: text(&paths.console()),
             metrics_path: text(&paths.metrics()),
-            dns_name: banger_policy::dns::name(&row.name, &row.who()),
+            dns_name: dns_name(row, ctx),
             vm_dir: text(&paths.dir),
             system_overlay_path: text(&paths.cow),
             work_disk_path: text(&paths.work_disk()),
@@ -66,4 +66,10 @@ pub(super) fn brief(mut record: VmRecord) -> VmRecord {
         stats.metrics_raw.clear();
     }
     record
+}
+
+/// The name that is answered while the VM runs; empty when none is.
+fn dns_name(row: &VmRow, ctx: &Context) -> String {
+    let answered = ctx.config.dns.listen.is_some();
+    answered.then(|| banger_policy::dns::name(&row.name, &row.who())).unwrap_or_default()
 }

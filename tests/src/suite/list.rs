@@ -133,6 +133,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::undo::SUITE,
         scenarios::crowd::SUITE,
         scenarios::owners::SUITE,
+        scenarios::dns::SUITE,
         scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
@@ -165,6 +166,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::root_disk::SIZES,
         scenarios::root_disk::LONG,
         scenarios::workspace::LARGE,
+        scenarios::packets::NEIGHBOURS,
     ]
 }
 

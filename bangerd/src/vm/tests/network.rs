@@ -60,3 +60,12 @@ fn a_network_that_became_too_small_loses_no_vm() {
     }
     world.assert_nothing_at_all();
 }
+
+#[test]
+fn a_record_has_a_name_where_names_are_answered() {
+    let mut world = World::new();
+    assert_eq!(world.running("demo").runtime.dns_name, "demo.alice.vm");
+    world.config.dns.listen = None;
+    world.restart();
+    assert_eq!(world.show(ALICE, "demo").unwrap().runtime.dns_name, "");
+}
