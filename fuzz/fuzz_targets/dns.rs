@@ -1,5 +1,5 @@
-//! Messages of DNS as any process of the host sends them: no answer to what is no query, none that is
-//! much larger than the question, and each answer is a message.
+//! Messages of DNS as any process of the host sends them: no answer to what is no query, none that
+//! is much larger than the question, and each answer is a message.
 #![no_main]
 
 use banger_policy::dns::Named;

@@ -19,8 +19,8 @@ impl Zone {
         Self { vms }
     }
 
-    /// A name that is another user's, of a VM that does not run, or nobody's, is all the same: there
-    /// is no such name.
+    /// A name that is another user's, of a VM that does not run, or nobody's, is all the same:
+    /// there is no such name.
     pub(super) async fn answer(&self, about: About, asker: &Asker, askers: &Askers) -> Verdict {
         match about {
             About::Name(Named::Outside) => Verdict::Refused,

@@ -29,7 +29,8 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "sqlite3",
     "socat",
-    // Neighbours: they do nothing until a scenario starts them. Docker and firewalld would be many times as large.
+    // Neighbours: they do nothing until a scenario starts them. Docker would be many times as
+    // large as everything else.
     "systemd-resolved",
     "ufw",
     // The other package, in a root of its own.
