@@ -61,11 +61,10 @@ fn what_is_no_query_gets_no_answer_or_an_error() {
 fn a_name_of_pointers_is_no_way_to_a_long_answer() {
     let header = |rest: &[u8]| [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], rest, &[0, 1, 0, 1]].concat();
     for name in [
-        // At itself, at the one before, forward, into the header.
+        // At itself, at the one before, forward.
         vec![0xc0, 12],
         vec![1, b'a', 0xc0, 12],
         vec![0xc0, 200],
-        vec![0xc0, 0],
         vec![63; 64],
         // The same label again and again.
         vec![30; 31].into_iter().chain([0xc0, 12]).collect(),
