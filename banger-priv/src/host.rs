@@ -92,7 +92,8 @@ impl Host {
         }
         let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("bridge-find")?;
         let (address, prefix) = (self.network.gateway(), self.network.prefix());
-        self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, address, prefix }).await
+        self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, address, prefix }).await?;
+        self.links.keep_only(link.ifindex, address, prefix).await
     }
 
     fn dm(&self) -> Outcome<&Arc<OwnedFd>> {

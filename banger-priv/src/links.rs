@@ -3,6 +3,7 @@
 use crate::kernel::{KernelError, Link, LinkKind, Outcome};
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
 };
@@ -57,6 +58,27 @@ impl Links {
         crate::fail::point("link-addressed");
         let up = LinkMessageBuilder::<LinkUnspec>::new().index(ifindex).up().build();
         self.handle.link().set(up).execute().await.map_err(|error| failed("link-up", &error))
+    }
+
+    /// Takes every other IPv4 address from a link. The network of an earlier configuration would
+    /// else stay routed there, and be in the way of whoever has it now. Taps of VMs that run since
+    /// then have that gateway's address themselves, and keep it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn keep_only(&self, ifindex: u32, address: Ipv4Addr, prefix: u8) -> Outcome<()> {
+        let all = self.handle.address().get().set_link_index_filter(ifindex).execute();
+        let all: Vec<AddressMessage> = all.try_collect().await.map_err(|error| failed("address-list", &error))?;
+        let kept = AddressAttribute::Local(IpAddr::V4(address));
+        let others = all.into_iter().filter(|message| {
+            let ours = message.header.prefix_len == prefix && message.attributes.contains(&kept);
+            message.header.family == AddressFamily::Inet && !ours
+        });
+        for other in others {
+            let deleted = self.handle.address().del(other).execute().await;
+            deleted.map_err(|error| failed("address-delete", &error))?;
+        }
+        Ok(())
     }
 
     /// Routes one guest's address to its tap.

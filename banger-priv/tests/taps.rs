@@ -176,3 +176,27 @@ fn a_restart_keeps_what_is_held_and_sweeps_what_nobody_speaks_of() {
         machine.release(vm(1)).await.unwrap();
     });
 }
+
+#[test]
+fn the_address_of_an_earlier_network_goes_from_the_link_and_a_running_guest_keeps_its_way() {
+    if !is_root() {
+        return;
+    }
+    in_namespace(async {
+        let folders = Folders::new();
+        let machine = folders.start().await;
+        let guest = machine.acquire_tap(vm(1), OWNER, 1).await.unwrap().tap_device;
+        let link = machine.acquire_tap(vm(2), OWNER, 2).await.unwrap().tap_device;
+        // In the place of the dummy link, which not every kernel has.
+        run(&format!(
+            "ip addr flush dev {link}; ip addr add 172.16.0.1/24 dev {link}; ip addr add 10.9.0.1/24 dev {link}"
+        ));
+        let links = banger_priv::links::Links::open().unwrap();
+        let ifindex = links.by_name(&link).await.unwrap().unwrap().ifindex;
+        links.keep_only(ifindex, [10, 9, 0, 1].into(), 24).await.unwrap();
+        let left = run(&format!("ip -4 -oneline addr show dev {link}"));
+        assert!(left.contains("10.9.0.1/24") && left.lines().count() == 1, "{left}");
+        assert!(run("ip route get 172.16.0.2").contains(&guest), "the guest of the earlier network");
+        links.keep_only(ifindex, [10, 9, 0, 1].into(), 24).await.unwrap();
+    });
+}

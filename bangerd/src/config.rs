@@ -3,6 +3,7 @@
 //!
 //! Used by the start-up and, through [`Live`], by whoever needs a default.
 
+pub(crate) mod dns;
 pub(crate) mod limits;
 mod live;
 
@@ -11,6 +12,7 @@ use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPU
 use banger_policy::net::{BridgeKeys, Network};
 use banger_policy::reach::Mode;
 use banger_policy::{ByteSize, ImageName};
+use dns::{Dns, RawDns};
 use limits::{Limits, RawLimits};
 pub(crate) use live::{Live, Reloaded, reload};
 use serde::Deserialize;
@@ -48,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) vm_defaults: VmDefaults,
     /// How much a user may have.
     pub(crate) limits: Limits,
+    /// Names of VMs.
+    pub(crate) dns: Dns,
 }
 
 /// A file or folder of the calling user that new VMs get.
@@ -95,6 +99,7 @@ struct Raw {
     file_sync: Vec<FileSync>,
     vm_defaults: RawDefaults,
     limits: RawLimits,
+    dns: RawDns,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -126,6 +131,7 @@ impl Default for Raw {
             file_sync: Vec::new(),
             vm_defaults: RawDefaults::default(),
             limits: RawLimits::default(),
+            dns: RawDns::default(),
         }
     }
 }
@@ -206,6 +212,7 @@ fn check(raw: Raw) -> Result<Config, Refused> {
         file_sync: raw.file_sync,
         vm_defaults: defaults(&raw.vm_defaults)?,
         limits: limits::check(raw.limits)?,
+        dns: dns::check(raw.dns)?,
     })
 }
 
@@ -302,6 +309,7 @@ mod tests {
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
             ("default_image_name = \"../x\"", "line 1: default_image_name"),
+            ("[dns]\nlisten = \"0.0.0.0:53\"", "line 2: dns.listen"),
             ("[limits.users.alice]\ndisk = \"much\"", "line 2: limits.disk"),
             ("[vm_defaults]\nnet = \"all\"", "line 2: vm_defaults.net"),
             ("[vm_defaults]\nnet = \"allow\"", "line 2: vm_defaults.net"),

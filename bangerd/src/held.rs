@@ -4,6 +4,7 @@
 
 use banger_proto::helper::{DiskIdentity, TapIdentity};
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// The handles of one boot. Empty fields are left out of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub(crate) struct Handles {
     /// The helper's number of this boot; without it no claim is right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) generation: Option<u64>,
+    /// The guest's address. The configuration may say another network by the time of the next look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest_ip: Option<Ipv4Addr>,
 }
 
 impl Handles {
@@ -31,7 +35,8 @@ impl Handles {
         *self == Self::default()
     }
 
-    pub(crate) fn hold_tap(&mut self, tap: &TapIdentity) {
+    pub(crate) fn hold_tap(&mut self, tap: &TapIdentity, guest_ip: Ipv4Addr) {
+        self.guest_ip = Some(guest_ip);
         self.tap_device = Some(tap.tap_device.clone());
         self.generation = Some(tap.generation);
     }
@@ -80,6 +85,7 @@ impl Handles {
         self.dm_name = self.dm_name.or(later.dm_name);
         self.dm_dev = self.dm_dev.or(later.dm_dev);
         self.generation = self.generation.or(later.generation);
+        self.guest_ip = self.guest_ip.or(later.guest_ip);
         self
     }
 }
@@ -98,6 +104,7 @@ mod tests {
             dm_name: Some("bgr-x".into()),
             dm_dev: Some("/dev/dm-0".into()),
             generation: Some(u64::MAX),
+            guest_ip: Some(Ipv4Addr::new(172, 16, 0, 2)),
         }
     }
 

@@ -5,6 +5,7 @@
 mod args;
 mod config;
 mod db;
+mod dns;
 mod doctor;
 mod error;
 mod fail;
@@ -155,6 +156,11 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     vms.refresh_names_in_background();
     vm::stats::spawn(&vms);
     vms.watch_owners();
+    let config = vms.ctx.config.now();
+    net::subnet::watch(config.network, config.bridge_name.clone());
+    if let Some(address) = config.dns.listen {
+        dns::serve(address, Arc::clone(&vms));
+    }
     let daemon = rpc::Daemon::new(vms, store, &args);
     if let Some(listener) = sockets.metrics {
         rpc::metrics::serve(listener, Arc::clone(&daemon));

@@ -29,6 +29,7 @@ fn main() -> Result<()> {
     daemon()?;
     command()?;
     archives()?;
+    names()?;
     ledger(vm)?;
     for (name, hello) in [("hello-calls", Purpose::Calls), ("hello-stream", Purpose::Stream)] {
         write("text", name, &Hello::ours(hello).encode())?;
@@ -40,6 +41,18 @@ fn main() -> Result<()> {
     let life = [[0, 1, 9, 0, 0, 0], [2, 1, 0, 0, 0, 0], [4, 1, 0, 2, 0, 0], [5, 1, 7, 0, 1, 1], [1, 1, 0, 0, 0, 0]];
     write("policy", "a-life", &life.concat())?;
     write("policy", "an-end", &[life.concat(), vec![3, 1, 0, 0, 0, 0, 7, 1, 0, 0, 0, 0]].concat())
+}
+
+/// Questions of DNS: a name, with EDNS, an address, a pointer at itself.
+fn names() -> Result<()> {
+    let header = |more: u8| [0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, more];
+    let (name, a) = (b"\x03web\x05alice\x02vm\0".as_slice(), [0, 1, 0, 1]);
+    write("dns", "name", &[&header(0), name, &a].concat())?;
+    let edns = [0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+    write("dns", "edns", &[&header(1), name, &a, &edns[..]].concat())?;
+    let reverse = b"\x012\x010\x0216\x03172\x07in-addr\x04arpa\0".as_slice();
+    write("dns", "address", &[&header(0), reverse, &[0, 12, 0, 1]].concat())?;
+    write("dns", "pointer", &[&header(0)[..], &[0xc0, 12], &a].concat())
 }
 
 fn helper(vm: VmId) -> Result<()> {

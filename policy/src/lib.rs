@@ -8,6 +8,7 @@
 pub mod access;
 pub mod command;
 pub mod distribution;
+pub mod dns;
 pub mod helper;
 pub mod id;
 pub mod image;

@@ -154,6 +154,13 @@ impl Network {
         u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0)
     }
 
+    /// Is it an address of this network?
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        let mask = !self.host_mask();
+        address.to_bits() & mask == self.gateway.to_bits() & mask
+    }
+
     /// How many guests fit: all host addresses but the gateway's, and at most `u16::MAX`.
     #[must_use]
     pub fn guests(self) -> u16 {
@@ -169,6 +176,12 @@ impl Network {
         }
     }
 
+    /// Which guest's address it is.
+    #[must_use]
+    pub fn index_of(self, address: Ipv4Addr) -> Option<AddressIndex> {
+        self.index(address.to_bits().checked_sub(self.gateway.to_bits())?).ok()
+    }
+
     /// The guest's address.
     #[must_use]
     pub fn guest(self, index: AddressIndex) -> Ipv4Addr {
@@ -177,6 +190,15 @@ impl Network {
 }
 
 impl AddressIndex {
+    /// One that was given in some network, perhaps a larger one than there is now.
+    ///
+    /// # Errors
+    /// [`IndexError`] when no network has it.
+    pub fn leased(index: u32) -> Result<Self, IndexError> {
+        let hosts = u32::from(u16::MAX);
+        u16::try_from(index).ok().filter(|index| *index > 0).map(Self).ok_or(IndexError { index, hosts })
+    }
+
     /// The number itself.
     #[must_use]
     pub fn get(self) -> u16 {
@@ -238,6 +260,26 @@ mod tests {
         assert!(default().index(0).is_err());
         assert!(default().index(254).is_err());
         assert!(default().index(65_537).is_err());
+    }
+
+    #[test]
+    fn an_address_says_its_index_and_whether_it_is_of_the_network() {
+        let network = default();
+        for (address, index, inside) in [
+            ([172, 16, 0, 2], Some(1), true),
+            ([172, 16, 0, 254], Some(253), true),
+            ([172, 16, 0, 1], None, true),
+            ([172, 16, 0, 255], None, true),
+            ([172, 16, 0, 0], None, true),
+            ([172, 16, 1, 2], None, false),
+            ([10, 0, 0, 2], None, false),
+        ] {
+            let address = Ipv4Addr::from(address);
+            assert_eq!(network.index_of(address).map(AddressIndex::get), index, "{address}");
+            assert_eq!(network.contains(address), inside, "{address}");
+        }
+        assert_eq!(AddressIndex::leased(300).map(AddressIndex::get), Ok(300), "of a larger network");
+        assert!(AddressIndex::leased(0).is_err() && AddressIndex::leased(65_536).is_err());
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) async fn list(options: List) -> anyhow::Result<u8> {
 /// When nobody reads our output any more.
 pub(super) fn show_table(vms: &[VmRecord], owners: bool) -> anyhow::Result<()> {
     let now = Timestamp::now();
-    let mut header = vec!["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "ADDRESS", "AGE", "REASON"];
+    let mut header = vec!["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "ADDRESS", "DNS NAME", "AGE", "REASON"];
     if owners {
         header.insert(0, "OWNER");
     }
@@ -58,6 +58,7 @@ pub(super) fn show_table(vms: &[VmRecord], owners: bool) -> anyhow::Result<()> {
             vm.spec.vcpu_count.to_string(),
             size(u64::from(vm.spec.memory_mib) << 20),
             vm.runtime.guest_ip.to_string(),
+            vm.runtime.dns_name.clone(),
             age(vm.created_at, now),
             first_line(&vm.runtime.last_error),
         ];

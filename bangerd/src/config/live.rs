@@ -55,7 +55,7 @@ impl Live {
     pub(crate) fn take(&self, new: Config) -> Reloaded {
         let old = self.now();
         let done = compare(&old, &new);
-        let config = Config { bridge_name: old.bridge_name.clone(), network: old.network, ..new };
+        let config = Config { bridge_name: old.bridge_name.clone(), network: old.network, dns: old.dns.clone(), ..new };
         self.0.send_replace(Read { config: Arc::new(config), at: SystemTime::now() });
         done
     }
@@ -90,6 +90,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
         file_sync,
         vm_defaults,
         limits,
+        dns,
     } = new;
     let now = [
         ("log_level", *log_level != old.log_level),
@@ -103,7 +104,11 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
         ("vm_defaults", *vm_defaults != old.vm_defaults),
         ("limits", *limits != old.limits),
     ];
-    let later = [("bridge_name", *bridge_name != old.bridge_name), ("bridge_ip or cidr", *network != old.network)];
+    let later = [
+        ("bridge_name", *bridge_name != old.bridge_name),
+        ("bridge_ip or cidr", *network != old.network),
+        ("dns", *dns != old.dns),
+    ];
     let differing =
         |keys: &[(&'static str, bool)]| keys.iter().filter(|(_, other)| *other).map(|(key, _)| *key).collect();
     Reloaded { applied: differing(&now), restart: differing(&later) }

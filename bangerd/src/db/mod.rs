@@ -5,11 +5,13 @@
 //! Called by everything that keeps a record. It decides nothing: a function here is one
 //! transaction.
 
+mod address;
 mod care;
 mod image;
 mod job;
 mod kernel;
 mod key;
+mod named;
 mod pulled;
 pub(crate) mod store;
 mod vm;
@@ -31,12 +33,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
     include_str!("schema/0004.sql"),
     include_str!("schema/0005.sql"),
+    include_str!("schema/0006.sql"),
 ];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before
 /// the first release has none.

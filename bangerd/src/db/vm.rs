@@ -1,11 +1,10 @@
 //! Rows of VMs and their leases.
 
-use super::{Db, DbError, Json, Text, is_reference, is_unique, signed, time, unsigned};
+use super::{Db, DbError, Json, Text, address, is_reference, is_unique, signed, time, unsigned};
 use crate::held::Handles;
-use crate::net::lease;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
-use banger_policy::net::{AddressIndex, Network};
+use banger_policy::net::Network;
 use banger_policy::network::VmNetwork;
 use banger_policy::quota::{self, Limited, UserLimits};
 use banger_policy::reach::Mode;
@@ -72,7 +71,7 @@ pub(crate) struct NewVm {
     pub(crate) starts: bool,
 }
 
-const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
+pub(super) const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
 
 impl Db {
     /// Writes the row, still marked as being made, and leases the lowest free address: the intent
@@ -113,7 +112,7 @@ impl Db {
                 error if is_reference(&error) => DbError::Gone,
                 error => error.into(),
             })?;
-            let index = lowest_free_index(sql, network)?;
+            let index = address::lowest_free(sql, network)?;
             sql.execute("INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)", params![index.get(), Text(vm.id)])?;
             Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm.id)], row)?)
         })
@@ -371,23 +370,18 @@ impl Holdings {
 fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Handles) -> Result<(), DbError> {
     sql.execute(
         "UPDATE vms SET tap_device = :tap, base_loop = :base, cow_loop = :cow, dm_name = :name, dm_dev = :dev,
-         generation = :generation, updated_at = :now WHERE id = :id",
+         generation = :generation, guest_ip = :guest_ip, updated_at = :now WHERE id = :id",
         named_params! {
             ":id": Text(vm), ":tap": mirror.tap_device, ":base": mirror.base_loop, ":cow": mirror.cow_loop,
             ":name": mirror.dm_name, ":dev": mirror.dm_dev, ":now": signed(Timestamp::now().unix()),
             ":generation": mirror.generation.map(u64::cast_signed),
+            ":guest_ip": mirror.guest_ip.map(|address| address.to_string()),
         },
     )?;
     Ok(())
 }
 
-fn lowest_free_index(sql: &Transaction<'_>, network: Network) -> Result<AddressIndex, DbError> {
-    let mut query = sql.prepare_cached("SELECT address_index FROM leases ORDER BY address_index")?;
-    let taken = query.query_map([], |row| row.get::<_, u32>(0))?.collect::<Result<Vec<_>, _>>()?;
-    lease::lowest_free(&taken, network).ok_or_else(|| DbError::NoAddress(network.guests()))
-}
-
-fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
+pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
     let state: String = row.get("state")?;
     let nat: bool = row.get("nat_enabled")?;
     let network = row.get::<_, Option<Json<VmNetwork>>>("network")?.map(|network| network.0);
@@ -425,6 +419,7 @@ fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
             dm_name: row.get("dm_name")?,
             dm_dev: row.get("dm_dev")?,
             generation: row.get::<_, Option<i64>>("generation")?.map(i64::cast_unsigned),
+            guest_ip: row.get::<_, Option<String>>("guest_ip")?.and_then(|address| address.parse().ok()),
         },
         address_index: row.get("address_index")?,
         workspace: row.get::<_, Option<Json<_>>>("workspace")?.map(|workspace| workspace.0),

@@ -5,9 +5,12 @@
 //! starts no program. The one thing that costs a process, Firecracker's version, is kept.
 
 mod host;
+mod names;
+mod neighbours;
 mod network;
 mod product;
 mod state;
+mod subnet;
 mod upkeep;
 
 use crate::config::Live;
@@ -123,6 +126,9 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     found.extend(host::checks(ctx));
     found.extend(upkeep::checks());
     found.extend(network::checks(&ctx.config.now()));
+    found.extend(subnet::checks(ctx).await);
+    found.extend(neighbours::checks());
+    found.extend(names::checks(&ctx.config.now().dns).await);
     found.extend(state::checks(ctx).await);
     found
 }

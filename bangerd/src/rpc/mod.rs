@@ -4,7 +4,7 @@
 mod admission;
 mod answer;
 pub(crate) mod metrics;
-mod rate;
+pub(crate) mod rate;
 mod service;
 mod streams;
 mod ticket;

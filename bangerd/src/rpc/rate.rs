@@ -18,7 +18,7 @@ const FULL: Duration = Duration::from_secs(60);
 
 /// Buckets by uid.
 #[derive(Debug)]
-pub(super) struct Rates {
+pub(crate) struct Rates {
     limit: (u32, u32),
     buckets: Mutex<HashMap<u32, (Bucket, Instant)>>,
 }
@@ -32,12 +32,12 @@ impl Rates {
         Self::new(NOTES)
     }
 
-    fn new(limit: (u32, u32)) -> Self {
+    pub(crate) fn new(limit: (u32, u32)) -> Self {
         Self { limit, buckets: Mutex::default() }
     }
 
     /// Whether this user has a token left, which is taken.
-    pub(super) fn take(&self, uid: u32) -> bool {
+    pub(crate) fn take(&self, uid: u32) -> bool {
         self.take_at(uid, Instant::now())
     }
 

@@ -339,8 +339,9 @@ impl Actor {
     }
 
     async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         self.owner_is_there().await?;
+        self.renumber(job).await?;
+        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
         let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));

@@ -43,10 +43,12 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// # Errors
-    /// When the network was made smaller than the VM's address needs.
+    /// When the row's number is none of an address in any network.
     pub(crate) fn new(row: &VmRow, paths: &Paths, network: Network) -> Result<Self, VmError> {
         let gone = |source| VmError::AddressGone { vm: row.name.clone(), source };
-        let index = network.index(row.address_index).map_err(gone)?;
+        // Also one that this network does not have: the VM may run with it, and gets another at its
+        // next start.
+        let index = AddressIndex::leased(row.address_index).map_err(gone)?;
         Ok(Self {
             id: row.id,
             owner: row.owner,
@@ -56,7 +58,7 @@ impl Seat {
             kernel: row.kernel_id,
             spec: row.spec,
             index,
-            address: network.guest(index),
+            address: row.mirror.guest_ip.unwrap_or_else(|| network.guest(index)),
             paths: paths.vm(&row.id),
         })
     }

@@ -3,15 +3,19 @@
 use super::Context;
 use crate::db::VmRow;
 use crate::util::text;
-use banger_policy::VmName;
+use banger_policy::net::AddressIndex;
 use banger_proto::model::{VmRecord, VmRuntime, VmStats};
 use std::net::Ipv4Addr;
 
 pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord {
     let paths = ctx.paths.vm(&row.id);
-    // A network that was made smaller leaves addresses outside it: they are shown as none.
-    let index = ctx.config.now().network.index(row.address_index).ok();
     let mirror = row.mirror.clone();
+    // One that runs has the address of its start. A network that was made smaller leaves others
+    // without an address until their next start.
+    let network = ctx.config.now().network;
+    let next = network.index(row.address_index).ok().map(|index| network.guest(index));
+    let address = mirror.guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let index = AddressIndex::leased(row.address_index).ok();
     VmRecord {
         id: row.id,
         name: row.name.clone(),
@@ -28,13 +32,13 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
         spec: row.spec,
         runtime: VmRuntime {
             state: row.state,
-            guest_ip: index.map_or(Ipv4Addr::UNSPECIFIED, |index| ctx.config.now().network.guest(index)),
+            guest_ip: address,
             api_sock_path: text(&paths.api_socket()),
             vsock_path: text(&paths.vsock()),
-            vsock_cid: index.map_or(0, banger_policy::net::AddressIndex::cid),
+            vsock_cid: index.map_or(0, AddressIndex::cid),
             log_path: text(&paths.console()),
             metrics_path: text(&paths.metrics()),
-            dns_name: dns_name(&row.name, row.owner, &row.owner_name),
+            dns_name: dns_name(row, ctx),
             vm_dir: text(&paths.dir),
             system_overlay_path: text(&paths.cow),
             work_disk_path: text(&paths.work_disk()),
@@ -66,26 +70,8 @@ pub(super) fn brief(mut record: VmRecord) -> VmRecord {
     record
 }
 
-/// `<vm>.<user>.vm`; a user's name that is no DNS label becomes `u<uid>`.
-fn dns_name(vm: &VmName, owner: u32, owner_name: &str) -> String {
-    // The grammar of a VM's name is that of a label (RFC 1123).
-    match owner_name.parse::<VmName>() {
-        Ok(label) => format!("{vm}.{label}.vm"),
-        Err(_) => format!("{vm}.u{owner}.vm"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn a_user_name_that_is_no_label_becomes_a_number() {
-        let vm = "demo".parse().unwrap();
-        assert_eq!(dns_name(&vm, 1001, "alice"), "demo.alice.vm");
-        for odd in ["Alice", "a.b", "svc_x", "user$", ""] {
-            assert_eq!(dns_name(&vm, 1001, odd), "demo.u1001.vm");
-        }
-    }
+/// The name that is answered while the VM runs; empty when none is.
+fn dns_name(row: &VmRow, ctx: &Context) -> String {
+    let answered = ctx.config.now().dns.listen.is_some();
+    answered.then(|| banger_policy::dns::name(&row.name, &row.who())).unwrap_or_default()
 }

@@ -56,7 +56,7 @@ impl Actor {
         begin(Step::Tap)?;
         let tap =
             helper.acquire_tap(seat.id, seat.owner, seat.index.get()).await.map_err(|error| error.at("the tap"))?;
-        held.hold_tap(&tap);
+        held.hold_tap(&tap, seat.address);
         ctx.handles.seed(seat.id, held.clone());
 
         if self.row.network != VmNetwork::default() {

@@ -36,7 +36,7 @@ impl Vms {
     /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a
     /// list right after a crash does not lie, nor one while it takes long to release what a dead VM
     /// held. Of a VM whose end is watched for, the monitor knows more than the cgroup.
-    fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
+    pub(super) fn record(&self, row: &VmRow, settled: &HashSet<VmId>) -> VmRecord {
         let mut record = record::of(row, &self.ctx, self.stats_of(&row.id));
         let shared = self.ctx.actors.lock().get(&row.id).map(|entry| Arc::clone(&entry.shared));
         let shared = shared.filter(|_| settled.contains(&row.id));
@@ -56,7 +56,7 @@ impl Vms {
 
     /// VMs of which it is known what became of their earlier run. To be asked before their rows are
     /// read, so that a row is never older than the answer.
-    fn settled(&self) -> HashSet<VmId> {
+    pub(super) fn settled(&self) -> HashSet<VmId> {
         let actors = self.ctx.actors.lock();
         actors.iter().filter(|(_, entry)| entry.shared.is_settled()).map(|(vm, _)| *vm).collect()
     }

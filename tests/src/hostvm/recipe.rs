@@ -29,6 +29,10 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "sqlite3",
     "socat",
+    // Neighbours: they do nothing until a scenario starts them. Docker would be many times as
+    // large as everything else.
+    "systemd-resolved",
+    "ufw",
     // The other package, in a root of its own.
     "rpm",
     "strace",
@@ -65,11 +69,12 @@ pub(super) const DISK_SIZE: &str = "24G";
 /// own schedule must not fall between them.
 pub(super) const HOST_SETUP: &[&str] = &[
     r#"chroot "$1" systemd-machine-id-setup >/dev/null 2>&1"#,
-    r#"echo banger-host > "$1/etc/hostname"; echo "127.0.0.1 localhost banger-host" > "$1/etc/hosts"; echo "nameserver 127.0.0.1" > "$1/etc/resolv.conf""#,
+    r#"echo banger-host > "$1/etc/hostname"; echo "127.0.0.1 localhost banger-host" > "$1/etc/hosts"; rm -f "$1/etc/resolv.conf"; echo "nameserver 127.0.0.1" > "$1/etc/resolv.conf""#,
     r#"echo "/dev/vda / ext4 rw,noatime 0 1" > "$1/etc/fstab""#,
     r#"mkdir -p "$1/var/log/journal" "$1/srv/bench""#,
     r#"for t in apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean man-db logrotate; do ln -sf /dev/null "$1/etc/systemd/system/$t.timer"; done"#,
     r#"ln -sf /dev/null "$1/etc/systemd/system/e2scrub_reap.service""#,
+    r#"chroot "$1" systemctl disable systemd-resolved.service ufw.service >/dev/null 2>&1"#,
     r#"rm -f "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap""#,
     // Without PAM a connection of the bench makes no logind session, so no cgroup or user manager
     // comes and goes with it.

@@ -134,6 +134,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::crowd::SUITE,
         scenarios::owners::SUITE,
         scenarios::remote::SUITE,
+        scenarios::dns::SUITE,
         scenarios::packets::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
@@ -166,6 +167,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::root_disk::SIZES,
         scenarios::root_disk::LONG,
         scenarios::workspace::LARGE,
+        scenarios::packets::NEIGHBOURS,
     ]
 }
 

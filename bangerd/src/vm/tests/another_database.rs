@@ -97,7 +97,7 @@ fn a_row_that_somebody_removed_leaves_orphans_that_an_administrator_sees_and_rel
 #[test]
 fn a_vm_that_runs_is_not_killed_by_an_older_copy_of_the_database() {
     for older_row in [
-        "state = 'stopped', boot_id = NULL, tap_device = NULL, base_loop = NULL, cow_loop = NULL, dm_name = NULL, dm_dev = NULL, generation = NULL",
+        "state = 'stopped', boot_id = NULL, tap_device = NULL, base_loop = NULL, cow_loop = NULL, dm_name = NULL, dm_dev = NULL, generation = NULL, guest_ip = NULL",
         "boot_id = 'an earlier one'",
     ] {
         let mut world = World::new();
@@ -124,7 +124,7 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     sql(
         &world,
         "UPDATE vms SET state = 'stopped', boot_id = NULL, tap_device = NULL, base_loop = NULL, cow_loop = NULL, dm_name = NULL, \
-         dm_dev = NULL, generation = NULL",
+         dm_dev = NULL, generation = NULL, guest_ip = NULL",
     );
     refuse_states(&world, true);
     world.boot();

@@ -28,7 +28,8 @@ fn plant(world: &World) {
         runtime.block_on(async {
             helper.create_disk(vm, ALICE.uid, image, 1).await.unwrap();
             held.hold_disk(&helper.attach_disk(vm, ALICE.uid).await.unwrap());
-            held.hold_tap(&helper.acquire_tap(vm, ALICE.uid, number).await.unwrap());
+            let tap = helper.acquire_tap(vm, ALICE.uid, number).await.unwrap();
+            held.hold_tap(&tap, Ipv4Addr::new(172, 16, 0, 1));
             helper.bind_process(vm, u32::from(number) + 10_000).await.unwrap();
         });
         let (mirror, paths) = (held.mirror(), world.paths().vm(&vm));

@@ -7,6 +7,7 @@ mod handles_lost;
 mod life;
 mod many;
 mod network;
+mod subnet;
 mod readers;
 mod reboot;
 mod set;

@@ -6,6 +6,7 @@ pub(super) mod confinement;
 pub(super) mod crash;
 pub(super) mod crowd;
 pub(super) mod demo;
+pub(super) mod dns;
 pub(super) mod docs;
 pub(super) mod faults;
 pub(super) mod helper_kills;

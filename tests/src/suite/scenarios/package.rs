@@ -111,6 +111,7 @@ fn life(scene: &mut Scene) -> Result<()> {
             "sockets.target.wants/banger-priv.socket",
             "timers.target.wants/banger-host-firewall.timer",
             "multi-user.target.wants/banger-guests.service",
+            "systemd-resolved.service.wants/banger-resolver.service",
         ] {
             scene.root(&format!("test -L {ROOT}/root/etc/systemd/system/{link}"))?;
         }

@@ -11,6 +11,7 @@ mod foreign;
 mod frames;
 mod guest;
 mod isolation;
+mod neighbours;
 mod network;
 mod reach;
 mod users;
@@ -38,5 +39,22 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("foreign-rules-nft", foreign::nft),
         Scenario::new("foreign-rules-legacy", foreign::legacy),
         Scenario::new("flush", flush::flush),
+    ]
+}
+
+/// Takes a restart of the services and turns of the timer in each cell.
+pub(in crate::suite) const NEIGHBOURS: Suite = Suite {
+    name: "neighbours",
+    about: "guests reach out and stay apart beside ufw, nftables.service, scripts of iptables and Docker, in every order",
+    setup: Setup::Guests,
+    scenarios: neighbours,
+};
+
+fn neighbours() -> Vec<Scenario> {
+    vec![
+        Scenario::new("ufw", neighbours::ufw),
+        Scenario::new("nft-flush-ruleset", neighbours::nftables),
+        Scenario::new("iptables-flush", neighbours::iptables),
+        Scenario::new("docker", neighbours::docker),
     ]
 }

@@ -1,0 +1,175 @@
+//! The two sockets: datagrams and connections. Every bound that keeps one client from the others
+//! is here.
+
+use super::Server;
+use super::message::{self, Heard, LONGEST};
+use crate::net::peer::Protocol;
+use banger_policy::dns::Asker;
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+/// Datagrams for which the kernel's table of sockets is read once.
+const BATCH: usize = 64;
+/// How long a connection may be silent, or not take its answer.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Questions over one connection.
+const QUESTIONS: usize = 100;
+/// Connections at the same time, of one user and of all.
+const CONNECTIONS: (usize, usize) = (16, 128);
+/// How long is waited after a failed accept or receive.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Sockets {
+    datagrams: Arc<UdpSocket>,
+    connections: TcpListener,
+    pub(super) own: SocketAddrV4,
+}
+
+/// # Errors
+/// When one of the two ports is taken.
+pub(super) async fn bind(address: SocketAddrV4) -> io::Result<Sockets> {
+    let connections = TcpListener::bind(address).await?;
+    // Port 0, of tests, is the same for both.
+    let own = v4(connections.local_addr()?).unwrap_or(address);
+    Ok(Sockets { datagrams: Arc::new(UdpSocket::bind(own).await?), connections, own })
+}
+
+fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+impl Sockets {
+    /// For ever.
+    pub(super) async fn serve(self, server: Arc<Server>) {
+        let datagrams = serve_datagrams(self.datagrams, self.own, Arc::clone(&server));
+        tokio::join!(datagrams, serve_connections(self.connections, self.own, server));
+    }
+}
+
+async fn serve_datagrams(socket: Arc<UdpSocket>, own: SocketAddrV4, server: Arc<Server>) {
+    // A longer message is cut by the kernel: one byte more shows it.
+    let mut buffer = [0; LONGEST + 1];
+    loop {
+        let mut heard: Vec<(SocketAddrV4, Vec<u8>)> = Vec::new();
+        let mut received = socket.recv_from(&mut buffer).await;
+        while let Ok((length, from)) = received {
+            heard.extend(v4(from).zip(buffer.get(..length).map(<[u8]>::to_vec)));
+            if heard.len() >= BATCH {
+                break;
+            }
+            received = socket.try_recv_from(&mut buffer);
+        }
+        if heard.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        let (peers, who) = (heard.iter().map(|(from, _)| *from).collect::<Vec<_>>(), server.who);
+        let uids = tokio::task::spawn_blocking(move || who(Protocol::Udp, &peers, own)).await.unwrap_or_default();
+        for ((from, bytes), uid) in heard.into_iter().zip(uids) {
+            let Ok(turn) = Arc::clone(&server.at_once).try_acquire_owned() else { continue };
+            let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
+            tokio::spawn(async move {
+                if let Some(asker) = server.askers.admit(uid).await
+                    && let Some(reply) = server.answer(&bytes, true, &asker).await
+                {
+                    // Whoever asked may be gone.
+                    drop(socket.send_to(&reply, from).await);
+                }
+                drop(turn);
+            });
+        }
+    }
+}
+
+async fn serve_connections(listener: TcpListener, own: SocketAddrV4, server: Arc<Server>) {
+    let places = Places::default();
+    loop {
+        let Ok((stream, from)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let (Some(from), who) = (v4(from), server.who) else { continue };
+        let uid = tokio::task::spawn_blocking(move || who(Protocol::Tcp, &[from], own)).await;
+        let uid = uid.ok().and_then(|uids| uids.first().copied().flatten());
+        let (Some(place), server) = (places.take(uid), Arc::clone(&server)) else { continue };
+        tokio::spawn(async move {
+            // How it ends says nothing to anybody.
+            drop(converse(stream, uid, &server).await);
+            drop(place);
+        });
+    }
+}
+
+/// Each message has its length before it (RFC 1035, 4.2.2).
+async fn converse(mut stream: TcpStream, uid: Option<u32>, server: &Server) -> io::Result<()> {
+    for _ in 0..QUESTIONS {
+        let length = usize::from(timeout(SILENCE, stream.read_u16()).await??);
+        if length > LONGEST {
+            break;
+        }
+        let mut bytes = vec![0; length];
+        timeout(SILENCE, stream.read_exact(&mut bytes)).await??;
+        let Some(asker) = server.askers.admit(uid).await else { break };
+        let Some(reply) = server.answer(&bytes, false, &asker).await else { break };
+        let Ok(length) = u16::try_from(reply.len()) else { break };
+        let whole = [&length.to_be_bytes()[..], &reply].concat();
+        timeout(SILENCE, stream.write_all(&whole)).await??;
+    }
+    Ok(())
+}
+
+impl Server {
+    async fn answer(&self, bytes: &[u8], datagram: bool, asker: &Asker) -> Option<Vec<u8>> {
+        match message::read(bytes, datagram) {
+            Heard::Nothing => None,
+            Heard::Reply(reply) => Some(reply),
+            Heard::Query(query) => {
+                let verdict = match query.about() {
+                    Ok(about) => self.zone.answer(about, asker, &self.askers).await,
+                    Err(verdict) => verdict,
+                };
+                query.reply(&verdict)
+            }
+        }
+    }
+}
+
+/// Places for connections, by uid.
+#[derive(Clone, Debug, Default)]
+struct Places(Arc<Mutex<HashMap<Option<u32>, usize>>>);
+
+struct Place {
+    places: Places,
+    uid: Option<u32>,
+}
+
+impl Places {
+    fn take(&self, uid: Option<u32>) -> Option<Place> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = taken.get(&uid).copied().unwrap_or(0);
+        if own >= CONNECTIONS.0 || taken.values().sum::<usize>() >= CONNECTIONS.1 {
+            return None;
+        }
+        taken.insert(uid, own + 1);
+        Some(Place { places: self.clone(), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.uid) {
+            *own = own.saturating_sub(1);
+        }
+        taken.retain(|_, count| *count > 0);
+    }
+}

@@ -1,0 +1,248 @@
+//! The server over real sockets of loopback, and real rows of VMs.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod message;
+
+use super::message::LONGEST;
+use super::socket;
+use super::{Protocol, Server, SocketAddrV4};
+use crate::vm::Verb;
+use crate::vm::tests::{ALICE, BOB, ROOT, World, named};
+use banger_policy::Peer;
+use banger_proto::daemon::KillSignal;
+use simple_dns::rdata::{RData, TYPE};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A running server, and a client that is asked for as whoever the test says.
+struct Served {
+    own: SocketAddrV4,
+    client: UdpSocket,
+}
+
+/// In the place of the kernel's tables: the port of the client says who it is. See [`Served::is`].
+fn by_port(_: Protocol, peers: &[SocketAddrV4], _: SocketAddrV4) -> Vec<Option<u32>> {
+    peers.iter().map(|peer| WHO.lock().unwrap().get(&peer.port()).copied()).collect()
+}
+
+static WHO: std::sync::Mutex<std::collections::BTreeMap<u16, u32>> =
+    std::sync::Mutex::new(std::collections::BTreeMap::new());
+
+fn question(name: &str, kind: TYPE) -> Vec<u8> {
+    let mut packet = Packet::new_query(7);
+    packet.set_flags(PacketFlag::RECURSION_DESIRED);
+    packet.questions.push(Question::new(Name::new(name).unwrap(), kind.into(), CLASS::IN.into(), false));
+    packet.build_bytes_vec().unwrap()
+}
+
+/// What an answer says: its code and the addresses or names in it.
+fn said(bytes: &[u8]) -> (RCODE, Vec<String>) {
+    let packet = Packet::parse(bytes).unwrap();
+    let data = packet.answers.iter().map(|record| match &record.rdata {
+        RData::A(a) => Ipv4Addr::from(a.address).to_string(),
+        RData::PTR(name) => name.to_string(),
+        other => panic!("{other:?}"),
+    });
+    (packet.rcode(), data.collect())
+}
+
+impl Served {
+    fn new(world: &World) -> Self {
+        let life = world.life();
+        let server = Arc::new(Server::new(Arc::clone(&life.vms), by_port));
+        let sockets = life.runtime.block_on(socket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let own = sockets.own;
+        life.runtime.spawn(sockets.serve(server));
+        Self { own, client: UdpSocket::bind("127.0.0.1:0").unwrap() }
+    }
+
+    fn is(self, peer: &Peer) -> Self {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        WHO.lock().unwrap().insert(client.local_addr().unwrap().port(), peer.uid);
+        Self { client, ..self }
+    }
+
+    fn bytes(&self, query: &[u8]) -> Vec<u8> {
+        self.client.send_to(query, self.own).unwrap();
+        let mut buffer = [0; 2048];
+        let length = self.client.recv(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    }
+
+    fn ask(&self, name: &str, kind: TYPE) -> (RCODE, Vec<String>) {
+        said(&self.bytes(&question(name, kind)))
+    }
+
+    fn address(&self, name: &str) -> Option<String> {
+        self.ask(name, TYPE::A).1.pop()
+    }
+}
+
+const NONE: Vec<String> = Vec::new();
+
+#[test]
+fn a_running_vm_has_a_name_for_its_owner_and_root() {
+    let world = World::new();
+    let vm = world.running("web");
+    let address = vm.runtime.guest_ip.to_string();
+    let served = Served::new(&world).is(&ALICE);
+    assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NoError, vec![address.clone()]));
+    assert_eq!(served.ask("WEB.Alice.vm", TYPE::A).1, [address.clone()]);
+    // Guests have no address of IPv6, which is no reason to look for the name elsewhere.
+    for kind in [TYPE::AAAA, TYPE::TXT, TYPE::MX, TYPE::SOA] {
+        assert_eq!(served.ask("web.alice.vm", kind), (RCODE::NoError, NONE), "{kind:?}");
+    }
+    assert_eq!(served.ask("alice.vm", TYPE::A), (RCODE::NoError, NONE));
+    assert_eq!(served.ask("nobody.vm", TYPE::A), (RCODE::NoError, NONE));
+    for name in ["other.alice.vm", "web.bob.vm", "x.web.alice.vm", "web.u1001.vm"] {
+        assert_eq!(served.ask(name, TYPE::A), (RCODE::NameError, NONE), "{name}");
+    }
+    for name in
+        ["example.com", "web.alice.vm.example.com", "vm.example", "1.0.0.127.in-addr.arpa", "7.7.7.7.in-addr.arpa"]
+    {
+        assert_eq!(served.ask(name, TYPE::A), (RCODE::Refused, NONE), "{name}");
+    }
+    let reversed: Vec<u8> = vm.runtime.guest_ip.octets().into_iter().rev().collect();
+    let reversed = format!("{}.{}.{}.{}.in-addr.arpa", reversed[0], reversed[1], reversed[2], reversed[3]);
+    assert_eq!(served.ask(&reversed, TYPE::PTR), (RCODE::NoError, vec!["web.alice.vm".to_owned()]));
+    let served = served.is(&ROOT);
+    assert_eq!(served.address("web.alice.vm"), Some(address));
+    // Of another user's VM bob learns what he learns of one that is not there.
+    let served = served.is(&BOB);
+    for (name, kind) in [("web.alice.vm", TYPE::A), ("web.alice.vm", TYPE::AAAA), (&*reversed, TYPE::PTR)] {
+        assert_eq!(served.ask(name, kind), (RCODE::NameError, NONE), "{name}");
+    }
+}
+
+#[test]
+fn whoever_cannot_be_told_is_told_nothing() {
+    let world = World::new();
+    world.running("web");
+    let served = Served::new(&world);
+    served.client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE));
+}
+
+#[test]
+fn a_resolver_asks_for_everybody_when_an_administrator_lets_it() {
+    let resolver = Peer::new(990, "systemd-resolve", false);
+    for (lets, answer) in [(true, RCODE::NoError), (false, RCODE::NameError)] {
+        let world = World::new();
+        world.running("web");
+        world.users.set(resolver.uid, Some("systemd-resolve"));
+        let mut server = Server::new(Arc::clone(&world.life().vms), by_port);
+        if !lets {
+            server.askers = super::Askers::new(Arc::clone(&world.life().vms.ctx.users), Vec::new());
+        }
+        let life = world.life();
+        let sockets = life.runtime.block_on(socket::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let own = sockets.own;
+        life.runtime.spawn(sockets.serve(Arc::new(server)));
+        let served = Served { own, client: UdpSocket::bind("127.0.0.1:0").unwrap() }.is(&resolver);
+        assert_eq!(served.ask("web.alice.vm", TYPE::A).0, answer, "{lets}");
+    }
+}
+
+#[test]
+fn a_name_goes_and_comes_with_its_vm() {
+    let world = World::new();
+    let address = world.running("web").runtime.guest_ip.to_string();
+    let served = Served::new(&world).is(&ALICE);
+    assert_eq!(served.address("web.alice.vm"), Some(address.clone()));
+    world.order_of(&ALICE, Verb::Kill(KillSignal::Kill), "web");
+    assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE), "it does not run");
+    world.order_of(&ALICE, Verb::Start, "web");
+    assert_eq!(served.address("web.alice.vm"), Some(address));
+    world.order_of(&ALICE, Verb::Delete, "web");
+    assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE));
+}
+
+#[test]
+fn the_next_user_of_a_number_finds_none_of_the_first_ones_names() {
+    let world = World::new();
+    world.running("web");
+    world.users.set(ALICE.uid, Some("carol"));
+    let served = Served::new(&world).is(&ALICE);
+    for name in ["web.alice.vm", "web.carol.vm"] {
+        assert_eq!(served.ask(name, TYPE::A), (RCODE::NameError, NONE), "{name}");
+    }
+    // Nor does root find what is about to be stopped.
+    let served = served.is(&ROOT);
+    assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE));
+}
+
+#[test]
+fn a_name_of_two_users_means_the_one_that_is_named() {
+    let world = World::new();
+    let alices = world.running("web").runtime.guest_ip.to_string();
+    let job = world.life().runtime.block_on(world.life().vms.create(&BOB, named("web"), false)).unwrap();
+    world.wait(job);
+    let served = Served::new(&world).is(&ROOT);
+    let bobs = served.address("web.bob.vm").unwrap();
+    assert_eq!(served.address("web.alice.vm"), Some(alices.clone()));
+    assert_ne!(alices, bobs);
+}
+
+#[test]
+fn questions_over_a_connection() {
+    let world = World::new();
+    let address = world.running("web").runtime.guest_ip.to_string();
+    let served = Served::new(&world);
+    let mut asked = None;
+    // The server may look before the test has said who it is: then the next connection is tried.
+    let mut stream = TcpStream::connect(served.own).unwrap();
+    for _ in 0..20 {
+        stream = TcpStream::connect(served.own).unwrap();
+        WHO.lock().unwrap().insert(stream.local_addr().unwrap().port(), ALICE.uid);
+        let query = question("web.alice.vm", TYPE::A);
+        let mut ask = || {
+            stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).ok()?;
+            stream.write_all(&query).ok()?;
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).ok()?;
+            let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut bytes).ok()?;
+            Some(said(&bytes))
+        };
+        let (first, second) = (ask(), ask());
+        assert_eq!(first, second);
+        asked = first;
+        if asked.as_ref().is_some_and(|(code, _)| *code == RCODE::NoError) {
+            break;
+        }
+    }
+    assert_eq!(asked, Some((RCODE::NoError, vec![address])));
+    // One that is too long ends the connection.
+    stream.write_all(&u16::try_from(LONGEST + 1).unwrap().to_be_bytes()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn one_users_flood_costs_another_no_answer() {
+    let world = World::new();
+    let address = world.running("web").runtime.guest_ip.to_string();
+    let served = Served::new(&world).is(&BOB);
+    let query = question("web.alice.vm", TYPE::A);
+    served.client.set_nonblocking(true).unwrap();
+    let (mut answers, began) = (0, std::time::Instant::now());
+    for _ in 0..6_000 {
+        served.client.send_to(&query, served.own).unwrap();
+        answers += u64::from(served.client.recv(&mut [0; 512]).is_ok());
+    }
+    let allowed = 1_000 + 200 * (began.elapsed().as_secs() + 1);
+    assert!(answers <= allowed, "{answers}, and bob has 1000 at once and 200 a second: {allowed}");
+    let served = served.is(&ALICE);
+    served.client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    // What the flood has left in the queue may cost a datagram; clients ask again.
+    let answered = (0..10).any(|_| {
+        served.client.send_to(&query, served.own).unwrap();
+        let mut buffer = [0; 512];
+        served.client.recv(&mut buffer).is_ok_and(|length| said(&buffer[..length]).1 == [address.clone()])
+    });
+    assert!(answered);
+}

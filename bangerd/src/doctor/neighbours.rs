@@ -1,0 +1,236 @@
+//! Who else makes rules and networks on this host, what that means for guests, and what to do.
+//! Only the helper may read rules, so it is by what everybody may see: links, cgroups of units that
+//! run, and files of configuration.
+
+use super::read;
+use banger_proto::model::Check;
+use std::path::Path;
+
+const TIMER: &str = "/etc/systemd/system/timers.target.wants/banger-host-firewall.timer";
+const ZONE: &str = "/usr/lib/firewalld/zones/banger.xml";
+/// Links of VPNs by name: tun(4), WireGuard, Tailscale and others that name theirs so.
+const VPN_NAMES: [&str; 6] = ["tun", "wg", "tailscale", "ppp", "nordlynx", "proton"];
+
+/// What of the host is looked at.
+struct Host<'a> {
+    there: &'a dyn Fn(&str) -> bool,
+    /// Names of all links.
+    links: Vec<String>,
+    ufw: String,
+    /// The main routing table, as in `/proc/net/route`.
+    routes: String,
+}
+
+pub(super) fn checks() -> Vec<Check> {
+    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let links = links.map(|link| link.file_name().to_string_lossy().into_owned()).collect();
+    let there = |path: &str| Path::new(path).exists();
+    let host = Host { there: &there, links, ufw: read("/etc/ufw/ufw.conf"), routes: read("/proc/net/route") };
+    host.checks()
+}
+
+impl Host<'_> {
+    fn checks(&self) -> Vec<Check> {
+        let found: Vec<Check> =
+            [self.docker(), self.podman(), self.ufw(), self.firewalld(), self.nftables(), self.libvirt(), self.vpn()]
+                .into_iter()
+                .flatten()
+                .collect();
+        let none =
+            found.is_empty().then(|| Check::pass("neighbours", "nobody is known here who makes rules or networks"));
+        none.into_iter().chain(found).chain([self.timer()]).collect()
+    }
+
+    fn there(&self, path: &str) -> bool {
+        (self.there)(path)
+    }
+
+    /// The cgroup of a unit is there as long as a process of the unit is.
+    fn runs(&self, unit: &str) -> bool {
+        self.there(&format!("/sys/fs/cgroup/system.slice/{unit}.service"))
+    }
+
+    fn link(&self, name: &str) -> bool {
+        self.links.iter().any(|link| link == name)
+    }
+
+    /// Whoever drops at the end of the FORWARD chain needs our rules in that chain.
+    fn drops(&self, name: &'static str, what: &str) -> Check {
+        if self.there(TIMER) {
+            return Check::pass(
+                name,
+                format!("{what}; banger-host-firewall.timer keeps guests' packets from its drop"),
+            );
+        }
+        Check::warn(
+            name,
+            format!("{what}, and banger-host-firewall.timer is not enabled: guests may not reach out"),
+            "sudo systemctl enable --now banger-host-firewall.timer banger-host-firewall.service",
+        )
+    }
+
+    fn docker(&self) -> Option<Check> {
+        let here = self.runs("docker") || self.link("docker0");
+        here.then(|| {
+            self.drops("neighbour Docker", "drops what is forwarded; rules in DOCKER-USER hold for guests too")
+        })
+    }
+
+    fn podman(&self) -> Option<Check> {
+        let here = self.link("podman0") || self.links.iter().any(|link| link.starts_with("cni-podman"));
+        here.then(|| {
+            Check::pass("neighbour podman", "its rules are about its own networks; guests and containers do not meet")
+        })
+    }
+
+    fn ufw(&self) -> Option<Check> {
+        let on = self.ufw.lines().any(|line| line.trim().eq_ignore_ascii_case("enabled=yes"));
+        on.then(|| self.drops("neighbour ufw", "drops what is forwarded; `ufw route` rules hold for guests too"))
+    }
+
+    fn firewalld(&self) -> Option<Check> {
+        const NAME: &str = "neighbour firewalld";
+        let here = self.there("/run/firewalld") || self.runs("firewalld");
+        here.then(|| {
+            if self.there(ZONE) {
+                return Check::pass(NAME, "the zone banger lets guests' packets through");
+            }
+            Check::fail(
+                NAME,
+                "firewalld runs, and the zone of banger is missing: it stops what guests send",
+                "install the package banger again, then: sudo firewall-cmd --reload",
+            )
+        })
+    }
+
+    fn nftables(&self) -> Option<Check> {
+        let on = |unit: &str| {
+            ["sysinit", "multi-user"]
+                .iter()
+                .any(|target| self.there(&format!("/etc/systemd/system/{target}.target.wants/{unit}.service")))
+        };
+        (on("nftables") || on("netfilter-persistent")).then(|| {
+            self.drops(
+                "neighbour nftables",
+                "loads rules of its own; while banger-priv runs, a flush leaves banger's table",
+            )
+        })
+    }
+
+    fn libvirt(&self) -> Option<Check> {
+        let here = self.link("virbr0") || self.runs("libvirtd") || self.runs("virtnetworkd");
+        here.then(|| {
+            Check::pass("neighbour libvirt", "its rules are about its own networks; guests and its VMs do not meet")
+        })
+    }
+
+    /// A VPN is a route like any other: whether it leads into the network of the VMs, another check
+    /// says.
+    fn vpn(&self) -> Option<Check> {
+        let is_vpn = |link: &str| {
+            VPN_NAMES.iter().any(|name| {
+                link.strip_prefix(name).is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit() || c == '-'))
+            })
+        };
+        let links: Vec<&str> = self.links.iter().map(String::as_str).filter(|link| is_vpn(link)).collect();
+        let first = links.first()?;
+        let everything = self.routes.lines().skip(1).any(|line| {
+            let mut fields = line.split_whitespace();
+            fields.next().is_some_and(|device| links.contains(&device))
+                && fields.next() == Some("00000000")
+                && ["00000000", "00000080", "80000000"].contains(&fields.nth(5).unwrap_or_default())
+        });
+        if everything {
+            return Some(Check::warn(
+                "neighbour VPN",
+                format!(
+                    "all of the host's traffic goes through {first}: that of guests with --nat too, and a VPN that lets through only what the host itself sends stops it"
+                ),
+                format!(
+                    "banger vm exec VM -- ping -c 1 1.1.1.1   # if nothing comes back, allow forwarding from bgr-* to {first} in the VPN's settings"
+                ),
+            ));
+        }
+        Some(Check::pass(
+            "neighbour VPN",
+            format!("{}: guests with --nat reach what the host reaches", links.join(", ")),
+        ))
+    }
+
+    /// The unit that keeps guests' packets from a `DROP` of the host's own FORWARD chain.
+    fn timer(&self) -> Check {
+        const NAME: &str = "host firewall";
+        if self.there(TIMER) {
+            return Check::pass(NAME, "banger-host-firewall.timer looks after the FORWARD chain");
+        }
+        Check::warn(
+            NAME,
+            "banger-host-firewall.timer is not enabled: Docker or ufw may stop what guests send",
+            "sudo systemctl enable --now banger-host-firewall.timer banger-host-firewall.service",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use banger_proto::model::CheckStatus::{self, Fail, Pass, Warn};
+
+    /// What the check of that name says on a host with these files and links.
+    fn said(name: &str, files: &[&str], links: &[&str], ufw: &str, routes: &str) -> Option<CheckStatus> {
+        let there = |path: &str| files.iter().any(|file| path.ends_with(file));
+        let links = links.iter().map(|link| (*link).to_owned()).collect();
+        let host = Host { there: &there, links, ufw: ufw.to_owned(), routes: routes.to_owned() };
+        let found = host.checks();
+        found.iter().for_each(|check| assert_eq!(check.mend.is_empty(), check.status == Pass, "{check:?}"));
+        found.into_iter().find(|check| check.name == name).map(|check| check.status)
+    }
+
+    const TIMER_FILE: &str = "banger-host-firewall.timer";
+
+    #[test]
+    fn whoever_drops_needs_the_timer() {
+        for (name, files, links, ufw) in [
+            ("neighbour Docker", &["docker.service"][..], &[][..], ""),
+            ("neighbour Docker", &[], &["docker0"], ""),
+            ("neighbour ufw", &[], &[], "# x\nENABLED=yes\n"),
+            ("neighbour nftables", &["sysinit.target.wants/nftables.service"], &[], ""),
+        ] {
+            assert_eq!(said(name, files, links, ufw, ""), Some(Warn), "{name}");
+            let with: Vec<&str> = files.iter().copied().chain([TIMER_FILE]).collect();
+            assert_eq!(said(name, &with, links, ufw, ""), Some(Pass), "{name}");
+        }
+        assert_eq!(said("neighbour ufw", &[], &[], "ENABLED=no\n", ""), None);
+        assert_eq!(said("host firewall", &[], &[], "", ""), Some(Warn));
+    }
+
+    #[test]
+    fn neighbours_that_guests_do_not_meet() {
+        assert_eq!(said("neighbours", &[TIMER_FILE], &["lo", "eth0", "br-fc", "bgr-ab", "tunnel"], "", ""), Some(Pass));
+        for (name, link) in [("neighbour podman", "podman0"), ("neighbour libvirt", "virbr0")] {
+            assert_eq!(said(name, &[TIMER_FILE], &["lo", link], "", ""), Some(Pass), "{name}");
+            assert_eq!(said("neighbours", &[TIMER_FILE], &[link], "", ""), None);
+        }
+    }
+
+    #[test]
+    fn firewalld_needs_the_zone() {
+        assert_eq!(said("neighbour firewalld", &["/run/firewalld"], &[], "", ""), Some(Fail));
+        assert_eq!(said("neighbour firewalld", &["/run/firewalld", "zones/banger.xml"], &[], "", ""), Some(Pass));
+    }
+
+    #[test]
+    fn a_vpn_that_takes_everything_is_said() {
+        use crate::net::subnet::tests::{HEADER, route};
+        let lan = route("eth0", [0, 0, 0, 0], [0, 0, 0, 0]);
+        let part = format!("{HEADER}{lan}{}", route("wg0", [10, 8, 0, 0], [255, 255, 255, 0]));
+        assert_eq!(said("neighbour VPN", &[], &["wg0"], "", &part), Some(Pass));
+        for mask in [[0, 0, 0, 0], [128, 0, 0, 0]] {
+            let all = format!("{HEADER}{lan}{}", route("tun0", [0, 0, 0, 0], mask));
+            assert_eq!(said("neighbour VPN", &[], &["tun0"], "", &all), Some(Warn), "{mask:?}");
+        }
+        assert_eq!(said("neighbour VPN", &[], &["wgx", "tunl"], "", ""), None);
+        assert!(said("neighbour VPN", &[], &["tailscale0"], "", "").unwrap() == Pass);
+    }
+}
