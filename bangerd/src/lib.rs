@@ -145,6 +145,8 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let listener = listen::bind(&args.paths.socket)?;
     listen::announce();
     vms.reconcile_in_background();
+    let ctx = Arc::clone(&vms.ctx);
+    tokio::spawn(async move { vm::shares::give_all(&ctx).await });
     vm::stats::spawn(&vms);
     vms.watch_owners();
     rpc::serve(listener, rpc::Daemon::new(vms, store, &args)).await;

@@ -20,6 +20,7 @@ pub mod process;
 pub mod quota;
 pub mod rate;
 pub mod room;
+pub mod shares;
 pub mod size;
 pub mod snapshot;
 pub mod store;

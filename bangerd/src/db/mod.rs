@@ -6,6 +6,7 @@
 //! transaction.
 
 mod care;
+mod holdings;
 mod image;
 mod job;
 mod kernel;
@@ -16,6 +17,7 @@ mod vm;
 mod workspace;
 
 pub(crate) use care::{Verdict, inspect};
+pub(crate) use holdings::Has;
 pub(crate) use pulled::Link;
 pub(crate) use vm::{NewVm, VmRow};
 

@@ -322,7 +322,8 @@ impl Actor {
     async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
         let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.network)?;
         self.owner_is_there().await?;
-        let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
+        let (limits, host) = (job.limits_of(&self.row.who()), self.ctx.config.limits.host());
+        let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
         let result = self.bring_up(&seat, job).await;

@@ -18,6 +18,7 @@ mod record;
 pub(crate) mod resume;
 mod set;
 mod shared;
+pub(crate) mod shares;
 mod size;
 mod start;
 pub(crate) mod stats;
@@ -253,7 +254,8 @@ impl Vms {
     async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
-            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network, peer.limits).await {
+            let (network, host) = (self.ctx.config.network, self.ctx.config.limits.host());
+            match self.ctx.db.insert_vm(new.clone(), network, peer.limits, host).await {
                 Ok(row) => return Ok(row),
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);

@@ -11,7 +11,7 @@ use super::machine::Seat;
 use crate::jobs::Job;
 use crate::room;
 use banger_policy::lifecycle::State;
-use banger_policy::quota::UserLimits;
+use banger_policy::quota::{HostLimits, UserLimits};
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{SetRequest, VmSpec};
@@ -35,13 +35,14 @@ impl Actor {
         }
         let spec = changed(was, &request)?;
         let limits = job.limits_of(&self.row.who());
-        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits).await?;
+        let host = self.ctx.config.limits.host();
+        self.record_spec(spec, request.restart.unwrap_or(policy_was), limits, host).await?;
         if spec.system_overlay_size_bytes > was.system_overlay_size_bytes
             || spec.work_disk_size_bytes > was.work_disk_size_bytes
         {
             job.stage("reserve disk");
             if let Err(error) = self.grow(was, spec).await {
-                self.record_spec(was, policy_was, UserLimits::NONE).await?;
+                self.undo_spec(was, policy_was).await?;
                 return Err(error);
             }
         }
@@ -52,7 +53,7 @@ impl Actor {
         }
         job.stage("nat");
         let Err(error) = self.align_nat().await else { return Ok(()) };
-        self.record_spec(was, policy_was, UserLimits::NONE).await?;
+        self.undo_spec(was, policy_was).await?;
         Err(error)
     }
 
@@ -83,7 +84,12 @@ impl Actor {
             return Ok(());
         }
         let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
-        self.record_spec(spec, self.row.restart, UserLimits::NONE).await
+        self.undo_spec(spec, self.row.restart).await
+    }
+
+    /// Writes what is so, whatever the limits are.
+    async fn undo_spec(&mut self, spec: VmSpec, restart: banger_policy::vm::RestartPolicy) -> Result<(), VmError> {
+        self.record_spec(spec, restart, UserLimits::NONE, HostLimits::NONE).await
     }
 
     async fn record_spec(
@@ -91,8 +97,9 @@ impl Actor {
         spec: VmSpec,
         restart: banger_policy::vm::RestartPolicy,
         limits: UserLimits,
+        host: HostLimits,
     ) -> Result<(), VmError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits).await;
+        let set = self.ctx.db.set_vm_spec(self.row.id, spec, restart, limits, host).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.restart) = (spec, restart);
         Ok(())

@@ -1,6 +1,7 @@
 //! Changes to a VM that exists.
 
 use super::*;
+use banger_policy::quota::HostLimits;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::HelperError;
 use banger_proto::model::ErrorCode;
@@ -142,7 +143,7 @@ fn a_crash_between_row_and_kernel_is_made_good_when_it_is_found_running() {
     Runtime::new().unwrap().block_on(async {
         let db = Db::open(&world.paths().database()).await.unwrap();
         let spec = banger_proto::model::VmSpec { nat_enabled: false, ..vm.spec };
-        db.set_vm_spec(vm.id, spec, RestartPolicy::No, UserLimits::NONE).await.unwrap();
+        db.set_vm_spec(vm.id, spec, RestartPolicy::No, UserLimits::NONE, HostLimits::NONE).await.unwrap();
     });
     assert!(has_nat(&world));
     world.boot();
