@@ -29,6 +29,34 @@ struct Numbers {
     daemon: DaemonInfo,
     vms: Vms,
     jobs_running: usize,
+    users: Vec<User>,
+}
+
+/// What one user has of it.
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct User {
+    owner: u32,
+    owner_name: String,
+    vms: Vms,
+}
+
+impl User {
+    fn all_of(vms: &[VmRecord]) -> Vec<Self> {
+        let owners: BTreeSet<(u32, &str)> = vms.iter().map(|vm| (vm.owner, &*vm.owner_name)).collect();
+        let of = |(owner, name): (u32, &str)| {
+            let own: Vec<VmRecord> =
+                vms.iter().filter(|vm| vm.owner == owner && vm.owner_name == name).cloned().collect();
+            Self { owner, owner_name: name.to_owned(), vms: Vms::of(&own) }
+        };
+        owners.into_iter().map(of).collect()
+    }
+
+    /// A login name may be any text in a directory of the network's: what ends a label's value is
+    /// escaped.
+    fn labels(&self) -> String {
+        let name = self.owner_name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        format!("{{user=\"{name}\",uid=\"{}\"}}", self.owner)
+    }
 }
 
 /// VMs, and what those that run were given and use.
@@ -77,10 +105,11 @@ impl Vms {
 impl Numbers {
     async fn of(client: &Client, all: bool) -> anyhow::Result<Self> {
         let daemon = answer(client.rpc.info(soon())).await?;
-        let vms = Vms::of(&list::records(client, all).await?);
+        let records = list::records(client, all).await?;
+        let (vms, users) = (Vms::of(&records), User::all_of(&records));
         let at_work = |job: &JobView| matches!(job.state, JobState::Running);
         let jobs_running = job::views(client).await?.iter().filter(|job| at_work(job)).count();
-        Ok(Self { daemon, vms, jobs_running })
+        Ok(Self { daemon, vms, jobs_running, users })
     }
 
     fn show(&self) -> anyhow::Result<()> {
@@ -147,6 +176,24 @@ impl Numbers {
         ] {
             gauge(name, help, &[("", value)]);
         }
+        let labels: Vec<String> = self.users.iter().map(User::labels).collect();
+        let mut of_users = |name: &str, help: &str, value: fn(&Vms) -> String| {
+            let values = self.users.iter().map(|user| value(&user.vms));
+            let lines: Vec<(&str, String)> = labels.iter().map(String::as_str).zip(values).collect();
+            gauge(name, help, &lines);
+        };
+        of_users("user_vms", "VMs of a user.", |vms| {
+            [vms.created, vms.running, vms.stopped, vms.error].iter().sum::<usize>().to_string()
+        });
+        of_users("user_vms_running", "VMs of a user that run.", |vms| vms.running.to_string());
+        of_users("user_vcpus", "vCPUs of a user's running VMs.", |vms| vms.vcpus.to_string());
+        of_users("user_memory_bytes", "Memory that a user's running VMs were given.", |vms| {
+            vms.memory_bytes.to_string()
+        });
+        of_users("user_memory_resident_bytes", "Memory that a user's running VMs use.", |vms| {
+            vms.resident_bytes.to_string()
+        });
+        of_users("user_cpu_ratio", "CPUs that a user's running VMs use.", |vms| (vms.cpu_percent / 100.0).to_string());
         text
     }
 }
@@ -165,7 +212,9 @@ mod tests {
             vmm_version: String::new(),
         };
         let vms = Vms { running: 2, cpu_percent: 150.0, memory_bytes: 1 << 30, ..Vms::default() };
-        let text = Numbers { daemon, vms, jobs_running: 3 }.metrics();
+        let odd = User { owner: 7, owner_name: "a\"b\\c\nd".to_owned(), vms: Vms { running: 1, ..Vms::default() } };
+        let text = Numbers { daemon, vms, jobs_running: 3, users: vec![odd] }.metrics();
+        assert!(text.contains(r#"banger_user_vms_running{user="a\"b\\c\nd",uid="7"} 1"#), "{text}");
         assert!(
             text.contains("banger_vms{state=\"running\"} 2\n") && text.contains("banger_cpu_ratio 1.5\n"),
             "{text}"
@@ -186,7 +235,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(helped.len(), 10, "{text}");
+        assert_eq!(helped.len(), 16, "{text}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) mod machine;
 mod names;
 mod order;
 mod owner;
+mod quota;
 mod readers;
 mod reconcile;
 mod record;

@@ -9,6 +9,7 @@ mod many;
 mod readers;
 mod reboot;
 mod set;
+mod shares;
 mod undo;
 mod whose;
 
