@@ -116,7 +116,11 @@ impl Watch {
             }
             let ending = self.look().await;
             let ended = match end {
-                Some(end) => Some(by_end(end, self.agent.said(), ending)),
+                // The host's kernel knows better than anything that a guest has said before.
+                Some(end) => Some(match self.parts.vmm.cgroup().out_of_memory() {
+                    Some(why) => Ended::new(why.to_string(), false),
+                    None => by_end(end, self.agent.said(), ending),
+                }),
                 None => {
                     // One that was not heard since the daemon began may be on its way down since
                     // before.

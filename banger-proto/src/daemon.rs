@@ -5,7 +5,7 @@
 
 use crate::model::{
     ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -116,4 +116,7 @@ pub trait Daemon {
     async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
     /// The configured files of users that their new VMs get; the caller's client copies them.
     async fn file_sync() -> Result<Vec<FileSync>, ApiError>;
+    /// The caller's limits and their use; everyone's after the user given, for an administrator
+    /// with `all`.
+    async fn quotas(all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError>;
 }

@@ -4,7 +4,7 @@
 use crate::model::{DaemonInfo, VmRecord};
 use banger_policy::lifecycle::State;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What there is now.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -15,6 +15,43 @@ pub struct Numbers {
     pub vms: Vms,
     /// Jobs at work.
     pub jobs_running: usize,
+    /// The same by user.
+    pub users: Vec<User>,
+}
+
+/// What one user has of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct User {
+    /// The user's uid.
+    pub owner: u32,
+    /// The login name that the uid had when the VMs were made.
+    pub owner_name: String,
+    /// The user's VMs.
+    pub vms: Vms,
+}
+
+impl User {
+    /// One for each owner.
+    #[must_use]
+    pub fn all_of(vms: &[VmRecord]) -> Vec<Self> {
+        let mut of_each: BTreeMap<(u32, &str), Vec<VmRecord>> = BTreeMap::new();
+        for vm in vms {
+            of_each.entry((vm.owner, &vm.owner_name)).or_default().push(vm.clone());
+        }
+        let user = |((owner, name), vms): ((u32, &str), Vec<VmRecord>)| Self {
+            owner,
+            owner_name: name.to_owned(),
+            vms: Vms::of(&vms),
+        };
+        of_each.into_iter().map(user).collect()
+    }
+
+    /// A login name may be any text in a directory of the network's: what ends a label's value is
+    /// escaped.
+    fn labels(&self) -> String {
+        let name = self.owner_name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        format!("{{user=\"{name}\",uid=\"{}\"}}", self.owner)
+    }
 }
 
 /// VMs, and what those that run were given and use.
@@ -104,6 +141,24 @@ impl Numbers {
         ] {
             gauge(name, help, &[("", value)]);
         }
+        let labels: Vec<String> = self.users.iter().map(User::labels).collect();
+        let mut of_users = |name: &str, help: &str, value: fn(&Vms) -> String| {
+            let values = self.users.iter().map(|user| value(&user.vms));
+            let lines: Vec<(&str, String)> = labels.iter().map(String::as_str).zip(values).collect();
+            gauge(name, help, &lines);
+        };
+        of_users("user_vms", "VMs of a user.", |vms| {
+            [vms.created, vms.running, vms.stopped, vms.error].iter().sum::<usize>().to_string()
+        });
+        of_users("user_vms_running", "VMs of a user that run.", |vms| vms.running.to_string());
+        of_users("user_vcpus", "vCPUs of a user's running VMs.", |vms| vms.vcpus.to_string());
+        of_users("user_memory_bytes", "Memory that a user's running VMs were given.", |vms| {
+            vms.memory_bytes.to_string()
+        });
+        of_users("user_memory_resident_bytes", "Memory that a user's running VMs use.", |vms| {
+            vms.resident_bytes.to_string()
+        });
+        of_users("user_cpu_ratio", "CPUs that a user's running VMs use.", |vms| (vms.cpu_percent / 100.0).to_string());
         text
     }
 }
@@ -122,7 +177,9 @@ mod tests {
             vmm_version: String::new(),
         };
         let vms = Vms { running: 2, cpu_percent: 150.0, memory_bytes: 1 << 30, ..Vms::default() };
-        let text = Numbers { daemon, vms, jobs_running: 3 }.metrics();
+        let odd = User { owner: 7, owner_name: "a\"b\\c\nd".to_owned(), vms: Vms { running: 1, ..Vms::default() } };
+        let text = Numbers { daemon, vms, jobs_running: 3, users: vec![odd] }.metrics();
+        assert!(text.contains(r#"banger_user_vms_running{user="a\"b\\c\nd",uid="7"} 1"#), "{text}");
         assert!(
             text.contains("banger_vms{state=\"running\"} 2\n") && text.contains("banger_cpu_ratio 1.5\n"),
             "{text}"
@@ -143,7 +200,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(helped.len(), 10, "{text}");
+        assert_eq!(helped.len(), 16, "{text}");
     }
 
     #[test]

@@ -6,9 +6,15 @@
 //! kernel). Without delegation, in a build folder, a pidfd stands in and there are no limits.
 //! Called by the VM's actor and by [`crate::launch`]; it must not touch any group outside `vms`.
 
+mod share;
+mod usage;
+
+pub use usage::{OutOfMemory, Usage};
+
 use crate::pidfd::Pidfd;
 use banger_policy::VmId;
 use banger_policy::process::{DAEMON_LEAF, VMS_GROUP};
+use banger_policy::shares::Share;
 use rustix::process::Signal;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +27,8 @@ use tokio::time::Instant;
 const ROOT: &str = "/sys/fs/cgroup";
 /// What the limits need.
 const CONTROLLERS: &[&str] = &["memory", "pids", "cpu"];
+/// Taken where the host's kernel has it: without it, disks are shared as they come.
+const IO: &str = "io";
 /// How long [`VmCgroup::kill`] waits for the kernel to end everything: exits of processes with
 /// gigabytes of memory take seconds on a loaded host.
 const KILL_WAIT: Duration = Duration::from_secs(20);
@@ -36,15 +44,6 @@ pub struct Limits {
     pub pids: u64,
     /// `cpu.weight`, 1 to 10000, 100 by default.
     pub cpu_weight: u64,
-}
-
-/// What a VM takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// `memory.current`, bytes.
-    pub memory_bytes: u64,
-    /// `usage_usec` of `cpu.stat`, microseconds.
-    pub cpu_usec: u64,
 }
 
 /// All groups of VMs, or the table of their processes where there are no groups. Cheap to clone.
@@ -64,6 +63,8 @@ struct Tree {
     /// The folder that holds the owners' folders.
     vms: PathBuf,
     controllers: Vec<String>,
+    /// What each user's group gets when it is made; it goes with the user's last VM.
+    shares: Mutex<HashMap<u32, Share>>,
 }
 
 type Table = Arc<Mutex<HashMap<VmId, Pidfd>>>;
@@ -145,8 +146,9 @@ impl Cgroups {
             let message = format!("{}: the {missing} controller is not delegated", base.display());
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        let controllers = controllers.iter().map(|name| (*name).to_owned()).collect();
-        let tree = Tree { vms: base.join(VMS_GROUP), controllers };
+        let io = available.split_whitespace().any(|have| have == IO).then_some(IO);
+        let controllers = controllers.iter().copied().chain(io).map(str::to_owned).collect();
+        let tree = Tree { vms: base.join(VMS_GROUP), controllers, shares: Mutex::default() };
         tree.enable(base)?;
         make(&tree.vms)?;
         tree.enable(&tree.vms)?;
@@ -201,6 +203,7 @@ impl Tree {
     fn create(&self, path: &Path, limits: &Limits) -> io::Result<()> {
         if let Some(owner) = path.parent() {
             make(owner)?;
+            self.share_of(owner)?;
             self.enable(owner)?;
         }
         make(path)?;
@@ -362,41 +365,11 @@ impl VmCgroup {
         }
         Ok(())
     }
-
-    /// What the VM takes now; without groups, what `/proc` says of its process.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub fn usage(&self) -> io::Result<Usage> {
-        match &self.place {
-            Place::Group { path, .. } => Ok(Usage {
-                memory_bytes: read(&path.join("memory.current"))?.trim().parse().unwrap_or(0),
-                cpu_usec: keyed(&read(&path.join("cpu.stat"))?, "usage_usec").unwrap_or(0),
-            }),
-            Place::Process { .. } => {
-                let Some(held) = self.tracked() else { return Ok(Usage::default()) };
-                process_usage(held.pid())
-            }
-        }
-    }
 }
 
 fn gone(error: &io::Error) -> bool {
     // ENODEV: the group was removed while its file was open.
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
-}
-
-/// From `/proc/PID/status` (`VmRSS`, KiB) and `stat` (proc_pid_stat(5): fields 14 and 15, 1/100 s).
-fn process_usage(pid: u32) -> io::Result<Usage> {
-    let status = read(Path::new(&format!("/proc/{pid}/status")))?;
-    let stat = read(Path::new(&format!("/proc/{pid}/stat")))?;
-    let resident =
-        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
-    // The name, field 2, may hold anything but ends at the last parenthesis.
-    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    let resident: u64 = resident.unwrap_or(0);
-    Ok(Usage { memory_bytes: resident.saturating_mul(1024), cpu_usec: ticks.saturating_mul(10_000) })
 }
 
 #[cfg(test)]

@@ -154,7 +154,9 @@ impl Config {
     /// As without a file.
     pub(crate) fn built_in() -> Self {
         #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-        parse("", Path::new("banger.toml")).unwrap()
+        let config = parse("", Path::new("banger.toml")).unwrap();
+        // Tests run on a machine of any size.
+        Self { limits: Limits::of_host(banger_policy::quota::HostLimits::NONE), ..config }
     }
 }
 

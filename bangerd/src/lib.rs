@@ -154,6 +154,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     listen::announce();
     vms.reconcile_in_background();
     vms.refresh_names_in_background();
+    vm::shares::give_at_each_reload(&vms.ctx);
     vm::stats::spawn(&vms);
     vms.watch_owners();
     let config = vms.ctx.config.now();

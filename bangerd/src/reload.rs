@@ -37,7 +37,7 @@ fn once(args: &Args, level: &Level, live: &Live) -> Result<Reloaded, StartError>
             tracing::info!("{}", said_of(done));
             if !done.restart.is_empty() {
                 tracing::warn!(
-                    "{} counts after a restart: stop the VMs, then run: systemctl restart banger-priv bangerd",
+                    "{} counts after a restart: run systemctl restart banger-priv bangerd (VMs go on running)",
                     done.restart.join(", ")
                 );
             }

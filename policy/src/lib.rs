@@ -23,6 +23,7 @@ pub mod quota;
 pub mod rate;
 pub mod reach;
 pub mod room;
+pub mod shares;
 pub mod size;
 pub mod snapshot;
 pub mod store;

@@ -20,13 +20,37 @@ pub struct UserLimits {
     pub store: u64,
     /// Jobs at work.
     pub jobs: u64,
+    /// What VMs that run were given together with what their VMMs need, bytes.
+    pub memory: u64,
+}
+
+/// The most that all users together may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostLimits {
+    /// What VMs that run were given together with what their VMMs need, bytes.
+    pub memory: u64,
+    /// What the disks of all VMs may grow to, bytes.
+    pub disk: u64,
+}
+
+impl HostLimits {
+    /// No limits.
+    pub const NONE: Self = Self { memory: u64::MAX, disk: u64::MAX };
 }
 
 impl UserLimits {
     /// When nobody says otherwise: several users fit a host, and none of them meets a limit by
     /// ordinary work.
-    pub const BUILT_IN: Self =
-        Self { vms: 64, running: 32, disk: 1 << 40, images: 32, kernels: 16, store: 256 << 30, jobs: 64 };
+    pub const BUILT_IN: Self = Self {
+        vms: 64,
+        running: 32,
+        disk: 1 << 40,
+        images: 32,
+        kernels: 16,
+        store: 256 << 30,
+        jobs: 64,
+        memory: u64::MAX,
+    };
     /// For root, whose host it is, and for what nobody ordered.
     pub const NONE: Self = Self {
         vms: u64::MAX,
@@ -36,6 +60,7 @@ impl UserLimits {
         kernels: u64::MAX,
         store: u64::MAX,
         jobs: u64::MAX,
+        memory: u64::MAX,
     };
 
     /// The same with what an administrator has decided.
@@ -49,6 +74,7 @@ impl UserLimits {
             kernels: other.kernels.unwrap_or(self.kernels),
             store: other.store.unwrap_or(self.store),
             jobs: other.jobs.unwrap_or(self.jobs),
+            memory: other.memory.unwrap_or(self.memory),
         }
     }
 }
@@ -70,6 +96,8 @@ pub struct Overrides {
     pub store: Option<u64>,
     #[expect(missing_docs, reason = "as in UserLimits")]
     pub jobs: Option<u64>,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    pub memory: Option<u64>,
 }
 
 impl Overrides {
@@ -84,6 +112,23 @@ impl Overrides {
             kernels: self.kernels.max(other.kernels),
             store: self.store.max(other.store),
             jobs: self.jobs.max(other.jobs),
+            memory: self.memory.max(other.memory),
+        }
+    }
+
+    /// The number for one limit.
+    #[must_use]
+    pub fn get(&self, what: Limited) -> Option<u64> {
+        match what {
+            Limited::Vms => self.vms,
+            Limited::Running => self.running,
+            Limited::Disk => self.disk,
+            Limited::Images => self.images,
+            Limited::Kernels => self.kernels,
+            Limited::Store => self.store,
+            Limited::Jobs => self.jobs,
+            Limited::Memory => self.memory,
+            Limited::HostMemory | Limited::HostDisk => None,
         }
     }
 }
@@ -105,24 +150,49 @@ pub enum Limited {
     Store,
     #[expect(missing_docs, reason = "as in UserLimits")]
     Jobs,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    Memory,
+    #[expect(missing_docs, reason = "as in HostLimits")]
+    HostMemory,
+    #[expect(missing_docs, reason = "as in HostLimits")]
+    HostDisk,
 }
 
 impl Limited {
+    /// Every limit of a user, in the order in which users are shown them.
+    pub const OF_A_USER: [Self; 8] =
+        [Self::Vms, Self::Running, Self::Memory, Self::Disk, Self::Images, Self::Kernels, Self::Store, Self::Jobs];
+
+    /// Is it a limit of the whole host, not of one user?
+    #[must_use]
+    pub fn is_of_the_host(self) -> bool {
+        matches!(self, Self::HostMemory | Self::HostDisk)
+    }
+
+    /// Is it counted in bytes?
+    #[must_use]
+    pub fn in_bytes(self) -> bool {
+        matches!(self, Self::Disk | Self::Store | Self::Memory) || self.is_of_the_host()
+    }
+
     /// The key in the configuration.
     #[must_use]
     pub fn key(self) -> &'static str {
         match self {
             Self::Vms => "vms",
             Self::Running => "running",
-            Self::Disk => "disk",
+            Self::Disk | Self::HostDisk => "disk",
             Self::Images => "images",
             Self::Kernels => "kernels",
             Self::Store => "store",
             Self::Jobs => "jobs",
+            Self::Memory | Self::HostMemory => "memory",
         }
     }
 
-    fn of(self, limits: &UserLimits) -> u64 {
+    /// The number in a user's limits. A user has none of the host's.
+    #[must_use]
+    pub fn of(self, limits: &UserLimits) -> u64 {
         match self {
             Self::Vms => limits.vms,
             Self::Running => limits.running,
@@ -131,6 +201,8 @@ impl Limited {
             Self::Kernels => limits.kernels,
             Self::Store => limits.store,
             Self::Jobs => limits.jobs,
+            Self::Memory => limits.memory,
+            Self::HostMemory | Self::HostDisk => u64::MAX,
         }
     }
 }
@@ -171,6 +243,27 @@ impl fmt::Display for Exceeded {
                 size(used),
                 size(more)
             ),
+            Limited::Memory => write!(
+                f,
+                "the limit {key} is {} for the memory of one user's running VMs: {} are in use, and this needs {} more",
+                size(limit),
+                size(used),
+                size(more)
+            ),
+            Limited::HostMemory => write!(
+                f,
+                "this host's limit {key} is {} for the memory of all running VMs: {} are in use, and this needs {} more",
+                size(limit),
+                size(used),
+                size(more)
+            ),
+            Limited::HostDisk => write!(
+                f,
+                "this host's limit {key} is {} for the disks of all VMs: {} are in use, and this needs {} more",
+                size(limit),
+                size(used),
+                size(more)
+            ),
             Limited::Store => write!(
                 f,
                 "the limit {key} is {} for the images and kernels of one user: {} are in use, and this needs {} more",
@@ -192,7 +285,23 @@ fn gib(bytes: u64) -> String {
 /// # Errors
 /// With limit and use.
 pub fn fits(what: Limited, limits: &UserLimits, used: u64, more: u64) -> Result<(), Exceeded> {
-    let limit = what.of(limits);
+    decide(what, what.of(limits), used, more)
+}
+
+/// May the host, which has given away `used`, give `more`?
+///
+/// # Errors
+/// With limit and use.
+pub fn host_fits(what: Limited, limits: &HostLimits, used: u64, more: u64) -> Result<(), Exceeded> {
+    let limit = match what {
+        Limited::HostMemory => limits.memory,
+        Limited::HostDisk => limits.disk,
+        _ => u64::MAX,
+    };
+    decide(what, limit, used, more)
+}
+
+fn decide(what: Limited, limit: u64, used: u64, more: u64) -> Result<(), Exceeded> {
     match used.checked_add(more) {
         Some(all) if all <= limit => Ok(()),
         _ => Err(Exceeded { what, limit, used, more }),

@@ -5,6 +5,7 @@
 mod error;
 mod host;
 mod job;
+mod quota;
 mod store;
 mod vm;
 mod workspace;
@@ -12,6 +13,7 @@ mod workspace;
 pub use error::{ApiError, ErrorCode, MAX_ERROR, cut};
 pub use host::{Check, CheckStatus, DaemonInfo, Leak, LeakKind, Leaks};
 pub use job::{JobId, JobPage, JobResult, JobState, JobView, Stage};
+pub use quota::{Quota, QuotaLimit, QuotaPage};
 pub use store::{ImageRecord, KernelRecord, LinkRequest, StoreKey, StorePage};
 pub use vm::{CreateRequest, SetRequest, VmPage, VmRecord, VmRuntime, VmSpec, VmStats};
 pub use workspace::{FileSync, MAX_WORKSPACE, Workspace, WorkspaceMode};

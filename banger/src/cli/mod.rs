@@ -77,6 +77,8 @@ pub(crate) enum Command {
     /// banger on this host in numbers
     #[command(subcommand)]
     System(System),
+    /// Show your limits, what you have of each, and where they come from
+    Quota(List),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
     /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets

@@ -49,6 +49,7 @@ pub(super) fn show_table(vms: &[VmRecord], owners: bool) -> anyhow::Result<()> {
     let mut header = vec!["NAME", "STATE", "IMAGE", "CPU", "MEMORY", "ADDRESS", "DNS NAME", "AGE", "REASON"];
     if owners {
         header.insert(0, "OWNER");
+        header.insert(header.len() - 1, "USE");
     }
     let row = |vm: &VmRecord| {
         let mut row = vec![
@@ -64,6 +65,9 @@ pub(super) fn show_table(vms: &[VmRecord], owners: bool) -> anyhow::Result<()> {
         ];
         if owners {
             row.insert(0, vm.owner_name.clone());
+            let used = vm.stats.as_ref();
+            let used = used.map(|stats| format!("{:.0}% {}", stats.cpu_percent, amount(stats.rss_bytes)));
+            row.insert(row.len() - 1, used.unwrap_or_default());
         }
         row
     };

@@ -19,6 +19,7 @@ mod login;
 mod mcp;
 mod prune;
 mod pull;
+mod quota;
 mod relay;
 mod run;
 mod session;
@@ -44,6 +45,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Kernel(command) => kernel::run(command).await,
         Command::Job(command) => job::run(command).await,
         Command::System(command) => system::run(command).await,
+        Command::Quota(options) => quota::run(options).await,
         Command::Doctor(asked) => doctor::run(asked).await,
         Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),

@@ -5,7 +5,7 @@ use super::{job, list};
 use crate::cli::{List, System};
 use crate::client::{Client, answer, soon};
 use crate::output::{self, amount};
-use banger_proto::metrics::{Numbers, Vms};
+use banger_proto::metrics::{Numbers, User, Vms};
 use banger_proto::model::{JobState, JobView};
 
 pub(super) async fn run(command: System) -> anyhow::Result<u8> {
@@ -23,10 +23,11 @@ pub(super) async fn run(command: System) -> anyhow::Result<u8> {
 
 async fn numbers(client: &Client, all: bool) -> anyhow::Result<Numbers> {
     let daemon = answer(client.rpc.info(soon())).await?;
-    let vms = Vms::of(&list::records(client, all).await?);
+    let records = list::records(client, all).await?;
+    let (vms, users) = (Vms::of(&records), User::all_of(&records));
     let at_work = |job: &JobView| matches!(job.state, JobState::Running);
     let jobs_running = job::views(client).await?.iter().filter(|job| at_work(job)).count();
-    Ok(Numbers { daemon, vms, jobs_running })
+    Ok(Numbers { daemon, vms, jobs_running, users })
 }
 
 fn show(numbers: &Numbers) -> anyhow::Result<()> {

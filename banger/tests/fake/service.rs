@@ -6,8 +6,8 @@ use banger_policy::lifecycle::State as VmState;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
-    Workspace,
+    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage,
+    VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -180,6 +180,10 @@ impl Daemon for Fake {
 
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
         Ok(self.state().file_sync.clone())
+    }
+
+    async fn quotas(self, _: Context, _: bool, _: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
+        Ok(QuotaPage { quotas: Vec::new(), next: None, host: Vec::new() })
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {

@@ -7,6 +7,7 @@
 
 mod address;
 mod care;
+mod holdings;
 mod image;
 mod job;
 mod kernel;
@@ -21,6 +22,7 @@ mod workspace;
 mod network_tests;
 
 pub(crate) use care::{Verdict, inspect};
+pub(crate) use holdings::Has;
 pub(crate) use pulled::Link;
 pub(crate) use vm::{NewVm, VmRow};
 

@@ -4,7 +4,7 @@
 use super::Db;
 use banger_policy::access::Owner;
 use banger_policy::network::{NetworkRequest, VmNetwork};
-use banger_policy::quota::UserLimits;
+use banger_policy::quota::{HostLimits, UserLimits};
 use banger_policy::reach::Mode;
 use banger_policy::{Digest, VmId};
 
@@ -46,7 +46,7 @@ async fn a_vm_of_before_reaches_what_its_nat_said_and_gets_a_list() {
         (0..64).map(|n| format!("{}.{n}.example.org:65535/udp", ["a".repeat(60).as_str(); 3].join("."))).collect();
     let request = NetworkRequest { mode: None, allow: Some(words), private: Some("lab".to_owned()) };
     let network = row.network.changed(&request).unwrap();
-    db.set_vm_spec(without, row.spec, network.clone(), row.restart, UserLimits::NONE).await.unwrap();
+    db.set_vm_spec(without, row.spec, network.clone(), row.restart, UserLimits::NONE, HostLimits::NONE).await.unwrap();
     assert_eq!(of(without).await.network, network, "the longest list has room");
     db.give_vm(without, bob, UserLimits::NONE).await.unwrap();
     assert_eq!(of(without).await.network, VmNetwork { private: None, ..network });

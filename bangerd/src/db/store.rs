@@ -41,9 +41,13 @@ const STORED: &str = "SELECT coalesce(sum(bytes), 0) AS bytes FROM (
 
 /// May the owner have one more name? To be asked in the transaction that adds it.
 pub(super) fn name_fits(sql: &Transaction<'_>, kind: &Kind, owner: &Owner, limits: &UserLimits) -> Result<(), DbError> {
+    Ok(quota::fits(kind.limited, limits, names(sql, kind, owner)?, 1)?)
+}
+
+/// How many names the owner has.
+pub(super) fn names(sql: &Transaction<'_>, kind: &Kind, owner: &Owner) -> Result<u64, DbError> {
     let count = format!("SELECT count(*) AS count FROM {} WHERE owner = ?1 AND owner_name = ?2", kind.names);
-    let count = sql.query_row(&count, params![owner.uid, owner.name], |row| unsigned(row, "count"))?;
-    Ok(quota::fits(kind.limited, limits, count, 1)?)
+    Ok(sql.query_row(&count, params![owner.uid, owner.name], |row| unsigned(row, "count"))?)
 }
 
 /// Does all that the owner has stored fit? To be asked in the transaction that added something to

@@ -1,12 +1,13 @@
 //! Rows of VMs and their leases.
 
+use super::holdings::{Holdings, host_has_disk, may_run};
 use super::{Db, DbError, Json, Text, address, is_reference, is_unique, signed, time, unsigned};
 use crate::held::Handles;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
 use banger_policy::net::Network;
 use banger_policy::network::VmNetwork;
-use banger_policy::quota::{self, Limited, UserLimits};
+use banger_policy::quota::{self, HostLimits, Limited, UserLimits};
 use banger_policy::reach::Mode;
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
 use banger_policy::{Digest, ImageConfig, ImageName, VmId, VmName};
@@ -80,15 +81,22 @@ impl Db {
     /// # Errors
     /// [`DbError::Taken`] when the owner has a VM of that name, [`DbError::Limit`],
     /// [`DbError::NoAddress`], and [`DbError::Gone`] when image or kernel were removed meanwhile.
-    pub(crate) async fn insert_vm(&self, vm: NewVm, network: Network, limits: UserLimits) -> Result<VmRow, DbError> {
+    pub(crate) async fn insert_vm(
+        &self,
+        vm: NewVm,
+        network: Network,
+        limits: UserLimits,
+        host: HostLimits,
+    ) -> Result<VmRow, DbError> {
         self.transaction(move |sql| {
             let now = signed(Timestamp::now().unix());
-            let has = Holdings::of(sql, &vm.owner, None)?;
+            let has = Holdings::of(sql, Some(&vm.owner), None)?;
             quota::fits(Limited::Vms, &limits, has.vms, 1)?;
             let disk = vm.spec.root_bytes().saturating_add(vm.spec.work_disk_bytes());
             quota::fits(Limited::Disk, &limits, has.disk, disk)?;
+            host_has_disk(sql, &host, disk)?;
             if vm.starts {
-                quota::fits(Limited::Running, &limits, has.running, 1)?;
+                may_run(sql, &vm.owner, None, vm.spec.memory_mib(), &limits, &host)?;
             }
             sql.execute(
                 "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, starting, created_at,
@@ -209,10 +217,11 @@ impl Db {
     ///
     /// # Errors
     /// [`DbError::Limit`].
-    pub(crate) async fn begin_start(&self, vm: VmId, limits: UserLimits) -> Result<(), DbError> {
+    pub(crate) async fn begin_start(&self, vm: VmId, limits: UserLimits, host: HostLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
-            let has = Holdings::of(sql, &owner_of(sql, vm)?, Some(vm))?;
-            quota::fits(Limited::Running, &limits, has.running, 1)?;
+            let memory = "SELECT memory_mib FROM vms WHERE id = ?1";
+            let memory: u32 = sql.query_row(memory, [Text(vm)], |row| row.get(0))?;
+            may_run(sql, &owner_of(sql, vm)?, Some(vm), memory, &limits, &host)?;
             sql.execute("UPDATE vms SET starting = 1 WHERE id = ?1", [Text(vm)])?;
             Ok(())
         })
@@ -229,7 +238,7 @@ impl Db {
         self.transaction(move |sql| {
             let from = owner_of(sql, vm)?;
             if from != to {
-                let has = Holdings::of(sql, &to, None)?;
+                let has = Holdings::of(sql, Some(&to), None)?;
                 quota::fits(Limited::Vms, &limits, has.vms, 1)?;
                 let disk = "SELECT system_overlay_size_bytes + work_disk_size_bytes AS disk FROM vms WHERE id = ?1";
                 let disk = sql.query_row(disk, [Text(vm)], |row| unsigned(row, "disk"))?;
@@ -259,6 +268,7 @@ impl Db {
         network: VmNetwork,
         restart: RestartPolicy,
         limits: UserLimits,
+        host: HostLimits,
     ) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let disk = spec.system_overlay_size_bytes.saturating_add(spec.work_disk_size_bytes);
@@ -266,8 +276,9 @@ impl Db {
             let had = sql.query_row(had, [Text(vm)], |row| unsigned(row, "disk"))?;
             // What is there already stays, however a limit was lowered.
             if disk > had {
-                let has = Holdings::of(sql, &owner_of(sql, vm)?, None)?;
+                let has = Holdings::of(sql, Some(&owner_of(sql, vm)?), None)?;
                 quota::fits(Limited::Disk, &limits, has.disk, disk - had)?;
+                host_has_disk(sql, &host, disk - had)?;
             }
             sql.execute(
                 "UPDATE vms SET vcpu_count = :vcpus, memory_mib = :memory, system_overlay_size_bytes = :root,
@@ -337,34 +348,6 @@ fn owner_of(sql: &Transaction<'_>, vm: VmId) -> Result<Owner, DbError> {
         Ok(Owner { uid: row.get(0)?, name: row.get::<_, String>(1)?.into() })
     });
     Ok(owner?)
-}
-
-/// What somebody has, as the limits count it.
-struct Holdings {
-    vms: u64,
-    /// And those that are being started.
-    running: u64,
-    disk: u64,
-}
-
-impl Holdings {
-    /// Without one VM, when that is asked for.
-    fn of(sql: &Transaction<'_>, owner: &Owner, without: Option<VmId>) -> Result<Self, DbError> {
-        let has = sql.query_row(
-            "SELECT count(*) AS vms, coalesce(sum(state = 'running' OR starting), 0) AS running,
-             coalesce(sum(system_overlay_size_bytes + work_disk_size_bytes), 0) AS disk
-             FROM vms WHERE owner = ?1 AND owner_name = ?2 AND (?3 IS NULL OR id != ?3)",
-            params![owner.uid, owner.name, without.map(Text)],
-            |row| {
-                Ok(Self {
-                    vms: unsigned(row, "vms")?,
-                    running: unsigned(row, "running")?,
-                    disk: unsigned(row, "disk")?,
-                })
-            },
-        );
-        Ok(has?)
-    }
 }
 
 fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Handles) -> Result<(), DbError> {

@@ -132,9 +132,7 @@ impl Jobs {
             return Err(JobError::Nameless { uid: owner.uid });
         }
         let mut inner = self.lock();
-        let at_work = |entry: &&Entry| entry.owner == owner && entry.view.borrow().state == JobState::Running;
-        let count = u64::try_from(inner.jobs.values().filter(at_work).count()).unwrap_or(u64::MAX);
-        quota::fits(Limited::Jobs, &peer.limits, count, 1).map_err(|why| OverLimit::of(&owner, why))?;
+        quota::fits(Limited::Jobs, &peer.limits, inner.at_work(&owner), 1).map_err(|why| OverLimit::of(&owner, why))?;
         let id = JobId(inner.next);
         inner.next += 1;
         let cancel = CancellationToken::new();
@@ -191,8 +189,20 @@ impl Jobs {
         entry.filter(|entry| may_see(peer, entry)).ok_or(JobError::NotFound(id))
     }
 
+    /// How many of an owner's are at work.
+    pub(crate) fn at_work(&self, owner: &Owner) -> u64 {
+        self.lock().at_work(owner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn at_work(&self, owner: &Owner) -> u64 {
+        let at_work = |entry: &&Entry| entry.owner == *owner && entry.view.borrow().state == JobState::Running;
+        u64::try_from(self.jobs.values().filter(at_work).count()).unwrap_or(u64::MAX)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{ACCEPT_PAUSE, Daemon};
 use crate::vm::error::VmError;
 use banger_policy::Peer;
 use banger_policy::quota::UserLimits;
-use banger_proto::metrics::{Numbers, Vms};
+use banger_proto::metrics::{Numbers, User, Vms};
 use banger_proto::model::JobState;
 use std::io;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Source {
                 break;
             }
         }
-        Ok(Numbers { daemon: self.daemon.info().await, vms: Vms::of(&records), jobs_running })
+        Ok(Numbers { daemon: self.daemon.info().await, vms: Vms::of(&records), jobs_running, users: User::all_of(&records) })
     }
 }
 

@@ -11,7 +11,7 @@ use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobView,
-    KernelRecord, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    KernelRecord, Leaks, LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use std::sync::Arc;
@@ -220,5 +220,10 @@ impl banger_proto::daemon::Daemon for Service {
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.file_sync())
+    }
+
+    async fn quotas(self, _: Context, all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.quotas(&self.peer, all, after).await?)
     }
 }

@@ -167,6 +167,7 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
             cancel_job(job),
             set_workspace(name(), None),
             file_sync(),
+            quotas(false, None),
         ];
         let link = LinkRequest {
             name: name(),

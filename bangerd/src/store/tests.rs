@@ -382,7 +382,16 @@ fn a_vm_of_an_image_that_went_meanwhile_is_not_made() {
             restart: vm_named("web").restart,
             starts: false,
         };
-        store.db.insert_vm(new, crate::config::Config::built_in().network, UserLimits::NONE).await.unwrap_err()
+        store
+            .db
+            .insert_vm(
+                new,
+                crate::config::Config::built_in().network,
+                UserLimits::NONE,
+                banger_policy::quota::HostLimits::NONE,
+            )
+            .await
+            .unwrap_err()
     });
     assert!(matches!(refused, DbError::Gone), "{refused}");
 }

@@ -341,8 +341,10 @@ impl Actor {
     async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
         self.owner_is_there().await?;
         self.renumber(job).await?;
-        let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
-        let counted = self.ctx.db.begin_start(seat.id, job.limits_of(&self.row.who())).await;
+        let config = self.ctx.config.now();
+        let seat = Seat::new(&self.row, &self.ctx.paths, config.network)?;
+        let (limits, host) = (job.limits_of(&self.row.who()), config.limits.host());
+        let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
         let result = self.bring_up(&seat, job).await;

@@ -19,10 +19,11 @@ use banger_link::link::Link;
 use banger_link::monitor::{self, Parts};
 use banger_link::token;
 use banger_policy::VmId;
+use banger_policy::shares::Share;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::{BootToken, GuestConfig};
 use banger_vmm::api::{self, Drive, Interface, VmmConfig};
-use banger_vmm::cgroup::{Cgroups, Limits, VmCgroup};
+use banger_vmm::cgroup::{Cgroups, Limits, OutOfMemory, Usage, VmCgroup};
 use banger_vmm::console;
 use banger_vmm::{Files, Launch, StandIn, Vmm, confine};
 use futures::FutureExt as _;
@@ -332,8 +333,20 @@ impl Machine for Host {
         self.cgroups.delegated()
     }
 
-    fn usage(&self, owner: u32, vm: &VmId) -> Option<(u64, u64)> {
-        self.cgroups.vm(owner, vm).usage().ok().map(|usage| (usage.memory_bytes, usage.cpu_usec))
+    fn usage(&self, owner: u32, vm: &VmId) -> Option<Usage> {
+        self.cgroups.vm(owner, vm).usage().ok()
+    }
+
+    fn share(&self, owner: u32, share: Share) -> Result<(), MachineError> {
+        self.cgroups.share(owner, share).map_err(MachineError::Share)
+    }
+
+    fn owners(&self) -> Vec<u32> {
+        self.cgroups.owners()
+    }
+
+    fn out_of_memory(&self, owner: u32, vm: &VmId) -> Option<OutOfMemory> {
+        self.cgroups.vm(owner, vm).out_of_memory()
     }
 
     fn console_tail(&self, seat: &Seat, lines: usize) -> Vec<String> {

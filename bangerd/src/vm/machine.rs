@@ -14,10 +14,12 @@ use banger_link::control::NotReady;
 use banger_link::keys::KeyError;
 use banger_link::link::Link;
 use banger_policy::net::{AddressIndex, Network};
+use banger_policy::shares::Share;
 use banger_policy::{Digest, ImageConfig, VmId};
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::VmSpec;
 use banger_vmm::VmmError;
+use banger_vmm::cgroup::{OutOfMemory, Usage};
 use futures::future::BoxFuture;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -101,6 +103,8 @@ pub(crate) enum MachineError {
     Metrics(#[source] io::Error),
     #[error("the VM's cgroup")]
     Cgroup(#[source] io::Error),
+    #[error("the share of its owner")]
+    Share(#[source] io::Error),
     #[error("the control channel")]
     Control(#[source] io::Error),
     #[error("the VMM")]
@@ -167,8 +171,14 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
     fn end_group(&self, owner: u32, vm: &VmId) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Have VMs cgroups of their own?
     fn delegated(&self) -> bool;
-    /// Memory in bytes and CPU time in microseconds that the VM has taken.
-    fn usage(&self, owner: u32, vm: &VmId) -> Option<(u64, u64)>;
+    /// What the VM takes.
+    fn usage(&self, owner: u32, vm: &VmId) -> Option<Usage>;
+    /// From now on all VMs of a user together have this share of the host.
+    fn share(&self, owner: u32, share: Share) -> Result<(), MachineError>;
+    /// Users of whom something may run.
+    fn owners(&self) -> Vec<u32>;
+    /// Why the host's kernel has ended the VM, if it was for want of memory.
+    fn out_of_memory(&self, owner: u32, vm: &VmId) -> Option<OutOfMemory>;
     /// The console's last lines.
     fn console_tail(&self, seat: &Seat, lines: usize) -> Vec<String>;
     /// The VM's pinned host key, OpenSSH public key format; made when there is none yet.

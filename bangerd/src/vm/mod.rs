@@ -13,6 +13,7 @@ pub(crate) mod named;
 mod names;
 mod order;
 mod owner;
+mod quota;
 mod reach;
 mod readers;
 mod reconcile;
@@ -21,6 +22,7 @@ mod renumber;
 pub(crate) mod resume;
 mod set;
 mod shared;
+pub(crate) mod shares;
 mod size;
 mod start;
 pub(crate) mod stats;
@@ -261,7 +263,8 @@ impl Vms {
     async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
-            match self.ctx.db.insert_vm(new.clone(), self.ctx.config.now().network, peer.limits).await {
+            let config = self.ctx.config.now();
+            match self.ctx.db.insert_vm(new.clone(), config.network, peer.limits, config.limits.host()).await {
                 Ok(row) => return Ok(row),
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);

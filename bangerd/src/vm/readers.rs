@@ -198,6 +198,7 @@ impl Vms {
     }
 
     async fn reader(&self, name: &VmName, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, VmError> {
+        super::shares::take(&self.ctx, seat.owner).await?;
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
         running.ready(self.ctx.config.now().guest_ready_timeout).await?;
         running.link().ok_or_else(|| VmError::NotRunning(name.clone()))

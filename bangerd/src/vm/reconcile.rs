@@ -155,6 +155,9 @@ impl Actor {
             tracing::info!("a start or a teardown was cut short; cleaned up");
             return self.row.last_error.clone();
         }
+        if let Some(why) = self.ctx.machine.out_of_memory(self.row.owner, &self.row.id) {
+            return why.to_string();
+        }
         if look == Look::First {
             return ENDED.to_owned();
         }

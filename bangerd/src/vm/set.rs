@@ -12,7 +12,7 @@ use crate::jobs::Job;
 use crate::room;
 use banger_policy::lifecycle::State;
 use banger_policy::network::{NetworkRequest, VmNetwork};
-use banger_policy::quota::UserLimits;
+use banger_policy::quota::{HostLimits, UserLimits};
 use banger_policy::reach::Mode;
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
@@ -39,13 +39,14 @@ impl Actor {
         let network = network_was.changed(&request.network)?;
         let spec = VmSpec { nat_enabled: network.mode == Mode::Nat, ..changed(was, &request)? };
         let limits = job.limits_of(&self.row.who());
-        self.record_spec(spec, network, request.restart.unwrap_or(policy_was), limits).await?;
+        let host = self.ctx.config.now().limits.host();
+        self.record_spec(spec, network, request.restart.unwrap_or(policy_was), limits, host).await?;
         if spec.system_overlay_size_bytes > was.system_overlay_size_bytes
             || spec.work_disk_size_bytes > was.work_disk_size_bytes
         {
             job.stage("reserve disk");
             if let Err(error) = self.grow(was, spec).await {
-                self.record_spec(was, network_was, policy_was, UserLimits::NONE).await?;
+                self.undo_spec(was, network_was, policy_was).await?;
                 return Err(error);
             }
         }
@@ -57,7 +58,7 @@ impl Actor {
         job.stage("network");
         self.learn_names().await;
         let Err(error) = self.align_network().await else { return Ok(()) };
-        self.record_spec(was, network_was, policy_was, UserLimits::NONE).await?;
+        self.undo_spec(was, network_was, policy_was).await?;
         Err(error)
     }
 
@@ -88,7 +89,17 @@ impl Actor {
             return Ok(());
         }
         let spec = VmSpec { system_overlay_size_bytes: root, ..self.row.spec };
-        self.record_spec(spec, self.row.network.clone(), self.row.restart, UserLimits::NONE).await
+        self.undo_spec(spec, self.row.network.clone(), self.row.restart).await
+    }
+
+    /// Writes what is so, whatever the limits are.
+    async fn undo_spec(
+        &mut self,
+        spec: VmSpec,
+        network: VmNetwork,
+        restart: banger_policy::vm::RestartPolicy,
+    ) -> Result<(), VmError> {
+        self.record_spec(spec, network, restart, UserLimits::NONE, HostLimits::NONE).await
     }
 
     async fn record_spec(
@@ -97,8 +108,9 @@ impl Actor {
         network: VmNetwork,
         restart: banger_policy::vm::RestartPolicy,
         limits: UserLimits,
+        host: HostLimits,
     ) -> Result<(), VmError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits).await;
+        let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.network, self.row.restart) = (spec, network, restart);
         Ok(())

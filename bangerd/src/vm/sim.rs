@@ -7,8 +7,10 @@ use crate::privileged::sim::SimHelper;
 use banger_link::control::NotReady;
 use banger_link::link::Link;
 use banger_policy::VmId;
+use banger_policy::shares::Share;
 use banger_proto::daemon::KillSignal;
 use banger_proto::guest::BootToken;
+use banger_vmm::cgroup::{OutOfMemory, Usage};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -26,6 +28,10 @@ struct State {
     fail: Option<&'static str>,
     /// Guests never say that they are ready.
     deaf: bool,
+    /// What users have of the host.
+    shares: HashMap<u32, Share>,
+    /// Whom the kernel ended for want of memory.
+    out_of_memory: Option<(VmId, OutOfMemory)>,
     /// Of processes whose end nobody was told.
     unseen: Vec<watch::Sender<Option<String>>>,
 }
@@ -52,6 +58,16 @@ impl SimMachine {
 
     pub(super) fn set_deaf(&self, deaf: bool) {
         self.lock().deaf = deaf;
+    }
+
+    pub(super) fn share_of(&self, owner: u32) -> Option<Share> {
+        self.lock().shares.get(&owner).copied()
+    }
+
+    /// The kernel ends it for want of memory, and the daemon does not notice.
+    pub(super) fn run_out_of_memory(&self, vm: &VmId, whose: OutOfMemory) {
+        self.vanish(vm);
+        self.lock().out_of_memory = Some((*vm, whose));
     }
 
     pub(super) fn processes(&self) -> usize {
@@ -178,8 +194,21 @@ impl Machine for SimMachine {
         true
     }
 
-    fn usage(&self, _: u32, _: &VmId) -> Option<(u64, u64)> {
-        None
+    fn usage(&self, _: u32, vm: &VmId) -> Option<Usage> {
+        self.lock().processes.get(vm).map(|_| Usage { memory_bytes: 7 << 20, cpu_usec: 9, ..Usage::default() })
+    }
+
+    fn share(&self, owner: u32, share: Share) -> Result<(), MachineError> {
+        self.lock().shares.insert(owner, share);
+        Ok(())
+    }
+
+    fn owners(&self) -> Vec<u32> {
+        self.lock().shares.keys().copied().collect()
+    }
+
+    fn out_of_memory(&self, _: u32, vm: &VmId) -> Option<OutOfMemory> {
+        self.lock().out_of_memory.filter(|(of, _)| of == vm).map(|(_, whose)| whose)
     }
 
     fn console_tail(&self, _: &Seat, _: usize) -> Vec<String> {

@@ -67,6 +67,8 @@ impl Actor {
 
         begin(Step::Launch)?;
         let keys = ctx.db.keys(self.row.who()).await?;
+        // Before anything of it runs.
+        super::shares::take(&ctx, seat.owner).await?;
         let devices = BootDevices { root: disk.dm_dev.clone(), tap: tap.tap_device.clone() };
         let running = ctx.machine.launch(seat, &devices, keys).await?;
         held.pid = Some(running.pid());

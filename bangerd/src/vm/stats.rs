@@ -6,6 +6,7 @@ use crate::util::allocated;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
 use banger_proto::time::Timestamp;
+use banger_vmm::cgroup::Usage;
 use banger_vmm::console;
 use std::collections::HashMap;
 use std::path::Path;
@@ -57,7 +58,9 @@ async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
     let mut now = CpuTimes::new();
     for row in rows.iter().filter(|row| row.state == State::Running) {
         let Some(entry) = entry_of(vms, &row.id) else { continue };
-        let Some((rss_bytes, cpu_usec)) = vms.ctx.machine.usage(row.owner, &row.id) else { continue };
+        let Some(Usage { memory_bytes: rss_bytes, cpu_usec, .. }) = vms.ctx.machine.usage(row.owner, &row.id) else {
+            continue;
+        };
         let looked = Instant::now();
         let paths = vms.ctx.paths.vm(&row.id);
         let overlay = vms.ctx.privileged.of(row.owner).identity(row.id).await.ok().and_then(|held| held.cow);

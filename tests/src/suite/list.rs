@@ -146,6 +146,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::root_disk::SUITE,
         scenarios::hostile_vmm::SUITE,
         scenarios::two_users::SUITE,
+        scenarios::shares::SUITE,
         scenarios::crash::SUITE,
         scenarios::bad_input::SUITE,
         scenarios::faults::SUITE,

@@ -26,6 +26,14 @@ fn failed(error: &(dyn Error + 'static)) -> (ErrorCode, String) {
 
 fn over_limit(error: &OverLimit) -> (ErrorCode, String) {
     let OverLimit { user, why } = error;
+    if why.what().is_of_the_host() {
+        let hint = format!(
+            "Stop or delete VMs that you do not need, try again when others have stopped theirs, or ask an administrator (root, or a \
+             member of group banger-admin) to set `{}` under [limits.host] in /etc/banger/banger.toml.",
+            why.what().key(),
+        );
+        return (ErrorCode::Limit, hint);
+    }
     let hint = format!(
         "Remove what you no longer need, or ask an administrator (root, or a member of group banger-admin) to set `{}` under \
          [limits.users.{user}] in /etc/banger/banger.toml.",

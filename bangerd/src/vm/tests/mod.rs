@@ -11,6 +11,7 @@ mod subnet;
 mod readers;
 mod reboot;
 mod set;
+mod shares;
 mod undo;
 mod whose;
 

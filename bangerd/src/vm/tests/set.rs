@@ -2,6 +2,7 @@
 
 use super::*;
 use banger_policy::network::VmNetwork;
+use banger_policy::quota::HostLimits;
 use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::HelperError;
 use banger_proto::model::ErrorCode;
@@ -148,7 +149,8 @@ fn a_crash_between_row_and_kernel_is_made_good_when_it_is_found_running() {
     Runtime::new().unwrap().block_on(async {
         let db = Db::open(&world.paths().database()).await.unwrap();
         let network = VmNetwork::default();
-        db.set_vm_spec(vm.id, vm.spec, network, RestartPolicy::No, UserLimits::NONE).await.unwrap();
+        let (limits, host) = (UserLimits::NONE, HostLimits::NONE);
+        db.set_vm_spec(vm.id, vm.spec, network, RestartPolicy::No, limits, host).await.unwrap();
     });
     assert!(has_nat(&world));
     world.boot();

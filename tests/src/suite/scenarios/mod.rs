@@ -24,6 +24,7 @@ pub(super) mod remote;
 pub(super) mod root_disk;
 pub(super) mod services;
 pub(super) mod sessions;
+pub(super) mod shares;
 pub(super) mod stops;
 pub(super) mod timings;
 pub(super) mod two_users;
