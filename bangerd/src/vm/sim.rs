@@ -26,6 +26,8 @@ struct State {
     fail: Option<&'static str>,
     /// Guests never say that they are ready.
     deaf: bool,
+    /// What guests say that runs in them; nothing is said when it is `None`.
+    commands: Option<u32>,
     /// Of processes whose end nobody was told.
     unseen: Vec<watch::Sender<Option<String>>>,
 }
@@ -39,7 +41,7 @@ pub(super) struct SimMachine {
 
 impl SimMachine {
     pub(super) fn new(helper: SimHelper) -> Self {
-        Self { state: Arc::new(Mutex::new(State { next_pid: 100, ..State::default() })), helper }
+        Self { state: Arc::new(Mutex::new(State { next_pid: 100, commands: Some(0), ..State::default() })), helper }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -52,6 +54,10 @@ impl SimMachine {
 
     pub(super) fn set_deaf(&self, deaf: bool) {
         self.lock().deaf = deaf;
+    }
+
+    pub(super) fn set_commands(&self, commands: Option<u32>) {
+        self.lock().commands = commands;
     }
 
     pub(super) fn processes(&self) -> usize {
@@ -245,6 +251,10 @@ impl Running for SimGuest {
             true
         }
         .boxed()
+    }
+
+    fn commands(&self) -> Option<u32> {
+        self.machine.lock().commands
     }
 
     /// Leads nowhere.
