@@ -133,7 +133,9 @@ impl Written {
     pub async fn wait(&mut self) {
         match &mut self.0 {
             // The sender sends nothing. It is dropped.
-            Some(armed) => drop(armed.told.changed().await),
+            Some(armed) => {
+                let _ = armed.told.changed().await;
+            }
             None => tokio::time::sleep(LOOK).await,
         }
     }

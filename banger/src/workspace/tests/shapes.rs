@@ -355,7 +355,7 @@ fn shapes() -> Vec<Shape> {
 
 /// A quarter of them, so that they go side by side.
 async fn go_and_come_back(quarter: usize) {
-    let shapes: Vec<Shape> = shapes().into_iter().chain(super::rare::shapes()).collect();
+    let shapes: Vec<Shape> = shapes().into_iter().chain(rare::shapes()).collect();
     assert!(shapes.len() >= 30, "{}", shapes.len());
     for (name, build, how) in shapes.into_iter().skip(quarter).step_by(4) {
         let mut world = World::with_repository();
