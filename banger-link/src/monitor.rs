@@ -84,8 +84,8 @@ pub async fn watch(parts: Parts) -> Ended {
     Watch::begin(parts).await.end().await
 }
 
-/// Waits until the agent of a guest that boots says that it answers, and sees it end before. A guest
-/// that powers itself off leaves a VMM that runs, and would be waited for in vain.
+/// Waits until the agent of a guest that boots says that it answers, and sees it end before. A
+/// guest that powers itself off leaves a VMM that runs, and would be waited for in vain.
 ///
 /// # Errors
 /// [`NotReady`], as soon as it is certain.
