@@ -135,7 +135,8 @@ mod tests {
     use std::process::Command;
 
     /// Other values than ours, which a user has for all hosts, or asks for behind the name of a VM.
-    const OTHERS: [&str; 22] = [
+    const OTHERS: [&str; 23] = [
+        "ConnectTimeout 5",
         "PreferredAuthentications password,keyboard-interactive",
         "PubkeyAuthentication no",
         "PasswordAuthentication yes",
