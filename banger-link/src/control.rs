@@ -11,8 +11,7 @@
 //! few others, and decides nothing. The newest that was proved is the agent's.
 
 use crate::clock;
-use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, Hello, MAX_CONTROL_LINE, ShutdownKind};
-use banger_vmm::Vmm;
+use banger_proto::guest::{BootToken, GuestCommand, GuestEvent, HEARTBEAT_MS, Hello, MAX_CONTROL_LINE, ShutdownKind};
 use banger_vmm::cgroup::VmCgroup;
 use std::collections::VecDeque;
 use std::io;
@@ -26,10 +25,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument as _;
 
-/// The agent says about one line a second; a guest that says more is read slowly.
+/// The agent says a line now and then; a guest that says more is read slowly.
 const LINE_PAUSE: Duration = Duration::from_millis(20);
 /// Pause between connections: a guest that does nothing but connect is accepted slowly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
@@ -43,9 +42,8 @@ const MAX_UNPROVED: usize = 8;
 const SEND_WAIT: Duration = Duration::from_secs(2);
 /// How long [`Control::shutdown`] waits for an agent that is just reconnecting.
 const AGENT_WAIT: Duration = Duration::from_secs(2);
-/// An agent speaks each second: one that was not heard for longer is worth a line when it is heard
-/// again.
-const LATE: Duration = Duration::from_secs(5);
+/// One that was not heard for longer is worth a line when it is heard again.
+const LATE: Duration = Duration::from_millis(HEARTBEAT_MS + 5000);
 /// The longest sentence taken from a guest, characters.
 const MAX_TEXT: usize = 200;
 
@@ -62,9 +60,9 @@ pub enum NotReady {
     /// No word from the agent.
     #[error("the guest was not ready within {0} s")]
     TimedOut(u64),
-    /// The VMM is gone; how.
-    #[error("firecracker ended before the guest was ready ({0})")]
-    VmmEnded(String),
+    /// Guest or VMM came to an end; how.
+    #[error("the guest ended before it was ready: {0}")]
+    Ended(String),
     /// The guest's own words.
     #[error("the guest cannot boot: {0}")]
     Failed(String),
@@ -81,6 +79,8 @@ pub struct View {
     pub ending: Option<ShutdownKind>,
     /// Why the boot cannot go on.
     pub failed: Option<String>,
+    /// Commands that run, as the guest says. It decides by that about itself only.
+    pub commands: u32,
 }
 
 /// The host's end of one VM's control channel.
@@ -148,25 +148,37 @@ impl Control {
         self.view.borrow().clone()
     }
 
-    /// Waits until the agent says that it answers.
+    /// Changes of what is known, but for [`View::heard`] alone.
+    pub(crate) fn changes(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Asks the agent to say something, and waits for nothing. One that is older than the question
+    /// says something each second.
+    pub(crate) fn ask(&self) {
+        // Whoever holds the agent tells it something, which it has to answer as well.
+        if let Ok(agent) = self.agent.try_lock()
+            && let Some(to) = agent.as_ref()
+            && let Ok(line) = line(&GuestCommand::Speak)
+        {
+            // A socket that is full has a question in it already.
+            let _ = to.try_write(&line);
+        }
+    }
+
+    /// Waits until the agent says that it answers. Does not see the guest end:
+    /// [`crate::monitor::ready`] does.
     ///
     /// # Errors
     /// [`NotReady`], as soon as it is certain.
-    pub async fn ready(&self, within: Duration, vmm: &Vmm) -> Result<ReadyInfo, NotReady> {
+    pub(crate) async fn ready(&self, within: Duration) -> Result<ReadyInfo, NotReady> {
         let mut view = self.view.clone();
-        let told = async {
-            tokio::select! {
-                // What the guest said before it ended is worth more than that it ended.
-                biased;
-                seen = view.wait_for(|view| view.ready.is_some() || view.failed.is_some()) => match seen.as_deref() {
-                    Ok(View { failed: Some(why), .. }) => Err(NotReady::Failed(why.clone())),
-                    Ok(View { ready: Some(ready), .. }) => Ok(ready.clone()),
-                    _ => Err(NotReady::TimedOut(within.as_secs())),
-                },
-                end = vmm.ended() => Err(NotReady::VmmEnded(end.to_string())),
-            }
-        };
-        timeout(within, told).await.unwrap_or(Err(NotReady::TimedOut(within.as_secs())))
+        let seen = timeout(within, view.wait_for(|view| view.ready.is_some() || view.failed.is_some())).await;
+        match seen.as_ref().map(|seen| seen.as_deref()) {
+            Ok(Ok(View { failed: Some(why), .. })) => Err(NotReady::Failed(why.clone())),
+            Ok(Ok(View { ready: Some(ready), .. })) => Ok(ready.clone()),
+            _ => Err(NotReady::TimedOut(within.as_secs())),
+        }
     }
 
     /// Tells the agent to shut the guest down, and how long that may take; false when there is
@@ -190,12 +202,17 @@ type Agent = Arc<Mutex<Option<OwnedWriteHalf>>>;
 
 /// Sends a command to the agent; false when there is none, or it does not take it.
 async fn tell(agent: &Agent, command: &GuestCommand) -> bool {
-    let Ok(mut line) = serde_json::to_vec(command) else { return false };
-    line.push(b'\n');
+    let Ok(line) = line(command) else { return false };
     match agent.lock().await.as_mut() {
         Some(to) => matches!(timeout(SEND_WAIT, to.write_all(&line)).await, Ok(Ok(()))),
         None => false,
     }
+}
+
+fn line(command: &GuestCommand) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(command)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 async fn tell_time(agent: &Agent) {
@@ -295,11 +312,15 @@ fn belongs(stream: &UnixStream, cgroup: &VmCgroup) -> bool {
 }
 
 async fn listen_to(mut from: BufReader<OwnedReadHalf>, told: Arc<watch::Sender<View>>, agent: Agent) {
+    let mut next = Instant::now();
     while let Some(line) = next_line(&mut from).await {
+        // No pause after the only line of ten seconds: that would be a second awakening.
+        sleep_until(next).await;
+        next = Instant::now() + LINE_PAUSE;
         match serde_json::from_slice(&line) {
             Ok(event) => {
                 let announced = matches!(event, GuestEvent::Shutdown { .. });
-                told.send_modify(|view| note(view, event));
+                told.send_if_modified(|view| note(view, event));
                 if announced {
                     tell(&agent, &GuestCommand::Noted).await;
                 }
@@ -307,12 +328,12 @@ async fn listen_to(mut from: BufReader<OwnedReadHalf>, told: Arc<watch::Sender<V
             // A newer agent may say more than we know.
             Err(error) => tracing::debug!(%error, "a line on the control channel is not understood"),
         }
-        sleep(LINE_PAUSE).await;
     }
     *agent.lock().await = None;
 }
 
-fn note(view: &mut View, event: GuestEvent) {
+/// Whether it was more than a sign of life: nobody waits for these, and they come from every VM.
+fn note(view: &mut View, event: GuestEvent) -> bool {
     let now = Instant::now();
     let since = view.heard.replace(now).map(|heard| now.saturating_duration_since(heard));
     if let Some(silent) = since.filter(|since| *since > LATE) {
@@ -324,11 +345,17 @@ fn note(view: &mut View, event: GuestEvent) {
             view.ready = Some(ReadyInfo { boot_id: text(&boot_id) });
             // An end that was announced and did not come.
             view.ending = None;
+            view.commands = 0;
         }
-        GuestEvent::Heartbeat => {}
+        GuestEvent::Heartbeat => return false,
+        GuestEvent::InUse { commands } => {
+            view.commands = commands;
+            return false;
+        }
         GuestEvent::Shutdown { kind } => view.ending = Some(kind),
         GuestEvent::Failed { reason } => view.failed = Some(text(&reason)),
     }
+    true
 }
 
 #[cfg(test)]

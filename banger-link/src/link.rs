@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// How long the VMM and the agent may take to answer. A host under load starves a guest for
 /// seconds.
@@ -53,14 +53,35 @@ pub enum LinkError {
     #[error("the guest's agent serves as many commands as it can")]
     Busy,
     /// Nothing for too long.
-    #[error("the guest did not answer within {} s while {doing}", PATIENCE.as_secs())]
-    TimedOut {
-        /// What was done.
-        doing: &'static str,
+    #[error("{silent} within {} s", PATIENCE.as_secs())]
+    Silent {
+        /// Who.
+        silent: Layer,
     },
     /// A line is no key to the guest.
     #[error("the guest did not take the keys")]
     Keys,
+}
+
+/// Who of a guest is silent, from the host inwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The daemon did not come to it: others wait for the same guest.
+    Turn,
+    /// A VMM connects when the guest's kernel has agreed.
+    Machine,
+    /// The kernel has connected.
+    Agent,
+}
+
+impl std::fmt::Display for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Turn => write!(f, "{STARTUPS} connections wait for the guest already, and it answered none"),
+            Self::Machine => f.write_str("the VM stands still: neither its VMM nor the guest's kernel answered"),
+            Self::Agent => f.write_str("the guest's kernel answers, and its agent did not"),
+        }
+    }
 }
 
 impl LinkError {
@@ -77,13 +98,14 @@ pub struct Link {
     vsock: PathBuf,
     token: BootToken,
     startups: Semaphore,
+    patience: Duration,
 }
 
 impl Link {
     /// `token` is that of the present boot.
     #[must_use]
     pub fn new(vsock: PathBuf, token: BootToken) -> Self {
-        Self { vsock, token, startups: Semaphore::new(STARTUPS) }
+        Self { vsock, token, startups: Semaphore::new(STARTUPS), patience: PATIENCE }
     }
 
     /// A raw connection to the guest's SSH server, for a client that speaks SSH itself.
@@ -91,7 +113,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`] when VMM or guest do not answer.
     pub async fn ssh(&self) -> Result<UnixStream, LinkError> {
-        within("connecting", self.connect(SSH_PORT)).await
+        within(self.deadline(), Layer::Machine, self.connect(SSH_PORT)).await
     }
 
     /// A connection on which the agent waits for one command ([`banger_proto::command`]).
@@ -99,7 +121,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn command(&self) -> Result<UnixStream, LinkError> {
-        within("connecting", self.open(Purpose::Command)).await
+        self.open(Purpose::Command).await
     }
 
     /// A connection on which the agent says how the guest is ([`banger_proto::inside`]).
@@ -107,7 +129,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn inside(&self) -> Result<UnixStream, LinkError> {
-        within("connecting", self.open(Purpose::Inside)).await
+        self.open(Purpose::Inside).await
     }
 
     /// A connection on which the guest answers one request about its sessions
@@ -116,7 +138,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn session(&self) -> Result<UnixStream, LinkError> {
-        within("connecting", self.open(Purpose::Session)).await
+        self.open(Purpose::Session).await
     }
 
     /// Replaces the keys of users that the guest lets in, one OpenSSH public key a line.
@@ -125,25 +147,35 @@ impl Link {
     /// [`LinkError`].
     pub async fn set_authorized_keys(&self, lines: &[String]) -> Result<(), LinkError> {
         let list = lines.join("\n").into_bytes();
-        let sent = async {
-            let mut stream = self.open(Purpose::Keys).await?;
-            let length = u32::try_from(list.len()).unwrap_or(u32::MAX);
-            let answered = async {
-                stream.write_all(&length.to_be_bytes()).await?;
-                stream.write_all(&list).await?;
-                stream.read_u8().await
-            };
-            if answered.await.map_err(LinkError::Agent)? == 0 { Ok(()) } else { Err(LinkError::Keys) }
+        let mut stream = self.open(Purpose::Keys).await?;
+        let length = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let answered = async {
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(&list).await?;
+            stream.read_u8().await
         };
-        within("taking the keys", sent).await
+        let answered = async { answered.await.map_err(LinkError::Agent) };
+        let answer = within(self.deadline(), Layer::Agent, answered).await?;
+        if answer == 0 { Ok(()) } else { Err(LinkError::Keys) }
     }
 
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+
+    /// One deadline for all of it, so that who is silent is whom the time ran out with.
     async fn open(&self, purpose: Purpose) -> Result<UnixStream, LinkError> {
-        let _turn = self.startups.acquire().await.map_err(|closed| LinkError::Agent(io::Error::other(closed)))?;
-        let mut stream = self.connect(PORT).await?;
+        let deadline = self.deadline();
+        let turn = async { self.startups.acquire().await.map_err(|closed| LinkError::Agent(io::Error::other(closed))) };
+        let _turn = within(deadline, Layer::Turn, turn).await?;
+        let mut stream = within(deadline, Layer::Machine, self.connect(PORT)).await?;
         let opening = Opening { purpose, token: self.token.clone() }.encode();
-        stream.write_all(&opening).await.map_err(LinkError::Agent)?;
-        match Answer::read(&mut stream).await.map_err(LinkError::Agent)? {
+        let proved = async {
+            stream.write_all(&opening).await?;
+            Answer::read(&mut stream).await
+        };
+        let proved = async { proved.await.map_err(LinkError::Agent) };
+        match within(deadline, Layer::Agent, proved).await? {
             Answer::Open => Ok(stream),
             Answer::Version(theirs) => Err(LinkError::Version { theirs }),
             Answer::Busy => Err(LinkError::Busy),
@@ -176,8 +208,12 @@ fn vmm(vsock: &Path, source: io::Error) -> LinkError {
     LinkError::Vmm { path: vsock.to_owned(), source }
 }
 
-async fn within<T>(doing: &'static str, work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
-    timeout(PATIENCE, work).await.unwrap_or(Err(LinkError::TimedOut { doing }))
+async fn within<T>(
+    deadline: Instant,
+    silent: Layer,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    timeout_at(deadline, work).await.unwrap_or(Err(LinkError::Silent { silent }))
 }
 
 #[cfg(test)]

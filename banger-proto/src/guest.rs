@@ -19,8 +19,9 @@ pub const MODULES_DIR: &str = "/modules";
 pub const SSH_PORT: u32 = 22;
 /// The longest line on the control channel, bytes, newline included.
 pub const MAX_CONTROL_LINE: usize = 512;
-/// How often the agent sends [`GuestEvent::Heartbeat`], milliseconds.
-pub const HEARTBEAT_MS: u64 = 1000;
+/// How often the agent sends [`GuestEvent::Heartbeat`] unasked, milliseconds. Each wakes guest and
+/// daemon.
+pub const HEARTBEAT_MS: u64 = 10_000;
 /// Everything a guest is told at boot.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct GuestConfig {
@@ -145,8 +146,15 @@ pub enum GuestEvent {
         /// `/proc/sys/kernel/random/boot_id` of the guest.
         boot_id: String,
     },
-    /// Sent each [`HEARTBEAT_MS`].
+    /// Sent each [`HEARTBEAT_MS`], and as the answer to [`GuestCommand::Speak`].
     Heartbeat,
+    /// So many commands of `vm exec` and `vm ssh` run, sent with a heartbeat when it is another
+    /// number than before, none at first. The VM is in use, also when a daemon that has begun since
+    /// does not know of them. Unknown to earlier daemons.
+    InUse {
+        /// Without sessions, which run for nobody's eyes.
+        commands: u32,
+    },
     /// The guest is about to end by itself or because it was asked to.
     Shutdown {
         /// How.
@@ -179,6 +187,9 @@ pub enum GuestCommand {
     /// The announcement of the end has arrived. Firecracker's vsock has no half-close by which an
     /// agent could find that out, and drops what is on its way when a guest closes.
     Noted,
+    /// The agent is to send a [`GuestEvent::Heartbeat`] at once: the host wonders whether the guest
+    /// lives. Unknown to agents whose heartbeat comes each second.
+    Speak,
 }
 
 #[cfg(test)]
@@ -190,6 +201,8 @@ mod tests {
     fn lines_have_the_documented_form() {
         let ready = GuestEvent::Ready { boot_id: "b".into() };
         assert_eq!(serde_json::to_string(&ready).unwrap(), r#"{"event":"ready","boot_id":"b"}"#);
+        let used = GuestEvent::InUse { commands: 3 };
+        assert_eq!(serde_json::to_string(&used).unwrap(), r#"{"event":"in_use","commands":3}"#);
         let end = GuestEvent::Shutdown { kind: ShutdownKind::Poweroff };
         assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"event":"shutdown","kind":"poweroff"}"#);
         let shutdown = GuestCommand::Shutdown { within: Some(90) };
@@ -197,6 +210,7 @@ mod tests {
         let old: GuestCommand = serde_json::from_str(r#"{"command":"shutdown"}"#).unwrap();
         assert_eq!(old, GuestCommand::Shutdown { within: None });
         assert_eq!(serde_json::to_string(&GuestCommand::Noted).unwrap(), r#"{"command":"noted"}"#);
+        assert_eq!(serde_json::to_string(&GuestCommand::Speak).unwrap(), r#"{"command":"speak"}"#);
         let time = GuestCommand::Time { unix_ms: 1_764_398_000_123 };
         assert_eq!(serde_json::to_string(&time).unwrap(), r#"{"command":"time","unix_ms":1764398000123}"#);
         let token = BootToken::new([0xa5; 32]);

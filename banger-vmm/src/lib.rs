@@ -16,6 +16,7 @@ pub mod fail;
 pub mod launcher;
 pub mod pidfd;
 mod process;
+pub mod written;
 
 pub use confine::{Files, StandIn};
 pub use error::VmmError;

@@ -15,15 +15,18 @@ use banger_proto::command::{FromGuest, Start, ToGuest, WINDOW};
 use banger_proto::signal::status;
 use std::io;
 use std::sync::Arc;
-use tokio::io::AsyncWrite;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Interruptions that a command may ignore before we hang up.
 const PATIENCE: u32 = 3;
+/// How long the agent may take to say that a command has started, or why not: it looks users,
+/// programs and folders up on disks that may be slow.
+const START: Duration = Duration::from_secs(60);
 /// What a shell reports for a program that SIGINT ended.
 const INTERRUPTED: u8 = status(2);
 /// Signals and sizes that wait for the connection, which is always read at the other end.
@@ -97,8 +100,10 @@ pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<
         // A command that was given the terminal may steer it, and nothing else.
         (false, false) => Streams::as_written(),
     };
+    // A session runs already.
+    let begin = (!attached).then_some(START);
     let outcome = tokio::select! {
-        outcome = show(&mut from, &credit, streams) => outcome.map(Left::Ended),
+        outcome = show(&mut from, &credit, streams, begin) => outcome.map(Left::Ended),
         Some(status) = hung_up.recv() => Ok(Left::HungUp(status)),
     };
     writer.abort();
@@ -153,11 +158,35 @@ impl Credit {
     }
 }
 
-/// Shows what the guest sends until the last frame.
-async fn show(from: &mut OwnedReadHalf, credit: &Credit, mut streams: Streams) -> anyhow::Result<u8> {
+/// What comes soon from a guest that lives.
+///
+/// # Errors
+/// Those of the work, and that nothing came.
+pub(crate) async fn in_time<T>(limit: Duration, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silent(limit)))
+}
+
+/// An agent that took a request, and is silent since.
+pub(crate) fn silent(limit: Duration) -> anyhow::Error {
+    let message = format!("the guest's agent took the request, and was silent for {} s", limit.as_secs());
+    explained(message, "the guest or its disk may stand still; see: banger vm health VM, banger vm logs VM")
+}
+
+/// Shows what the guest sends until the last frame. `begin`: how long the first may take.
+async fn show(
+    from: &mut (impl AsyncRead + Unpin),
+    credit: &Credit,
+    mut streams: Streams,
+    mut begin: Option<Duration>,
+) -> anyhow::Result<u8> {
     let mut from = tokio::io::BufReader::with_capacity(128 * 1024, from);
     loop {
-        match FromGuest::read(&mut from).await.map_err(lost)? {
+        let next = async { FromGuest::read(&mut from).await.map_err(lost) };
+        let frame = match begin.take() {
+            Some(limit) => in_time(limit, next).await?,
+            None => next.await?,
+        };
+        match frame {
             Some(FromGuest::Started) => {}
             Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
             Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await?,
@@ -286,8 +315,18 @@ fn follow_window(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Resu
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use std::time::Duration;
     use tokio::time::timeout;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_starts_nothing_is_given_up_and_a_command_that_is_quiet_is_not() {
+        let (mut ours, mut guest) = tokio::io::duplex(4096);
+        let credit = Credit::default();
+        let silent = show(&mut ours, &credit, Streams::as_written(), Some(START)).await.unwrap_err();
+        assert!(silent.to_string().contains("silent for 60 s"), "{silent:#}");
+        FromGuest::Started.write(&mut guest).await.unwrap();
+        let quiet = timeout(100 * START, show(&mut ours, &credit, Streams::as_written(), Some(START))).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+    }
 
     const SHORT: Duration = Duration::from_millis(200);
 

@@ -15,12 +15,17 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as Pipe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 /// Input is sent in pieces of this, bytes.
 const CHUNK: usize = 32 * 1024;
+/// How long a command may do nothing that is seen while it is not waiting for our input. At its end
+/// it may sync a gigabyte to a slow disk.
+const IDLE: Duration = Duration::from_secs(600);
 /// What is kept of a command's standard error, bytes.
 const MAX_ERRORS: usize = 4096;
 /// What is kept of an answer that is wanted whole: the list of a million changed files.
@@ -92,11 +97,15 @@ async fn talk(
     let (from, mut to) = guest.into_split();
     ToGuest::Start(Box::new(start)).write(&mut to).await.map_err(guest::lost)?;
     let credit = Credit::default();
+    // It is our input that is waited for.
+    let ours = AtomicBool::new(false);
     let writing = async {
         let mut buffer = vec![0; CHUNK];
         loop {
+            ours.store(true, Ordering::Relaxed);
             // A source that breaks is its thread's to explain.
             let read = input.read(&mut buffer).await.unwrap_or(0);
+            ours.store(false, Ordering::Relaxed);
             credit.take(read).await;
             let bytes = buffer.get(..read).unwrap_or_default().to_vec();
             let frame = if read == 0 { ToGuest::InputEnd } else { ToGuest::Input(bytes) };
@@ -110,7 +119,17 @@ async fn talk(
         let mut from = tokio::io::BufReader::with_capacity(2 * CHUNK, from);
         let mut errors = Vec::new();
         let status = loop {
-            match FromGuest::read(&mut from).await.map_err(guest::lost)? {
+            let frame = {
+                let mut next = pin!(FromGuest::read(&mut from));
+                loop {
+                    match timeout(IDLE, &mut next).await {
+                        Ok(frame) => break frame.map_err(guest::lost)?,
+                        Err(_) if ours.load(Ordering::Relaxed) => {}
+                        Err(_) => return Err(guest::silent(IDLE)),
+                    }
+                }
+            };
+            match frame {
                 Some(FromGuest::Started) => {}
                 Some(FromGuest::Credit(bytes)) => credit.give(bytes),
                 Some(FromGuest::Output(bytes)) => output.write_all(&bytes).await?,

@@ -5,7 +5,7 @@
 
 use crate::client::{Client, Opened};
 use crate::error::explained;
-use crate::guest::{WHAT_TO_SEE, first_line, lost, too_long_or_lost};
+use crate::guest::{self, WHAT_TO_SEE, first_line, lost, too_long_or_lost};
 use crate::output::Streams;
 use banger_proto::command::{ToGuest, WINDOW};
 use banger_proto::session::{Answer, Outputs, Record, Refusal, Request, Status};
@@ -13,10 +13,14 @@ use banger_proto::signal;
 use banger_proto::stream::StreamRequest;
 use banger_proto::time::Timestamp;
 use std::io::Read;
+use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, channel};
 
 /// Bytes that are sent at once.
 const CHUNK: usize = 32 * 1024;
+/// How long a guest may take for what it does at once: to start a session is the longest, for which
+/// the agent itself allows a minute.
+pub(crate) const ANSWER: Duration = Duration::from_secs(75);
 
 /// Asks a VM about its sessions. The answers follow on the connection.
 ///
@@ -29,11 +33,19 @@ pub(crate) async fn ask(client: &Client, vm: &str, request: &Request) -> anyhow:
     Ok(opened)
 }
 
-/// The next answer.
+/// The next answer, which comes soon.
+///
+/// # Errors
+/// A guest that is silent, a lost connection, or the guest's refusal in the words for the user.
+pub(crate) async fn answer(opened: &mut Opened, vm: &str, word: &str) -> anyhow::Result<Answer> {
+    guest::in_time(ANSWER, answer_whenever(opened, vm, word)).await
+}
+
+/// The next answer, which comes when something happens in the guest.
 ///
 /// # Errors
 /// A lost connection, or the guest's refusal in the words for the user.
-pub(crate) async fn answer(opened: &mut Opened, vm: &str, word: &str) -> anyhow::Result<Answer> {
+pub(crate) async fn answer_whenever(opened: &mut Opened, vm: &str, word: &str) -> anyhow::Result<Answer> {
     match Answer::read(&mut opened.guest).await.map_err(lost)? {
         Some(Answer::Refused(refusal)) => Err(refused(&refusal, vm, word)),
         Some(answer) => Ok(answer),
@@ -113,6 +125,8 @@ pub(crate) struct Shown {
     pub(crate) times: bool,
     /// For a program that reads JSON, the end included.
     pub(crate) json: bool,
+    /// It goes on until the session's end.
+    pub(crate) follow: bool,
 }
 
 /// Shows a log until the guest says how the session stands.
@@ -124,7 +138,9 @@ pub(crate) async fn logs(opened: &mut Opened, vm: &str, word: &str, shown: Shown
     // Of standard output and standard error: does a line begin?
     let mut begins = [true, true];
     loop {
-        match answer(opened, vm, word).await? {
+        let next =
+            if shown.follow { answer_whenever(opened, vm, word).await? } else { answer(opened, vm, word).await? };
+        match next {
             Answer::Record(Record { at, error, bytes }) => {
                 let [out, err] = &mut begins;
                 let bytes = if shown.times { stamped(at, &bytes, if error { err } else { out }) } else { bytes };

@@ -28,18 +28,20 @@ enum Over {
 }
 
 /// Keeps the channel up until the end of the guest is announced on it. `asked` is told when the
-/// daemon asks for that end.
+/// daemon asks for that end; `open` counts the commands that run.
 pub(super) async fn run(
     port: u32,
     token: BootToken,
     asked: watch::Sender<Option<Asked>>,
     mut end: watch::Receiver<Option<ShutdownKind>>,
+    open: impl Fn() -> u32,
 ) {
     let mut failures = 0;
     loop {
         if let Ok(stream) = vsock::connect_host(port).await {
             failures = 0;
-            let talked = talk(stream, &token, &mut end, |now| asked.send_modify(|asked| *asked = Some(now))).await;
+            let on_shutdown = |now| asked.send_modify(|asked| *asked = Some(now));
+            let talked = talk(stream, &token, &mut end, &open, on_shutdown).await;
             if let Ok(Over::Announced) = talked {
                 return;
             }
@@ -54,6 +56,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     token: &BootToken,
     end: &mut watch::Receiver<Option<ShutdownKind>>,
+    open: impl Fn() -> u32,
     on_shutdown: impl Fn(Asked),
 ) -> io::Result<Over> {
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -63,6 +66,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut lines = Lines::default();
     let mut chunk = [0; MAX_CONTROL_LINE];
+    let mut said_open = 0;
     // Of the announcement of the end.
     let mut answer_by = None;
     loop {
@@ -78,18 +82,28 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
                 answer_by = Some(tokio::time::Instant::now() + FAREWELL);
             }
             () = no_answer => return Ok(Over::Announced),
-            _ = heartbeat.tick(), if answer_by.is_none() => send(&mut writer, &GuestEvent::Heartbeat).await?,
+            _ = heartbeat.tick(), if answer_by.is_none() => {
+                let commands = open();
+                if std::mem::replace(&mut said_open, commands) != commands {
+                    send(&mut writer, &GuestEvent::InUse { commands }).await?;
+                }
+                send(&mut writer, &GuestEvent::Heartbeat).await?;
+            }
             count = reader.read(&mut chunk) => {
                 let count = count?;
                 if count == 0 {
                     return Ok(if answer_by.is_some() { Over::Announced } else { Over::Lost });
                 }
-                let mut noted = false;
+                let (mut noted, mut speak) = (false, false);
                 lines.push(chunk.get(..count).unwrap_or_default(), |command| match command {
                     GuestCommand::Shutdown { within } => on_shutdown(Asked { within }),
                     GuestCommand::Time { unix_ms } => clock::follow(unix_ms),
                     GuestCommand::Noted => noted = true,
+                    GuestCommand::Speak => speak = true,
                 });
+                if speak && answer_by.is_none() {
+                    send(&mut writer, &GuestEvent::Heartbeat).await?;
+                }
                 if noted && answer_by.is_some() {
                     return Ok(Over::Announced);
                 }
@@ -190,7 +204,7 @@ mod tests {
         let (asked, was_asked) = watch::channel(None);
         let token = BootToken::new([1; 32]);
         let ours = tokio::spawn(async move {
-            talk(ours, &token, &mut end, |now| asked.send_modify(|asked| *asked = Some(now))).await
+            talk(ours, &token, &mut end, || 2, |now| asked.send_modify(|asked| *asked = Some(now))).await
         });
         let (from, mut to) = tokio::io::split(theirs);
         let mut host = BufReader::new(from).lines();
@@ -198,10 +212,15 @@ mod tests {
         assert_eq!(next().await, format!(r#"{{"token":"{}"}}"#, "01".repeat(32)));
         let first = next().await;
         assert!(first.starts_with(r#"{"event":"ready","boot_id":""#), "{first}");
+        assert_eq!(next().await, r#"{"event":"in_use","commands":2}"#);
         assert_eq!(next().await, r#"{"event":"heartbeat"}"#);
         // Nobody has announced anything.
         to.write_all(b"{\"command\":\"noted\"}\n{\"command\":\"shutdown\"}\n").await.unwrap();
         was_asked.clone().wait_for(Option::is_some).await.unwrap();
+        // Long before its next heartbeat.
+        to.write_all(b"{\"command\":\"speak\"}\n").await.unwrap();
+        let spoken = tokio::time::timeout(Duration::from_millis(HEARTBEAT_MS / 2), next()).await;
+        assert_eq!(spoken.unwrap(), r#"{"event":"heartbeat"}"#);
         announce.send(Some(ShutdownKind::Halt)).unwrap();
         assert_eq!(next().await, r#"{"event":"shutdown","kind":"halt"}"#);
         assert!(!ours.is_finished(), "it has not been heard yet");
@@ -227,7 +246,7 @@ mod tests {
         };
         let token = BootToken::new([1; 32]);
         let talked = async {
-            let over = talk(ours, &token, &mut end, |_| {}).await;
+            let over = talk(ours, &token, &mut end, || 0, |_| {}).await;
             (over, begun.elapsed())
         };
         let ((over, took), ()) = tokio::join!(talked, daemon);

@@ -117,7 +117,9 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let commands = vsock::Listener::bind(banger_proto::command::PORT).map_err(Error::Listen)?;
     let (announce, announced) = watch::channel(None);
     let (asked, was_asked) = watch::channel(None);
-    let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced));
+    let counted = Arc::clone(&server);
+    let open = move || counted.open_commands();
+    let control = tokio::spawn(control::run(config.control_port, config.token, asked, announced, open));
     if !config.reads {
         server.resume_sessions(init);
     }

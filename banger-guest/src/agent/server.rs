@@ -183,6 +183,16 @@ impl Server {
         super::command::serve(stream, Arc::clone(&self.shared)).await;
     }
 
+    /// Commands of `vm exec` and `vm ssh` that run.
+    pub(super) fn open_commands(&self) -> u32 {
+        u32::try_from(self.shared.commands().len()).unwrap_or(u32::MAX)
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Serves one SSH connection from the host until it ends. Its errors concern only that
     /// connection.
     pub async fn serve<S>(&self, stream: S)

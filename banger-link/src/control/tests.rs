@@ -1,5 +1,6 @@
 use super::*;
 use banger_policy::VmId;
+use banger_vmm::Vmm;
 use banger_vmm::cgroup::Cgroups;
 use banger_vmm::pidfd::Pidfd;
 
@@ -60,9 +61,8 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
     let control = Control::listen(&vsock, 10_001, group(), token()).unwrap();
     let mode = std::fs::metadata(&control.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let vmm = vmm();
     let first = agent(&control, READY).await;
-    assert_eq!(control.ready(SOON, &vmm).await.unwrap().boot_id, "b-1");
+    assert_eq!(control.ready(SOON).await.unwrap().boot_id, "b-1");
     drop(first);
     let mut second = agent(&control, &READY.replace("b-1", "b-2")).await;
     control
@@ -82,31 +82,39 @@ async fn an_agent_gets_ready_again_and_is_told_to_shut_down() {
     let socket = control.socket.clone();
     drop(control);
     assert!(!socket.exists());
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
+}
+
+#[tokio::test]
+async fn commands_that_run_are_known_until_the_next_agent_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
+    let lines = format!("{READY}{{\"event\":\"in_use\",\"commands\":2}}\n{{\"event\":\"failed\",\"reason\":\"x\"}}\n");
+    let _first = agent(&control, &lines).await;
+    // The number alone wakes nobody.
+    control.view.clone().wait_for(|view| view.failed.is_some()).await.unwrap();
+    assert_eq!(control.view().commands, 2);
+    let _second = agent(&control, &READY.replace("b-1", "b-2")).await;
+    let again = |view: &View| view.ready.as_ref().is_some_and(|ready| ready.boot_id == "b-2");
+    control.view.clone().wait_for(again).await.unwrap();
+    assert_eq!(control.view().commands, 0);
 }
 
 #[tokio::test]
 async fn nobody_to_tell_is_said_in_time() {
     let folder = tempfile::tempdir().unwrap();
     let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
-    let vmm = vmm();
     assert!(!control.shutdown(Duration::from_secs(20)).await);
-    let silent = control.ready(Duration::from_millis(100), &vmm).await;
+    let silent = control.ready(Duration::from_millis(100)).await;
     assert_eq!(silent, Err(NotReady::TimedOut(0)));
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
-    let gone = control.ready(SOON, &vmm).await.unwrap_err();
-    assert_eq!(gone.to_string(), "firecracker ended before the guest was ready (signal 9)");
 }
 
 #[tokio::test]
 async fn a_guest_that_cannot_boot_says_why() {
     let folder = tempfile::tempdir().unwrap();
     let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
-    let vmm = vmm();
     let _agent = agent(&control, "{\"event\":\"failed\",\"reason\":\"no \\u001b[31mroot\"}\n").await;
-    let failed = control.ready(SOON, &vmm).await.unwrap_err();
+    let failed = control.ready(SOON).await.unwrap_err();
     assert_eq!(failed.to_string(), "the guest cannot boot: no [31mroot");
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
 }
 
 #[tokio::test]
@@ -115,18 +123,15 @@ async fn what_is_no_line_ends_the_connection_and_nothing_else() {
     let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
     let mut endless = agent(&control, &"x".repeat(4 * MAX_CONTROL_LINE)).await;
     assert!(is_closed(&mut endless).await);
-    let vmm = vmm();
     let lines = format!("garbage\n{{\"event\":\"sing\"}}\n{READY}");
     let _agent = agent(&control, &lines).await;
-    assert_eq!(control.ready(SOON, &vmm).await.unwrap().boot_id, "b-1");
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
+    assert_eq!(control.ready(SOON).await.unwrap().boot_id, "b-1");
 }
 
 #[tokio::test]
 async fn a_process_without_the_token_says_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let control = Control::listen(&folder.path().join("v"), 1, group(), token()).unwrap();
-    let vmm = vmm();
     let other = format!("{}\n", serde_json::to_string(&Hello { token: BootToken::new([4; 32]) }).unwrap());
     let lies = [READY, "{\"event\":\"shutdown\",\"kind\":\"halt\"}\n", "{\"event\":\"failed\",\"reason\":\"x\"}\n"];
     let lie = async |first: &str| {
@@ -139,7 +144,7 @@ async fn a_process_without_the_token_says_nothing() {
     let view = control.view();
     assert!(view.ready.is_none() && view.failed.is_none() && view.ending.is_none() && view.heard.is_none(), "{view:?}");
     let mut agent = agent(&control, READY).await;
-    control.ready(SOON, &vmm).await.unwrap();
+    control.ready(SOON).await.unwrap();
     lie("").await;
     lie(&other).await;
     // Its place was not taken.
@@ -147,7 +152,6 @@ async fn a_process_without_the_token_says_nothing() {
     assert!(control.shutdown(Duration::from_secs(20)).await);
     assert!(matches!(command(&mut agent).await, GuestCommand::Time { .. }));
     assert_eq!(command(&mut agent).await, GuestCommand::Shutdown { within: Some(20) });
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
 }
 
 #[tokio::test]
@@ -158,14 +162,12 @@ async fn silent_connections_are_few_and_keep_nobody_out() {
     for _ in 0..3 * MAX_UNPROVED {
         silent.push(UnixStream::connect(&control.socket).await.unwrap());
     }
-    let vmm = vmm();
     let _agent = agent(&control, READY).await;
-    control.ready(SOON, &vmm).await.unwrap();
+    control.ready(SOON).await.unwrap();
     for oldest in silent.iter_mut().take(2 * MAX_UNPROVED) {
         assert!(is_closed(oldest).await);
     }
     assert!(begun.elapsed() < PROOF_WAIT, "the newer ones took their places: nobody waited for their time to pass");
     // Nor do the newest stay.
     assert!(is_closed(silent.last_mut().unwrap()).await);
-    vmm.signal(rustix::process::Signal::KILL).unwrap();
 }

@@ -62,6 +62,63 @@ fn answering(bytes: &'static [u8]) -> (tempfile::TempDir, Link) {
     (folder, Link::new(path, BootToken::new([1; 32])))
 }
 
+/// A socket that takes connections, answers each with these bytes, and is silent from then on.
+fn silent_after(bytes: &'static [u8]) -> (tempfile::TempDir, Link) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            stream.write_all(bytes).await.unwrap();
+            kept.push(stream);
+        }
+    });
+    let patience = Duration::from_millis(300);
+    (folder, Link { patience, ..Link::new(path, BootToken::new([1; 32])) })
+}
+
+#[tokio::test]
+async fn a_layer_that_is_silent_is_named_in_time() {
+    // A VMM that stands still, and an agent that does.
+    for (bytes, silent) in [(&b""[..], Layer::Machine), (b"OK 1\n", Layer::Agent)] {
+        let (_folder, link) = silent_after(bytes);
+        for result in [link.command().await, link.inside().await, link.session().await] {
+            assert!(matches!(result, Err(LinkError::Silent { silent: who }) if who == silent), "{result:?}");
+        }
+        let keys = link.set_authorized_keys(&[]).await;
+        assert!(matches!(keys, Err(LinkError::Silent { silent: who }) if who == silent), "{keys:?}");
+    }
+    let (_folder, link) = silent_after(b"");
+    assert!(matches!(link.ssh().await, Err(LinkError::Silent { silent: Layer::Machine })));
+    // Nobody waits for those who wait before him.
+    let commands = (0..=STARTUPS).map(|_| link.command());
+    let waited = std::time::Instant::now();
+    let refused: Vec<_> = futures_of(commands).await;
+    assert!(waited.elapsed() < 3 * link.patience, "{:?}", waited.elapsed());
+    assert!(refused.iter().all(|error| matches!(error, LinkError::Silent { .. })), "{refused:?}");
+}
+
+/// All at once; every one fails.
+async fn futures_of(
+    commands: impl Iterator<Item = impl Future<Output = Result<UnixStream, LinkError>>>,
+) -> Vec<LinkError> {
+    let mut waiting: Vec<_> = commands.map(Box::pin).collect();
+    let mut failed = Vec::new();
+    std::future::poll_fn(|context| {
+        waiting.retain_mut(|command| match command.as_mut().poll(context) {
+            std::task::Poll::Ready(result) => {
+                failed.push(result.unwrap_err());
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if waiting.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    failed
+}
+
 #[tokio::test]
 async fn what_is_wrong_is_said() {
     for (bytes, said) in [
@@ -89,5 +146,5 @@ async fn a_guest_that_says_nothing_is_given_up() {
     let _listener = UnixListener::bind(&path).unwrap();
     let silent = Link::new(path, BootToken::new([1; 32]));
     let error = silent.set_authorized_keys(&[]).await.unwrap_err();
-    assert!(matches!(error, LinkError::TimedOut { .. }), "{error}");
+    assert!(matches!(error, LinkError::Silent { silent: Layer::Machine }), "{error}");
 }

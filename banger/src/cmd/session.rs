@@ -9,7 +9,7 @@ use crate::error::{FAILED, explained, say};
 use crate::guest::{self, Left, Terms};
 use crate::interrupt::Interrupts;
 use crate::output::{self, Event, age, facts, line, note, table, tell};
-use crate::sessions::{self, Shown, answer, ask, exit_status, odd, words};
+use crate::sessions::{self, Shown, answer, answer_whenever, ask, exit_status, odd, words};
 use crate::terminal;
 use anyhow::Context as _;
 use banger_policy::vm::RestartPolicy;
@@ -84,7 +84,8 @@ fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
 async fn begin(client: &Client, vm: &str, new: New) -> anyhow::Result<Begun> {
     let name = new.name.clone().unwrap_or_default();
     let mut opened = ask(client, vm, &Request::Start(Box::new(new))).await?;
-    match Answer::read(&mut opened.guest).await.map_err(guest::lost)? {
+    let answered = async { Answer::read(&mut opened.guest).await.map_err(guest::lost) };
+    match guest::in_time(sessions::ANSWER, answered).await? {
         Some(Answer::Sessions(started)) => Ok(Begun::Session(started.into_iter().next().ok_or_else(odd)?)),
         Some(Answer::Refused(Refusal::Command(status, why))) => Ok(Begun::Refused(status, guest::first_line(&why))),
         Some(Answer::Refused(refusal)) => Err(sessions::refused(&refusal, vm, &name)),
@@ -135,7 +136,7 @@ pub(super) async fn run_app(
     }
     let request = Request::Logs { session: session.id, outputs: Outputs::Both, tail: None, follow: true };
     let mut opened = ask(client, &id, &request).await?;
-    let shown = Shown { outputs: Outputs::Both, times: false, json };
+    let shown = Shown { outputs: Outputs::Both, times: false, json, follow: true };
     tokio::select! {
         status = sessions::logs(&mut opened, vm.name.as_str(), APP, shown) => ended(status?, APP),
         status = interrupts.next() => Ok(status),
@@ -279,7 +280,7 @@ async fn logs(options: Logs) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let request = Request::Logs { session: session.clone(), outputs, tail, follow };
     let mut opened = ask(&client, &vm, &request).await.context(what.clone())?;
-    sessions::logs(&mut opened, &vm, &session, Shown { outputs, times, json: false }).await.context(what)?;
+    sessions::logs(&mut opened, &vm, &session, Shown { outputs, times, json: false, follow }).await.context(what)?;
     Ok(0)
 }
 
@@ -337,7 +338,7 @@ async fn wait(one: One) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let request = Request::Wait { session: one.session.clone() };
     let mut opened = ask(&client, &one.vm, &request).await.context(what.clone())?;
-    match answer(&mut opened, &one.vm, &one.session).await.context(what)? {
+    match answer_whenever(&mut opened, &one.vm, &one.session).await.context(what)? {
         Answer::Ended(status) => ended(status, &one.session),
         _ => Err(odd()),
     }

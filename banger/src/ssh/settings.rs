@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use std::path::Path;
 
 /// How a VM is reached and known, and who logs in: never the user's configuration to say.
-const FIXED: [&str; 18] = [
+const FIXED: [&str; 19] = [
     "User root",
     "Port 22",
     "StrictHostKeyChecking yes",
@@ -33,6 +33,8 @@ const FIXED: [&str; 18] = [
     "ForwardAgent no",
     "ForwardX11 no",
     "AddKeysToAgent no",
+    // An agent that stands still says nothing, and its kernel takes the connection all the same.
+    "ConnectTimeout 30",
 ];
 
 /// What a user may have chosen for all hosts and what a VM does not have, or what ends a session
@@ -133,7 +135,8 @@ mod tests {
     use std::process::Command;
 
     /// Other values than ours, which a user has for all hosts, or asks for behind the name of a VM.
-    const OTHERS: [&str; 22] = [
+    const OTHERS: [&str; 23] = [
+        "ConnectTimeout 5",
         "PreferredAuthentications password,keyboard-interactive",
         "PubkeyAuthentication no",
         "PasswordAuthentication yes",

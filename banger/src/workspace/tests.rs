@@ -5,6 +5,7 @@
 mod hostile;
 mod kept;
 mod modes;
+mod rare;
 mod shapes;
 
 use super::prepare::Place;

@@ -3,6 +3,7 @@
 use super::client::{Client, Sender, until_gone};
 use banger_proto::stream::Frame;
 use banger_vmm::console;
+use banger_vmm::written::Written;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -12,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::time::sleep;
 
 const CHUNK: usize = 32 * 1024;
-/// How often a followed console is looked at.
-const LOOK: Duration = Duration::from_millis(200);
+/// A followed console is read this often at most, however often the guest writes.
+const LOOK: Duration = Duration::from_millis(100);
 /// What is searched for the beginning of the wanted lines: the file is not larger.
 const SEARCH: u64 = 2 * console::CAP;
 
@@ -38,7 +39,7 @@ pub async fn logs(stream: UnixStream, console: &Path, follow: bool, tail: Option
 }
 
 async fn pass(path: &Path, follow: bool, tail: Option<u32>, to: &mut Sender) -> io::Result<()> {
-    let mut reader = Reader { path: path.to_owned(), place: None };
+    let mut reader = Reader { path: path.to_owned(), place: None, written: None };
     loop {
         let (back, bytes) = tokio::task::spawn_blocking(move || {
             let bytes = reader.next(tail);
@@ -49,10 +50,23 @@ async fn pass(path: &Path, follow: bool, tail: Option<u32>, to: &mut Sender) -> 
         reader = back;
         match bytes? {
             bytes if !bytes.is_empty() => to.bytes(&bytes, Frame::Output).await?,
-            _ if follow => sleep(LOOK).await,
-            _ => return Ok(()),
+            _ if !follow => return Ok(()),
+            _ => match &mut reader.written {
+                // What was written between the reading and this is read first.
+                written @ None => *written = Some(written_after(path).await?),
+                Some(written) => {
+                    written.wait().await;
+                    reader.written = None;
+                    sleep(LOOK).await;
+                }
+            },
         }
     }
+}
+
+async fn written_after(path: &Path) -> io::Result<Written> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || Written::after(&path)).await.map_err(io::Error::other)
 }
 
 /// Reads on where it stopped, also when the file was emptied or replaced for another boot.
@@ -60,6 +74,8 @@ struct Reader {
     path: PathBuf,
     /// Inode and offset.
     place: Option<(u64, u64)>,
+    /// Tells when there is more, once the end was reached.
+    written: Option<Written>,
 }
 
 impl Reader {

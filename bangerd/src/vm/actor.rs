@@ -172,7 +172,7 @@ impl Actor {
                 false
             }
             Order::Stale(limit) => {
-                if self.row.state == State::Running && self.shared.sessions() == 0 && self.idle().await >= limit {
+                if self.row.state == State::Running && !self.shared.in_use() && self.idle().await >= limit {
                     tracing::info!("stopped: nobody used it for long");
                     self.quietly(Event::Stop, "stopped because nobody used it for long").await;
                 }

@@ -391,8 +391,7 @@ impl Guest {
     }
 
     async fn wait_ready(&self, limit: Duration) -> Result<(), MachineError> {
-        let ready = self.parts.control.ready(limit, &self.parts.vmm).await;
-        let info = ready?;
+        let info = monitor::ready(&self.parts, limit).await?;
         tracing::info!(boot_id = info.boot_id, "guest ready");
         crate::fail::point("guest", "ready");
         Ok(())
@@ -444,6 +443,11 @@ impl Running for Guest {
             tokio::time::timeout(limit, self.parts.vmm.ended()).await.is_ok()
         }
         .boxed()
+    }
+
+    fn commands(&self) -> Option<u32> {
+        let view = self.parts.control.view();
+        view.ready.is_some().then_some(view.commands)
     }
 
     fn link(&self) -> Option<Arc<Link>> {

@@ -198,6 +198,9 @@ pub(crate) trait Running: Send + Sync + fmt::Debug {
     fn ended(&self) -> BoxFuture<'static, String>;
     /// Sends the VMM a signal and waits until it is gone; false when it was not within the limit.
     fn signal(&self, signal: KillSignal, limit: Duration) -> BoxFuture<'_, bool>;
+    /// Commands that run in it, as the guest says; `None` until its agent has spoken. A guest says
+    /// so of itself: nothing but whether it is in use may depend on it.
+    fn commands(&self) -> Option<u32>;
     /// The way into the guest.
     fn link(&self) -> Option<Arc<Link>>;
 }

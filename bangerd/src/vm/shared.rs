@@ -73,6 +73,12 @@ impl Shared {
         Arc::strong_count(&self.sessions).saturating_sub(1)
     }
 
+    /// Whether somebody is in it, also somebody whom an earlier daemon let in. Until its agent has
+    /// spoken nobody knows.
+    pub(super) fn in_use(&self) -> bool {
+        self.sessions() > 0 || self.running().is_some_and(|running| running.commands() != Some(0))
+    }
+
     pub(super) fn stats(&self) -> Option<VmStats> {
         lock(&self.stats).clone()
     }

@@ -32,6 +32,8 @@ struct State {
     shares: HashMap<u32, Share>,
     /// Whom the kernel ended for want of memory.
     out_of_memory: Option<(VmId, OutOfMemory)>,
+    /// What guests say that runs in them; nothing is said when it is `None`.
+    commands: Option<u32>,
     /// Of processes whose end nobody was told.
     unseen: Vec<watch::Sender<Option<String>>>,
 }
@@ -45,7 +47,7 @@ pub(super) struct SimMachine {
 
 impl SimMachine {
     pub(super) fn new(helper: SimHelper) -> Self {
-        Self { state: Arc::new(Mutex::new(State { next_pid: 100, ..State::default() })), helper }
+        Self { state: Arc::new(Mutex::new(State { next_pid: 100, commands: Some(0), ..State::default() })), helper }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -68,6 +70,10 @@ impl SimMachine {
     pub(super) fn run_out_of_memory(&self, vm: &VmId, whose: OutOfMemory) {
         self.vanish(vm);
         self.lock().out_of_memory = Some((*vm, whose));
+    }
+
+    pub(super) fn set_commands(&self, commands: Option<u32>) {
+        self.lock().commands = commands;
     }
 
     pub(super) fn processes(&self) -> usize {
@@ -274,6 +280,10 @@ impl Running for SimGuest {
             true
         }
         .boxed()
+    }
+
+    fn commands(&self) -> Option<u32> {
+        self.machine.lock().commands
     }
 
     /// Leads nowhere.

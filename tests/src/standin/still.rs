@@ -198,7 +198,12 @@ fn talk(stream: &UnixStream, token: &BootToken, boot_id: &str) -> io::Result<()>
                     thread::park();
                 }
             }
-            Ok(_) => line.clear(),
+            Ok(_) => {
+                if matches!(serde_json::from_str(&line), Ok(GuestCommand::Speak)) {
+                    say(GuestEvent::Heartbeat)?;
+                }
+                line.clear();
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 say(GuestEvent::Heartbeat)?;
             }

@@ -139,6 +139,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::commands::SUITE,
+        scenarios::wedged::SUITE,
         scenarios::workspace::SUITE,
         scenarios::sessions::SUITE,
         scenarios::images::SUITE,

@@ -106,14 +106,14 @@ where
     };
     // It may end between two looks, and then the second one shows it.
     for _ in 0..2 {
-        let Some(session) = sessions.find(&word).await else {
+        let Some(mut session) = sessions.find(&word).await else {
             return Answer::Refused(Refusal::Unknown).write(stream).await.map(|()| true);
         };
         if let Request::Show { .. } = request {
             return Answer::Sessions(vec![session]).write(stream).await.map(|()| true);
         }
         if let Request::Stop { .. } = request {
-            sessions.let_be(&session).await;
+            session = sessions.let_be(&word, session).await;
         }
         if let Request::Logs { outputs, tail, follow, .. } = request
             && (!follow || session.status != Status::Running)
@@ -201,8 +201,13 @@ impl Sessions {
         }
     }
 
-    /// Its user stops it: it is not started again in this boot.
-    async fn let_be(&self, session: &Session) {
+    /// Its user stops it: it is not started again in this boot. Gives the session that is to be
+    /// stopped.
+    async fn let_be(&self, word: &str, session: Session) -> Session {
+        // One that is being started again at this moment is what the name means when it runs. And
+        // its task is not to end between the start of the process and the end of that.
+        let _turn = self.starting.lock().await;
+        let session = self.find(word).await.unwrap_or(session);
         let (places, gone) = (self.places.clone(), session.clone());
         let newest = blocking(move || {
             let newest = places.find(&gone.name).is_some_and(|newest| newest.id == gone.id);
@@ -213,6 +218,7 @@ impl Sessions {
             Ok(false) => {}
             Err(error) => say(format_args!("agent: session {} may be started again: {error}", session.name)),
         }
+        session
     }
 
     /// Starts a session. What was to be started again under its name no longer is, or this one

@@ -3,11 +3,11 @@
 use super::*;
 
 /// What is done to the repository before it is prepared, and how it is.
-type Shape = (&'static str, fn(&World), fn(&mut Wanted));
+pub(super) type Shape = (&'static str, fn(&World), fn(&mut Wanted));
 
-fn as_it_is(_: &mut Wanted) {}
+pub(super) fn as_it_is(_: &mut Wanted) {}
 
-fn untracked(wanted: &mut Wanted) {
+pub(super) fn untracked(wanted: &mut Wanted) {
     wanted.include_untracked = true;
 }
 
@@ -355,7 +355,7 @@ fn shapes() -> Vec<Shape> {
 
 /// A quarter of them, so that they go side by side.
 async fn go_and_come_back(quarter: usize) {
-    let shapes = shapes();
+    let shapes: Vec<Shape> = shapes().into_iter().chain(rare::shapes()).collect();
     assert!(shapes.len() >= 30, "{}", shapes.len());
     for (name, build, how) in shapes.into_iter().skip(quarter).step_by(4) {
         let mut world = World::with_repository();

@@ -212,6 +212,14 @@ fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
     world.order(Verb::Set(SetRequest::default()), "demo");
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
     drop(visit);
+    // Somebody whom an earlier daemon let in, and an agent that has not spoken to this one.
+    for commands in [Some(1), None] {
+        world.machine.set_commands(commands);
+        entry.orders.send(super::super::Order::Stale(0)).unwrap();
+        world.order(Verb::Set(SetRequest::default()), "demo");
+        assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running, "{commands:?}");
+    }
+    world.machine.set_commands(Some(0));
     entry.orders.send(super::super::Order::Stale(0)).unwrap();
     world.until("demo", State::Stopped);
 }

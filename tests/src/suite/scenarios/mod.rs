@@ -30,4 +30,5 @@ pub(super) mod timings;
 pub(super) mod two_users;
 pub(super) mod undo;
 pub(super) mod using;
+pub(super) mod wedged;
 pub(super) mod workspace;

@@ -20,6 +20,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("a-session-keeps-its-output-and-its-status", kept),
         Scenario::new("input-is-sent-and-each-refusal-is-its-own", sent),
         Scenario::new("a-session-outlives-daemon-and-agent", outlives),
+        Scenario::new("who-follows-loses-no-line-by-the-daemons-end", followed),
         Scenario::new("after-a-stop-the-log-is-there-and-the-status-is-true", stopped),
         Scenario::new("a-stopped-vm-is-read-and-left-as-it-was", read),
         Scenario::new("a-terminal-is-left-and-found-again", terminal),
@@ -115,6 +116,40 @@ fn outlives(scene: &mut Scene) -> Result<Outcome> {
     session(scene, &["send", "--eof", "lasting", "cat", ""])?.ok()?;
     let followed = follower.wait(scene.limit(Duration::from_secs(15)))?.ok()?;
     ensure!(followed.stdout == "after the daemon\nafter the agent\n", "the connection was cut: {followed}");
+    guest.delete(scene)?;
+    scene.passed()
+}
+
+/// Sessions that are followed at once, when the suite is named and in a sampled run.
+const FOLLOWED: [usize; 2] = [20, 5];
+
+fn followed(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "followed")?;
+    let [whole, sampled] = FOLLOWED;
+    let count = if scene.sample().is_some() { sampled } else { whole };
+    let script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.1; done";
+    let followers = scene.step("sessions count, and are followed", |scene| {
+        let start = |number: usize| {
+            let name = format!("count{number}");
+            session(scene, &["start", "--name", &name, "followed", "--", "sh", "-c", script])?.ok()?;
+            scene.start_user("alice", &format!("banger vm session logs -f followed {name}"))
+        };
+        (0..count).map(start).collect::<Result<Vec<_>>>()
+    })?;
+    scene.step("the daemon is killed under them", |scene| {
+        for _ in 0..2 {
+            scene.root("systemctl kill --kill-whom=main -s KILL bangerd.service")?;
+            std::thread::sleep(scene.limit(Duration::from_secs(2)));
+            scene.banger("alice", &["vm", "list"])?.ok()?.says("running")?;
+        }
+        Ok(())
+    })?;
+    let expected: String = (1..=300).map(|number| format!("line {number}\n")).collect();
+    for follower in followers {
+        let ended = follower.wait(scene.limit(Duration::from_secs(120)))?.ok()?;
+        ensure!(ended.stdout == expected, "lines are missing: {ended}");
+    }
     guest.delete(scene)?;
     scene.passed()
 }

@@ -64,6 +64,24 @@ async fn what_ends_is_started_again_until_it_is_stopped() {
 }
 
 #[tokio::test]
+async fn a_stop_while_it_is_started_again_stops_what_was_started() {
+    let guest = guest();
+    guest.start(kept("app", "[ -e once ] && exec sleep 60; touch once; exit 3")).await;
+    guest.shows("app.1", Status::Exited(3)).await;
+    // Both come while another start is under way, the second start of the session first.
+    let sessions = &guest.server.shared().sessions;
+    let turn = sessions.starting.lock().await;
+    sleep(FIRST + Duration::from_millis(500)).await;
+    let mut stopped = std::pin::pin!(guest.answer(Request::Stop { session: "app".into() }));
+    let early = timeout(Duration::from_millis(500), &mut stopped).await;
+    assert!(early.is_err(), "it was answered before: {early:?}");
+    drop(turn);
+    assert_eq!(stopped.await, Answer::Ended(Status::Killed(15)));
+    assert_eq!(guest.ids(), ["app.1", "app.2"]);
+    assert_eq!(guest.places.find("app").unwrap().status, Status::Killed(15));
+}
+
+#[tokio::test]
 async fn one_that_runs_is_left_to_run_by_the_next_agent() {
     let guest = guest();
     guest.start(kept("app", "sleep 60")).await;

@@ -1,0 +1,49 @@
+//! Shapes of repositories that are rare, and are prepared and exported like those of `shapes`.
+
+use super::shapes::{Shape, as_it_is, untracked};
+use super::*;
+
+pub(super) fn shapes() -> Vec<Shape> {
+    vec![
+        (
+            "tracked, and ignored",
+            |w| {
+                put(&w.repo(), ".gitignore", "*.log\n");
+                put(&w.repo(), "kept.log", "one\n");
+                git(&w.repo(), &["add", "--force", ".gitignore", "kept.log"]);
+                git(&w.repo(), &["commit", "--quiet", "-m", "ignored"]);
+                put(&w.repo(), "kept.log", "two\n");
+            },
+            as_it_is,
+        ),
+        (
+            "empty files",
+            |w| {
+                put(&w.repo(), "empty", "");
+                put(&w.repo(), "README", "");
+                git(&w.repo(), &["add", "empty"]);
+            },
+            as_it_is,
+        ),
+        ("a name in another case", |w| drop(git(&w.repo(), &["mv", "README", "Readme"])), as_it_is),
+        (
+            "a file where a folder was",
+            |w| {
+                fs::remove_dir_all(w.repo().join("src")).unwrap();
+                put(&w.repo(), "src", "no folder\n");
+            },
+            untracked,
+        ),
+        (
+            "a folder that was a file and is one again",
+            |w| {
+                fs::remove_file(w.repo().join("README")).unwrap();
+                put(&w.repo(), "README/inside", "x\n");
+                commit(&w.repo());
+                fs::remove_dir_all(w.repo().join("README")).unwrap();
+                put(&w.repo(), "README", "a file again\n");
+            },
+            untracked,
+        ),
+    ]
+}
