@@ -6,7 +6,7 @@ use super::error::ImageError;
 use super::names::printable;
 use super::source::{Budget, Progress, Quiet, Window, check};
 use banger_policy::{Digest, ImageConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
 /// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing
@@ -165,7 +165,7 @@ pub(super) struct Config {
 
 #[derive(Deserialize)]
 struct RootFs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     diff_ids: Vec<String>,
 }
 
@@ -258,6 +258,11 @@ pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, wanted: &super::Wanted
         return Err(bad(&format!("it holds several images: {listed}; name one with --ref")));
     }
     found.pop().map(|(_, image)| image).ok_or_else(|| bad("it holds no image"))
+}
+
+/// Absent or `null`: Go writes an empty list as either.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 pub(super) fn parse_digest(text: &str) -> Result<Digest, ImageError> {

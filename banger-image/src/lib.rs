@@ -28,6 +28,7 @@ mod pax;
 mod plausible;
 mod rootfs;
 mod source;
+mod sparse;
 mod tree;
 pub mod work_disk;
 mod xattr;
