@@ -10,11 +10,10 @@ use super::error::ImageError;
 use super::header::{BLOCK, Header, NotANumber};
 use super::names::{EntryPath, NameFault, printable, symlink_target};
 use super::pax::{Malformed, Pax};
-use super::source::{Budget, Progress, Window, check};
+use super::source::{Budget, Progress, Window};
 use super::sparse::{MAX_PIECES, decimal_map, pieces};
 use super::tree::Meta;
 use super::xattr::{self, Xattr};
-use std::collections::BTreeMap;
 
 /// Extended attributes of one entry fit 64 KiB in Linux; twenty of them would not.
 const MAX_PAX: u64 = 1 << 20;
@@ -441,27 +440,4 @@ impl<'a> Archive<'a> {
     fn unsupported(&self, raw: &[u8], what: String, instead: &'static str) -> ImageError {
         ImageError::Unsupported { layer: self.layer.to_owned(), entry: printable(raw), what, instead }
     }
-}
-
-/// The regular files of an archive that is a mere container, by name. Folders and all else are
-/// passed over.
-///
-/// # Errors
-/// As [`Archive::next`].
-pub(crate) fn files(
-    tar: &Window,
-    budget: &mut Budget,
-    progress: &dyn Progress,
-) -> Result<BTreeMap<String, Window>, ImageError> {
-    let mut files = BTreeMap::new();
-    let mut archive = Archive::new(tar, "the archive");
-    while let Some(entry) = archive.next(budget, progress)? {
-        check(progress)?;
-        if let Kind::File { offset, size } = entry.kind {
-            let window = tar.part(offset, size);
-            let name = String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
-            files.extend(window.map(|window| (name, window)));
-        }
-    }
-    Ok(files)
 }

@@ -58,38 +58,23 @@ impl Codec {
             Self::Plain => Box::new(source),
             Self::Gzip => {
                 type Gzip<R> = flate2::bufread::GzDecoder<R>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    padded: false,
-                    open: Gzip::new,
-                    close: |decoder| Ok(decoder.into_inner()),
-                })
+                Box::new(Members::new(source, Gzip::new, |decoder| Ok(decoder.into_inner())))
             }
             Self::Bzip2 => {
                 type Bzip2<R> = bzip2::bufread::BzDecoder<R>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    padded: false,
-                    open: Bzip2::new,
-                    close: |decoder| Ok(decoder.into_inner()),
-                })
+                Box::new(Members::new(source, Bzip2::new, |decoder| Ok(decoder.into_inner())))
             }
             Self::Lz4 => {
                 type Lz4<R> = lz4_flex::frame::FrameDecoder<Watched<R>>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    padded: false,
-                    open: |source| Lz4::new(Watched { source, ended: false }),
-                    close: |decoder| decoder.into_inner().before_its_end(),
-                })
+                let open = |source| Lz4::new(Watched { source, ended: false });
+                Box::new(Members::new(source, open, |decoder| decoder.into_inner().before_its_end()))
             }
             Self::Zstd => Box::new(ZstdFrames { source, decoder: FrameDecoder::new(), open: false }),
-            Self::Xz => Box::new(Members {
-                state: Some(State::Between(source)),
-                padded: true,
-                open: |source| XzReader::new_mem_limit(source, false, XZ_MEMORY_KIB),
-                close: |decoder| Ok(decoder.into_inner()),
-            }),
+            Self::Xz => {
+                let open = |source| XzReader::new_mem_limit(source, false, XZ_MEMORY_KIB);
+                let close = |decoder: XzReader<_>| Ok(decoder.into_inner());
+                Box::new(Members { padded: true, ..Members::new(source, open, close) })
+            }
             Self::Lz4Legacy => Box::new(Lz4Legacy { source, block: Vec::new(), at: 0 }),
             Self::Other(name) => {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{name} compression is not supported")));
@@ -129,6 +114,12 @@ struct Members<R, D> {
     padded: bool,
     open: fn(R) -> D,
     close: fn(D) -> io::Result<R>,
+}
+
+impl<R, D> Members<R, D> {
+    fn new(source: R, open: fn(R) -> D, close: fn(D) -> io::Result<R>) -> Self {
+        Self { state: Some(State::Between(source)), padded: false, open, close }
+    }
 }
 
 enum State<R, D> {

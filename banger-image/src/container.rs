@@ -154,6 +154,29 @@ impl Files {
     }
 }
 
+/// The regular files of an archive that is a mere container, by name. Folders and all else are
+/// passed over.
+///
+/// # Errors
+/// As [`Archive::next`].
+pub(crate) fn regular_files(
+    tar: &Window,
+    budget: &mut Budget,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, Window>, ImageError> {
+    let mut files = BTreeMap::new();
+    let mut archive = Archive::new(tar, "the archive");
+    while let Some(entry) = archive.next(budget, progress)? {
+        check(progress)?;
+        if let Kind::File { offset, size } = entry.kind {
+            let window = tar.part(offset, size);
+            let name = String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
+            files.extend(window.map(|window| (name, window)));
+        }
+    }
+    Ok(files)
+}
+
 /// What of an image's configuration says whether it is for us, and of which layers it is (OCI image
 /// specification, `config.md`). The rest is read of the chosen image alone.
 #[derive(Deserialize)]

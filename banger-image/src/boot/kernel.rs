@@ -9,7 +9,7 @@ use super::elf::{self, ElfFault};
 use super::modules_disk;
 use crate::codec::Codec;
 use crate::source::{Budget, Progress, Window, check, sha256, spool};
-use crate::{ImageError, PackageError, archive, package};
+use crate::{ImageError, PackageError, container, package};
 use banger_policy::Digest;
 use banger_policy::kernel::{
     KERNEL_ENTRY, KernelError, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX,
@@ -262,7 +262,7 @@ impl Files {
         budget: &mut Budget,
         progress: &dyn Progress,
     ) -> Result<Self, KernelImportError> {
-        let files = archive::files(tar, budget, progress)?;
+        let files = container::regular_files(tar, budget, progress)?;
         let packages: Vec<&Window> =
             files.iter().filter(|(name, _)| name.starts_with(PACKAGE_PREFIX)).map(|(_, package)| package).collect();
         if packages.is_empty() {

@@ -143,7 +143,7 @@ impl Unpacker<'_> {
     }
 
     fn tar(&mut self, tar: &Window) -> Result<Files, ImageError> {
-        crate::archive::files(tar, self.budget, self.progress)
+        crate::container::regular_files(tar, self.budget, self.progress)
     }
 }
 
