@@ -234,6 +234,18 @@ mod tests {
     }
 
     #[test]
+    fn packages_are_sent_as_they_are_and_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            std::fs::write(folder.path().join(name), name).unwrap();
+            File::open(folder.path().join(name)).unwrap()
+        };
+        let packed = entries(packages(vec![file("b.deb"), file("a.rpm")]).unwrap());
+        let expected = [("package/0001", "b.deb"), ("package/0002", "a.rpm")];
+        assert_eq!(packed, expected.map(|(name, text)| (name.to_owned(), text.into())));
+    }
+
+    #[test]
     fn a_kernel_brings_all_its_modules() {
         let folder = tempfile::tempdir().unwrap();
         let modules = folder.path().join("modules");
