@@ -166,7 +166,7 @@ fn every_cut_and_every_wrong_byte_is_an_error_or_a_kernel() {
 /// As kmod reads it (`index_read` in `libkmod/libkmod-index.c`).
 fn read(bytes: &[u8], offset: u32, before: &[u8], found: &mut BTreeMap<Vec<u8>, Vec<Vec<u8>>>) {
     let mut at = (offset & 0x0fff_ffff) as usize;
-    let mut text = |at: &mut usize| {
+    let text = |at: &mut usize| {
         let end = *at + bytes[*at..].iter().position(|byte| *byte == 0).unwrap();
         let text = bytes[*at..end].to_vec();
         *at = end + 1;
