@@ -10,10 +10,10 @@ use super::error::ImageError;
 use super::header::{BLOCK, Header, NotANumber};
 use super::names::{EntryPath, NameFault, printable, symlink_target};
 use super::pax::{Malformed, Pax};
-use super::source::{Budget, Progress, Window, check};
+use super::source::{Budget, Progress, Window};
+use super::sparse::{MAX_PIECES, decimal_map, pieces};
 use super::tree::Meta;
 use super::xattr::{self, Xattr};
-use std::collections::BTreeMap;
 
 /// Extended attributes of one entry fit 64 KiB in Linux; twenty of them would not.
 const MAX_PAX: u64 = 1 << 20;
@@ -21,8 +21,6 @@ const MAX_PAX: u64 = 1 << 20;
 const MAX_LONG_NAME: u64 = 4096 + BLOCK;
 /// Range of an ext4 timestamp with 34-bit seconds (1901 to 2446).
 const TIMES: std::ops::RangeInclusive<i64> = -0x8000_0000..=0x3_7fff_ffff;
-/// Pieces of a sparse file.
-const MAX_PIECES: usize = 1 << 20;
 /// The largest file of ext4 with blocks of 4 KiB, bytes.
 const MAX_FILE: u64 = (1 << 44) - 4096;
 
@@ -64,11 +62,27 @@ pub(crate) struct Archive<'a> {
     at: u64,
     ended: bool,
     any: bool,
+    globals: Globals,
+}
+
+/// What is done about PAX headers that are for all entries behind them.
+#[derive(Debug)]
+enum Globals {
+    /// As docker and containerd do it with layers.
+    PassedOver,
+    /// As GNU tar and bsdtar do it.
+    Heeded(Box<Pax>),
 }
 
 impl<'a> Archive<'a> {
     pub(crate) fn new(window: &'a Window, layer: &'a str) -> Self {
-        Self { window, layer, at: 0, ended: false, any: false }
+        let globals = Globals::Heeded(Box::default());
+        Self { window, layer, at: 0, ended: false, any: false, globals }
+    }
+
+    /// A layer of an image: what is said of all entries is passed over.
+    pub(crate) fn of_layer(window: &'a Window, layer: &'a str) -> Self {
+        Self { globals: Globals::PassedOver, ..Self::new(window, layer) }
     }
 
     /// The next entry; `None` at the end.
@@ -76,7 +90,10 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// All that is wrong with the archive, named by layer and entry.
     pub(crate) fn next(&mut self, budget: &mut Budget, progress: &dyn Progress) -> Result<Option<Entry>, ImageError> {
-        let mut pax = Pax::default();
+        let mut pax = match &self.globals {
+            Globals::PassedOver => Pax::default(),
+            Globals::Heeded(pax) => Pax::clone(pax),
+        };
         loop {
             let header_at = self.at;
             let Some(header) = self.header(progress)? else {
@@ -85,7 +102,7 @@ impl<'a> Archive<'a> {
             budget.spend_entry()?;
             match header.kind() {
                 b'x' | b'X' => self.pax(&header, &mut pax)?,
-                b'g' => self.global(&header)?,
+                b'g' => self.global(&header, progress)?,
                 b'L' => pax.path = pax.path.take().or(Some(self.long_name(&header)?)),
                 b'K' => pax.linkpath = pax.linkpath.take().or(Some(self.long_name(&header)?)),
                 // A volume label: a name, no entry.
@@ -107,7 +124,8 @@ impl<'a> Archive<'a> {
                 progress.warn(&format!("{}: it has no end-of-archive marker", self.layer));
             }
             self.ended = true;
-            return if self.any { Ok(None) } else { Err(self.not_tar()) };
+            // A layer without a byte is one that changes nothing.
+            return if self.any || self.window.len() == 0 { Ok(None) } else { Err(self.not_tar()) };
         };
         if header.is_zero() {
             self.ended = true;
@@ -318,7 +336,9 @@ impl<'a> Archive<'a> {
         let size = u64::try_from(size).ok();
         let offset = self.at;
         self.at = self.skip(header_at, stored)?;
-        pieces(&map.unwrap_or_default(), offset, stored, size.ok_or_else(|| bad(self))?).ok_or_else(|| bad(self))
+        let size = size.ok_or_else(|| bad(self))?;
+        let pieces = pieces(&map.unwrap_or_default(), stored, size).ok_or_else(|| bad(self))?;
+        Ok(Kind::Sparse { offset, stored, size, pieces })
     }
 
     /// A sparse file in PAX: the map is in the records, or, since format 1.0, at the beginning of
@@ -338,7 +358,8 @@ impl<'a> Archive<'a> {
         };
         self.at = next;
         let stored = stored.checked_sub(used).ok_or_else(|| bad(self))?;
-        pieces(&map, start + used, stored, size).ok_or_else(|| bad(self))
+        let pieces = pieces(&map, stored, size).ok_or_else(|| bad(self))?;
+        Ok(Kind::Sparse { offset: start + used, stored, size, pieces })
     }
 
     /// Where the next header is, after `size` bytes of data.
@@ -375,23 +396,21 @@ impl<'a> Archive<'a> {
         pax.extend(&data).map_err(|Malformed(why)| self.bad(header_at, why))
     }
 
-    /// Global headers: `git archive` writes a comment. GNU tar heeds one that would change entries
-    /// and docker does not: refused.
-    fn global(&mut self, header: &Header) -> Result<(), ImageError> {
+    /// Global headers: `git archive` writes a comment. What only one entry can have is refused.
+    fn global(&mut self, header: &Header, progress: &dyn Progress) -> Result<(), ImageError> {
         let header_at = self.at.saturating_sub(BLOCK);
-        let mut pax = Pax::default();
-        self.pax(header, &mut pax)?;
-        let harmless = pax.path.is_none()
-            && pax.linkpath.is_none()
-            && pax.size.is_none()
-            && pax.uid.is_none()
-            && pax.gid.is_none()
-            && pax.xattrs.is_empty()
-            && pax.acl_access.is_none()
-            && pax.acl_default.is_none()
-            && !pax.sparse.any
-            && pax.unsupported.is_none();
-        if harmless { Ok(()) } else { Err(self.bad(header_at, "a global PAX header that changes entries")) }
+        let data = self.data(header, MAX_PAX, "a PAX header")?;
+        let Globals::Heeded(all) = &mut self.globals else {
+            let mut pax = Pax::default();
+            if pax.extend(&data).is_err() || pax.says_something() {
+                progress.warn(&format!("{}: a global PAX header is passed over, as docker does it", self.layer));
+            }
+            return Ok(());
+        };
+        let extended = all.extend(&data);
+        let of_one = all.path.is_some() || all.linkpath.is_some() || all.size.is_some() || all.sparse.any;
+        extended.map_err(|Malformed(why)| self.bad(header_at, why))?;
+        if of_one { Err(self.bad(header_at, "a global PAX header that names one entry")) } else { Ok(()) }
     }
 
     /// Up to its first NUL: some writers pad with several.
@@ -421,85 +440,4 @@ impl<'a> Archive<'a> {
     fn unsupported(&self, raw: &[u8], what: String, instead: &'static str) -> ImageError {
         ImageError::Unsupported { layer: self.layer.to_owned(), entry: printable(raw), what, instead }
     }
-}
-
-/// The map of format 1.0: the number of pieces, then offset and length of each, a line for each
-/// number, padded to a block.
-fn decimal_map(data: &Window) -> Option<(Vec<u64>, u64)> {
-    let mut numbers = Vec::new();
-    let mut digits = Vec::new();
-    let mut wanted = None;
-    let mut read = 0;
-    while wanted.is_none_or(|wanted| numbers.len() < wanted) {
-        let mut block = [0; 512];
-        data.read_exact_at(&mut block, read).ok()?;
-        read += BLOCK;
-        for byte in block {
-            match byte {
-                b'0'..=b'9' if digits.len() < 20 => digits.push(byte),
-                b'\n' => {
-                    let number: u64 = std::str::from_utf8(&digits).ok()?.parse().ok()?;
-                    digits.clear();
-                    match wanted {
-                        None => {
-                            let pieces = usize::try_from(number).ok().filter(|pieces| *pieces <= MAX_PIECES)?;
-                            wanted = Some(2 * pieces);
-                        }
-                        Some(_) => numbers.push(number),
-                    }
-                    if wanted.is_some_and(|wanted| numbers.len() >= wanted) {
-                        break;
-                    }
-                }
-                _ => return None,
-            }
-        }
-    }
-    Some((numbers, read))
-}
-
-/// A file from its map; `None` when the map does not fit the data or the file.
-fn pieces(map: &[u64], offset: u64, stored: u64, size: u64) -> Option<Kind> {
-    if !map.len().is_multiple_of(2) {
-        return None;
-    }
-    let mut pieces = Vec::with_capacity(map.len() / 2);
-    let (mut from, mut end) = (0_u64, 0_u64);
-    for pair in map.chunks_exact(2) {
-        let &[at, length] = pair else { return None };
-        let next = at.checked_add(length)?;
-        if at < end || next > size {
-            return None;
-        }
-        // GNU tar ends a map with an empty piece at the file's end.
-        if length > 0 {
-            pieces.push(Piece { at, size: length, from });
-        }
-        from = from.checked_add(length)?;
-        end = next;
-    }
-    (from <= stored).then(|| Kind::Sparse { offset, stored, size, pieces: pieces.into() })
-}
-
-/// The regular files of an archive that is a mere container, by name. Folders and all else are
-/// passed over.
-///
-/// # Errors
-/// As [`Archive::next`].
-pub(crate) fn files(
-    tar: &Window,
-    budget: &mut Budget,
-    progress: &dyn Progress,
-) -> Result<BTreeMap<String, Window>, ImageError> {
-    let mut files = BTreeMap::new();
-    let mut archive = Archive::new(tar, "the archive");
-    while let Some(entry) = archive.next(budget, progress)? {
-        check(progress)?;
-        if let Kind::File { offset, size } = entry.kind {
-            let window = tar.part(offset, size);
-            let name = String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
-            files.extend(window.map(|window| (name, window)));
-        }
-    }
-    Ok(files)
 }

@@ -58,34 +58,23 @@ impl Codec {
             Self::Plain => Box::new(source),
             Self::Gzip => {
                 type Gzip<R> = flate2::bufread::GzDecoder<R>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    open: Gzip::new,
-                    close: |decoder| Ok(decoder.into_inner()),
-                })
+                Box::new(Members::new(source, Gzip::new, |decoder| Ok(decoder.into_inner())))
             }
             Self::Bzip2 => {
                 type Bzip2<R> = bzip2::bufread::BzDecoder<R>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    open: Bzip2::new,
-                    close: |decoder| Ok(decoder.into_inner()),
-                })
+                Box::new(Members::new(source, Bzip2::new, |decoder| Ok(decoder.into_inner())))
             }
             Self::Lz4 => {
                 type Lz4<R> = lz4_flex::frame::FrameDecoder<Watched<R>>;
-                Box::new(Members {
-                    state: Some(State::Between(source)),
-                    open: |source| Lz4::new(Watched { source, ended: false }),
-                    close: |decoder| decoder.into_inner().before_its_end(),
-                })
+                let open = |source| Lz4::new(Watched { source, ended: false });
+                Box::new(Members::new(source, open, |decoder| decoder.into_inner().before_its_end()))
             }
             Self::Zstd => Box::new(ZstdFrames { source, decoder: FrameDecoder::new(), open: false }),
-            Self::Xz => Box::new(Members {
-                state: Some(State::Between(source)),
-                open: |source| XzReader::new_mem_limit(source, false, XZ_MEMORY_KIB),
-                close: |decoder| Ok(decoder.into_inner()),
-            }),
+            Self::Xz => {
+                let open = |source| XzReader::new_mem_limit(source, false, XZ_MEMORY_KIB);
+                let close = |decoder: XzReader<_>| Ok(decoder.into_inner());
+                Box::new(Members { padded: true, ..Members::new(source, open, close) })
+            }
             Self::Lz4Legacy => Box::new(Lz4Legacy { source, block: Vec::new(), at: 0 }),
             Self::Other(name) => {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, format!("{name} compression is not supported")));
@@ -94,14 +83,19 @@ impl Codec {
     }
 }
 
-/// True when nothing is left of a source but zeros, which are taken.
-fn only_zeros(source: &mut impl BufRead) -> io::Result<bool> {
+/// True when nothing is left of a source but zeros, which are taken. Something may follow the zeros
+/// only in a format that is `padded`.
+fn only_zeros(source: &mut impl BufRead, padded: bool) -> io::Result<bool> {
     let mut any = false;
     loop {
         let left = source.fill_buf()?;
         let zeros = left.iter().position(|byte| *byte != 0).unwrap_or(left.len());
         match left.len() {
             0 => return Ok(true),
+            length if zeros < length && padded => {
+                source.consume(zeros);
+                return Ok(false);
+            }
             length if zeros < length => {
                 let why = "something follows the zeros behind the compressed data";
                 return if any || zeros > 0 { Err(io::Error::new(io::ErrorKind::InvalidData, why)) } else { Ok(false) };
@@ -116,8 +110,16 @@ fn only_zeros(source: &mut impl BufRead) -> io::Result<bool> {
 struct Members<R, D> {
     /// Absent after an error.
     state: Option<State<R, D>>,
+    /// Whether zeros may stand between members ("Stream Padding" of the .xz format).
+    padded: bool,
     open: fn(R) -> D,
     close: fn(D) -> io::Result<R>,
+}
+
+impl<R, D> Members<R, D> {
+    fn new(source: R, open: fn(R) -> D, close: fn(D) -> io::Result<R>) -> Self {
+        Self { state: Some(State::Between(source)), padded: false, open, close }
+    }
 }
 
 enum State<R, D> {
@@ -133,7 +135,7 @@ impl<R: BufRead, D: Read> Read for Members<R, D> {
         loop {
             match self.state.take().ok_or(io::ErrorKind::InvalidData)? {
                 State::Between(mut source) => {
-                    if only_zeros(&mut source)? {
+                    if only_zeros(&mut source, self.padded)? {
                         self.state = Some(State::Between(source));
                         return Ok(0);
                     }
@@ -241,7 +243,7 @@ struct ZstdFrames<R> {
 impl<R: BufRead> ZstdFrames<R> {
     /// True when there is a frame to decode.
     fn next_frame(&mut self) -> io::Result<bool> {
-        while !only_zeros(&mut self.source)? {
+        while !only_zeros(&mut self.source, false)? {
             match self.decoder.reset(&mut self.source) {
                 Ok(()) => return Ok(true),
                 Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
@@ -391,6 +393,7 @@ mod tests {
     fn xz_as_kernels_use_it() {
         assert_eq!(read(&XZ).unwrap(), b"xz with a CRC64\n".repeat(8));
         assert_eq!(read(&[XZ, XZ].concat()).unwrap().len(), 256);
+        assert_eq!(read(&[&XZ[..], &[0; 8], &XZ].concat()).unwrap().len(), 256);
         for cut in [10, 40, XZ.len() - 1] {
             assert!(read(&XZ[..cut]).is_err(), "cut at {cut}");
         }

@@ -6,7 +6,7 @@ use super::error::ImageError;
 use super::names::printable;
 use super::source::{Budget, Progress, Quiet, Window, check};
 use banger_policy::{Digest, ImageConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
 /// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing
@@ -154,6 +154,29 @@ impl Files {
     }
 }
 
+/// The regular files of an archive that is a mere container, by name. Folders and all else are
+/// passed over.
+///
+/// # Errors
+/// As [`Archive::next`].
+pub(crate) fn regular_files(
+    tar: &Window,
+    budget: &mut Budget,
+    progress: &dyn Progress,
+) -> Result<BTreeMap<String, Window>, ImageError> {
+    let mut files = BTreeMap::new();
+    let mut archive = Archive::new(tar, "the archive");
+    while let Some(entry) = archive.next(budget, progress)? {
+        check(progress)?;
+        if let Kind::File { offset, size } = entry.kind {
+            let window = tar.part(offset, size);
+            let name = String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
+            files.extend(window.map(|window| (name, window)));
+        }
+    }
+    Ok(files)
+}
+
 /// What of an image's configuration says whether it is for us, and of which layers it is (OCI image
 /// specification, `config.md`). The rest is read of the chosen image alone.
 #[derive(Deserialize)]
@@ -165,7 +188,7 @@ pub(super) struct Config {
 
 #[derive(Deserialize)]
 struct RootFs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     diff_ids: Vec<String>,
 }
 
@@ -258,6 +281,11 @@ pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, wanted: &super::Wanted
         return Err(bad(&format!("it holds several images: {listed}; name one with --ref")));
     }
     found.pop().map(|(_, image)| image).ok_or_else(|| bad("it holds no image"))
+}
+
+/// Absent or `null`: Go writes an empty list as either.
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 pub(super) fn parse_digest(text: &str) -> Result<Digest, ImageError> {

@@ -2,7 +2,7 @@
 //! and bazel write to this day, and before that with a chain of layers. Source: `image/tarexport`
 //! in Moby, and its image specification v1 to v1.2.
 
-use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, parse_digest};
+use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, or_default, parse_digest};
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
@@ -23,7 +23,7 @@ struct Saved {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     layers: Vec<String>,
 }
 

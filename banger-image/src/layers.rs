@@ -48,7 +48,11 @@ pub(crate) fn apply(
 ) -> Result<(), ImageError> {
     tree.next_layer();
     let before = budget.entries;
-    let mut archive = Archive::new(&layer.window, &layer.name);
+    let mut archive = if layer.whiteouts {
+        Archive::of_layer(&layer.window, &layer.name)
+    } else {
+        Archive::new(&layer.window, &layer.name)
+    };
     while let Some(entry) = archive.next(budget, progress)? {
         check(progress)?;
         match whiteout(layer, &entry)? {

@@ -24,10 +24,12 @@ mod layers;
 mod memory;
 mod names;
 mod oci;
+mod package;
 mod pax;
 mod plausible;
 mod rootfs;
 mod source;
+mod sparse;
 mod tree;
 pub mod work_disk;
 mod xattr;
@@ -37,6 +39,7 @@ mod tests;
 
 pub use error::ImageError;
 pub use names::NameFault;
+pub use package::PackageError;
 pub use source::Progress;
 
 use banger_policy::limits::MAX_DISK_BYTES;

@@ -4,7 +4,9 @@
 //! Nothing of a blob is used before its digest and size are checked against the descriptor that led
 //! to it.
 
-use super::container::{Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, parse_digest};
+use super::container::{
+    Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, or_default, parse_digest,
+};
 use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::layers::Layer;
@@ -12,6 +14,7 @@ use super::source::{Budget, Progress, Window, check, sha256, spool};
 use super::{SourceKind, Wanted, configuration};
 use banger_policy::Digest;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
@@ -34,12 +37,12 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 
 #[derive(Deserialize)]
 struct Descriptor {
-    #[serde(rename = "mediaType", default)]
+    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
     media_type: String,
     digest: String,
     size: u64,
     platform: Option<Platform>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     annotations: BTreeMap<String, String>,
 }
 
@@ -53,6 +56,11 @@ struct Document {
     layers: Option<Vec<Descriptor>>,
     #[serde(rename = "artifactType", default)]
     artifact_type: Option<String>,
+    /// What a signature or the like is attached to.
+    #[serde(default)]
+    subject: Option<IgnoredAny>,
+    #[serde(rename = "schemaVersion", default)]
+    schema: Option<u32>,
 }
 
 /// What one import may still read and visit of indexes and manifests, however they refer to each
@@ -63,6 +71,8 @@ struct Visit {
     descriptors: u64,
     /// Each blob is looked at once.
     seen: BTreeSet<Digest>,
+    /// Whether there was a manifest of Docker's schema 1.
+    old: bool,
     /// Images for other platforms.
     foreign: u64,
     /// The first of them, for the message.
@@ -100,6 +110,11 @@ impl Visit {
 
     /// Why no image was found.
     fn nothing(&self) -> ImageError {
+        if self.old {
+            return bad(
+                "its manifest has Docker's schema 1, which is not supported; pull and save it with a new docker",
+            );
+        }
         if self.foreign == 0 {
             return bad("its index names no image");
         }
@@ -178,11 +193,16 @@ fn images(files: &Files, visit: &mut Visit, progress: &dyn Progress) -> Result<V
             todo.extend(below);
             continue;
         }
+        if document.schema == Some(1) {
+            visit.old = true;
+            continue;
+        }
         // Signatures, bills of material and the like stand beside images.
         let Some(config) = document.config.filter(|config| CONFIGS.contains(&config.media_type.as_str())) else {
             continue;
         };
-        if document.artifact_type.is_some() {
+        // An image may say what it is for; what is attached to another one is none.
+        if document.artifact_type.is_some() && (document.subject.is_some() || config.media_type.is_empty()) {
             continue;
         }
         let (raw, blob) = (json_blob(files, &config, visit, progress)?, parse_digest(&config.digest)?);
@@ -212,6 +232,10 @@ fn image(files: &Files, found: Found, progress: &dyn Progress) -> Result<Image, 
             return Err(bad(&format!("layer {number} is encrypted; decrypt the image first")));
         }
         let digest = parse_digest(&descriptor.digest)?;
+        if is_foreign(descriptor) && !files.has(&blob_path(&digest)) {
+            let why = "is not distributed with the image (a foreign layer), so this archive does not have it";
+            return Err(bad(&format!("layer {number} {why}; save the image with its foreign layers")));
+        }
         let window = sized(files, descriptor)?.clone();
         let diff_id = Some(parse_digest(diff_id)?);
         Ok(LayerBlob { window, name: descriptor.digest.clone(), digest: Some(digest), diff_id })
@@ -257,6 +281,11 @@ pub(super) fn layers(
         layers.push(Layer { window, name, whiteouts: true });
     }
     Ok(layers)
+}
+
+/// A layer that its maker lets nobody pass on.
+fn is_foreign(descriptor: &Descriptor) -> bool {
+    ["nondistributable", "foreign"].iter().any(|word| descriptor.media_type.contains(word))
 }
 
 fn blob_path(digest: &Digest) -> String {

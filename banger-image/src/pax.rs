@@ -4,7 +4,7 @@
 //! value that may contain one. The `tar` crate splits at newlines, which is why this is ours.
 
 /// What the extended headers in front of an entry say about it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Pax {
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) linkpath: Option<Vec<u8>>,
@@ -25,7 +25,7 @@ pub(crate) struct Pax {
 
 /// What GNU tar says of a sparse file, in its formats 0.0, 0.1 and 1.0 ("Storing Sparse Files" in
 /// its manual).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sparse {
     /// Of the map's format; absent before 1.0.
     pub(crate) version: Option<(u64, u64)>,
@@ -56,6 +56,9 @@ impl Pax {
         for record in Records(data) {
             let (key, value) = record?;
             match key {
+                // No value: the header's own field counts (POSIX.1-2017), whatever a global header
+                // has said.
+                _ if value.is_empty() && self.unset(key) => {}
                 "path" => self.path = Some(value.to_vec()),
                 "linkpath" => self.linkpath = Some(value.to_vec()),
                 "size" => self.size = Some(number(value)?),
@@ -100,6 +103,38 @@ impl Pax {
             }
         }
         Ok(())
+    }
+
+    /// Takes back what was said before; false for what has no field in a header.
+    fn unset(&mut self, key: &str) -> bool {
+        match key {
+            "path" => self.path = None,
+            "linkpath" => self.linkpath = None,
+            "size" => self.size = None,
+            "uid" => self.uid = None,
+            "gid" => self.gid = None,
+            "mtime" => self.mtime = None,
+            "SCHILY.devmajor" => self.devmajor = None,
+            "SCHILY.devminor" => self.devminor = None,
+            "hdrcharset" => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// Whether anything in it changes what a guest sees.
+    pub(crate) fn says_something(&self) -> bool {
+        self.path.is_some()
+            || self.linkpath.is_some()
+            || self.size.is_some()
+            || self.uid.is_some()
+            || self.gid.is_some()
+            || self.mtime.is_some()
+            || !self.xattrs.is_empty()
+            || self.acl_access.is_some()
+            || self.acl_default.is_some()
+            || self.sparse.any
+            || self.unsupported.is_some()
     }
 
     fn set_xattr(&mut self, name: &str, value: &[u8]) {
@@ -260,6 +295,15 @@ mod tests {
         assert_eq!(time(b"-1.25"), Ok((-2, 750_000_000)));
         assert_eq!(time(b"-3"), Ok((-3, 0)));
         assert!(time(b"1e9").is_err() && time(b"").is_err() && time(b"--1").is_err());
+    }
+
+    #[test]
+    fn an_empty_value_leaves_the_field_to_the_header() {
+        let data = [rec("uid", b"7"), rec("mtime", b"12"), rec("uid", b""), rec("path", b""), rec("mtime", b"")];
+        let pax = parse(&data.concat()).unwrap();
+        assert!(!pax.says_something(), "{pax:?}");
+        let kept = parse(&rec("SCHILY.xattr.user.empty", b"")).unwrap();
+        assert_eq!(kept.xattrs, [("user.empty".to_owned(), Vec::new())]);
     }
 
     #[test]

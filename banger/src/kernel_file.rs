@@ -15,6 +15,17 @@ const SETUP: u64 = 0x200;
 /// The longest release name, bytes: `__NEW_UTS_LEN` (linux/utsname.h).
 const MAX_RELEASE: usize = 64;
 
+/// Whether it is a `.deb` (deb(5)) or an `.rpm` (the lead's magic), by its first bytes.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn is_package(file: &std::fs::File) -> io::Result<bool> {
+    let mut head = [0; 8];
+    let length = file.read_at(&mut head, 0)?;
+    let head = head.get(..length).unwrap_or_default();
+    Ok(head == b"!<arch>\n" || head.starts_with(&[0xed, 0xab, 0xee, 0xdb]))
+}
+
 /// The release of a bzImage, such as `6.12.41+deb13-cloud-amd64`; `None` for any other file.
 fn release(file: &std::fs::File) -> io::Result<Option<String>> {
     let mut head = [0; 16];
@@ -106,6 +117,21 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             let file = std::fs::File::open(&path).unwrap();
             assert_eq!(modules_folder(&path, &file).unwrap().as_ref(), Some(&modules), "{name}");
+        }
+    }
+
+    #[test]
+    fn packages_are_known_by_their_first_bytes() {
+        for (bytes, expected) in [
+            (&b"!<arch>\ndebian-binary"[..], true),
+            (&[0xed, 0xab, 0xee, 0xdb, 3, 0, 0, 0], true),
+            (b"!<arch>", false),
+            (b"", false),
+            (&bzimage("6.12"), false),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            assert_eq!(is_package(file.as_file()).unwrap(), expected);
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::error::explained;
 use crate::upload::{Source, open};
 use anyhow::Context as _;
-use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath};
+use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX};
 use std::fs::File;
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
@@ -104,6 +104,24 @@ pub(crate) fn kernel(vmlinuz: File, modules: Option<&Path>) -> anyhow::Result<So
     let index = [("modules.dep", dep), ("modules.builtin", builtin)];
     let index = index.map(|(name, text)| (format!("{MODULES_PREFIX}{name}"), text)).to_vec();
     Ok(kernel_source(vmlinuz, total, index, files))
+}
+
+/// The packages of a distribution's kernel, as they are: the daemon looks into them.
+///
+/// # Errors
+/// When a length cannot be read.
+pub(crate) fn packages(files: Vec<File>) -> anyhow::Result<Source> {
+    let lengths =
+        files.iter().map(|file| file.metadata().map(|found| found.len())).collect::<std::io::Result<Vec<_>>>();
+    let total = lengths.context("cannot look at the packages")?.into_iter().fold(0, u64::saturating_add);
+    let write = move |to: &mut dyn Write| {
+        let mut archive = Builder::new(to);
+        for (number, mut file) in (1..).zip(files) {
+            add(&mut archive, Path::new(&format!("{PACKAGE_PREFIX}{number:04}")), &mut file)?;
+        }
+        archive.finish().context("cannot send the packages")
+    };
+    Ok(Source { total: Some(total), write: Box::new(write) })
 }
 
 /// Every regular file below the folder of modules but the two that are sent first, with its name in
@@ -213,6 +231,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = image(folder.path()).err().unwrap();
         assert!(error.to_string().contains("no OCI layout"), "{error}");
+    }
+
+    #[test]
+    fn packages_are_sent_as_they_are_and_in_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            std::fs::write(folder.path().join(name), name).unwrap();
+            File::open(folder.path().join(name)).unwrap()
+        };
+        let packed = entries(packages(vec![file("b.deb"), file("a.rpm")]).unwrap());
+        let expected = [("package/0001", "b.deb"), ("package/0002", "a.rpm")];
+        assert_eq!(packed, expected.map(|(name, text)| (name.to_owned(), text.into())));
     }
 
     #[test]

@@ -249,7 +249,52 @@ fn archives() -> Result<()> {
     boot[0x202..0x206].copy_from_slice(b"HdrS");
     let mut kernel = tar::Builder::new(Vec::new());
     file(&mut kernel, "vmlinuz", &boot)?;
-    write("kernel", "bzimage", &kernel.into_inner()?)
+    write("kernel", "bzimage", &kernel.into_inner()?)?;
+    let mut data = tar::Builder::new(Vec::new());
+    for (name, bytes) in PACKAGED {
+        file(&mut data, name, bytes)?;
+    }
+    write("package", "deb", &deb(&data.into_inner()?))?;
+    write("package", "rpm", &rpm())
+}
+
+/// What a distribution's package has of a kernel.
+const PACKAGED: [(&str, &[u8]); 4] = [
+    ("boot/vmlinuz-6.1-x", b"\x7fELF\x02\x01\x01"),
+    ("lib/modules/6.1-x/kernel/a.ko", b"\0depends=b\0alias=virtio:d1v*\0"),
+    ("lib/modules/6.1-x/kernel/b.ko", b"\0depends=\0softdep=pre: a\0"),
+    ("lib/modules/6.1-x/modules.builtin", b"kernel/fs/ext4/ext4.ko\n"),
+];
+
+fn deb(data: &[u8]) -> Vec<u8> {
+    let mut out = b"!<arch>\n".to_vec();
+    for (name, bytes) in [("debian-binary", &b"2.0\n"[..]), ("data.tar", data)] {
+        out.extend(format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, "100644", bytes.len()).bytes());
+        out.extend(bytes);
+    }
+    out
+}
+
+/// Lead, two headers without entries, and a plain cpio archive.
+fn rpm() -> Vec<u8> {
+    let mut out = vec![0xed, 0xab, 0xee, 0xdb, 3, 0];
+    out.resize(96, 0);
+    for _ in 0..2 {
+        out.extend([0x8e, 0xad, 0xe8, 1]);
+        out.extend([0; 12]);
+    }
+    for (name, bytes) in PACKAGED.iter().chain(&[("TRAILER!!!", &b""[..])]) {
+        out.extend(b"070701");
+        for number in [1, 0o100_644, 0, 0, 1, 0, bytes.len(), 0, 0, 0, 0, name.len() + 1, 0] {
+            out.extend(format!("{number:08x}").bytes());
+        }
+        out.extend(name.bytes());
+        out.push(0);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out.extend(*bytes);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
 }
 
 fn ledger(vm: VmId) -> Result<()> {

@@ -19,6 +19,10 @@ pub const KERNEL_ENTRY: &str = "vmlinuz";
 /// A kernel with everything built in may come without any of them.
 pub const MODULES_PREFIX: &str = "modules/";
 
+/// In the place of all that: the packages of a distribution, as they were downloaded, each with this
+/// prefix before its number.
+pub const PACKAGE_PREFIX: &str = "package/";
+
 /// Modules without which no guest comes up: its disks, its network, its file system, its control
 /// channel.
 const REQUIRED: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];

@@ -9,9 +9,11 @@ use super::elf::{self, ElfFault};
 use super::modules_disk;
 use crate::codec::Codec;
 use crate::source::{Budget, Progress, Window, check, sha256, spool};
-use crate::{ImageError, archive};
+use crate::{ImageError, PackageError, container, package};
 use banger_policy::Digest;
-use banger_policy::kernel::{KERNEL_ENTRY, KernelError, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath};
+use banger_policy::kernel::{
+    KERNEL_ENTRY, KernelError, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -134,6 +136,9 @@ pub enum KernelImportError {
         /// The kernel's own.
         expected: String,
     },
+    /// Packages of a distribution.
+    #[error(transparent)]
+    Package(PackageError),
     /// The tar itself.
     #[error("what was sent is not usable")]
     Archive(#[source] ImageError),
@@ -157,6 +162,17 @@ impl From<ImageError> for KernelImportError {
     }
 }
 
+impl From<PackageError> for KernelImportError {
+    fn from(error: PackageError) -> Self {
+        match error {
+            PackageError::Inside { source: ImageError::Cancelled, .. } => Self::Cancelled,
+            PackageError::Inside { source: ImageError::Read { source }, .. } => Self::Read(source),
+            PackageError::Write(source) => Self::Write(source),
+            error => Self::Package(error),
+        }
+    }
+}
+
 impl From<ElfFault> for KernelImportError {
     fn from(fault: ElfFault) -> Self {
         match fault {
@@ -177,7 +193,7 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
     let mut budget = Budget::new(MAX_TAR, 100_000);
     let source = Window::whole(source)?;
     let tar = spool(&source, "the archive", staging, &mut budget, progress)?.window;
-    let files = Files::collect(&tar, &mut budget, progress)?;
+    let files = Files::collect(&tar, staging, &mut budget, progress)?;
     progress.stage("extract kernel");
     let vmlinux = staging.join(VMLINUX_FILE);
     let image = extract(files.0.get(KERNEL_ENTRY).ok_or(KernelImportError::NoKernel)?, &vmlinux, progress)?;
@@ -240,8 +256,19 @@ fn hex(bytes: &[u8]) -> String {
 struct Files(BTreeMap<String, Window>);
 
 impl Files {
-    fn collect(tar: &Window, budget: &mut Budget, progress: &dyn Progress) -> Result<Self, KernelImportError> {
-        Ok(Self(archive::files(tar, budget, progress)?))
+    fn collect(
+        tar: &Window,
+        staging: &Path,
+        budget: &mut Budget,
+        progress: &dyn Progress,
+    ) -> Result<Self, KernelImportError> {
+        let files = container::regular_files(tar, budget, progress)?;
+        let packages: Vec<&Window> =
+            files.iter().filter(|(name, _)| name.starts_with(PACKAGE_PREFIX)).map(|(_, package)| package).collect();
+        if packages.is_empty() {
+            return Ok(Self(files));
+        }
+        Ok(Self(package::unpack(&packages, staging, budget, progress)?))
     }
 
     /// What came along of `lib/modules/VERSION`, by the paths there.

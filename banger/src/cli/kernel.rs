@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Kernel {
-    /// Import a distribution's kernel with the modules that a guest needs, or a plain vmlinux
+    /// Import a kernel: a distribution's file or packages with its modules, or a plain vmlinux
     Import {
-        /// Such as /boot/vmlinuz-6.12.41-cloud-amd64
-        path: PathBuf,
+        /// Such as /boot/vmlinuz-6.12.41-cloud-amd64, or all packages (.deb, .rpm) of one kernel
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
         /// The folder with modules.dep in it [default: found by the kernel's release]
         #[arg(long, value_name = "FOLDER")]
         modules: Option<PathBuf>,

@@ -3,27 +3,28 @@
 use crate::cli::{Json, Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
-use crate::error::{FAILED, say};
+use crate::error::{FAILED, explained, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
-use crate::kernel_file::modules_folder;
+use crate::kernel_file::{is_package, modules_folder};
 use crate::output::{self, age, amount, facts, line, short, table, took};
 use crate::{pack, upload};
 use anyhow::Context as _;
 use banger_policy::KernelName;
 use banger_proto::stream::StreamRequest;
 use banger_proto::time::Timestamp;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Ubuntu and others keep kernels from users; the bytes are public all the same.
 const DENIED: &str = "this system keeps its kernels readable for root only. Either ask an administrator to run the\n\
     same import once, for everybody: sudo banger kernel import --shared PATH\n\
-    or unpack the public package: apt-get download linux-image-VERSION && dpkg -x linux-image-*.deb kernel";
+    or import the public package: apt-get download linux-image-VERSION && banger kernel import linux-image-*.deb";
 
 pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
     match command {
-        Kernel::Import { path, modules, name, shared } => import(&path, modules, name.as_deref(), shared).await,
+        Kernel::Import { paths, modules, name, shared } => import(&paths, modules, name.as_deref(), shared).await,
         Kernel::Share { off, kernels } => share(kernels, !off).await,
         Kernel::List(options) => list(options).await,
         Kernel::Show { kernel, json } => show(kernel, json).await,
@@ -31,13 +32,14 @@ pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
     }
 }
 
-async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>, shared: bool) -> anyhow::Result<u8> {
-    let what = || format!("cannot import {}", path.display());
+async fn import(paths: &[PathBuf], modules: Option<PathBuf>, name: Option<&str>, shared: bool) -> anyhow::Result<u8> {
+    let what = || {
+        let named: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        format!("cannot import {}", named.join(", "))
+    };
     let began = Instant::now();
     let name = checked::<KernelName>(name).with_context(what)?;
-    let file = upload::open(path, DENIED).with_context(what)?;
-    let modules = modules.map_or_else(|| modules_folder(path, &file), |given| Ok(Some(given))).with_context(what)?;
-    let source = pack::kernel(file, modules.as_deref()).with_context(what)?;
+    let source = source(paths, modules).with_context(what)?;
     let client = Client::connect().await?;
     let request = StreamRequest::ImportKernel { name, shared };
     let mut interrupts = Interrupts::listen()?;
@@ -63,6 +65,32 @@ async fn import(path: &Path, modules: Option<PathBuf>, name: Option<&str>, share
             ));
             Ok(status)
         }
+    }
+}
+
+/// A kernel's file with the folder of its modules, or the packages of a distribution.
+fn source(paths: &[PathBuf], modules: Option<PathBuf>) -> anyhow::Result<upload::Source> {
+    let files = paths.iter().map(|path| upload::open(path, DENIED)).collect::<anyhow::Result<Vec<File>>>()?;
+    let mut packages = 0;
+    for (path, file) in paths.iter().zip(&files) {
+        let is = is_package(file).with_context(|| format!("cannot read {}", path.display()))?;
+        packages += usize::from(is);
+    }
+    match (paths, packages) {
+        ([path], 0) => {
+            let mut files = files;
+            let file = files.pop().context("no kernel was named")?;
+            let modules = modules.map_or_else(|| modules_folder(path, &file), |given| Ok(Some(given)))?;
+            pack::kernel(file, modules.as_deref())
+        }
+        (_, packages) if packages < paths.len() => Err(explained(
+            "several files can only be the packages (.deb, .rpm) of one kernel",
+            "give one kernel file, or every package of it as it was downloaded",
+        )),
+        _ if modules.is_some() => {
+            Err(explained("packages have their modules in them", "leave --modules out, or give the kernel file itself"))
+        }
+        _ => pack::packages(files),
     }
 }
 
