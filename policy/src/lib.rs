@@ -17,6 +17,7 @@ pub mod limits;
 pub mod name;
 pub mod net;
 pub mod process;
+pub mod publish;
 pub mod quota;
 pub mod rate;
 pub mod room;

@@ -1,5 +1,6 @@
 //! How much one user may have, so that no user takes what the others need.
 
+use crate::publish::PortRange;
 use crate::size::ByteSize;
 use std::fmt;
 
@@ -20,13 +21,26 @@ pub struct UserLimits {
     pub store: u64,
     /// Jobs at work.
     pub jobs: u64,
+    /// Published ports, of VMs that run or not.
+    pub ports: u64,
+    /// The host's ports that are the user's to publish; `None`: all above 1024.
+    pub port_range: Option<PortRange>,
 }
 
 impl UserLimits {
     /// When nobody says otherwise: several users fit a host, and none of them meets a limit by
     /// ordinary work.
-    pub const BUILT_IN: Self =
-        Self { vms: 64, running: 32, disk: 1 << 40, images: 32, kernels: 16, store: 256 << 30, jobs: 64 };
+    pub const BUILT_IN: Self = Self {
+        vms: 64,
+        running: 32,
+        disk: 1 << 40,
+        images: 32,
+        kernels: 16,
+        store: 256 << 30,
+        jobs: 64,
+        ports: 64,
+        port_range: None,
+    };
     /// For root, whose host it is, and for what nobody ordered.
     pub const NONE: Self = Self {
         vms: u64::MAX,
@@ -36,6 +50,8 @@ impl UserLimits {
         kernels: u64::MAX,
         store: u64::MAX,
         jobs: u64::MAX,
+        ports: u64::MAX,
+        port_range: None,
     };
 
     /// The same with what an administrator has decided.
@@ -49,6 +65,8 @@ impl UserLimits {
             kernels: other.kernels.unwrap_or(self.kernels),
             store: other.store.unwrap_or(self.store),
             jobs: other.jobs.unwrap_or(self.jobs),
+            ports: other.ports.unwrap_or(self.ports),
+            port_range: other.port_range.or(self.port_range),
         }
     }
 }
@@ -70,6 +88,10 @@ pub struct Overrides {
     pub store: Option<u64>,
     #[expect(missing_docs, reason = "as in UserLimits")]
     pub jobs: Option<u64>,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    pub ports: Option<u64>,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    pub port_range: Option<PortRange>,
 }
 
 impl Overrides {
@@ -84,6 +106,8 @@ impl Overrides {
             kernels: self.kernels.max(other.kernels),
             store: self.store.max(other.store),
             jobs: self.jobs.max(other.jobs),
+            ports: self.ports.max(other.ports),
+            port_range: self.port_range.into_iter().chain(other.port_range).max_by_key(|range| range.count()),
         }
     }
 }
@@ -105,6 +129,8 @@ pub enum Limited {
     Store,
     #[expect(missing_docs, reason = "as in UserLimits")]
     Jobs,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    Ports,
 }
 
 impl Limited {
@@ -119,6 +145,7 @@ impl Limited {
             Self::Kernels => "kernels",
             Self::Store => "store",
             Self::Jobs => "jobs",
+            Self::Ports => "ports",
         }
     }
 
@@ -131,6 +158,7 @@ impl Limited {
             Self::Kernels => limits.kernels,
             Self::Store => limits.store,
             Self::Jobs => limits.jobs,
+            Self::Ports => limits.ports,
         }
     }
 }
@@ -164,6 +192,12 @@ impl fmt::Display for Exceeded {
                 write!(f, "the limit {key} is {limit} {key} of one user, and {used} are there")
             }
             Limited::Jobs => write!(f, "the limit {key} is {limit} jobs of one user at a time, and {used} are at work"),
+            Limited::Ports => {
+                write!(
+                    f,
+                    "the limit {key} is {limit} published ports of one user, and {used} are there, {more} more wanted"
+                )
+            }
             Limited::Disk => write!(
                 f,
                 "the limit {key} is {} for the disks of one user's VMs: {} are in use, and this needs {} more",
@@ -241,5 +275,14 @@ mod tests {
         let limits = UserLimits::BUILT_IN.with(&ci.or_more(&staff)).with(&alice);
         assert_eq!((limits.vms, limits.running, limits.jobs), (100, 2, 9));
         assert_eq!(limits.images, UserLimits::BUILT_IN.images);
+    }
+
+    #[test]
+    fn of_ranges_of_ports_the_users_own_counts_and_of_groups_the_widest() {
+        let range = |text: &str| Overrides { port_range: Some(text.parse().unwrap()), ..Overrides::default() };
+        let groups = range("2000-2001").or_more(&range("3000-3009")).or_more(&Overrides::default());
+        assert_eq!(UserLimits::BUILT_IN.with(&groups).port_range, range("3000-3009").port_range);
+        let own = UserLimits::BUILT_IN.with(&groups).with(&range("4000-4000")).with(&Overrides::default());
+        assert_eq!(own.port_range, range("4000-4000").port_range);
     }
 }

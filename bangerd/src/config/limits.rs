@@ -2,6 +2,7 @@
 
 use super::Refused;
 use banger_policy::ByteSize;
+use banger_policy::publish::PortError;
 use banger_policy::quota::{Overrides, UserLimits};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -47,6 +48,8 @@ struct RawOverrides {
     kernels: Option<u64>,
     store: Option<String>,
     jobs: Option<u64>,
+    ports: Option<u64>,
+    port_range: Option<String>,
 }
 
 /// # Errors
@@ -67,6 +70,12 @@ fn overrides(raw: &RawOverrides) -> Result<Overrides, Refused> {
         kernels: raw.kernels,
         store: size("limits.store", raw.store.as_deref())?,
         jobs: raw.jobs,
+        ports: raw.ports,
+        port_range: match raw.port_range.as_deref().map(str::parse) {
+            Some(Err(error)) => return Err(("limits.port_range", PortError::to_string(&error))),
+            Some(Ok(range)) => Some(range),
+            None => None,
+        },
     })
 }
 
@@ -105,6 +114,18 @@ mod tests {
         assert_eq!((of("bob", &["ci", "lab"]).running, of("bob", &["lab"]).store), (4, 2 << 40));
         assert_eq!((of("bob", &[]).disk, of("bob", &[]).jobs), (300 << 30, UserLimits::BUILT_IN.jobs));
         assert_eq!(limits.of(0, "root", &[]), UserLimits::NONE);
+    }
+
+    #[test]
+    fn a_range_of_ports_is_somebodys_or_everybodys() {
+        let limits =
+            read("[user]\nports = 3\nport_range = \"20000-29999\"\n[users.alice]\nport_range = \"30000-30009\"");
+        let limits = limits.unwrap();
+        let range = |name| limits.of(1001, name, &[]).port_range.map(|range| range.to_string());
+        assert_eq!(range("alice").as_deref(), Some("30000-30009"));
+        assert_eq!(range("bob").as_deref(), Some("20000-29999"));
+        assert_eq!(limits.of(1001, "bob", &[]).ports, 3);
+        assert_eq!(read("[user]\nport_range = \"80-90\"").unwrap_err().0, "limits.port_range");
     }
 
     #[test]
