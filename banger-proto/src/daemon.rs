@@ -5,7 +5,7 @@
 
 use crate::model::{
     ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    LinkRequest, PublishRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -116,4 +116,10 @@ pub trait Daemon {
     async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
     /// The configured files of users that their new VMs get; the caller's client copies them.
     async fn file_sync() -> Result<Vec<FileSync>, ApiError>;
+    /// Publishes ports of a VM on the host, all or none; its result is the VM, with those that were
+    /// published now at the end.
+    async fn publish_ports(vm: String, request: PublishRequest) -> Result<JobId, ApiError>;
+    /// Takes published ports back, each named `[ADDRESS:]PORT[/udp]`; all of the VM's when none is
+    /// named.
+    async fn unpublish_ports(vm: String, ports: Vec<String>) -> Result<JobId, ApiError>;
 }

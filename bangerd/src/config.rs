@@ -7,6 +7,7 @@ pub(crate) mod limits;
 use crate::start_error::StartError;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::{BridgeKeys, Network};
+use banger_policy::publish::rules::{Subnet, SubnetError};
 use banger_policy::{ByteSize, ImageName};
 use limits::{Limits, RawLimits};
 use serde::Deserialize;
@@ -44,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) vm_defaults: VmDefaults,
     /// How much a user may have.
     pub(crate) limits: Limits,
+    /// Networks of the host's addresses on which ports may be published, beside loopback.
+    pub(crate) publish: Vec<Subnet>,
 }
 
 /// A file or folder of the calling user that new VMs get.
@@ -89,6 +92,21 @@ struct Raw {
     file_sync: Vec<FileSync>,
     vm_defaults: RawDefaults,
     limits: RawLimits,
+    publish: RawPublish,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPublish {
+    networks: Vec<String>,
+}
+
+impl Default for RawPublish {
+    /// Every user can listen on the network with a program of their own anyway: to forbid it here
+    /// only is for who has forbidden that, too.
+    fn default() -> Self {
+        Self { networks: ["0.0.0.0/0", "::/0"].map(str::to_owned).into() }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +137,7 @@ impl Default for Raw {
             file_sync: Vec::new(),
             vm_defaults: RawDefaults::default(),
             limits: RawLimits::default(),
+            publish: RawPublish::default(),
         }
     }
 }
@@ -199,6 +218,12 @@ fn check(raw: Raw) -> Result<Config, Refused> {
         file_sync: raw.file_sync,
         vm_defaults: defaults(&raw.vm_defaults)?,
         limits: limits::check(raw.limits)?,
+        publish: raw
+            .publish
+            .networks
+            .iter()
+            .map(|text| text.parse().map_err(|error: SubnetError| ("publish.networks", error.to_string())))
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -289,6 +314,7 @@ mod tests {
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/etc/x\"", "line 3: file_sync.guest"),
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
             ("default_image_name = \"../x\"", "line 1: default_image_name"),
+            ("[publish]\nnetworks = [\"10.0.0.1/8\"]", "line 2: publish.networks"),
             ("[limits.users.alice]\ndisk = \"much\"", "line 2: limits.disk"),
         ] {
             let why = refusal(text);

@@ -15,6 +15,7 @@ mod listen;
 mod log;
 mod net;
 mod paths;
+mod ports;
 mod privileged;
 mod room;
 mod rpc;
@@ -127,7 +128,11 @@ async fn serve(args: &Args, config: config::Config) -> Result<(), StartError> {
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), default_image, converter);
     store.remove_leftovers().await?;
     store.collect_in_background();
+    let rules = banger_policy::publish::rules::Rules { networks: config.publish.clone(), guests: config.network };
+    let callers = Arc::new(ports::caller::Kernel::default());
+    let ports = ports::Ports::start(rules, callers).map_err(StartError::Runtime)?;
     let context = vm::Context {
+        ports,
         readers: vm::Readers::default(),
         paths: args.paths.clone(),
         config,

@@ -87,6 +87,7 @@ fn daemon() -> Result<()> {
         nat: true,
         restart: RestartPolicy::Always,
         no_start: false,
+        publish: banger_proto::model::PublishRequest::default(),
     };
     let exec = StreamRequest::Command { vm: vm(), reads: false };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };

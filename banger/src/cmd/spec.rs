@@ -32,6 +32,7 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
         nat: spec.nat,
         restart: spec.restart,
         no_start,
+        publish: super::publish::request(&spec.publish, spec.public, spec.proxy_protocol)?,
     })
 }
 

@@ -40,6 +40,7 @@ pub fn vm(name: &str, state: State) -> VmRecord {
         runtime: runtime(state),
         stats: None,
         workspace: None,
+        published: Some(Vec::new()),
     }
 }
 

@@ -11,7 +11,7 @@ use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobView,
-    KernelRecord, Leaks, LinkRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    KernelRecord, Leaks, LinkRequest, PublishRequest, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use banger_proto::wire::PROTOCOL_VERSION;
@@ -226,5 +226,15 @@ impl banger_proto::daemon::Daemon for Service {
     async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.file_sync())
+    }
+
+    async fn publish_ports(self, _: Context, vm: String, request: PublishRequest) -> Result<JobId, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.publish(&self.peer, &vm, request).await?)
+    }
+
+    async fn unpublish_ports(self, _: Context, vm: String, ports: Vec<String>) -> Result<JobId, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.unpublish(&self.peer, &vm, &ports).await?)
     }
 }

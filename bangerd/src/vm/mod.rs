@@ -12,6 +12,7 @@ pub(crate) mod machine;
 mod names;
 mod order;
 mod owner;
+mod publish;
 mod readers;
 mod reconcile;
 mod record;
@@ -42,11 +43,13 @@ use crate::error::OverLimit;
 use crate::handles;
 use crate::jobs::Jobs;
 use crate::paths::Paths;
+use crate::ports::Ports;
 use crate::privileged::Privileged;
 use crate::store::Store;
 use crate::users::UserDatabase;
 use banger_link::link::Link;
 use banger_policy::lifecycle::State;
+use banger_policy::quota::UserLimits;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::daemon::SshAccess;
 use banger_proto::model::{CreateRequest, JobId, Leaks};
@@ -79,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) users: Arc<dyn UserDatabase>,
     /// Guests that read disks of VMs that do not run.
     pub(crate) readers: Readers,
+    /// What the host listens on for VMs.
+    pub(crate) ports: Ports,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -192,6 +197,7 @@ impl Vms {
         let spec = size::resolve(&request, defaults, host, image.build_size)?;
         size::fits(&image, spec)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
+        let ports = publish::check(&request.publish, &peer.limits, self.ctx.ports.rules())?;
         let mut bytes = [0; 32];
         crate::util::fill_random(&mut bytes)?;
         let id = VmId::from_bytes(bytes)?;
@@ -223,7 +229,7 @@ impl Vms {
             let place = actor::Place::new();
             vms.ctx.actors.lock().insert(id, Entry::of(&place));
             let inserted = match vms.helper_answers(peer.uid, id).await {
-                Ok(()) => vms.insert(&peer, new, name.is_some()).await,
+                Ok(()) => vms.insert(&peer, new, name.is_some(), &ports).await,
                 Err(error) => Err(error),
             };
             match inserted {
@@ -250,11 +256,18 @@ impl Vms {
     }
 
     /// Writes the row; a name that nobody chose is drawn again while it is taken.
-    async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
+    async fn insert(
+        &self,
+        peer: &Peer,
+        mut new: NewVm,
+        named: bool,
+        ports: &[publish::Wanted],
+    ) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
             match self.ctx.db.insert_vm(new.clone(), self.ctx.config.network, peer.limits).await {
-                Ok(row) => return Ok(row),
+                Ok(row) if ports.is_empty() => return Ok(row),
+                Ok(row) => return self.insert_ports(row, peer.limits, ports).await,
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);
                     new.name = next.ok_or(VmError::NoName)?;
@@ -267,6 +280,17 @@ impl Vms {
             }
         }
         Err(VmError::NoName)
+    }
+
+    /// A VM that is made with ports has them from the beginning, or is not made.
+    async fn insert_ports(&self, row: VmRow, limits: UserLimits, ports: &[publish::Wanted]) -> Result<VmRow, VmError> {
+        match publish::reserve(&self.ctx, row.id, &row.who(), limits, ports).await {
+            Ok(_) => Ok(self.ctx.db.vm(row.id).await?.unwrap_or(row)),
+            Err(error) => {
+                self.ctx.db.delete_vm(row.id).await?;
+                Err(error)
+            }
+        }
     }
 
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.

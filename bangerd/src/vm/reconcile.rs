@@ -139,6 +139,7 @@ impl Actor {
             self.row.mirror = Handles::default();
             return;
         }
+        self.open_ports(None).await;
         // A change that a crash cut short, or that an older row does not know.
         if let Err(error) = self.align_nat().await {
             tracing::warn!("{}", error.message());

@@ -16,6 +16,9 @@ pub const LOWEST_PORT: u16 = 1025;
 /// was chosen once is free again at the next start.
 pub const FREE_PORTS: PortRange = PortRange { first: 20_000, last: 32_767 };
 
+/// The most of one VM: all are in each answer about it, which must fit a frame.
+pub const MAX_PER_VM: usize = 64;
+
 /// TCP or UDP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

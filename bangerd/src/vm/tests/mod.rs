@@ -6,6 +6,7 @@ mod crash;
 mod handles_lost;
 mod life;
 mod many;
+mod ports;
 mod readers;
 mod reboot;
 mod set;
@@ -170,7 +171,12 @@ impl World {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), None, Converter::Here);
+            let guests = config.network;
+            let networks = config.publish.clone();
+            let rules = banger_policy::publish::rules::Rules { networks, guests };
+            let callers = Arc::new(crate::ports::caller::Kernel::default());
             let context = Context {
+                ports: crate::ports::Ports::start(rules, callers).unwrap(),
                 readers: crate::vm::Readers::default(),
                 paths,
                 config,
