@@ -134,6 +134,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::crowd::SUITE,
         scenarios::owners::SUITE,
         scenarios::packets::SUITE,
+        scenarios::ports::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::commands::SUITE,

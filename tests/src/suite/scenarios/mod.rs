@@ -19,6 +19,7 @@ pub(super) mod lifecycle;
 pub(super) mod owners;
 pub(super) mod package;
 pub(super) mod packets;
+pub(super) mod ports;
 pub(super) mod root_disk;
 pub(super) mod services;
 pub(super) mod sessions;
