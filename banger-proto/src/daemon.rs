@@ -5,7 +5,7 @@
 
 use crate::model::{
     ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -119,4 +119,10 @@ pub trait Daemon {
     /// The caller's limits and their use; everyone's after the user given, for an administrator
     /// with `all`.
     async fn quotas(all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError>;
+    /// Publishes ports of a VM on the host, all or none; its result is the VM, with those that were
+    /// published now at the end.
+    async fn publish_ports(vm: String, request: PublishRequest) -> Result<JobId, ApiError>;
+    /// Takes published ports back, each named `[ADDRESS:]PORT[/udp]`; all of the VM's when none is
+    /// named.
+    async fn unpublish_ports(vm: String, ports: Vec<String>) -> Result<JobId, ApiError>;
 }

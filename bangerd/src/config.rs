@@ -10,6 +10,7 @@ mod live;
 use crate::start_error::StartError;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::{BridgeKeys, Network};
+use banger_policy::publish::rules::{Subnet, SubnetError};
 use banger_policy::reach::Mode;
 use banger_policy::{ByteSize, ImageName};
 use dns::{Dns, RawDns};
@@ -52,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// Names of VMs.
     pub(crate) dns: Dns,
+    /// Networks of the host's addresses on which ports may be published, beside loopback.
+    pub(crate) publish: Vec<Subnet>,
 }
 
 /// A file or folder of the calling user that new VMs get.
@@ -100,6 +103,21 @@ struct Raw {
     vm_defaults: RawDefaults,
     limits: RawLimits,
     dns: RawDns,
+    publish: RawPublish,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPublish {
+    networks: Vec<String>,
+}
+
+impl Default for RawPublish {
+    /// Every user can listen on the network with a program of their own anyway: to forbid it here
+    /// only is for who has forbidden that, too.
+    fn default() -> Self {
+        Self { networks: ["0.0.0.0/0", "::/0"].map(str::to_owned).into() }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -132,6 +150,7 @@ impl Default for Raw {
             vm_defaults: RawDefaults::default(),
             limits: RawLimits::default(),
             dns: RawDns::default(),
+            publish: RawPublish::default(),
         }
     }
 }
@@ -215,6 +234,12 @@ fn check(raw: Raw) -> Result<Config, Refused> {
         vm_defaults: defaults(&raw.vm_defaults)?,
         limits: limits::check(raw.limits)?,
         dns: dns::check(raw.dns)?,
+        publish: raw
+            .publish
+            .networks
+            .iter()
+            .map(|text| text.parse().map_err(|error: SubnetError| ("publish.networks", error.to_string())))
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -312,6 +337,7 @@ mod tests {
             ("[[file_sync]]\nhost = \"~/x\"\nguest = \"/root/x\"\nmode = \"9\"", "line 4: file_sync.mode"),
             ("default_image_name = \"../x\"", "line 1: default_image_name"),
             ("[dns]\nlisten = \"0.0.0.0:53\"", "line 2: dns.listen"),
+            ("[publish]\nnetworks = [\"10.0.0.1/8\"]", "line 2: publish.networks"),
             ("[limits.users.alice]\ndisk = \"much\"", "line 2: limits.disk"),
             ("[vm_defaults]\nnet = \"all\"", "line 2: vm_defaults.net"),
             ("[vm_defaults]\nnet = \"allow\"", "line 2: vm_defaults.net"),

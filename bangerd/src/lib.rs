@@ -16,6 +16,7 @@ mod listen;
 mod log;
 mod net;
 mod paths;
+mod ports;
 mod privileged;
 mod reload;
 mod room;
@@ -133,7 +134,12 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), converter);
     store.remove_leftovers().await?;
     store.collect_in_background();
+    let (networks, guests) = (config.now().publish.clone(), config.now().network);
+    let rules = banger_policy::publish::rules::Rules { networks, guests };
+    let callers = Arc::new(ports::caller::Kernel::default());
+    let ports = ports::Ports::start(rules, callers).map_err(StartError::Runtime)?;
     let context = vm::Context {
+        ports,
         readers: vm::Readers::default(),
         names: net::names::Names::of_the_host(),
         paths: args.paths.clone(),

@@ -114,6 +114,7 @@ fn daemon() -> Result<()> {
         restart: RestartPolicy::Always,
         no_start: false,
         network: network.clone(),
+        publish: banger_proto::model::PublishRequest::default(),
     };
     let exec = StreamRequest::Command { vm: vm(), reads: false };
     let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };

@@ -19,6 +19,7 @@ pub mod name;
 pub mod net;
 pub mod network;
 pub mod process;
+pub mod publish;
 pub mod quota;
 pub mod rate;
 pub mod reach;

@@ -1,5 +1,6 @@
 //! How much one user may have, so that no user takes what the others need.
 
+use crate::publish::PortRange;
 use crate::size::ByteSize;
 use std::fmt;
 
@@ -20,6 +21,10 @@ pub struct UserLimits {
     pub store: u64,
     /// Jobs at work.
     pub jobs: u64,
+    /// Published ports, of VMs that run or not.
+    pub ports: u64,
+    /// The host's ports that are the user's to publish; `None`: all above 1024.
+    pub port_range: Option<PortRange>,
     /// What VMs that run were given together with what their VMMs need, bytes.
     pub memory: u64,
 }
@@ -50,6 +55,8 @@ impl UserLimits {
         store: 256 << 30,
         jobs: 64,
         memory: u64::MAX,
+        ports: 64,
+        port_range: None,
     };
     /// For root, whose host it is, and for what nobody ordered.
     pub const NONE: Self = Self {
@@ -61,6 +68,8 @@ impl UserLimits {
         store: u64::MAX,
         jobs: u64::MAX,
         memory: u64::MAX,
+        ports: u64::MAX,
+        port_range: None,
     };
 
     /// The same with what an administrator has decided.
@@ -75,6 +84,8 @@ impl UserLimits {
             store: other.store.unwrap_or(self.store),
             jobs: other.jobs.unwrap_or(self.jobs),
             memory: other.memory.unwrap_or(self.memory),
+            ports: other.ports.unwrap_or(self.ports),
+            port_range: other.port_range.or(self.port_range),
         }
     }
 }
@@ -98,6 +109,10 @@ pub struct Overrides {
     pub jobs: Option<u64>,
     #[expect(missing_docs, reason = "as in UserLimits")]
     pub memory: Option<u64>,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    pub ports: Option<u64>,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    pub port_range: Option<PortRange>,
 }
 
 impl Overrides {
@@ -112,6 +127,8 @@ impl Overrides {
             kernels: self.kernels.max(other.kernels),
             store: self.store.max(other.store),
             jobs: self.jobs.max(other.jobs),
+            ports: self.ports.max(other.ports),
+            port_range: self.port_range.into_iter().chain(other.port_range).max_by_key(|range| range.count()),
             memory: self.memory.max(other.memory),
         }
     }
@@ -127,6 +144,7 @@ impl Overrides {
             Limited::Kernels => self.kernels,
             Limited::Store => self.store,
             Limited::Jobs => self.jobs,
+            Limited::Ports => self.ports,
             Limited::Memory => self.memory,
             Limited::HostMemory | Limited::HostDisk => None,
         }
@@ -156,12 +174,23 @@ pub enum Limited {
     HostMemory,
     #[expect(missing_docs, reason = "as in HostLimits")]
     HostDisk,
+    #[expect(missing_docs, reason = "as in UserLimits")]
+    Ports,
 }
 
 impl Limited {
     /// Every limit of a user, in the order in which users are shown them.
-    pub const OF_A_USER: [Self; 8] =
-        [Self::Vms, Self::Running, Self::Memory, Self::Disk, Self::Images, Self::Kernels, Self::Store, Self::Jobs];
+    pub const OF_A_USER: [Self; 9] = [
+        Self::Vms,
+        Self::Running,
+        Self::Memory,
+        Self::Disk,
+        Self::Images,
+        Self::Kernels,
+        Self::Store,
+        Self::Jobs,
+        Self::Ports,
+    ];
 
     /// Is it a limit of the whole host, not of one user?
     #[must_use]
@@ -186,6 +215,7 @@ impl Limited {
             Self::Kernels => "kernels",
             Self::Store => "store",
             Self::Jobs => "jobs",
+            Self::Ports => "ports",
             Self::Memory | Self::HostMemory => "memory",
         }
     }
@@ -201,6 +231,7 @@ impl Limited {
             Self::Kernels => limits.kernels,
             Self::Store => limits.store,
             Self::Jobs => limits.jobs,
+            Self::Ports => limits.ports,
             Self::Memory => limits.memory,
             Self::HostMemory | Self::HostDisk => u64::MAX,
         }
@@ -236,6 +267,12 @@ impl fmt::Display for Exceeded {
                 write!(f, "the limit {key} is {limit} {key} of one user, and {used} are there")
             }
             Limited::Jobs => write!(f, "the limit {key} is {limit} jobs of one user at a time, and {used} are at work"),
+            Limited::Ports => {
+                write!(
+                    f,
+                    "the limit {key} is {limit} published ports of one user, and {used} are there, {more} more wanted"
+                )
+            }
             Limited::Disk => write!(
                 f,
                 "the limit {key} is {} for the disks of one user's VMs: {} are in use, and this needs {} more",
@@ -350,5 +387,14 @@ mod tests {
         let limits = UserLimits::BUILT_IN.with(&ci.or_more(&staff)).with(&alice);
         assert_eq!((limits.vms, limits.running, limits.jobs), (100, 2, 9));
         assert_eq!(limits.images, UserLimits::BUILT_IN.images);
+    }
+
+    #[test]
+    fn of_ranges_of_ports_the_users_own_counts_and_of_groups_the_widest() {
+        let range = |text: &str| Overrides { port_range: Some(text.parse().unwrap()), ..Overrides::default() };
+        let groups = range("2000-2001").or_more(&range("3000-3009")).or_more(&Overrides::default());
+        assert_eq!(UserLimits::BUILT_IN.with(&groups).port_range, range("3000-3009").port_range);
+        let own = UserLimits::BUILT_IN.with(&groups).with(&range("4000-4000")).with(&Overrides::default());
+        assert_eq!(own.port_range, range("4000-4000").port_range);
     }
 }

@@ -4,10 +4,11 @@ use super::Workspace;
 use crate::time::Timestamp;
 use banger_policy::lifecycle::State;
 use banger_policy::network::{NetworkRequest, VmNetwork};
+use banger_policy::publish::Protocol;
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, ImageName, VmId, VmName};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// What a VM is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +123,38 @@ pub struct VmRecord {
     pub workspace: Option<Workspace>,
     /// How far its guest reaches. Without the destinations in a list of VMs.
     pub network: VmNetwork,
+    /// Its ports on the host, in the order in which they were published. `None` in a list.
+    pub published: Option<Vec<PublishedPort>>,
+}
+
+/// A port of the guest that the host listens on while the VM runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The host's address.
+    pub address: IpAddr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: u16,
+    /// May whoever reaches it use it? Else the VM's owner and root.
+    pub public: bool,
+    /// Is the guest's program told who connects, by a header (PROXY protocol, version 2)?
+    pub proxy_protocol: bool,
+    /// Why the host does not listen, although the VM runs.
+    pub problem: Option<String>,
+}
+
+/// Ports to publish, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishRequest {
+    /// Each `[ADDRESS:]PORT:PORT[/udp]`.
+    pub ports: Vec<String>,
+    /// For everybody who reaches them.
+    pub public: bool,
+    /// With a header that says who connects.
+    pub proxy_protocol: bool,
 }
 
 /// What is wanted of a new VM. What is `None` is resolved: configuration, else the host's size,
@@ -148,6 +181,8 @@ pub struct CreateRequest {
     pub no_start: bool,
     /// How far its guest reaches; a mode that is not said is the configured one, else `none`.
     pub network: NetworkRequest,
+    /// Ports to publish.
+    pub publish: PublishRequest,
 }
 
 /// What is to be another about a VM. What is `None` stays.

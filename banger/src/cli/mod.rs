@@ -16,7 +16,7 @@ pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
 pub(crate) use repository::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};
 pub(crate) use system::System;
-pub(crate) use vm::{Exec, Net, Run, Set, Spec, Switch, Vm, With};
+pub(crate) use vm::{Exec, Net, Publish, Run, Set, Spec, Switch, Vm, With};
 
 use clap::{Args, Parser, Subcommand};
 

@@ -74,12 +74,25 @@ pub(crate) enum Vm {
         #[command(flatten)]
         json: Json,
     },
-    /// List who listens on the network in a VM
+    /// List who listens on the network in a VM, and which ports are published
     Ports {
         /// The VM
         vm: String,
         #[command(flatten)]
         json: Json,
+    },
+    /// Let this host listen for a VM and pass on what comes, for you and root only
+    Publish(Publish),
+    /// Take published ports back
+    Unpublish {
+        /// The VM
+        vm: String,
+        /// The ports on this host, each PORT or ADDRESS:PORT, and /udp for UDP
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "PORT")]
+        ports: Vec<String>,
+        /// All of the VM's
+        #[arg(long)]
+        all: bool,
     },
     /// Look after a VM, layer by layer; status 1 when one is not well
     Health {
@@ -161,6 +174,36 @@ pub(crate) struct Spec {
     /// After a reboot of the host, start the VM again if it ran: no or always
     #[arg(long, value_name = "POLICY", default_value_t)]
     pub(crate) restart: RestartPolicy,
+    /// Publish a port of the VM on this host, as `vm publish` does; may be given several times
+    #[arg(short, long, value_name = MAPPING)]
+    pub(crate) publish: Vec<String>,
+    /// Whoever reaches the published ports may use them, not only you and root
+    #[arg(long, requires = "publish")]
+    pub(crate) public: bool,
+    /// Tell the VM's programs who connects to published ports, by the PROXY protocol (version 2)
+    #[arg(long, requires = "publish")]
+    pub(crate) proxy_protocol: bool,
+}
+
+/// How a port is written.
+const MAPPING: &str = "[[ADDRESS:]PORT:]PORT[/udp]";
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The VM
+    pub(crate) vm: String,
+    /// This host's port, then the VM's: 8080:80; without the first, or with 0, a free one is chosen
+    /// and printed. The address is 127.0.0.1 when none is given
+    #[arg(required = true, value_name = MAPPING)]
+    pub(crate) ports: Vec<String>,
+    /// Whoever reaches the ports may use them, not only you and root
+    #[arg(long)]
+    pub(crate) public: bool,
+    /// Tell the VM's programs who connects, by the PROXY protocol (version 2)
+    #[arg(long)]
+    pub(crate) proxy_protocol: bool,
+    #[command(flatten)]
+    pub(crate) json: Json,
 }
 
 #[derive(Debug, Args)]

@@ -82,6 +82,11 @@ fn shown(stats: &Stats) -> Vec<(&'static str, String)> {
 pub(super) async fn ports(vm: String, json: Json) -> anyhow::Result<u8> {
     let what = format!("cannot show the ports of {vm}");
     let client = Client::connect().await?;
+    let record = answer(client.rpc.show_vm(soon(), vm.clone())).await.with_context(|| what.clone())?;
+    let published = record.published.as_deref().unwrap_or_default();
+    if record.state != banger_policy::lifecycle::State::Running && !published.is_empty() && !json.json {
+        return super::publish::table(published).map(|()| 0);
+    }
     let inside = inside(&client, &vm).await.context(what)?;
     if json.json {
         output::json(&inside.listeners)?;
@@ -89,7 +94,7 @@ pub(super) async fn ports(vm: String, json: Json) -> anyhow::Result<u8> {
     }
     if inside.listeners.is_empty() {
         output::note(&format!("nothing listens in {vm}"));
-        return Ok(0);
+        return super::publish::table(published).map(|()| 0);
     }
     let row = |listener: &banger_proto::inside::Listener| {
         let pid = listener.pid.map(|pid| pid.to_string()).unwrap_or_default();
@@ -98,7 +103,10 @@ pub(super) async fn ports(vm: String, json: Json) -> anyhow::Result<u8> {
     };
     let rows: Vec<Vec<String>> = inside.listeners.iter().map(row).collect();
     table(&["PORT", "PROTOCOL", "ADDRESS", "PID", "PROGRAM"], &rows, |_, _| None)?;
-    Ok(0)
+    if !published.is_empty() {
+        output::line("")?;
+    }
+    super::publish::table(published).map(|()| 0)
 }
 
 /// A layer of a VM, and how it is.

@@ -113,6 +113,7 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("created", vm.created_at.to_string()),
         ("last used", vm.last_touched_at.to_string()),
     ])?;
+    super::publish::show(vm.published.as_deref().unwrap_or_default())?;
     if let Some(stats) = &vm.stats {
         line(&format!(
             "used            {:.0}% of a CPU, {} of memory, root disk {}, work disk {} (at {})",

@@ -18,6 +18,7 @@ mod list;
 mod login;
 mod mcp;
 mod prune;
+mod publish;
 mod pull;
 mod quota;
 mod relay;
@@ -79,6 +80,8 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
         Vm::Stats { vm, watch, json } => inside::stats(vm, watch, json).await,
         Vm::Ports { vm, json } => inside::ports(vm, json).await,
+        Vm::Publish(options) => publish::publish(options).await,
+        Vm::Unpublish { vm, ports, .. } => publish::unpublish(&vm, ports).await,
         Vm::Health { vm, json } => inside::health(vm, json).await,
         Vm::Exec(options) => exec::exec(options).await,
         Vm::Cp { from, to } => Box::pin(cp::cp(&from, &to)).await,

@@ -34,6 +34,7 @@ pub(super) fn request(spec: &Spec, no_start: bool) -> anyhow::Result<CreateReque
         restart: spec.restart,
         no_start,
         network: network(&spec.net, spec.nat.then_some(Mode::Nat))?,
+        publish: super::publish::request(&spec.publish, spec.public, spec.proxy_protocol)?,
     })
 }
 

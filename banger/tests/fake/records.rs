@@ -41,6 +41,7 @@ pub fn vm(name: &str, state: State) -> VmRecord {
         stats: None,
         workspace: None,
         network: banger_policy::network::VmNetwork::default(),
+        published: Some(Vec::new()),
     }
 }
 

@@ -3,11 +3,12 @@
 use super::{Fake, State, done, records};
 use banger_policy::VmId;
 use banger_policy::lifecycle::State as VmState;
+use banger_policy::publish::Mapping;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage,
-    VmRecord, Workspace,
+    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, SetRequest,
+    StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -184,6 +185,35 @@ impl Daemon for Fake {
 
     async fn quotas(self, _: Context, _: bool, _: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
         Ok(QuotaPage { quotas: Vec::new(), next: None, host: Vec::new() })
+    }
+
+    async fn publish_ports(self, _: Context, vm: String, request: PublishRequest) -> Result<JobId, ApiError> {
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        state.calls.push(format!("publish {request:?}"));
+        let ports = request.ports.iter().map(|text| {
+            let port: Mapping = text.parse().unwrap();
+            PublishedPort {
+                protocol: port.protocol,
+                address: port.address,
+                host_port: port.host_port.unwrap_or(20_000),
+                guest_port: port.guest_port,
+                public: request.public,
+                proxy_protocol: request.proxy_protocol,
+                problem: None,
+            }
+        });
+        let known = state.vms.iter_mut().find(|known| known.id == found.id).unwrap();
+        known.published.get_or_insert_default().extend(ports);
+        let known = known.clone();
+        Ok(JobId(state.job("publish", done(&known))))
+    }
+
+    async fn unpublish_ports(self, _: Context, vm: String, ports: Vec<String>) -> Result<JobId, ApiError> {
+        let mut state = self.state();
+        let found = state.find(&vm)?;
+        state.calls.push(format!("unpublish {ports:?}"));
+        Ok(JobId(state.job("unpublish", done(&found))))
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {

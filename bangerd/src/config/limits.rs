@@ -2,6 +2,7 @@
 
 use super::Refused;
 use banger_policy::ByteSize;
+use banger_policy::publish::PortError;
 use banger_policy::quota::{HostLimits, Limited, Overrides, UserLimits};
 use banger_policy::shares::{Share, ShareOverrides, WEIGHTS, host_limits, user_memory};
 use serde::Deserialize;
@@ -132,6 +133,8 @@ struct RawOverrides {
     memory_high: Option<String>,
     memory_max: Option<String>,
     pids: Option<u64>,
+    ports: Option<u64>,
+    port_range: Option<String>,
 }
 
 /// # Errors
@@ -176,6 +179,12 @@ fn overrides(raw: &RawOverrides) -> Result<Overrides, Refused> {
         store: size("limits.store", raw.store.as_deref())?,
         jobs: raw.jobs,
         memory: size("limits.memory", raw.memory.as_deref())?,
+        ports: raw.ports,
+        port_range: match raw.port_range.as_deref().map(str::parse) {
+            Some(Err(error)) => return Err(("limits.port_range", PortError::to_string(&error))),
+            Some(Ok(range)) => Some(range),
+            None => None,
+        },
     })
 }
 
@@ -251,6 +260,18 @@ mod tests {
         ] {
             assert_eq!(limits.source_of(what, 1001, name, &groups), source);
         }
+    }
+
+    #[test]
+    fn a_range_of_ports_is_somebodys_or_everybodys() {
+        let limits =
+            read("[user]\nports = 3\nport_range = \"20000-29999\"\n[users.alice]\nport_range = \"30000-30009\"");
+        let limits = limits.unwrap();
+        let range = |name| limits.of(1001, name, &[]).port_range.map(|range| range.to_string());
+        assert_eq!(range("alice").as_deref(), Some("30000-30009"));
+        assert_eq!(range("bob").as_deref(), Some("20000-29999"));
+        assert_eq!(limits.of(1001, "bob", &[]).ports, 3);
+        assert_eq!(read("[user]\nport_range = \"80-90\"").unwrap_err().0, "limits.port_range");
     }
 
     #[test]

@@ -55,7 +55,13 @@ impl Live {
     pub(crate) fn take(&self, new: Config) -> Reloaded {
         let old = self.now();
         let done = compare(&old, &new);
-        let config = Config { bridge_name: old.bridge_name.clone(), network: old.network, dns: old.dns.clone(), ..new };
+        let config = Config {
+            bridge_name: old.bridge_name.clone(),
+            network: old.network,
+            dns: old.dns.clone(),
+            publish: old.publish.clone(),
+            ..new
+        };
         self.0.send_replace(Read { config: Arc::new(config), at: SystemTime::now() });
         done
     }
@@ -91,6 +97,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
         vm_defaults,
         limits,
         dns,
+        publish,
     } = new;
     let now = [
         ("log_level", *log_level != old.log_level),
@@ -108,6 +115,7 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
         ("bridge_name", *bridge_name != old.bridge_name),
         ("bridge_ip or cidr", *network != old.network),
         ("dns", *dns != old.dns),
+        ("publish", *publish != old.publish),
     ];
     let differing =
         |keys: &[(&'static str, bool)]| keys.iter().filter(|(_, other)| *other).map(|(key, _)| *key).collect();

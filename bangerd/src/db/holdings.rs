@@ -71,6 +71,7 @@ pub(crate) struct Has {
     pub(crate) images: u64,
     pub(crate) kernels: u64,
     pub(crate) store: u64,
+    pub(crate) ports: u64,
 }
 
 /// Everybody who has something.
@@ -102,6 +103,7 @@ impl Db {
                     images: count(&IMAGES, &owner)?,
                     kernels: count(&KERNELS, &owner)?,
                     store: super::store::stored(sql, &owner)?,
+                    ports: super::ports::published(sql, &owner)?,
                     owner,
                 })
             });

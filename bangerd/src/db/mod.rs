@@ -13,6 +13,7 @@ mod job;
 mod kernel;
 mod key;
 mod named;
+mod ports;
 mod pulled;
 pub(crate) mod store;
 mod vm;
@@ -23,6 +24,7 @@ mod network_tests;
 
 pub(crate) use care::{Verdict, inspect};
 pub(crate) use holdings::Has;
+pub(crate) use ports::Taken;
 pub(crate) use pulled::Link;
 pub(crate) use vm::{NewVm, VmRow};
 
@@ -35,13 +37,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
     include_str!("schema/0004.sql"),
     include_str!("schema/0005.sql"),
     include_str!("schema/0006.sql"),
+    include_str!("schema/0007.sql"),
 ];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before
 /// the first release has none.
@@ -81,6 +84,8 @@ pub(crate) enum DbError {
     Taken(String),
     #[error("{0} is shared, and only administrators change what everybody uses")]
     IsShared(String),
+    #[error("{} is published already", .0.published.host())]
+    PortTaken(Box<Taken>),
     #[error(transparent)]
     Limit(#[from] banger_policy::quota::Exceeded),
     #[error("its image or kernel was deleted meanwhile")]

@@ -7,6 +7,7 @@ use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
 use banger_policy::net::Network;
 use banger_policy::network::VmNetwork;
+use banger_policy::publish::Published;
 use banger_policy::quota::{self, HostLimits, Limited, UserLimits};
 use banger_policy::reach::Mode;
 use banger_policy::vm::{CheckedSpec, RestartPolicy};
@@ -46,6 +47,8 @@ pub(crate) struct VmRow {
     pub(crate) workspace: Option<Workspace>,
     /// How far its guest reaches; `spec.nat_enabled` follows from it.
     pub(crate) network: VmNetwork,
+    /// Its ports on the host, in the order in which they were published.
+    pub(crate) published: Vec<Published>,
 }
 
 impl VmRow {
@@ -72,7 +75,11 @@ pub(crate) struct NewVm {
     pub(crate) starts: bool,
 }
 
-pub(super) const SELECT: &str = "SELECT vms.*, leases.address_index FROM vms JOIN leases ON leases.vm_id = vms.id";
+pub(super) const SELECT: &str = "SELECT vms.*, leases.address_index,
+    (SELECT json_group_array(json_object('protocol', protocol, 'address', address, 'host_port', host_port, 'guest_port', guest_port,
+        'public', json(iif(public, 'true', 'false')), 'proxy_protocol', json(iif(proxy_protocol, 'true', 'false'))) ORDER BY rowid)
+     FROM published_ports WHERE vm_id = vms.id) AS published
+    FROM vms JOIN leases ON leases.vm_id = vms.id";
 
 impl Db {
     /// Writes the row, still marked as being made, and leases the lowest free address: the intent
@@ -252,6 +259,8 @@ impl Db {
             );
             given
                 .map_err(|error| if is_unique(&error) { DbError::Taken(to.name.into_owned()) } else { error.into() })?;
+            // The host listened for its owner: the next one decides anew.
+            super::ports::withdraw_all(sql, vm)?;
             forget_keys(sql)
         })
         .await
@@ -343,7 +352,7 @@ fn forget_keys(sql: &Transaction<'_>) -> Result<(), DbError> {
     Ok(())
 }
 
-fn owner_of(sql: &Transaction<'_>, vm: VmId) -> Result<Owner, DbError> {
+pub(super) fn owner_of(sql: &Transaction<'_>, vm: VmId) -> Result<Owner, DbError> {
     let owner = sql.query_row("SELECT owner, owner_name FROM vms WHERE id = ?1", [Text(vm)], |row| {
         Ok(Owner { uid: row.get(0)?, name: row.get::<_, String>(1)?.into() })
     });
@@ -407,5 +416,6 @@ pub(super) fn row(row: &Row<'_>) -> rusqlite::Result<VmRow> {
         address_index: row.get("address_index")?,
         workspace: row.get::<_, Option<Json<_>>>("workspace")?.map(|workspace| workspace.0),
         network,
+        published: row.get::<_, Json<_>>("published")?.0,
     })
 }

@@ -99,7 +99,12 @@ impl Source {
                 break;
             }
         }
-        Ok(Numbers { daemon: self.daemon.info().await, vms: Vms::of(&records), jobs_running, users: User::all_of(&records) })
+        Ok(Numbers {
+            daemon: self.daemon.info().await,
+            vms: Vms::of(&records),
+            jobs_running,
+            users: User::all_of(&records),
+        })
     }
 }
 

@@ -11,7 +11,8 @@ use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobView,
-    KernelRecord, Leaks, LinkRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    KernelRecord, Leaks, LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
+    Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use std::sync::Arc;
@@ -225,5 +226,15 @@ impl banger_proto::daemon::Daemon for Service {
     async fn quotas(self, _: Context, all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.quotas(&self.peer, all, after).await?)
+    }
+
+    async fn publish_ports(self, _: Context, vm: String, request: PublishRequest) -> Result<JobId, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.publish(&self.peer, &vm, request).await?)
+    }
+
+    async fn unpublish_ports(self, _: Context, vm: String, ports: Vec<String>) -> Result<JobId, ApiError> {
+        self.pay()?;
+        Ok(self.daemon.vms.unpublish(&self.peer, &vm, &ports).await?)
     }
 }

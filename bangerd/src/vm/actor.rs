@@ -157,6 +157,8 @@ impl Actor {
                 self.give(job, &to).instrument(span).await;
                 false
             }
+            Order::Publish(job, wanted) => self.publish(job, wanted).await,
+            Order::Unpublish(job, names) => self.unpublish(job, names).await,
             Order::Disowned(reason) => {
                 if self.row.state == State::Running {
                     tracing::warn!("{reason}");
@@ -357,7 +359,10 @@ impl Actor {
             Err(error) => Err(error),
         };
         match result {
-            Ok(then) => Ok(then),
+            Ok(then) => {
+                self.open_ports(Some(job)).await;
+                Ok(then)
+            }
             // One that runs and cannot be recorded is undone like any other.
             Err(error) => {
                 job.stage("undo");

@@ -5,6 +5,7 @@ use super::machine::MachineError;
 use crate::db::DbError;
 use crate::error::{OverLimit, chain, step};
 use crate::jobs::{Cancelled, JobError};
+use crate::ports::bound::NotBound;
 use crate::privileged::Unhelped;
 use crate::room::NoRoom;
 use crate::store::error::StoreError;
@@ -16,6 +17,8 @@ use banger_policy::lifecycle::Illegal;
 use banger_policy::name::NameError;
 use banger_policy::net::IndexError;
 use banger_policy::network::NetworkError;
+use banger_policy::publish::rules::Refused;
+use banger_policy::publish::{MAX_PER_VM, PortError, PortRange};
 use banger_policy::vm::SpecError;
 use banger_policy::{ByteSize, VmId, VmName};
 use banger_proto::model::{MAX_ERROR, cut};
@@ -63,6 +66,20 @@ pub(crate) enum VmError {
     RootTooSmall { image: String, root: u64, least: u64 },
     #[error("a {disk} disk only grows: it has {}, not less", size(*.has))]
     Shrinks { disk: &'static str, has: u64 },
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error(transparent)]
+    PortRefused(#[from] Refused),
+    #[error("{port} is published already by {by}")]
+    PortTaken { port: String, by: String },
+    #[error("cannot publish {port}")]
+    NotBound { port: String, source: NotBound },
+    #[error("no port of {0} is free")]
+    NoFreePort(PortRange),
+    #[error("a VM has at most {MAX_PER_VM} published ports")]
+    TooManyPorts,
+    #[error("{vm} does not publish port {port}")]
+    NotPublished { port: u16, vm: VmName },
     #[error("this host has no user {0}")]
     NoSuchUser(String),
 
@@ -171,6 +188,7 @@ impl VmError {
             | Self::RemoveFolder { .. }
             | Self::GrowWorkDisk(_)
             | Self::GuestKeys(_)
+            | Self::NotBound { .. }
             | Self::NoRandom(_) => step(self),
             Self::Helper(error) => error.message(),
             Self::Machine(error) => error.message(),

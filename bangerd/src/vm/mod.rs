@@ -13,6 +13,7 @@ pub(crate) mod named;
 mod names;
 mod order;
 mod owner;
+mod publish;
 mod quota;
 mod reach;
 mod readers;
@@ -48,12 +49,14 @@ use crate::handles;
 use crate::jobs::Jobs;
 use crate::net::names::Names;
 use crate::paths::Paths;
+use crate::ports::Ports;
 use crate::privileged::Privileged;
 use crate::store::Store;
 use crate::users::UserDatabase;
 use banger_link::link::Link;
 use banger_policy::lifecycle::State;
 use banger_policy::network::VmNetwork;
+use banger_policy::quota::UserLimits;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::daemon::SshAccess;
 use banger_proto::model::{CreateRequest, JobId, Leaks};
@@ -88,6 +91,8 @@ pub(crate) struct Context {
     pub(crate) readers: Readers,
     /// Addresses of names in lists of destinations.
     pub(crate) names: Names,
+    /// What the host listens on for VMs.
+    pub(crate) ports: Ports,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
 }
@@ -202,6 +207,7 @@ impl Vms {
         size::fits(&image, spec)?;
         let network = VmNetwork::of(defaults.net).changed(&request.network)?;
         let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
+        let ports = publish::check(&request.publish, &peer.limits, self.ctx.ports.rules())?;
         let mut bytes = [0; 32];
         crate::util::fill_random(&mut bytes)?;
         let id = VmId::from_bytes(bytes)?;
@@ -233,7 +239,7 @@ impl Vms {
             let place = actor::Place::new();
             vms.ctx.actors.lock().insert(id, Entry::of(&place));
             let inserted = match vms.helper_answers(peer.uid, id).await {
-                Ok(()) => vms.insert(&peer, new, name.is_some()).await,
+                Ok(()) => vms.insert(&peer, new, name.is_some(), &ports).await,
                 Err(error) => Err(error),
             };
             match inserted {
@@ -260,12 +266,19 @@ impl Vms {
     }
 
     /// Writes the row; a name that nobody chose is drawn again while it is taken.
-    async fn insert(&self, peer: &Peer, mut new: NewVm, named: bool) -> Result<VmRow, VmError> {
+    async fn insert(
+        &self,
+        peer: &Peer,
+        mut new: NewVm,
+        named: bool,
+        ports: &[publish::Wanted],
+    ) -> Result<VmRow, VmError> {
         for attempt in 1.. {
             let name = new.name.clone();
             let config = self.ctx.config.now();
             match self.ctx.db.insert_vm(new.clone(), config.network, peer.limits, config.limits.host()).await {
-                Ok(row) => return Ok(row),
+                Ok(row) if ports.is_empty() => return Ok(row),
+                Ok(row) => return self.insert_ports(row, peer.limits, ports).await,
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
                     let next = names::generated(&new.id, attempt);
                     new.name = next.ok_or(VmError::NoName)?;
@@ -278,6 +291,17 @@ impl Vms {
             }
         }
         Err(VmError::NoName)
+    }
+
+    /// A VM that is made with ports has them from the beginning, or is not made.
+    async fn insert_ports(&self, row: VmRow, limits: UserLimits, ports: &[publish::Wanted]) -> Result<VmRow, VmError> {
+        match publish::reserve(&self.ctx, row.id, &row.who(), limits, ports).await {
+            Ok(_) => Ok(self.ctx.db.vm(row.id).await?.unwrap_or(row)),
+            Err(error) => {
+                self.ctx.db.delete_vm(row.id).await?;
+                Err(error)
+            }
+        }
     }
 
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.

@@ -1,9 +1,11 @@
 //! What an actor is told.
 
+use super::publish::Wanted;
 use super::shared::Wait;
 use crate::jobs::Job;
 use crate::net::names::Found;
 use banger_policy::Peer;
+use banger_policy::publish::PortName;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::SetRequest;
 use std::time::Duration;
@@ -64,6 +66,10 @@ pub(super) enum Order {
     Stale(u64),
     /// To be given to somebody else.
     Give(Job, Peer),
+    /// To be published on the host.
+    Publish(Job, Vec<Wanted>),
+    /// To be taken back; all, when none is named.
+    Unpublish(Job, Vec<PortName>),
     /// Its owner's number is another user's now; the reason.
     Disowned(String),
     /// The host shows something else than the row says.
@@ -78,9 +84,12 @@ impl Order {
     /// The job that somebody waits for.
     pub(super) fn into_job(self) -> Option<Job> {
         match self {
-            Order::Create { job, .. } | Order::Asked(job, _) | Order::Resume { job, .. } | Order::Give(job, _) => {
-                Some(job)
-            }
+            Order::Create { job, .. }
+            | Order::Asked(job, _)
+            | Order::Resume { job, .. }
+            | Order::Give(job, _)
+            | Order::Publish(job, _)
+            | Order::Unpublish(job, _) => Some(job),
             Order::Ended { .. } | Order::Stale(_) | Order::Disowned(_) | Order::Look => None,
             Order::AskNames | Order::Names(_) => None,
         }

@@ -63,6 +63,7 @@ fn quota(has: &Has, jobs: u64, users: &dyn UserDatabase, limits: &crate::config:
         Limited::Kernels => has.kernels,
         Limited::Store => has.store,
         Limited::Jobs => jobs,
+        Limited::Ports => has.ports,
     };
     let limit = |what: Limited| entry(what, used(what), what.of(&allowed), limits.source_of(what, *uid, name, &groups));
     Quota { owner: *uid, owner_name: name.to_string(), limits: Limited::OF_A_USER.map(limit).into() }

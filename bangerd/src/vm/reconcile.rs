@@ -140,6 +140,7 @@ impl Actor {
             self.row.mirror = Handles::default();
             return;
         }
+        self.open_ports(None).await;
         // A change that a crash cut short, or that an older row does not know. With names in the
         // list it waits for their addresses, or the guest would be cut off from them for a moment.
         if !self.names().is_empty() {

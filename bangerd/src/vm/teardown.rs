@@ -19,6 +19,7 @@ impl Actor {
 
     pub(super) async fn kill_processes(&mut self, seat: &Seat) -> Result<(), VmError> {
         self.leave();
+        self.close_ports().await;
         Ok(self.ctx.machine.kill(seat, &self.held(seat)).await?)
     }
 

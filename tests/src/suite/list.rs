@@ -136,6 +136,7 @@ pub fn all() -> Vec<Suite> {
         scenarios::remote::SUITE,
         scenarios::dns::SUITE,
         scenarios::packets::SUITE,
+        scenarios::ports::SUITE,
         scenarios::lifecycle::SUITE,
         scenarios::using::SUITE,
         scenarios::commands::SUITE,

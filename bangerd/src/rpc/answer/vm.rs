@@ -1,6 +1,7 @@
 //! Errors about VMs.
 
 use super::{FULL, answer, failed, job, no_room, over_limit, records, unhelped};
+use crate::ports::bound::NotBound;
 use crate::vm::error::{AdminsOnly, VmError, size};
 use crate::vm::machine::MachineError;
 use banger_policy::lifecycle::Illegal;
@@ -51,6 +52,18 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::Shrinks { .. } => {
             (ErrorCode::BadRequest, "Make another VM with a smaller one, and copy what is needed.")
         }
+        VmError::Port(_) | VmError::PortRefused(_) => (ErrorCode::BadRequest, ""),
+        VmError::PortTaken { .. } => {
+            (ErrorCode::AlreadyExists, "Choose another port, or leave the host's out and a free one is chosen.")
+        }
+        VmError::NotBound { source: NotBound::InUse, .. } => {
+            (ErrorCode::AlreadyExists, "`ss -lntu` shows what listens. Choose another port, or leave the host's out.")
+        }
+        VmError::NotBound { .. } => (ErrorCode::BadRequest, "`ip address` shows the addresses that this host has."),
+        VmError::NoFreePort(_) | VmError::TooManyPorts => {
+            (ErrorCode::Limit, "Take back what is not needed: `banger vm unpublish VM PORT`.")
+        }
+        VmError::NotPublished { .. } => (ErrorCode::NotFound, "`banger vm show` lists the ports of a VM."),
         VmError::NoSuchUser(_) => (ErrorCode::BadRequest, "A VM is given to a login name; `getent passwd` lists them."),
 
         VmError::NotRunning(vm) | VmError::NothingToRead(vm) => {

@@ -7,11 +7,12 @@ mod handles_lost;
 mod life;
 mod many;
 mod network;
-mod subnet;
+mod ports;
 mod readers;
 mod reboot;
 mod set;
 mod shares;
+mod subnet;
 mod undo;
 mod whose;
 
@@ -197,7 +198,11 @@ impl World {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), Converter::Here);
+            let (guests, networks) = (config.now().network, config.now().publish.clone());
+            let rules = banger_policy::publish::rules::Rules { networks, guests };
+            let callers = Arc::new(crate::ports::caller::Kernel::default());
             let context = Context {
+                ports: crate::ports::Ports::start(rules, callers).unwrap(),
                 readers: crate::vm::Readers::default(),
                 names: Names::of(Arc::new(names)),
                 paths,

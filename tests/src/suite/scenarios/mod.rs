@@ -20,6 +20,7 @@ pub(super) mod lifecycle;
 pub(super) mod owners;
 pub(super) mod package;
 pub(super) mod packets;
+pub(super) mod ports;
 pub(super) mod remote;
 pub(super) mod root_disk;
 pub(super) mod services;

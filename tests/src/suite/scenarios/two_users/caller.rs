@@ -125,7 +125,7 @@ async fn lists(count: usize) -> Result<Vec<u64>> {
 }
 
 /// Calls that take a VM.
-const ON_A_VM: [&str; 13] = [
+const ON_A_VM: [&str; 15] = [
     "show",
     "start",
     "stop",
@@ -135,6 +135,8 @@ const ON_A_VM: [&str; 13] = [
     "kill",
     "give",
     "delete",
+    "publish",
+    "unpublish",
     "ssh-access",
     "exec",
     "ssh",
@@ -153,6 +155,11 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
         "kill" => bare(rpc.kill_vm(soon(), vm, KillSignal::Kill)).await,
         "give" => bare(rpc.give_vm(soon(), vm, "bob".to_owned())).await,
         "delete" => bare(rpc.delete_vm(soon(), vm)).await,
+        "publish" => {
+            let request = banger_proto::model::PublishRequest { ports: vec!["80".to_owned()], ..Default::default() };
+            bare(rpc.publish_ports(soon(), vm, request)).await
+        }
+        "unpublish" => bare(rpc.unpublish_ports(soon(), vm, Vec::new())).await,
         "ssh-access" => {
             let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ2xv7HcZn2S4mZbVvTz6wVw1aZz0m2m5p9y0o0m1n2b mallory";
             bare(rpc.ssh_access(soon(), vm, key.to_owned())).await
@@ -183,6 +190,7 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
         network: NetworkRequest::default(),
         restart: banger_policy::vm::RestartPolicy::No,
         no_start: true,
+        publish: banger_proto::model::PublishRequest::default(),
     };
     match call {
         "show-image" => bare(rpc.show_image(soon(), word)).await,

@@ -1,0 +1,255 @@
+//! Whose socket a connection comes from, as the kernel says by its socket diagnostics
+//! (sock_diag(7), linux/inet_diag.h). `/proc/net/tcp` has the same, but is read whole for each connection.
+//!
+//! What a sender can do: close the socket at once (the kernel then names root, and no inode: not
+//! known), and, for UDP, send from an address of this host that another socket has. So a UDP caller
+//! is known only when all sockets with that port are the same user's, whatever their address.
+
+use banger_policy::publish::rules::Caller;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use std::fmt::Debug;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// The kernel answers at once.
+const ANSWER_SECONDS: i64 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// linux/sock_diag.h and linux/netlink.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const REQUEST: u16 = 1;
+const DUMP: u16 = 0x300;
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// `struct nlmsghdr` and `struct inet_diag_msg`, bytes.
+const HEADER: usize = 16;
+const MESSAGE: usize = 72;
+
+/// Who is at the other end of a connection from this host.
+pub(crate) trait Callers: Send + Sync + Debug {
+    fn tcp(&self, peer: SocketAddr, local: SocketAddr) -> Caller;
+    fn udp(&self, peer: SocketAddr) -> Caller;
+}
+
+/// The kernel's answers.
+#[derive(Debug, Default)]
+pub(crate) struct Kernel(Mutex<Option<(OwnedFd, u32)>>);
+
+/// A socket, as the kernel describes it.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    local: SocketAddr,
+    remote: SocketAddr,
+    uid: u32,
+    inode: u32,
+}
+
+impl Callers for Kernel {
+    fn tcp(&self, peer: SocketAddr, local: SocketAddr) -> Caller {
+        let found = self.ask(TCP, REQUEST, family(peer.ip()), peer, local).unwrap_or_default();
+        // Where no connection is, the kernel looks for a socket that listens on the peer's port.
+        let same = |socket: &&Found| socket.local == canonical(peer) && socket.remote == canonical(local);
+        found.iter().find(same).map_or(Caller::Unknown, Found::caller)
+    }
+
+    fn udp(&self, peer: SocketAddr) -> Caller {
+        let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+        let port = SocketAddr::new(any.ip(), peer.port());
+        let ask = |family| self.ask(UDP, REQUEST | DUMP, family, port, any);
+        // A socket of IPv6 sends as IPv4, too.
+        let (Ok(mut all), Ok(more)) = (ask(AF_INET), ask(AF_INET6)) else { return Caller::Unknown };
+        all.extend(more);
+        all.retain(|socket| socket.local.port() == peer.port());
+        let peer = peer.ip().to_canonical();
+        let may_send = |socket: &Found| socket.local.ip() == peer || socket.local.ip().is_unspecified();
+        let Some(sender) = all.iter().find(|socket| may_send(socket)).map(Found::caller) else {
+            return Caller::Unknown;
+        };
+        if all.iter().all(|socket| socket.caller() == sender) { sender } else { Caller::Unknown }
+    }
+}
+
+impl Found {
+    /// A socket that no process has any more has no inode, and root's number.
+    fn caller(&self) -> Caller {
+        if self.inode == 0 { Caller::Unknown } else { Caller::Uid(self.uid) }
+    }
+}
+
+impl Kernel {
+    fn ask(
+        &self,
+        protocol: u8,
+        flags: u16,
+        family: u8,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> io::Result<Vec<Found>> {
+        // Nothing is left half done: a socket with an answer to come is not used again.
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (diag, asked) = match held.take() {
+            Some(known) => known,
+            None => (open()?, 0),
+        };
+        let number = asked.wrapping_add(1);
+        let fd = diag.as_raw_fd();
+        send(fd, &request(protocol, flags, family, local, remote, number), MsgFlags::empty())?;
+        let mut found = Vec::new();
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let size = recv(fd, &mut buffer, MsgFlags::empty())?;
+            let ended = read(buffer.get(..size).unwrap_or_default(), number, &mut found);
+            if ended || flags & DUMP == 0 {
+                break;
+            }
+        }
+        *held = Some((diag, number));
+        Ok(found)
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC);
+    let diag = socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkSockDiag)?;
+    setsockopt(&diag, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS, 0))?;
+    Ok(diag)
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.to_canonical().is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn request(protocol: u8, flags: u16, family: u8, local: SocketAddr, remote: SocketAddr, number: u32) -> Vec<u8> {
+    let mut text = Vec::with_capacity(HEADER + 56);
+    text.extend((72_u32).to_ne_bytes());
+    text.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    text.extend(flags.to_ne_bytes());
+    text.extend(number.to_ne_bytes());
+    text.extend(0_u32.to_ne_bytes());
+    text.extend([family, protocol, 0, 0]);
+    text.extend(u32::MAX.to_ne_bytes()); // in whatever state
+    text.extend(local.port().to_be_bytes());
+    text.extend(remote.port().to_be_bytes());
+    for address in [local.ip().to_canonical(), remote.ip().to_canonical()] {
+        match address {
+            IpAddr::V4(address) => {
+                text.extend(address.octets());
+                text.extend([0; 12]);
+            }
+            IpAddr::V6(address) => text.extend(address.octets()),
+        }
+    }
+    text.extend(0_u32.to_ne_bytes()); // whatever device
+    text.extend([0xff; 8]); // no cookie
+    text
+}
+
+/// Reads what one answer has. True at the end.
+fn read(mut answer: &[u8], number: u32, found: &mut Vec<Found>) -> bool {
+    while let Some(size) = u32_at(answer, 0).and_then(|size| usize::try_from(size).ok()) {
+        let Some(message) = answer.get(HEADER..size) else { return true };
+        let kind = answer.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes);
+        if u32_at(answer, 8) == Some(number) {
+            match kind {
+                Some(SOCK_DIAG_BY_FAMILY) => found.extend(socket_of(message)),
+                Some(ERROR | DONE) => return true,
+                _ => {}
+            }
+        }
+        answer = answer.get(size.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn socket_of(message: &[u8]) -> Option<Found> {
+    let message = message.get(..MESSAGE)?;
+    let port = |at: usize| message.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
+    let address = |at: usize| -> Option<IpAddr> {
+        if message.first() == Some(&AF_INET) {
+            return Some(<[u8; 4]>::try_from(message.get(at..at + 4)?).ok()?.into());
+        }
+        let address: IpAddr = <[u8; 16]>::try_from(message.get(at..at + 16)?).ok()?.into();
+        Some(address.to_canonical())
+    };
+    Some(Found {
+        local: SocketAddr::new(address(8)?, port(4)?),
+        remote: SocketAddr::new(address(24)?, port(6)?),
+        uid: u32_at(message, 64)?,
+        inode: u32_at(message, 68)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    fn me() -> Caller {
+        Caller::Uid(nix::unistd::geteuid().as_raw())
+    }
+
+    #[test]
+    fn the_kernel_names_who_is_connected_and_nobody_who_has_closed() {
+        let kernel = Kernel::default();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, peer) = listener.accept().unwrap();
+            let local = server.local_addr().unwrap();
+            assert_eq!(kernel.tcp(peer, local), me());
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(kernel.tcp(peer, local), me(), "half closed, and still somebody's");
+            drop(client);
+            // The kernel shows it as root's.
+            assert_eq!(kernel.tcp(peer, local), Caller::Unknown);
+            // Nobody is connected from a port on which somebody listens.
+            let other = TcpListener::bind(address).unwrap();
+            assert_eq!(kernel.tcp(other.local_addr().unwrap(), local), Caller::Unknown);
+        }
+    }
+
+    #[test]
+    fn who_may_have_sent_a_datagram() {
+        let kernel = Kernel::default();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), port);
+        assert_eq!(kernel.udp(at("127.0.0.1")), me());
+        assert_eq!(kernel.udp(at("127.0.0.2")), Caller::Unknown);
+        drop(socket);
+        assert_eq!(kernel.udp(at("127.0.0.1")), Caller::Unknown);
+        let both = UdpSocket::bind("[::]:0").unwrap();
+        let peer = SocketAddr::new("127.0.0.1".parse().unwrap(), both.local_addr().unwrap().port());
+        assert_eq!(kernel.udp(peer), me(), "a socket of IPv6 sends as IPv4");
+    }
+
+    #[test]
+    fn an_answer_of_any_form_is_read_without_harm() {
+        let mut found = Vec::new();
+        for size in 0..200_u8 {
+            let mut answer = vec![size; usize::from(size)];
+            read(&answer, 1, &mut found);
+            if let Some(length) = answer.get_mut(..4) {
+                length.copy_from_slice(&u32::from(size).to_ne_bytes());
+                read(&answer, u32::from_ne_bytes([size; 4]), &mut found);
+            }
+        }
+    }
+}
