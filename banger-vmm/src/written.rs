@@ -155,7 +155,6 @@ impl Drop for Written {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
     use std::fs::{self, File};
     use std::io::Write as _;

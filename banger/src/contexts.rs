@@ -2,10 +2,13 @@
 
 use crate::error::explained;
 use crate::machine::{self, Address, HOST_VARIABLE, LOCAL};
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write as _};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The longest name of a context.
@@ -121,14 +124,29 @@ pub(crate) fn file() -> anyhow::Result<PathBuf> {
     Ok(folder.join("contexts.toml"))
 }
 
+/// What the caller has written down. Under `sudo`, HOME may be another user's: whose machine a
+/// command goes to is not that user's to say, so a file of somebody else is as none.
+///
 /// # Errors
 /// With the place of a mistake.
 pub(crate) fn read(file: &Path) -> anyhow::Result<Contexts> {
-    let text = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contexts::default()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    read_as(geteuid(), file)
+}
+
+fn read_as(caller: Uid, file: &Path) -> anyhow::Result<Contexts> {
+    let what = || format!("cannot read {}", file.display());
+    let mut opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(error) if [ErrorKind::NotFound, ErrorKind::PermissionDenied].contains(&error.kind()) => {
+            return Ok(Contexts::default());
+        }
+        Err(error) => return Err(error).with_context(what),
     };
+    if opened.metadata().with_context(what)?.uid() != caller.as_raw() {
+        return Ok(Contexts::default());
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text).with_context(what)?;
     toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
 }
 
@@ -138,6 +156,11 @@ pub(crate) fn write(file: &Path, contexts: &Contexts) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", file.display());
     let folder = file.parent().with_context(what)?;
     std::fs::create_dir_all(folder).with_context(what)?;
+    ensure!(
+        std::fs::metadata(folder).with_context(what)?.uid() == geteuid().as_raw(),
+        "{}: the folder is another user's. Set HOME to your own",
+        what()
+    );
     let mut new = tempfile::NamedTempFile::new_in(folder).with_context(what)?;
     new.write_all(toml::to_string(contexts).with_context(what)?.as_bytes()).with_context(what)?;
     new.persist(file).with_context(what)?;
@@ -167,6 +190,17 @@ mod tests {
         for bad in ["", "local", "-x", "a/b", "a b", "\u{1b}"] {
             assert!(again.add(bad, &"ssh://x".parse().unwrap()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn another_users_file_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("contexts.toml");
+        let text = "use = \"lab\"\n[hosts]\nlab = \"ssh://mallory@lab\"\n";
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(read(&file).unwrap().current.as_deref(), Some("lab"));
+        let other = Uid::from_raw(geteuid().as_raw() + 1);
+        assert_eq!(read_as(other, &file).unwrap(), Contexts::default());
     }
 
     #[test]

@@ -136,7 +136,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     store.collect_in_background();
     let (networks, guests) = (config.now().publish.clone(), config.now().network);
     let rules = banger_policy::publish::rules::Rules { networks, guests };
-    let callers = Arc::new(ports::caller::Kernel::default());
+    let callers = Arc::new(net::caller::Kernel::default());
     let ports = ports::Ports::start(rules, callers).map_err(StartError::Runtime)?;
     let context = vm::Context {
         ports,

@@ -1,32 +1,9 @@
 //! Who may do what with which VM. Identity is a number from the socket, and the name that the
 //! host's user database has for it; never a field of a request.
 
+pub use crate::decision::Decision;
 use crate::quota::UserLimits;
 use std::borrow::Cow;
-
-/// The answer to a question of permission. It cannot be mistaken for a boolean, and what it allows
-/// is a value that the operation consumes.
-#[must_use]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision<Grant, Reason> {
-    /// Do it, with this.
-    Allow(Grant),
-    /// Do not, because.
-    Deny(Reason),
-}
-
-impl<Grant, Reason> Decision<Grant, Reason> {
-    /// The grant, or the reason as an error.
-    ///
-    /// # Errors
-    /// The reason of a refusal.
-    pub fn granted(self) -> Result<Grant, Reason> {
-        match self {
-            Self::Allow(grant) => Ok(grant),
-            Self::Deny(reason) => Err(reason),
-        }
-    }
-}
 
 /// Whose something is: a number, and the name that it had then. A host gives a number again when
 /// its user is gone, and whoever gets it must get nothing with it: both must be the same.

@@ -69,7 +69,7 @@ impl Named {
         if !labels.next().is_some_and(|top| top.eq_ignore_ascii_case(ZONE.as_bytes())) {
             return Self::Outside;
         }
-        let mut label = || labels.next().map(|label| lower(label));
+        let mut label = || labels.next().map(lower);
         match (label(), label(), label()) {
             (None, ..) | (Some(Some(_)), None, _) => Self::Above,
             (Some(Some(user)), Some(Some(vm)), None) => Self::Vm { vm, user: UserLabel(user.into()) },

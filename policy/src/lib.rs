@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod command;
+pub mod decision;
 pub mod distribution;
 pub mod dns;
 pub mod helper;

@@ -1,5 +1,5 @@
-//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::helper::dm`). Devices are always
-//! named by UUID, which is fixed when they are made and which only root can set.
+//! Device-mapper through `/dev/mapper/control` (messages: `banger_policy::helper::dm`). Devices are
+//! always named by UUID, which is fixed when they are made and which only root can set.
 
 pub use banger_policy::helper::dm::Device;
 use banger_policy::helper::dm::Message;

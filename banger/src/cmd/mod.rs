@@ -40,7 +40,7 @@ use anyhow::Context as _;
 /// What failed and why, for [`crate::error::report`].
 pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
     match command {
-        Command::Vm(vm) => run_vm(*vm).await,
+        Command::Vm(vm) => Box::pin(run_vm(*vm)).await,
         Command::Ps(options) => list::list(options).await,
         Command::Image(command) => image::run(command).await,
         Command::Kernel(command) => kernel::run(command).await,

@@ -2,7 +2,7 @@
 //! from the daemon's own records, asks nobody, and refuses every other name.
 //!
 //! [`serve`] is started by [`crate::serve`] and ends with the daemon. What it lets whom know is
-//! decided in [`banger_policy::dns`]; whose a question is, the kernel says ([`crate::net::peer`]).
+//! decided in [`banger_policy::dns`]; whose a question is, the kernel says ([`crate::net::caller`]).
 
 mod asker;
 pub(crate) mod message;
@@ -12,9 +12,11 @@ mod zone;
 #[cfg(test)]
 mod tests;
 
-use crate::net::peer::{Protocol, Sockets};
+use crate::net::caller::{Callers as _, Kernel};
 use crate::vm::Vms;
 use asker::Askers;
+use banger_policy::publish::Protocol;
+use banger_policy::publish::rules::Caller;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +42,7 @@ struct Server {
 /// Answers at `address` for as long as the daemon runs. A port that is taken costs the names, and
 /// nothing else: `banger doctor` says so.
 pub(crate) fn serve(address: SocketAddrV4, vms: Arc<Vms>) {
-    let server = Arc::new(Server::new(vms, by_tables));
+    let server = Arc::new(Server::new(vms, by_the_kernel));
     tokio::spawn(async move {
         let mut said = false;
         loop {
@@ -68,7 +70,17 @@ impl Server {
     }
 }
 
-fn by_tables(protocol: Protocol, peers: &[SocketAddrV4], own: SocketAddrV4) -> Vec<Option<u32>> {
-    let sockets = Sockets::read(protocol);
-    peers.iter().map(|peer| sockets.uid(*peer, own)).collect()
+fn by_the_kernel(protocol: Protocol, peers: &[SocketAddrV4], own: SocketAddrV4) -> Vec<Option<u32>> {
+    let kernel = Kernel::default();
+    let uid = |peer: &SocketAddrV4| {
+        let caller = match protocol {
+            Protocol::Tcp => kernel.tcp((*peer).into(), own.into()),
+            Protocol::Udp => kernel.udp((*peer).into()),
+        };
+        match caller {
+            Caller::Uid(uid) => Some(uid),
+            Caller::Unknown => None,
+        }
+    };
+    peers.iter().map(uid).collect()
 }

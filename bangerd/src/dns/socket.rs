@@ -3,8 +3,8 @@
 
 use super::Server;
 use super::message::{self, Heard, LONGEST};
-use crate::net::peer::Protocol;
 use banger_policy::dns::Asker;
+use banger_policy::publish::Protocol;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-/// Datagrams for which the kernel's table of sockets is read once.
+/// Datagrams whose senders are asked for at once.
 const BATCH: usize = 64;
 /// How long a connection may be silent, or not take its answer.
 const SILENCE: Duration = Duration::from_secs(5);

@@ -4,17 +4,16 @@
 //! Called by the VMs' actors, which say what is open: a VM's ports are open while it runs.
 
 pub(crate) mod bound;
-pub(crate) mod caller;
 mod share;
 mod tcp;
 mod udp;
 
+use crate::net::caller::Callers;
 use banger_policy::VmId;
 use banger_policy::net::Network;
 use banger_policy::publish::rules::{self, Rules};
 use banger_policy::publish::{Protocol, Published};
 use bound::{Bound, NotBound};
-use caller::Callers;
 use share::{PER_PORT, Share, Shares};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

@@ -65,11 +65,15 @@ fn one(
             Entry::Vacant(_) if full || !welcome(peer, port) => return port.note_refused(),
             Entry::Vacant(new) => {
                 let Some(place) = port.share.place_now(&port.places) else { return };
-                let Ok(guest) = towards(port).map(Arc::new) else { return };
+                let Ok(guest) = towards(port) else { return };
+                // The runtime learns later that a new socket can be written to.
+                drop(guest.send(datagram));
+                let Ok(guest) = UdpSocket::from_std(guest).map(Arc::new) else { return };
                 let used = Arc::new(Mutex::new(Instant::now()));
                 let flow = Flow { guest: Arc::clone(&guest), used: Arc::clone(&used), checked: Instant::now() };
                 answers.spawn(answer(Arc::clone(listener), guest, peer, used, place));
-                new.insert(flow)
+                new.insert(flow);
+                return;
             }
         };
         if flow.checked.elapsed() >= KNOWN {
@@ -87,11 +91,11 @@ fn welcome(peer: SocketAddr, port: &Port) -> bool {
     port.published.public || may_use(port.owner, port.callers.udp(peer)).granted().is_ok()
 }
 
-fn towards(port: &Port) -> io::Result<UdpSocket> {
+fn towards(port: &Port) -> io::Result<std::net::UdpSocket> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(SocketAddr::new(IpAddr::V4(port.guest), port.published.guest_port))?;
     socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    Ok(socket)
 }
 
 /// What the guest sends goes back to the peer, until the flow is idle.

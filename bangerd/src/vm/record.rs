@@ -74,5 +74,5 @@ pub(super) fn brief(mut record: VmRecord) -> VmRecord {
 /// The name that is answered while the VM runs; empty when none is.
 fn dns_name(row: &VmRow, ctx: &Context) -> String {
     let answered = ctx.config.now().dns.listen.is_some();
-    answered.then(|| banger_policy::dns::name(&row.name, &row.who())).unwrap_or_default()
+    if answered { banger_policy::dns::name(&row.name, &row.who()) } else { String::new() }
 }

@@ -1,7 +1,7 @@
 //! Which ports may be published, and who may use one that is.
 
 use super::{LOWEST_PORT, Mapping, PortRange, Protocol};
-use crate::access::Decision;
+use crate::decision::Decision;
 use crate::net::Network;
 use std::fmt;
 use std::net::IpAddr;

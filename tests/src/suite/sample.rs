@@ -12,7 +12,9 @@ const SAMPLED: &[(&str, usize)] = &[
     ("undo", 3),
     ("crowd", 2),
     ("owners", 2),
+    ("dns", 1),
     ("packets", 2),
+    ("ports", 2),
     ("docs", 1),
     ("lifecycle", 4),
     ("using", 3),
@@ -27,6 +29,7 @@ const SAMPLED: &[(&str, usize)] = &[
     ("images", 1),
     ("odd-images", 3),
     ("two-users", 1),
+    ("shares", 1),
 ];
 
 /// A sample by itself, and therefore in every sample.

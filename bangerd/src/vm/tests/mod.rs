@@ -200,7 +200,7 @@ impl World {
             let store = Store::new(paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), Converter::Here);
             let (guests, networks) = (config.now().network, config.now().publish.clone());
             let rules = banger_policy::publish::rules::Rules { networks, guests };
-            let callers = Arc::new(crate::ports::caller::Kernel::default());
+            let callers = Arc::new(crate::net::caller::Kernel::default());
             let context = Context {
                 ports: crate::ports::Ports::start(rules, callers).unwrap(),
                 readers: crate::vm::Readers::default(),

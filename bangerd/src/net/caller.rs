@@ -241,6 +241,27 @@ mod tests {
     }
 
     #[test]
+    fn two_users_who_share_a_port_are_nobody() {
+        let root = nix::unistd::geteuid().is_root();
+        let kernel = Kernel::default();
+        let first = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let peer = first.local_addr().unwrap();
+        let second = SocketAddr::new("127.0.0.2".parse().unwrap(), peer.port());
+        let make = move || {
+            // Of this thread alone.
+            if root {
+                nix::unistd::setfsuid(nix::unistd::Uid::from_raw(12_345));
+            }
+            UdpSocket::bind(second).unwrap()
+        };
+        let other = std::thread::spawn(make).join().unwrap();
+        // Only root can be two users; the same user twice is one.
+        assert_eq!(kernel.udp(peer), if root { Caller::Unknown } else { me() });
+        drop(other);
+        assert_eq!(kernel.udp(peer), me());
+    }
+
+    #[test]
     fn an_answer_of_any_form_is_read_without_harm() {
         let mut found = Vec::new();
         for size in 0..200_u8 {
