@@ -19,8 +19,8 @@ pub const KERNEL_ENTRY: &str = "vmlinuz";
 /// A kernel with everything built in may come without any of them.
 pub const MODULES_PREFIX: &str = "modules/";
 
-/// In the place of all that: the packages of a distribution, as they were downloaded, each with this
-/// prefix before its number.
+/// In the place of all that: the packages of a distribution, as they were downloaded, each with
+/// this prefix before its number.
 pub const PACKAGE_PREFIX: &str = "package/";
 
 /// Modules without which no guest comes up: its disks, its network, its file system, its control
