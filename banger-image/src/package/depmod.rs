@@ -34,7 +34,7 @@ pub(super) fn complete(files: &mut Files, staging: &Path, progress: &dyn Progres
         }
         modules.insert(module, said(path, file)?);
     }
-    let (mut dep, mut alias, mut soft) = (String::new(), String::new(), String::new());
+    let (mut dep, mut alias, mut soft, mut nodes) = (String::new(), String::new(), String::new(), String::new());
     let (mut dep_index, mut alias_index) = (Index::default(), Index::default());
     for (name, module) in &modules {
         let needs: Vec<&str> = all_needs(name, &modules).iter().filter_map(|need| path_of(need, &modules)).collect();
@@ -45,7 +45,10 @@ pub(super) fn complete(files: &mut Files, staging: &Path, progress: &dyn Progres
         dep_index.add(name, line);
         for pattern in &module.aliases {
             alias.push_str(&format!("alias {pattern} {name}\n"));
-            alias_index.add(pattern, name);
+            alias_index.add(&underscored(pattern), name);
+        }
+        if let Some(node) = device(&module.aliases) {
+            nodes.push_str(&format!("{name} {node}\n"));
         }
         for after in &module.soft {
             soft.push_str(&format!("softdep {name} {after}\n"));
@@ -64,6 +67,7 @@ pub(super) fn complete(files: &mut Files, staging: &Path, progress: &dyn Progres
         ("modules.dep", dep.into_bytes()),
         ("modules.alias", alias.into_bytes()),
         ("modules.softdep", soft.into_bytes()),
+        ("modules.devname", nodes.into_bytes()),
         ("modules.dep.bin", dep_index.bytes()),
         ("modules.alias.bin", alias_index.bytes()),
         ("modules.builtin.bin", builtin_index.bytes()),
@@ -93,20 +97,20 @@ fn path_of<'a>(name: &str, modules: &'a BTreeMap<String, Said>) -> Option<&'a st
 /// All that `name` needs, each before what it needs itself: `modprobe` loads from the line's end.
 fn all_needs(name: &str, modules: &BTreeMap<String, Said>) -> Vec<String> {
     // Depth first without recursion: a name is done when all that it needs is.
-    let (mut done, mut seen) = (Vec::new(), BTreeSet::from([name.to_owned()]));
+    let (mut done, mut seen) = (Vec::new(), BTreeSet::new());
     let mut todo = vec![(name.to_owned(), false)];
     while let Some((at, is_done)) = todo.pop() {
         if is_done {
             done.push(at);
             continue;
         }
+        // Not before its turn: what needs it may come in between.
+        if !seen.insert(at.clone()) {
+            continue;
+        }
         let needs = modules.get(&at).map(|module| module.needs.as_slice()).unwrap_or_default();
         todo.push((at, true));
-        for need in needs {
-            if seen.insert(need.clone()) {
-                todo.push((need.clone(), false));
-            }
-        }
+        todo.extend(needs.iter().filter(|need| !seen.contains(*need)).map(|need| (need.clone(), false)));
     }
     // The last is `name` itself.
     done.pop();
@@ -124,7 +128,7 @@ fn said(path: &str, file: &Window) -> Result<Said, PackageError> {
         return Err(bad("it is larger than 64 MiB".to_owned()));
     }
     let mut said = Said { path: path.to_owned(), needs: Vec::new(), aliases: Vec::new(), soft: Vec::new() };
-    for text in module.split(|byte| *byte == 0) {
+    for text in modinfo(&module).split(|byte| *byte == 0) {
         let Some((key, value)) = text.iter().position(|byte| *byte == b'=').map(|at| text.split_at(at)) else {
             continue;
         };
@@ -137,12 +141,49 @@ fn said(path: &str, file: &Window) -> Result<Said, PackageError> {
                 let names = value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_"));
                 said.needs.extend(names);
             }
-            b"alias" if !value.contains(' ') => said.aliases.push(underscored(value)),
+            b"alias" if !value.contains(' ') => said.aliases.push(value.to_owned()),
             b"softdep" => said.soft.push(value.to_owned()),
             _ => {}
         }
     }
     Ok(said)
+}
+
+/// The section of that name (elf(5), 64 bits, little-endian); all of what is no such file, which no
+/// kernel loads.
+fn modinfo(module: &[u8]) -> &[u8] {
+    section(module, b".modinfo").unwrap_or(module)
+}
+
+fn section<'a>(elf: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    let number = |at: usize, bytes: usize| {
+        let bytes = elf.get(at..at.checked_add(bytes)?)?.iter().rev();
+        usize::try_from(bytes.fold(0_u64, |number, byte| number << 8 | u64::from(*byte))).ok()
+    };
+    elf.strip_prefix(b"\x7fELF\x02\x01")?;
+    let (table, size, count, names) = (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?, number(0x3e, 2)?);
+    let header = |index: usize| table.checked_add(index.checked_mul(size)?);
+    let bytes = |header: usize| {
+        let start = number(header.checked_add(0x18)?, 8)?;
+        elf.get(start..start.checked_add(number(header.checked_add(0x20)?, 8)?)?)
+    };
+    let names = bytes(header(names)?)?;
+    let is_it = |header: usize| {
+        let name = names.get(number(header, 4)?..)?.strip_prefix(wanted)?;
+        (name.first() == Some(&0)).then(|| bytes(header)).flatten()
+    };
+    (0..count).find_map(|index| is_it(header(index)?))
+}
+
+/// The device node that is there before its module is loaded, and loads it when it is opened: `tun`
+/// and `fuse` are found so (`devname` and `char-major` in `linux/miscdevice.h`).
+fn device(aliases: &[String]) -> Option<String> {
+    let node = aliases.iter().find_map(|alias| alias.strip_prefix("devname:"))?;
+    let numbers = |kind: &str, prefix: &str| {
+        let (major, minor) = aliases.iter().find_map(|alias| alias.strip_prefix(prefix))?.split_once('-')?;
+        Some(format!("{node} {kind}{}:{}", major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    numbers("c", "char-major-").or_else(|| numbers("b", "block-major-"))
 }
 
 /// As `modprobe` writes what it looks for: `-` is `_`, but not in a range.
