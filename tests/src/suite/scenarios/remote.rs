@@ -65,7 +65,7 @@ fn with_logins(scene: &mut Scene) -> Result<()> {
     })?;
     scene.step("ssh to the guest, through both", |scene| carol(scene, "vm ssh far exit 7")?.exits(7).map(drop))?;
     scene.step("one login serves all, and ends by itself", |scene| {
-        let logins = "pgrep --full 'ssh: /home/carol/.ssh/banger' | wc -l";
+        let logins = "pgrep --uid bob --exact sshd-session | wc -l";
         ensure!(scene.root(logins)?.trim() == "1", "not one login");
         scene.wait_until("the login ends", LOGIN_ENDS, || {
             let left = scene.root(logins)?;
