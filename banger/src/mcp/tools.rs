@@ -186,6 +186,9 @@ mod tests {
         let line = "vm|run|--json|--image=debian:13|--memory=1G|--nat|--rm|--env=A=b=c|-n|/src|--|make|-j2";
         assert_eq!(words("vm_run", run), line);
         assert_eq!(words("vm_run", json!({})), "vm|run|--json|-d|-n");
+        let listed = json!({ "net": "allow", "allow": ["10.0.0.0/8", "example.org:443"] });
+        let line = "vm|run|--json|--net=allow|--allow=10.0.0.0/8|--allow=example.org:443|-d|-n";
+        assert_eq!(words("vm_run", listed), line);
         let exec = json!({ "vm": "demo", "command": ["cat"], "stdin": "x", "user": "app", "timeout_seconds": 5 });
         let order = order("vm_exec", exec).unwrap();
         assert_eq!(order.call.words, ["vm", "exec", "--json", "--user=app", "demo", "--", "cat"]);

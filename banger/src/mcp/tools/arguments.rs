@@ -25,7 +25,14 @@ pub(super) struct Run {
     disk_size: Option<String>,
     /// The root disk, such as 8G.
     root_size: Option<String>,
-    /// Let the VM reach the network outside. Without it, it reaches nothing.
+    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever the
+    /// host routes to). Without it, what the host's administrator has configured.
+    net: Option<String>,
+    /// Destinations that the VM reaches, and no others: addresses, networks or names, perhaps with a
+    /// port, as in example.org:443.
+    #[serde(default)]
+    allow: Vec<String>,
+    /// The short form of net: nat.
     #[serde(default)]
     nat: bool,
     /// A folder of the host with a git repository, which is prepared in the VM; the command starts
@@ -62,9 +69,13 @@ impl Arguments for Run {
             ("--memory", self.memory),
             ("--disk-size", self.disk_size),
             ("--root-size", self.root_size),
+            ("--net", self.net),
         ];
         for (flag, value) in flags {
             words.flag(flag, value);
+        }
+        for destination in self.allow {
+            words.flag("--allow", Some(destination));
         }
         words.switch("--nat", self.nat).switch("--rm", self.remove).switch("-d", alone || self.background);
         words.env(self.env)?.switch("-n", self.stdin.is_none());
