@@ -5,10 +5,12 @@
 
 mod bars;
 mod events;
+mod screen;
 mod streams;
 
 pub(crate) use bars::{Transfer, Transfers};
 pub(crate) use events::{Event, ms, tell};
+pub(crate) use screen::Screen;
 pub(crate) use streams::Streams;
 
 use banger_policy::ByteSize;
@@ -187,6 +189,20 @@ pub(crate) fn table(
     rows: &[Vec<String>],
     colour: impl Fn(usize, &str) -> Option<u8>,
 ) -> anyhow::Result<()> {
+    write(&table_text(header, rows, colour, coloured()))
+}
+
+/// The same as lines, without colour.
+pub(crate) fn table_lines(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    table_text(header, rows, |_, _| None, false).lines().map(str::to_owned).collect()
+}
+
+fn table_text(
+    header: &[&str],
+    rows: &[Vec<String>],
+    colour: impl Fn(usize, &str) -> Option<u8>,
+    coloured: bool,
+) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| cell_text(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -202,13 +218,12 @@ pub(crate) fn table(
         }
         format!("{}\n", text.trim_end())
     };
-    let coloured = coloured();
     let mut text = render(&mut header.iter().map(|title| ((*title).to_owned(), coloured.then_some(1))));
     for row in &rows {
         let cells = row.iter().enumerate();
         text += &render(&mut cells.map(|(column, cell)| (cell.clone(), colour(column, cell).filter(|_| coloured))));
     }
-    write(&text)
+    text
 }
 
 /// One line, whatever was in it.

@@ -79,6 +79,8 @@ pub(crate) enum Command {
     System(System),
     /// Show your limits, what you have of each, and where they come from
     Quota(List),
+    /// Show what VMs that run use, again and again; q ends it
+    Top(Top),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
     /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets
@@ -153,6 +155,15 @@ pub(crate) struct List {
     pub(crate) all: bool,
     #[command(flatten)]
     pub(crate) json: Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) list: List,
+    /// Print it once, as without a terminal
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Clone, Copy, Debug, Args)]

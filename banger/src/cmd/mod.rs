@@ -28,6 +28,7 @@ mod spec;
 mod ssh_config;
 mod sync;
 mod system;
+mod top;
 mod version;
 mod workspace;
 
@@ -47,6 +48,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<u8> {
         Command::Job(command) => job::run(command).await,
         Command::System(command) => system::run(command).await,
         Command::Quota(options) => quota::run(options).await,
+        Command::Top(options) => top::run(options).await,
         Command::Doctor(asked) => doctor::run(asked).await,
         Command::Bug(options) => bug::run(options).await,
         Command::SshConfig(options) => ssh_config::run(&options),

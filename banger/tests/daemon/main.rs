@@ -47,9 +47,11 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 21] = [
+    let commands: [&[&str]; 23] = [
         &["vm", "list"],
         &["ps", "--all"],
+        &["top"],
+        &["top", "--all", "--once"],
         &["image", "list"],
         &["image", "show", "debian:13"],
         &["kernel", "list"],

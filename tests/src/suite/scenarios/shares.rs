@@ -35,8 +35,8 @@ const GREEDY: &str =
     "[limits.users.bob]\\ncpu_weight = 50\\nmemory_high = \"1G\"\\nmemory_max = \"2G\"\\npids = 900\\n";
 const SHOWN: [(&str, &str); 4] =
     [("cpu.weight", "50"), ("memory.high", "1073741824"), ("memory.max", "2147483648"), ("pids.max", "900")];
-/// Room for two VMs of alice's, and for three on the host: each counts 276M. Bob's own limit would be
-/// half of the host's, which is one VM too.
+/// Room for two VMs of alice's, and for three on the host: each counts 276M. Bob's own limit would
+/// be half of the host's, which is one VM too.
 const NARROW: &str = "[limits.users.alice]\\nmemory = \"600M\"\\n[limits.users.bob]\\nmemory = \"1G\"\\n";
 const NARROW_HOST: &str = "memory = \"900M\"";
 /// Commands whose times are taken.
