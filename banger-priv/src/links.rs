@@ -75,8 +75,11 @@ impl Links {
             message.header.family == AddressFamily::Inet && !ours
         });
         for other in others {
-            let deleted = self.handle.address().del(other).execute().await;
-            deleted.map_err(|error| failed("address-delete", &error))?;
+            match self.handle.address().del(other).execute().await {
+                // With the first address of a network, its others may go (`promote_secondaries`).
+                Err(error) if errno(&error) != libc::EADDRNOTAVAIL => return Err(failed("address-delete", &error)),
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -1,15 +1,11 @@
 //! Small files that hold one value each, replaced by rename: the ledger's rows and the COW files'
-//! records.
-//!
-//! A file is JSON, so that an administrator can read it: `{"crc32":"xxxxxxxx","record":{...}}`. The
-//! sum is over the bytes of `record`. A file that does not parse, or whose sum differs, is damaged;
-//! nobody guesses.
+//! records. What their bytes are is in [`banger_policy::helper::record`].
 
+pub use banger_policy::helper::record::{decode, encode};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, fsync, openat2, renameat, unlinkat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
-use std::borrow::Cow;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,41 +15,6 @@ use std::path::Path;
 const ROOM: u64 = 16 * 1024;
 /// Ending of a file that is being written.
 const UNFINISHED: &str = ".new";
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Envelope<'a> {
-    #[serde(borrow)]
-    crc32: Cow<'a, str>,
-    #[serde(borrow)]
-    record: &'a RawValue,
-}
-
-/// The bytes of a file with this value.
-///
-/// # Errors
-/// Only when the value cannot be JSON.
-pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    let record = serde_json::value::to_raw_value(value)?;
-    let crc32 = Cow::Owned(format!("{:08x}", crc32(record.get().as_bytes())));
-    let mut bytes = serde_json::to_vec(&Envelope { crc32, record: &record })?;
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-/// The value of a file; `None` when it is damaged.
-#[must_use]
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let envelope: Envelope<'_> = serde_json::from_slice(bytes.strip_suffix(b"\n")?).ok()?;
-    let sum = format!("{:08x}", crc32(envelope.record.get().as_bytes()));
-    if envelope.crc32 == sum { serde_json::from_str(envelope.record.get()).ok() } else { None }
-}
-
-/// CRC-32 of IEEE 802.3, bit by bit: the records are short.
-fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
-}
 
 /// Replaces `name` below `directory`. With `durable` the answer means that it survives a power cut.
 ///
@@ -156,12 +117,6 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_is_the_usual_crc() {
-        // The check value of CRC-32/ISO-HDLC.
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-    }
-
-    #[test]
     fn a_file_cut_anywhere_is_damaged() {
         let bytes = encode(&row()).unwrap();
         assert_eq!(decode::<Row>(&bytes), Some(row()));
@@ -189,7 +144,7 @@ mod tests {
         let text = String::from_utf8(encode(&row()).unwrap()).unwrap();
         let inner =
             text.split_once("\"record\":").unwrap().1.trim_end().trim_end_matches('}').to_owned() + ",\"more\":1}";
-        let value: Box<RawValue> = RawValue::from_string(inner).unwrap();
+        let value: Box<serde_json::value::RawValue> = serde_json::value::RawValue::from_string(inner).unwrap();
         assert_eq!(decode::<Row>(&encode(&value).unwrap()), None);
     }
 

@@ -6,13 +6,16 @@ use anyhow::{Context as _, ensure};
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// The longest name of a context.
 const MAX_NAME: usize = 64;
+
+/// The longest file that is read, bytes.
+const LONGEST: u64 = 64 << 10;
 
 /// The file.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -135,18 +138,21 @@ pub(crate) fn read(file: &Path) -> anyhow::Result<Contexts> {
 
 fn read_as(caller: Uid, file: &Path) -> anyhow::Result<Contexts> {
     let what = || format!("cannot read {}", file.display());
-    let mut opened = match File::open(file) {
+    // Not a queue that somebody put there to wait for, and no link to another file.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut opened = match OpenOptions::new().read(true).custom_flags(flags).open(file) {
         Ok(opened) => opened,
         Err(error) if [ErrorKind::NotFound, ErrorKind::PermissionDenied].contains(&error.kind()) => {
             return Ok(Contexts::default());
         }
         Err(error) => return Err(error).with_context(what),
     };
-    if opened.metadata().with_context(what)?.uid() != caller.as_raw() {
+    let found = opened.metadata().with_context(what)?;
+    if !found.is_file() || found.uid() != caller.as_raw() {
         return Ok(Contexts::default());
     }
     let mut text = String::new();
-    opened.read_to_string(&mut text).with_context(what)?;
+    (&mut opened).take(LONGEST).read_to_string(&mut text).with_context(what)?;
     toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
 }
 

@@ -14,9 +14,10 @@ pub(crate) use greeting::Greeting;
 
 use crate::error::explained;
 use crate::programs;
-use anyhow::Context as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use anyhow::{Context as _, ensure};
+use nix::unistd::{User, geteuid};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -132,7 +133,7 @@ impl Login {
 
     /// Logs in unless somebody has. In the foreground, so that ssh can ask for a passphrase or show
     /// a new host key.
-    async fn begin(&self, ssh: &std::path::Path, to: &Address) -> anyhow::Result<()> {
+    async fn begin(&self, ssh: &Path, to: &Address) -> anyhow::Result<()> {
         let mut check = Command::new(ssh);
         check.args(self.options()).args(["-O", "check"]).args(to.words());
         check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -166,11 +167,27 @@ fn program() -> anyhow::Result<PathBuf> {
 /// The socket of the login, in a folder that only this user may enter. `%C` is ssh's own name for
 /// user, machine and port.
 fn control_path() -> anyhow::Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = absolute("XDG_RUNTIME_DIR").or_else(|| Some(absolute("HOME")?.join(".ssh")));
-    let folder = folder.context("there is no place for the socket of ssh: neither XDG_RUNTIME_DIR nor HOME is set")?;
-    let folder = folder.join("banger");
+    let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // Under `su` and `sudo` both may be another user's, who would answer in the login's place.
+    let own = |name| named(name).filter(|path| is_own(path));
+    let home = || User::from_uid(geteuid()).ok().flatten().map(|user| user.dir);
+    let folder = own("XDG_RUNTIME_DIR").or_else(|| Some(own("HOME").or_else(home)?.join(".ssh")));
+    let folder = folder.context("there is no place for the socket of ssh: you have no home folder")?.join("banger");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.with_context(|| format!("cannot make {}", folder.display()))?;
+    ensure!(
+        is_own(&folder) && is_closed(&folder),
+        "{} must be a folder of your own that nobody else may enter: remove it, or run chmod 700 on it",
+        folder.display()
+    );
     Ok(folder.join("%C"))
+}
+
+/// A folder of the caller's, and no link to one.
+fn is_own(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw())
+}
+
+fn is_closed(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.mode() & 0o077 == 0)
 }

@@ -3,6 +3,7 @@
 use super::read;
 use crate::config::Config;
 use banger_policy::net::Network;
+use banger_policy::reach::is_public;
 use banger_proto::model::Check;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -44,6 +45,13 @@ fn resolver(address: Ipv4Addr, network: Network) -> Check {
              restart bangerd",
         );
     }
+    if !is_public(address) {
+        return Check::warn(
+            NAME,
+            format!("guests ask {address}, which VMs with --net public cannot reach: it is no public address"),
+            "give such VMs another mode, or set default_dns in /etc/banger/banger.toml to a public resolver",
+        );
+    }
     Check::pass(NAME, format!("guests ask {address}"))
 }
 
@@ -51,7 +59,7 @@ fn resolver(address: Ipv4Addr, network: Network) -> Check {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use banger_proto::model::CheckStatus::{Fail, Pass};
+    use banger_proto::model::CheckStatus::{Fail, Pass, Warn};
 
     fn network() -> Network {
         Network::new(Ipv4Addr::new(172, 16, 0, 1), 24).unwrap()
@@ -66,6 +74,7 @@ mod tests {
     #[test]
     fn a_resolver_that_answers_no_guest() {
         assert_eq!(resolver(Ipv4Addr::new(1, 1, 1, 1), network()).status, Pass);
+        assert_eq!(resolver(Ipv4Addr::new(10, 0, 0, 53), network()).status, Warn);
         for address in [[127, 0, 0, 53], [0, 0, 0, 0], [172, 16, 0, 1]] {
             assert_eq!(resolver(address.into(), network()).status, Fail, "{address:?}");
         }

@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// turns with their addresses, and a guest keeps one as long as its own resolver says.
 const KEEP: Duration = Duration::from_secs(600);
 /// Addresses of one name.
-const ADDRESSES: usize = 16;
+const ADDRESSES: usize = 64;
 const DNS: u16 = 53;
 
 /// A resolver.
@@ -95,24 +95,37 @@ impl Names {
 
 /// What is known of a VM's names.
 #[derive(Debug, Default)]
-pub(crate) struct Known(BTreeMap<HostName, BTreeMap<Ipv4Addr, Instant>>);
+pub(crate) struct Known {
+    addresses: BTreeMap<HostName, BTreeMap<Ipv4Addr, Instant>>,
+    /// When it was first asked for.
+    since: Option<Instant>,
+}
 
 impl Known {
     /// Takes in what was found, and forgets what is old and what `network` no longer names.
     pub(crate) fn learn(&mut self, network: &VmNetwork, found: Found, now: Instant) {
+        self.since.get_or_insert(now);
         for (name, addresses) in found {
-            let known = self.0.entry(name).or_default();
+            let known = self.addresses.entry(name).or_default();
             known.extend(addresses.into_iter().filter(|address| is_public(*address)).map(|address| (address, now)));
         }
         let names = network.names();
-        self.0.retain(|name, _| names.contains(&name));
-        for known in self.0.values_mut() {
+        self.addresses.retain(|name, _| names.contains(&name));
+        for known in self.addresses.values_mut() {
             known.retain(|_, seen| now.saturating_duration_since(*seen) < KEEP);
             while known.len() > ADDRESSES {
                 let oldest = known.iter().min_by_key(|(_, seen)| **seen).map(|(address, _)| *address);
                 oldest.map(|address| known.remove(&address));
             }
         }
+    }
+
+    /// Has each name of the list been found, or been asked for so long that what it led to before
+    /// counts no more? Until then, a daemon that has just begun knows less than the helper does.
+    pub(crate) fn is_whole(&self, network: &VmNetwork, now: Instant) -> bool {
+        let known = |name| self.addresses.get(name).is_some_and(|known| !known.is_empty());
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= KEEP)
+            || network.names().into_iter().all(known)
     }
 
     /// What the guest may reach of its list: the ranges, of each name the addresses that are known,
@@ -124,7 +137,7 @@ impl Known {
         for entry in &network.allow {
             match &entry.place {
                 Place::Range(range) => targets.extend(entry.targets(*range)),
-                Place::Name(name) => named.push((entry, self.0.get(name))),
+                Place::Name(name) => named.push((entry, self.addresses.get(name))),
             }
         }
         if !named.is_empty() {
@@ -165,6 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_found_yet_is_no_reason_to_take_anything_away_for_a_while() {
+        let network = network(&["example.org", "example.net"]);
+        let (mut known, begun) = (Known::default(), Instant::now());
+        assert!(!known.is_whole(&network, begun));
+        let one = found(&network, &[[9, 9, 9, 9]]).into_iter().take(1).collect();
+        known.learn(&network, one, begun);
+        assert!(!known.is_whole(&network, begun + KEEP / 2), "the other is not found");
+        assert!(known.is_whole(&network, begun + KEEP), "and counts no more");
+        known.learn(&network, found(&network, &[[9, 9, 9, 9]]), begun + KEEP / 2);
+        assert!(known.is_whole(&network, begun + KEEP / 2));
+    }
+
+    #[test]
     fn a_name_leads_to_no_private_address() {
         let network = network(&["example.org:443/tcp"]);
         let mut known = Known::default();
@@ -194,7 +220,7 @@ mod tests {
         known.learn(&network, Vec::new(), begin + KEEP);
         assert_eq!(texts(&known, &network)[2..], ["8.8.8.8/32"]);
         known.learn(&VmNetwork::default(), Vec::new(), begin + KEEP);
-        assert_eq!(known.0.len(), 0, "nothing is kept of a name that is not in the list any more");
+        assert_eq!(known.addresses.len(), 0, "nothing is kept of a name that is not in the list any more");
     }
 
     #[test]
@@ -204,7 +230,7 @@ mod tests {
         let mut known = Known::default();
         let many: Vec<[u8; 4]> = (0..200).map(|n| [9, 9, 9, n]).collect();
         known.learn(&network, found(&network, &many), Instant::now());
-        assert!(known.0.values().all(|known| known.len() == ADDRESSES));
+        assert!(known.addresses.values().all(|known| known.len() == ADDRESSES));
         assert_eq!(texts(&known, &network).len(), MAX_TARGETS);
     }
 

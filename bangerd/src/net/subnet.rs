@@ -57,10 +57,11 @@ impl Route {
         address.to_bits() & mask == self.target.to_bits() & mask
     }
 
-    /// Is there an address in both? The route to everywhere is no clash: a narrower one wins.
+    /// Is there an address in both? The route to everywhere is no clash: a narrower one wins. Neither
+    /// are its two halves, by which a VPN takes its place.
     fn overlaps(&self, network: Network) -> bool {
         let common = mask(self.prefix) & mask(network.prefix());
-        self.prefix != 0 && self.target.to_bits() & common == network.gateway().to_bits() & common
+        self.prefix > 1 && self.target.to_bits() & common == network.gateway().to_bits() & common
     }
 }
 

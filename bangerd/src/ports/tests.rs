@@ -198,11 +198,14 @@ fn datagrams_pass_both_ways_by_flow_and_a_flow_is_asked_again() {
     assert_eq!(&buffer[..size], b"ping");
     guest.send_to(b"pong!", flow).unwrap();
     assert_eq!(client.recv_from(&mut buffer).unwrap(), (5, port));
-    // The sender's port is another user's now.
+    // The sender's port is another user's now, who neither sends nor is sent anything.
     *world.caller.0.lock().unwrap() = Caller::Unknown;
     thread::sleep(Duration::from_millis(1100));
     client.send_to(b"again", port).unwrap();
     guest.recv_from(&mut buffer).unwrap_err();
+    guest.send_to(b"secret", flow).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    client.recv_from(&mut buffer).unwrap_err();
     // After a pause it is a new flow, from another port.
     thread::sleep(Duration::from_millis(1500));
     *world.caller.0.lock().unwrap() = Caller::Uid(OWNER);

@@ -182,7 +182,7 @@ impl Actor {
             }
             Order::Look => self.reconcile(Look::Later).await,
             Order::AskNames => {
-                self.ask_names();
+                self.look_at_network().await;
                 false
             }
             Order::Names(found) => {

@@ -70,6 +70,19 @@ impl Actor {
         self.row.network.names().into_iter().cloned().collect()
     }
 
+    /// What is done every half minute: names are asked for. Without names, a change whose answer was
+    /// lost, or that was taken back while the helper was away, is brought to what the row says.
+    pub(super) async fn look_at_network(&mut self) {
+        if !self.names().is_empty() {
+            self.ask_names();
+        } else if self.row.state == State::Running
+            && self.reach_told.is_none()
+            && let Err(error) = self.align_network().await
+        {
+            tracing::warn!("{}", error.message());
+        }
+    }
+
     /// Asks for the names of a running VM without waiting: a stop has not to wait for a resolver.
     /// The answer is an order.
     pub(super) fn ask_names(&mut self) {
@@ -90,7 +103,12 @@ impl Actor {
     /// The answer. The helper is told what is another than it was told last.
     pub(super) async fn names_came(&mut self, found: Found) {
         self.names_asked = false;
-        self.names_known.learn(&self.row.network, found, Instant::now());
+        let now = Instant::now();
+        self.names_known.learn(&self.row.network, found, now);
+        // After a restart of the daemon, the helper still has what the names led to before.
+        if self.reach_told.is_none() && !self.names_known.is_whole(&self.row.network, now) {
+            return;
+        }
         if self.row.state == State::Running
             && self.reach_told.as_ref() != Some(&self.reach())
             && let Err(error) = self.align_network().await

@@ -5,4 +5,5 @@
 pub mod dm;
 pub mod firewall;
 pub mod holding;
+pub mod record;
 pub mod row;
