@@ -51,11 +51,12 @@ struct Tasks {
 }
 
 impl Watching {
-    /// From now on the session of this name is started again when it ends.
-    pub(super) fn begin(&self, shared: &Arc<Shared>, name: &str) {
+    /// From now on the session of this name is started again when it ends. `begun`: it was started
+    /// just now; if it does not run, it has ended already.
+    pub(super) fn begin(&self, shared: &Arc<Shared>, name: &str, begun: bool) {
         let mut tasks = self.tasks();
         if !tasks.over {
-            let task = tokio::spawn(keep(Arc::clone(shared), name.to_owned())).abort_handle();
+            let task = tokio::spawn(keep(Arc::clone(shared), name.to_owned(), begun)).abort_handle();
             tasks.by_name.insert(name.to_owned(), task).iter().for_each(AbortHandle::abort);
         }
     }
@@ -161,7 +162,7 @@ pub(in crate::agent) async fn resume(shared: Arc<Shared>, init: InitKind) {
     // Some inits mount a new /run over the one with the sockets of sessions.
     settled(init).await;
     for name in names {
-        shared.sessions.again.begin(&shared, &name);
+        shared.sessions.again.begin(&shared, &name, false);
     }
 }
 
@@ -178,7 +179,7 @@ async fn settled(init: InitKind) {
 }
 
 /// Has it run, for as long as its order is there.
-async fn keep(shared: Arc<Shared>, name: String) {
+async fn keep(shared: Arc<Shared>, name: String, mut begun: bool) {
     let sessions = &shared.sessions;
     let (mut pause, mut failed) = (FIRST, false);
     loop {
@@ -187,11 +188,15 @@ async fn keep(shared: Arc<Shared>, name: String) {
         let Ok(Some((order, running))) = found else { return };
         let began = Instant::now();
         let started = match running {
-            Some(session) => Ok(session),
-            None => sessions.start_now(order, &shared).await,
+            Some(session) => Ok(Some(session)),
+            None if begun => Ok(None),
+            None => sessions.start_now(order, &shared).await.map(Some),
         };
+        begun = false;
         match started {
-            Ok(session) => {
+            // Its end is the first one, and is waited after like every other.
+            Ok(None) => {}
+            Ok(Some(session)) => {
                 failed = false;
                 wait(sessions, &session.id).await;
                 let (places, word) = (sessions.places.clone(), name.clone());

@@ -236,7 +236,7 @@ impl Sessions {
             Refusal::Failed(format!("session {} runs, but what is started again cannot be kept: {error}", session.id))
         })?;
         if again {
-            self.again.begin(shared, &session.name);
+            self.again.begin(shared, &session.name, true);
         }
         Ok(session)
     }
