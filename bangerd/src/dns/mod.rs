@@ -2,7 +2,8 @@
 //! from the daemon's own records, asks nobody, and refuses every other name.
 //!
 //! [`serve`] is started by [`crate::serve`] and ends with the daemon. What it lets whom know is
-//! decided in [`banger_policy::dns`]; whose a question is, the kernel says ([`crate::net::caller`]).
+//! decided in [`banger_policy::dns`]; whose a question is, the kernel says
+//! ([`crate::net::caller`]).
 
 mod asker;
 pub(crate) mod message;

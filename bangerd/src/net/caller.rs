@@ -1,5 +1,6 @@
 //! Whose socket a connection comes from, as the kernel says by its socket diagnostics
-//! (sock_diag(7), linux/inet_diag.h). `/proc/net/tcp` has the same, but is read whole for each connection.
+//! (sock_diag(7), linux/inet_diag.h). `/proc/net/tcp` has the same, but is read whole for each
+//! connection.
 //!
 //! What a sender can do: close the socket at once (the kernel then names root, and no inode: not
 //! known), and, for UDP, send from an address of this host that another socket has. So a UDP caller

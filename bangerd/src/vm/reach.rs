@@ -70,8 +70,8 @@ impl Actor {
         self.row.network.names().into_iter().cloned().collect()
     }
 
-    /// What is done every half minute: names are asked for. Without names, a change whose answer was
-    /// lost, or that was taken back while the helper was away, is brought to what the row says.
+    /// What is done every half minute: names are asked for. Without names, a change whose answer
+    /// was lost, or that was taken back while the helper was away, is brought to what the row says.
     pub(super) async fn look_at_network(&mut self) {
         if !self.names().is_empty() {
             self.ask_names();

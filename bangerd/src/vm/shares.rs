@@ -44,8 +44,8 @@ pub(crate) fn give_at_each_reload(ctx: &Arc<Context>) {
     });
 }
 
-/// Gives every user of whom something runs the share of now. What cannot be given is in the log, and tried again with the user's
-/// next start.
+/// Gives every user of whom something runs the share of now. What cannot be given is in the log,
+/// and tried again with the user's next start.
 pub(crate) async fn give_all(ctx: &Arc<Context>) {
     for owner in ctx.machine.owners() {
         if let Err(error) = take(ctx, owner).await {

@@ -25,11 +25,11 @@ pub(super) struct Run {
     disk_size: Option<String>,
     /// The root disk, such as 8G.
     root_size: Option<String>,
-    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever the
-    /// host routes to). Without it, what the host's administrator has configured.
+    /// How far the VM reaches: none, public (the internet and no private network), nat (wherever
+    /// the host routes to). Without it, what the host's administrator has configured.
     net: Option<String>,
-    /// Destinations that the VM reaches, and no others: addresses, networks or names, perhaps with a
-    /// port, as in example.org:443.
+    /// Destinations that the VM reaches, and no others: addresses, networks or names, perhaps with
+    /// a port, as in example.org:443.
     #[serde(default)]
     allow: Vec<String>,
     /// The short form of net: nat.
