@@ -20,7 +20,6 @@ const SAMPLED: &[(&str, usize)] = &[
     ("using", 3),
     ("workspace", 2),
     ("sessions", 2),
-    ("wedged", 2),
     ("crash", 4),
     ("bad-input", 3),
     ("faults", 2),
