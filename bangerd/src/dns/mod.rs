@@ -28,7 +28,7 @@ const AT_ONCE: usize = 64;
 /// How long is waited for an address that somebody else has.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Finds out whose sockets talk to ours: one look for all of them.
+/// Finds out whose sockets talk to ours, each by a question to the kernel.
 type WhoTalks = fn(Protocol, &[SocketAddrV4], SocketAddrV4) -> Vec<Option<u32>>;
 
 /// What all questions share.

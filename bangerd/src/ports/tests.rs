@@ -161,7 +161,7 @@ fn a_program_is_told_who_connects_when_asked() {
 }
 
 #[test]
-fn more_connections_than_a_port_may_have_wait_their_turn() {
+fn many_connections_are_served_at_once_and_the_port_is_taken() {
     let world = World::new(Caller::Uid(OWNER));
     let port = world.publish(echo(), Protocol::Tcp, |port| port);
     let mut open: Vec<TcpStream> = (0..64).map(|_| connect(port)).collect();
