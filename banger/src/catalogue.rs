@@ -45,7 +45,7 @@ struct Raw {
 /// # Errors
 /// Which file cannot be read or understood, and where.
 pub(crate) fn all() -> anyhow::Result<BTreeMap<String, Entry>> {
-    let own = registry::config_folder().map(|folder| folder.join("catalogue.toml"));
+    let own = registry::own_config_folder().map(|folder| folder.join("catalogue.toml"));
     let files: Vec<PathBuf> = FILES.iter().map(PathBuf::from).chain(own).collect();
     read(&files.iter().map(PathBuf::as_path).collect::<Vec<_>>())
 }

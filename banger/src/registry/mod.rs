@@ -24,7 +24,7 @@ mod url;
 pub(crate) use cache::Cache;
 pub(crate) use manifest::Platform;
 pub(crate) use reference::Reference;
-pub(crate) use settings::config_folder;
+pub(crate) use settings::{config_folder, own_config_folder};
 
 use crate::error::explained;
 use crate::output::Transfers;

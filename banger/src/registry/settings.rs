@@ -3,9 +3,11 @@
 use crate::error::explained;
 use anyhow::Context as _;
 use banger_policy::ByteSize;
+use nix::unistd::{Uid, geteuid};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::url::Url;
@@ -32,7 +34,7 @@ struct File {
 /// # Errors
 /// With the place of a mistake.
 pub(super) fn read() -> anyhow::Result<Settings> {
-    let file = config_folder().map(|folder| folder.join("registries.toml"));
+    let file = own_config_folder().map(|folder| folder.join("registries.toml"));
     let Some(file) = file else { return parse("") };
     match std::fs::read_to_string(&file) {
         Ok(text) => parse(&text),
@@ -59,6 +61,16 @@ fn parse(text: &str) -> anyhow::Result<Settings> {
     })
 }
 
+/// The same folder when it is the caller's. Under `sudo`, HOME may be another user's, who must not
+/// choose the mirror, nor the meaning of a short name, by which root pulls an image.
+pub(crate) fn own_config_folder() -> Option<PathBuf> {
+    config_folder().filter(|folder| belongs_to(folder, geteuid()))
+}
+
+fn belongs_to(folder: &Path, caller: Uid) -> bool {
+    folder.metadata().is_ok_and(|found| found.uid() == caller.as_raw())
+}
+
 /// `~/.config/banger`, for a user who has a home.
 pub(crate) fn config_folder() -> Option<PathBuf> {
     xdg("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("banger"))
@@ -81,6 +93,13 @@ fn xdg(variable: &str, below_home: &str) -> Option<PathBuf> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn another_users_folder_is_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(belongs_to(folder.path(), geteuid()));
+        assert!(!belongs_to(folder.path(), Uid::from_raw(geteuid().as_raw() + 1)));
+    }
 
     #[test]
     fn settings_and_mistakes() {
