@@ -105,7 +105,6 @@ pub(super) fn run() -> Result<bool> {
     if let Some(tests) = done.iter_mut().find(|stage| stage.name == "tests") {
         tests.failures = units;
     }
-    say_failures(&done);
     let mut total = Tally::default();
     println!("\n=== summary");
     for stage in &done {
@@ -114,11 +113,12 @@ pub(super) fn run() -> Result<bool> {
         total += stage.tally;
     }
     println!("{:<28} {:>6.0} s, suites side by side", "all", begun.elapsed().as_secs_f64());
+    say_failures(&done);
     println!("{total}");
     Ok(total.failed == 0)
 }
 
-/// Once more, at the end of a long output.
+/// Once more, as the last thing: of a long output often only the end is kept.
 #[expect(clippy::print_stdout, reason = "progress and result are what this program is for")]
 fn say_failures(done: &[Done]) {
     let failed: Vec<&Done> = done.iter().filter(|stage| stage.tally.failed > 0).collect();
