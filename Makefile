@@ -25,7 +25,7 @@ help:
 	@echo 'make packages             the .deb and the .rpm, checked'
 	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=...)'
 	@echo 'make budgets              the helper against its budgets'
-	@echo 'make fmt, make lint       format; clippy, dependency rules, who may use whom'
+	@echo 'make fmt, make lint       format; clippy, dependency rules, who may use whom, links in comments'
 
 demo:
 	@$(NEED) build vm packages
@@ -69,3 +69,4 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo deny --offline --locked check bans licenses sources
 	@$(BENCH) layers
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --quiet --workspace --no-deps --locked --document-private-items

@@ -9,7 +9,7 @@ pub(crate) enum Context {
     Add {
         /// The name, for --host and for `context use`
         name: String,
-        /// ssh://[USER@]MACHINE[:PORT]
+        /// `ssh://[USER@]MACHINE[:PORT]`
         host: String,
     },
     /// List the names; * is the one in use

@@ -50,7 +50,7 @@ Files:
 #[derive(Debug, Parser)]
 #[command(name = "banger", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Ask the daemon of another machine, over ssh: ssh://[USER@]MACHINE[:PORT], or a name of
+    /// Ask the daemon of another machine, over ssh: `ssh://[USER@]MACHINE[:PORT]`, or a name of
     /// `banger context`
     #[arg(long, value_name = "HOST")]
     pub(crate) host: Option<String>,

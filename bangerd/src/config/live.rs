@@ -2,7 +2,7 @@
 //! swaps what is in it.
 //!
 //! Who needs a value asks for it when it is needed and keeps no copy. A loop whose pace is
-//! configured waits for [`Live::changed`] as well.
+//! configured waits for [`Live::changes`] as well.
 
 use super::Config;
 use crate::start_error::StartError;
