@@ -60,6 +60,12 @@ bring_up_host() {
     if systemctl --quiet is-active firewalld.service; then
         firewall-cmd --quiet --reload || true
     fi
+    if systemctl --quiet is-active systemd-networkd.service; then
+        networkctl reload || true
+    fi
+    if systemctl --quiet is-active NetworkManager.service; then
+        nmcli general reload conf || true
+    fi
 }
 
 # The host's own kernel, for everybody. Without it the package works all the same, so nothing here

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use super::product::{Needs, Product};
 use super::session::{How, Session, Suites};
 use super::{budgets, checks, fuzz, here, interrupt, layers, packages, product};
+use crate::hostvm::Kind;
 use crate::suite::{self, Setup};
 
 /// Builds banger, boots the host VM and runs the suites in it.
@@ -97,7 +98,7 @@ fn run(command: Command) -> Result<bool> {
         Command::HostTest { suites, only, seed, as_built } => run_suites(&suites, only.as_deref(), seed, as_built),
         Command::Shell { as_built } => {
             let product = product(Needs::Guests, as_built)?;
-            Session::open(&product)?.shell()
+            Session::open(&product, Kind::Plain)?.shell()
         }
         Command::Packages => {
             let product = Product::build(Needs::Package)?;
@@ -141,6 +142,6 @@ pub(super) fn needs(setup: Setup) -> Needs {
     match setup {
         Setup::Nothing => Needs::Nothing,
         Setup::Package | Setup::Installed => Needs::Package,
-        Setup::Vmm | Setup::Still | Setup::Guests => Needs::Guests,
+        Setup::Vmm | Setup::Still | Setup::Guests | Setup::Neighbours => Needs::Guests,
     }
 }

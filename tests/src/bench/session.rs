@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 use super::product::Product;
 use super::tally::Tally;
 use super::{interrupt, shown};
-use crate::hostvm;
 use crate::hostvm::accel::{self, Accel};
 use crate::hostvm::image::{Image, ensure_image};
 use crate::hostvm::machine::Machine;
 use crate::hostvm::payload::INSIDE;
+use crate::hostvm::{self, Kind};
 use crate::suite::{REBOOT_STATUS, Report, Setup, Suite};
 
 /// A suite that takes longer than this hangs.
@@ -60,10 +60,10 @@ pub(super) struct Session {
 impl Session {
     /// Boots. Under emulation once more when that fails: QEMU itself has been seen to crash while
     /// two CPUs come up in it.
-    pub(super) fn open(product: &Product) -> Result<Self> {
+    pub(super) fn open(product: &Product, kind: Kind) -> Result<Self> {
         let cache = cache();
         forget_dead_runs(&cache);
-        let image = ensure_image(&hostvm::kept())?;
+        let image = ensure_image(&hostvm::kept(), kind)?;
         let accel = accel::choose(&hostvm::kept(), &image)?;
         match Self::boot(product, &cache, &image, accel) {
             Err(error) if accel == Accel::Tcg => {
@@ -180,7 +180,7 @@ impl<'a> Suites<'a> {
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => Session::open(self.product)?,
+            None => Session::open(self.product, suite.setup.host())?,
         };
         let mut result = session.run(suite, only, self.product, &folder, self.how);
         self.again = None;
@@ -204,7 +204,7 @@ impl<'a> Suites<'a> {
                 let _ = std::fs::rename(folder.join(name), first.join(name));
             }
             drop(session);
-            session = Session::open(self.product)?;
+            session = Session::open(self.product, suite.setup.host())?;
             result = session.run(suite, only, self.product, &folder, self.how);
         }
         let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);

@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use super::{apt, material, recipe};
+use super::recipe::{self, Kind};
+use super::{apt, material};
 
 /// A finished image: everything that QEMU needs to start the host VM.
 #[derive(Debug, Clone)]
@@ -36,12 +37,12 @@ impl Image {
 }
 
 /// Returns the image of the present recipe, making it when it is not there.
-pub fn ensure_image(cache: &Path) -> Result<Image> {
+pub fn ensure_image(cache: &Path, kind: Kind) -> Result<Image> {
     fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
     let lock = File::create(cache.join("lock")).context("create the image lock")?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("lock the images")?;
 
-    let folder = cache.join(format!("image-{}", fingerprint()));
+    let folder = cache.join(format!("image-{}", fingerprint(kind)));
     if folder.is_dir() {
         super::used(&folder)?;
         return Ok(Image::at(&folder));
@@ -51,7 +52,7 @@ pub fn ensure_image(cache: &Path) -> Result<Image> {
     let unfinished = cache.join("image.unfinished");
     remove_tree(&unfinished)?;
     fs::create_dir_all(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
-    trees(&unfinished)?;
+    trees(&unfinished, kind)?;
     pack(&unfinished)?;
     super::unused(cache, "image-")?.iter().try_for_each(|folder| remove_tree(folder))?;
     fs::rename(&unfinished, &folder).with_context(|| format!("publish {}", folder.display()))?;
@@ -59,16 +60,22 @@ pub fn ensure_image(cache: &Path) -> Result<Image> {
     Ok(Image::at(&folder))
 }
 
-fn fingerprint() -> String {
-    let digest = Sha256::digest(format!("{}{}", recipe::fingerprint(), material::FINGERPRINT));
+fn fingerprint(kind: Kind) -> String {
+    let digest = Sha256::digest(format!("{}{}", recipe::fingerprint(kind), material::FINGERPRINT));
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The three package trees at once: most of the time is waiting for the mirror.
-fn trees(folder: &Path) -> Result<()> {
+fn trees(folder: &Path, kind: Kind) -> Result<()> {
     let sources = apt::sources(recipe::SUITE)?;
+    let (more, more_setup) = match kind {
+        Kind::Plain => (&[][..], &[][..]),
+        Kind::Neighbours => (recipe::NEIGHBOURS, recipe::NEIGHBOURS_SETUP),
+    };
+    let packages = [recipe::HOST_PACKAGES, more].concat();
     let setup: Vec<String> = recipe::HOST_SETUP
         .iter()
+        .chain(more_setup)
         .map(|line| (*line).to_owned())
         .chain(
             recipe::USERS.iter().map(|(name, uid)| format!(r#"chroot "$1" useradd -m -u {uid} -s /bin/bash {name}"#)),
@@ -76,7 +83,7 @@ fn trees(folder: &Path) -> Result<()> {
         .collect();
     std::thread::scope(|scope| {
         let jobs = [
-            scope.spawn(|| mmdebstrap(&sources, recipe::HOST_PACKAGES, &setup, &folder.join("host.tar"))),
+            scope.spawn(|| mmdebstrap(&sources, &packages, &setup, &folder.join("host.tar"))),
             scope.spawn(|| mmdebstrap(&sources, recipe::GUEST_PACKAGES, &[], &folder.join("debian.tar"))),
             scope.spawn(|| {
                 mmdebstrap(&sources, recipe::GUEST_SYSTEMD_PACKAGES, &[], &folder.join("debian-systemd.tar"))

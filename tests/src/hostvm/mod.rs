@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
-pub use recipe::USERS;
+pub use recipe::{Kind, USERS};
 
 /// What nobody has used for so long is removed when something new is made beside it.
 const UNUSED: Duration = Duration::from_secs(14 * 24 * 60 * 60);
@@ -34,9 +34,9 @@ pub fn kept() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("target/host-vm"))
 }
 
-/// Makes what host VMs are started from, as far as it is not there.
+/// Makes what the host VMs of most suites are started from, as far as it is not there.
 pub fn prepare() -> Result<()> {
-    let image = image::ensure_image(&kept())?;
+    let image = image::ensure_image(&kept(), Kind::Plain)?;
     match accel::choose(&kept(), &image)? {
         accel::Accel::Kvm => Ok(()),
         tcg @ accel::Accel::Tcg => booted::Booted::ensure(&image, tcg).map(drop),

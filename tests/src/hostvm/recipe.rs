@@ -29,8 +29,7 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "sqlite3",
     "socat",
-    // Neighbours: they do nothing until a scenario starts them. Docker would be many times as
-    // large as everything else.
+    // Neighbours: they do nothing until a scenario starts them.
     "systemd-resolved",
     "ufw",
     // The other package, in a root of its own.
@@ -47,6 +46,35 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "busybox-static",
     "tar",
     "zstd",
+];
+
+/// What a host VM is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Every suite but one.
+    Plain,
+    /// One with [`NEIGHBOURS`], which are as large as everything else together.
+    Neighbours,
+}
+
+/// Programs of the distribution that make networks and firewall rules of their own, beyond
+/// [`HOST_PACKAGES`]. None runs until a scenario starts it.
+pub(super) const NEIGHBOURS: &[&str] = &[
+    "docker.io",
+    "podman",
+    "netavark",
+    "firewalld",
+    "libvirt-daemon-driver-network",
+    "libvirt-daemon-config-network",
+    "libvirt-clients",
+    "network-manager",
+];
+
+/// As [`HOST_SETUP`]. The bench's own connection is not NetworkManager's business.
+pub(super) const NEIGHBOURS_SETUP: &[&str] = &[
+    r#"for unit in $(cd "$1/etc/systemd/system" && ls multi-user.target.wants sockets.target.wants | grep -E '^(docker|containerd|firewalld|libvirt|virt|netavark|NetworkManager)'); do chroot "$1" systemctl disable $unit >/dev/null 2>&1; done"#,
+    r#"ln -sf /dev/null "$1/etc/systemd/system/NetworkManager-wait-online.service""#,
+    r#"mkdir -p "$1/etc/NetworkManager/conf.d" && printf '[keyfile]\nunmanaged-devices=interface-name:eth0\n' > "$1/etc/NetworkManager/conf.d/bench.conf""#,
 ];
 
 /// Packages of the Debian guest without an init system: `banger-guest` stays PID 1 in it.
@@ -96,8 +124,12 @@ pub(super) const HOST_BOOT: &str = "#!/bin/sh\n\
     exit 0\n";
 
 /// One text that stands for everything above; its hash names the cached image.
-pub(super) fn fingerprint() -> String {
+pub(super) fn fingerprint(kind: Kind) -> String {
+    let more = match kind {
+        Kind::Plain => String::new(),
+        Kind::Neighbours => format!("{NEIGHBOURS:?}\n{NEIGHBOURS_SETUP:?}\n"),
+    };
     format!(
-        "{SUITE}\n{HOST_PACKAGES:?}\n{GUEST_PACKAGES:?}\n{GUEST_SYSTEMD_PACKAGES:?}\n{USERS:?}\n{DISK_SIZE}\n{HOST_SETUP:?}\n{HOST_BOOT}\n"
+        "{more}{SUITE}\n{HOST_PACKAGES:?}\n{GUEST_PACKAGES:?}\n{GUEST_SYSTEMD_PACKAGES:?}\n{USERS:?}\n{DISK_SIZE}\n{HOST_SETUP:?}\n{HOST_BOOT}\n"
     )
 }

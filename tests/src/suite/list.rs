@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scenarios;
 use super::scene::Scene;
+use crate::hostvm::Kind;
 
 /// What must stand before a suite's first scenario; each step stands on the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -24,6 +25,8 @@ pub enum Setup {
     Still,
     /// And guests can boot.
     Guests,
+    /// The same, in a host VM that has other programs with networks of their own.
+    Neighbours,
 }
 
 impl Setup {
@@ -32,7 +35,16 @@ impl Setup {
     #[must_use]
     pub fn leads_to(self, next: Self) -> bool {
         // Below this, the suites install and remove the package themselves.
-        self >= Self::Installed && next >= self
+        self >= Self::Installed && next >= self && self.host() == next.host()
+    }
+
+    /// Which host VM it needs.
+    #[must_use]
+    pub const fn host(self) -> Kind {
+        match self {
+            Self::Neighbours => Kind::Neighbours,
+            Self::Nothing | Self::Package | Self::Installed | Self::Vmm | Self::Still | Self::Guests => Kind::Plain,
+        }
     }
 
     /// Its name on the command line.
@@ -45,6 +57,7 @@ impl Setup {
             Self::Vmm => "vmm",
             Self::Still => "still",
             Self::Guests => "guests",
+            Self::Neighbours => "neighbours",
         }
     }
 }

@@ -113,9 +113,18 @@ mod tests {
                 source == path || source.split_once('*').is_some_and(|(a, b)| path.starts_with(a) && path.ends_with(b))
             })
         };
-        for folder in
-            ["systemd", "host-firewall", "resolver", "sysusers.d", "tmpfiles.d", "modules-load.d", "sysctl.d", "udev"]
-        {
+        for folder in [
+            "systemd",
+            "host-firewall",
+            "networkd",
+            "networkmanager",
+            "resolver",
+            "sysusers.d",
+            "tmpfiles.d",
+            "modules-load.d",
+            "sysctl.d",
+            "udev",
+        ] {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
                 let path = format!("{folder}/{}", entry.unwrap().file_name().display());
                 assert!(named(&path), "packaging/{path} is in no package");

@@ -45,16 +45,13 @@ fn scenarios() -> Vec<Scenario> {
 /// Takes a restart of the services and turns of the timer in each cell.
 pub(in crate::suite) const NEIGHBOURS: Suite = Suite {
     name: "neighbours",
-    about: "guests reach out and stay apart beside ufw, nftables.service, scripts of iptables and Docker, in every order",
-    setup: Setup::Guests,
+    about: "guests reach out and stay apart beside whoever else makes networks and rules, in every order",
+    setup: Setup::Neighbours,
     scenarios: neighbours,
 };
 
 fn neighbours() -> Vec<Scenario> {
-    vec![
-        Scenario::new("ufw", neighbours::ufw),
-        Scenario::new("nft-flush-ruleset", neighbours::nftables),
-        Scenario::new("iptables-flush", neighbours::iptables),
-        Scenario::new("docker", neighbours::docker),
-    ]
+    let matrix = neighbours::ALL.iter();
+    let matrix = matrix.map(|one| Scenario::new(one.name, |scene| neighbours::beside(scene, one)));
+    matrix.chain([Scenario::new("named-by-doctor", neighbours::named_by_doctor)]).collect()
 }
