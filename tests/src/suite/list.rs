@@ -177,6 +177,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,
+        scenarios::crowd::scale::SUITE,
         scenarios::services::LONG,
         scenarios::crash::BY_OPERATION,
         scenarios::root_disk::SIZES,

@@ -8,6 +8,7 @@
 mod clients;
 pub(super) mod dead;
 mod meet;
+pub(in crate::suite) mod scale;
 mod truth;
 
 use std::time::Duration;

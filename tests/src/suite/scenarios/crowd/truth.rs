@@ -73,8 +73,13 @@ fn held(vm: &Listed) -> Result<Vec<&'static str>> {
 
 /// A VM that runs has all that a VM holds, every other has nothing of it. How many run.
 pub(super) fn is_told(scene: &Scene) -> Result<usize> {
+    is_told_to(scene, &super::USERS)
+}
+
+/// The same for other users.
+pub(super) fn is_told_to(scene: &Scene, users: &[&str]) -> Result<usize> {
     let mut running = 0;
-    for user in ["alice", "bob"] {
+    for user in users {
         for vm in listed(scene, user)? {
             let held = held(&vm)?;
             let wanted = if vm.state == "running" { 3 } else { 0 };
