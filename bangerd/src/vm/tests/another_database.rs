@@ -30,7 +30,7 @@ fn what_belongs_to_no_row_is_released_but_disks_wait_for_an_administrator() {
 fn an_older_database_costs_nobody_a_disk_or_an_image() {
     let mut world = World::new();
     world.running("demo");
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     let vm = world.show(ALICE, "demo").unwrap();
     let image = world.paths().image_dir(&Digest::from_bytes([7; 32]).unwrap());
     std::fs::create_dir_all(&image).unwrap();
@@ -63,7 +63,7 @@ fn an_older_database_costs_nobody_a_disk_or_an_image() {
     std::fs::rename(&kept, &database).unwrap();
     world.boot();
     assert!(world.paths().vm(&vm.id).work_disk().exists() && image.exists() && world.helper.cows() == 1);
-    let started = world.order(Verb::Start, "demo");
+    let started = world.order(Ask::Start, "demo");
     assert!(matches!(started, JobState::Done(_)), "{started:?}");
     assert_eq!(leaks(&world), []);
 }
@@ -111,7 +111,7 @@ fn a_vm_that_runs_is_not_killed_by_an_older_copy_of_the_database() {
         // It is a VM like any other again.
         world.restart();
         world.until("demo", State::Running);
-        assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+        assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
         world.assert_nothing_held();
     }
 }

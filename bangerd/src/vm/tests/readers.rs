@@ -17,7 +17,7 @@ impl World {
 
     fn stopped(&self, name: &str) -> VmRecord {
         let vm = self.running(name);
-        assert!(matches!(self.order(Verb::Stop, name), JobState::Done(_)));
+        assert!(matches!(self.order(STOP, name), JobState::Done(_)));
         vm
     }
 }
@@ -67,7 +67,7 @@ fn whatever_changes_the_vm_ends_its_reader() {
     let world = World::new();
     world.stopped("web");
     let way = world.read(&ALICE, "web").unwrap();
-    assert!(matches!(world.order(Verb::Start, "web"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "web"), JobState::Done(_)));
     world.life().runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
         way.leave().await;
