@@ -45,14 +45,10 @@ pub(super) fn check(request: &PublishRequest, limits: &UserLimits, rules: &Rules
 
 /// The ports of a row as users see them.
 pub(super) fn shown(row: &VmRow, ctx: &Context) -> Vec<PublishedPort> {
-    let one = |port: &Published| PublishedPort {
-        protocol: port.protocol,
-        address: port.address,
-        host_port: port.host_port,
-        guest_port: port.guest_port,
-        public: port.public,
-        proxy_protocol: port.proxy_protocol,
-        problem: ctx.ports.problem(&row.id, port),
+    let one = |port: &Published| {
+        let Published { protocol, address, host_port, guest_port, public, proxy_protocol } = *port;
+        let problem = ctx.ports.problem(&row.id, port);
+        PublishedPort { protocol, address, host_port, guest_port, public, proxy_protocol, problem }
     };
     row.published.iter().map(one).collect()
 }
