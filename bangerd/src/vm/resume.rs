@@ -41,6 +41,14 @@ impl Default for Turns {
     }
 }
 
+#[cfg(test)]
+impl Turns {
+    /// No start waits for its turn or is under way: whoever has part in one holds the semaphore.
+    pub(super) fn starts_are_over(&self) -> bool {
+        Arc::strong_count(&self.starts) == 1
+    }
+}
+
 impl Actor {
     /// Its turn has come. Whoever has started or stopped it meanwhile, or has taken the wish back,
     /// has had the last word.

@@ -352,6 +352,12 @@ impl World {
         self.life().runtime.block_on(crate::vm::sweep::once(&self.life().vms.ctx));
     }
 
+    /// Waits until whatever was to be started after a reboot was started, or was found to be none
+    /// of the daemon's business.
+    fn starts_are_over(&self) {
+        self.until_true("no start waits", || self.life().vms.ctx.turns.starts_are_over());
+    }
+
     /// Waits until a job has come to a stage.
     fn until_stage(&self, job: JobId, stage: &str) {
         self.until_true(stage, || {

@@ -89,7 +89,7 @@ fn whoever_is_given_a_vm_is_not_read_by_the_one_who_had_it() {
     let other = world.stopped("other");
     let waiting =
         world.life().runtime.spawn(async move { vms.way_to_read(&ALICE, "other").await.map_err(ApiError::from) });
-    std::thread::sleep(Duration::from_millis(100));
+    world.until_true("it waits", || world.life().vms.ctx.readers.wanted_by(ALICE.uid) == 2);
     world.give(&ROOT, "alice/other", "bob").unwrap();
     world.leave(way);
     let refused = world.life().runtime.block_on(waiting).unwrap();

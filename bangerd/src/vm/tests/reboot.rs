@@ -81,7 +81,7 @@ fn what_did_not_run_when_the_host_went_down_is_not_started() {
     world.reboot();
     world.restart();
     world.looked();
-    std::thread::sleep(Duration::from_millis(100));
+    world.starts_are_over();
     assert_eq!(reason(&world, "stopped"), (State::Stopped, String::new()));
     assert_eq!(reason(&world, "ended"), (State::Stopped, "guest powered off".to_owned()));
     assert_eq!(reason(&world, "never"), (State::Created, String::new()));
@@ -112,7 +112,7 @@ fn one_that_cannot_be_started_again_says_why_and_is_not_tried_for_ever() {
     world.machine.fail(None);
     world.restart();
     world.looked();
-    std::thread::sleep(Duration::from_millis(100));
+    world.starts_are_over();
     assert_eq!(world.show(ALICE, "again").unwrap().state, State::Error);
     assert!(matches!(world.order(Ask::Start, "again"), JobState::Done(_)));
 }
@@ -136,11 +136,11 @@ fn who_stops_it_before_its_turn_or_takes_the_wish_back_has_the_last_word() {
         };
         assert!(matches!(done, JobState::Done(_)), "{change}: {done:?}");
         world.machine.fail(None);
-        std::thread::sleep(Duration::from_millis(800));
+        world.starts_are_over();
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}");
         world.restart();
         world.looked();
-        std::thread::sleep(Duration::from_millis(100));
+        world.starts_are_over();
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}, and the daemon restarted");
         assert_eq!(world.machine.processes(), 0);
     }
