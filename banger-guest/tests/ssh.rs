@@ -9,7 +9,7 @@ use guest::{Guest, text};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Bytes that compress badly and repeat nowhere near.
@@ -24,6 +24,16 @@ fn noise(length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
+}
+
+/// Sends while it reads: what comes back for it.
+fn answer_to(child: &mut Child, sent: &[u8]) -> Vec<u8> {
+    let (mut stdin, copy) = (child.stdin.take().unwrap(), sent.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&copy));
+    let mut received = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    received
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
@@ -98,12 +108,7 @@ fn fifty_megabytes_come_back_unchanged() {
     let Some(guest) = Guest::start() else { return };
     let sent = noise(50 * 1024 * 1024);
     let mut child = guest.ssh(&[], &["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let copy = sent.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(&copy));
-    let mut received = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
-    writer.join().unwrap().unwrap();
+    let received = answer_to(&mut child, &sent);
     assert!(child.wait().unwrap().success());
     assert_eq!(received.len(), sent.len());
     assert!(received == sent);
@@ -211,12 +216,7 @@ fn a_port_is_forwarded_both_ways() {
     });
     let mut child = guest.ssh(&["-W", &target], &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let sent = noise(3 * 1024 * 1024);
-    let mut stdin = child.stdin.take().unwrap();
-    let copy = sent.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(&copy));
-    let mut received = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
-    writer.join().unwrap().unwrap();
+    let received = answer_to(&mut child, &sent);
     assert!(received == sent);
     assert!(child.wait().unwrap().success());
     serving.join().unwrap();

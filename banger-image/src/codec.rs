@@ -321,15 +321,9 @@ fn zstd_error(e: FrameDecoderError) -> io::Error {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use flate2::{Compression, write::GzEncoder};
+    use crate::tests::maker::gzip;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
     use std::io::Write as _;
-
-    fn gzip(data: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(data).unwrap();
-        encoder.finish().unwrap()
-    }
 
     fn read(data: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();

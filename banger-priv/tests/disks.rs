@@ -4,12 +4,15 @@ mod common;
 
 use banger_policy::limits::{HOST_RESERVE_BYTES, MIN_ROOT_BYTES};
 use banger_policy::snapshot::cow_file_bytes;
+use banger_priv::host::Host;
 use banger_priv::kernel::Kernel;
+use banger_priv::ops::Machine;
 use banger_proto::helper::{DiskIdentity, HelperError};
 use common::{Folders, OWNER, exists, image, in_namespace, is_root, run, skipped, vm, works};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Longer than the largest disk of these tests.
@@ -39,6 +42,18 @@ fn has_dm() -> bool {
     dm_is_there()
 }
 
+/// A test with an image and a helper's machine, where there is root and what it needs.
+fn with_image(there_is: fn() -> bool, test: impl AsyncFnOnce(Folders, Rc<Machine<Host>>)) {
+    if is_root() && there_is() {
+        in_namespace(async {
+            let folders = Folders::new();
+            folders.add_image(BASE);
+            let machine = folders.start().await;
+            test(folders, machine).await;
+        });
+    }
+}
+
 fn has_loop() -> bool {
     let loops = exists(Path::new("/dev/loop-control"));
     if !loops {
@@ -49,13 +64,7 @@ fn has_loop() -> bool {
 
 #[test]
 fn a_failed_attach_leaves_nothing() {
-    if !is_root() || !has_loop() {
-        return;
-    }
-    in_namespace(async {
-        let folders = Folders::new();
-        folders.add_image(BASE);
-        let machine = folders.start().await;
+    with_image(has_loop, async |folders, machine| {
         let record = machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         assert!(record.allocated_bytes >= MIN_ROOT_BYTES, "reserved: {}", record.allocated_bytes);
         assert_eq!(machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap(), record);
@@ -86,13 +95,7 @@ fn a_failed_attach_leaves_nothing() {
 
 #[test]
 fn a_file_becomes_a_loop_device_and_is_freed_with_its_handle() {
-    if !is_root() || !has_loop() {
-        return;
-    }
-    in_namespace(async {
-        let folders = Folders::new();
-        folders.add_image(BASE);
-        let machine = folders.start().await;
+    with_image(has_loop, async |folders, machine| {
         let path = folders.path("images").join(image().to_string()).join("rootfs.ext4");
         let file = std::fs::File::open(&path).unwrap();
         use std::os::fd::AsFd;
@@ -100,7 +103,7 @@ fn a_file_becomes_a_loop_device_and_is_freed_with_its_handle() {
         assert!(machine.kernel().loop_still_on(&device, file.as_fd()).unwrap());
         let other = std::fs::File::open("/proc/self/exe").unwrap();
         assert!(!machine.kernel().loop_still_on(&device, other.as_fd()).unwrap());
-        let folder = format!("/sys/block/loop{}", banger_priv::host::Host::loop_number(&device));
+        let folder = format!("/sys/block/loop{}", Host::loop_number(&device));
         let read =
             |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).unwrap_or_default().trim().to_owned();
         assert_eq!(
@@ -115,13 +118,7 @@ fn a_file_becomes_a_loop_device_and_is_freed_with_its_handle() {
 
 #[test]
 fn a_disk_is_attached_written_kept_and_detached() {
-    if !is_root() || !has_dm() {
-        return;
-    }
-    in_namespace(async {
-        let folders = Folders::new();
-        folders.add_image(BASE);
-        let machine = folders.start().await;
+    with_image(has_dm, async |folders, machine| {
         let before = objects();
         machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         assert_eq!(code(machine.attach_disk(vm(1), OWNER + 1).await), HelperError::NotYours);
@@ -140,7 +137,7 @@ fn a_disk_is_attached_written_kept_and_detached() {
         device.write_all_at(b"changed", 4096 * 7).unwrap();
         device.sync_all().unwrap();
         let detach = {
-            let (machine, disk) = (std::rc::Rc::clone(&machine), disk.clone());
+            let (machine, disk) = (Rc::clone(&machine), disk.clone());
             tokio::task::spawn_local(async move { machine.detach_disk(vm(1), &disk).await })
         };
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -178,13 +175,7 @@ fn a_disk_is_attached_written_kept_and_detached() {
 /// nothing lost.
 #[test]
 fn a_disk_that_is_written_whole_stays_a_disk() {
-    if !is_root() || !has_dm() {
-        return;
-    }
-    in_namespace(async {
-        let folders = Folders::new();
-        folders.add_image(BASE);
-        let machine = folders.start().await;
+    with_image(has_dm, async |_folders, machine| {
         machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         for size in [MIN_ROOT_BYTES, 2 * MIN_ROOT_BYTES, 3 * MIN_ROOT_BYTES] {
             let grown = machine.grow_disk(vm(1), OWNER, size).await.unwrap();
@@ -267,13 +258,7 @@ fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
 
 #[test]
 fn a_disk_that_somebody_else_has_touched_is_left() {
-    if !is_root() || !has_dm() {
-        return;
-    }
-    in_namespace(async {
-        let folders = Folders::new();
-        folders.add_image(BASE);
-        let machine = folders.start().await;
+    with_image(has_dm, async |folders, machine| {
         machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
         // Renamed.
         let disk = machine.attach_disk(vm(1), OWNER).await.unwrap();

@@ -9,8 +9,8 @@ mod net;
 use banger_policy::reach::{Mode, Reach};
 use banger_priv::host::Host;
 use banger_priv::ops::Machine;
-use common::{Folders, OWNER, Vmm, Wire, in_namespace, mac, run, tcp, udp, vm};
-use net::{GUEST, HOST, LAN, TCP, UDP, UPLINK, can_run, from_lan, protocol, uplink};
+use common::{Folders, OWNER, Vmm, Wire, becomes, in_namespace, mac, run, tcp, udp, vm};
+use net::{GUEST, HOST, LAN, TCP, UDP, UPLINK, can_run, from_lan, protocol, uplink, with_uplink};
 use nix::unistd::{Uid, setfsuid};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -154,14 +154,7 @@ fn ports_of_both(guest: &mut Guest) -> Vec<(u16, u16)> {
 
 #[test]
 fn no_flow_outlives_its_vm() {
-    if !can_run() {
-        return;
-    }
-    in_namespace(async {
-        let mut uplink = uplink();
-        let folders = Folders::new();
-        let machine = folders.start().await;
-
+    with_uplink(async |mut uplink, folders, machine| {
         // Deleted; the next VM at the address is somebody else's.
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
         let mut old = Flows::open(&mut guest, &mut uplink);
@@ -177,8 +170,7 @@ fn no_flow_outlives_its_vm() {
         let mut old = Flows::open(&mut guest, &mut uplink);
         machine.watch(vm(1));
         guest.vmm.end();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(flows(GUEST), 0, "after its process's end");
+        becomes("no flow after its process's end", || flows(GUEST) == 0).await;
         old.are_over(&mut guest, &mut uplink, "stopped");
         guest.delete(&machine).await;
         drop(old);
@@ -210,13 +202,7 @@ fn no_flow_outlives_its_vm() {
 /// answered.
 #[test]
 fn a_flow_from_outside_ends_when_the_firewall_stands_again() {
-    if !can_run() {
-        return;
-    }
-    in_namespace(async {
-        let mut uplink = uplink();
-        let folders = Folders::new();
-        let machine = folders.start().await;
+    with_uplink(async |mut uplink, folders, machine| {
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
         // Another user of connection tracking, as Docker is: without one it would end with our
         // table.
@@ -260,13 +246,7 @@ fn a_flow_from_outside_ends_when_the_firewall_stands_again() {
 /// arrives.
 #[test]
 fn the_rest_of_a_closed_connection_arrives() {
-    if !can_run() {
-        return;
-    }
-    in_namespace(async {
-        let mut uplink = uplink();
-        let folders = Folders::new();
-        let machine = folders.start().await;
+    with_uplink(async |mut uplink, _folders, machine| {
         let mut guest = Guest::start(&machine, 1, OWNER, 1).await;
         let mut flow = Flows::open(&mut guest, &mut uplink);
         // More than may be under way without an acknowledgement: the rest is sent when nobody has

@@ -6,8 +6,8 @@ mod common;
 mod net;
 
 use banger_policy::reach::{Mode, Reach};
-use common::{DAEMON, Folders, OWNER, Vmm, Wire, in_namespace, mac, run, udp, vm};
-use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink};
+use common::{DAEMON, OWNER, Vmm, Wire, becomes, mac, run, udp, vm};
+use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, from_lan, protocol, with_uplink};
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -47,13 +47,7 @@ fn ipv6_that_left(uplink: &mut Wire) -> usize {
 
 #[test]
 fn nothing_passes_but_what_must() {
-    if !can_run() {
-        return;
-    }
-    in_namespace(async {
-        let mut uplink = uplink();
-        let folders = Folders::new();
-        let machine = folders.start().await;
+    with_uplink(async |mut uplink, folders, machine| {
         let mut guests = Vec::new();
         for (n, address) in [(1, GUEST), (2, OTHER)] {
             let tap = machine.acquire_tap(vm(n), OWNER + u32::from(n) - 1, n.into()).await.unwrap();
@@ -155,7 +149,8 @@ fn nothing_passes_but_what_must() {
             let machine = std::rc::Rc::clone(&machine);
             tokio::task::spawn_local(async move { machine.release(vm(1)).await })
         };
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        becomes("withdrawn", || !run("nft list table inet banger").contains(&name)).await;
+        assert!(!release.is_finished(), "the tap is still open");
         assert_eq!(through(&mut guest, &to(GUEST, LAN), &mut uplink), []);
         drop(guest);
         release.await.unwrap().unwrap();

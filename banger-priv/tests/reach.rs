@@ -8,7 +8,7 @@ mod net;
 use banger_policy::Digest;
 use banger_policy::reach::{Mode, Reach};
 use common::{Folders, OWNER, Vmm, Wire, in_namespace, mac, run, udp, vm};
-use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink};
+use net::{GUEST, HOST, LAN, OTHER, UDP, UPLINK, addresses, can_run, from_lan, protocol, uplink, with_uplink};
 use std::net::Ipv4Addr;
 
 const THIRD: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 4);
@@ -150,13 +150,7 @@ fn each_mode_lets_pass_what_it_says() {
 
 #[test]
 fn a_private_network_is_one_users() {
-    if !can_run() {
-        return;
-    }
-    in_namespace(async {
-        let mut uplink = uplink();
-        let folders = Folders::new();
-        let machine = folders.start().await;
+    with_uplink(async |mut uplink, folders, machine| {
         let mut guests = Vec::new();
         for (n, address, owner) in [(1, GUEST, OWNER), (2, OTHER, OWNER), (3, THIRD, OWNER + 1)] {
             let tap = machine.acquire_tap(vm(n), owner, n.into()).await.unwrap().tap_device;

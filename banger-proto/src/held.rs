@@ -2,49 +2,7 @@
 
 use crate::helper::{CowRecord, DiskIdentity, HelperError, Holding, TapIdentity};
 use banger_policy::VmId;
-use banger_policy::helper::holding::{Cow, Disk, DiskClaim, Refusal, Row, Tap, TapClaim, loop_node};
-
-impl TapIdentity {
-    /// Of a row that holds a tap.
-    #[must_use]
-    pub fn of(row: &Row) -> Option<Self> {
-        let held = matches!(row.tap, Tap::Held { .. });
-        held.then(|| Self { tap_device: row.vm.tap_name(), generation: row.generation })
-    }
-
-    /// What its holder claims with it.
-    #[must_use]
-    pub fn claim(&self) -> TapClaim<'_> {
-        TapClaim { tap_device: &self.tap_device, generation: self.generation }
-    }
-}
-
-impl DiskIdentity {
-    /// Of a row that holds a disk.
-    #[must_use]
-    pub fn of(row: &Row) -> Option<Self> {
-        let Disk::Held(held) = row.disk else { return None };
-        Some(Self {
-            dm_name: row.vm.dm_name(),
-            dm_dev: held.dm_node(),
-            base_loop: loop_node(held.base_loop),
-            cow_loop: loop_node(held.cow_loop),
-            generation: row.generation,
-        })
-    }
-
-    /// What its holder claims with it.
-    #[must_use]
-    pub fn claim(&self) -> DiskClaim<'_> {
-        DiskClaim {
-            dm_name: &self.dm_name,
-            dm_dev: &self.dm_dev,
-            base_loop: &self.base_loop,
-            cow_loop: &self.cow_loop,
-            generation: self.generation,
-        }
-    }
-}
+use banger_policy::helper::holding::{Cow, Refusal, Row};
 
 impl CowRecord {
     /// Of a COW file that takes `allocated_bytes`.

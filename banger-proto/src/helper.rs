@@ -1,33 +1,10 @@
 //! The helper's service: a closed list of operations. The wire carries ids and numbers; every name,
 //! path and rule is derived by the helper.
 
+pub use banger_policy::helper::holding::{DiskIdentity, TapIdentity};
 use banger_policy::reach::{Mode, Reach};
 use banger_policy::{Digest, VmId};
 use serde::{Deserialize, Serialize};
-
-/// A tap as it was acquired. A release must repeat it in every field.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TapIdentity {
-    /// Name of the link, derived from the VM's id.
-    pub tap_device: String,
-    /// Drawn by the helper for this boot of the VM; never zero, never the same again.
-    pub generation: u64,
-}
-
-/// An attached disk. A detach must repeat it in every field.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskIdentity {
-    /// Name of the dm device, derived from the VM's id.
-    pub dm_name: String,
-    /// Its node, `/dev/dm-N`.
-    pub dm_dev: String,
-    /// The loop device of the base image, `/dev/loopN`.
-    pub base_loop: String,
-    /// The loop device of the COW file, `/dev/loopN`.
-    pub cow_loop: String,
-    /// As in [`TapIdentity`].
-    pub generation: u64,
-}
 
 /// A COW file and its durable record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,17 +36,19 @@ impl Handles {
     }
 
     pub(crate) fn hold_tap(&mut self, tap: &TapIdentity, guest_ip: Ipv4Addr) {
+        let TapIdentity { tap_device, generation } = tap.clone();
         self.guest_ip = Some(guest_ip);
-        self.tap_device = Some(tap.tap_device.clone());
-        self.generation = Some(tap.generation);
+        self.tap_device = Some(tap_device);
+        self.generation = Some(generation);
     }
 
     pub(crate) fn hold_disk(&mut self, disk: &DiskIdentity) {
-        self.dm_name = Some(disk.dm_name.clone());
-        self.dm_dev = Some(disk.dm_dev.clone());
-        self.base_loop = Some(disk.base_loop.clone());
-        self.cow_loop = Some(disk.cow_loop.clone());
-        self.generation = Some(disk.generation);
+        let DiskIdentity { dm_name, dm_dev, base_loop, cow_loop, generation } = disk.clone();
+        self.dm_name = Some(dm_name);
+        self.dm_dev = Some(dm_dev);
+        self.base_loop = Some(base_loop);
+        self.cow_loop = Some(cow_loop);
+        self.generation = Some(generation);
     }
 
     /// The claim to a tap, when everything of it is known.
@@ -71,22 +73,24 @@ impl Handles {
     }
 
     /// Fills what is missing from a later source, but only when both speak of the same boot.
-    pub(crate) fn or(mut self, later: Self) -> Self {
+    pub(crate) fn or(self, later: Self) -> Self {
         if self.is_zero() {
             return later;
         }
         if self.generation.is_some() && later.generation.is_some() && self.generation != later.generation {
             return self;
         }
-        self.pid = self.pid.or(later.pid);
-        self.tap_device = self.tap_device.or(later.tap_device);
-        self.base_loop = self.base_loop.or(later.base_loop);
-        self.cow_loop = self.cow_loop.or(later.cow_loop);
-        self.dm_name = self.dm_name.or(later.dm_name);
-        self.dm_dev = self.dm_dev.or(later.dm_dev);
-        self.generation = self.generation.or(later.generation);
-        self.guest_ip = self.guest_ip.or(later.guest_ip);
-        self
+        let Self { pid, tap_device, base_loop, cow_loop, dm_name, dm_dev, generation, guest_ip } = later;
+        Self {
+            pid: self.pid.or(pid),
+            tap_device: self.tap_device.or(tap_device),
+            base_loop: self.base_loop.or(base_loop),
+            cow_loop: self.cow_loop.or(cow_loop),
+            dm_name: self.dm_name.or(dm_name),
+            dm_dev: self.dm_dev.or(dm_dev),
+            generation: self.generation.or(generation),
+            guest_ip: self.guest_ip.or(guest_ip),
+        }
     }
 }
 

@@ -59,6 +59,14 @@ impl Turns {
 }
 
 #[cfg(test)]
+impl Turns {
+    /// How many turns a user has or waits for: each holds the user's semaphore, as the map does.
+    pub(crate) fn wanted_by(&self, uid: u32) -> usize {
+        Arc::strong_count(&self.users.of(uid)).saturating_sub(2)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;

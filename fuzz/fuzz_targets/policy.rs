@@ -4,7 +4,7 @@
 #![no_main]
 
 use banger_policy::access::Decision;
-use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, DiskClaim, Process, Row, Rows, Step, Tap, TapClaim};
+use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, DiskIdentity, Process, Row, Rows, Step, Tap, TapIdentity};
 use banger_policy::limits::MAX_VMS;
 use banger_policy::reach::{Mode, Range, Reach, Target};
 use banger_policy::{Digest, VmId};
@@ -56,7 +56,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             1 => {
                 let names: Vec<String> = rows.keys().map(VmId::tap_name).collect();
                 let name = text(&names, c);
-                let verdict = holding::release_tap(row.as_ref(), &TapClaim { tap_device: &name, generation }, running);
+                let verdict = holding::release_tap(row.as_ref(), &TapIdentity { tap_device: name, generation }, running);
                 do_it(&mut rows, vm, verdict, Row::without_tap);
             }
             2 => {
@@ -80,11 +80,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             3 => {
                 let held = row.as_ref().and_then(|row| if let Disk::Held(held) = row.disk { Some(held) } else { None });
                 let node = |number: Option<u32>| format!("/dev/loop{}", number.unwrap_or(u32::from(c)));
-                let claim = DiskClaim {
-                    dm_name: &vm.dm_name(),
-                    dm_dev: &format!("/dev/dm-{}", held.map_or(u32::from(a), |held| held.minor)),
-                    base_loop: &node(held.map(|held| held.base_loop)),
-                    cow_loop: &node(held.map(|held| held.cow_loop)),
+                let claim = DiskIdentity {
+                    dm_name: vm.dm_name(),
+                    dm_dev: format!("/dev/dm-{}", held.map_or(u32::from(a), |held| held.minor)),
+                    base_loop: node(held.map(|held| held.base_loop)),
+                    cow_loop: node(held.map(|held| held.cow_loop)),
                     generation,
                 };
                 let verdict = holding::detach_disk(row.as_ref(), &claim, running);

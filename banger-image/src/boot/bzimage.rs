@@ -2,7 +2,7 @@
 //! Kernel Header"): Firecracker boots an ELF, distributions ship a compressed one behind a boot
 //! loader's header.
 
-use super::kernel::KernelImportError;
+use super::error::KernelImportError;
 use crate::codec::Codec;
 use crate::source::{Progress, Window};
 use std::fs::File;

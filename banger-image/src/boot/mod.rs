@@ -6,11 +6,17 @@
 
 mod bzimage;
 mod elf;
+mod error;
 pub mod initramfs;
 pub mod kernel;
 mod modules_disk;
 #[cfg(test)]
 mod tests;
+
+/// Modules that go into the initramfs; a distribution's kernel has about ten.
+pub const MAX_MODULES: usize = 64;
+/// The longest name of one, bytes: the kernel's own limit is 55 (`MODULE_NAME_LEN`).
+pub const MAX_MODULE_NAME: usize = 64;
 
 /// Arguments of every guest's kernel. `reboot=k` ends the VMM (Firecracker has a keyboard
 /// controller for just that), `panic=1` turns a panic into such a reboot, and the console is what

@@ -5,7 +5,7 @@
 //! into the initramfs all the same; this is for what programs ask for later, such as overlay,
 //! nf_tables, tun and fuse.
 
-use super::kernel::KernelImportError;
+use super::error::KernelImportError;
 use crate::ImageError;
 use crate::content::{Content, Contents};
 use crate::ext4::Size;

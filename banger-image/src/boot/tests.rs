@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::kernel::{ImportedKernel, KernelImportError, MODULES_DISK, import};
+use crate::tests::maker::{gzip, zstd};
 use banger_policy::kernel::KernelError;
-use std::io::{Seek as _, Write as _};
+use std::io::Seek as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
@@ -35,16 +36,6 @@ fn vmlinux(extra: &str) -> Vec<u8> {
     let noise: Vec<u8> = (0..200_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let text = format!("\0Linux version {RELEASE} (build@host) (gcc) #1 SMP\n\0{extra}\0");
     elf(2, 62, &[&noise[..], text.as_bytes()].concat())
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zstd(data: &[u8]) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
 /// A bzImage around `payload`, which ends in its plain size.

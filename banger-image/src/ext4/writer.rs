@@ -1,36 +1,27 @@
 //! The order in which a file system is written: contents and inodes in one pass, what counts them
 //! at the end.
 
-use super::alloc::{Allocator, Run};
-use super::bytes::{Block, low32, put, put_u32};
-use super::extents::{Extents, SHORTEST_HOLE};
+mod contents;
+mod finish;
+
+use super::alloc::Allocator;
+use super::bytes::{Block, put};
+use super::extents::Extents;
 use super::folder::{self, Folder, Name, Own};
-use super::geometry::{Geometry, INODES_PER_BLOCK, Size, has_superblock};
+use super::geometry::{Geometry, INODES_PER_BLOCK, Size};
 use super::inode::{self, FLAG_EXTENTS, FLAG_INDEX, INODE, Inode};
 use super::order::{LOST_FOUND, LOST_FOUND_INO, Order, ROOT_INO};
 use super::out::Out;
-use super::superblock::{self, FIRST_AT, JOURNAL_INO, Whole};
 use super::{BLOCK, BLOCK_LEN, Ext4Error, GROUP_BLOCKS, xattr};
 use crate::content::Contents;
 use crate::source::Progress;
 use crate::tree::{Meta, NodeId, NodeKind, Tree};
 use std::fs::File;
 
-/// `EXT4_RESIZE_INO`, `EXT4_LINK_MAX`.
-const RESIZE_INO: u32 = 7;
+/// `EXT4_LINK_MAX`.
 const LINK_MAX: u32 = 65_000;
 /// Inodes in the block of a table that has those of the file system itself: kept until the end.
 const FIRST_BLOCK: u32 = INODES_PER_BLOCK;
-/// What is read of a file at once, bytes.
-const CHUNK: usize = 1 << 20;
-/// Blocks of the journal as a file system of 8 GiB has it, 64 MiB. It never grows.
-const JOURNAL: u64 = 16_384;
-/// Free blocks, and an eighth of the contents more, for what a boot writes before the file system
-/// has grown.
-const SLACK: u64 = 1024;
-/// Files are longer than any disk of ours when they have so many blocks.
-const MOST_FILE_BLOCKS: u64 = u32::MAX as u64;
-
 /// What is not in the tree.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spec<'a> {
@@ -80,7 +71,7 @@ pub(crate) fn write(
         table: Table::default(),
         folders: Vec::new(),
         extents: Extents::default(),
-        chunk: vec![0; CHUNK],
+        chunk: vec![0; contents::CHUNK],
         done: 0,
         content_bytes: 0,
     };
@@ -284,36 +275,6 @@ impl Writer<'_> {
         self.put_with_attributes(ino, inode, attributes)
     }
 
-    /// Writes a file's contents; blocks of zeros become holes. Returns its size.
-    fn file(&mut self, node: &crate::tree::Node) -> Result<u64, Ext4Error> {
-        let Some(content) = node.kind.bytes(self.contents) else { return Ok(0) };
-        let size = content.size();
-        if size.div_ceil(BLOCK) > MOST_FILE_BLOCKS {
-            return Err(Ext4Error::File { size });
-        }
-        self.content_bytes = self.content_bytes.saturating_add(size);
-        let mut at = 0;
-        // Only what has data is looked at: the rest may be terabytes.
-        while let Some((data, data_end)) = content.next_data(at) {
-            self.check()?;
-            let from = data / BLOCK * BLOCK;
-            let end = data_end.next_multiple_of(BLOCK).min(size);
-            let length = (CHUNK as u64).min(end - from);
-            let length = usize::try_from(length).unwrap_or(CHUNK);
-            let padded = length.next_multiple_of(BLOCK_LEN);
-            let chunk = self.chunk.get_mut(..padded).unwrap_or_default();
-            let (filled, rest) = chunk.split_at_mut(length);
-            content.read_at(from, filled)?;
-            rest.fill(0);
-            let (extents, allocator, out) = (&mut self.extents, &mut self.allocator, &mut self.out);
-            place(chunk, from / BLOCK, extents, allocator, out)?;
-            at = from + length as u64;
-            self.done += length as u64;
-            self.progress.bytes(self.done, 0);
-        }
-        Ok(size)
-    }
-
     fn put_with_attributes(
         &mut self,
         ino: u32,
@@ -349,176 +310,6 @@ impl Writer<'_> {
         put(contents, at, &raw);
         Ok(())
     }
-
-    /// Journal, reserved descriptors, tables and superblocks. Returns the bytes of the file system.
-    fn finish(&mut self, spec: &Spec<'_>) -> Result<u64, Ext4Error> {
-        let (blocks, journal_blocks) = self.size(spec)?;
-        let journal = self.journal(journal_blocks, spec.uuid)?;
-        let mut whole = Whole {
-            geometry: self.geometry,
-            blocks,
-            end: self.allocator.end(),
-            last_ino: self.order.last(),
-            folders: &[],
-            uuid: spec.uuid,
-            hash_seed: self.hash_seed,
-            label: spec.label,
-            time: u32::try_from(self.time).unwrap_or_default(),
-            journal,
-            seed: self.seed,
-        };
-        self.reserved_descriptors(&whole)?;
-        whole.end = self.allocator.end();
-        let folders = std::mem::take(&mut self.folders);
-        whole.folders = &folders;
-        if let Some((block, contents)) = self.table.open.take() {
-            self.out.block(block, &contents)?;
-        }
-        self.out.block(self.geometry.table(0), &self.table.first)?;
-        let descriptors = whole.descriptors();
-        for group in 0..whole.groups() {
-            if let Some([blocks, inodes]) = whole.bitmaps(group) {
-                self.out.block(self.geometry.bitmaps(group), &blocks)?;
-                self.out.block(self.geometry.bitmaps(group) + 1, &inodes)?;
-            }
-            if has_superblock(group) {
-                let at = if group == 0 { FIRST_AT } else { group * GROUP_BLOCKS * BLOCK };
-                self.out.bytes(at, &whole.superblock(group))?;
-                self.out.blocks(group * GROUP_BLOCKS + 1, &descriptors)?;
-            }
-        }
-        self.out.flush()?;
-        Ok(blocks * BLOCK)
-    }
-
-    /// Blocks of the file system, and of its journal.
-    fn size(&self, spec: &Spec<'_>) -> Result<(u64, u64), Ext4Error> {
-        let used = self.allocator.used;
-        match spec.size {
-            Size::Exactly { .. } => {
-                let blocks = self.geometry.most_blocks;
-                // As mke2fs does, for sizes up to that of 8 GiB.
-                let journal = match blocks {
-                    0..32_768 => 1024,
-                    32_768..262_144 => 4096,
-                    262_144..524_288 => 8192,
-                    _ => JOURNAL,
-                };
-                Ok((blocks, journal))
-            }
-            Size::Smallest { most } => {
-                let inodes = u64::from(self.order.last());
-                let inodes = inodes + inodes / 8 + 1024;
-                let mut groups = inodes.div_ceil(u64::from(self.geometry.inodes_per_group)).max(1);
-                loop {
-                    let blocks = groups * GROUP_BLOCKS;
-                    if blocks > self.geometry.most_blocks {
-                        return Err(Ext4Error::Full { most });
-                    }
-                    let journal = JOURNAL.min(blocks / 4);
-                    if self.geometry.room(blocks) >= used + used / 8 + journal + SLACK {
-                        return Ok((blocks, journal));
-                    }
-                    groups += 1;
-                }
-            }
-        }
-    }
-
-    fn journal(&mut self, blocks: u64, uuid: [u8; 16]) -> Result<([u8; 60], u64), Ext4Error> {
-        self.extents.clear();
-        let count = low32(blocks);
-        let out = &mut self.out;
-        self.extents.map(&mut self.allocator, 0, blocks, |logical, run| {
-            if logical == 0 {
-                out.block(run.first, &superblock::journal(count, uuid))?;
-            }
-            Ok(())
-        })?;
-        let map = self.extents.finish(&mut self.allocator, &mut self.out, inode::seed(self.seed, JOURNAL_INO))?;
-        let size = blocks * BLOCK;
-        let inode = Inode { size, blocks: self.extents.blocks, map, ..Inode::internal(self.time) };
-        self.put(JOURNAL_INO, &inode)?;
-        Ok((map, size))
-    }
-
-    /// The file that owns the blocks which are reserved for descriptors: a doubly indirect block
-    /// names those of the first group, and each of them its copies (`ext4_resize_inode`;
-    /// `reserve_backup_gdb` in `fs/ext4/resize.c`).
-    fn reserved_descriptors(&mut self, whole: &Whole<'_>) -> Result<(), Ext4Error> {
-        /// Block numbers in a block; and blocks that an inode names itself.
-        const NUMBERS: u64 = BLOCK / 4;
-        const DIRECT: u64 = 12;
-        /// Where the inode has the number of the doubly indirect block.
-        const DOUBLY: usize = 4 * 13;
-        let (used, reserved) = whole.descriptor_blocks();
-        if reserved == 0 {
-            return Ok(());
-        }
-        let top = self.allocator.one()?;
-        let mut doubly: Block = [0; BLOCK_LEN];
-        let mut blocks = 1;
-        for number in used..used + reserved {
-            // The primary superblock is in the block before the first of them.
-            let primary = 1 + number;
-            let mut copies: Block = [0; BLOCK_LEN];
-            let mut at = 0;
-            for group in (1..whole.groups()).filter(|group| has_superblock(*group)) {
-                put_u32(&mut copies, at, low32(group * GROUP_BLOCKS + primary));
-                at += 4;
-                blocks += 1;
-            }
-            self.out.block(primary, &copies)?;
-            blocks += 1;
-            put_u32(&mut doubly, usize::try_from(number % NUMBERS).unwrap_or_default() * 4, low32(primary));
-        }
-        self.out.block(top, &doubly)?;
-        let mut map = [0; 60];
-        put_u32(&mut map, DOUBLY, low32(top));
-        let size = (NUMBERS * NUMBERS + NUMBERS + DIRECT) * BLOCK;
-        self.put(RESIZE_INO, &Inode { size, blocks, map, flags: 0, ..Inode::internal(self.time) })
-    }
-}
-
-/// Writes the blocks of `chunk` that are not zero; `first` is the number of its first block in the
-/// file.
-fn place(
-    chunk: &[u8],
-    first: u64,
-    extents: &mut Extents,
-    allocator: &mut Allocator,
-    out: &mut Out<'_>,
-) -> Result<(), Ext4Error> {
-    static ZEROS: Block = [0; BLOCK_LEN];
-    let zero = |number: u64| block_of(chunk, number).is_none_or(|block| *block == ZEROS);
-    let count = (chunk.len() / BLOCK_LEN) as u64;
-    let mut number = 0;
-    while number < count {
-        if zero(number) {
-            number += 1;
-            continue;
-        }
-        let from = number;
-        while number < count && !zero(number) {
-            number += 1;
-        }
-        // A short stretch of zeros since the last block is allocated, and not written.
-        let gap = (first + from).saturating_sub(extents.end());
-        if gap > 0 && gap < SHORTEST_HOLE {
-            extents.map(allocator, extents.end(), gap, |_, _| Ok(()))?;
-        }
-        extents.map(allocator, first + from, number - from, |logical, run: Run| {
-            let start = usize::try_from(logical - first).unwrap_or_default() * BLOCK_LEN;
-            let length = usize::try_from(run.count).unwrap_or_default() * BLOCK_LEN;
-            Ok(out.blocks(run.first, chunk.get(start..start + length).unwrap_or_default())?)
-        })?;
-    }
-    Ok(())
-}
-
-fn block_of(chunk: &[u8], number: u64) -> Option<&[u8]> {
-    let start = usize::try_from(number).ok()?.checked_mul(BLOCK_LEN)?;
-    chunk.get(start..start + BLOCK_LEN)
 }
 
 fn kind_of(kind: &NodeKind) -> u8 {

@@ -5,6 +5,7 @@
 use super::index::Index;
 use super::{PackageError, unpack};
 use crate::source::{Budget, Window};
+use crate::tests::maker::{gzip, zstd};
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
@@ -14,16 +15,6 @@ fn window(bytes: &[u8]) -> Window {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     Window::whole(file).unwrap()
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zstd(data: &[u8]) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
 fn ar(members: &Files<'_>) -> Vec<u8> {

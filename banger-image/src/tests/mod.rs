@@ -5,6 +5,6 @@ mod configuration;
 mod dialects;
 mod ext4;
 mod hostile;
-mod maker;
+pub(crate) mod maker;
 mod model;
 mod oci;

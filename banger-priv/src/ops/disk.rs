@@ -93,7 +93,7 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let running = self.running(row.as_ref())?;
-        let Step::Do(grant) = holding::detach_disk(row.as_ref(), &disk.claim(), running).granted()? else {
+        let Step::Do(grant) = holding::detach_disk(row.as_ref(), disk, running).granted()? else {
             return Ok(());
         };
         let row = grant.into_row();

@@ -68,7 +68,7 @@ impl<K: Kernel> Machine<K> {
         let _turn = self.turn(vm).await?;
         let row = self.row(&vm);
         let running = self.running(row.as_ref())?;
-        let Step::Do(grant) = holding::release_tap(row.as_ref(), &tap.claim(), running).granted()? else {
+        let Step::Do(grant) = holding::release_tap(row.as_ref(), tap, running).granted()? else {
             return Ok(());
         };
         let row = grant.into_row();

@@ -116,6 +116,15 @@ pub(crate) fn in_namespace<F: Future>(test: F) -> F::Output {
     tokio::task::LocalSet::new().block_on(&runtime, test)
 }
 
+/// Waits until it is so, while the machine works on.
+pub(crate) async fn becomes(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !is_so() {
+        assert!(std::time::Instant::now() < end, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 /// A shell line that must work; its output.
 pub(crate) fn run(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();

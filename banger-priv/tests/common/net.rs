@@ -7,8 +7,11 @@
     reason = "shared by test programs that each use a part"
 )]
 
-use super::common::{Wire, is_root, run, skipped, works};
+use super::common::{Folders, Wire, in_namespace, is_root, run, skipped, works};
+use banger_priv::host::Host;
+use banger_priv::ops::Machine;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 
 /// The bridge address.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
@@ -39,6 +42,18 @@ pub(crate) fn uplink() -> Wire {
     run("echo 1 > /proc/sys/net/ipv4/ip_forward; ip addr add 10.9.9.1/24 dev uplink; ip link set uplink up");
     run("ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:09 dev uplink; ip route add default via 10.9.9.9");
     wire
+}
+
+/// A test with an uplink and a helper's machine, where there is root and nft.
+pub(crate) fn with_uplink(test: impl AsyncFnOnce(Wire, Folders, Rc<Machine<Host>>)) {
+    if can_run() {
+        in_namespace(async {
+            let uplink = uplink();
+            let folders = Folders::new();
+            let machine = folders.start().await;
+            test(uplink, folders, machine).await;
+        });
+    }
 }
 
 /// The neighbour's datagram from `from` to the host's port `to`: how an answer comes back through

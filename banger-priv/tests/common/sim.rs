@@ -321,7 +321,7 @@ impl Host {
         for name in ["run", "cow", "images"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let images = folder.path().join("images").join(super::image().to_string());
+        let images = folder.path().join("images").join(crate::common::image().to_string());
         std::fs::create_dir(&images).unwrap();
         let file = images.join("rootfs.ext4");
         std::fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();

@@ -4,8 +4,8 @@ use crate::catalogue;
 use crate::cli::{Image, ImportImage, Json, List, ListImages};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::{self, checked};
+use crate::cmd::stored::{self, described, owner};
 use crate::cmd::{cache, pull};
-use crate::error::{FAILED, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::output::{self, age, amount, facts, line, short, table, took};
@@ -62,40 +62,16 @@ async fn import(options: ImportImage) -> anyhow::Result<u8> {
     }
 }
 
-/// Its name, and what it is.
-pub(super) fn described(image: &ImageRecord) -> String {
-    let (id, size) = (short(&image.id), output::size(image.build_size));
-    format!("{} ({id}, {size}, {} used)", image.name, amount(image.allocated_bytes))
-}
-
 async fn promote(images: Vec<String>, shared: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut status = 0;
-    for image in images {
-        match answer(client.rpc.share_image(soon(), image.clone(), shared)).await {
-            Ok(()) if shared => line(&format!("{image} is for everybody"))?,
-            Ok(()) => line(&format!("{image} is for its owner only"))?,
-            Err(error) => {
-                say(&error.context(format!("cannot promote the image {image}")));
-                status = FAILED;
-            }
-        }
-    }
-    Ok(status)
+    let share = async |name: &str| answer(client.rpc.share_image(soon(), name.to_owned(), shared)).await;
+    stored::each(&images, "promote the image", |name| stored::shared(name, shared), share).await
 }
 
 async fn list(options: List) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let (mut images, mut after) = (Vec::new(), None);
-    loop {
-        let page =
-            answer(client.rpc.list_images(soon(), options.all, after)).await.context("cannot list the images")?;
-        images.extend(page.entries);
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    let page = async |after| answer(client.rpc.list_images(soon(), options.all, after)).await;
+    let mut images = stored::all(page).await.context("cannot list the images")?;
     images.sort_by(|a, b| (&a.name, &a.owner_name).cmp(&(&b.name, &b.owner_name)));
     if options.json.json {
         output::json(&images.iter().map(json).collect::<Result<Vec<_>, _>>()?)?;
@@ -208,23 +184,8 @@ fn yes_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
 }
 
-/// Whose it is, and whether everybody may use it.
-pub(super) fn owner(name: &str, shared: bool) -> String {
-    if shared { format!("{name} (shared)") } else { name.to_owned() }
-}
-
 async fn delete(images: Vec<String>) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut status = 0;
-    for image in images {
-        let what = format!("cannot delete the image {image}");
-        match answer(client.rpc.delete_image(soon(), image.clone())).await.context(what) {
-            Ok(()) => line(&format!("deleted {image}"))?,
-            Err(error) => {
-                say(&error);
-                status = FAILED;
-            }
-        }
-    }
-    Ok(status)
+    let delete = async |name: &str| answer(client.rpc.delete_image(soon(), name.to_owned())).await;
+    stored::each(&images, "delete the image", |name| format!("deleted {name}"), delete).await
 }

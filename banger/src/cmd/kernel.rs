@@ -3,7 +3,8 @@
 use crate::cli::{Json, Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
-use crate::error::{FAILED, explained, say};
+use crate::cmd::stored;
+use crate::error::explained;
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::kernel_file::{is_package, modules_folder};
@@ -96,32 +97,14 @@ fn source(paths: &[PathBuf], modules: Option<PathBuf>) -> anyhow::Result<upload:
 
 async fn share(kernels: Vec<String>, shared: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut status = 0;
-    for kernel in kernels {
-        match answer(client.rpc.share_kernel(soon(), kernel.clone(), shared)).await {
-            Ok(()) if shared => line(&format!("{kernel} is for everybody"))?,
-            Ok(()) => line(&format!("{kernel} is for its owner only"))?,
-            Err(error) => {
-                say(&error.context(format!("cannot share the kernel {kernel}")));
-                status = FAILED;
-            }
-        }
-    }
-    Ok(status)
+    let share = async |name: &str| answer(client.rpc.share_kernel(soon(), name.to_owned(), shared)).await;
+    stored::each(&kernels, "share the kernel", |name| stored::shared(name, shared), share).await
 }
 
 async fn list(options: List) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let (mut kernels, mut after) = (Vec::new(), None);
-    loop {
-        let page =
-            answer(client.rpc.list_kernels(soon(), options.all, after)).await.context("cannot list the kernels")?;
-        kernels.extend(page.entries);
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    let page = async |after| answer(client.rpc.list_kernels(soon(), options.all, after)).await;
+    let mut kernels = stored::all(page).await.context("cannot list the kernels")?;
     kernels.sort_by(|a, b| a.name.cmp(&b.name));
     if options.json.json {
         output::json(&kernels)?;
@@ -137,7 +120,7 @@ async fn list(options: List) -> anyhow::Result<u8> {
         .map(|kernel| {
             vec![
                 kernel.name.to_string(),
-                super::image::owner(&kernel.owner_name, kernel.shared),
+                stored::owner(&kernel.owner_name, kernel.shared),
                 short(&kernel.id),
                 kernel.version.clone(),
                 amount(kernel.size_bytes),
@@ -161,7 +144,7 @@ async fn show(kernel: String, as_json: Json) -> anyhow::Result<u8> {
     facts(&[
         ("name", kernel.name.to_string()),
         ("id", kernel.id.to_string()),
-        ("owner", super::image::owner(&kernel.owner_name, kernel.shared)),
+        ("owner", stored::owner(&kernel.owner_name, kernel.shared)),
         ("version", kernel.version.clone()),
         ("size", amount(kernel.size_bytes)),
         ("modules", kernel.modules.join(" ")),
@@ -172,16 +155,6 @@ async fn show(kernel: String, as_json: Json) -> anyhow::Result<u8> {
 
 async fn delete(kernels: Vec<String>) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let mut status = 0;
-    for kernel in kernels {
-        let what = format!("cannot delete the kernel {kernel}");
-        match answer(client.rpc.delete_kernel(soon(), kernel.clone())).await.context(what) {
-            Ok(()) => line(&format!("deleted {kernel}"))?,
-            Err(error) => {
-                say(&error);
-                status = FAILED;
-            }
-        }
-    }
-    Ok(status)
+    let delete = async |name: &str| answer(client.rpc.delete_kernel(soon(), name.to_owned())).await;
+    stored::each(&kernels, "delete the kernel", |name| format!("deleted {name}"), delete).await
 }

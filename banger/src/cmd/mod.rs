@@ -26,6 +26,7 @@ mod run;
 mod session;
 mod spec;
 mod ssh_config;
+mod stored;
 mod sync;
 mod system;
 mod top;

@@ -4,8 +4,8 @@
 use crate::catalogue;
 use crate::cli::PullImage;
 use crate::client::{Client, answer, soon};
-use crate::cmd::image::described;
 use crate::cmd::spec::{self, checked};
+use crate::cmd::stored::described;
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::output::{Event, Transfers, line, ms, note, tell, took};

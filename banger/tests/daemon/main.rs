@@ -276,7 +276,7 @@ fn an_interrupted_import_is_cancelled() {
     let mut child = fake.banger(&["image", "import", "-", "--name", "slow"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"some").unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    wait_for("the upload", || !fake.state().jobs.is_empty());
     signal(&child, Signal::SIGINT);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(fake.state().calls, ["cancel job-1"]);

@@ -45,7 +45,7 @@ pub struct State {
     /// The real agent behind the SSH streams, with its host key's public half and its table of
     /// users.
     pub agent: Option<(GuestConfig, String, PathBuf)>,
-    jobs: BTreeMap<u64, JobView>,
+    pub jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
 }
 

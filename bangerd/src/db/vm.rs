@@ -360,14 +360,15 @@ pub(super) fn owner_of(sql: &Transaction<'_>, vm: VmId) -> Result<Owner, DbError
 }
 
 fn set_mirror(sql: &Transaction<'_>, vm: VmId, mirror: &Handles) -> Result<(), DbError> {
+    let Handles { pid: _, tap_device, base_loop, cow_loop, dm_name, dm_dev, generation, guest_ip } = mirror;
     sql.execute(
         "UPDATE vms SET tap_device = :tap, base_loop = :base, cow_loop = :cow, dm_name = :name, dm_dev = :dev,
          generation = :generation, guest_ip = :guest_ip, updated_at = :now WHERE id = :id",
         named_params! {
-            ":id": Text(vm), ":tap": mirror.tap_device, ":base": mirror.base_loop, ":cow": mirror.cow_loop,
-            ":name": mirror.dm_name, ":dev": mirror.dm_dev, ":now": signed(Timestamp::now().unix()),
-            ":generation": mirror.generation.map(u64::cast_signed),
-            ":guest_ip": mirror.guest_ip.map(|address| address.to_string()),
+            ":id": Text(vm), ":tap": tap_device, ":base": base_loop, ":cow": cow_loop,
+            ":name": dm_name, ":dev": dm_dev, ":now": signed(Timestamp::now().unix()),
+            ":generation": generation.map(u64::cast_signed),
+            ":guest_ip": guest_ip.map(|address| address.to_string()),
         },
     )?;
     Ok(())

@@ -6,7 +6,7 @@ mod message;
 use super::message::LONGEST;
 use super::socket;
 use super::{Protocol, Server, SocketAddrV4};
-use crate::vm::Verb;
+use crate::vm::Ask;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named};
 use banger_policy::Peer;
 use banger_proto::daemon::KillSignal;
@@ -153,11 +153,11 @@ fn a_name_goes_and_comes_with_its_vm() {
     let address = world.running("web").runtime.guest_ip.to_string();
     let served = Served::new(&world).is(&ALICE);
     assert_eq!(served.address("web.alice.vm"), Some(address.clone()));
-    world.order_of(&ALICE, Verb::Kill(KillSignal::Kill), "web");
+    world.order_of(&ALICE, Ask::Kill(KillSignal::Kill), "web");
     assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE), "it does not run");
-    world.order_of(&ALICE, Verb::Start, "web");
+    world.order_of(&ALICE, Ask::Start, "web");
     assert_eq!(served.address("web.alice.vm"), Some(address));
-    world.order_of(&ALICE, Verb::Delete, "web");
+    world.order_of(&ALICE, Ask::Delete, "web");
     assert_eq!(served.ask("web.alice.vm", TYPE::A), (RCODE::NameError, NONE));
 }
 

@@ -272,6 +272,14 @@ mod tests {
                 length.copy_from_slice(&u32::from(size).to_ne_bytes());
                 read(&answer, u32::from_ne_bytes([size; 4]), &mut found);
             }
+            assert_eq!(found.len(), 0, "{size}: a message of another kind names nobody");
+            let header = [u32::from(size).to_ne_bytes(), [0; 4], 1_u32.to_ne_bytes()].concat();
+            let mut answer = [&header[..], &[1; 200]].concat();
+            answer[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+            answer.truncate(usize::from(size));
+            read(&answer, 1, &mut found);
+            let whole = usize::from(size) >= HEADER + MESSAGE;
+            assert_eq!(found.drain(..).count(), usize::from(whole), "{size}: half a message names nobody");
         }
     }
 }

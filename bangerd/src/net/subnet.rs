@@ -1,6 +1,6 @@
 //! Routes of the host that lead into the network of the VMs, and networks that are free instead.
-//! Read from `/proc/net`, since the daemon's unit permits no netlink socket: `route` has the main
-//! table with its devices, `fib_trie` has all tables, those of VPNs above all.
+//! Read from `/proc/net`, where both are a page of text: `route` has the main table with its
+//! devices, `fib_trie` has all tables, those of VPNs above all.
 
 use banger_policy::id::DEVICE_PREFIX;
 use banger_policy::net::Network;

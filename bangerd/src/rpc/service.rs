@@ -5,7 +5,7 @@
 use super::Daemon;
 use crate::rpc::ticket::Promise;
 use crate::store::page;
-use crate::vm::Verb;
+use crate::vm::Ask;
 use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
@@ -35,8 +35,8 @@ impl Service {
         if self.daemon.calls.take(self.peer.uid) { Ok(()) } else { Err(super::rate::refuse()) }
     }
 
-    async fn order(&self, vm: &str, verb: Verb) -> Result<JobId, ApiError> {
-        Ok(self.daemon.vms.order(&self.peer, vm, verb).await?)
+    async fn order(&self, vm: &str, ask: Ask) -> Result<JobId, ApiError> {
+        Ok(self.daemon.vms.order(&self.peer, vm, ask).await?)
     }
 }
 
@@ -78,7 +78,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.order(&vm, Verb::Start).await
+        self.order(&vm, Ask::Start).await
     }
 
     async fn stop_vm(self, _: Context, vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError> {
@@ -94,27 +94,23 @@ impl banger_proto::daemon::Daemon for Service {
             let message = "only root and the group banger-admin say that the host goes down";
             return Err(ApiError::new(ErrorCode::Denied, message));
         }
-        let verb = match within {
-            _ if host_down => Verb::HostDown,
-            Some(seconds) => Verb::StopWithin(Duration::from_secs(seconds.into())),
-            None => Verb::Stop,
-        };
-        self.order(&vm, verb).await
+        let within = within.map(|seconds| Duration::from_secs(seconds.into()));
+        self.order(&vm, if host_down { Ask::HostDown } else { Ask::Stop { within } }).await
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.order(&vm, Verb::Restart).await
+        self.order(&vm, Ask::Restart).await
     }
 
     async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.order(&vm, Verb::Set(request)).await
+        self.order(&vm, Ask::Set(request)).await
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.order(&vm, Verb::Kill(signal)).await
+        self.order(&vm, Ask::Kill(signal)).await
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
@@ -124,7 +120,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         self.pay()?;
-        self.order(&vm, Verb::Delete).await
+        self.order(&vm, Ask::Delete).await
     }
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {

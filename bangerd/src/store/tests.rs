@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use super::wanted::{Wanted, WantedImage, WantedKernel};
 use super::*;
-use crate::vm::Verb;
+use crate::vm::Ask;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
 use banger_policy::ImageConfig;
 use banger_policy::quota::UserLimits;
@@ -231,8 +231,8 @@ fn content_that_a_vm_uses_outlives_its_last_name_and_goes_with_the_vm() {
     });
     let kernels = world.paths().kernel_dir(&id(2));
     assert!(folder.exists() && kernels.exists());
-    world.order_of(&ALICE, Verb::Restart, "web");
-    world.order_of(&ALICE, Verb::Delete, &vm.id.to_string());
+    world.order_of(&ALICE, Ask::Restart, "web");
+    world.order_of(&ALICE, Ask::Delete, &vm.id.to_string());
     world.until_true("the kernel without a name is gone", || !kernels.exists());
     assert!(folder.exists(), "alice has a name for it");
 }

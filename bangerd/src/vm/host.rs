@@ -1,5 +1,7 @@
 //! The machine for real: Firecracker in the VM's cgroup, the control channel, the SSH client.
 
+mod files;
+mod guest;
 mod reader;
 
 use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
@@ -10,29 +12,24 @@ use crate::jobs::Cancelled;
 use crate::paths::Paths;
 use crate::turns::Turns;
 use crate::util::{blocking, fill_random};
-use banger_image::boot::initramfs::{self, Initramfs};
-use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
 use banger_link::control::Control;
 use banger_link::keys::KeyPair;
 use banger_link::link::Link;
-use banger_link::monitor::{self, Parts};
+use banger_link::monitor::Parts;
 use banger_link::token;
 use banger_policy::VmId;
 use banger_policy::shares::Share;
-use banger_proto::daemon::KillSignal;
-use banger_proto::guest::{BootToken, GuestConfig};
-use banger_vmm::api::{self, Drive, Interface, VmmConfig};
+use banger_proto::guest::BootToken;
 use banger_vmm::cgroup::{Cgroups, Limits, OutOfMemory, Usage, VmCgroup};
 use banger_vmm::console;
 use banger_vmm::{Files, Launch, StandIn, Vmm, confine};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use rustix::process::Signal;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use guest::Guest;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Where a VMM is looked for when nobody says where it is.
@@ -84,59 +81,6 @@ impl Host {
         Limits { memory_bytes: (mib + mib / 16 + MEMORY_OVERHEAD_MIB) << 20, pids: MAX_TASKS, cpu_weight: CPU_WEIGHT }
     }
 
-    fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<BootToken, MachineError> {
-        let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
-        crate::fail::point("boot files", "token");
-        let host_key = self.host_key(seat)?.private_pem().map_err(MachineError::HostKey)?;
-        let host = self.config.now();
-        let config = GuestConfig {
-            hostname: seat.hostname.clone(),
-            address: seat.address,
-            gateway: host.network.gateway(),
-            dns: host.default_dns,
-            authorized_keys: user_keys,
-            host_key,
-            control_port: seat.index.control_port(),
-            token: token.clone(),
-            root_device: "/dev/vda".to_owned(),
-            work_device: Some("/dev/vdb".to_owned()),
-            modules_device: self.modules_disk(seat).map(|_| "/dev/vdc".to_owned()),
-            reads: false,
-            image: seat.image_config.clone(),
-        };
-        self.write_for_boot(seat, &config)?;
-        Ok(token)
-    }
-
-    /// What every VMM needs of files beside its disks.
-    fn write_for_boot(&self, seat: &Seat, config: &GuestConfig) -> Result<(), MachineError> {
-        let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
-        let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config };
-        initramfs::write(&seat.paths.initramfs(), &parts).map_err(MachineError::Initramfs)?;
-        crate::fail::point("boot files", "initramfs");
-        // A VMM is allowed what exists when it starts.
-        let metrics =
-            std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(seat.paths.metrics());
-        metrics.map(drop).map_err(MachineError::Metrics)?;
-        crate::fail::point("boot files", "metrics");
-        Ok(())
-    }
-
-    /// All modules of the VM's kernel; none for a kernel that has everything built in, or was
-    /// imported without them.
-    fn modules_disk(&self, seat: &Seat) -> Option<PathBuf> {
-        Some(self.paths.kernel_dir(&seat.kernel).join(MODULES_DISK)).filter(|path| path.exists())
-    }
-
-    /// All that the VMM of this VM may open.
-    fn files(&self, seat: &Seat, devices: &BootDevices) -> Files {
-        let kernel = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
-        Files {
-            read: [kernel, seat.paths.initramfs()].into_iter().chain(self.modules_disk(seat)).collect(),
-            write: vec![PathBuf::from(&devices.root), seat.paths.work_disk(), seat.paths.metrics()],
-        }
-    }
-
     async fn start_vmm(
         &self,
         seat: Seat,
@@ -147,12 +91,7 @@ impl Host {
         let for_files = seat.clone();
         let token = blocking(move || host.write_files(&for_files, user_keys)).await?;
         let (parts, link) = self.vmm(&seat, token, self.files(&seat, &devices)).await?;
-        Ok(Arc::new(Guest {
-            parts,
-            link,
-            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
-            modules: self.modules_disk(&seat),
-        }))
+        Ok(Arc::new(Guest { parts, link, vmlinux: self.vmlinux(&seat), modules: self.modules_disk(&seat) }))
     }
 
     /// The control channel, and the VMM in its cgroup; it waits for its orders.
@@ -186,7 +125,7 @@ impl Host {
         Ok(Some(Arc::new(Guest {
             parts: Parts { vmm: Arc::new(vmm), control: Arc::new(control), console: seat.paths.console() },
             link,
-            vmlinux: self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE),
+            vmlinux: self.vmlinux(&seat),
             modules: self.modules_disk(&seat),
         })))
     }
@@ -230,7 +169,7 @@ impl Host {
         if !self.paths.guest_binary.is_file() {
             return Err(MachineError::NoGuestBinary(self.paths.guest_binary.clone()));
         }
-        let kernel = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
+        let kernel = self.vmlinux(seat);
         if !kernel.is_file() {
             return Err(MachineError::NoKernel(kernel));
         }
@@ -355,102 +294,5 @@ impl Machine for Host {
 
     fn host_key(&self, seat: &Seat) -> Result<String, MachineError> {
         Host::host_key(self, seat).map(|pair| pair.public_line().to_owned())
-    }
-}
-
-/// A VMM that lives.
-#[derive(Debug)]
-struct Guest {
-    parts: Parts,
-    link: Arc<Link>,
-    vmlinux: PathBuf,
-    modules: Option<PathBuf>,
-}
-
-impl Guest {
-    async fn start(&self, seat: Seat, devices: BootDevices) -> Result<(), MachineError> {
-        let drive = |id: &str, path: PathBuf| Drive { id: id.to_owned(), path, read_only: false };
-        let modules = self.modules.clone().map(|path| Drive { read_only: true, ..drive("modules", path) });
-        let config = VmmConfig {
-            vcpu_count: seat.spec.vcpu_count,
-            mem_size_mib: seat.spec.memory_mib,
-            kernel: self.vmlinux.clone(),
-            initrd: seat.paths.initramfs(),
-            boot_args: banger_image::boot::KERNEL_ARGS.to_owned(),
-            drives: [drive("root", devices.root.into()), drive("work", seat.paths.work_disk())]
-                .into_iter()
-                .chain(modules)
-                .collect(),
-            network: Some(Interface { tap: devices.tap, mac: seat.index.mac(seat.address) }),
-            vsock_cid: seat.index.cid(),
-            vsock_path: seat.paths.vsock(),
-            metrics_path: Some(seat.paths.metrics()),
-        };
-        let started = api::configure_and_start(&seat.paths.api_socket(), &config).await;
-        started.map_err(MachineError::Vmm)
-    }
-
-    async fn wait_ready(&self, limit: Duration) -> Result<(), MachineError> {
-        let info = monitor::ready(&self.parts, limit).await?;
-        tracing::info!(boot_id = info.boot_id, "guest ready");
-        crate::fail::point("guest", "ready");
-        Ok(())
-    }
-}
-
-impl Running for Guest {
-    fn pid(&self) -> u32 {
-        self.parts.vmm.pid()
-    }
-
-    fn boot(&self, seat: &Seat, devices: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>> {
-        self.start(seat.clone(), devices.clone()).boxed()
-    }
-
-    fn ready(&self, limit: Duration) -> BoxFuture<'_, Result<(), MachineError>> {
-        self.wait_ready(limit).boxed()
-    }
-
-    fn shut_down(&self, limit: Duration) -> BoxFuture<'_, bool> {
-        let asked = async move {
-            // The same eyes that see a guest end by itself see it end because it was asked to. They
-            // open before it is told: an older word on its console is not about this end.
-            let watch = monitor::Watch::begin(self.parts.clone()).await;
-            let told = self.parts.control.shutdown(limit).await;
-            crate::fail::point("guest", "told to shut down");
-            // An agent that has announced the guest's end is not there to be told.
-            let ends = told || self.parts.control.view().ending.is_some();
-            ends && watch.asked(limit).end().await.clean
-        };
-        async move { tokio::time::timeout(limit, asked).await.unwrap_or(false) }.boxed()
-    }
-
-    fn ended(&self) -> BoxFuture<'static, String> {
-        let parts = self.parts.clone();
-        async move { monitor::watch(parts).await.reason }.boxed()
-    }
-
-    fn signal(&self, signal: KillSignal, limit: Duration) -> BoxFuture<'_, bool> {
-        let signal = match signal {
-            KillSignal::Kill => Signal::KILL,
-            KillSignal::Term => Signal::TERM,
-            KillSignal::Int => Signal::INT,
-        };
-        async move {
-            if let Err(error) = self.parts.vmm.signal(signal) {
-                tracing::warn!("cannot signal the VMM: {error}");
-            }
-            tokio::time::timeout(limit, self.parts.vmm.ended()).await.is_ok()
-        }
-        .boxed()
-    }
-
-    fn commands(&self) -> Option<u32> {
-        let view = self.parts.control.view();
-        view.ready.is_some().then_some(view.commands)
-    }
-
-    fn link(&self) -> Option<Arc<Link>> {
-        Some(Arc::clone(&self.link))
     }
 }

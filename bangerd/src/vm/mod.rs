@@ -6,6 +6,7 @@
 
 mod actor;
 mod create;
+mod effects;
 pub(crate) mod error;
 pub(crate) mod host;
 pub(crate) mod machine;
@@ -34,7 +35,7 @@ mod view;
 mod watch;
 mod workspace;
 
-pub(crate) use order::Verb;
+pub(crate) use order::Ask;
 pub(crate) use readers::{Readers, Way};
 
 #[cfg(test)]
@@ -164,21 +165,30 @@ impl Vms {
         sweep::leaks(&self.ctx, fix).await
     }
 
-    /// Leaves an order with the VM's actor. The answer is the job to watch.
-    pub(crate) async fn order(&self, peer: &Peer, word: &str, verb: Verb) -> Result<JobId, VmError> {
+    /// Leaves with the VM's actor what somebody who uses the VM asks. The answer is the job to
+    /// watch.
+    pub(crate) async fn order(&self, peer: &Peer, word: &str, ask: Ask) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
-        let title = format!("{} {}", verb.word(), row.name);
         let vm = row.id;
+        let job = self.ask(peer, row, word, ask)?;
+        self.touch(vm).await;
+        Ok(job)
+    }
+
+    /// The same for a VM that was found by `word`.
+    fn ask(&self, peer: &Peer, row: VmRow, word: &str, ask: Ask) -> Result<JobId, VmError> {
+        let (vm, title) = (row.id, ask.title(&row.name));
         let entry = self.actor(row);
         let job = self.ctx.jobs.begin(peer, title.clone())?;
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
-        entry.shared.interrupt(verb.interrupts());
-        self.ctx.readers.cut(&vm);
+        entry.shared.interrupt(ask.interrupts());
+        if ask.cuts_readers() {
+            self.ctx.readers.cut(&vm);
+        }
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = |_| VmError::JustDeleted(word.to_owned());
-        entry.orders.send(Order::Asked(job, verb)).map_err(gone)?;
-        self.touch(vm).await;
+        entry.orders.send(Order::Asked(job, ask)).map_err(gone)?;
         Ok(id)
     }
 
@@ -228,9 +238,11 @@ impl Vms {
             restart: request.restart,
             starts: !request.no_start,
         };
-        let job = self.ctx.jobs.begin(peer, format!("create {}", new.name))?;
+        let ask = Ask::Create { start: new.starts, keep };
+        let title = ask.title(&new.name);
+        let job = self.ctx.jobs.begin(peer, title.clone())?;
         let job_id = job.id();
-        tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, "create {}", new.name);
+        tracing::info!(banger_vm = %id, banger_job = %job_id, banger_uid = peer.uid, "{title}");
         // Not part of the call: a client that goes away at any point leaves a whole VM or none.
         let (vms, peer) = (Arc::clone(self), peer.clone());
         tokio::spawn(async move {
@@ -247,10 +259,7 @@ impl Vms {
                     vms.ctx.forget(&id);
                     job.finish(Err(error));
                 }
-                Ok(row) => {
-                    let create = Order::Create { job, start: !request.no_start, keep };
-                    place.work(Arc::clone(&vms.ctx), row, Some(create));
-                }
+                Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(job, ask))),
             }
         });
         Ok(job_id)

@@ -4,11 +4,10 @@
 
 use super::actor::Actor;
 use super::error::{AdminsOnly, VmError};
-use super::order::Order;
+use super::order::{Ask, Order};
 use super::{Vms, entry_of};
 use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
-use crate::jobs::Job;
 use crate::users::Named;
 use banger_policy::Peer;
 use banger_policy::access::Owner;
@@ -38,18 +37,9 @@ impl Actor {
         }
     }
 
-    /// Answers the job.
-    pub(super) async fn give(&mut self, job: Job, to: &Peer) {
-        let result = match self.give_to(to).await {
-            Ok(()) => self.record().await,
-            Err(error) => Err(error),
-        };
-        job.finish(result);
-    }
-
     /// The row decides. The helper's record of the disk follows at the next start: a crash between
     /// the two would else leave them apart.
-    async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
+    pub(super) async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
         let name = &self.row.name;
         if self.row.state == State::Running {
             return Err(VmError::RunsForItsOwner(name.clone()));
@@ -69,7 +59,7 @@ impl Actor {
 }
 
 impl Vms {
-    /// Leaves the order to give a VM to a user with its actor.
+    /// Asks the VM's actor to give it to a user.
     pub(crate) async fn give(&self, peer: &Peer, word: &str, user: String) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
         if !peer.admin {
@@ -81,13 +71,7 @@ impl Vms {
             account.ok_or_else(|| VmError::NoSuchUser(user.chars().filter(|c| !c.is_control()).take(80).collect()))?;
         let limits = self.ctx.config.now().limits.of(account.uid, &account.name, &account.groups);
         let to = Peer { uid: account.uid, name: account.name.into(), admin: false, limits };
-        let title = format!("give {} to {}", row.name, to.name);
-        let job = self.ctx.jobs.begin(peer, title.clone())?;
-        let (id, vm) = (job.id(), row.id);
-        tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
-        let gone = |_| VmError::JustDeleted(word.to_owned());
-        self.actor(row).orders.send(Order::Give(job, to)).map_err(gone)?;
-        Ok(id)
+        self.ask(peer, row, word, Ask::Give(to))
     }
 
     /// Stops what runs for a number that somebody else has now: the network lets that number in.

@@ -4,7 +4,7 @@
 use super::actor::Actor;
 use super::error::VmError;
 use super::machine::Seat;
-use super::order::Order;
+use super::order::Ask;
 use super::{Context, Vms};
 use crate::db::{DbError, VmRow};
 use crate::error::{OverLimit, chain};
@@ -23,7 +23,7 @@ const ATTEMPTS: u32 = 4;
 
 /// What somebody wants to publish, checked as far as it can be without asking the host.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     mapping: Mapping,
     public: bool,
     proxy_protocol: bool,
@@ -45,14 +45,10 @@ pub(super) fn check(request: &PublishRequest, limits: &UserLimits, rules: &Rules
 
 /// The ports of a row as users see them.
 pub(super) fn shown(row: &VmRow, ctx: &Context) -> Vec<PublishedPort> {
-    let one = |port: &Published| PublishedPort {
-        protocol: port.protocol,
-        address: port.address,
-        host_port: port.host_port,
-        guest_port: port.guest_port,
-        public: port.public,
-        proxy_protocol: port.proxy_protocol,
-        problem: ctx.ports.problem(&row.id, port),
+    let one = |port: &Published| {
+        let Published { protocol, address, host_port, guest_port, public, proxy_protocol } = *port;
+        let problem = ctx.ports.problem(&row.id, port);
+        PublishedPort { protocol, address, host_port, guest_port, public, proxy_protocol, problem }
     };
     row.published.iter().map(one).collect()
 }
@@ -136,51 +132,24 @@ fn free(
 }
 
 impl Vms {
-    /// Leaves the order to publish ports with the VM's actor.
+    /// Asks the VM's actor to publish ports.
     pub(crate) async fn publish(&self, peer: &Peer, word: &str, request: PublishRequest) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
         let limits = if peer.owns(&row.who()) { peer.limits } else { UserLimits::NONE };
         let wanted = check(&request, &limits, self.ctx.ports.rules())?;
-        self.leave_about_ports(peer, row, "publish ports of", |job| Order::Publish(job, wanted))
+        self.ask(peer, row, word, Ask::Publish(wanted))
     }
 
-    /// Leaves the order to take ports back with the VM's actor.
+    /// Asks the VM's actor to take ports back.
     pub(crate) async fn unpublish(&self, peer: &Peer, word: &str, ports: &[String]) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
         let names = ports.iter().take(MAX_PER_VM).map(|text| text.parse()).collect::<Result<Vec<PortName>, _>>()?;
-        self.leave_about_ports(peer, row, "unpublish ports of", |job| Order::Unpublish(job, names))
-    }
-
-    fn leave_about_ports(
-        &self,
-        peer: &Peer,
-        row: VmRow,
-        what: &str,
-        order: impl FnOnce(Job) -> Order,
-    ) -> Result<JobId, VmError> {
-        let (vm, name) = (row.id, row.name.clone());
-        let title = format!("{what} {name}");
-        let job = self.ctx.jobs.begin(peer, title.clone())?;
-        let id = job.id();
-        tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
-        let gone = |_| VmError::JustDeleted(name.to_string());
-        self.actor(row).orders.send(order(job)).map_err(gone)?;
-        Ok(id)
+        self.ask(peer, row, word, Ask::Unpublish(names))
     }
 }
 
 impl Actor {
-    /// Answers the job. False: the VM is there.
-    pub(super) async fn publish(&mut self, job: Job, wanted: Vec<Wanted>) -> bool {
-        let result = match self.publish_now(&job, &wanted).await {
-            Ok(()) => self.record().await,
-            Err(error) => Err(error),
-        };
-        job.finish(result);
-        false
-    }
-
-    async fn publish_now(&mut self, job: &Job, wanted: &[Wanted]) -> Result<(), VmError> {
+    pub(super) async fn publish(&mut self, job: &Job, wanted: &[Wanted]) -> Result<(), VmError> {
         if self.row.published.len().saturating_add(wanted.len()) > MAX_PER_VM {
             return Err(VmError::TooManyPorts);
         }
@@ -194,17 +163,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Answers the job. False: the VM is there.
-    pub(super) async fn unpublish(&mut self, job: Job, names: Vec<PortName>) -> bool {
-        let result = match self.unpublish_now(&names).await {
-            Ok(()) => self.record().await,
-            Err(error) => Err(error),
-        };
-        job.finish(result);
-        false
-    }
-
-    async fn unpublish_now(&mut self, names: &[PortName]) -> Result<(), VmError> {
+    pub(super) async fn unpublish(&mut self, names: &[PortName]) -> Result<(), VmError> {
         let published = &self.row.published;
         if let Some(unknown) = names.iter().find(|name| !published.iter().any(|port| name.means(port))) {
             return Err(VmError::NotPublished { port: unknown.port, vm: self.row.name.clone() });

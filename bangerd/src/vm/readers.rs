@@ -57,6 +57,11 @@ impl Readers {
         self.open().keys().copied().collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn wanted_by(&self, uid: u32) -> usize {
+        self.turns.wanted_by(uid)
+    }
+
     /// Somebody changes the VM: what is read would no longer be what is there.
     pub(super) fn cut(&self, vm: &VmId) {
         self.open().values().filter(|(of, _)| of == vm).for_each(|(_, end)| end.cancel());

@@ -2,6 +2,7 @@
 
 use super::Context;
 use crate::db::VmRow;
+use crate::handles::Handles;
 use crate::util::text;
 use banger_policy::net::AddressIndex;
 use banger_proto::model::{VmRecord, VmRuntime, VmStats};
@@ -9,12 +10,12 @@ use std::net::Ipv4Addr;
 
 pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord {
     let paths = ctx.paths.vm(&row.id);
-    let mirror = row.mirror.clone();
+    let Handles { pid: _, tap_device, base_loop, cow_loop, dm_name, dm_dev, generation, guest_ip } = row.mirror.clone();
     // One that runs has the address of its start. A network that was made smaller leaves others
     // without an address until their next start.
     let network = ctx.config.now().network;
     let next = network.index(row.address_index).ok().map(|index| network.guest(index));
-    let address = mirror.guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let address = guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
     let index = AddressIndex::leased(row.address_index).ok();
     VmRecord {
         id: row.id,
@@ -43,12 +44,12 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             system_overlay_path: text(&paths.cow),
             work_disk_path: text(&paths.work_disk()),
             last_error: row.last_error.clone(),
-            tap_device: mirror.tap_device,
-            base_loop: mirror.base_loop,
-            cow_loop: mirror.cow_loop,
-            dm_name: mirror.dm_name,
-            dm_dev: mirror.dm_dev,
-            generation: mirror.generation,
+            tap_device,
+            base_loop,
+            cow_loop,
+            dm_name,
+            dm_dev,
+            generation,
         },
         stats,
         workspace: row.workspace.clone(),

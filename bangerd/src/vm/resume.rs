@@ -4,7 +4,7 @@
 
 use super::actor::Actor;
 use super::machine::Seat;
-use super::order::Order;
+use super::order::{Ask, Order};
 use super::reconcile::rebooted;
 use crate::error::chain;
 use crate::jobs::Job;
@@ -41,6 +41,14 @@ impl Default for Turns {
     }
 }
 
+#[cfg(test)]
+impl Turns {
+    /// No start waits for its turn or is under way: whoever has part in one holds the semaphore.
+    pub(super) fn starts_are_over(&self) -> bool {
+        Arc::strong_count(&self.starts) == 1
+    }
+}
+
 impl Actor {
     /// Its turn has come. Whoever has started or stopped it meanwhile, or has taken the wish back,
     /// has had the last word.
@@ -61,7 +69,7 @@ impl Actor {
     pub(super) fn resume_in_turn(&self, seat: &Seat) {
         let seat = seat.clone();
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
-        let (owner, title) = (self.row.who(), format!("start {} after a reboot of the host", self.row.name));
+        let (owner, name) = (self.row.who(), self.row.name.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
             let Ok(turn) = turns.acquire_owned().await else { return };
@@ -73,8 +81,9 @@ impl Actor {
             let Some(orders) = orders.upgrade() else { return };
             // What ran before runs again: nobody has asked for more.
             let owner = Peer { uid: owner.uid, name: owner.name, admin: false, limits: UserLimits::NONE };
-            match ctx.jobs.begin(&owner, title) {
-                Ok(job) => drop(orders.send(Order::Resume { job, turn })),
+            let ask = Ask::Resume(turn);
+            match ctx.jobs.begin(&owner, ask.title(&name)) {
+                Ok(job) => drop(orders.send(Order::Asked(job, ask))),
                 Err(error) => tracing::error!("not started again: {}", chain(&error)),
             }
         });

@@ -19,16 +19,8 @@ use banger_policy::vm::CheckedSpec;
 use banger_proto::model::{SetRequest, VmSpec};
 
 impl Actor {
-    /// Answers the job.
-    pub(super) async fn set(&mut self, job: Job, request: SetRequest) {
-        let result = match self.change(&job, request).await {
-            Ok(()) => self.record().await,
-            Err(error) => Err(error),
-        };
-        job.finish(result);
-    }
-
-    async fn change(&mut self, job: &Job, request: SetRequest) -> Result<(), VmError> {
+    /// All of the request, or nothing.
+    pub(super) async fn change(&mut self, job: &Job, request: SetRequest) -> Result<(), VmError> {
         let (was, policy_was) = (self.row.spec, self.row.restart);
         let sized = [request.vcpu_count, request.memory_mib].iter().any(Option::is_some)
             || [request.root_size_bytes, request.work_disk_size_bytes].iter().any(Option::is_some);

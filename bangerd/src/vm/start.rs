@@ -3,12 +3,15 @@
 //! for a teardown is.
 
 use super::actor::Actor;
+use super::effects::first_line;
 use super::error::VmError;
 use super::machine::{BootDevices, MachineError, Running, Seat};
+use super::shared::Wait;
 use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::{Cancelled, Job};
 use crate::privileged::PrivilegedError;
+use banger_policy::lifecycle::{Event, Then};
 use banger_policy::network::VmNetwork;
 use banger_proto::helper::{DiskIdentity, HelperError};
 use std::sync::Arc;
@@ -19,8 +22,46 @@ const CONSOLE_LINES: usize = 15;
 const CONSOLE_COLUMNS: usize = 160;
 
 impl Actor {
+    /// A start, or its undoing. What the table said of the wish for it is done already.
+    pub(super) async fn start(&mut self, job: &Job) -> Result<Then, VmError> {
+        self.owner_is_there().await?;
+        self.renumber(job).await?;
+        let config = self.ctx.config.now();
+        let seat = Seat::new(&self.row, &self.ctx.paths, config.network)?;
+        let (limits, host) = (job.limits_of(&self.row.who()), config.limits.host());
+        let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
+        counted.map_err(|error| self.refused(error))?;
+        self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
+        let result = self.bring_up(&seat, job).await;
+        self.shared.set_waiting(None);
+        let result = match result {
+            Ok(running) => {
+                self.watch(running);
+                self.apply(Event::Started, None, "").await
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(then) => {
+                self.open_ports(Some(job)).await;
+                Ok(then)
+            }
+            // One that runs and cannot be recorded is undone like any other.
+            Err(error) => {
+                job.stage("undo");
+                let why = error.message();
+                // What the guest said on its console is its owner's, and the journal is not.
+                tracing::warn!("start failed: {}", first_line(&why));
+                match self.apply(Event::StartFailed, None, &why).await {
+                    Ok(_) => Err(error),
+                    Err(more) => Err(error.also(more)),
+                }
+            }
+        }
+    }
+
     /// From nothing held to a guest that is ready.
-    pub(super) async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, VmError> {
+    async fn bring_up(&mut self, seat: &Seat, job: &Job) -> Result<Arc<dyn Running>, VmError> {
         let ctx = Arc::clone(&self.ctx);
         let helper = ctx.privileged.of(seat.owner);
         let begin = |step: Step| {

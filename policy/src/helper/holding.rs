@@ -20,7 +20,7 @@
 //!
 //! A quarantined row refuses everything but release, which looks again.
 
-pub use super::row::{AttachedDisk, Cow, Disk, Process, Registration, Row, Rows, Tap, loop_node};
+pub use super::row::{AttachedDisk, Cow, Disk, DiskIdentity, Process, Registration, Row, Rows, Tap, TapIdentity};
 use crate::access::Decision;
 use crate::id::{Digest, VmId};
 use crate::limits::{MAX_COWS, MAX_DISK_BYTES, MAX_VMS, MIN_ROOT_BYTES, ROOT_STEP_BYTES};
@@ -110,30 +110,6 @@ fn stored() -> Verdict {
     Decision::Allow(Step::Stored)
 }
 
-/// What a tap's holder claims.
-#[derive(Clone, Copy, Debug)]
-pub struct TapClaim<'a> {
-    /// The link's name.
-    pub tap_device: &'a str,
-    /// The row's generation.
-    pub generation: u64,
-}
-
-/// What a disk's holder claims.
-#[derive(Clone, Copy, Debug)]
-pub struct DiskClaim<'a> {
-    /// The dm device's name.
-    pub dm_name: &'a str,
-    /// `/dev/dm-N`.
-    pub dm_dev: &'a str,
-    /// `/dev/loopN`.
-    pub base_loop: &'a str,
-    /// `/dev/loopN`.
-    pub cow_loop: &'a str,
-    /// The row's generation.
-    pub generation: u64,
-}
-
 /// The row to add a tap or disk to: the VM's own, or a new one of generation `fresh`.
 fn open(rows: &Rows, vm: VmId, owner: u32, fresh: u64) -> Result<Row, Refusal> {
     match rows.get(&vm) {
@@ -184,7 +160,7 @@ fn claimed(row: Option<&Row>, generation: u64, running: bool) -> Result<&Row, Re
 }
 
 /// May the tap be removed? `running`: the bound process lives.
-pub fn release_tap(row: Option<&Row>, claim: &TapClaim<'_>, running: bool) -> Verdict {
+pub fn release_tap(row: Option<&Row>, claim: &TapIdentity, running: bool) -> Verdict {
     // The name before the state: a claim with a wrong name learns nothing.
     if row.is_some_and(|row| row.vm.tap_name() != claim.tap_device) {
         return Decision::Deny(Refusal::NotYours);
@@ -226,27 +202,16 @@ pub fn give_disk(row: Option<&Row>, cow: Option<&Cow>, owner: u32) -> Decision<O
 }
 
 /// May the disk be detached? `running`: the bound process lives.
-pub fn detach_disk(row: Option<&Row>, claim: &DiskClaim<'_>, running: bool) -> Verdict {
-    if row.is_some_and(|row| !disk_matches(row, claim)) {
+pub fn detach_disk(row: Option<&Row>, claim: &DiskIdentity, running: bool) -> Verdict {
+    // Every field that the row knows; of a disk that is not held, only the name is known.
+    let differs = |row: &Row| DiskIdentity::of(row).map_or(row.vm.dm_name() != claim.dm_name, |held| held != *claim);
+    if row.is_some_and(differs) {
         return Decision::Deny(Refusal::NotYours);
     }
     match claimed(row, claim.generation, running) {
         Err(refusal) => Decision::Deny(refusal),
         Ok(row) if row.disk == Disk::None => stored(),
         Ok(row) => grant(row.clone()),
-    }
-}
-
-/// Every field that the row knows; of a disk that is not held, only the name is known.
-fn disk_matches(row: &Row, claim: &DiskClaim<'_>) -> bool {
-    let name = row.vm.dm_name() == claim.dm_name;
-    match row.disk {
-        Disk::None | Disk::Intent => name,
-        Disk::Held(held) => {
-            name && claim.dm_dev == held.dm_node()
-                && claim.base_loop == loop_node(held.base_loop)
-                && claim.cow_loop == loop_node(held.cow_loop)
-        }
     }
 }
 

@@ -49,16 +49,16 @@ fn rows(row: Option<&Row>) -> Rows {
     row.map(|row| (row.vm, row.clone())).into_iter().collect()
 }
 
-fn tap_claim(name: &str) -> TapClaim<'_> {
-    TapClaim { tap_device: name, generation: GENERATION }
+fn tap_claim(name: &str) -> TapIdentity {
+    TapIdentity { tap_device: name.into(), generation: GENERATION }
 }
 
-fn disk_claim(name: &str) -> DiskClaim<'_> {
-    DiskClaim {
-        dm_name: name,
-        dm_dev: "/dev/dm-3",
-        base_loop: "/dev/loop1",
-        cow_loop: "/dev/loop2",
+fn disk_claim(name: &str) -> DiskIdentity {
+    DiskIdentity {
+        dm_name: name.into(),
+        dm_dev: "/dev/dm-3".into(),
+        base_loop: "/dev/loop1".into(),
+        cow_loop: "/dev/loop2".into(),
         generation: GENERATION,
     }
 }
@@ -177,9 +177,9 @@ fn each_field_of_a_claim_must_match_in_every_state() {
         let (row, running) = row(line.trim().split_once(" | ").unwrap().0);
         let row = Some(&row);
         refused(release_tap(row, &tap_claim(&other.tap_name()), running), Refusal::NotYours);
-        refused(release_tap(row, &TapClaim { generation: 8, ..tap_claim(&tap) }, running), Refusal::NotYours);
+        refused(release_tap(row, &TapIdentity { generation: 8, ..tap_claim(&tap) }, running), Refusal::NotYours);
         refused(detach_disk(row, &disk_claim(&other.dm_name()), running), Refusal::NotYours);
-        refused(detach_disk(row, &DiskClaim { generation: 8, ..disk_claim(&dm) }, running), Refusal::NotYours);
+        refused(detach_disk(row, &DiskIdentity { generation: 8, ..disk_claim(&dm) }, running), Refusal::NotYours);
         refused(acquire_tap(&rows(row), vm(1), OWNER + 1, ADDRESS, 99), Refusal::NotYours);
         let foreign = Cow { owner: OWNER + 1, ..cow() };
         refused(attach_disk(&rows(row), vm(1), Some(&foreign), OWNER + 1, 99), Refusal::NotYours);
@@ -187,9 +187,9 @@ fn each_field_of_a_claim_must_match_in_every_state() {
     }
     let (held, _) = row("hhg");
     for wrong in [
-        DiskClaim { dm_dev: "/dev/dm-4", ..disk_claim(&dm) },
-        DiskClaim { base_loop: "/dev/loop2", ..disk_claim(&dm) },
-        DiskClaim { cow_loop: "/dev/loop1", ..disk_claim(&dm) },
+        DiskIdentity { dm_dev: "/dev/dm-4".into(), ..disk_claim(&dm) },
+        DiskIdentity { base_loop: "/dev/loop2".into(), ..disk_claim(&dm) },
+        DiskIdentity { cow_loop: "/dev/loop1".into(), ..disk_claim(&dm) },
     ] {
         refused(detach_disk(Some(&held), &wrong, false), Refusal::NotYours);
     }

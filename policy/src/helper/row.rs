@@ -79,6 +79,30 @@ pub struct AttachedDisk {
     pub cow_loop: u32,
 }
 
+/// A tap as it was acquired. A release must repeat it in every field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapIdentity {
+    /// Name of the link, derived from the VM's id.
+    pub tap_device: String,
+    /// Drawn by the helper for this boot of the VM; never zero, never the same again.
+    pub generation: u64,
+}
+
+/// An attached disk. A detach must repeat it in every field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskIdentity {
+    /// Name of the dm device, derived from the VM's id.
+    pub dm_name: String,
+    /// Its node, `/dev/dm-N`.
+    pub dm_dev: String,
+    /// The loop device of the base image, `/dev/loopN`.
+    pub base_loop: String,
+    /// The loop device of the COW file, `/dev/loopN`.
+    pub cow_loop: String,
+    /// As in [`TapIdentity`].
+    pub generation: u64,
+}
+
 /// A process, so that it cannot be mistaken for a later one of the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -301,16 +325,25 @@ fn reach_or_nat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reach, D::
     })
 }
 
-impl AttachedDisk {
-    /// The dm device's node.
+impl TapIdentity {
+    /// Of a row that holds a tap.
     #[must_use]
-    pub fn dm_node(&self) -> String {
-        format!("/dev/dm-{}", self.minor)
+    pub fn of(row: &Row) -> Option<Self> {
+        matches!(row.tap, Tap::Held { .. }).then(|| Self { tap_device: row.vm.tap_name(), generation: row.generation })
     }
 }
 
-/// The node of a loop device.
-#[must_use]
-pub fn loop_node(number: u32) -> String {
-    format!("/dev/loop{number}")
+impl DiskIdentity {
+    /// Of a row that holds a disk.
+    #[must_use]
+    pub fn of(row: &Row) -> Option<Self> {
+        let Disk::Held(AttachedDisk { minor, base_loop, cow_loop }) = row.disk else { return None };
+        Some(Self {
+            dm_name: row.vm.dm_name(),
+            dm_dev: format!("/dev/dm-{minor}"),
+            base_loop: format!("/dev/loop{base_loop}"),
+            cow_loop: format!("/dev/loop{cow_loop}"),
+            generation: row.generation,
+        })
+    }
 }

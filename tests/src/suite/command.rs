@@ -2,9 +2,10 @@
 //! for.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,8 +104,8 @@ pub struct Run {
     line: String,
     child: Child,
     started: Instant,
-    stdout: Option<JoinHandle<Vec<u8>>>,
-    stderr: Option<JoinHandle<Vec<u8>>>,
+    stdout: Option<Heard>,
+    stderr: Option<Heard>,
     ended: bool,
 }
 
@@ -128,8 +129,8 @@ impl Run {
     fn spawn(mut command: Command, line: String) -> Result<Self> {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().with_context(|| format!("start `{line}`"))?;
-        let stdout = child.stdout.take().map(reader);
-        let stderr = child.stderr.take().map(reader);
+        let stdout = child.stdout.take().map(Heard::of);
+        let stderr = child.stderr.take().map(Heard::of);
         Ok(Self { line, child, started: Instant::now(), stdout, stderr, ended: false })
     }
 
@@ -137,6 +138,22 @@ impl Run {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until `text` is on its standard output.
+    pub fn until_it_says(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            // Asked first: whatever it has written is here when the reader has ended.
+            let ended = self.has_ended()? && self.stdout.as_ref().is_none_or(|heard| heard.reader.is_finished());
+            let said = self.stdout.as_ref().map(Heard::so_far).unwrap_or_default();
+            if said.contains(text) {
+                return Ok(());
+            }
+            let late = began.elapsed() > limit;
+            ensure!(!ended && !late, "`{}` never says {text:?}: {said:?}", self.line);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Types: `\x03` is Ctrl-C, `\x04` the end of input.
@@ -190,14 +207,14 @@ impl Run {
         let took = self.started.elapsed();
         // A descendant that was left behind may hold the pipe open for ever: it is looked for by
         // the inventory, not waited for here.
-        let collect = |stream: Option<JoinHandle<Vec<u8>>>| {
+        let collect = |stream: Option<Heard>| {
             let Some(stream) = stream else { return String::new() };
             let waited = Instant::now();
-            while !stream.is_finished() && waited.elapsed() < Duration::from_secs(5) {
+            while !stream.reader.is_finished() && waited.elapsed() < Duration::from_secs(5) {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            if stream.is_finished() {
-                String::from_utf8_lossy(&stream.join().unwrap_or_default()).into_owned()
+            if stream.reader.is_finished() {
+                stream.so_far()
             } else {
                 "(output still held open by another process)".to_owned()
             }
@@ -254,12 +271,37 @@ fn as_user(user: Option<&str>) -> Command {
     command
 }
 
-fn reader(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
-        bytes
-    })
+/// What a program has written to one of its streams.
+#[derive(Debug)]
+struct Heard {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Heard {
+    fn of(mut stream: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&bytes);
+        let reader = std::thread::spawn(move || {
+            let mut piece = [0; 8192];
+            loop {
+                match stream.read(&mut piece) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => {
+                        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                        heard.extend(piece.get(..length).unwrap_or_default());
+                    }
+                }
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    fn so_far(&self) -> String {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
 }
 
 #[cfg(test)]
@@ -290,11 +332,22 @@ mod tests {
     #[test]
     fn a_terminal_is_one_and_ctrl_c_reaches_it() -> Result<()> {
         let mut run = Run::start_on_terminal(None, "test -t 0 && echo terminal; sleep 60")?;
-        std::thread::sleep(Duration::from_millis(500));
+        run.until_it_says("terminal", LIMIT)?;
         run.type_in("\x03")?;
         let finished = run.wait(LIMIT)?;
         assert!(finished.stdout.contains("terminal"), "{finished}");
         assert!(finished.took < Duration::from_secs(15), "{finished}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_never_said_is_waited_for_until_the_end_or_the_limit() -> Result<()> {
+        for line in ["echo something; exit 3", "echo something; sleep 60"] {
+            let mut run = Run::start(None, &["sh", "-c", line])?;
+            run.until_it_says("some", LIMIT)?;
+            let error = run.until_it_says("else", Duration::from_millis(200)).err().map(|error| error.to_string());
+            assert!(error.is_some_and(|error| error.contains("something")));
+        }
         Ok(())
     }
 

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct Guest {
     server: Arc<Server>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 pub(in crate::agent) fn token() -> BootToken {
@@ -44,7 +44,7 @@ fn guest() -> Guest {
     let folder = tempfile::tempdir().unwrap();
     let passwd = folder.path().join("passwd");
     std::fs::write(&passwd, format!("root:x:0:0::{}:/bin/sh\n", folder.path().display())).unwrap();
-    Guest { server: Arc::new(Server::with_passwd(&config(), passwd).unwrap()), _folder: folder }
+    Guest { server: Arc::new(Server::with_passwd(&config(), passwd).unwrap()), folder }
 }
 
 impl Guest {
@@ -235,8 +235,12 @@ async fn a_child_that_holds_the_streams_does_not_delay_the_end() {
 #[tokio::test]
 async fn what_was_written_before_the_end_arrives() {
     let guest = guest();
-    let mut stream = guest.sh("head -c 65000 /dev/zero; head -c 65000 /dev/zero >&2").await;
-    sleep(Duration::from_millis(500)).await;
+    let done = guest.folder.path().join("done");
+    let script = format!("head -c 65000 /dev/zero; head -c 65000 /dev/zero >&2; : > {}", done.display());
+    let mut stream = guest.sh(&script).await;
+    while !done.exists() {
+        sleep(Duration::from_millis(5)).await;
+    }
     let (out, err, last) = all(&mut stream).await;
     assert_eq!((out.len(), err.len(), last), (65_000, 65_000, FromGuest::Exited(0)));
 }

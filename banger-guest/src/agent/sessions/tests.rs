@@ -214,8 +214,8 @@ async fn input_is_sent_by_many_and_ends_on_request_only() {
     assert_eq!(refused(guest.answer(send("cat")).await), Refusal::Ended(Status::Exited(0)));
     guest.sh("deaf", "sleep 100").await;
     assert_eq!(refused(guest.answer(send("deaf")).await), Refusal::NoInput);
-    guest.start(New { name: Some("closes".into()), stdin: true, ..sh("exec <&-; sleep 100") }).await;
-    sleep(Duration::from_millis(300)).await;
+    guest.start(New { name: Some("closes".into()), stdin: true, ..sh("exec <&-; echo closed; sleep 100") }).await;
+    guest.says("closes", "closed").await;
     let mut stream = guest.ask(send("closes")).await;
     assert_eq!(next(&mut stream).await, Answer::Opened);
     ToGuest::Input(b"lost".to_vec()).write(&mut stream).await.unwrap();
@@ -332,9 +332,9 @@ async fn the_images_own_command_is_put_together() {
 #[tokio::test]
 async fn at_the_machines_end_all_are_told_and_their_status_is_kept() {
     let guest = guest();
-    guest.sh("polite", "trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done").await;
+    guest.sh("polite", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done").await;
     guest.sh("plain", "sleep 100").await;
-    sleep(Duration::from_millis(200)).await;
+    guest.says("polite", "ready").await;
     timeout(SOON, guest.server.end_sessions(SOON)).await.unwrap();
     assert_eq!(guest.wait("polite").await, Status::Exited(3));
     let said = guest.both("polite").await;

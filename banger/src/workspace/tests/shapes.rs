@@ -15,6 +15,14 @@ fn full(wanted: &mut Wanted) {
     wanted.mode = WorkspaceMode::FullCopy;
 }
 
+fn shallow(w: &World) {
+    commit(&w.repo());
+    let main = w.host.path().join("main");
+    fs::rename(w.repo(), &main).unwrap();
+    let from = format!("file://{}", main.display());
+    git(w.host.path(), &["clone", "--quiet", "--depth", "1", &from, "tool"]);
+}
+
 fn shapes() -> Vec<Shape> {
     vec![
         ("clean", |_| {}, as_it_is),
@@ -229,28 +237,8 @@ fn shapes() -> Vec<Shape> {
             },
             as_it_is,
         ),
-        (
-            "shallow",
-            |w| {
-                commit(&w.repo());
-                let main = w.host.path().join("main");
-                fs::rename(w.repo(), &main).unwrap();
-                let from = format!("file://{}", main.display());
-                git(w.host.path(), &["clone", "--quiet", "--depth", "1", &from, "tool"]);
-            },
-            as_it_is,
-        ),
-        (
-            "shallow, whole",
-            |w| {
-                commit(&w.repo());
-                let main = w.host.path().join("main");
-                fs::rename(w.repo(), &main).unwrap();
-                let from = format!("file://{}", main.display());
-                git(w.host.path(), &["clone", "--quiet", "--depth", "1", &from, "tool"]);
-            },
-            full,
-        ),
+        ("shallow", shallow, as_it_is),
+        ("shallow, whole", shallow, full),
         (
             "a clone with alternates",
             |w| {

@@ -1,11 +1,10 @@
 //! The VMM of a guest that reads the work disk of a VM which does not run.
 
-use super::{Guest, Host};
+use super::Host;
+use super::guest::Guest;
 use crate::util::blocking;
 use crate::vm::machine::{MachineError, Running, Seat};
-use banger_image::boot::kernel::VMLINUX_FILE;
 use banger_link::token;
-use banger_policy::ImageConfig;
 use banger_proto::guest::{BootToken, GuestConfig};
 use banger_vmm::Files;
 use banger_vmm::api::{self, Drive, VmmConfig};
@@ -19,7 +18,7 @@ impl Host {
         super::check_kvm()?;
         let (host, for_files) = (self.clone(), seat.clone());
         let token = blocking(move || host.write_readers_files(&for_files)).await?;
-        let vmlinux = self.paths.kernel_dir(&seat.kernel).join(VMLINUX_FILE);
+        let vmlinux = self.vmlinux(&seat);
         let files = Files {
             read: vec![vmlinux.clone(), seat.paths.initramfs(), work_disk.clone()],
             write: vec![seat.paths.metrics()],
@@ -47,21 +46,10 @@ impl Host {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&seat.paths.dir);
         made.map_err(MachineError::Folder)?;
         let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
-        let host = self.config.now();
         let config = GuestConfig {
-            hostname: seat.hostname.clone(),
-            address: seat.address,
-            gateway: host.network.gateway(),
-            dns: host.default_dns,
-            authorized_keys: Vec::new(),
-            host_key: self.host_key(seat)?.private_pem().map_err(MachineError::HostKey)?,
-            control_port: seat.index.control_port(),
-            token: token.clone(),
-            root_device: String::new(),
             work_device: Some("/dev/vda".to_owned()),
-            modules_device: None,
             reads: true,
-            image: ImageConfig::default(),
+            ..self.config_without_disks(seat, &token)?
         };
         self.write_for_boot(seat, &config)?;
         Ok(token)

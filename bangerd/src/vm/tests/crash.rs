@@ -18,7 +18,7 @@ fn a_running_vm_is_taken_back_and_can_be_deleted() {
     world.machine.end(&vm.id, "guest powered off");
     world.until("demo", State::Stopped);
     world.assert_nothing_held();
-    world.order(Verb::Delete, "demo");
+    world.order(Ask::Delete, "demo");
     world.assert_nothing_at_all();
 }
 
@@ -34,7 +34,7 @@ fn ten_crashes_in_a_row_change_nothing() {
     let after = world.show(ALICE, "demo").unwrap();
     assert_eq!((after.id, after.state, &after.runtime), (vm.id, State::Running, &vm.runtime));
     assert_eq!((world.helper.held(), world.cached(&vm.id), world.machine.processes()), (held, before, 1));
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
 
@@ -84,7 +84,7 @@ fn no_lost_copy_of_the_handles_leaks_anything() {
             }
             world.boot();
             if alive {
-                assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)), "{what}");
+                assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)), "{what}");
             }
             world.until("demo", State::Stopped);
             world.assert_nothing_held();
@@ -110,7 +110,7 @@ fn a_removal_that_was_cut_short_is_brought_to_its_end() {
     let mut world = World::new();
     world.running("demo");
     world.helper.refuse("discard the disk", HelperError::Kernel(5), 1);
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Failed(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Failed(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Error);
     world.restart();
     world.until_true("the row is gone", || world.show(ALICE, "demo").is_err());
@@ -122,13 +122,13 @@ fn a_start_that_the_crash_cut_short_is_undone_and_the_vm_stays() {
     let mut world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
     world.machine.set_deaf(true);
-    world.begin(Verb::Start, "demo");
+    world.begin(Ask::Start, "demo");
     world.until_true("a process", || world.machine.processes() == 1);
     world.restart();
     world.until_true("nothing is held", || world.helper.held().is_empty() && world.machine.processes() == 0);
     world.machine.set_deaf(false);
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
 
@@ -143,7 +143,7 @@ fn a_live_vm_is_not_torn_down_because_the_helper_is_away() {
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
     assert_eq!(world.machine.processes(), 1);
     world.helper.set_unreachable(false);
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
 }
 
 #[test]
@@ -151,10 +151,10 @@ fn a_start_that_cannot_be_recorded_is_undone() {
     let world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
     refuse_states(&world, true);
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Failed(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Failed(_)));
     world.assert_nothing_held();
     refuse_states(&world, false);
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
 }
 
@@ -181,7 +181,7 @@ fn what_was_left_while_the_helper_was_away_is_released_when_it_is_back() {
     let mut world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
     world.machine.set_deaf(true);
-    world.begin(Verb::Start, "demo");
+    world.begin(Ask::Start, "demo");
     world.until_true("a process", || world.machine.processes() == 1);
     world.kill_daemon();
     world.helper.set_unreachable(true);
@@ -213,7 +213,7 @@ fn with_a_full_disk_a_vm_can_be_deleted() {
     world.running("demo");
     let full = "CREATE TRIGGER full BEFORE UPDATE ON vms BEGIN SELECT RAISE(ABORT, 'no room'); END";
     sql(&world, full);
-    let deleted = world.order(Verb::Delete, "demo");
+    let deleted = world.order(Ask::Delete, "demo");
     assert!(matches!(deleted, JobState::Done(_)), "{deleted:?}");
     world.assert_nothing_at_all();
 }
@@ -225,7 +225,7 @@ fn the_sweep_does_not_take_the_reason_of_an_end() {
     // Its process is gone, and the monitor is about to say why.
     world.machine.vanish(&vm.id);
     let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
-    entry.orders.send(super::super::Order::Look).unwrap();
+    entry.orders.send(Order::Look).unwrap();
     world.machine.tell_unseen("guest powered off");
     assert_eq!(world.until("demo", State::Stopped).runtime.last_error, "guest powered off");
 }
@@ -240,9 +240,9 @@ fn a_teardown_that_fails_again_and_again_says_so_once() {
     assert!(first.starts_with("guest powered off; "), "{first}");
     let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
     for _ in 0..5 {
-        entry.orders.send(super::super::Order::Look).unwrap();
+        entry.orders.send(Order::Look).unwrap();
     }
     // Behind them in the queue.
-    world.order(Verb::Set(Default::default()), "demo");
+    world.order(Ask::Set(Default::default()), "demo");
     assert_eq!(world.show(ALICE, "demo").unwrap().runtime.last_error, first);
 }

@@ -4,7 +4,6 @@
 
 use super::*;
 use crate::handles::Handles;
-use crate::vm::order::Order;
 use banger_policy::net::Network;
 use banger_proto::daemon::KillSignal;
 
@@ -21,27 +20,28 @@ fn remembered(world: &World, vm: &VmId) -> [bool; 3] {
 /// From a VM that runs to one that holds nothing.
 type Path = fn(&mut World, &VmRecord);
 
-fn ordered(world: &World, verb: Verb) {
-    let end = world.order(verb.clone(), "demo");
-    assert!(matches!(end, JobState::Done(_)), "{verb:?}: {end:?}");
+fn ordered(world: &World, ask: Ask) {
+    let asked = format!("{ask:?}");
+    let end = world.order(ask, "demo");
+    assert!(matches!(end, JobState::Done(_)), "{asked}: {end:?}");
 }
 
 /// Every path on which a VM ends holding something, by its name in the messages of these tests.
 const PATHS: &[(&str, Path)] = &[
-    ("stop", |world, _| ordered(world, Verb::Stop)),
+    ("stop", |world, _| ordered(world, STOP)),
     ("stop of a stale VM", |world, vm| {
         world.machine.vanish(&vm.id);
-        ordered(world, Verb::Stop);
+        ordered(world, STOP);
     }),
-    ("kill", |world, _| ordered(world, Verb::Kill(KillSignal::Kill))),
+    ("kill", |world, _| ordered(world, Ask::Kill(KillSignal::Kill))),
     ("kill of a stale VM", |world, vm| {
         world.machine.vanish(&vm.id);
-        ordered(world, Verb::Kill(KillSignal::Term));
+        ordered(world, Ask::Kill(KillSignal::Term));
     }),
     ("failed start", |world, vm| {
-        ordered(world, Verb::Stop);
+        ordered(world, STOP);
         world.machine.set_deaf(true);
-        let start = world.begin(Verb::Start, "demo");
+        let start = world.begin(Ask::Start, "demo");
         // It has come as far as to the guest, so all three have it.
         world.until_true("handles of the start", || remembered(world, &vm.id) == [true; 3]);
         world.life().vms.ctx.jobs.cancel(&ALICE, start).unwrap();
@@ -58,7 +58,7 @@ const PATHS: &[(&str, Path)] = &[
         entry.orders.send(Order::Stale(0)).unwrap();
         world.until("demo", State::Stopped);
     }),
-    ("delete", |world, _| ordered(world, Verb::Delete)),
+    ("delete", |world, _| ordered(world, Ask::Delete)),
     ("the guest's own end", |world, vm| {
         world.machine.end(&vm.id, "guest powered off");
         world.until("demo", State::Stopped);
@@ -154,7 +154,7 @@ impl Street {
         for vm in &self.mine {
             if alive {
                 assert_eq!(self.world.show(ALICE, vm.name.as_str()).unwrap().state, State::Running);
-                assert!(matches!(self.world.order(Verb::Stop, vm.name.as_str()), JobState::Done(_)), "{}", vm.name);
+                assert!(matches!(self.world.order(STOP, vm.name.as_str()), JobState::Done(_)), "{}", vm.name);
             }
             self.world.until(vm.name.as_str(), State::Stopped);
             assert_eq!(remembered(&self.world, &vm.id), [false; 3], "{}", vm.name);

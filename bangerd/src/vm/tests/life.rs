@@ -18,17 +18,17 @@ fn a_start_records_file_cache_and_mirror_and_a_stop_clears_all_three() {
     assert_eq!((file.tap_device, file.dm_dev), (vm.runtime.tap_device, vm.runtime.dm_dev));
     assert!(file.pid.is_some());
 
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     let vm = world.show(ALICE, "demo").unwrap();
     assert_eq!((vm.state, vm.runtime.tap_device.as_deref()), (State::Stopped, None));
     assert_eq!(world.cached(&vm.id), None);
     world.assert_nothing_held();
     assert_eq!(world.helper.cows(), 1, "a stopped VM keeps its disk");
 
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
-    assert!(matches!(world.order(Verb::Restart, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Restart, "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(JobResult::Text(_))));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(JobResult::Text(_))));
     world.assert_nothing_at_all();
 }
 
@@ -37,10 +37,10 @@ fn kill_needs_no_guest_and_stop_of_what_does_not_run_is_fine() {
     let world = World::new();
     world.running("demo");
     world.machine.set_deaf(true);
-    assert!(matches!(world.order(Verb::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Stopped);
     world.assert_nothing_held();
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
 }
 
 #[test]
@@ -48,9 +48,9 @@ fn a_kill_ends_the_wait_for_a_guest_that_does_not_shut_down() {
     let world = World::new();
     world.running("demo");
     world.machine.set_deaf(true);
-    let stop = world.begin(Verb::Stop, "demo");
+    let stop = world.begin(STOP, "demo");
     world.until_stage(stop, "guest shutdown");
-    assert!(matches!(world.order(Verb::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
     assert!(matches!(world.wait(stop), JobState::Done(_)));
     world.assert_nothing_held();
 }
@@ -61,7 +61,7 @@ fn a_guest_that_does_not_shut_down_has_the_time_that_its_user_gives() {
     world.running("demo");
     world.machine.set_deaf(true);
     let began = Instant::now();
-    let stop = world.begin(Verb::StopWithin(Duration::from_millis(300)), "demo");
+    let stop = world.begin(Ask::Stop { within: Some(Duration::from_millis(300)) }, "demo");
     assert!(matches!(world.wait(stop), JobState::Done(_)));
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(60), "{took:?}");
@@ -77,7 +77,7 @@ fn a_guest_that_ends_by_itself_is_stopped_with_the_reason() {
     let vm = world.until("demo", State::Stopped);
     assert_eq!(vm.runtime.last_error, "guest kernel panicked: sysrq");
     world.assert_nothing_held();
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().runtime.last_error, "");
 }
 
@@ -85,11 +85,11 @@ fn a_guest_that_ends_by_itself_is_stopped_with_the_reason() {
 fn a_report_of_an_earlier_boot_changes_nothing() {
     let world = World::new();
     let vm = world.running("demo");
-    world.order(Verb::Restart, "demo");
+    world.order(Ask::Restart, "demo");
     let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
-    entry.orders.send(super::super::Order::Ended { boot: 1, reason: "late".into() }).unwrap();
+    entry.orders.send(Order::Ended { boot: 1, reason: "late".into() }).unwrap();
     // Orders are done in turn: when this one is, so is the report.
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Failed(e) if e.code == ErrorCode::AlreadyRunning));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Failed(e) if e.code == ErrorCode::AlreadyRunning));
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
 }
 
@@ -99,7 +99,7 @@ fn busy_devices_are_asked_again() {
     world.running("demo");
     world.helper.refuse("detach the disk", HelperError::Busy, 3);
     world.helper.take_log();
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     let asked = world.helper.take_log();
     assert_eq!(asked.iter().filter(|operation| **operation == "detach the disk").count(), 4);
     world.assert_nothing_held();
@@ -159,8 +159,8 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
     let world = World::new();
     world.running("demo");
     let row = world.life().runtime.block_on(world.life().vms.find(&ALICE, "demo")).unwrap();
-    let delete = world.begin(Verb::Delete, "demo");
-    let behind = [Verb::Stop, Verb::Start, Verb::Delete].map(|verb| world.begin_or_gone(verb, "demo"));
+    let delete = world.begin(Ask::Delete, "demo");
+    let behind = [STOP, Ask::Start, Ask::Delete].map(|ask| world.begin_or_gone(ask, "demo"));
     assert!(matches!(world.wait(delete), JobState::Done(_)));
     for job in behind.into_iter().flatten() {
         let end = world.wait(job);
@@ -170,7 +170,7 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
     let late = world.life().runtime.block_on(async { world.life().vms.actor(row) });
     let job = world.life().vms.ctx.jobs.begin(&ALICE, "late".into()).unwrap();
     let id = job.id();
-    if late.orders.send(super::super::Order::Asked(job, Verb::Start)).is_ok() {
+    if late.orders.send(Order::Asked(job, Ask::Start)).is_ok() {
         assert!(matches!(world.wait(id), JobState::Failed(_)));
     }
     world.assert_nothing_at_all();
@@ -185,7 +185,7 @@ fn an_order_that_meets_a_creation_waits_for_it() {
     world.until_true("a place for its orders", || entry().is_some());
     let delete = world.life().vms.ctx.jobs.begin(&ALICE, "delete demo".into()).unwrap();
     let id = delete.id();
-    entry().unwrap().orders.send(super::super::Order::Asked(delete, Verb::Delete)).unwrap();
+    entry().unwrap().orders.send(Order::Asked(delete, Ask::Delete)).unwrap();
     world.helper.set_busy(false);
     assert!(matches!(world.wait(create), JobState::Done(_)));
     assert!(matches!(world.wait(id), JobState::Done(_)));
@@ -207,19 +207,19 @@ fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
     let vm = world.running("demo");
     let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
     let visit = entry.shared.enter();
-    entry.orders.send(super::super::Order::Stale(0)).unwrap();
+    entry.orders.send(Order::Stale(0)).unwrap();
     // Behind it in the queue.
-    world.order(Verb::Set(SetRequest::default()), "demo");
+    world.order(Ask::Set(SetRequest::default()), "demo");
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running);
     drop(visit);
     // Somebody whom an earlier daemon let in, and an agent that has not spoken to this one.
     for commands in [Some(1), None] {
         world.machine.set_commands(commands);
-        entry.orders.send(super::super::Order::Stale(0)).unwrap();
-        world.order(Verb::Set(SetRequest::default()), "demo");
+        entry.orders.send(Order::Stale(0)).unwrap();
+        world.order(Ask::Set(SetRequest::default()), "demo");
         assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Running, "{commands:?}");
     }
     world.machine.set_commands(Some(0));
-    entry.orders.send(super::super::Order::Stale(0)).unwrap();
+    entry.orders.send(Order::Stale(0)).unwrap();
     world.until("demo", State::Stopped);
 }

@@ -17,9 +17,10 @@ mod undo;
 mod whose;
 
 use super::error::{AdminsOnly, VmError};
+use super::order::Order;
 use super::resume::Turns;
 use super::sim::SimMachine;
-use super::{Context, Verb, Vms};
+use super::{Ask, Context, Vms};
 use crate::config::{Config, Live, VmDefaults};
 use crate::convert::Converter;
 use crate::db::Db;
@@ -49,6 +50,9 @@ use tokio::runtime::Runtime;
 pub(crate) const ALICE: Peer = Peer::new(1001, "alice", false);
 pub(crate) const BOB: Peer = Peer::new(1002, "bob", false);
 pub(crate) const ROOT: Peer = Peer::new(0, "root", true);
+
+/// A stop as nearly everybody asks for it.
+pub(crate) const STOP: Ask = Ask::Stop { within: None };
 
 /// The user database of the host: alice, bob and root, until somebody changes it.
 #[derive(Clone, Debug)]
@@ -291,16 +295,16 @@ impl World {
         }
     }
 
-    fn begin(&self, verb: Verb, vm: &str) -> JobId {
-        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, verb)).unwrap()
+    fn begin(&self, ask: Ask, vm: &str) -> JobId {
+        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, ask)).unwrap()
     }
 
-    fn begin_or_gone(&self, verb: Verb, vm: &str) -> Option<JobId> {
-        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, verb)).ok()
+    fn begin_or_gone(&self, ask: Ask, vm: &str) -> Option<JobId> {
+        self.life().runtime.block_on(self.life().vms.order(&ALICE, vm, ask)).ok()
     }
 
-    fn order(&self, verb: Verb, vm: &str) -> JobState {
-        self.wait(self.begin(verb, vm))
+    fn order(&self, ask: Ask, vm: &str) -> JobState {
+        self.wait(self.begin(ask, vm))
     }
 
     fn show(&self, peer: Peer, vm: &str) -> Result<VmRecord, ApiError> {
@@ -346,6 +350,12 @@ impl World {
     fn looked(&self) {
         self.settled();
         self.life().runtime.block_on(crate::vm::sweep::once(&self.life().vms.ctx));
+    }
+
+    /// Waits until whatever was to be started after a reboot was started, or was found to be none
+    /// of the daemon's business.
+    fn starts_are_over(&self) {
+        self.until_true("no start waits", || self.life().vms.ctx.turns.starts_are_over());
     }
 
     /// Waits until a job has come to a stage.

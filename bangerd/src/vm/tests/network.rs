@@ -3,7 +3,6 @@
 
 use super::set::{set, to};
 use super::*;
-use crate::vm::order::Order;
 use banger_policy::network::VmNetwork;
 use banger_policy::reach::Reach;
 use banger_proto::model::ErrorCode;
@@ -75,8 +74,8 @@ fn a_list_is_told_to_the_helper_shown_to_the_user_and_kept() {
         assert!(error.message.contains(word), "{error:?}");
         assert_eq!(world.show(ALICE, "demo").unwrap().network, changed.network);
     }
-    world.order(Verb::Stop, "demo");
-    world.order(Verb::Start, "demo");
+    world.order(STOP, "demo");
+    world.order(Ask::Start, "demo");
     assert_eq!(targets(&world.helper.reach(vm.id)).len(), 2, "the next boot has it, too");
 }
 
@@ -132,15 +131,15 @@ fn a_private_network_is_its_owners_and_goes_with_a_new_owner() {
     assert!(one.is_some() && one == two);
     assert!(his.is_some() && his != one, "another user's network of the same name");
     let other = SetRequest { network: private("other"), ..SetRequest::default() };
-    let JobState::Done(_) = world.order(Verb::Set(other), "two") else { panic!() };
+    let JobState::Done(_) = world.order(Ask::Set(other), "two") else { panic!() };
     let vm = world.show(ALICE, "two").unwrap();
     assert_ne!(world.helper.reach(vm.id).group, one);
     let none = SetRequest { network: private("none"), ..SetRequest::default() };
-    let JobState::Done(_) = world.order(Verb::Set(none), "two") else { panic!() };
+    let JobState::Done(_) = world.order(Ask::Set(none), "two") else { panic!() };
     assert_eq!(world.helper.reach(vm.id).group, None);
     // Who gets a VM does not get it into a network of the same name.
     let db = world.life().vms.ctx.db.clone();
-    world.order(Verb::Stop, "one");
+    world.order(STOP, "one");
     let one = world.show(ALICE, "one").unwrap();
     let given = world.life().runtime.block_on(async {
         db.give_vm(one.id, Peer::new(1003, "carol", false).owner(), UserLimits::NONE).await.unwrap();

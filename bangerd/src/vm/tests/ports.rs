@@ -42,10 +42,10 @@ fn a_port_is_open_while_its_vm_runs_whatever_is_restarted() {
     let published = world.publish(ALICE, "demo", &["80", "81"]).unwrap();
     let port = at(&published[0]);
     assert!(listens(port) && published[0].problem.is_none());
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     assert!(!listens(port));
     assert_eq!(world.show(ALICE, "demo").unwrap().published.unwrap().len(), 2, "remembered");
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     assert!(listens(port));
     world.kill_daemon();
     world.until_true("the port is closed with its daemon", || !listens(port));
@@ -55,7 +55,7 @@ fn a_port_is_open_while_its_vm_runs_whatever_is_restarted() {
     assert!(!listens(port) && listens(at(&published[1])));
     let unknown = world.unpublish("demo", &["9"]).unwrap_err();
     assert!(unknown.message.contains("does not publish port 9"), "{}", unknown.message);
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
     assert!(!listens(at(&published[1])));
 }
 
@@ -99,7 +99,7 @@ fn a_port_that_is_taken_meanwhile_keeps_no_vm_from_running() {
     let JobState::Done(JobResult::Vm(vm)) = world.create(request, false) else { panic!("not made") };
     let port = at(&vm.published.unwrap()[0]);
     let _program = TcpListener::bind(port).unwrap();
-    let job = world.begin(Verb::Start, "demo");
+    let job = world.begin(Ask::Start, "demo");
     assert!(matches!(world.wait(job), JobState::Done(_)));
     let shown = world.show(ALICE, "demo").unwrap();
     assert_eq!(shown.state, State::Running);
@@ -121,7 +121,7 @@ fn who_is_given_a_vm_decides_on_its_ports_anew() {
     let world = World::new();
     world.running("demo");
     world.publish(ALICE, "demo", &["80"]).unwrap();
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     let job = world.life().runtime.block_on(world.life().vms.give(&ROOT, "alice/demo", "bob".into())).unwrap();
     assert!(matches!(world.wait(job), JobState::Done(_)));
     assert_eq!(world.show(BOB, "demo").unwrap().published.unwrap(), []);

@@ -17,7 +17,7 @@ impl World {
 
     fn stopped(&self, name: &str) -> VmRecord {
         let vm = self.running(name);
-        assert!(matches!(self.order(Verb::Stop, name), JobState::Done(_)));
+        assert!(matches!(self.order(STOP, name), JobState::Done(_)));
         vm
     }
 }
@@ -67,7 +67,7 @@ fn whatever_changes_the_vm_ends_its_reader() {
     let world = World::new();
     world.stopped("web");
     let way = world.read(&ALICE, "web").unwrap();
-    assert!(matches!(world.order(Verb::Start, "web"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "web"), JobState::Done(_)));
     world.life().runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
         way.leave().await;
@@ -89,7 +89,7 @@ fn whoever_is_given_a_vm_is_not_read_by_the_one_who_had_it() {
     let other = world.stopped("other");
     let waiting =
         world.life().runtime.spawn(async move { vms.way_to_read(&ALICE, "other").await.map_err(ApiError::from) });
-    std::thread::sleep(Duration::from_millis(100));
+    world.until_true("it waits", || world.life().vms.ctx.readers.wanted_by(ALICE.uid) == 2);
     world.give(&ROOT, "alice/other", "bob").unwrap();
     world.leave(way);
     let refused = world.life().runtime.block_on(waiting).unwrap();

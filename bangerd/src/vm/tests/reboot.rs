@@ -20,7 +20,7 @@ fn reason(world: &World, vm: &str) -> (State, String) {
 fn go_down(world: &mut World, cleanly: bool, vms: &[&str]) {
     if cleanly {
         for vm in vms {
-            assert!(matches!(world.order(Verb::HostDown, vm), JobState::Done(_)));
+            assert!(matches!(world.order(Ask::HostDown, vm), JobState::Done(_)));
             assert_eq!(reason(world, vm), (State::Stopped, "the host went down".to_owned()));
         }
     }
@@ -36,14 +36,14 @@ fn what_ran_says_that_the_host_rebooted_and_starts_again_with_the_same_disk_and_
         assert_eq!(world.until("demo", State::Stopped).runtime.last_error, REBOOTED);
         world.assert_nothing_held();
         assert_eq!(world.helper.cows(), 1);
-        assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+        assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
         let after = world.show(ALICE, "demo").unwrap();
         assert_eq!((after.id, after.runtime.guest_ip), (before.id, before.runtime.guest_ip));
         // The reason is of one reboot only.
-        world.order(Verb::Stop, "demo");
+        world.order(STOP, "demo");
         world.restart();
         world.until_true("settled", || reason(&world, "demo") == (State::Stopped, String::new()));
-        world.order(Verb::Delete, "demo");
+        world.order(Ask::Delete, "demo");
         world.assert_nothing_at_all();
     }
 }
@@ -61,8 +61,8 @@ fn always_is_started_with_the_host_and_no_is_not() {
         // Two reboots in a row are no different from one.
         world.reboot();
         world.until("again", State::Running);
-        world.order(Verb::Delete, "again");
-        world.order(Verb::Delete, "stays");
+        world.order(Ask::Delete, "again");
+        world.order(Ask::Delete, "stays");
         world.assert_nothing_at_all();
     }
 }
@@ -74,14 +74,14 @@ fn what_did_not_run_when_the_host_went_down_is_not_started() {
         let request = CreateRequest { no_start: name == "never", ..always(name) };
         assert!(matches!(world.create(request, false), JobState::Done(_)));
     }
-    world.order(Verb::Stop, "stopped");
+    world.order(STOP, "stopped");
     let ended = world.show(ALICE, "ended").unwrap();
     world.machine.end(&ended.id, "guest powered off");
     world.until("ended", State::Stopped);
     world.reboot();
     world.restart();
     world.looked();
-    std::thread::sleep(Duration::from_millis(100));
+    world.starts_are_over();
     assert_eq!(reason(&world, "stopped"), (State::Stopped, String::new()));
     assert_eq!(reason(&world, "ended"), (State::Stopped, "guest powered off".to_owned()));
     assert_eq!(reason(&world, "never"), (State::Created, String::new()));
@@ -112,9 +112,9 @@ fn one_that_cannot_be_started_again_says_why_and_is_not_tried_for_ever() {
     world.machine.fail(None);
     world.restart();
     world.looked();
-    std::thread::sleep(Duration::from_millis(100));
+    world.starts_are_over();
     assert_eq!(world.show(ALICE, "again").unwrap().state, State::Error);
-    assert!(matches!(world.order(Verb::Start, "again"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "again"), JobState::Done(_)));
 }
 
 #[test]
@@ -127,20 +127,20 @@ fn who_stops_it_before_its_turn_or_takes_the_wish_back_has_the_last_word() {
         world.reboot();
         world.until("again", State::Stopped);
         let done = match change {
-            "stop" => world.order(Verb::Stop, "again"),
-            "kill" => world.order(Verb::Kill(KillSignal::Kill), "again"),
+            "stop" => world.order(STOP, "again"),
+            "kill" => world.order(Ask::Kill(KillSignal::Kill), "again"),
             _ => {
                 let request = SetRequest { restart: Some(RestartPolicy::No), ..SetRequest::default() };
-                world.order(Verb::Set(request), "again")
+                world.order(Ask::Set(request), "again")
             }
         };
         assert!(matches!(done, JobState::Done(_)), "{change}: {done:?}");
         world.machine.fail(None);
-        std::thread::sleep(Duration::from_millis(800));
+        world.starts_are_over();
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}");
         world.restart();
         world.looked();
-        std::thread::sleep(Duration::from_millis(100));
+        world.starts_are_over();
         assert_eq!(world.show(ALICE, "again").unwrap().state, State::Stopped, "{change}, and the daemon restarted");
         assert_eq!(world.machine.processes(), 0);
     }

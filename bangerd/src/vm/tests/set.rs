@@ -8,7 +8,7 @@ use banger_proto::helper::HelperError;
 use banger_proto::model::ErrorCode;
 
 pub(super) fn set(world: &World, request: SetRequest) -> Result<VmRecord, ApiError> {
-    match world.order(Verb::Set(request), "demo") {
+    match world.order(Ask::Set(request), "demo") {
         JobState::Done(JobResult::Vm(vm)) => Ok(*vm),
         JobState::Failed(error) => Err(error),
         other => panic!("{other:?}"),
@@ -39,10 +39,10 @@ fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
     assert!(refused.hint.contains("banger vm stop demo"), "{refused:?}");
     assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
 
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     set(&world, larger).unwrap();
     world.restart();
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     let spec = world.show(ALICE, "demo").unwrap().spec;
     assert_eq!((spec.vcpu_count, spec.memory_mib, spec.work_disk_size_bytes), (3, 512, 384 << 20));
     assert_eq!(world.paths().vm(&vm.id).work_disk().metadata().unwrap().len(), 384 << 20, "grown by the start");
@@ -75,7 +75,7 @@ fn what_is_not_possible_is_refused_and_changes_nothing() {
 fn a_root_disk_for_which_there_is_no_room_stays_as_it_was() {
     let world = World::new();
     let vm = world.running("demo");
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     let larger = SetRequest { root_size_bytes: Some(512 << 20), ..SetRequest::default() };
     // The helper has looked later than the daemon.
     world.helper.refuse("make the root disk larger", HelperError::NoSpace, 1);
@@ -83,9 +83,9 @@ fn a_root_disk_for_which_there_is_no_room_stays_as_it_was() {
     assert_eq!(error.code, ErrorCode::NoSpace);
     assert!(error.message.contains("it needs 257 MiB") && error.message.contains("512 MiB"), "{error:?}");
     assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)), "it starts nevertheless");
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)), "it starts nevertheless");
     // No host has that much: nobody is asked.
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     world.helper.take_log();
     let huge = SetRequest { work_disk_size_bytes: Some(1 << 37), ..larger };
     if set(&world, huge).is_err_and(|error| error.code == ErrorCode::NoSpace) {
@@ -97,13 +97,13 @@ fn a_root_disk_for_which_there_is_no_room_stays_as_it_was() {
 fn a_root_disk_that_grew_without_its_row_is_seen_by_the_next_start() {
     let mut world = World::new();
     let vm = world.running("demo");
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     // The daemon was killed between the helper's answer and the row.
     let helper = Privileged::over(Arc::new(world.helper.clone()));
     Runtime::new().unwrap().block_on(helper.grow_disk(vm.id, ALICE.uid, 1 << 30)).unwrap();
     world.restart();
     assert_eq!(world.show(ALICE, "demo").unwrap().spec, vm.spec);
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().spec.system_overlay_size_bytes, 1 << 30);
 }
 

@@ -51,7 +51,7 @@ fn a_start_that_fails_at_any_step_leaves_an_error_with_a_reason_and_the_next_wor
         if step == Step::WorkDisk {
             std::fs::rename(&disk, &away).unwrap();
         }
-        let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("{step:?} did not fail") };
+        let JobState::Failed(error) = world.order(Ask::Start, "demo") else { panic!("{step:?} did not fail") };
         world.machine.fail(None);
         if step == Step::WorkDisk {
             assert!(!disk.exists(), "an empty disk in place of the user's");
@@ -60,8 +60,8 @@ fn a_start_that_fails_at_any_step_leaves_an_error_with_a_reason_and_the_next_wor
         let vm = world.show(ALICE, "demo").unwrap();
         assert_eq!((vm.state, vm.runtime.last_error.as_str()), (State::Error, error.message.as_str()), "{step:?}");
         world.assert_nothing_held();
-        assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)), "after {step:?}");
-        assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+        assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)), "after {step:?}");
+        assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     }
 }
 
@@ -72,8 +72,8 @@ fn handles_that_cannot_be_written_do_not_stop_a_start_and_leak_nothing() {
     let JobState::Done(JobResult::Vm(vm)) = world.create(request, false) else { panic!("not made") };
     let file = world.paths().vm(&vm.id).handles();
     std::fs::create_dir(&file).unwrap();
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
-    assert!(matches!(world.order(Verb::Stop, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
     std::fs::remove_dir(&file).unwrap();
     world.assert_nothing_held();
 }
@@ -82,13 +82,13 @@ fn handles_that_cannot_be_written_do_not_stop_a_start_and_leak_nothing() {
 fn a_root_disk_that_is_gone_is_not_replaced_by_an_empty_one() {
     let world = World::new();
     let vm = world.running("demo");
-    world.order(Verb::Stop, "demo");
+    world.order(STOP, "demo");
     world.helper.lose_cow(vm.id);
-    let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("it went well") };
+    let JobState::Failed(error) = world.order(Ask::Start, "demo") else { panic!("it went well") };
     assert!(error.message.contains("the root disk is gone") && error.hint.contains("backup"), "{error}");
     assert_eq!(world.helper.cows(), 0);
     world.assert_nothing_held();
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
 
@@ -102,7 +102,7 @@ fn a_guest_that_is_not_ready_is_shown_with_its_console() {
     let vm = world.show(ALICE, "demo").unwrap();
     assert_eq!(vm.state, State::Error, "kept, as asked");
     world.assert_nothing_held();
-    world.order(Verb::Delete, "demo");
+    world.order(Ask::Delete, "demo");
     world.assert_nothing_at_all();
 }
 
@@ -119,14 +119,14 @@ fn cancelling_a_creation_leaves_nothing() {
 
 #[test]
 fn stop_and_delete_end_a_start_that_waits() {
-    for verb in [Verb::Stop, Verb::Delete] {
+    for ask in [STOP, Ask::Delete] {
         let world = World::new();
         let request = CreateRequest { no_start: true, ..named("demo") };
         world.create(request, false);
         world.machine.set_deaf(true);
-        let start = world.begin(Verb::Start, "demo");
+        let start = world.begin(Ask::Start, "demo");
         world.until_true("a process", || world.machine.processes() == 1);
-        assert!(matches!(world.order(verb, "demo"), JobState::Done(_)));
+        assert!(matches!(world.order(ask, "demo"), JobState::Done(_)));
         assert_eq!(world.wait(start), JobState::Cancelled);
         world.assert_nothing_held();
     }
@@ -137,11 +137,11 @@ fn a_teardown_that_cannot_finish_is_an_error_that_keeps_its_handles() {
     let world = World::new();
     let vm = world.running("demo");
     world.helper.refuse("release the VM", HelperError::Kernel(16), 1);
-    let JobState::Failed(error) = world.order(Verb::Delete, "demo") else { panic!("it went well") };
+    let JobState::Failed(error) = world.order(Ask::Delete, "demo") else { panic!("it went well") };
     assert!(error.message.contains("errno 16"), "{error}");
     assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Error);
     assert!(world.cached(&vm.id).is_some());
-    assert!(matches!(world.order(Verb::Delete, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Delete, "demo"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
 
@@ -150,10 +150,10 @@ fn a_read_only_disk_is_called_so_and_nothing_is_lost() {
     let world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
     world.helper.refuse("attach the disk", HelperError::Kernel(nix::libc::EROFS), 1);
-    let JobState::Failed(error) = world.order(Verb::Start, "demo") else { panic!("it went well") };
+    let JobState::Failed(error) = world.order(Ask::Start, "demo") else { panic!("it went well") };
     assert!(error.message.contains("the host's disk is read-only"), "{error}");
     world.assert_nothing_held();
-    assert!(matches!(world.order(Verb::Start, "demo"), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
 }
 
 #[test]

@@ -8,8 +8,8 @@ const CAROL: Peer = Peer::new(1001, "carol", false);
 const DORA: Peer = Peer::new(1009, "dora", true);
 
 impl World {
-    pub(crate) fn order_of(&self, peer: &Peer, verb: Verb, vm: &str) -> JobState {
-        let job = self.life().runtime.block_on(self.life().vms.order(peer, vm, verb)).unwrap();
+    pub(crate) fn order_of(&self, peer: &Peer, ask: Ask, vm: &str) -> JobState {
+        let job = self.life().runtime.block_on(self.life().vms.order(peer, vm, ask)).unwrap();
         self.wait(job)
     }
 
@@ -44,7 +44,7 @@ fn an_administrator_names_another_users_vm_with_the_user_or_by_id() {
     for peer in [ROOT, DORA] {
         for word in ["web", "bob/web", "/web", "alice/", "alice/web/"] {
             assert_eq!(world.show(peer.clone(), word).unwrap_err().code, ErrorCode::NotFound, "{word}");
-            let refused = world.life().runtime.block_on(world.life().vms.order(&peer, word, Verb::Delete));
+            let refused = world.life().runtime.block_on(world.life().vms.order(&peer, word, Ask::Delete));
             assert!(matches!(refused, Err(VmError::NotFound { .. })), "{word}");
         }
         for word in ["alice/web", &vm.id.to_string(), &vm.id.to_string()[..10]] {
@@ -56,7 +56,7 @@ fn an_administrator_names_another_users_vm_with_the_user_or_by_id() {
     // One's own comes first, and another's stays out of it.
     let own = world.create_of(DORA, "web", false).unwrap();
     assert_eq!(world.show(DORA, "web").unwrap().id, own.id);
-    assert!(matches!(world.order_of(&DORA, Verb::Delete, "web"), JobState::Done(_)));
+    assert!(matches!(world.order_of(&DORA, Ask::Delete, "web"), JobState::Done(_)));
     assert_eq!(world.show(DORA, "web").unwrap_err().code, ErrorCode::NotFound);
     assert_eq!(world.show(ALICE, "web").unwrap().state, State::Running);
 }
@@ -71,7 +71,7 @@ fn a_number_that_was_given_again_sees_nothing_and_has_all_names_free() {
     assert!(world.names_of(&CAROL).is_empty());
     for word in ["web", "alice/web", "carol/web", &vm.id.to_string(), &vm.id.to_string()[..8]] {
         assert_eq!(world.show(CAROL, word).unwrap_err().code, ErrorCode::NotFound, "{word}");
-        let refused = world.life().runtime.block_on(world.life().vms.order(&CAROL, word, Verb::Delete));
+        let refused = world.life().runtime.block_on(world.life().vms.order(&CAROL, word, Ask::Delete));
         assert!(matches!(refused, Err(VmError::NotFound { .. })), "{word}");
     }
     assert_eq!(world.life().runtime.block_on(db.keys(CAROL.owner())).unwrap(), Vec::<String>::new());
@@ -92,23 +92,23 @@ fn what_ran_for_a_number_that_was_given_again_is_stopped_and_only_given_away_run
     look();
     world.users.set(ALICE.uid, None);
     look();
-    assert!(matches!(world.order_of(&ROOT, Verb::Restart, "alice/web"), JobState::Failed(_)));
+    assert!(matches!(world.order_of(&ROOT, Ask::Restart, "alice/web"), JobState::Failed(_)));
     // Gone, it is not started for a number that anybody may get.
     assert_eq!(world.show(ROOT, "alice/web").unwrap().state, State::Stopped);
     world.users.set(ALICE.uid, Some("alice"));
-    assert!(matches!(world.order_of(&ROOT, Verb::Start, "alice/web"), JobState::Done(_)));
+    assert!(matches!(world.order_of(&ROOT, Ask::Start, "alice/web"), JobState::Done(_)));
     world.users.set(ALICE.uid, Some("carol"));
     look();
     world.until_true("stopped", || world.show(ROOT, "alice/web").unwrap().state == State::Stopped);
     let stopped = world.show(ROOT, "alice/web").unwrap();
     assert!(stopped.runtime.last_error.contains("no longer alice"), "{}", stopped.runtime.last_error);
-    match world.order_of(&ROOT, Verb::Start, "alice/web") {
+    match world.order_of(&ROOT, Ask::Start, "alice/web") {
         JobState::Failed(error) => assert!(error.hint.contains("vm chown"), "{error:?}"),
         other => panic!("{other:?}"),
     }
     world.give(&ROOT, "alice/web", "bob").unwrap();
     assert!(world.names_of(&CAROL).is_empty());
-    assert!(matches!(world.order_of(&BOB, Verb::Start, "web"), JobState::Done(_)));
+    assert!(matches!(world.order_of(&BOB, Ask::Start, "web"), JobState::Done(_)));
     let record = world.show(BOB, "web").unwrap();
     assert_eq!((record.id, record.owner, record.state), (vm.id, BOB.uid, State::Running));
     let held = world.life().runtime.block_on(world.life().vms.ctx.privileged.identity(vm.id)).unwrap();
@@ -122,17 +122,17 @@ fn only_an_administrator_gives_a_vm_away_and_only_one_that_does_not_run() {
     assert_eq!(world.give(&BOB, "alice/web", "bob").unwrap_err().code, ErrorCode::NotFound);
     assert_eq!(world.give(&ALICE, "web", "bob").unwrap_err().code, ErrorCode::Denied);
     assert_eq!(world.give(&ROOT, "alice/web", "bob").unwrap_err().code, ErrorCode::AlreadyRunning);
-    world.order(Verb::Stop, "web");
+    world.order(STOP, "web");
     assert_eq!(world.give(&ROOT, "alice/web", "nobody").unwrap_err().code, ErrorCode::BadRequest);
     world.create_of(BOB, "web", false).unwrap();
     assert_eq!(world.give(&ROOT, "alice/web", "bob").unwrap_err().code, ErrorCode::AlreadyExists);
-    world.order_of(&BOB, Verb::Delete, "web");
+    world.order_of(&BOB, Ask::Delete, "web");
     world.give(&ROOT, "alice/web", "bob").unwrap();
     // The row decides, also when the daemon ends before the helper has heard of it.
     world.restart();
     assert!(world.names_of(&ALICE).is_empty());
-    assert!(matches!(world.order_of(&BOB, Verb::Start, "web"), JobState::Done(_)));
-    assert!(matches!(world.order_of(&BOB, Verb::Delete, "web"), JobState::Done(_)));
+    assert!(matches!(world.order_of(&BOB, Ask::Start, "web"), JobState::Done(_)));
+    assert!(matches!(world.order_of(&BOB, Ask::Delete, "web"), JobState::Done(_)));
     world.assert_nothing_at_all();
 }
 
@@ -155,7 +155,7 @@ fn a_vm_is_not_given_to_whoever_has_no_room_for_it() {
     assert!(refused.code == ErrorCode::Limit && refused.message.contains("limit disk is 1G"), "{refused:?}");
     assert_eq!(world.names_of(&ALICE).len(), 2, "they are hers as before");
     world.give(&ROOT, "alice/first", "carol").unwrap();
-    world.order_of(&BOB, Verb::Delete, "his");
+    world.order_of(&BOB, Ask::Delete, "his");
     world.give(&ROOT, "alice/large", "bob").unwrap();
 }
 
@@ -180,7 +180,7 @@ fn a_user_has_as_many_vms_as_the_limit_says_also_when_asked_for_all_at_once() {
     assert_eq!(world.create_of(alice.clone(), "more", false).unwrap_err().code, ErrorCode::Limit);
     world.create_of(BOB, "his", false).unwrap();
     let first = world.names_of(&ALICE).remove(0);
-    world.order(Verb::Delete, &first);
+    world.order(Ask::Delete, &first);
     world.create_of(alice, "more", false).unwrap();
 }
 
@@ -192,7 +192,7 @@ fn as_many_run_as_the_limit_says_however_they_are_started() {
         world.create_of(alice.clone(), name, false).unwrap();
     }
     let start =
-        |peer: &Peer, name| world.life().runtime.block_on(world.life().vms.order(peer, name, Verb::Start)).unwrap();
+        |peer: &Peer, name| world.life().runtime.block_on(world.life().vms.order(peer, name, Ask::Start)).unwrap();
     let jobs = ["a", "b", "c", "d"].map(|name| start(&alice, name));
     let ends = jobs.map(|job| world.wait(job));
     assert_eq!(ends.iter().filter(|end| matches!(end, JobState::Done(_))).count(), 2, "{ends:?}");
@@ -205,13 +205,13 @@ fn as_many_run_as_the_limit_says_however_they_are_started() {
     let (on, off): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| running(&world, name));
     world.restart();
     world.until(&on[0], State::Running);
-    assert!(matches!(world.order_of(&alice, Verb::Start, &off[0]), JobState::Failed(_)));
-    world.order(Verb::Stop, &on[0]);
-    assert!(matches!(world.order_of(&alice, Verb::Start, &off[0]), JobState::Done(_)));
-    assert!(matches!(world.order_of(&alice, Verb::Start, &on[0]), JobState::Failed(_)));
+    assert!(matches!(world.order_of(&alice, Ask::Start, &off[0]), JobState::Failed(_)));
+    world.order(STOP, &on[0]);
+    assert!(matches!(world.order_of(&alice, Ask::Start, &off[0]), JobState::Done(_)));
+    assert!(matches!(world.order_of(&alice, Ask::Start, &on[0]), JobState::Failed(_)));
     // An administrator decides, whatever the administrator's own limits are.
     let dora = Peer { limits: UserLimits { running: 1, ..UserLimits::BUILT_IN }, ..DORA };
-    assert!(matches!(world.order_of(&dora, Verb::Start, &format!("alice/{}", on[0])), JobState::Done(_)));
+    assert!(matches!(world.order_of(&dora, Ask::Start, &format!("alice/{}", on[0])), JobState::Done(_)));
 }
 
 #[test]
@@ -234,9 +234,9 @@ fn disks_are_counted_as_large_as_they_may_become() {
     }
     let grow = |by| SetRequest { work_disk_size_bytes: Some(gib + by), ..SetRequest::default() };
     assert!(
-        matches!(world.order_of(&alice, Verb::Set(grow(4096)), "one"), JobState::Failed(error) if error.code == ErrorCode::Limit)
+        matches!(world.order_of(&alice, Ask::Set(grow(4096)), "one"), JobState::Failed(error) if error.code == ErrorCode::Limit)
     );
     assert_eq!(world.show(ALICE, "one").unwrap().spec.work_disk_size_bytes, gib);
-    world.order(Verb::Delete, "two");
-    assert!(matches!(world.order_of(&alice, Verb::Set(grow(4096)), "one"), JobState::Done(_)));
+    world.order(Ask::Delete, "two");
+    assert!(matches!(world.order_of(&alice, Ask::Set(grow(4096)), "one"), JobState::Done(_)));
 }

@@ -70,9 +70,7 @@ fn active(scene: &mut Scene) -> Result<Outcome> {
 /// `a_read_only_disk_is_called_so_and_nothing_is_lost` is its test.)
 fn full_disk(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    let guest = Guest::run(scene, "alice", "keeper")?;
-    guest.shell(scene, "echo kept > /root/kept; echo kept > /etc/kept")?.ok()?;
-    guest.order(scene, "stop")?.ok()?;
+    let guest = stopped_with_files(scene, "keeper")?;
 
     scene.step("a full disk", |scene| {
         scene.root("fallocate -l $(( $(df --output=avail -B1 /var/lib | tail -n 1) - 262144 )) /var/lib/filler")?;
@@ -84,9 +82,7 @@ fn full_disk(scene: &mut Scene) -> Result<Outcome> {
     })?;
     scene.step("with room again: nothing is lost", |scene| {
         guest.order(scene, "start")?.ok()?;
-        let kept = guest.shell(scene, "cat /root/kept /etc/kept")?.ok()?.stdout;
-        ensure!(kept == "kept\nkept\n", "{kept:?}");
-        Ok(())
+        nothing_is_lost(scene, &guest)
     })?;
     guest.delete(scene)?;
     scene.passed()
@@ -96,9 +92,7 @@ fn full_disk(scene: &mut Scene) -> Result<Outcome> {
 /// disk brought back the VM is as it was.
 fn disks_gone(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    let guest = Guest::run(scene, "alice", "bereft")?;
-    guest.shell(scene, "echo kept > /root/kept; echo kept > /etc/kept; sync")?.ok()?;
-    guest.order(scene, "stop")?.ok()?;
+    let guest = stopped_with_files(scene, "bereft")?;
     let id = &guest.id;
     let work = format!("/var/lib/banger/vms/{id}/{}", file_name(&guest.record(scene)?, "/runtime/work_disk_path")?);
     let cow = format!("/var/lib/banger-priv/cow/{id}");
@@ -128,12 +122,24 @@ fn disks_gone(scene: &mut Scene) -> Result<Outcome> {
     }
     scene.step("with all of them", |scene| {
         guest.order(scene, "start")?.ok()?;
-        let kept = guest.shell(scene, "cat /root/kept /etc/kept")?.ok()?.stdout;
-        ensure!(kept == "kept\nkept\n", "{kept:?}");
-        Ok(())
+        nothing_is_lost(scene, &guest)
     })?;
     guest.delete(scene)?;
     scene.passed()
+}
+
+/// A VM that does not run, with a file on each of its disks.
+fn stopped_with_files(scene: &Scene, name: &'static str) -> Result<Guest> {
+    let guest = Guest::run(scene, "alice", name)?;
+    guest.shell(scene, "echo kept > /root/kept; echo kept > /etc/kept")?.ok()?;
+    guest.order(scene, "stop")?.ok()?;
+    Ok(guest)
+}
+
+fn nothing_is_lost(scene: &Scene, guest: &Guest) -> Result<()> {
+    let kept = guest.shell(scene, "cat /root/kept /etc/kept")?.ok()?.stdout;
+    ensure!(kept == "kept\nkept\n", "{kept:?}");
+    Ok(())
 }
 
 fn file_name(record: &serde_json::Value, at: &str) -> Result<String> {

@@ -63,7 +63,7 @@ fn terminal(scene: &mut Scene) -> Result<Outcome> {
     // Ctrl-C belongs to the guest's command, not to the client.
     let mut run =
         Run::start_on_terminal(Some("alice"), "banger vm exec typed -- sh -c 'echo begun; sleep 100; echo missed'")?;
-    std::thread::sleep(scene.limit(Duration::from_secs(1)));
+    run.until_it_says("begun", scene.limit(Duration::from_secs(15)))?;
     run.type_in("\x03")?;
     let ended = run.wait(scene.limit(Duration::from_secs(15)))?.exits(130)?.says("begun")?.does_not_say("missed")?;
     ensure!(ended.took < scene.limit(Duration::from_secs(10)), "{ended}");

@@ -147,7 +147,11 @@ fn moved(scene: &mut Scene, helper: &mut Helper) -> Result<()> {
     let mut other =
         std::process::Command::new("unshare").args(["--net", "sleep", "infinity"]).spawn().context("unshare")?;
     let result = (|| {
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        let own = std::fs::read_link("/proc/self/ns/net")?;
+        let its = format!("/proc/{}/ns/net", other.id());
+        scene.wait_until("it has a network of its own", std::time::Duration::from_secs(10), || {
+            Ok((std::fs::read_link(&its)? == own).then(|| "the host's".to_owned()))
+        })?;
         let there = format!("nsenter -t {} -n ip -d link show", other.id());
         scene.root(&format!("ip link set dev {name} netns {}", other.id()))?;
         ensure!(scene.root(&there)?.contains(name), "the tap was not moved");
