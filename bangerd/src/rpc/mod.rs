@@ -51,16 +51,18 @@ pub(crate) struct Daemon {
 impl Daemon {
     pub(crate) fn new(vms: Arc<Vms>, store: Arc<Store>, args: &Args) -> Arc<Self> {
         let (calls, notes) = (Rates::calls(), Rates::notes());
-        let doctor = Doctor::new(vms.ctx.config.clone(), args.firecracker.clone());
+        let doctor = Doctor::new(vms.ctx.config.clone(), args.firecracker.clone(), Arc::clone(&vms.ctx.programs));
         Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), doctor, calls, notes })
     }
 
     async fn info(&self) -> DaemonInfo {
+        let program = self.doctor.program().await.ok();
         DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             started_at: self.started_at,
-            vmm_version: self.doctor.vmm_version().await.unwrap_or_default(),
+            vmm_sha256: program.as_ref().map(|program| program.sha256.to_string()).unwrap_or_default(),
+            vmm_version: program.map(|program| program.version).unwrap_or_default(),
         }
     }
 

@@ -15,6 +15,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
     let network = ctx.config.now().network;
     let next = network.index(row.address_index).ok().map(|index| network.guest(index));
     let address = mirror.guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let program = ctx.actors.lock().get(&row.id).and_then(|entry| entry.shared.program());
     let index = AddressIndex::leased(row.address_index).ok();
     VmRecord {
         id: row.id,
@@ -49,6 +50,8 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             dm_name: mirror.dm_name,
             dm_dev: mirror.dm_dev,
             generation: mirror.generation,
+            vmm_sha256: program.as_ref().map(|program| program.sha256.to_string()),
+            vmm_version: program.map(|program| program.version),
         },
         stats,
         workspace: row.workspace.clone(),

@@ -216,6 +216,7 @@ impl World {
                 turns: Turns::default(),
                 users: Arc::new(users),
                 actors: Arc::default(),
+                programs: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
         });
