@@ -92,7 +92,7 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     found.extend(upkeep::checks());
     found.extend(network::checks(&ctx.config.now()));
     found.extend(subnet::checks(ctx).await);
-    found.extend(neighbours::checks());
+    found.extend(neighbours::checks(family));
     found.extend(names::checks(&ctx.config.now().dns).await);
     found.extend(state::checks(ctx).await);
     found
