@@ -32,8 +32,6 @@ use tokio::task::JoinSet;
 /// How long is waited after a failed accept: mostly the limit on descriptors, which needs others to
 /// close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often unused tickets are looked through.
-const TICKET_SWEEP: Duration = Duration::from_secs(30);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -76,7 +74,8 @@ impl Daemon {
 /// start.
 pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
     let admission = Arc::new(Admission::of_daemon(nix::unistd::Uid::effective()));
-    let mut sweep = tokio::time::interval(TICKET_SWEEP);
+    let swept = Arc::clone(&daemon);
+    tokio::spawn(async move { swept.tickets.keep_swept().await });
     let mut ended = match signal(SignalKind::terminate()) {
         Ok(ended) => ended,
         Err(error) => {
@@ -88,7 +87,6 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
         tokio::select! {
             _ = ended.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
-            _ = sweep.tick() => daemon.tickets.sweep(),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let (daemon, admission) = (Arc::clone(&daemon), Arc::clone(&admission));
