@@ -38,6 +38,7 @@ fn install_use_purge(scene: &mut Scene) -> Result<Outcome> {
     scene.step("units are active, none failed", active)?;
     // Before anything is asked of them: the first answers bring more of the programs into memory.
     scene.step("helper and daemon are within their budgets", budgets)?;
+    scene.step("docs/admin.md explains all that is another than before", |_| super::explained::all(&before))?;
     scene.step("users, groups, sockets and folders have their owners and modes", ownership)?;
     scene.step("alice, in the group, is served; carol, outside of it, is not", |scene| {
         scene.banger("alice", &["vm", "list"])?.ok()?;
