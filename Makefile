@@ -14,11 +14,12 @@ NEED = tests/tools/need.sh
 BUILD_TESTED = cargo build --quiet --locked --workspace --bins --tests
 BENCH = cargo run --quiet --locked --package banger-tests --bin banger-bench --
 
-.PHONY: help demo test host-test host-shell bench packages fuzz budgets fmt lint
+.PHONY: help demo record test host-test host-shell bench packages fuzz budgets fmt lint
 
 help:
 	@echo 'make demo                 banger at work, from package to guest and back, in a host VM'
 	@echo 'make test                 every check, every suite or a sample of it; what CI runs'
+	@echo 'make record               a recording of the way from the package to a shell in a guest'
 	@echo 'make host-test SUITE=...  suites in the host VM (ONLY=... for some scenarios; no SUITE: all)'
 	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
 	@echo 'make bench                timings in the host VM'
@@ -30,6 +31,10 @@ help:
 demo:
 	@$(NEED) build vm packages
 	@$(BENCH) demo
+
+record:
+	@$(NEED) build vm packages
+	@$(BENCH) record
 
 test:
 	@$(NEED) build vm packages deny nextest

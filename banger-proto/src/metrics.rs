@@ -175,6 +175,7 @@ mod tests {
             protocol: 1,
             started_at: Timestamp::from_unix(1_700_000_000),
             vmm_version: String::new(),
+            vmm_sha256: String::new(),
         };
         let vms = Vms { running: 2, cpu_percent: 150.0, memory_bytes: 1 << 30, ..Vms::default() };
         let odd = User { owner: 7, owner_name: "a\"b\\c\nd".to_owned(), vms: Vms { running: 1, ..Vms::default() } };

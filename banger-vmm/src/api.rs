@@ -25,6 +25,8 @@ const REQUEST_WAIT: Duration = Duration::from_secs(30);
 const MAX_ANSWER: usize = 64 * 1024;
 const VERSION_WAIT: Duration = Duration::from_secs(5);
 const MAX_VERSION_LINE: usize = 200;
+/// Of the version alone.
+const MAX_VERSION: usize = 60;
 
 /// What a VM is made of, for its VMM.
 #[derive(Clone, Debug)]
@@ -198,6 +200,49 @@ async fn put(
     let fault = serde_json::from_slice::<Value>(&answer).ok();
     let fault = fault.as_ref().and_then(|fault| fault.get("fault_message")?.as_str());
     Err(VmmError::Refused { step, fault: fault.map_or_else(|| format!("status {status}"), str::to_owned) })
+}
+
+/// The version that a VMM which runs says of itself, in the form of [`version`]'s line. It is a claim:
+/// nothing but what is shown may depend on it.
+///
+/// # Errors
+/// [`VmmError::Unanswered`].
+pub async fn version_of_running(api_socket: &Path) -> Result<String, VmmError> {
+    let step = "the request for its version";
+    let unanswered = |why: String| VmmError::Unanswered { step, why };
+    let asked = async {
+        let stream = UnixStream::connect(api_socket).await.map_err(|error| unanswered(error.to_string()))?;
+        let (mut sender, connection) =
+            handshake(TokioIo::new(stream)).await.map_err(|error| unanswered(error.to_string()))?;
+        let connection = tokio::spawn(connection);
+        let answer = get(&mut sender, "/version").await.map_err(unanswered);
+        connection.abort();
+        answer
+    };
+    let late = |_| unanswered(format!("nothing for {} s", VERSION_WAIT.as_secs()));
+    let answer = timeout(VERSION_WAIT, asked).await.map_err(late)??;
+    let said = serde_json::from_slice::<Value>(&answer).ok();
+    let version = said.as_ref().and_then(|said| said.get("firecracker_version")?.as_str()).filter(|text| plain(text));
+    version.map(|version| format!("Firecracker v{version}")).ok_or_else(|| unanswered("it says no version".to_owned()))
+}
+
+fn plain(version: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".+-".contains(c);
+    !version.is_empty() && version.len() <= MAX_VERSION && version.chars().all(plain)
+}
+
+async fn get(sender: &mut SendRequest<Full<Bytes>>, path: &str) -> Result<Bytes, String> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::ACCEPT, "application/json")
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
+    sender.ready().await.map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|error| error.to_string())
 }
 
 /// The first line of `firecracker --version`, such as `Firecracker v1.16.0`.

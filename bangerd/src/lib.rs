@@ -153,6 +153,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
         turns: vm::resume::Turns::default(),
         users: Arc::new(users::Nss),
         actors: Arc::default(),
+        programs: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
     let sockets = listen::bind(&args.paths)?;

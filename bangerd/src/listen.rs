@@ -107,7 +107,8 @@ pub(crate) fn announce() {
     tell(&[NotifyState::Ready]);
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(async move {
-            let mut tick = tokio::time::interval(limit / 3);
+            // sd_watchdog_enabled(3) recommends half of it.
+            let mut tick = tokio::time::interval(limit / 2);
             loop {
                 tick.tick().await;
                 tell(&[NotifyState::Watchdog]);

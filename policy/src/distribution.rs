@@ -32,6 +32,16 @@ impl Family {
         known.unwrap_or(Self::Other)
     }
 
+    /// The command that brings back what banger's own package has put onto the host, where its file
+    /// lies.
+    #[must_use]
+    pub const fn reinstall(self) -> &'static str {
+        match self {
+            Self::Debian | Self::Other => "sudo apt install --reinstall ./banger.deb",
+            Self::Fedora => "sudo dnf reinstall ./banger.rpm",
+        }
+    }
+
     /// The command that installs a package, which the two families may call differently.
     #[must_use]
     pub fn install(self, debian: &str, fedora: &str) -> String {

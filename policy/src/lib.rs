@@ -30,6 +30,7 @@ pub mod size;
 pub mod snapshot;
 pub mod store;
 pub mod vm;
+pub mod vmm;
 
 pub use access::{Decision, Peer};
 pub use id::{Digest, VmId};

@@ -138,6 +138,27 @@ fn files(page: &str) -> Vec<(usize, &str)> {
     lines.flat_map(words).filter(|(_, word)| is_path(word) && !word.contains("000N")).collect()
 }
 
+/// The releases that pages and messages name are those that the daemon knows.
+#[test]
+fn every_release_of_firecracker_that_is_named_is_the_one_that_counts() -> Result<()> {
+    use banger_policy::vmm::{NEWEST_TESTED, OLDEST, Release};
+    let admin = page(&root(), "docs/admin.md")?;
+    for words in [format!("Firecracker {OLDEST} or newer"), format!("Tested are {OLDEST} to {NEWEST_TESTED}")] {
+        ensure!(admin.contains(&words), "docs/admin.md does not say {words:?}");
+    }
+    for name in ["README.md", "docs/admin.md", "docs/guide.md", "bangerd/src/rpc/answer/vm.rs"] {
+        let text = page(&root(), name)?;
+        for (before, _) in text.match_indices(" or newer").map(|(at, _)| text.split_at(at)) {
+            let mut words = before.split_whitespace().rev();
+            let (release, program) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            if program.ends_with("Firecracker") {
+                ensure!(Release::of(&format!("v{release}")) == Some(OLDEST), "{name}: {program} {release} or newer");
+            }
+        }
+    }
+    Ok(())
+}
+
 fn page(root: &Path, name: &str) -> Result<String> {
     std::fs::read_to_string(root.join(name)).with_context(|| format!("read {name}"))
 }

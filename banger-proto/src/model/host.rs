@@ -109,4 +109,6 @@ pub struct DaemonInfo {
     pub started_at: Timestamp,
     /// Firecracker's own version line; empty when it could not be asked.
     pub vmm_version: String,
+    /// SHA-256 of that program, in hexadecimal; empty when it could not be read.
+    pub vmm_sha256: String,
 }

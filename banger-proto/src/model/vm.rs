@@ -65,6 +65,10 @@ pub struct VmRuntime {
     pub dm_dev: Option<String>,
     /// Mirror of the handle: the helper's generation of all of them.
     pub generation: Option<u64>,
+    /// Version line of the Firecracker that the VM runs in, whatever is installed now.
+    pub vmm_version: Option<String>,
+    /// SHA-256 of that program, in hexadecimal.
+    pub vmm_sha256: Option<String>,
 }
 
 /// What was last measured of a running VM.

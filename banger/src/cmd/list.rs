@@ -110,6 +110,7 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("console", vm.runtime.log_path.clone()),
         ("tap", vm.runtime.tap_device.clone().unwrap_or_default()),
         ("root device", vm.runtime.dm_dev.clone().unwrap_or_default()),
+        ("firecracker", super::version::vmm(vm.runtime.vmm_version.as_deref(), vm.runtime.vmm_sha256.as_deref())),
         ("created", vm.created_at.to_string()),
         ("last used", vm.last_touched_at.to_string()),
     ])?;

@@ -32,10 +32,10 @@ async fn numbers(client: &Client, all: bool) -> anyhow::Result<Numbers> {
 
 fn show(numbers: &Numbers) -> anyhow::Result<()> {
     let (daemon, vms) = (&numbers.daemon, &numbers.vms);
-    let vmm = if daemon.vmm_version.is_empty() { "not found" } else { &daemon.vmm_version };
+    let vmm = super::version::of_daemon(daemon).unwrap_or_else(|| "not found".to_owned());
     output::facts(&[
         ("bangerd", format!("{} (protocol {}), since {}", daemon.version, daemon.protocol, daemon.started_at)),
-        ("firecracker", vmm.to_owned()),
+        ("firecracker", vmm),
         (
             "VMs",
             format!(

@@ -28,10 +28,23 @@ pub(super) async fn run(json: Json) -> anyhow::Result<u8> {
     match daemon {
         Ok(info) => {
             line(&format!("bangerd {} (protocol {}), since {}", info.version, info.protocol, info.started_at))?;
-            let vmm = if info.vmm_version.is_empty() { "Firecracker: not found" } else { &info.vmm_version };
-            line(vmm)?;
+            line(&of_daemon(&info).unwrap_or_else(|| "Firecracker: not found".to_owned()))?;
         }
         Err(error) => line(&format!("bangerd: {error:#}"))?,
     }
     Ok(0)
+}
+
+/// What the next VM is started with.
+pub(super) fn of_daemon(info: &DaemonInfo) -> Option<String> {
+    (!info.vmm_version.is_empty()).then(|| vmm(Some(&info.vmm_version), Some(&info.vmm_sha256)))
+}
+
+/// Version and sum of a Firecracker, as far as they are known.
+pub(super) fn vmm(version: Option<&str>, sha256: Option<&str>) -> String {
+    let version = version.unwrap_or_default();
+    match sha256.filter(|sum| !sum.is_empty()) {
+        Some(sum) => format!("{version} (SHA-256 {sum})"),
+        None => version.to_owned(),
+    }
 }

@@ -65,6 +65,8 @@ fn runtime(state: State) -> VmRuntime {
         dm_name: None,
         dm_dev: None,
         generation: None,
+        vmm_version: None,
+        vmm_sha256: None,
     }
 }
 

@@ -4,9 +4,11 @@
 use super::read;
 use crate::vm::Context;
 use crate::vm::host::check_kvm;
+use crate::vm::machine::MachineError;
 use banger_proto::model::{ApiError, Check};
 use banger_vmm::confine;
 use rustix::process::{Resource, getrlimit};
+use std::io;
 use std::path::Path;
 
 /// The oldest kernel that is supported: Landlock of ABI 6, and filters in deletions of connection
@@ -29,7 +31,7 @@ const MEMORY_FLOOR: u64 = 256;
 
 pub(super) fn checks(ctx: &Context) -> Vec<Check> {
     vec![
-        kvm(check_kvm().map_err(ApiError::from)),
+        kvm(check_kvm()),
         kernel(&rustix::system::uname().release().to_string_lossy()),
         landlock(confine::supported()),
         modules(|path| Path::new(path).exists()),
@@ -44,10 +46,20 @@ pub(super) fn checks(ctx: &Context) -> Vec<Check> {
     ]
 }
 
-fn kvm(usable: Result<(), ApiError>) -> Check {
+fn kvm(usable: Result<(), MachineError>) -> Check {
     match usable {
         Ok(()) => Check::pass("kvm", "the daemon can use /dev/kvm"),
-        Err(error) => Check::fail("kvm", error.message, error.hint),
+        Err(MachineError::NoKvm(why)) if why.kind() == io::ErrorKind::PermissionDenied => Check::fail(
+            "kvm",
+            "the daemon may not use /dev/kvm: its user must be in the group of that device",
+            // Group and mode of the device are udev's to set, by the rules that it brings itself.
+            "sudo usermod --append --groups kvm bangerd && sudo udevadm trigger --settle /dev/kvm && \
+             sudo systemctl restart bangerd",
+        ),
+        Err(error) => {
+            let error = ApiError::from(error);
+            Check::fail("kvm", error.message, error.hint)
+        }
     }
 }
 
@@ -99,7 +111,7 @@ fn cgroup(delegated: bool) -> Check {
     Check::warn(
         "cgroup",
         "not delegated: VMs run without limits and are found by pid",
-        "start bangerd by its unit: sudo systemctl restart bangerd",
+        "sudo systemctl restart bangerd   # started by its unit, and not by hand",
     )
 }
 
@@ -121,7 +133,10 @@ fn open_files(limit: Option<u64>) -> Check {
         Some(limit) if limit < OPEN_FILES => Check::warn(
             "open files",
             format!("the daemon may have {limit} files open: too few for many VMs"),
-            "remove LimitNOFILE= from the output of: systemctl cat bangerd",
+            // Of several drop-ins the last by name wins (systemd.unit(5)).
+            "sudo mkdir -p /etc/systemd/system/bangerd.service.d && printf '[Service]\\nLimitNOFILE=65536\\n' | \
+             sudo tee /etc/systemd/system/bangerd.service.d/zz-open-files.conf && sudo systemctl daemon-reload && \
+             sudo systemctl restart bangerd",
         ),
         Some(limit) => Check::pass("open files", format!("the daemon may have {limit}")),
         None => Check::pass("open files", "no limit"),
@@ -208,12 +223,14 @@ fn same_page_merging(run: &str) -> Check {
 mod tests {
     use super::*;
     use banger_proto::model::CheckStatus::{Fail, Pass, Warn};
-    use banger_proto::model::ErrorCode;
 
     #[test]
     fn a_host_without_kvm() {
-        let check = kvm(Err(ApiError::new(ErrorCode::HostNotReady, "no /dev/kvm").hint("Switch it on.")));
-        assert_eq!((check.status, check.mend.as_str()), (Fail, "Switch it on."));
+        let kvm_of = |kind: io::ErrorKind| kvm(Err(MachineError::NoKvm(kind.into())));
+        let absent = kvm_of(io::ErrorKind::NotFound);
+        assert!(absent.status == Fail && absent.mend.contains("firmware"), "{absent:?}");
+        let denied = kvm_of(io::ErrorKind::PermissionDenied);
+        assert!(denied.status == Fail && denied.mend.contains("--groups kvm bangerd"), "{denied:?}");
         assert_eq!(kvm(Ok(())).status, Pass);
     }
 

@@ -13,6 +13,8 @@ const KNOWN: &str = "doctor.vm";
 /// Where systemd-resolved answers (systemd-resolved.service(8)).
 const STUB: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 const DNS_PORT: u16 = 53;
+/// The first port that the daemon may listen on without privilege.
+const LISTEN_LEAST: u16 = 1024;
 
 pub(super) async fn checks(dns: &Dns) -> Vec<Check> {
     let Some(listen) = dns.listen else {
@@ -37,8 +39,10 @@ fn own(listen: SocketAddrV4, said: Option<RCODE>) -> Check {
             NAME,
             format!("nothing answers at {listen}: another program may have that port"),
             format!(
-                "sudo ss --listening --udp --tcp --numeric --processes 'sport = :{}'   # or set listen in [dns] of \
-                 /etc/banger/banger.toml, then: sudo systemctl restart bangerd banger-resolver",
+                "sudo sed -i 's/^listen = .*/listen = \"{}:{}\"/' /etc/banger/banger.toml && sudo systemctl restart \
+                 bangerd banger-resolver   # or end who has the port: sudo ss -lutnp 'sport = :{}'",
+                listen.ip(),
+                listen.port().checked_add(1).unwrap_or(LISTEN_LEAST),
                 listen.port()
             ),
         ),

@@ -3,6 +3,7 @@
 //! run, and files of configuration.
 
 use super::read;
+use banger_policy::distribution::Family;
 use banger_proto::model::Check;
 use std::path::Path;
 
@@ -13,6 +14,7 @@ const VPN_NAMES: [&str; 6] = ["tun", "wg", "tailscale", "ppp", "nordlynx", "prot
 
 /// What of the host is looked at.
 struct Host<'a> {
+    family: Family,
     there: &'a dyn Fn(&str) -> bool,
     /// Names of all links.
     links: Vec<String>,
@@ -21,11 +23,11 @@ struct Host<'a> {
     routes: String,
 }
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn checks(family: Family) -> Vec<Check> {
     let links = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let links = links.map(|link| link.file_name().to_string_lossy().into_owned()).collect();
     let there = |path: &str| Path::new(path).exists();
-    let host = Host { there: &there, links, ufw: read("/etc/ufw/ufw.conf"), routes: read("/proc/net/route") };
+    let host = Host { family, there: &there, links, ufw: read("/etc/ufw/ufw.conf"), routes: read("/proc/net/route") };
     host.checks()
 }
 
@@ -98,7 +100,7 @@ impl Host<'_> {
             Check::fail(
                 NAME,
                 "firewalld runs, and the zone of banger is missing: it stops what guests send",
-                "install the package banger again, then: sudo firewall-cmd --reload",
+                format!("{} && sudo firewall-cmd --reload", self.family.reinstall()),
             )
         })
     }
@@ -181,7 +183,8 @@ mod tests {
     fn said(name: &str, files: &[&str], links: &[&str], ufw: &str, routes: &str) -> Option<CheckStatus> {
         let there = |path: &str| files.iter().any(|file| path.ends_with(file));
         let links = links.iter().map(|link| (*link).to_owned()).collect();
-        let host = Host { there: &there, links, ufw: ufw.to_owned(), routes: routes.to_owned() };
+        let host =
+            Host { family: Family::Debian, there: &there, links, ufw: ufw.to_owned(), routes: routes.to_owned() };
         let found = host.checks();
         found.iter().for_each(|check| assert_eq!(check.mend.is_empty(), check.status == Pass, "{check:?}"));
         found.into_iter().find(|check| check.name == name).map(|check| check.status)

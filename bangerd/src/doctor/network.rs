@@ -35,21 +35,28 @@ fn link(name: &str, there: bool) -> Check {
     Check::fail("link of the VMs", format!("there is no {name}"), "sudo systemctl restart banger-priv")
 }
 
+/// The command that puts lines into the configuration in the place of keys that stand before its
+/// first section.
+pub(super) fn set(lines: &str, keys: &[&str]) -> String {
+    let gone: String = keys.iter().map(|key| format!(" -e '/^{key} *=/d'")).collect();
+    format!("sudo sed -i{gone} -e '1i {lines}' /etc/banger/banger.toml")
+}
+
 fn resolver(address: Ipv4Addr, network: Network) -> Check {
     const NAME: &str = "resolver";
+    let public = set("default_dns = \"1.1.1.1\"", &["default_dns"]) + " && sudo systemctl reload bangerd";
     if address.is_loopback() || address.is_unspecified() || network.contains(address) {
         return Check::fail(
             NAME,
             format!("guests are told to ask {address}, which answers none of them"),
-            "set default_dns in /etc/banger/banger.toml to a resolver that guests can reach, then: sudo systemctl \
-             restart bangerd",
+            public + "   # or another resolver that guests can reach",
         );
     }
     if !is_public(address) {
         return Check::warn(
             NAME,
             format!("guests ask {address}, which VMs with --net public cannot reach: it is no public address"),
-            "give such VMs another mode, or set default_dns in /etc/banger/banger.toml to a public resolver",
+            public + "   # or give such VMs another mode",
         );
     }
     Check::pass(NAME, format!("guests ask {address}"))

@@ -4,23 +4,24 @@
 use super::Doctor;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
+use crate::vm::program::Program;
 use banger_policy::distribution::Family;
+use banger_policy::vmm::{NEWEST_TESTED, OLDEST, Release};
 use banger_proto::model::{ApiError, Check};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::time::SystemTime;
 
-/// The oldest Firecracker that is known to work, and the newest that the suites have seen.
-const FIRECRACKER: (u32, u32) = (1, 16);
-const FIRECRACKER_TESTED: (u32, u32) = (1, 16);
+/// What brings a helper back that does not answer.
+pub(super) const RESTART: &str = "sudo systemctl restart banger-priv bangerd   # VMs go on running";
 
 pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Vec<Check> {
-    let version = doctor.vmm_version().await;
+    let program = doctor.program().await;
     let binary = doctor.vmm().ok().and_then(|path| Some((path.metadata().ok()?, path)));
     let mut found = vec![
         helper(ctx).await,
         socket("helper's socket", &ctx.paths.helper_socket, "banger-priv.socket"),
-        vmm(version),
+        vmm(program, &doctor.place()),
         guest_binary(&ctx.paths.guest_binary, family),
         configuration(modified(&ctx.paths.config), ctx.config.read_at()),
         leftover_configuration(&ctx.paths.config),
@@ -41,7 +42,7 @@ async fn helper(ctx: &Context) -> Check {
         }
         Err(error) => {
             let error: ApiError = error.at("the helper").into();
-            Check::fail(NAME, error.message, error.hint)
+            Check::fail(NAME, error.message, RESTART)
         }
     }
 }
@@ -61,32 +62,29 @@ fn socket(name: &str, path: &Path, unit: &str) -> Check {
 }
 
 /// `Firecracker v1.16.0`.
-fn vmm(version: Result<String, ApiError>) -> Check {
+fn vmm(program: Result<Program, ApiError>, place: &Path) -> Check {
     const NAME: &str = "firecracker";
-    let line = match version {
-        Ok(line) => line,
-        Err(error) => return Check::fail(NAME, error.message, error.hint),
+    let install = format!(
+        "sudo install -D -o root -g root -m 0755 firecracker {}   # of release {}, from \
+         https://github.com/firecracker-microvm/firecracker/releases",
+        place.display(),
+        NEWEST_TESTED
+    );
+    let Program { version: line, sha256 } = match program {
+        Ok(program) => program,
+        Err(error) => return Check::fail(NAME, error.message, install),
     };
-    let numbers = line.split_whitespace().find_map(|word| {
-        let mut parts = word.strip_prefix('v')?.split('.').map(str::parse::<u32>);
-        Some((parts.next()?.ok()?, parts.next()?.ok()?))
-    });
-    let words = |(major, minor): (u32, u32)| format!("{major}.{minor}");
-    match numbers {
-        Some(version) if version < FIRECRACKER => Check::fail(
-            NAME,
-            format!("{line} is older than {}", words(FIRECRACKER)),
-            format!("install Firecracker {} or newer as /usr/local/bin/firecracker", words(FIRECRACKER)),
-        ),
-        Some(version) if version > FIRECRACKER_TESTED => {
-            // Not a warning: each of its releases would bring one to every host.
-            Check::pass(NAME, format!("{line} (newer than {}, with which banger is tested)", words(FIRECRACKER_TESTED)))
+    match Release::of(&line) {
+        Some(release) if release < OLDEST => Check::fail(NAME, format!("{line} is older than {OLDEST}"), install),
+        Some(release) => {
+            // A newer one is not a warning: each of its releases would bring one to every host.
+            let newer = if release > NEWEST_TESTED { "newer than those, " } else { "" };
+            Check::pass(NAME, format!("{line} ({newer}tested: {OLDEST} to {NEWEST_TESTED}), SHA-256 {sha256}"))
         }
-        Some(_) => Check::pass(NAME, line),
         None => Check::warn(
             NAME,
-            format!("its version cannot be read from {line:?}"),
-            format!("firecracker --version   # {} or newer is needed", words(FIRECRACKER)),
+            format!("its version cannot be read from {line:?}, and {OLDEST} or newer is needed"),
+            install,
         ),
     }
 }
@@ -110,11 +108,7 @@ fn guest_binary(path: &Path, family: Family) -> Check {
     if path.is_file() {
         return Check::pass(NAME, path.display().to_string());
     }
-    let again = match family {
-        Family::Fedora => "sudo dnf reinstall banger",
-        Family::Debian | Family::Other => "sudo apt install --reinstall ./banger.deb",
-    };
-    Check::fail(NAME, format!("{} is missing", path.display()), again)
+    Check::fail(NAME, format!("{} is missing", path.display()), family.reinstall())
 }
 
 /// The configuration counts as it was when it was last read.
@@ -142,7 +136,12 @@ fn leftover_configuration(config: &Path) -> Check {
         Some(other) => Check::warn(
             NAME,
             format!("an upgrade has left {}", other.display()),
-            format!("diff {} {}   # merge, then remove the second", config.display(), other.display()),
+            format!(
+                "diff {} {}; sudo rm --interactive {}   # say y when you have merged what you want of it",
+                config.display(),
+                other.display(),
+                other.display()
+            ),
         ),
     }
 }
@@ -155,6 +154,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use banger_policy::Digest;
     use banger_proto::model::CheckStatus::{Fail, Pass, Warn};
     use banger_proto::model::ErrorCode;
     use std::time::Duration;
@@ -168,13 +168,15 @@ mod tests {
             ("Firecracker v1.9.1", Fail),
             ("something else", Warn),
         ] {
-            let check = vmm(Ok(line.to_owned()));
+            let sha256 = Digest::from_bytes([7; 32]).unwrap();
+            let check = vmm(Ok(Program { version: line.to_owned(), sha256 }), Path::new("/opt/firecracker"));
+            assert_eq!(check.detail.contains(&sha256.to_string()), status == Pass, "{check:?}");
             assert_eq!(check.status, status, "{line}");
             assert_eq!(check.mend.is_empty(), status == Pass, "{check:?}");
         }
         let missing = ApiError::new(ErrorCode::HostNotReady, "there is no firecracker").hint("Install it.");
-        let check = vmm(Err(missing));
-        assert_eq!((check.status, check.mend.as_str()), (Fail, "Install it."));
+        let check = vmm(Err(missing), Path::new("/usr/local/bin/firecracker"));
+        assert!(check.status == Fail && check.mend.contains(" firecracker /usr/local/bin/firecracker "), "{check:?}");
     }
 
     #[test]
@@ -189,7 +191,7 @@ mod tests {
     fn missing_files_fail() {
         let dir = tempfile::tempdir().unwrap();
         let (file, listener) = (dir.path().join("file"), dir.path().join("socket"));
-        assert_eq!(guest_binary(&file, Family::Fedora).mend, "sudo dnf reinstall banger");
+        assert_eq!(guest_binary(&file, Family::Fedora).mend, "sudo dnf reinstall ./banger.rpm");
         assert_eq!(socket("s", &file, "banger-priv.socket").mend, "sudo systemctl restart banger-priv.socket");
         std::fs::write(&file, "").unwrap();
         assert_eq!(guest_binary(&file, Family::Debian).status, Pass);

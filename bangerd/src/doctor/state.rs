@@ -14,6 +14,9 @@ const FILES_FLOOR: u64 = 10_000;
 /// The database is copied once a day.
 const COPY_AGE: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
+/// What a user can give back; an administrator sees everybody's.
+const PRUNE: &str = "banger vm prune   # and: banger image list; for all users: banger vm list --all";
+
 pub(super) async fn checks(ctx: &Context) -> Vec<Check> {
     let kernels = ctx.db.kernels().await;
     let kernels = kernels.map(|all| (all.iter().filter(|kernel| kernel.shared).count(), all.len()));
@@ -61,7 +64,7 @@ fn copies(newest: Option<SystemTime>, now: SystemTime) -> Check {
         Some(age) => Check::warn(
             NAME,
             format!("the last is {} days old", age.as_secs() / (24 * 3600)),
-            "sudo journalctl --unit bangerd --grep copy   # says why",
+            "sudo systemctl restart bangerd   # copies; sudo journalctl --unit bangerd --grep copy says why it does not",
         ),
     }
 }
@@ -80,11 +83,11 @@ fn free_space(folder: &Path) -> Check {
 fn space(free: u64, folder: &Path) -> Check {
     let found = format!("{} GiB free at {}", free >> 30, folder.display());
     if let Err(short) = banger_policy::room::check(0, free) {
-        return Check::fail("disk space", format!("{found}: {short}"), "banger vm prune; banger image list --all");
+        return Check::fail("disk space", format!("{found}: {short}"), PRUNE);
     }
     if free < FREE_FLOOR {
         let more = "a VM with the default sizes reserves 8 GiB at once and may use 8 GiB more";
-        return Check::warn("disk space", format!("{found}; {more}"), "banger vm prune; banger image list --all");
+        return Check::warn("disk space", format!("{found}; {more}"), PRUNE);
     }
     Check::pass("disk space", found)
 }
@@ -131,7 +134,7 @@ async fn leaks(ctx: &Context) -> Check {
         Ok(count) => left_behind(count),
         Err(error) => {
             let error = ApiError::from(error);
-            Check::warn("leaks", format!("cannot look: {}", error.message), error.hint)
+            Check::warn("leaks", format!("cannot look: {}", error.message), super::product::RESTART)
         }
     }
 }
@@ -140,7 +143,11 @@ fn left_behind(count: usize) -> Check {
     if count == 0 {
         return Check::pass("leaks", "nothing is left behind");
     }
-    Check::warn("leaks", format!("{count} things belong to no VM"), "sudo banger doctor --leaks")
+    Check::warn(
+        "leaks",
+        format!("{count} things belong to no VM"),
+        "sudo banger doctor --leaks   # lists them, and says how to remove them",
+    )
 }
 
 #[cfg(test)]

@@ -24,17 +24,18 @@ fn routes(network: Network, routes: &[Route]) -> Check {
     let more = if clashes.len() > 1 { format!(", and {} more", clashes.len() - 1) } else { String::new() };
     let free = subnet::proposal(network, routes);
     let change = free.map_or_else(
-        || "set bridge_ip in /etc/banger/banger.toml to a network that is free".to_owned(),
+        // Every private network of this host's routes is taken: that is to be decided by somebody.
+        || "$EDITOR /etc/banger/banger.toml   # bridge_ip must be in a network that is free; then".to_owned(),
         |free| {
-            let (ip, cidr) = (free.gateway(), free.prefix());
-            format!("{} is free. In /etc/banger/banger.toml set bridge_ip = \"{ip}\" and cidr = {cidr}", shown(free))
+            let lines = format!("bridge_ip = \"{}\"\\ncidr = {}", free.gateway(), free.prefix());
+            super::network::set(&lines, &["bridge_ip", "cidr"]) + " &&"
         },
     );
     Check::fail(
         NAME,
         format!("the network of the VMs, {own}, overlaps a route of this host: {first}{more}"),
         format!(
-            "{change}, then: sudo systemctl restart banger-priv bangerd   # VMs that run keep their addresses until \
+            "{change} sudo systemctl restart banger-priv bangerd   # VMs that run keep their addresses until \
              `banger vm restart`"
         ),
     )

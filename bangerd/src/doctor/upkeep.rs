@@ -6,13 +6,14 @@ use banger_proto::model::Check;
 use std::path::Path;
 
 /// What programs that set the clock leave while they run: systemd-timesyncd (only once it has set
-/// it), chrony, ntpd and ntpsec, openntpd.
-const CLOCK_SIGNS: [&str; 5] = [
+/// it), chrony, ntpd and ntpsec, openntpd, ntpd-rs.
+const CLOCK_SIGNS: [&str; 6] = [
     "/run/systemd/timesync/synchronized",
     "/run/chrony/chronyd.pid",
     "/run/chronyd.pid",
     "/run/ntpd.pid",
     "/run/openntpd.pid",
+    "/run/ntpd-rs/observe",
 ];
 /// Where journald keeps what outlives the boot. Without the folder it keeps nothing
 /// (journald.conf(5), `Storage=auto`).

@@ -12,17 +12,20 @@ use crate::paths::VmPaths;
 use banger_policy::VmId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use tokio::sync::watch;
 
 /// Cache, file and mirror of all VMs.
 #[derive(Debug)]
 pub(crate) struct Store {
     db: Db,
     cache: Mutex<HashMap<VmId, Handles>>,
+    /// Whether the cache has anything.
+    any: watch::Sender<bool>,
 }
 
 impl Store {
     pub(crate) fn new(db: Db) -> Self {
-        Self { db, cache: Mutex::default() }
+        Self { db, cache: Mutex::default(), any: watch::Sender::new(false) }
     }
 
     /// Remembers handles: file first, cache second, so that a crash between the two leaves the disk
@@ -39,7 +42,16 @@ impl Store {
 
     /// Puts what was found into the cache.
     pub(crate) fn seed(&self, vm: VmId, handles: Handles) {
-        self.cache().insert(vm, handles);
+        let mut cache = self.cache();
+        cache.insert(vm, handles);
+        self.any.send_replace(true);
+    }
+
+    /// Returns when a VM runs, or is about to. What is done again and again for VMs that run waits
+    /// for this first: a host without any is left to sleep.
+    pub(crate) async fn any(&self) {
+        // The sender is this store's own, so the wait ends with an answer.
+        drop(self.any.subscribe().wait_for(|any| *any).await);
     }
 
     /// What is held, as the cache has it.
@@ -63,7 +75,11 @@ impl Store {
             tracing::warn!("{}: cannot remove the handles: {error}", paths.handles().display());
         }
         crate::fail::point("handles", "file removed");
-        self.cache().remove(&vm);
+        let mut cache = self.cache();
+        cache.remove(&vm);
+        // Under the lock: what another VM says meanwhile is not overwritten.
+        self.any.send_replace(!cache.is_empty());
+        drop(cache);
         mirror
     }
 
@@ -79,4 +95,29 @@ pub(crate) fn saved(paths: &VmPaths) -> Handles {
         tracing::warn!("{}: the saved handles cannot be read; the mirror serves: {error}", paths.handles().display());
         Handles::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::paths::Paths;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_vm_that_runs_sleeps_until_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(Db::open(&dir.path().join("db")).await.unwrap());
+        let paths = Paths { state: dir.path().to_owned(), ..Paths::default() };
+        let (one, two) = (VmId::from_bytes([1; 32]).unwrap(), VmId::from_bytes([2; 32]).unwrap());
+        assert!(store.any().now_or_never().is_none());
+        store.seed(one, Handles::default());
+        store.seed(two, Handles::default());
+        store.any().await;
+        // Neither has a row: what the database says of them is not asked here.
+        drop(store.clear(one, &paths.vm(&one)).await);
+        assert!(store.any().now_or_never().is_some(), "the other one runs");
+        drop(store.clear(two, &paths.vm(&two)).await);
+        assert!(store.any().now_or_never().is_none());
+    }
 }

@@ -32,8 +32,6 @@ use tokio::task::JoinSet;
 /// How long is waited after a failed accept: mostly the limit on descriptors, which needs others to
 /// close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often unused tickets are looked through.
-const TICKET_SWEEP: Duration = Duration::from_secs(30);
 
 /// What all connections share.
 #[derive(Debug)]
@@ -51,16 +49,18 @@ pub(crate) struct Daemon {
 impl Daemon {
     pub(crate) fn new(vms: Arc<Vms>, store: Arc<Store>, args: &Args) -> Arc<Self> {
         let (calls, notes) = (Rates::calls(), Rates::notes());
-        let doctor = Doctor::new(vms.ctx.config.clone(), args.firecracker.clone());
+        let doctor = Doctor::new(vms.ctx.config.clone(), args.firecracker.clone(), Arc::clone(&vms.ctx.programs));
         Arc::new(Self { vms, store, tickets: Tickets::default(), started_at: Timestamp::now(), doctor, calls, notes })
     }
 
     async fn info(&self) -> DaemonInfo {
+        let program = self.doctor.program().await.ok();
         DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             started_at: self.started_at,
-            vmm_version: self.doctor.vmm_version().await.unwrap_or_default(),
+            vmm_sha256: program.as_ref().map(|program| program.sha256.to_string()).unwrap_or_default(),
+            vmm_version: program.map(|program| program.version).unwrap_or_default(),
         }
     }
 
@@ -74,7 +74,8 @@ impl Daemon {
 /// start.
 pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
     let admission = Arc::new(Admission::of_daemon(nix::unistd::Uid::effective()));
-    let mut sweep = tokio::time::interval(TICKET_SWEEP);
+    let swept = Arc::clone(&daemon);
+    tokio::spawn(async move { swept.tickets.keep_swept().await });
     let mut ended = match signal(SignalKind::terminate()) {
         Ok(ended) => ended,
         Err(error) => {
@@ -86,7 +87,6 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
         tokio::select! {
             _ = ended.recv() => break,
             _ = tokio::signal::ctrl_c() => break,
-            _ = sweep.tick() => daemon.tickets.sweep(),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let (daemon, admission) = (Arc::clone(&daemon), Arc::clone(&admission));

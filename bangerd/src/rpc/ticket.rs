@@ -10,9 +10,13 @@ use banger_proto::stream::{StreamRequest, TICKET_SECONDS, Ticket};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Tickets that one user may hold at a time.
 const PER_USER: usize = 64;
+
+/// How often unused tickets are looked through.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// What a ticket stands for.
 #[derive(Debug)]
@@ -42,7 +46,11 @@ impl Work {
 
 /// All tickets that wait for their stream.
 #[derive(Debug, Default)]
-pub(crate) struct Tickets(Mutex<HashMap<Ticket, (Instant, Promise)>>);
+pub(crate) struct Tickets {
+    all: Mutex<HashMap<Ticket, (Instant, Promise)>>,
+    /// One was issued.
+    issued: Notify,
+}
 
 impl Tickets {
     /// Whether this user may have one more.
@@ -62,6 +70,7 @@ impl Tickets {
         let mut all = self.lock();
         room(&all, promise.peer.uid)?;
         all.insert(ticket.clone(), (Instant::now(), promise));
+        self.issued.notify_one();
         Ok(ticket)
     }
 
@@ -80,6 +89,17 @@ impl Tickets {
         all.remove(ticket).map(|(_, promise)| promise)
     }
 
+    /// Looks through unused tickets for as long as there are any, and sleeps otherwise.
+    pub(crate) async fn keep_swept(&self) {
+        loop {
+            self.issued.notified().await;
+            while !self.lock().is_empty() {
+                tokio::time::sleep(SWEEP).await;
+                self.sweep();
+            }
+        }
+    }
+
     /// Ends what nobody came for, or wants any more.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
@@ -96,7 +116,7 @@ impl Tickets {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Ticket, (Instant, Promise)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,6 +135,10 @@ fn is_void(issued: Instant, now: Instant) -> bool {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use std::future::Future as _;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
 
     fn promise(uid: u32) -> Promise {
         let request = StreamRequest::Ssh { vm: "demo".into() };
@@ -139,6 +163,36 @@ mod tests {
         assert!(tickets.take_at(&early, 1001, after(TICKET_SECONDS - 1)).is_some());
         // Nobody has swept it away yet.
         assert!(tickets.take_at(&late, 1001, after(TICKET_SECONDS + 1)).is_none());
+    }
+
+    /// Counts how often a task is to be polled.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_tickets_nothing_is_scheduled() {
+        let (tickets, woken) = (Tickets::default(), Arc::new(Woken::default()));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut sweeper = std::pin::pin!(tickets.keep_swept());
+        let mut poll = || assert!(sweeper.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let day = Duration::from_secs(24 * 60 * 60);
+        poll();
+        tokio::time::sleep(day).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0, "nobody has a ticket");
+        let ticket = tickets.issue(promise(1001)).unwrap();
+        poll();
+        tokio::time::sleep(2 * SWEEP).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2, "the ticket, and the time to look at it");
+        drop(tickets.take(&ticket, 1001));
+        poll();
+        tokio::time::sleep(day).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), 2, "it is used");
     }
 
     #[test]

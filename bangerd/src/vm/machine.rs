@@ -201,6 +201,9 @@ pub(crate) trait Running: Send + Sync + fmt::Debug {
     /// Commands that run in it, as the guest says; `None` until its agent has spoken. A guest says
     /// so of itself: nothing but whether it is in use may depend on it.
     fn commands(&self) -> Option<u32>;
+    /// The file that it is, however it was named when it was started. None where there is no
+    /// process.
+    fn executable(&self) -> Option<PathBuf>;
     /// The way into the guest.
     fn link(&self) -> Option<Arc<Link>>;
 }

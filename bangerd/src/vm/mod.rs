@@ -14,6 +14,7 @@ pub(crate) mod named;
 mod names;
 mod order;
 mod owner;
+pub(crate) mod program;
 mod publish;
 mod quota;
 mod reach;
@@ -96,6 +97,8 @@ pub(crate) struct Context {
     pub(crate) ports: Ports,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
+    /// What is known of the VMMs' binaries.
+    pub(crate) programs: Arc<program::Programs>,
 }
 
 /// The actors by VM.

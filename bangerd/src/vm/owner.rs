@@ -82,6 +82,7 @@ impl Vms {
             let mut tick = interval(LOOK);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
+                vms.ctx.handles.any().await;
                 tick.tick().await;
                 vms.stop_what_is_nobodys().await;
             }

@@ -28,6 +28,7 @@ impl Vms {
             let mut tick = interval(REFRESH);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
+                vms.ctx.handles.any().await;
                 tick.tick().await;
                 let actors: Vec<_> = vms.ctx.actors.lock().values().cloned().collect();
                 // An actor that is gone has no names.

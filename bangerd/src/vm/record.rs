@@ -16,6 +16,7 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
     let network = ctx.config.now().network;
     let next = network.index(row.address_index).ok().map(|index| network.guest(index));
     let address = guest_ip.or(next).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let program = ctx.actors.lock().get(&row.id).and_then(|entry| entry.shared.program());
     let index = AddressIndex::leased(row.address_index).ok();
     VmRecord {
         id: row.id,
@@ -50,6 +51,8 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
             dm_name,
             dm_dev,
             generation,
+            vmm_sha256: program.as_ref().map(|program| program.sha256.to_string()),
+            vmm_version: program.map(|program| program.version),
         },
         stats,
         workspace: row.workspace.clone(),

@@ -1,6 +1,7 @@
 //! What others may look at and touch without waiting in an actor's queue.
 
 use super::machine::Running;
+use super::program::Program;
 use banger_proto::model::VmStats;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(super) enum Wait {
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     running: Mutex<Option<Arc<dyn Running>>>,
+    /// Which Firecracker that is.
+    program: Mutex<Option<Program>>,
     stats: Mutex<Option<VmStats>>,
     waiting: Mutex<Option<(Wait, CancellationToken)>>,
     /// Whether it is known what became of the VM's earlier run.
@@ -93,11 +96,26 @@ impl Shared {
 
     pub(super) fn set_running(&self, running: Option<Arc<dyn Running>>) {
         let runs = running.is_some();
-        *lock(&self.running) = running;
+        let mut now = lock(&self.running);
+        *now = running;
+        *lock(&self.program) = None;
+        drop(now);
         if runs {
             lock(&self.ended).clear();
         } else {
             *lock(&self.stats) = None;
+        }
+    }
+
+    pub(super) fn program(&self) -> Option<Program> {
+        lock(&self.program).clone()
+    }
+
+    /// Of one that has ended meanwhile it is forgotten.
+    pub(super) fn set_program(&self, of: &Arc<dyn Running>, program: Program) {
+        let running = lock(&self.running);
+        if running.as_ref().is_some_and(|running| Arc::ptr_eq(running, of)) {
+            *lock(&self.program) = Some(program);
         }
     }
 

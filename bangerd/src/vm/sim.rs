@@ -239,6 +239,11 @@ impl Running for SimGuest {
         self.pid
     }
 
+    /// Another process may have the number that this one pretends to have.
+    fn executable(&self) -> Option<PathBuf> {
+        None
+    }
+
     fn boot(&self, _: &Seat, _: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>> {
         async { self.machine.step("boot") }.boxed()
     }

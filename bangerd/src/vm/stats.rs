@@ -17,13 +17,14 @@ use tokio::time::sleep;
 /// How often it is looked for VMs that nobody uses.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Starts both loops; they end with the daemon.
+/// Starts both loops; they end with the daemon, and sleep while no VM runs.
 pub(crate) fn spawn(vms: &Arc<Vms>) {
     let measured = Arc::clone(vms);
     tokio::spawn(async move {
         let mut changes = measured.ctx.config.changes();
         let mut before = HashMap::new();
         loop {
+            measured.ctx.handles.any().await;
             before = measure(&measured, &before).await;
             let pause = sleep(measured.ctx.config.now().stats_poll_interval);
             tokio::select! {
@@ -36,6 +37,7 @@ pub(crate) fn spawn(vms: &Arc<Vms>) {
     tokio::spawn(async move {
         let mut changes = swept.ctx.config.changes();
         loop {
+            swept.ctx.handles.any().await;
             let limit = swept.ctx.config.now().auto_stop_stale_after;
             if limit.is_zero() {
                 changes.next().await;

@@ -41,6 +41,17 @@ impl Actor {
         // However it was started: what is read from now on changes under the reader.
         self.ctx.readers.cut(&self.id());
         let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
+        if let Some(executable) = running.executable() {
+            let (ctx, shared, of) = (Arc::clone(&self.ctx), Arc::clone(&self.shared), Arc::clone(&running));
+            let socket = ctx.paths.vm(&self.id()).api_socket();
+            // By itself: a file that is new here has to be read first, and nobody waits for that.
+            tokio::spawn(async move {
+                match ctx.programs.running(&executable, &socket).await {
+                    Ok(program) => shared.set_program(&of, program),
+                    Err(error) => tracing::warn!("it is not known which Firecracker runs: {}", error.message),
+                }
+            });
+        }
         self.shared.set_running(Some(running));
         let watching = tokio::spawn(async move {
             let reason = ended.await;

@@ -25,6 +25,8 @@ enum Command {
     Image,
     /// The demonstration, with a readable transcript.
     Demo,
+    /// Records a newcomer's way from the package to a shell in a guest: docs/first-steps.cast.
+    Record,
     /// Timings of the main path and of reconciling, in the host VM and on this machine.
     Bench,
     /// Every check and every suite.
@@ -90,6 +92,7 @@ fn run(command: Command) -> Result<bool> {
     match command {
         Command::Image => crate::hostvm::prepare().map(|()| true),
         Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
+        Command::Record => record(),
         Command::Bench => {
             here::reconcile()?;
             run_suites(&["bench".to_owned()], None, None, false)
@@ -113,6 +116,20 @@ fn run(command: Command) -> Result<bool> {
         Command::Budgets => budgets::print(),
         Command::Layers => layers::check(&root),
     }
+}
+
+/// What the suite's terminal has shown, out of what the suite has printed.
+fn record() -> Result<bool> {
+    const SUITE: &str = "first-steps";
+    const FILE: &str = "docs/first-steps.cast";
+    if !run_suites(&[SUITE.to_owned()], None, None, false)? {
+        return Ok(false);
+    }
+    let transcript = super::session::transcript(SUITE);
+    let lines: Vec<&str> = transcript.lines().filter_map(|line| line.strip_prefix(suite::CAST)).collect();
+    ensure!(lines.len() > 10, "the suite has printed no recording");
+    std::fs::write(FILE, lines.join("\n") + "\n").with_context(|| format!("write {FILE}"))?;
+    Ok(true)
 }
 
 fn run_suites(names: &[String], only: Option<&str>, seed: Option<u64>, as_built: bool) -> Result<bool> {

@@ -37,6 +37,8 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "strace",
     // What users work with.
     "git",
+    // A stock client for the socket of metrics, as docs/admin.md shows it.
+    "curl",
     // How the bench comes in, and what a user's `vm ssh` runs.
     "openssh-server",
     "openssh-client",

@@ -148,6 +148,8 @@ pub fn all() -> Vec<Suite> {
         scenarios::owners::SUITE,
         scenarios::remote::SUITE,
         scenarios::dns::SUITE,
+        scenarios::doctor::SUITE,
+        scenarios::operating::SUITE,
         scenarios::packets::SUITE,
         scenarios::ports::SUITE,
         scenarios::lifecycle::SUITE,
@@ -174,6 +176,7 @@ pub fn all() -> Vec<Suite> {
 pub(super) fn on_request() -> Vec<Suite> {
     vec![
         scenarios::timings::SUITE,
+        scenarios::first_steps::SUITE,
         scenarios::stops::LONG,
         scenarios::hostile_client::LONG,
         scenarios::crowd::LONG,

@@ -13,6 +13,8 @@ const SAMPLED: &[(&str, usize)] = &[
     ("crowd", 2),
     ("owners", 2),
     ("dns", 1),
+    ("doctor", 4),
+    ("operating", 1),
     ("packets", 2),
     ("ports", 2),
     ("docs", 1),

@@ -48,8 +48,7 @@ pub(super) fn checks() -> Vec<Check> {
         groups(&Membership::of_process()),
         programs_of("ssh", &["ssh", "ssh-keygen"], &family.install("openssh-client", "openssh-clients")),
         programs_of("git", &["git"], &family.install("git", "git")),
-        catalogue(Path::new("/usr/share/banger/catalogue.toml")),
-        synchronised(|path| Path::new(path).exists()),
+        catalogue(Path::new("/usr/share/banger/catalogue.toml"), family),
         home(),
     ]);
     checks
@@ -183,46 +182,26 @@ fn programs_of(name: &str, needed: &[&str], install: &str) -> Check {
     Check::warn(name, format!("not found: {}", missing.join(", ")), install)
 }
 
-fn catalogue(path: &Path) -> Check {
+fn catalogue(path: &Path, family: Family) -> Check {
     match std::fs::read_to_string(path).map(|text| text.parse::<toml::Table>()) {
         Ok(Ok(_)) => Check::pass("catalogue", path.display().to_string()),
-        Ok(Err(error)) => Check::warn(
-            "catalogue",
-            format!("{}: {}", path.display(), error.message()),
-            "install the package banger again",
-        ),
-        Err(error) => {
-            Check::warn("catalogue", format!("{}: {error}", path.display()), "install the package banger again")
+        Ok(Err(error)) => {
+            Check::warn("catalogue", format!("{}: {}", path.display(), error.message()), family.reinstall())
         }
-    }
-}
-
-/// Whoever keeps the clock right leaves a trace; the kernel's own answer (adjtimex(2)) needs unsafe
-/// code.
-fn synchronised(there: impl Fn(&str) -> bool) -> Check {
-    let known = [
-        ("systemd-timesyncd", "/run/systemd/timesync/synchronized"),
-        ("chrony", "/run/chrony/chronyd.pid"),
-        ("ntpd", "/run/ntpd.pid"),
-        ("ntpd-rs", "/run/ntpd-rs/observe"),
-    ];
-    match known.iter().find(|(_, sign)| there(sign)) {
-        Some((name, _)) => Check::pass("time", format!("kept by {name}")),
-        None => Check::warn(
-            "time",
-            "nobody is known to keep the clock right: registries refuse a host whose time is wrong",
-            "sudo timedatectl set-ntp true",
-        ),
+        Err(error) => Check::warn("catalogue", format!("{}: {error}", path.display()), family.reinstall()),
     }
 }
 
 /// Keys, host keys and layers are kept in the home folder.
 fn home() -> Check {
     let folder = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    home_of(folder.as_deref())
+    let account = User::from_uid(geteuid()).ok().flatten();
+    let of_account = account.as_ref().map(|account| account.dir.as_path());
+    home_of(folder.as_deref(), of_account, &user_name())
 }
 
-fn home_of(folder: Option<&Path>) -> Check {
+/// `of_account`: what the user database says.
+fn home_of(folder: Option<&Path>, of_account: Option<&Path>, user: &str) -> Check {
     const NAME: &str = "home folder";
     let Some(folder) = folder else {
         return Check::warn(NAME, "HOME is not set: keys cannot be kept", "export HOME=/home/$(id -un)");
@@ -233,9 +212,34 @@ fn home_of(folder: Option<&Path>) -> Check {
         Err(error) => Check::fail(
             NAME,
             format!("{place} cannot be written: {}", error.desc()),
-            format!("ls -ld {place}; df {place}"),
+            if may_be_given(folder, of_account) {
+                format!("sudo mkdir -p {place} && sudo chown {user} {place} && sudo chmod u+rwx {place}")
+            } else {
+                "export HOME=/home/$(id -un)   # or another folder that you may write".to_owned()
+            },
         ),
     }
+}
+
+/// Whether an administrator may be told to give this folder to the user: theirs by the user
+/// database, below /home, and a name that a shell takes as it stands. HOME of a service, or one
+/// that somebody else has set, may be any folder of the system.
+fn may_be_given(folder: &Path, of_account: Option<&Path>) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let below_home = folder.strip_prefix("/home").is_ok_and(|rest| rest.components().count() > 0);
+    of_account == Some(folder)
+        && below_home
+        && folder.to_str().is_some_and(|text| text.chars().all(plain) && !text.contains(".."))
+}
+
+/// What brings back a daemon that does not answer this user, unless it is another daemon, or the
+/// user may not ask it: then something else is to be mended.
+pub(super) fn restart() -> Option<String> {
+    let own = std::env::var_os(SOCKET_VARIABLE).is_some_and(|path| !path.is_empty());
+    let denied = access(&socket_path(), AccessFlags::W_OK) == Err(nix::errno::Errno::EACCES);
+    (!own && !denied).then(|| {
+        "sudo systemctl restart bangerd.socket bangerd   # sudo journalctl --unit bangerd says why it ended".to_owned()
+    })
 }
 
 /// Of one package, unless the daemon was not restarted.
@@ -324,19 +328,36 @@ mod tests {
         assert_eq!((absent.status, absent.mend.as_str()), (Warn, "sudo apt install git"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalogue.toml");
-        assert_eq!(catalogue(&path).status, Warn);
+        assert_eq!(catalogue(&path, Family::Fedora).mend, "sudo dnf reinstall ./banger.rpm");
         std::fs::write(&path, "no table").unwrap();
-        assert_eq!(catalogue(&path).status, Warn);
+        assert_eq!(catalogue(&path, Family::Debian).mend, "sudo apt install --reinstall ./banger.deb");
         std::fs::write(&path, "[images]\n").unwrap();
-        assert_eq!(catalogue(&path).status, Pass);
-        assert_eq!((home_of(Some(dir.path())).status, home_of(None).status), (Pass, Warn));
-        assert_eq!(home_of(Some(&dir.path().join("missing"))).status, Fail);
+        assert_eq!(catalogue(&path, Family::Debian).status, Pass);
+        let home = |folder: Option<&Path>| home_of(folder, Some(Path::new("/home/al")), "al");
+        assert_eq!((home(Some(dir.path())).status, home(None).status), (Pass, Warn));
     }
 
     #[test]
-    fn time() {
-        assert_eq!(synchronised(|path| path.contains("chrony")).status, Pass);
-        assert_eq!(synchronised(|_| false).status, Warn);
+    fn no_folder_of_the_system_is_given_away_as_a_home() {
+        let mend = |home: &str, of_account: &str| {
+            home_of(Some(Path::new(home)), Some(Path::new(of_account)), "al-nobody-has").mend
+        };
+        let given = mend("/home/al-nobody-has", "/home/al-nobody-has");
+        assert!(given.starts_with("sudo mkdir -p /home/al-nobody-has && sudo chown al-nobody-has /home/"), "{given}");
+        for (home, of_account) in [
+            ("/home/al-nobody-has", "/home/bob"),
+            ("/nowhere", "/nowhere"),
+            ("/home/al;nobody-has", "/home/al;nobody-has"),
+            ("/home/../nowhere", "/home/../nowhere"),
+        ] {
+            let mend = mend(home, of_account);
+            assert!(mend.starts_with("export HOME="), "{home}, {of_account}: {mend}");
+        }
+        assert!(!may_be_given(Path::new("/home"), Some(Path::new("/home"))));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_and_another_version() {
         let (early, late) = (Timestamp::from_unix(1_700_000_000), Timestamp::from_unix(1_800_000_000));
         assert_eq!((clock_of(early, late).status, clock_of(late, early).status), (Pass, Warn));
         assert_eq!((versions("0.0.1").status, versions(env!("CARGO_PKG_VERSION")).status), (Warn, Pass));

@@ -44,7 +44,8 @@ pub(super) async fn all() -> Vec<Check> {
             // Nobody else says it when the daemon does not.
             checks.insert(0, caller::linux());
             let hint = error.chain().find_map(|cause| cause.downcast_ref::<Explained>()).map(Explained::hint);
-            checks.push(Check::fail("bangerd", format!("{error:#}"), hint.unwrap_or_default()));
+            let mend = caller::restart().or(hint.map(str::to_owned)).unwrap_or_default();
+            checks.push(Check::fail("bangerd", format!("{error:#}"), mend));
         }
     }
     checks

@@ -6,12 +6,12 @@ mod store;
 mod vm;
 
 use crate::db::DbError;
-use crate::doctor::Firecracker;
 use crate::error::{OverLimit, chain, is_full, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::privileged::{PrivilegedError, Unhelped};
 use crate::room::NoRoom;
 use crate::util::{NoRandom, WorkerEnded};
+use crate::vm::program::UnknownProgram;
 use banger_proto::helper::HelperError;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::error::Error;
@@ -135,8 +135,8 @@ impl From<WorkerEnded> for ApiError {
     }
 }
 
-impl From<Firecracker> for ApiError {
-    fn from(error: Firecracker) -> Self {
+impl From<UnknownProgram> for ApiError {
+    fn from(error: UnknownProgram) -> Self {
         answer(step(&error), failed(&error))
     }
 }

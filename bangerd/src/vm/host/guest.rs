@@ -104,6 +104,10 @@ impl Running for Guest {
         view.ready.is_some().then_some(view.commands)
     }
 
+    fn executable(&self) -> Option<PathBuf> {
+        Some(format!("/proc/{}/exe", self.pid()).into())
+    }
+
     fn link(&self) -> Option<Arc<Link>> {
         Some(Arc::clone(&self.link))
     }

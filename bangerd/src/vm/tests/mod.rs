@@ -220,6 +220,7 @@ impl World {
                 turns: Turns::default(),
                 users: Arc::new(users),
                 actors: Arc::default(),
+                programs: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
         });

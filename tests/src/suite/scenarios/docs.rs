@@ -23,7 +23,7 @@ pub(in crate::suite) const SUITE: Suite = Suite {
 
 const README: &str = include_str!("../../../../README.md");
 const GUIDE: &str = include_str!("../../../../docs/guide.md");
-const ADMIN: &str = include_str!("../../../../docs/admin.md");
+pub(super) const ADMIN: &str = include_str!("../../../../docs/admin.md");
 
 /// The longest example boots three guests.
 const EXAMPLE: Duration = Duration::from_secs(180);
@@ -116,6 +116,13 @@ fn examples(page: &str) -> Result<Vec<Example>> {
     Ok(examples)
 }
 
+/// The examples below a heading of a page, up to the next one of its rank.
+pub(super) fn below(page: &str, heading: &str) -> Result<Vec<String>> {
+    let Some((_, rest)) = page.split_once(&format!("{heading}\n")) else { bail!("there is no {heading:?}") };
+    let part = rest.split("\n## ").next().unwrap_or_default();
+    Ok(examples(part)?.into_iter().map(|example| example.text).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +134,9 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].line, found[0].text.as_str(), &found[0].not_run), (3, "one\ntwo\n", &None));
         assert_eq!((found[1].line, found[1].not_run.as_deref()), (10, Some("no network")));
+        let below = |heading: &str| below(&format!("## A\n{page}\n## B\n```sh\nfive\n```\n"), heading);
+        assert_eq!(below("## B").unwrap(), ["five\n"]);
+        assert!(below("## A").unwrap().len() == 2 && below("## C").is_err());
         assert!(examples("```sh skipped\n```\n").is_err() && examples("```sh not-run: \n```\n").is_err());
     }
 

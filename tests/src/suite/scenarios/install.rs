@@ -38,6 +38,7 @@ fn install_use_purge(scene: &mut Scene) -> Result<Outcome> {
     scene.step("units are active, none failed", active)?;
     // Before anything is asked of them: the first answers bring more of the programs into memory.
     scene.step("helper and daemon are within their budgets", budgets)?;
+    scene.step("docs/admin.md explains all that is another than before", |_| super::explained::all(&before))?;
     scene.step("users, groups, sockets and folders have their owners and modes", ownership)?;
     scene.step("alice, in the group, is served; carol, outside of it, is not", |scene| {
         scene.banger("alice", &["vm", "list"])?.ok()?;
@@ -52,6 +53,7 @@ fn install_use_purge(scene: &mut Scene) -> Result<Outcome> {
             scene.root(&format!("banger kernel delete {kernel}")).map(drop)
         },
     )?;
+    scene.step("at rest, both hold little memory and wake up seldom", at_rest)?;
     scene.step("installing once more changes nothing, and brings nothing back", |scene| {
         scene.root(INSTALL)?;
         let kernels = scene.banger("alice", &["kernel", "list"])?.ok()?;
@@ -88,6 +90,55 @@ fn active(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
+/// Budget of the daemon's resident memory while there is no VM.
+const DAEMON_RESIDENT_LIMIT_KIB: u64 = 20 * 1024;
+/// How long both are watched. Their slowest timers have their turn once in it.
+const REST: Duration = Duration::from_secs(60);
+
+/// Without a VM, and with nobody who asks. How often they wake up depends on the machine as well:
+/// it is printed, and not judged.
+fn at_rest(scene: &mut Scene) -> Result<()> {
+    let services = [("daemon", "bangerd.service"), ("helper", "banger-priv.service")];
+    let pids = services.iter().map(|(_, unit)| scene.main_pid(unit)).collect::<Result<Vec<_>>>()?;
+    let before = pids.iter().map(|pid| switches(*pid)).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(REST);
+    for (((name, _), pid), before) in services.iter().zip(&pids).zip(before) {
+        let now = switches(*pid)?;
+        let a_second = |then: u64, now: u64| format!("{:.2}", now.saturating_sub(then) as f64 / REST.as_secs_f64());
+        scene.measured(&format!("{name} wake-ups per s at rest"), a_second(before.0, now.0));
+        scene.measured(&format!("{name} preempted per s at rest"), a_second(before.1, now.1));
+    }
+    let resident = resident(scene, pids.first().copied().unwrap_or_default())?;
+    scene.measured("daemon resident KiB", resident);
+    ensure!(
+        resident <= DAEMON_RESIDENT_LIMIT_KIB,
+        "the daemon holds {resident} KiB at rest, above {DAEMON_RESIDENT_LIMIT_KIB}"
+    );
+    Ok(())
+}
+
+/// How often the threads of a process have waited for something, and lost their CPU, as far as
+/// they still live: proc_pid_status(5).
+fn switches(pid: u32) -> Result<(u64, u64)> {
+    let mut sum = (0, 0);
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile has nothing to say any more.
+        let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else { continue };
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            line.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default()
+        };
+        sum.0 += number("voluntary_ctxt_switches");
+        sum.1 += number("nonvoluntary_ctxt_switches");
+    }
+    ensure!(sum.0 > 0, "process {pid} has never waited for anything");
+    Ok(sum)
+}
+
+fn resident(scene: &Scene, pid: u32) -> Result<u64> {
+    Ok(scene.root(&format!("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?.trim().parse()?)
+}
+
 /// Path, and what `stat -c '%F %a %U:%G'` must say of it; the table in docs/architecture.md,
 /// "Processes".
 const OWNERS: &[(&str, &str)] = &[
@@ -116,8 +167,7 @@ fn ownership(scene: &mut Scene) -> Result<()> {
 
 fn budgets(scene: &mut Scene) -> Result<()> {
     let pid = scene.main_pid("banger-priv.service")?;
-    let resident = scene.root(&format!("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?;
-    let resident: u64 = resident.trim().parse()?;
+    let resident = resident(scene, pid)?;
     scene.measured("helper resident KiB", resident);
     // The rest is program text, shared and given back under pressure.
     let anonymous = scene.root(&format!("sed -n 's/^RssAnon:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{pid}/status"))?;
