@@ -127,7 +127,7 @@ struct Met {
 }
 
 /// What one entry costs, bytes: here, and its numbers in the writer. Measured, resident: see
-/// `tests/memory.rs`.
+/// `tests/growth.rs`.
 const ENTRY_MEMORY: u64 = 260;
 
 /// A folder's list of names, which is made with room for eleven.
