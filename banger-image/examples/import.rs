@@ -1,6 +1,6 @@
 //! Runs the image and kernel imports by hand, without a daemon: `cargo run --release -p
 //! banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
-//! `initramfs` and `work-disk`. The results are for `e2fsck`, `debugfs`, `readelf` and
+//! `initramfs` and `work-disk`. It says how long each stage took, and the most memory that it had. The results are for `e2fsck`, `debugfs`, `readelf` and
 //! `qemu-system-x86_64 -M microvm`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
@@ -82,9 +82,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("{} bytes", initramfs::write(Path::new(path), &contents)?);
         }
         ["work-disk", seed, path, size] => {
-            let seed = (*seed != "-").then_some(Path::new(seed));
+            let seed = (*seed != "-").then(|| File::open(seed)).transpose()?;
             let disk = image::work_disk::WorkDisk { size: size.parse()?, seed, uuid: [0x42; 16] };
-            image::work_disk::create(&disk, Path::new(path), &progress)?;
+            image::work_disk::create(disk, Path::new(path), &progress)?;
         }
         _ => {
             return Err(
@@ -93,5 +93,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!("{:.3} s in all", progress.begun.elapsed().as_secs_f64());
+    println!("{} KiB of memory at most", peak().unwrap_or_default());
     Ok(())
+}
+
+/// The most that was resident (`VmHWM` of proc_pid_status(5)).
+fn peak() -> Option<u64> {
+    let status = read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.split_whitespace().next()?.parse().ok()
 }

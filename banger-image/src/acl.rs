@@ -115,6 +115,25 @@ fn stored(mut entries: Vec<Entry>) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// The permission bits of a file that has this ACL, as ext4 stores it: the kernel shows the mask as
+/// those of the group (acl(5)), and sets all of them from an ACL that a program restores.
+pub(crate) fn mode_bits(stored: &[u8]) -> u16 {
+    let mut rest = stored.get(4..).unwrap_or_default();
+    let (mut bits, mut mask) = (0, None);
+    while let &[t0, t1, p0, p1, ref after @ ..] = rest {
+        let (tag, allowed) = (u16::from_le_bytes([t0, t1]), u16::from_le_bytes([p0, p1]));
+        match tag {
+            USER_OBJ => bits |= allowed << 6,
+            GROUP_OBJ => bits |= allowed << 3,
+            MASK => mask = Some(allowed),
+            OTHER => bits |= allowed,
+            _ => {}
+        }
+        rest = if NAMED.contains(&tag) { after.get(4..).unwrap_or_default() } else { after };
+    }
+    mask.map_or(bits, |mask| bits & !0o070 | mask << 3)
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -138,6 +157,13 @@ mod tests {
         let rest = of_text(b"user::rwx,user:lisa:r-x,group::r-x,mask::r-x,other::---", &mut unknown);
         assert_eq!(rest, Some(vec![1, 0, 0, 0, 1, 0, 7, 0, 4, 0, 5, 0, 16, 0, 5, 0, 32, 0, 0, 0]));
         assert_eq!(unknown, ["lisa"]);
+    }
+
+    #[test]
+    fn the_mask_stands_for_the_group_in_the_mode() {
+        let bits = |text: &str| mode_bits(&of_text(text.as_bytes(), &mut Vec::new()).unwrap());
+        assert_eq!(bits("user::rwx,user:1000:r-x,group::r--,mask::---,other::--x"), 0o701);
+        assert_eq!(bits("user::rw-,group::r--,group:7:rwx,mask::rwx,other::r--"), 0o674);
     }
 
     #[test]

@@ -222,8 +222,12 @@ impl<'a> Archive<'a> {
         {
             return Err(self.unsupported(&raw, format!("{size} bytes"), "a file on ext4 has 16 TiB at most"));
         }
-        let meta = self.meta(header, header_at, &pax, &raw, progress)?;
+        let mut meta = self.meta(header, header_at, &pax, &raw, progress)?;
         let xattrs = self.attributes(pax, &kind, &raw, progress)?;
+        // bsdtar's headers have the owning group's bits here, and not the mask.
+        if let Some(acl) = xattrs.iter().find(|attribute| attribute.name == xattr::ACCESS) {
+            meta.mode = meta.mode & !0o777 | acl::mode_bits(&acl.value);
+        }
         Ok(Entry { path, kind, meta, xattrs })
     }
 

@@ -133,12 +133,6 @@ pub enum ImageError {
         /// The cap.
         limit: u64,
     },
-    /// Others that are imported at the same time have it.
-    #[error("{limit} bytes for the names, folders and attributes of all images that are imported now are in use")]
-    MemoryInUse {
-        /// For all together.
-        limit: u64,
-    },
     /// The paths below `/root` are too long for their number.
     #[error("the paths below the image's /root have more than {limit} bytes in all; that much is not accepted")]
     LongPaths {

@@ -64,7 +64,7 @@ pub(crate) fn apply(
             }
         }
         // Folders that no entry describes count too: one path may ask for two thousand of them.
-        budget.memory.reach(tree.memory())?;
+        budget.reach_memory(tree.memory())?;
     }
     if layer.whiteouts {
         tree.remove_all(Tree::ROOT, |name| name.starts_with(META));

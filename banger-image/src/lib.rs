@@ -21,7 +21,6 @@ mod error;
 mod ext4;
 mod header;
 mod layers;
-mod memory;
 mod names;
 mod oci;
 mod package;
@@ -47,7 +46,6 @@ use banger_policy::{Digest, ImageConfig};
 use content::Contents;
 use ext4::{Size, Written};
 use layers::Layer;
-use memory::Claim;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use source::{Budget, Window};
@@ -61,6 +59,12 @@ pub const DEFAULT_BUILD_SIZE: u64 = 8 << 30;
 pub use banger_policy::id::ROOTFS_FILE;
 /// The image's `/root`, from which work disks are made.
 pub const SEED_FILE: &str = "work-seed.tar";
+/// A work disk, in the folder in which it is made.
+pub const WORK_DISK_FILE: &str = "work.ext4";
+
+/// What the tree of one import or work disk may take, bytes, estimated. A Debian desktop of 300,000
+/// files takes 450 MiB. Each is made by a process of its own, which has twice that.
+const MAX_MEMORY: u64 = 480 << 20;
 
 /// Caps on what an import may expand to.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +82,7 @@ impl Limits {
     /// end.
     #[must_use]
     pub fn for_build_size(build_size: u64) -> Self {
-        Self { entries: 2_000_000, memory: memory::ONE, expanded_bytes: build_size }
+        Self { entries: 2_000_000, memory: MAX_MEMORY, expanded_bytes: build_size }
     }
 }
 
@@ -173,7 +177,7 @@ pub fn import(
     // What contains the layers is not one of them: it has a budget of its own, of the same size.
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
-    let mut budget = Budget { memory: Claim::new(limits.memory), ..Budget::new(limits.expanded_bytes, limits.entries) };
+    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
     let (kind, source_digest, layers, config) = match oci::open(&outer.window, wanted, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");

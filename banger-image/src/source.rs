@@ -7,7 +7,6 @@
 
 use super::codec::Codec;
 use super::error::ImageError;
-use super::memory::Claim;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
@@ -58,13 +57,20 @@ pub(crate) struct Budget {
     pub(crate) bytes: u64,
     pub(crate) entries_limit: u64,
     pub(crate) entries: u64,
-    pub(crate) memory: Claim,
+    /// Bytes of memory that the tree may take.
+    pub(crate) memory_limit: u64,
 }
 
 impl Budget {
     /// Without a limit of memory, which only a tree needs.
     pub(crate) fn new(bytes_limit: u64, entries_limit: u64) -> Self {
-        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory: Claim::new(u64::MAX) }
+        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory_limit: u64::MAX }
+    }
+
+    /// The tree takes so much memory now.
+    pub(crate) fn reach_memory(&self, used: u64) -> Result<(), ImageError> {
+        let limit = self.memory_limit;
+        if used > limit { Err(ImageError::TooMuchMetadata { limit }) } else { Ok(()) }
     }
 
     fn spend_bytes(&mut self, n: usize) -> Result<(), ImageError> {

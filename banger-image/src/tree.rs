@@ -120,7 +120,7 @@ pub(crate) struct Tree {
 }
 
 /// What one entry costs, bytes: here, and its numbers in the writer. Measured, resident: see
-/// `tests/memory.rs`.
+/// `tests/growth.rs`.
 const ENTRY_MEMORY: u64 = 260;
 
 /// A folder's list of names, which is made with room for eleven.

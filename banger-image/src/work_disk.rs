@@ -11,7 +11,6 @@ use super::content::Contents;
 use super::error::ImageError;
 use super::ext4::Size;
 use super::layers::{self, Layer};
-use super::memory::Claim;
 use super::rootfs::{self, Ext4};
 use super::source::{Budget, Progress, Window, check};
 use super::tree::{Meta, NodeId, NodeKind, Tree};
@@ -28,12 +27,12 @@ use tar::{Builder, EntryType, Header};
 const MAX_PATHS: u64 = 128 << 20;
 
 /// What a work disk is made of.
-#[derive(Clone, Copy, Debug)]
-pub struct WorkDisk<'a> {
+#[derive(Debug)]
+pub struct WorkDisk {
     /// Size of the disk, bytes; a multiple of 4096.
     pub size: u64,
     /// The image's [`super::SEED_FILE`].
-    pub seed: Option<&'a Path>,
+    pub seed: Option<File>,
     /// UUID of the file system: 16 bytes that no other disk has.
     pub uuid: [u8; 16],
 }
@@ -44,23 +43,20 @@ pub struct WorkDisk<'a> {
 /// # Errors
 /// [`ImageError`]; a file that was begun is left for the caller to remove, with the rest of the
 /// VM's folder.
-pub fn create(disk: &WorkDisk<'_>, path: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
+pub fn create(disk: WorkDisk, path: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
     rootfs::check_size(disk.size)?;
     let mut tree = Tree::new();
     let mut windows = Vec::new();
-    // The seed is a part of an image that was imported within these limits. Held until the disk is
-    // written.
+    // The seed is a part of an image that was imported within these limits.
     let limits = Limits::for_build_size(disk.size);
-    let memory = Claim::new(limits.memory);
-    let mut budget = Budget { memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    if let Some(seed) = disk.seed {
-        let file = File::open(seed).map_err(|source| ImageError::Read { source })?;
-        let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(file)?) };
-        layers::apply(&mut tree, &layer, 0, &mut budget, progress)?;
-        windows.push(layer.window);
-    }
-    if disk.seed.is_none() {
-        tree.node_mut(Tree::ROOT).meta = dir_meta();
+    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
+    match disk.seed {
+        Some(seed) => {
+            let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(seed)?) };
+            layers::apply(&mut tree, &layer, 0, &mut budget, progress)?;
+            windows.push(layer.window);
+        }
+        None => tree.node_mut(Tree::ROOT).meta = dir_meta(),
     }
     let size = Size::Exactly { bytes: disk.size, inodes: inodes(disk.size, &tree) };
     let ext4 = Ext4 { size, file_bytes: disk.size, uuid: disk.uuid, label: "work", host_mode: 0o600 };

@@ -128,9 +128,9 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     let cgroups = Cgroups::discover().map_err(StartError::Cgroup)?;
     fail::arm(&args.paths.state, &cgroups);
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
-    let host = vm::host::Host::new(&args, config.clone(), cgroups);
     let jobs = jobs::Jobs::load(db.clone()).await?;
     let converter = convert::Converter::Process(Launch::self_exe());
+    let host = vm::host::Host::new(&args, config.clone(), cgroups, converter.clone());
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), converter);
     store.remove_leftovers().await?;
     store.collect_in_background();

@@ -146,6 +146,11 @@ impl VmPaths {
         self.dir.join("work.ext4")
     }
 
+    /// Where the work disk is made.
+    pub(crate) fn work_disk_staging(&self) -> PathBuf {
+        self.dir.join("work.new")
+    }
+
     pub(crate) fn console(&self) -> PathBuf {
         self.dir.join("console.log")
     }

@@ -157,3 +157,30 @@ fn a_converter_that_misbehaves_fails_its_own_import() {
     let missing = image(&Converter::Process("/nonexistent".into()), tar(&[("etc/x", 1)]), folder.path(), &());
     assert!(matches!(missing, Err(ConvertError::Host(_))), "{missing:?}");
 }
+
+/// The work disk of a VM: the same bytes as without a process, from the seed and nothing else.
+#[test]
+fn a_work_disk_is_made_by_a_confined_process() {
+    let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (size, uuid) = (64 << 20, [9; 16]);
+    let make = |seed: File, has_seed: bool| {
+        bangerd().run(What::WorkDisk { size, uuid, has_seed }, seed, there.path(), &Looks::default())
+    };
+    let seed = || tar(&[("notes", 70_000)]);
+    assert!(matches!(make(seed(), true), Ok(Made::WorkDisk)));
+    let disk = banger_image::work_disk::WorkDisk { size, seed: Some(seed()), uuid };
+    banger_image::work_disk::create(disk, &here.path().join("work.ext4"), &()).unwrap();
+    assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+    let made = there.path().join("work.ext4");
+    assert!(fs::read(&made).unwrap() == fs::read(here.path().join("work.ext4")).unwrap(), "other bytes");
+    assert_eq!(made.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    // What is there is never overwritten, and a seed that is none is this VM's error alone.
+    assert!(matches!(make(seed(), true), Err(ConvertError::Host(_))));
+    fs::remove_file(&made).unwrap();
+    let mut noise = tempfile::tempfile().unwrap();
+    noise.write_all(&[7; 5000]).unwrap();
+    noise.rewind().unwrap();
+    assert!(matches!(make(noise, true), Err(ConvertError::Refused(_))));
+    assert!(matches!(make(File::open("/dev/null").unwrap(), false), Ok(Made::WorkDisk)), "an image without a seed");
+    assert!(children().is_empty(), "nothing is left running");
+}

@@ -63,7 +63,11 @@ for group in "$@"; do
     nextest)
         # The helper's tests compare with what nft shows; those of repositories are about git.
         want nft nftables
-        want git git ;;
+        want git git
+        # Imports are compared with what these make of the same bytes.
+        want umoci umoci
+        want skopeo skopeo
+        want bsdtar libarchive-tools ;;
     packages)
         # They look at the packages: what is missing is skipped elsewhere, and installed where apt is.
         if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then

@@ -135,8 +135,8 @@ fn the_files_are_sparse_and_read_only() {
 fn a_work_disk_has_what_root_had() {
     let (dir, result) = imported(&zoo().end());
     let path = dir.path().join("work.ext4");
-    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), uuid: [7; 16] };
-    work_disk::create(&disk, &path, &()).unwrap();
+    let disk = WorkDisk { size: 64 << 20, seed: Some(std::fs::File::open(&result.seed_path).unwrap()), uuid: [7; 16] };
+    work_disk::create(disk, &path, &()).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     fsck(&path);
     let Some(root) = debugfs(&path, "stat /") else {
@@ -155,8 +155,8 @@ fn the_mode_of_root_is_kept() {
     let tar = Tar::default().add(&Item { mode: 0o1771, owner: (5, 6), ..item(b'5', "root") }).end();
     let (dir, result) = imported(&tar);
     let path = dir.path().join("work.ext4");
-    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), uuid: [7; 16] };
-    work_disk::create(&disk, &path, &()).unwrap();
+    let disk = WorkDisk { size: 64 << 20, seed: Some(std::fs::File::open(&result.seed_path).unwrap()), uuid: [7; 16] };
+    work_disk::create(disk, &path, &()).unwrap();
     if let Some(root) = debugfs(&path, "stat /") {
         let flat = root.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(flat.contains("Mode: 01771") && flat.contains("User: 5 Group: 6"), "{flat}");
@@ -199,8 +199,8 @@ fn the_seed_carries_everything_that_root_can_hold() {
         .end();
     let (dir, result) = imported(&tar);
     let path = dir.path().join("work.ext4");
-    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), uuid: [7; 16] };
-    work_disk::create(&disk, &path, &()).unwrap();
+    let disk = WorkDisk { size: 64 << 20, seed: Some(std::fs::File::open(&result.seed_path).unwrap()), uuid: [7; 16] };
+    work_disk::create(disk, &path, &()).unwrap();
     fsck(&path);
     if let Some(text) = debugfs(&path, "stat /sparse") {
         assert!(text.contains("Size: 1000000") && text.contains("Blockcount: 16"), "{text}");
@@ -226,13 +226,14 @@ fn the_seed_carries_everything_that_root_can_hold() {
 fn an_image_without_root_has_an_empty_work_disk() {
     let (dir, result) = imported(&Tar::default().symlink("root", "/nowhere").file("init", b"x").end());
     let path = dir.path().join("work.ext4");
-    let disk = WorkDisk { size: 64 << 20, seed: Some(&result.seed_path), uuid: [1; 16] };
-    work_disk::create(&disk, &path, &()).unwrap();
+    let disk = WorkDisk { size: 64 << 20, seed: Some(std::fs::File::open(&result.seed_path).unwrap()), uuid: [1; 16] };
+    work_disk::create(disk, &path, &()).unwrap();
     fsck(&path);
+    let empty = || WorkDisk { size: 64 << 20, seed: None, uuid: [1; 16] };
     let bare = dir.path().join("bare.ext4");
-    work_disk::create(&WorkDisk { seed: None, ..disk }, &bare, &()).unwrap();
+    work_disk::create(empty(), &bare, &()).unwrap();
     fsck(&bare);
-    let error = work_disk::create(&disk, &path, &()).unwrap_err();
+    let error = work_disk::create(empty(), &path, &()).unwrap_err();
     assert!(error.to_string().contains("work.ext4"), "an existing disk is never overwritten");
 }
 

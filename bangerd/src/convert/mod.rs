@@ -2,7 +2,8 @@
 //! which may reach one folder and nothing else. A crash, a bomb or an endless loop there is an
 //! error of that import.
 //!
-//! Called by the store's import jobs on a blocking thread. [`child`] is the other side. What comes
+//! Called by the store's import jobs, and for the work disk of a new VM, on a blocking thread.
+//! [`child`] is the other side. What comes
 //! back is believed as little as what came in: its length is bounded, and the store compares bytes
 //! before it takes two contents for one.
 
@@ -10,7 +11,8 @@ mod calls;
 pub(crate) mod child;
 
 use banger_image::boot::kernel::{ImportedKernel, KernelImportError, MAX_MODULE_NAME, MAX_MODULES};
-use banger_image::{ImageError, ImportedRootfs, Limits, Progress, Wanted};
+use banger_image::work_disk::{self, WorkDisk};
+use banger_image::{ImageError, ImportedRootfs, Limits, Progress, WORK_DISK_FILE, Wanted};
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -45,6 +47,15 @@ pub enum What {
     },
     /// A kernel and its modules.
     Kernel,
+    /// The work disk of a VM, of the image's seed.
+    WorkDisk {
+        /// Bytes.
+        size: u64,
+        /// Of the file system.
+        uuid: [u8; 16],
+        /// Whether the source is a seed, or nothing.
+        has_seed: bool,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,6 +72,8 @@ pub enum Made {
     Image(ImportedRootfs),
     /// A kernel.
     Kernel(ImportedKernel),
+    /// A work disk.
+    WorkDisk,
 }
 
 /// Why nothing was made.
@@ -127,6 +140,11 @@ fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, 
             let made = banger_image::boot::kernel::import(source, staging, progress);
             made.map(Made::Kernel).map_err(|error| ConvertError::of_kernel(&error))
         }
+        What::WorkDisk { size, uuid, has_seed } => {
+            let disk = WorkDisk { size: *size, seed: has_seed.then_some(source), uuid: *uuid };
+            let made = work_disk::create(disk, &staging.join(WORK_DISK_FILE), progress);
+            made.map(|()| Made::WorkDisk).map_err(|error| ConvertError::of_image(&error))
+        }
     }
 }
 
@@ -151,6 +169,7 @@ impl Made {
                 let is_version = version.len() <= MAX_VERSION && version.chars().all(|c| c.is_ascii_graphic());
                 is_version && kernel.modules.len() <= MAX_MODULES && kernel.modules.iter().all(is_name)
             }
+            Self::WorkDisk => true,
         }
     }
 }

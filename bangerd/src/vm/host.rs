@@ -3,16 +3,18 @@
 mod files;
 mod guest;
 mod reader;
+mod work_disk;
 
 use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::args::Args;
 use crate::config::Live;
+use crate::convert::Converter;
 use crate::handles::Handles;
 use crate::jobs::Cancelled;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::util::{blocking, fill_random};
-use banger_image::{ROOTFS_FILE, SEED_FILE, work_disk};
+use crate::util::blocking;
+use banger_image::ROOTFS_FILE;
 use banger_link::control::Control;
 use banger_link::keys::KeyPair;
 use banger_link::link::Link;
@@ -40,7 +42,7 @@ const MEMORY_OVERHEAD_MIB: u64 = 256;
 /// Firecracker has a thread per vCPU and a handful beside; a fork bomb has more.
 const MAX_TASKS: u64 = 256;
 const CPU_WEIGHT: u64 = 100;
-/// Work disks that are made at once on the host.
+/// Work disks that are made at once on the host, each by a process that may take a gigabyte.
 const WORK_DISKS: usize = 2;
 
 /// The host, as far as VMs need it.
@@ -53,10 +55,11 @@ pub(crate) struct Host {
     stand_in: Option<StandIn>,
     cgroups: Cgroups,
     work_disks: Arc<Turns>,
+    converter: Converter,
 }
 
 impl Host {
-    pub(crate) fn new(args: &Args, config: Live, cgroups: Cgroups) -> Self {
+    pub(crate) fn new(args: &Args, config: Live, cgroups: Cgroups, converter: Converter) -> Self {
         Self {
             paths: args.paths.clone(),
             config,
@@ -64,6 +67,7 @@ impl Host {
             stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
             work_disks: Turns::new(WORK_DISKS),
+            converter,
         }
     }
 
@@ -140,29 +144,6 @@ impl Host {
         cgroup.remove().map_err(MachineError::Cgroup)
     }
 
-    fn make_work_disk(&self, seat: &Seat) -> Result<(), MachineError> {
-        let path = seat.paths.work_disk();
-        if path.exists() {
-            return Ok(());
-        }
-        let mut uuid = [0; 16];
-        fill_random(&mut uuid)?;
-        let seed = self.paths.image_dir(&seat.image).join(SEED_FILE);
-        let disk = work_disk::WorkDisk {
-            size: seat.spec.work_disk_size_bytes,
-            seed: Some(&seed).filter(|seed| seed.exists()).map(PathBuf::as_path),
-            uuid,
-        };
-        // Under its name only when it is whole: a crash leaves none that looks like one.
-        let unfinished = path.with_extension("new");
-        drop(std::fs::remove_file(&unfinished));
-        work_disk::create(&disk, &unfinished, &())?;
-        crate::fail::point("work disk", "written");
-        std::fs::rename(&unfinished, &path).map_err(MachineError::NameWorkDisk)?;
-        crate::fail::point("work disk", "named");
-        Ok(())
-    }
-
     fn check(&self, seat: &Seat) -> Result<(), MachineError> {
         check_kvm()?;
         self.vmm_binary()?;
@@ -224,8 +205,8 @@ impl Machine for Host {
                 () = cancelled.cancelled() => return Err(Cancelled.into()),
                 turn = host.work_disks.take(seat.owner) => turn,
             };
-            let work = host.clone();
-            blocking(move || work.make_work_disk(&seat)).await
+            let (work, cancelled) = (host.clone(), cancelled.clone());
+            blocking(move || work.make_work_disk(&seat, cancelled)).await
         }
         .boxed()
     }

@@ -2,13 +2,13 @@
 //! trait, so that the actor's tests run against a simulator without root, KVM or a guest.
 
 use super::error::VmError;
+use crate::convert::ConvertError;
 use crate::db::VmRow;
 use crate::error::step;
 use crate::handles::Handles;
 use crate::jobs::Cancelled;
 use crate::paths::{Paths, VmPaths};
 use crate::util::{NoRandom, WorkerEnded};
-use banger_image::ImageError;
 use banger_image::boot::initramfs::InitramfsError;
 use banger_link::control::NotReady;
 use banger_link::keys::KeyError;
@@ -114,7 +114,12 @@ pub(crate) enum MachineError {
     #[error("the VM's processes")]
     End(#[source] io::Error),
     #[error("the work disk")]
-    WorkDisk(#[from] ImageError),
+    WorkDisk(#[source] ConvertError),
+    #[error("the image's /root, from which work disks are made")]
+    Seed(#[source] io::Error),
+    /// The converter was taken over, or is of another version.
+    #[error("what makes the work disk has made something else")]
+    NoWorkDisk,
     #[error("the work disk")]
     NameWorkDisk(#[source] io::Error),
     #[error(transparent)]
@@ -142,7 +147,7 @@ pub(crate) trait Machine: Send + Sync + fmt::Debug {
     /// Is there what a start needs: KVM, Firecracker, kernel and guest binary?
     fn preflight(&self, seat: &Seat) -> BoxFuture<'_, Result<(), MachineError>>;
     /// Makes the work disk of a new VM, unless it is there. `cancelled` ends the wait for this
-    /// user's turn, and not the work.
+    /// user's turn, and the work.
     fn work_disk<'a>(
         &'a self,
         seat: &Seat,
