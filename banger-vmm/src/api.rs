@@ -202,8 +202,8 @@ async fn put(
     Err(VmmError::Refused { step, fault: fault.map_or_else(|| format!("status {status}"), str::to_owned) })
 }
 
-/// The version that a VMM which runs says of itself, in the form of [`version`]'s line. It is a claim:
-/// nothing but what is shown may depend on it.
+/// The version that a VMM which runs says of itself, in the form of [`version`]'s line. It is a
+/// claim: nothing but what is shown may depend on it.
 ///
 /// # Errors
 /// [`VmmError::Unanswered`].

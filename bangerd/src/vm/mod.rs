@@ -191,7 +191,7 @@ impl Vms {
         }
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = |_| VmError::JustDeleted(word.to_owned());
-        entry.orders.send(Order::Asked(job, ask)).map_err(gone)?;
+        entry.orders.send(Order::Asked(job, Box::new(ask))).map_err(gone)?;
         Ok(id)
     }
 
@@ -262,7 +262,7 @@ impl Vms {
                     vms.ctx.forget(&id);
                     job.finish(Err(error));
                 }
-                Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(job, ask))),
+                Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(job, Box::new(ask)))),
             }
         });
         Ok(job_id)
