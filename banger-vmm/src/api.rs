@@ -202,7 +202,7 @@ async fn put(
     Err(VmmError::Refused { step, fault: fault.map_or_else(|| format!("status {status}"), str::to_owned) })
 }
 
-/// The version that a VMM which runs says of itself, in the form of [`version`]'s line. It is a claim:
+/// The version that a VMM which runs says of itself, in the form of [`version`]. It is a claim:
 /// nothing but what is shown may depend on it.
 ///
 /// # Errors
