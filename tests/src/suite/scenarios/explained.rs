@@ -3,11 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::docs::ADMIN;
 use crate::inventory::{Allow, Inventory, Kind, leaks};
-
-/// The section that explains it.
-const SECTION: &str = "## What changes on the host";
 
 /// Things of a sort whose name matches, and the words of the page's table that explain them.
 const EXPLAINED: &[(Kind, &str, &str)] = &[
@@ -48,7 +44,11 @@ pub(super) fn all(before: &Inventory) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::docs::ADMIN;
     use super::*;
+
+    /// The section that explains it.
+    const SECTION: &str = "## What changes on the host";
 
     #[test]
     fn the_page_has_the_words() -> Result<()> {
