@@ -32,6 +32,9 @@ const GNU: &str = "--xattrs --xattrs-include='*' --numeric-owner --same-owner -p
 /// Stacks of one run. Each takes a second.
 const STACKS: u32 = 8;
 
+/// Whether a difference, ours and theirs, is one that is declared.
+type Declared<'a> = &'a dyn Fn(&str, &str) -> bool;
+
 fn must_agree(what: &str, ours: &Seen, theirs: &Seen, declared: &dyn Fn(&str, &str) -> bool) {
     let lines = differences(ours, theirs, declared);
     assert!(lines.is_empty(), "{what}, {} entries:\n{}", theirs.len(), lines.join("\n"));
@@ -121,7 +124,7 @@ fn an_archive_comes_to_what_gnu_tar_and_bsdtar_make_of_it() {
         let ours = ours(&what, &archive);
         must_agree(&format!("{what}, the model"), &ours, &stack.expected(), &never);
         let of_bsdtar = |ours: &str, theirs: &str| bsdtar_differs(begun, ours, theirs);
-        let programs: [(&str, &str, &dyn Fn(&str, &str) -> bool); 2] =
+        let programs: [(&str, &str, Declared<'_>); 2] =
             [("tar", GNU, &never), ("bsdtar", "--xattrs --acls --numeric-owner --same-owner -p", &of_bsdtar)];
         for (program, arguments, declared) in programs {
             shell(&format!(

@@ -148,8 +148,6 @@ pub fn all() -> Vec<Suite> {
         scenarios::owners::SUITE,
         scenarios::remote::SUITE,
         scenarios::dns::SUITE,
-        scenarios::doctor::SUITE,
-        scenarios::operating::SUITE,
         scenarios::packets::SUITE,
         scenarios::ports::SUITE,
         scenarios::lifecycle::SUITE,
@@ -189,6 +187,8 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::packets::NEIGHBOURS,
         // Until all of it has been seen to pass in the host VM.
         scenarios::wedged::SUITE,
+        scenarios::doctor::SUITE,
+        scenarios::operating::SUITE,
     ]
 }
 
