@@ -1,7 +1,7 @@
 //! Runs the image and kernel imports by hand, without a daemon: `cargo run --release -p
 //! banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
-//! `initramfs` and `work-disk`. It says how long each stage took, and the most memory that it had. The results are for `e2fsck`, `debugfs`, `readelf` and
-//! `qemu-system-x86_64 -M microvm`.
+//! `initramfs` and `work-disk`. It says how long each stage took, and the most memory that it had.
+//! The results are for `e2fsck`, `debugfs`, `readelf` and `qemu-system-x86_64 -M microvm`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 use banger_image::boot::initramfs::{self, Initramfs};
