@@ -10,7 +10,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelImportError {
-    /// The caller's [`Progress::cancelled`] said so.
+    /// The caller's [`crate::Progress::cancelled`] said so.
     #[error("cancelled")]
     Cancelled,
     /// The tar has no `vmlinuz`.
