@@ -110,8 +110,8 @@ impl Stack {
             _ if self.dice.one_in(2) => Kind::Char(self.dice.below(300), self.dice.below(70_000)),
             _ => Kind::Block(self.dice.below(300), self.dice.below(70_000)),
         };
-        // GNU tar and bsdtar keep a folder that is in the way, and what is in it; and of a folder that
-        // an archive has twice, bsdtar keeps the first time.
+        // GNU tar and bsdtar keep a folder that is in the way, and what is in it; and of a folder
+        // that an archive has twice, bsdtar keeps the first time.
         if self.whiteouts || !self.is_dir(&path) {
             self.put(path, kind, items);
         }
@@ -217,8 +217,8 @@ impl Stack {
     fn xattrs(&mut self, mode: u32) -> Vec<(String, Vec<u8>)> {
         let mut all = Vec::new();
         if self.dice.one_in(2) {
-            // Never empty: Go's reader of tar, and so docker and umoci, takes an empty record for one
-            // that is deleted. GNU tar keeps it, and so do we.
+            // Never empty: Go's reader of tar, and so docker and umoci, takes an empty record for
+            // one that is deleted. GNU tar keeps it, and so do we.
             let value = (0..=self.dice.below(200)).map(|_| self.dice.byte()).collect();
             all.push(("user.note".to_owned(), value));
         }
