@@ -63,10 +63,11 @@ fn lines_of_prose_end_at_100_columns() -> Result<()> {
     let mut files = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files)?;
     ensure!(files.len() > 300, "only {} files were found", files.len());
+    let mut all = Vec::new();
     for path in files {
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let wide = wide(&text);
-        ensure!(wide.is_empty(), "{}: {wide:?}", path.display());
+        all.extend(wide(&text).into_iter().map(|line| format!("{}: {line:?}", path.display())));
     }
+    ensure!(all.is_empty(), "{}", all.join("\n"));
     Ok(())
 }

@@ -25,8 +25,8 @@ use std::fs;
 use std::path::Path;
 use tools::{imported, missing, shell};
 
-/// GNU tar with all that it can restore. Without `-P`, a folder cannot take the place of a link that
-/// leads out of the tree; without the last word, folders keep the time at which something was put
+/// GNU tar with all that it can restore. Without `-P`, a folder cannot take the place of a link
+/// that leads out of the tree; without the last word, folders keep the time at which something was put
 /// into them late.
 const GNU: &str = "--xattrs --xattrs-include='*' --numeric-owner --same-owner -p -P --delay-directory-restore";
 /// Stacks of one run. Each takes a second.
@@ -70,8 +70,8 @@ fn has_its_clock(begun: i64, ours: &str, theirs: &str) -> bool {
     ours.first() == Some(&"dir") && ours == theirs && time.is_some_and(|time| time >= begun)
 }
 
-/// bsdtar reads ACLs from records of their own (`SCHILY.acl.access`), and not those that stand among
-/// the attributes, as GNU tar's `--xattrs` and docker write them.
+/// bsdtar reads ACLs from records of their own (`SCHILY.acl.access`), and not those that stand
+/// among the attributes, as GNU tar's `--xattrs` and docker write them.
 fn bsdtar_differs(begun: i64, ours: &str, theirs: &str) -> bool {
     let ((ours, acl), (theirs, none)) =
         (apart(ours, "system.posix_acl_access="), apart(theirs, "system.posix_acl_access="));
