@@ -26,8 +26,8 @@ use std::path::Path;
 use tools::{imported, missing, shell};
 
 /// GNU tar with all that it can restore. Without `-P`, a folder cannot take the place of a link
-/// that leads out of the tree; without the last word, folders keep the time at which something was put
-/// into them late.
+/// that leads out of the tree; without the last word, folders keep the time at which something was
+/// put into them late.
 const GNU: &str = "--xattrs --xattrs-include='*' --numeric-owner --same-owner -p -P --delay-directory-restore";
 /// Stacks of one run. Each takes a second.
 const STACKS: u32 = 8;
