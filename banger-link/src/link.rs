@@ -41,7 +41,7 @@ pub enum LinkError {
     #[error("nobody listens in the guest: its agent does not run, or is of an earlier version of banger ({0})")]
     NoAgent(String),
     /// The agent closed the connection, or says what no agent says.
-    #[error("the guest's agent does not answer as it should: {0}")]
+    #[error("{}", unanswered(.0))]
     Agent(#[source] io::Error),
     /// It was started before an upgrade.
     #[error("the guest's agent speaks version {theirs} of the protocol, and this banger version {VERSION}")]
@@ -202,6 +202,14 @@ impl Link {
         }
         Err(LinkError::NoAgent(banger_vmm::console::clean(&String::from_utf8_lossy(&answer))))
     }
+}
+
+/// A connection that ends is what a user sees of a guest that the daemon gives up meanwhile.
+fn unanswered(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return "the guest ended, or its agent closed the connection, before it answered".into();
+    }
+    format!("the guest's agent does not answer as it should: {error}")
 }
 
 fn vmm(vsock: &Path, source: io::Error) -> LinkError {
