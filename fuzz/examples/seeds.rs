@@ -92,7 +92,7 @@ fn helper(vm: VmId) -> Result<()> {
 /// A list, and a private network.
 fn list() -> Result<Reach> {
     let targets = ["10.0.0.0/8", "9.9.9.9/32:53/udp"].map(|text| Target::try_from(text.to_owned()));
-    let targets = targets.into_iter().collect::<Result<_, _>>()?;
+    let targets = targets.into_iter().collect::<std::result::Result<_, _>>()?;
     Ok(Reach { mode: Mode::Allow, targets, group: Digest::from_bytes([2; 32]).ok() })
 }
 
