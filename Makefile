@@ -67,10 +67,12 @@ budgets:
 
 fmt:
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 lint:
 	@$(NEED) build deny
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo deny --offline --locked check bans licenses sources
 	@$(BENCH) layers

@@ -2,11 +2,12 @@
 //! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
 //! fuzzing has found beyond these lies beside them.
 
+use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::network::NetworkRequest;
 use banger_policy::reach::{Mode, Reach, Target};
-use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::vm::RestartPolicy;
 use banger_policy::{Digest, VmId};
+use banger_priv::record;
 use banger_proto::command::{FromGuest, Opening, Purpose as Opens, Start, Terminal, ToGuest};
 use banger_proto::daemon::{DaemonRequest, KillSignal};
 use banger_proto::guest::{BootToken, GuestEvent, Hello as ControlHello};
@@ -15,7 +16,6 @@ use banger_proto::model::{CreateRequest, JobId, SetRequest};
 use banger_proto::stream::StreamRequest;
 use banger_proto::transport::{DAEMON_LIMITS, HELPER_LIMITS};
 use banger_proto::wire::{Hello, Purpose, ToServer, encode};
-use banger_priv::record;
 use std::error::Error;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -117,7 +117,14 @@ fn daemon() -> Result<()> {
         publish: banger_proto::model::PublishRequest::default(),
     };
     let exec = StreamRequest::Command { vm: vm(), reads: false };
-    let image = StreamRequest::ImportImage { name: vm(), source: "a.tar".to_owned(), build_size: Some(1 << 30), shared: false, reference: None, pulled: true };
+    let image = StreamRequest::ImportImage {
+        name: vm(),
+        source: "a.tar".to_owned(),
+        build_size: Some(1 << 30),
+        shared: false,
+        reference: None,
+        pulled: true,
+    };
     let requests = [
         ("info", DaemonRequest::Info {}),
         ("list-vms", DaemonRequest::ListVms { all: true, after: Some(VmId::from_bytes([1; 32])?) }),

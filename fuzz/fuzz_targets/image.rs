@@ -3,8 +3,8 @@
 //! them.
 #![no_main]
 
-use banger_image::{Limits, Wanted, import};
 use banger_fuzz::import_of;
+use banger_image::{Limits, Wanted, import};
 
 /// The smallest that an image may hold, bytes.
 const MOST: u64 = 128 << 20;

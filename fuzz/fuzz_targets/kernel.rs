@@ -2,8 +2,8 @@
 //! in it, the list of modules.
 #![no_main]
 
-use banger_image::boot::kernel::import;
 use banger_fuzz::import_of;
+use banger_image::boot::kernel::import;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     import_of("kernel", bytes, |source, folder, progress| drop(import(source, folder, progress)));

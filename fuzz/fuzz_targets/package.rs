@@ -2,8 +2,8 @@
 //! kernel with its modules.
 #![no_main]
 
-use banger_image::boot::kernel::import;
 use banger_fuzz::import_of;
+use banger_image::boot::kernel::import;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut header = tar::Header::new_ustar();

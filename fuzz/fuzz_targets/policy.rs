@@ -4,7 +4,9 @@
 #![no_main]
 
 use banger_policy::access::Decision;
-use banger_policy::helper::holding::{self, AttachedDisk, Cow, Disk, DiskIdentity, Process, Row, Rows, Step, Tap, TapIdentity};
+use banger_policy::helper::holding::{
+    self, AttachedDisk, Cow, Disk, DiskIdentity, Process, Row, Rows, Step, Tap, TapIdentity,
+};
 use banger_policy::limits::MAX_VMS;
 use banger_policy::reach::{Mode, Range, Reach, Target};
 use banger_policy::{Digest, VmId};
@@ -56,7 +58,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             1 => {
                 let names: Vec<String> = rows.keys().map(VmId::tap_name).collect();
                 let name = text(&names, c);
-                let verdict = holding::release_tap(row.as_ref(), &TapIdentity { tap_device: name, generation }, running);
+                let verdict =
+                    holding::release_tap(row.as_ref(), &TapIdentity { tap_device: name, generation }, running);
                 do_it(&mut rows, vm, verdict, Row::without_tap);
             }
             2 => {
@@ -133,7 +136,10 @@ fn sound(rows: &Rows) {
         assert!(row.reach == Reach::default() || row.tap != Tap::None, "what it reaches outlives its tap");
         for peer in row.registration(rows).into_iter().flat_map(|passes| passes.peers) {
             let other = rows.values().find(|other| other.address() == Some(peer)).expect("a peer is a VM");
-            assert!(other.owner == row.owner && other.reach.group == row.reach.group, "a stranger in a private network");
+            assert!(
+                other.owner == row.owner && other.reach.group == row.reach.group,
+                "a stranger in a private network"
+            );
         }
         if row.registration(rows).is_some() {
             assert!(matches!(row.tap, Tap::Held { .. }) && row.process.is_some() && !row.quarantined);

@@ -23,7 +23,8 @@ pub fn import_of(target: &str, bytes: &[u8], import: impl FnOnce(File, &Path, &d
 
 fn source(bytes: &[u8], folder: &Path) -> File {
     let path = folder.with_extension("source");
-    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("a file in memory");
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("a file in memory");
     fs::remove_file(&path).expect("it needs no name");
     file.write_all(bytes).and_then(|()| file.rewind()).expect("a few bytes");
     file
