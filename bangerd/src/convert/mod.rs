@@ -3,9 +3,8 @@
 //! error of that import.
 //!
 //! Called by the store's import jobs, and for the work disk of a new VM, on a blocking thread.
-//! [`child`] is the other side. What comes
-//! back is believed as little as what came in: its length is bounded, and the store compares bytes
-//! before it takes two contents for one.
+//! [`child`] is the other side. What comes back is believed as little as what came in: its length
+//! is bounded, and the store compares bytes before it takes two contents for one.
 
 mod calls;
 pub(crate) mod child;

@@ -1,4 +1,4 @@
-//! The machine for real: Firecracker in the VM's cgroup, the control channel, the SSH client.
+//! The machine for real: Firecracker in the cgroup of the VM, the control channel, the link inside.
 
 mod files;
 mod guest;

@@ -41,8 +41,9 @@ impl Actor {
         // However it was started: what is read from now on changes under the reader.
         self.ctx.readers.cut(&self.id());
         let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
+        self.shared.set_running(Some(Arc::clone(&running)));
         if let Some(executable) = running.executable() {
-            let (ctx, shared, of) = (Arc::clone(&self.ctx), Arc::clone(&self.shared), Arc::clone(&running));
+            let (ctx, shared, of) = (Arc::clone(&self.ctx), Arc::clone(&self.shared), running);
             let socket = ctx.paths.vm(&self.id()).api_socket();
             // By itself: a file that is new here has to be read first, and nobody waits for that.
             tokio::spawn(async move {
@@ -52,7 +53,6 @@ impl Actor {
                 }
             });
         }
-        self.shared.set_running(Some(running));
         let watching = tokio::spawn(async move {
             let reason = ended.await;
             if let Some(orders) = orders.upgrade() {
