@@ -32,12 +32,18 @@ impl Store {
     /// ahead, which the next start can repair; then the mirror. A file that cannot be written is
     /// logged and no more.
     pub(crate) async fn record(&self, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
+        self.keep(vm, paths, handles);
+        self.db.set_vm_mirror(vm, handles.mirror()).await
+    }
+
+    /// File and cache without the mirror, for whoever writes that together with the state: a row
+    /// that names handles and is not running is one of a start that was cut short.
+    pub(crate) fn keep(&self, vm: VmId, paths: &VmPaths, handles: &Handles) {
         if let Err(error) = file::write(&paths.handles(), handles) {
             tracing::warn!("{}: cannot write the handles: {error}", paths.handles().display());
         }
         crate::fail::point("handles", "file written");
         self.seed(vm, handles.clone());
-        self.db.set_vm_mirror(vm, handles.mirror()).await
     }
 
     /// Puts what was found into the cache.

@@ -89,8 +89,10 @@ impl Actor {
         match effect {
             Effect::RecordHandles => {
                 let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
+                // The row has them with the state that follows, or not at all.
                 self.row.mirror = held.mirror();
-                Ok(self.ctx.handles.record(seat.id, &seat.paths, &held).await?)
+                self.ctx.handles.keep(seat.id, &seat.paths, &held);
+                Ok(())
             }
             Effect::SeedCache => {
                 let mut held = self.held(seat);
