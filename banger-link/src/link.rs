@@ -19,6 +19,10 @@ use tokio::time::{Instant, timeout_at};
 /// How long the VMM and the agent may take to answer. A host under load starves a guest for
 /// seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A VMM gives a connection up that the guest's kernel has not agreed to for two seconds
+/// (Firecracker's `CONN_REQUEST_TIMEOUT_MS`), and closes it as it closes one that was refused. A
+/// refusal takes the guest no time: whatever took this long is asked once more.
+const GIVEN_UP: Duration = Duration::from_secs(1);
 /// The VMM's answer is `OK <port>`, bytes.
 const MAX_ANSWER: usize = 64;
 /// Connections to one guest that are not answered yet. A guest that lets them wait holds up its own
@@ -99,13 +103,14 @@ pub struct Link {
     token: BootToken,
     startups: Semaphore,
     patience: Duration,
+    given_up: Duration,
 }
 
 impl Link {
     /// `token` is that of the present boot.
     #[must_use]
     pub fn new(vsock: PathBuf, token: BootToken) -> Self {
-        Self { vsock, token, startups: Semaphore::new(STARTUPS), patience: PATIENCE }
+        Self { vsock, token, startups: Semaphore::new(STARTUPS), patience: PATIENCE, given_up: GIVEN_UP }
     }
 
     /// A raw connection to the guest's SSH server, for a client that speaks SSH itself.
@@ -182,8 +187,19 @@ impl Link {
         }
     }
 
-    /// As Firecracker's docs/vsock.md has it, "Host-Initiated Connections".
+    /// As often as the VMM gives the guest up, so that how long a starved guest has is decided here.
     async fn connect(&self, port: u32) -> Result<UnixStream, LinkError> {
+        loop {
+            let asked = Instant::now();
+            match self.connect_once(port).await {
+                Err(LinkError::NoAgent(_)) if asked.elapsed() >= self.given_up => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// As Firecracker's docs/vsock.md has it, "Host-Initiated Connections".
+    async fn connect_once(&self, port: u32) -> Result<UnixStream, LinkError> {
         let vmm = |source| vmm(&self.vsock, source);
         let mut stream = UnixStream::connect(&self.vsock).await.map_err(vmm)?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(vmm)?;

@@ -100,6 +100,41 @@ async fn a_layer_that_is_silent_is_named_in_time() {
     assert!(refused.iter().all(|error| matches!(error, LinkError::Silent { .. })), "{refused:?}");
 }
 
+#[tokio::test]
+async fn a_guest_that_the_vmm_gives_up_is_asked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vsock.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let given_up = Duration::from_millis(50);
+    tokio::spawn(async move {
+        for _ in 0..3 {
+            let late = listener.accept().await.unwrap();
+            tokio::time::sleep(2 * given_up).await;
+            drop(late);
+        }
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"OK 1\n\x01\x02").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let link = Link { given_up, ..Link::new(path, BootToken::new([1; 32])) };
+    let answered = link.command().await;
+    assert!(matches!(answered, Err(LinkError::Busy)), "the fourth connection is answered: {answered:?}");
+
+    // One that never answers is not called one in which nobody listens.
+    let path = folder.path().join("never.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok(late) = listener.accept().await {
+            tokio::time::sleep(2 * given_up).await;
+            drop(late);
+        }
+    });
+    let patience = Duration::from_millis(300);
+    let link = Link { given_up, patience, ..Link::new(path, BootToken::new([1; 32])) };
+    let silent = link.command().await;
+    assert!(matches!(silent, Err(LinkError::Silent { silent: Layer::Machine })), "{silent:?}");
+}
+
 /// All at once; every one fails.
 async fn futures_of(
     commands: impl Iterator<Item = impl Future<Output = Result<UnixStream, LinkError>>>,
