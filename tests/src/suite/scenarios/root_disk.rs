@@ -68,6 +68,7 @@ fn long() -> Vec<Scenario> {
         Scenario::new("stores-of-many-sizes", |scene| stores(scene, &[256, 384, 640, 1024, 2048])),
         Scenario::new("filled-at-128M-twenty-times", |scene| filled(scene, 128, Fill::Whole, 20)),
         Scenario::new("filled-at-512M-twenty-times", |scene| filled(scene, 512, Fill::Whole, 20)),
+        Scenario::new("filled-at-8G-twenty-times", |scene| filled(scene, 8192, Fill::Rest, 20)),
         Scenario::new("filled-at-8G-whole", |scene| filled(scene, 8192, Fill::Whole, 1)),
     ]
 }
