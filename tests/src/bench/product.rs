@@ -24,7 +24,7 @@ const HOSTILE_AGENT: &str = "target/debug/hostile-agent";
 const STILL: &str = "target/debug/still-vmm";
 const BARE: &str = "target/guest/x86_64-unknown-linux-gnu/release/banger-bare-vsock";
 /// Helper and daemon with fail points, for the suites that kill them at each.
-const KILLABLE_HELPER: &str = "target/release/banger-priv-failpoints";
+const KILLABLE_HELPER: &str = "target/helper/banger-priv-failpoints";
 const KILLABLE_DAEMON: &str = "target/release/bangerd-failpoints";
 
 /// How much has to be built.
@@ -145,8 +145,8 @@ fn guest(name: &str) -> Result<()> {
 
 /// Before the package: both end as the same file of the target folder.
 fn killable() -> Result<()> {
-    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv", "--features", "failpoints"], None)?;
-    keep("target/release/banger-priv", KILLABLE_HELPER)?;
+    helper(&["--features", "failpoints"])?;
+    keep("target/helper/banger-priv", KILLABLE_HELPER)?;
     // Together with the command line, as in the package: by itself it would want its dependencies
     // built once more.
     let words = ["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"];
@@ -160,11 +160,16 @@ fn keep(built: &str, name: &str) -> Result<()> {
 
 fn package() -> Result<()> {
     cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger", "-p", "bangerd"], None)?;
-    // By itself: built together with the daemon, the helper would carry every feature of a shared
-    // dependency that only the daemon wants.
-    cargo(&["build", "--quiet", "--locked", "--release", "-p", "banger-priv"], None)?;
+    helper(&[])?;
     guest("banger-guest")?;
     packages::make()
+}
+
+/// By itself, and with a profile of its own: built together with the daemon, it would carry every
+/// feature of a shared dependency that only the daemon wants.
+fn helper(more: &[&str]) -> Result<()> {
+    let words = ["build", "--quiet", "--locked", "--profile", "helper", "-p", "banger-priv"];
+    cargo(&[&words[..], more].concat(), None)
 }
 
 fn cargo(words: &[&str], flags: Option<&str>) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::bench::tally::Tally;
 
 /// The newest C library that a program may ask for: that of Ubuntu 24.04 and RHEL 10.
 const GLIBC: (u32, u32) = (2, 39);
-const PROGRAMS: [&str; 3] = ["target/release/banger", "target/release/bangerd", "target/release/banger-priv"];
+const PROGRAMS: [&str; 3] = ["target/release/banger", "target/release/bangerd", "target/helper/banger-priv"];
 const STATIC: &str = "target/guest/x86_64-unknown-linux-gnu/release/banger-guest";
 
 /// What a check found, or why it could not look.
