@@ -165,7 +165,11 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     vm::stats::spawn(&vms);
     vms.watch_owners();
     let config = vms.ctx.config.now();
-    net::subnet::watch(config.network, config.bridge_name.clone());
+    let running = Arc::clone(&vms);
+    net::subnet::watch(config.network, config.bridge_name.clone(), move || {
+        let vms = Arc::clone(&running);
+        async move { vms.ctx.handles.any().await }
+    });
     if let Some(address) = config.dns.listen {
         dns::serve(address, Arc::clone(&vms));
     }

@@ -129,8 +129,12 @@ fn other_tables(text: &str) -> Vec<Route> {
     found
 }
 
-/// Says in the log when a route into the network is there, and when it comes or goes.
-pub(crate) fn watch(network: Network, bridge: String) {
+/// Says in the log when a route into the network is there, and when it comes or goes. After the
+/// first look it waits until a VM `runs`: only that one's packets could go astray.
+pub(crate) fn watch<F>(network: Network, bridge: String, runs: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send,
+{
     tokio::spawn(async move {
         let mut known = Vec::new();
         let mut tick = tokio::time::interval(LOOK);
@@ -144,6 +148,7 @@ pub(crate) fn watch(network: Network, bridge: String) {
                 tracing::warn!("{line}");
             }
             known = now;
+            runs().await;
         }
     });
 }

@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A socket that is not there at all is not coming back by a restart: systemd holds it in between.
 const ABSENT_LIMIT: Duration = Duration::from_millis(500);
-/// systemd kills a helper that hangs after 30 s (`WatchdogSec=`), and the next one recovers before
+/// systemd kills a helper that hangs after 40 s (`WatchdogSec=`), and the next one recovers before
 /// it takes up who waits at the socket: both have room in this. Less than the transport's own
 /// limit, which would count otherwise.
 const HELLO_LIMIT: Duration = Duration::from_secs(55);

@@ -1,5 +1,5 @@
-//! What the daemon mends by itself, at its start and each minute: a VM whose row and host disagree
-//! is looked at again by its actor, and what belongs to no VM ([`orphans`]) is released.
+//! What the daemon mends by itself, at its start and then each minute: a VM whose row and host
+//! disagree is looked at again by its actor, and what belongs to no VM ([`orphans`]) is released.
 //!
 //! The sweep releases by itself what it has found twice, but for what has data in it: no crash
 //! leaves a disk without a row (the row is written first and removed last), so a disk without one
@@ -20,11 +20,14 @@ use release::{Data, release};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{sleep, timeout};
 
 /// Between two looks; also how long an orphan must be one before it is released without being
 /// asked.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How much later it is looked again when nothing runs, nothing is held and nothing was found: a
+/// host without VMs is left to sleep.
+const AT_REST: Duration = Duration::from_secs(4 * 60);
 /// How soon database and helper are asked again, while they do not answer.
 const PAUSE: Duration = Duration::from_secs(5);
 /// An answer fits a frame; with more, an administrator asks again after the first were released.
@@ -43,36 +46,37 @@ impl Vms {
                 sleep(PAUSE).await;
             };
             rows.into_iter().for_each(|row| drop(vms.actor(row)));
-            each_minute(&vms.ctx).await;
+            again_and_again(&vms.ctx).await;
         });
     }
 }
 
-/// Looks at the start and then each minute, as long as the daemon runs.
-async fn each_minute(ctx: &Context) {
+/// Looks at the start and then again and again, as long as the daemon runs: each minute while there
+/// is anything that could change.
+async fn again_and_again(ctx: &Context) {
     let mut before = loop {
         match look(ctx).await {
             Ok(seen) => {
                 order_second_looks(ctx, &seen);
-                break seen.orphans;
+                break seen;
             }
             Err(error) => tracing::warn!("cannot look for what belongs to no VM yet: {}", error.message()),
         }
         sleep(PAUSE).await;
     };
-    release_after_a_crash(ctx, &before).await;
-    let mut tick = interval(SWEEP);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tick.tick().await;
+    release_after_a_crash(ctx, &before.orphans).await;
     loop {
-        tick.tick().await;
+        if before.is_at_rest() {
+            drop(timeout(AT_REST, ctx.handles.any()).await);
+        }
+        sleep(SWEEP).await;
         let Ok(seen) = look(ctx).await else { continue };
         order_second_looks(ctx, &seen);
-        let known: HashSet<Orphan> = before.into_iter().collect();
+        let known: HashSet<Orphan> = before.orphans.into_iter().collect();
         for orphan in seen.orphans.iter().filter(|orphan| known.contains(orphan) && !orphan.is_data()) {
             let _ = release(ctx, orphan, Data::Kept).await;
         }
-        before = seen.orphans;
+        before = seen;
     }
 }
 
@@ -107,6 +111,12 @@ pub(super) async fn once(ctx: &Context) {
     if let Ok(seen) = look(ctx).await {
         order_second_looks(ctx, &seen);
     }
+}
+
+/// Whether the next look may wait.
+#[cfg(test)]
+pub(super) async fn is_at_rest(ctx: &Context) -> bool {
+    look(ctx).await.is_ok_and(|seen| seen.is_at_rest())
 }
 
 /// What there is, for an administrator; with `fix` it is released first.

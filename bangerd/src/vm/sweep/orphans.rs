@@ -11,6 +11,7 @@ use crate::vm::error::VmError;
 use crate::vm::readers::Readers;
 use crate::vm::reconcile::holds;
 use banger_policy::VmId;
+use banger_policy::lifecycle::State;
 use banger_policy::reach::Mode;
 use banger_proto::helper::Holding;
 use banger_proto::model::{Leak, LeakKind};
@@ -55,6 +56,16 @@ pub(super) struct Seen {
     pub(super) orphans: Vec<Orphan>,
     pub(super) rows: Vec<VmRow>,
     pub(super) held: Vec<Holding>,
+}
+
+impl Seen {
+    /// Nothing runs, nothing is held, nothing waits for another look. Only an order of a user can
+    /// change that, and it looks after itself.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.orphans.is_empty()
+            && self.rows.iter().all(|row| matches!(row.state, State::Created | State::Stopped))
+            && !self.held.iter().any(holds)
+    }
 }
 
 /// Looks, and changes nothing: any user may ask for a count.

@@ -152,3 +152,27 @@ fn one_that_runs_unrecorded_is_taken_back_by_the_sweep_when_it_can_be_written_do
     });
     assert_eq!(world.machine.processes(), 1);
 }
+
+#[test]
+fn the_sweep_slows_down_only_where_nothing_can_change_by_itself() {
+    let world = World::new();
+    let at_rest = |world: &World| world.life().runtime.block_on(crate::vm::sweep::is_at_rest(&world.life().vms.ctx));
+    world.settled();
+    assert!(at_rest(&world), "without a VM");
+    let vm = world.running("demo");
+    assert!(!at_rest(&world), "with one that runs");
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
+    assert!(at_rest(&world), "with one that does not");
+    sql(&world, "UPDATE vms SET state = 'error'");
+    assert!(!at_rest(&world), "with one whose teardown is tried again");
+    sql(&world, "UPDATE vms SET state = 'stopped'");
+    let stray = world.paths().vm(&VmId::from_bytes([9; 32]).unwrap()).dir;
+    std::fs::create_dir(&stray).unwrap();
+    assert!(!at_rest(&world), "with a folder that is nobody's");
+    std::fs::remove_dir(&stray).unwrap();
+    world.life().runtime.block_on(async {
+        let helper = Privileged::over(Arc::new(world.helper.clone()));
+        helper.acquire_tap(vm.id, 1, 9).await.unwrap();
+    });
+    assert!(!at_rest(&world), "with a tap that is held");
+}
