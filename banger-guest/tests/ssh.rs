@@ -221,3 +221,87 @@ fn a_port_is_forwarded_both_ways() {
     assert!(child.wait().unwrap().success());
     serving.join().unwrap();
 }
+
+/// Answers each connection with what it was sent first.
+fn echo() -> u16 {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = stream.try_clone().unwrap();
+            let _ = std::io::copy(&mut reader, &mut stream);
+        }
+    });
+    port
+}
+
+fn echoes(mut stream: impl Read + Write) -> bool {
+    let mut answer = [0; 4];
+    stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"ping"
+}
+
+#[test]
+fn a_port_of_the_guest_leads_to_the_client_as_long_as_it_is_there() {
+    let Some(guest) = Guest::start() else { return };
+    // Free a moment ago.
+    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let connect = || std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    // Asked for all addresses, it listens on the loopback alone.
+    let target = format!("*:{port}:127.0.0.1:{}", echo());
+    let mut child = guest.ssh(&["-N", "-o", "ExitOnForwardFailure=yes", "-R", &target], &[]).spawn().unwrap();
+    wait_for("the port", || connect().is_ok());
+    assert!(std::net::TcpStream::connect((Ipv4Addr::new(127, 0, 0, 2), port)).is_err(), "on another address");
+    let streams: Vec<_> = (0..20).map(|_| connect().unwrap()).collect();
+    assert!(streams.into_iter().all(echoes), "twenty at once");
+    let taken = guest.ssh(&["-o", "ExitOnForwardFailure=yes", "-R", &target], &["true"]).output().unwrap();
+    assert!(!taken.status.success(), "the port of another is refused");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("its end", || connect().is_err());
+    // One that the guest chooses is said to the client.
+    let target = format!("0:127.0.0.1:{}", echo());
+    let said = guest.ssh(&["-R", &target], &["true"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stderr).contains("Allocated port"), "{said:?}");
+}
+
+#[test]
+fn a_socket_of_the_guest_leads_to_the_client_and_is_removed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some(guest) = Guest::start() else { return };
+    let socket = guest.path("listens");
+    let target = format!("{}:127.0.0.1:{}", socket.display(), echo());
+    let mut child = guest.ssh(&["-N", "-R", &target], &[]).spawn().unwrap();
+    wait_for("the socket", || socket.exists());
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(echoes(std::os::unix::net::UnixStream::connect(&socket).unwrap()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("its end", || !socket.exists());
+    fs::write(&socket, "kept").unwrap();
+    let taken = guest.ssh(&["-o", "ExitOnForwardFailure=yes", "-R", &target], &["true"]).output().unwrap();
+    assert!(!taken.status.success() && fs::read_to_string(&socket).unwrap() == "kept");
+}
+
+#[test]
+fn the_clients_agent_is_there_when_the_client_says_so() {
+    let Some(guest) = Guest::start() else { return };
+    let socket = guest.path("agent");
+    let mut agent = Command::new("ssh-agent").args(["-D", "-a"]).arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("the agent", || socket.exists());
+    let with_agent = |flags: &[&str], line: &str| {
+        let mut ssh = guest.ssh(flags, &[line]);
+        text(&ssh.env("SSH_AUTH_SOCK", &socket).output().unwrap())
+    };
+    let mut add = Command::new("ssh-add");
+    add.arg("-q").arg(guest.path("other")).env("SSH_AUTH_SOCK", &socket);
+    assert!(add.status().unwrap().success());
+    assert_eq!(with_agent(&[], "echo [$SSH_AUTH_SOCK]"), "[]\n");
+    let shown = with_agent(&["-A"], "ssh-add -l; echo $SSH_AUTH_SOCK; stat -c %a $(dirname $SSH_AUTH_SOCK)");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[0].contains("other (ED25519)") && lines[2] == "700", "{shown}");
+    let folder = std::path::Path::new(lines[1]).parent().unwrap().to_owned();
+    wait_for("its end", || !folder.exists());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}

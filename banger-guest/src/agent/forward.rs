@@ -60,7 +60,12 @@ fn addresses(host: &str) -> Vec<IpAddr> {
     host.parse().into_iter().collect()
 }
 
-async fn relay(channel: Channel<Msg>, stream: impl AsyncRead + AsyncWrite + Send + Unpin, pressure: Pressure) {
+/// Both ways until both ends have ended, or the channel closes.
+pub(super) async fn relay(
+    channel: Channel<Msg>,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
+    pressure: Pressure,
+) {
     let (mut reader, writer) = tokio::io::split(stream);
     let (mut from_client, to_client) = channel.split();
     let mut input = Pending::new(writer, pressure);

@@ -41,6 +41,7 @@ mod keys;
 mod output;
 mod program;
 mod pty;
+mod reverse;
 mod server;
 mod session;
 mod sessions;

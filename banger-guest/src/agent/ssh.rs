@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::duplex::Pressure;
 use super::exec::{Asked, Request};
 use super::pty::Terminal;
+use super::reverse::{Listeners, Place};
 use super::server::Shared;
 use super::{forward, session};
 
@@ -30,6 +31,7 @@ pub(super) struct Connection {
     pressure: Pressure,
     authenticated: Option<oneshot::Sender<()>>,
     waiting: HashMap<ChannelId, Waiting>,
+    listeners: Listeners,
 }
 
 /// A session channel on which nothing runs yet.
@@ -54,7 +56,8 @@ impl Connection {
     /// The receiver hears of a successful login.
     pub(super) fn new(shared: Arc<Shared>, pressure: Pressure) -> (Self, oneshot::Receiver<()>) {
         let (authenticated, login) = oneshot::channel();
-        (Self { shared, pressure, authenticated: Some(authenticated), waiting: HashMap::new() }, login)
+        let listeners = Listeners::default();
+        (Self { shared, pressure, authenticated: Some(authenticated), waiting: HashMap::new(), listeners }, login)
     }
 
     fn admits(&self, user: &str, key: &PublicKey) -> Auth {
@@ -135,6 +138,34 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         tokio::spawn(forward::unix(channel, path.to_owned(), reply, self.pressure.clone()));
         Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, Self::Error> {
+        Ok(self.listeners.open_port(address, port, session.handle(), self.pressure.clone()).await.is_ok())
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _: &mut Session) -> Result<bool, Self::Error> {
+        Ok(self.listeners.close(&Place::Port(address.to_owned(), port)))
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, Self::Error> {
+        Ok(self.listeners.open_socket(path, session.handle(), self.pressure.clone()).is_ok())
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, Self::Error> {
+        Ok(self.listeners.close(&Place::Socket(path.to_owned())))
+    }
+
+    async fn agent_request(&mut self, id: ChannelId, session: &mut Session) -> Result<bool, Self::Error> {
+        let Some(waiting) = self.waiting.get_mut(&id) else { return Ok(false) };
+        let Ok(socket) = self.listeners.open_agent(session.handle(), self.pressure.clone()) else { return Ok(false) };
+        waiting.environment.push(("SSH_AUTH_SOCK".to_owned(), socket));
+        Ok(true)
     }
 
     async fn pty_request(
