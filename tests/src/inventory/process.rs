@@ -36,6 +36,10 @@ const ON_DEMAND: &[&str] = &[
 /// Of the package: its timer runs it every half minute, for some seconds under emulation.
 const ON_SCHEDULE: &str = "/system.slice/banger-host-firewall.service";
 
+/// Made by systemd when it runs `ExecReload=` of a service whose groups are delegated, and there
+/// until the service ends (systemd's CGROUP_DELEGATION.md). What runs in it is seen as a process.
+const RELOADED: &str = "/system.slice/bangerd.service/.control";
+
 /// A run of it that is older hangs, and has leaked.
 const ONE_RUN: Duration = Duration::from_secs(60);
 
@@ -147,7 +151,7 @@ fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
             continue;
         }
         let child = format!("{name}/{}", entry.file_name().display());
-        if on_demand(&child) || child == ON_SCHEDULE {
+        if on_demand(&child) || child == ON_SCHEDULE || child == RELOADED {
             continue;
         }
         let path = entry.path();
