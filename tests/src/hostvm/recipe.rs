@@ -37,6 +37,7 @@ pub(super) const HOST_PACKAGES: &[&str] = &[
     "strace",
     // What users work with.
     "git",
+    "rsync",
     // A stock client for the socket of metrics, as docs/admin.md shows it.
     "curl",
     // How the bench comes in, and what a user's `vm ssh` runs.

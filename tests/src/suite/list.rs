@@ -186,6 +186,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::workspace::LARGE,
         scenarios::packets::NEIGHBOURS,
         // Until all of it has been seen to pass in the host VM.
+        scenarios::clients::SUITE,
         scenarios::wedged::SUITE,
         scenarios::doctor::SUITE,
         scenarios::operating::SUITE,

@@ -1,6 +1,7 @@
 //! The suites, a file each: a `SUITE` and a function per scenario.
 
 pub(super) mod bad_input;
+pub(super) mod clients;
 pub(super) mod commands;
 pub(super) mod confinement;
 pub(super) mod crash;
