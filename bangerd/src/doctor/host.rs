@@ -53,7 +53,7 @@ fn kvm(usable: Result<(), MachineError>) -> Check {
             "kvm",
             "the daemon may not use /dev/kvm: its user must be in the group of that device",
             // Group and mode of the device are udev's to set, by the rules that it brings itself.
-            "sudo usermod --append --groups kvm bangerd && sudo udevadm trigger --settle /dev/kvm && \
+            "sudo usermod --append --groups kvm bangerd && sudo udevadm trigger --action=add --settle /dev/kvm && \
              sudo systemctl restart bangerd",
         ),
         Err(error) => {
