@@ -63,9 +63,11 @@ pub(super) const ROWS: &[Row] = &[
     fail(
         "upkeep::loop_devices",
         ("no-loop-devices", "loop devices"),
-        "modprobe --remove loop && rm -f /dev/loop-control",
+        // The helper holds it, and its unit loads the module.
+        "systemctl stop banger-priv.socket banger-priv.service && modprobe --remove loop && rm -f /dev/loop-control",
         "there is no /dev/loop-control",
-    ),
+    )
+    .after("systemctl start banger-priv.socket banger-priv.service"),
     not_here("upkeep::loop_devices", "eight hundred thousand loop devices would have to be made"),
     fail(
         "network::forwarding",
