@@ -27,11 +27,20 @@ fn scenarios() -> Vec<Scenario> {
 /// the same release, with the libraries that they name.
 const TOOLS: &str = "set -e; cd /home/alice; cp /srv/bench/debian.tar kit.tar; \
     programs='/usr/bin/git /usr/bin/git-upload-pack /usr/bin/git-receive-pack /usr/bin/rsync /usr/bin/busybox \
-    /usr/bin/socat /usr/bin/ssh-add /usr/bin/scp /usr/lib/openssh/sftp-server'; \
+    /usr/bin/socat /usr/bin/ssh-add /usr/bin/scp /usr/lib/openssh/sftp-server /usr/bin/kmod'; \
     for program in $programs; do echo $program; ldd $program 2>/dev/null | grep -o '/lib[^ ]*' || :; done | \
     sed 's#^/lib#/usr/lib#; s#^/usr/lib64/#/usr/lib64/#' | sort -u > kit.list; \
     tar --append --file kit.tar --dereference --absolute-names --transform 's#^/#./#' --files-from kit.list; \
-    chown alice:alice kit.tar; rm kit.list";
+    mkdir --parents kit/usr/sbin; ln -s ../bin/kmod kit/usr/sbin/modprobe; tar --append --file kit.tar -C kit ./usr/sbin/modprobe; \
+    chown alice:alice kit.tar; rm -r kit.list kit";
+
+/// Files of alice's that each VM of hers is to have, one of which is not there.
+const SYNCED: &str = "cp --archive /etc/banger/banger.toml /run/bench-clients.toml; \
+    printf '[[file_sync]]\\nhost = \"~/.kitrc\"\\nguest = \"/root/.kitrc\"\\nmode = \"0640\"\\n\
+[[file_sync]]\\nhost = \"~/.kit.d\"\\nguest = \"/root/.kit.d\"\\n\
+[[file_sync]]\\nhost = \"~/.nowhere\"\\nguest = \"/root/.nowhere\"\\n' >> /etc/banger/banger.toml; systemctl reload bangerd";
+const NOT_SYNCED: &str = "mv /run/bench-clients.toml /etc/banger/banger.toml; systemctl reload bangerd; \
+    rm -rf /home/alice/.kitrc /home/alice/.kit.d";
 
 /// `Host *` of users who did not think of VMs, one line at a time and all of them at once.
 const FOR_ALL_HOSTS: &[&str] = &[
@@ -72,9 +81,26 @@ fn by_name(scene: &mut Scene) -> Result<Outcome> {
         scene.banger_long("alice", &import)?.ok()?;
         let run = ["vm", "run", "--detach", "--name", "kit", "--image", "kit", "--vcpu", "1", "--memory", "512M"];
         let run = [&run[..], &["--root-size", "1G", "--disk-size", "256M"]].concat();
-        scene.banger_long("alice", &run)?.ok().map(drop)
+        scene.user("alice", "echo set > ~/.kitrc; mkdir ~/.kit.d; echo below > ~/.kit.d/file")?.ok()?;
+        scene.root(SYNCED)?;
+        let started = scene.banger_long("alice", &run);
+        scene.root(NOT_SYNCED)?;
+        let started = started?.ok()?;
+        ensure!(started.stderr.contains(".nowhere"), "nothing is said of a file that is not there: {started}");
+        Ok(())
     })?;
     let guest = Guest::known(scene, "alice", "kit")?;
+    scene.step("it has the files that each of her VMs is to have", |scene| {
+        guest
+            .shell(scene, "cd; cat .kitrc .kit.d/file; stat -c '%a %U' .kitrc .kit.d .kit.d/file")?
+            .ok()?
+            .says("set\nbelow\n640 root\n755 root\n600 root\n")
+            .map(drop)
+    })?;
+    scene.step("it loads modules of its kernel", |scene| {
+        guest.shell(scene, "for name in overlay nf_tables tun fuse; do modprobe $name || exit 1; done; cat /proc/filesystems; ls /dev/net/tun")?
+            .ok()?.says("\toverlay")?.says("\tfuse\n").map(drop)
+    })?;
     alice(
         scene,
         "mkdir -p ~/work && banger ssh-config --install && cd ~/work && head -c 3000000 /dev/urandom > 'a b'",
