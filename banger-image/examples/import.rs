@@ -5,7 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 use banger_image::boot::initramfs::{self, Initramfs};
-use banger_image::{self as image, Limits, Progress, Wanted};
+use banger_image::{self as image, Limits, Progress};
 use banger_proto::guest::GuestConfig;
 use std::cell::Cell;
 use std::error::Error;
@@ -64,8 +64,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["rootfs", tar, folder, rest @ ..] => {
             let size = rest.first().map_or(Ok(image::DEFAULT_BUILD_SIZE), |size| size.parse())?;
             let limits = Limits::for_build_size(size);
-            let wanted = Wanted { reference: rest.get(1).map(|reference| (*reference).to_owned()) };
-            let imported = image::import(File::open(tar)?, Path::new(folder), size, &wanted, limits, &progress)?;
+            let imported =
+                image::import(File::open(tar)?, Path::new(folder), size, rest.get(1).copied(), limits, &progress)?;
             progress.end();
             println!("{imported:#?}");
         }

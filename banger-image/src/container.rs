@@ -252,11 +252,11 @@ pub(super) struct Image {
     pub(super) config: ImageConfig,
 }
 
-/// Chooses among several images: the wanted one, else the only one.
+/// Chooses among several images: the one that is meant, else the only one.
 ///
 /// # Errors
-/// Lists their names when there are several or the wanted one is not there.
-pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, wanted: &super::Wanted) -> Result<T, ImageError> {
+/// Lists their names when there are several or that one is not there.
+pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, reference: Option<&str>) -> Result<T, ImageError> {
     const NAMED: usize = 8;
     let names = |found: &[(Vec<String>, T)]| {
         let all: Vec<String> =
@@ -264,7 +264,7 @@ pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, wanted: &super::Wanted
         let more = if found.len() > NAMED { ", ..." } else { "" };
         format!("{}{more}", all.join(", "))
     };
-    if let Some(reference) = &wanted.reference {
+    if let Some(reference) = reference {
         let listed = names(&found);
         let means =
             |name: &String| name == reference || name.rsplit_once([':', '/']).is_some_and(|(_, tag)| tag == reference);

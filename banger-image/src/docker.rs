@@ -6,7 +6,7 @@ use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, or_de
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
-use super::{SourceKind, Wanted, configuration, digest};
+use super::{SourceKind, configuration, digest};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -39,7 +39,11 @@ struct Chained {
 ///
 /// # Errors
 /// No image for linux/amd64, or several.
-pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> Result<Option<Image>, ImageError> {
+pub(super) fn open(
+    files: &Files,
+    reference: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<Option<Image>, ImageError> {
     // Typed, so that nothing is kept of what else four megabytes of JSON may say.
     let Ok(saved) = files.small("manifest.json").and_then(|data| json::<Vec<Saved>>(&data, "manifest.json")) else {
         return Ok(None);
@@ -65,7 +69,7 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
     if let (true, Some(platform)) = (found.is_empty(), foreign) {
         return Err(bad(&format!("it is for {platform}; an image for linux/amd64 is needed")));
     }
-    let (id, config, layers, path) = choose(found, wanted)?;
+    let (id, config, layers, path) = choose(found, reference)?;
     let diff_ids = config.diff_ids().unwrap_or_default();
     if layers.len() != diff_ids.len() || layers.len() > MAX_LAYERS {
         return Err(bad("its manifest and its configuration name different numbers of layers, or too many"));
@@ -83,7 +87,11 @@ pub(super) fn open(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> R
 ///
 /// # Errors
 /// As [`open`].
-pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress) -> Result<Option<Image>, ImageError> {
+pub(super) fn open_chain(
+    files: &Files,
+    reference: Option<&str>,
+    progress: &dyn Progress,
+) -> Result<Option<Image>, ImageError> {
     type Repositories = BTreeMap<String, BTreeMap<String, String>>;
     let Ok(named) = files.small("repositories").and_then(|data| json::<Repositories>(&data, "repositories")) else {
         return Ok(None);
@@ -95,7 +103,7 @@ pub(super) fn open_chain(files: &Files, wanted: &Wanted, progress: &dyn Progress
         }
     }
     let found = images.into_iter().map(|(id, names)| (names, id)).collect();
-    let mut next = Some(choose(found, wanted)?);
+    let mut next = Some(choose(found, reference)?);
     let mut layers = Vec::new();
     let mut whole = Sha256::new();
     let mut config = None;

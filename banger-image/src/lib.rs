@@ -143,16 +143,10 @@ pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
 /// Part of every image digest: raised when the same source would be written differently.
 const FORMAT: &str = "banger rootfs 3";
 
-/// Which of several images of an archive is meant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its name or tag in the archive, or its manifest's digest.
-    pub reference: Option<String>,
-}
-
 /// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
 /// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
-/// with gzip, zstd, xz, bzip2 or lz4.
+/// with gzip, zstd, xz, bzip2 or lz4. `reference` says which of several images of an archive is
+/// meant: its name or tag there, or its manifest's digest.
 ///
 /// `staging` is an existing, empty folder of the caller on the file system of the images; on
 /// failure the caller removes it. Memory: about [`Limits::memory`] at most. A cancelled import ends
@@ -164,7 +158,7 @@ pub fn import(
     source: File,
     staging: &Path,
     most: u64,
-    wanted: &Wanted,
+    reference: Option<&str>,
     limits: Limits,
     progress: &dyn Progress,
 ) -> Result<ImportedRootfs, ImageError> {
@@ -178,7 +172,7 @@ pub fn import(
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers, config) = match oci::open(&outer.window, wanted, limits.entries, progress)? {
+    let (kind, source_digest, layers, config) = match oci::open(&outer.window, reference, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, &mut budget, progress)?;

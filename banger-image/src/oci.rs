@@ -11,7 +11,7 @@ use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::layers::Layer;
 use super::source::{Budget, Progress, Window, check, sha256, spool};
-use super::{SourceKind, Wanted, configuration};
+use super::{SourceKind, configuration};
 use banger_policy::Digest;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -130,7 +130,7 @@ impl Visit {
 /// No usable image for linux/amd64, several, and all that can be wrong with an archive.
 pub(super) fn open(
     outer: &Window,
-    wanted: &Wanted,
+    reference: Option<&str>,
     entries: u64,
     progress: &dyn Progress,
 ) -> Result<Option<Image>, ImageError> {
@@ -143,18 +143,18 @@ pub(super) fn open(
         let mut visit = Visit::default();
         let found = images(&files, &mut visit, progress)?;
         if !found.is_empty() {
-            return choose(found, wanted).and_then(|found| image(&files, found, progress)).map(Some);
+            return choose(found, reference).and_then(|found| image(&files, found, progress)).map(Some);
         }
         // docker saves an image that it knows by its digest alone without a word in the index.
-        let saved = if files.has("manifest.json") { docker::open(&files, wanted, progress)? } else { None };
+        let saved = if files.has("manifest.json") { docker::open(&files, reference, progress)? } else { None };
         return saved.map(Some).ok_or_else(|| visit.nothing());
     }
     if kinds.manifest
-        && let Some(image) = docker::open(&files, wanted, progress)?
+        && let Some(image) = docker::open(&files, reference, progress)?
     {
         return Ok(Some(image));
     }
-    if kinds.repositories { docker::open_chain(&files, wanted, progress) } else { Ok(None) }
+    if kinds.repositories { docker::open_chain(&files, reference, progress) } else { Ok(None) }
 }
 
 /// The manifest's digest, the layers, the configuration and its blob.

@@ -9,6 +9,7 @@ use super::ext4::{self, Ext4Error, Size, Spec, Written};
 use super::source::{Progress, check};
 use super::tree::Tree;
 use banger_policy::Digest;
+use banger_policy::limits::MAX_DISK_BYTES;
 use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind::AlreadyExists;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -16,8 +17,6 @@ use std::path::Path;
 
 /// Smallest disk: journal and tables have room in it.
 pub(crate) const MIN_SIZE: u64 = 16 << 20;
-/// The largest disk (docs/contract.md, "Limits and defaults").
-pub(crate) const MAX_SIZE: u64 = 128 << 30;
 
 /// What is not in the tree.
 pub(crate) struct Ext4<'a> {
@@ -37,7 +36,7 @@ pub(crate) fn check_size(size: u64) -> Result<(), ImageError> {
     if !size.is_multiple_of(4096) {
         return Err(ImageError::BuildSize { size, why: "it is not a multiple of 4096" });
     }
-    if !(MIN_SIZE..=MAX_SIZE).contains(&size) {
+    if !(MIN_SIZE..=MAX_DISK_BYTES).contains(&size) {
         return Err(ImageError::BuildSize { size, why: "it is outside 16 MiB to 128 GiB" });
     }
     Ok(())

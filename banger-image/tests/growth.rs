@@ -8,7 +8,7 @@
     reason = "a test fails by panicking, and says why it is skipped"
 )]
 
-use banger_image::{Limits, ROOTFS_FILE, Wanted, import};
+use banger_image::{Limits, ROOTFS_FILE, import};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -59,7 +59,7 @@ fn the_kernel_grows_what_was_written() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let made = import(tar(), folder.path(), 1 << 30, &Wanted::default(), Limits::for_build_size(1 << 30), &()).unwrap();
+    let made = import(tar(), folder.path(), 1 << 30, None, Limits::for_build_size(1 << 30), &()).unwrap();
     assert_eq!(made.build_size, 128 << 20);
     let image = folder.path().join(ROOTFS_FILE);
     for mib in [128_u64, 256, 1024, 8192] {

@@ -92,13 +92,13 @@ fn call(id: u64, timeout_ms: u32, body: HelperRequest) -> Vec<u8> {
     encode(&ToServer::Call { id, timeout_ms, body }, HELPER_LIMITS.max_frame).unwrap()
 }
 
-/// One request of every operation.
 /// A list that is as long as may be.
 fn longest() -> Reach {
     let target = |n: usize| format!("10.0.{}.{}/32:65535/udp", n / 256, n % 256).try_into().unwrap();
     Reach { mode: Mode::Allow, targets: (0..MAX_TARGETS).map(target).collect(), group: Some(image()) }
 }
 
+/// One request of every operation.
 fn requests() -> Vec<HelperRequest> {
     let tap = TapIdentity { tap_device: vm(1).tap_name(), generation: 1 };
     let disk = banger_proto::helper::DiskIdentity {

@@ -1,5 +1,6 @@
 //! What can go wrong between the daemon and a VMM, a variant per step.
 
+use crate::end::VmmEnd;
 use std::io;
 use std::path::PathBuf;
 
@@ -33,7 +34,7 @@ pub enum VmmError {
     #[error("firecracker ended at once ({end}): {console}")]
     Ended {
         /// How.
-        end: crate::VmmEnd,
+        end: VmmEnd,
         /// The last line that it wrote.
         console: String,
     },

@@ -6,8 +6,9 @@
 //! daemon's descriptors or unconfined. One thread, no runtime. The only way back is one line on the
 //! standard error that it was started with.
 
+use crate::cgroup::VmCgroup;
 use crate::confine::{self, ConfineError, Files, StandIn};
-use crate::{Launch, VmmError};
+use crate::error::VmmError;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -22,6 +23,35 @@ pub const COMMAND: &str = "launch-vmm";
 
 /// The orders are some kilobytes.
 const MAX_ORDERS: u64 = 256 * 1024;
+
+/// What a VMM is started with.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The Firecracker binary.
+    pub binary: PathBuf,
+    /// Its `--id`: [`banger_policy::VmId::short`].
+    pub id: String,
+    /// Where it will listen, in the folder that will be its own; what lies there is removed.
+    pub api_socket: PathBuf,
+    /// Emptied, then appended to.
+    pub console: PathBuf,
+    /// Where it will run; the group exists already.
+    pub cgroup: VmCgroup,
+    /// What it may open.
+    pub files: Files,
+    /// The bench's.
+    pub stand_in: Option<StandIn>,
+    /// Whose `launch-vmm` is run.
+    pub launcher: PathBuf,
+}
+
+impl Launch {
+    /// This program, also when a newer one lies in its place by now.
+    #[must_use]
+    pub fn self_exe() -> PathBuf {
+        PathBuf::from("/proc/self/exe")
+    }
+}
 
 /// What is to be done, as JSON on standard input: every user of the host reads command lines, and
 /// where a VM's sockets lie is not for everybody.

@@ -11,6 +11,7 @@ pub mod api;
 pub mod cgroup;
 pub mod confine;
 pub mod console;
+mod end;
 mod error;
 pub mod fail;
 pub mod launcher;
@@ -19,5 +20,7 @@ mod process;
 pub mod written;
 
 pub use confine::{Files, StandIn};
+pub use end::VmmEnd;
 pub use error::VmmError;
-pub use process::{Launch, Vmm, VmmEnd, launch};
+pub use launcher::Launch;
+pub use process::{Vmm, launch};

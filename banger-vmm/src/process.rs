@@ -3,15 +3,14 @@
 //! [`launch`] spawns this program again as [`launcher`], which becomes Firecracker.
 
 use crate::cgroup::VmCgroup;
-use crate::confine::{Files, StandIn};
 use crate::console;
+use crate::end::VmmEnd;
 use crate::error::VmmError;
-use crate::launcher;
+use crate::launcher::{self, Launch};
 use crate::pidfd::Pidfd;
 use rustix::process::Signal;
-use std::fmt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,56 +30,6 @@ const SOCKET_PAUSE: Duration = Duration::from_millis(5);
 const REAP_WAIT: Duration = Duration::from_secs(1);
 /// The launcher says one line.
 const MAX_REPORT: u64 = 4096;
-
-/// What a VMM is started with.
-#[derive(Clone, Debug)]
-pub struct Launch {
-    /// The Firecracker binary.
-    pub binary: PathBuf,
-    /// Its `--id`: [`banger_policy::VmId::short`].
-    pub id: String,
-    /// Where it will listen, in the folder that will be its own; what lies there is removed.
-    pub api_socket: PathBuf,
-    /// Emptied, then appended to.
-    pub console: PathBuf,
-    /// Where it will run; the group exists already.
-    pub cgroup: VmCgroup,
-    /// What it may open.
-    pub files: Files,
-    /// The bench's.
-    pub stand_in: Option<StandIn>,
-    /// Whose `launch-vmm` is run.
-    pub launcher: PathBuf,
-}
-
-impl Launch {
-    /// This program, also when a newer one lies in its place by now.
-    #[must_use]
-    pub fn self_exe() -> PathBuf {
-        PathBuf::from("/proc/self/exe")
-    }
-}
-
-/// How a VMM ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VmmEnd {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By this signal.
-    Killed(i32),
-    /// It was not our child, so nobody told us.
-    Unknown,
-}
-
-impl fmt::Display for VmmEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "exit status {status}"),
-            Self::Killed(signal) => write!(f, "signal {signal}"),
-            Self::Unknown => f.write_str("signal or exit status unknown"),
-        }
-    }
-}
 
 /// A process that is really this VM's VMM: our child or an adopted one.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The real converter: `bangerd convert` in a process of its own.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use banger_image::{Limits, Progress, Wanted};
+use banger_image::{Limits, Progress};
 use bangerd::convert::{ConvertError, Converter, Made, What};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
@@ -71,7 +71,7 @@ fn a_confined_process_makes_what_this_one_would() {
     let looks = Looks::default();
     let Made::Image(made) = image(&bangerd(), tar(&files), there.path(), &looks).unwrap() else { unreachable!() };
     let limits = Limits::for_build_size(MOST);
-    let same = banger_image::import(tar(&files), here.path(), MOST, &Wanted::default(), limits, &()).unwrap();
+    let same = banger_image::import(tar(&files), here.path(), MOST, None, limits, &()).unwrap();
     assert_eq!((made.digest, made.build_size, made.entries), (same.digest, same.build_size, same.entries));
     for name in ["rootfs.ext4", "work-seed.tar"] {
         let mut same = std::process::Command::new("cmp");

@@ -4,7 +4,7 @@
 #![no_main]
 
 use banger_fuzz::import_of;
-use banger_image::{Limits, Wanted, import};
+use banger_image::{Limits, import};
 
 /// The smallest that an image may hold, bytes.
 const MOST: u64 = 128 << 20;
@@ -12,6 +12,6 @@ const MOST: u64 = 128 << 20;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let limits = Limits { entries: 5000, expanded_bytes: 4 << 20, ..Limits::for_build_size(MOST) };
     import_of("image", bytes, |source, folder, progress| {
-        drop(import(source, folder, MOST, &Wanted::default(), limits, progress));
+        drop(import(source, folder, MOST, None, limits, progress));
     });
 });

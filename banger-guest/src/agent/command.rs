@@ -9,16 +9,15 @@ use banger_proto::command::{Answer, FromGuest, Opening, Purpose, Start, ToGuest,
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use super::ending::{last_frame, linger};
 use super::exec::{self, Asked, Request, StartError, Started};
 use super::feed::{Feed, feed};
 use super::output::Stream;
@@ -31,8 +30,6 @@ use super::{inside, keys, sessions};
 const BEGIN: Duration = Duration::from_secs(30);
 /// Frames that wait for the connection. A command's output stops when they do.
 const QUEUE: usize = 4;
-/// For a command of which the kernel says neither status nor signal.
-const UNKNOWN: u8 = 255;
 
 /// Serves a connection until the host closes it.
 pub(super) async fn serve<S>(stream: S, shared: Arc<Shared>)
@@ -77,7 +74,7 @@ where
                 return;
             }
             let stream = from.into_inner().unsplit(to);
-            if let Some(stream) = sessions::serve(stream, request, &shared).await {
+            if let Some(stream) = sessions::serve(stream, request, &shared.sessions).await {
                 linger(stream).await;
             }
         }
@@ -100,12 +97,6 @@ where
             }
         }
     }
-}
-
-/// Waits until the host has closed: a guest's close drops what the host has not read.
-pub(super) async fn linger(mut from: impl AsyncRead + Unpin) {
-    let mut unread = [0; 1024];
-    while let Ok(1..) = from.read(&mut unread).await {}
 }
 
 /// Looking users up and executing programs wait for the disk, which must not silence the agent.
@@ -221,15 +212,6 @@ where
         () = &mut closed => {}
     }
     None
-}
-
-pub(super) fn last_frame(status: ExitStatus) -> FromGuest {
-    let byte = |number: i32| u8::try_from(number).unwrap_or(UNKNOWN);
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => FromGuest::Killed(byte(signal)),
-        (None, Some(code)) => FromGuest::Exited(byte(code)),
-        (None, None) => FromGuest::Exited(UNKNOWN),
-    }
 }
 
 /// Tasks that end with the conversation.

@@ -31,6 +31,7 @@ mod clock;
 mod command;
 mod control;
 mod duplex;
+mod ending;
 mod environment;
 mod exec;
 mod feed;

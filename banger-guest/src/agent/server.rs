@@ -98,7 +98,7 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     /// What commands are looked up in.
     pub(super) tables: Arc<Tables>,
-    pub(super) sessions: Sessions,
+    pub(super) sessions: Arc<Sessions>,
     /// What the daemon proves itself with.
     pub(super) token: BootToken,
     /// For commands at a time.
@@ -122,7 +122,7 @@ impl Server {
     /// # Errors
     /// As [`Server::new`].
     pub fn with_passwd(config: &GuestConfig, passwd: PathBuf) -> Result<Self, Error> {
-        Self::with_sessions(config, passwd, Sessions::default())
+        Self::with_sessions(config, passwd, Sessions::new)
     }
 
     /// The same with folders of its own for sessions, whose processes run the program that is
@@ -136,10 +136,14 @@ impl Server {
         folder: &Path,
         program: PathBuf,
     ) -> Result<Self, Error> {
-        Self::with_sessions(config, passwd, Sessions::below(folder, program))
+        Self::with_sessions(config, passwd, |tables| Sessions::below(folder, program, tables))
     }
 
-    pub(super) fn with_sessions(config: &GuestConfig, passwd: PathBuf, sessions: Sessions) -> Result<Self, Error> {
+    pub(super) fn with_sessions(
+        config: &GuestConfig,
+        passwd: PathBuf,
+        sessions: impl FnOnce(Arc<Tables>) -> Sessions,
+    ) -> Result<Self, Error> {
         let host_key = PrivateKey::from_openssh(&config.host_key).map_err(Error::HostKey)?;
         let keys = Keys::new(&config.authorized_keys);
         let mut methods = MethodSet::empty();
@@ -159,10 +163,11 @@ impl Server {
             channel_buffer_size: BUFFERED_PACKETS,
             ..Default::default()
         };
+        let tables = Arc::new(Tables { passwd, image: config.image.clone() });
         let shared = Shared {
             keys,
-            tables: Arc::new(Tables { passwd, image: config.image.clone() }),
-            sessions,
+            sessions: Arc::new(sessions(Arc::clone(&tables))),
+            tables,
             token: config.token.clone(),
             places: Arc::new(Semaphore::new(COMMANDS)),
             commands: Mutex::default(),
@@ -243,7 +248,7 @@ impl Server {
 
     /// Starts the sessions that are to run in this guest.
     pub(super) fn resume_sessions(&self, init: InitKind) {
-        tokio::spawn(super::sessions::resume(Arc::clone(&self.shared), init));
+        tokio::spawn(super::sessions::resume(Arc::clone(&self.shared.sessions), init));
     }
 
     /// Asks all sessions to end, and waits until they have and their logs and statuses are on the

@@ -1,6 +1,6 @@
 //! The configuration comes with the image, whatever the archive's form is.
 
-use super::super::{ImageConfig, ImageError, ImportedRootfs, Limits, Wanted, import};
+use super::super::{ImageConfig, ImageError, ImportedRootfs, Limits, import};
 use super::maker::{Oci, SIZE, Tar, file_of, import_bytes, import_error, pack, sha256};
 use serde_json::{Value, json};
 
@@ -87,9 +87,8 @@ fn of_several_images_the_chosen_one_speaks() {
     // What the other one says would end the import.
     let tar = pack(&saved(&[json!({"User": "a\0"}), said()]));
     let named = |reference: &str| {
-        let wanted = Wanted { reference: Some(reference.to_owned()) };
         let dir = tempfile::tempdir().unwrap();
-        import(file_of(&tar), dir.path(), SIZE, &wanted, Limits::for_build_size(SIZE), &())
+        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &())
     };
     assert_eq!(named("app:1").unwrap().config, expected());
     assert!(matches!(named("app:0"), Err(ImageError::Config { .. })));

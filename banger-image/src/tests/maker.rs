@@ -1,7 +1,7 @@
 //! Archives and images made in code, and the tools that look at the results.
 
 use super::super::source::Window;
-use super::super::{ImageError, ImportedRootfs, Limits, Wanted, import};
+use super::super::{ImageError, ImportedRootfs, Limits, import};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -119,7 +119,7 @@ pub(super) fn window_of(bytes: &[u8]) -> Window {
 
 /// Imports with small limits; after a failure nothing may look like a result.
 pub(super) fn import_bytes(bytes: &[u8], dir: &Path) -> Result<ImportedRootfs, ImageError> {
-    import(file_of(bytes), dir, SIZE, &Wanted::default(), Limits::for_build_size(SIZE), &())
+    import(file_of(bytes), dir, SIZE, None, Limits::for_build_size(SIZE), &())
 }
 
 pub(super) fn import_error(bytes: &[u8]) -> ImageError {

@@ -1,6 +1,6 @@
 //! OCI images: selection, verification, whiteouts.
 
-use super::super::{ImageError, Limits, SourceKind, Wanted, digest_of, import};
+use super::super::{ImageError, Limits, SourceKind, digest_of, import};
 use super::maker::{Oci, SIZE, Tar, file_of, fsck, import_bytes, import_error, pack, sha256, tool};
 
 fn listing(layers: &[Vec<u8>], folder: &str) -> Option<Vec<String>> {
@@ -215,9 +215,9 @@ fn several_images_are_listed_and_one_can_be_named() {
     let error = import_error(&tar).to_string();
     assert!(error.contains("app:1, app:2") && error.contains("--ref"), "{error}");
     let named = |reference: &str| {
-        let wanted = Wanted { reference: Some(reference.to_owned()) };
         let dir = tempfile::tempdir().unwrap();
-        import(file_of(&tar), dir.path(), SIZE, &wanted, Limits::for_build_size(SIZE), &()).map(|image| image.entries)
+        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &())
+            .map(|image| image.entries)
     };
     assert_eq!(named("app:2").unwrap(), 1);
     assert_eq!(named("1").unwrap(), 3);

@@ -1,4 +1,4 @@
-//! The allow-list of paths, ports and scopes, by Landlock (landlock(7), ABI 6: Linux 6.12).
+//! The allow-list of paths of a VMM ([`super::floor`] refuses the rest).
 //!
 //! Not allowed, because not listed: the database, other VMs' folders and disks, `/proc`, `/sys`
 //! with the cgroups that the daemon's user may write, `/run`. Processes outside cannot be
@@ -6,15 +6,10 @@
 //! daemon says where they lie: its `paths` has why other VMs' paths are not known to a VMM) and
 //! changes of modes and owners, which [`super::calls`] takes away.
 
-use super::{ConfineError, Files, StandIn};
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
-};
+use super::floor::{LandlockError, allow, enforce, nothing};
+use super::{Files, StandIn};
+use landlock::{AccessFs, BitFlags, make_bitflags};
 use std::path::Path;
-
-/// All of it or none: nothing is left out on an older kernel.
-const FLOOR: ABI = ABI::V6;
 
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile});
 const READ_WRITE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile});
@@ -40,8 +35,8 @@ pub(super) fn restrict(
     folder: &Path,
     files: &Files,
     stand_in: Option<&StandIn>,
-) -> Result<(), ConfineError> {
-    let mut rules = rules()?;
+) -> Result<(), LandlockError> {
+    let mut rules = nothing()?;
     for (path, rights, _) in COMMON.iter().filter(|(path, ..)| Path::new(path).exists()) {
         rules = allow(rules, Path::new(path), *rights)?;
     }
@@ -59,35 +54,14 @@ pub(super) fn restrict(
     for path in stand_in.iter().flat_map(|stand_in| &stand_in.paths).filter(|path| path.exists()) {
         rules = allow(rules, path, STAND_IN)?;
     }
-    let status = rules.restrict_self()?;
-    if status.ruleset == RulesetStatus::FullyEnforced { Ok(()) } else { Err(ConfineError::Partial) }
-}
-
-/// Everything is handled, and nothing allowed yet.
-///
-/// # Errors
-/// When the kernel does not know all of it, or has Landlock switched off.
-pub(super) fn rules() -> Result<RulesetCreated, RulesetError> {
-    Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(FLOOR))?
-        // No rule follows for these two: TCP in both directions, signals and abstract sockets are
-        // all refused.
-        .handle_access(AccessNet::from_all(FLOOR))?
-        .scope(Scope::from_all(FLOOR))?
-        .create()
-}
-
-fn allow(rules: RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) -> Result<RulesetCreated, ConfineError> {
-    let handle = PathFd::new(path)?;
-    // Rights on folders mean nothing for a file, and the kernel refuses them there.
-    let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(FLOOR) };
-    Ok(rules.add_rule(PathBeneath::new(handle, rights))?)
+    enforce(rules)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::floor::FLOOR;
     use super::*;
+    use landlock::Access as _;
 
     #[test]
     fn nothing_that_is_shared_may_be_written() {

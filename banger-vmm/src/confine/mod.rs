@@ -8,6 +8,7 @@
 
 mod calls;
 mod files;
+pub mod floor;
 
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -47,12 +48,8 @@ impl StandIn {
 /// Why a VMM is not started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfineError {
-    #[error("the kernel cannot confine it as it must be (Linux 6.12 with Landlock among its security modules): {0}")]
-    Landlock(#[from] landlock::RulesetError),
-    #[error("the kernel applies its Landlock rules in part only (Linux 6.12 is the least)")]
-    Partial,
     #[error(transparent)]
-    Path(#[from] landlock::PathFdError),
+    Landlock(#[from] floor::LandlockError),
     #[error("its filter of system calls: {0}")]
     Filter(#[from] seccompiler::Error),
     #[error("its filter of system calls: {0}")]
@@ -64,7 +61,7 @@ pub(super) enum ConfineError {
 /// # Errors
 /// What the kernel does not know.
 pub fn supported() -> Result<(), landlock::RulesetError> {
-    files::rules().map(drop)
+    floor::nothing().map(drop)
 }
 
 /// Confines this process and what it becomes. `binary` is what it may become, `folder` where its

@@ -1,8 +1,10 @@
 use super::*;
 use crate::api::{Drive, Interface, VmmConfig, configure_and_start, version};
 use crate::cgroup::Cgroups;
+use crate::confine::Files;
 use banger_policy::VmId;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 

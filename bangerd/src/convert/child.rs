@@ -6,10 +6,8 @@
 
 use super::{ConvertError, Orders, Said, calls, work};
 use banger_image::Progress;
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
-    RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
-};
+use banger_vmm::confine::floor;
+use landlock::{AccessFs, BitFlags, make_bitflags};
 use nix::sys::resource::{Resource, setrlimit};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -47,12 +45,8 @@ enum Step {
     Descriptors(#[source] io::Error),
     #[error("cannot end with the daemon, or limit itself: {0}")]
     Limits(#[from] nix::Error),
-    #[error("the kernel cannot confine it as it must be (Linux 6.12 with Landlock): {0}")]
-    Landlock(#[from] landlock::RulesetError),
-    #[error("the kernel applies its Landlock rules in part only (Linux 6.12 is the least)")]
-    Partial,
     #[error(transparent)]
-    Path(#[from] landlock::PathFdError),
+    Landlock(#[from] floor::LandlockError),
     #[error("its filter of system calls: {0}")]
     Filter(#[from] calls::FilterError),
 }
@@ -99,17 +93,9 @@ fn confine(staging: &Path) -> Result<(), Step> {
     }
     // 3. No exec from here on gains anything.
     nix::sys::prctl::set_no_new_privs()?;
-    // 4. One folder (landlock(7), ABI 6: Linux 6.12). No port, no signal, no abstract socket.
-    let rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V6))?
-        .handle_access(AccessNet::from_all(ABI::V6))?
-        .scope(Scope::from_all(ABI::V6))?
-        .create()?
-        .add_rule(PathBeneath::new(PathFd::new(staging)?, RIGHTS))?;
-    if rules.restrict_self()?.ruleset != RulesetStatus::FullyEnforced {
-        return Err(Step::Partial);
-    }
+    // 4. One folder. No port, no signal, no abstract socket.
+    let rules = floor::nothing().map_err(floor::LandlockError::Kernel)?;
+    floor::enforce(floor::allow(rules, staging, RIGHTS)?)?;
     // 5. The system calls of a program that reads and writes files.
     Ok(calls::restrict()?)
 }

@@ -11,7 +11,7 @@ pub(crate) mod child;
 
 use banger_image::boot::kernel::{ImportedKernel, KernelImportError, MAX_MODULE_NAME, MAX_MODULES};
 use banger_image::work_disk::{self, WorkDisk};
-use banger_image::{ImageError, ImportedRootfs, Limits, Progress, WORK_DISK_FILE, Wanted};
+use banger_image::{ImageError, ImportedRootfs, Limits, Progress, WORK_DISK_FILE};
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -131,8 +131,8 @@ fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, 
     let staging = &orders.staging;
     match &orders.what {
         What::Image { most, reference } => {
-            let (wanted, limits) = (Wanted { reference: reference.clone() }, Limits::for_build_size(*most));
-            let made = banger_image::import(source, staging, *most, &wanted, limits, progress);
+            let limits = Limits::for_build_size(*most);
+            let made = banger_image::import(source, staging, *most, reference.as_deref(), limits, progress);
             made.map(Made::Image).map_err(|error| ConvertError::of_image(&error))
         }
         What::Kernel => {

@@ -1,9 +1,9 @@
 //! Who uses whom: crates only downwards, as the table says, and no circle between the modules at
-//! the top of a crate (a file or a folder of its `src`). What is inside a folder is the folder's
-//! affair.
+//! the top of a crate (a file or a folder of its `src`). Deeper, files of one folder may use each
+//! other, but a folder and its neighbours may not.
 //!
-//! Read from the sources: `crate::NAME`, `super::` from the top, and `use crate::{...}` groups.
-//! Comments and tests do not count.
+//! Read from the sources: `crate::NAME`, `super::`, and groups in braces. A name that the module
+//! above has from one of its modules counts as that module's. Comments and tests do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,6 +32,8 @@ const APART: &[(&str, &str, &str, &str)] =
 
 /// Modules, each with those that it uses and where.
 type Graph = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+/// A file by its path from `src`, and its text.
+type Source = (String, String);
 
 /// Prints what is against the rules. True when nothing is.
 #[expect(clippy::print_stdout, reason = "the findings are what was asked for")]
@@ -40,10 +42,12 @@ pub(super) fn check(workspace: &Path) -> Result<bool> {
     for (name, allowed) in CRATES {
         let folder = workspace.join(name);
         findings.extend(crate_uses(&folder, allowed)?.into_iter().map(|used| format!("{name} must not use {used}")));
-        let graph = graph(&folder.join("src"))?;
-        for circle in circles(&graph) {
-            findings.push(format!("{name}: {} use each other:\n{}", circle.modules.join(", "), circle.uses));
+        let sources = sources(&folder.join("src"))?;
+        for (place, circle) in forbidden(&sources) {
+            let modules = circle.modules.join(", ");
+            findings.push(format!("{name}/{place}: {modules} use each other:\n{}", circle.uses));
         }
+        let graph = graph(&sources, "");
         for (_, one, other, why) in APART.iter().filter(|(crate_, ..)| crate_ == name) {
             let (there, back) = (uses(&graph, one, other), uses(&graph, other, one));
             findings.extend(there.chain(back).map(|use_| format!("{name}: {use_}, but they stay apart: {why}")));
@@ -62,29 +66,77 @@ fn crate_uses(folder: &Path, allowed: &[&str]) -> Result<Vec<String>> {
     Ok(names.filter(|name| name.starts_with("banger") && !allowed.contains(name)).map(str::to_owned).collect())
 }
 
-/// The modules at the top of a crate and what they use.
-fn graph(src: &Path) -> Result<Graph> {
+/// The files of a crate.
+fn sources(src: &Path) -> Result<Vec<Source>> {
     let mut files = Vec::new();
     collect(src, "", &mut files)?;
-    let tops: BTreeSet<String> = files.iter().map(|(path, _)| top_of(path).to_owned()).collect();
+    Ok(files)
+}
+
+/// Circles with the folder in which they are: all at the top, and deeper those with a folder in
+/// them.
+fn forbidden(sources: &[Source]) -> Vec<(String, Circle)> {
+    let mut folders = BTreeSet::from([""]);
+    for (path, _) in sources {
+        folders.extend(path.match_indices('/').filter_map(|(at, _)| path.get(..at)));
+    }
+    let mut found = Vec::new();
+    for folder in &folders {
+        let of_a_folder = |circle: &Circle| {
+            circle.modules.iter().any(|module| folders.contains(format!("{folder}/{module}").as_str()))
+        };
+        let circles = circles(&graph(sources, folder)).into_iter();
+        let against = circles.filter(|circle| folder.is_empty() || of_a_folder(circle));
+        found.extend(against.map(|circle| ((*folder).to_owned(), circle)));
+    }
+    found
+}
+
+/// The modules that lie in a folder, and which of them they use. The top of the crate is the folder
+/// without a name.
+fn graph(sources: &[Source], folder: &str) -> Graph {
+    let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
+    let inside: Vec<(&str, &Source)> =
+        sources.iter().filter_map(|source| Some((source.0.strip_prefix(&prefix)?, source))).collect();
+    let tops: BTreeSet<&str> = inside.iter().map(|(path, _)| top_of(path)).collect();
+    let faces = [format!("{prefix}lib.rs"), format!("{prefix}mod.rs"), format!("{folder}.rs")];
+    let handed_on = sources.iter().filter(|(path, _)| faces.contains(path)).flat_map(|(_, text)| handed_on(text));
+    let handed_on: BTreeMap<String, String> = handed_on.collect();
+    let from_crate = format!("crate::{}", prefix.replace('/', "::"));
     let mut graph = Graph::new();
-    for (path, text) in &files {
+    for (path, (whole, text)) in inside {
         let top = top_of(path);
-        if matches!(top, "lib" | "main") {
+        if matches!(path, "lib.rs" | "main.rs" | "mod.rs") {
             continue;
         }
-        let depth = path.matches('/').count();
-        for used in used_modules(&without_tests_and_comments(text), depth) {
-            if used != top && tops.contains(&used) {
-                graph.entry(top.to_owned()).or_default().entry(used).or_default().insert(path.clone());
+        let depth = path.trim_end_matches("/mod.rs").matches('/').count();
+        let from_here = "super::".repeat(depth + 1);
+        for used in used_modules(&without_tests_and_comments(text), &[&from_crate, &from_here]) {
+            let used = if tops.contains(used.as_str()) { &used } else { handed_on.get(&used).unwrap_or(&used) };
+            if used != top && tops.contains(used.as_str()) {
+                graph.entry(top.to_owned()).or_default().entry(used.clone()).or_default().insert(whole.clone());
             }
         }
     }
-    Ok(graph)
+    graph
+}
+
+/// The names that a module has from modules inside it, with the module where each is at home.
+fn handed_on(text: &str) -> Vec<(String, String)> {
+    let code = without_tests_and_comments(text);
+    let mut names = Vec::new();
+    for statement in code.split(';') {
+        let Some((_, path)) = statement.split_once("use ") else { continue };
+        let path = path.trim_start_matches("self::");
+        let (Some(module), Some((_, rest))) = (name(path), path.split_once("::")) else { continue };
+        let last = |word: &str| word.rsplit([':', ' ']).next().and_then(name);
+        names.extend(rest.split(['{', '}', ',']).filter_map(|word| Some((last(word.trim())?, module.clone()))));
+    }
+    names
 }
 
 /// Sources below a folder by their path from `src`; tests are left out.
-fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, String)>) -> Result<()> {
+fn collect(folder: &Path, prefix: &str, files: &mut Vec<Source>) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
     for entry in entries {
         let entry = entry?;
@@ -113,20 +165,15 @@ fn without_tests_and_comments(text: &str) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).fold(String::new(), |all, line| all + line + "\n")
 }
 
-/// Names after `crate::`, and after as many `super::` as lead to the top, for a file so deep in
-/// folders.
-fn used_modules(code: &str, depth: usize) -> BTreeSet<String> {
-    let to_top = "super::".repeat(depth + 1);
+/// The names that follow one of these beginnings of paths.
+fn used_modules(code: &str, starts: &[&str]) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
-    for start in ["crate::", to_top.as_str()] {
-        let mut rest = code;
-        while let Some(at) = rest.find(start) {
-            let before = rest.get(..at).and_then(|text| text.chars().next_back());
-            let after = rest.get(at + start.len()..).unwrap_or_default();
+    for start in starts {
+        for (at, _) in code.match_indices(start) {
+            let before = code.get(..at).and_then(|text| text.chars().next_back());
             if !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':' || c == '$') {
-                names_at(after, &mut used);
+                names_at(code.get(at + start.len()..).unwrap_or_default(), &mut used);
             }
-            rest = after;
         }
     }
     used
@@ -222,7 +269,8 @@ mod tests {
             fs::create_dir_all(path.parent().expect("a parent")).expect("made");
             fs::write(path, text).expect("written");
         }
-        circles(&graph(folder.path()).expect("read")).into_iter().map(|circle| circle.modules).collect()
+        let found = forbidden(&sources(folder.path()).expect("read"));
+        found.into_iter().map(|(_, circle)| circle.modules).collect()
     }
 
     #[test]
@@ -238,8 +286,38 @@ mod tests {
         }
         let deep = [("a/mod.rs", ""), ("a/x.rs", "use super::super::b;\n"), ("b.rs", "use crate::a;")];
         assert_eq!(found(&deep), [["a", "b"]]);
+        let face = [("a/mod.rs", "use super::b;\n"), ("a/x.rs", ""), ("b.rs", "use crate::a;")];
+        assert_eq!(found(&face), [["a", "b"]]);
         let long = [("a.rs", "use crate::b;"), ("b.rs", "use crate::c;"), ("c.rs", "use crate::a;")];
         assert_eq!(found(&long), [["a", "b", "c"]]);
+    }
+
+    #[test]
+    fn a_circle_is_found_through_names_that_the_crate_hands_on() {
+        for lib in ["pub use b::{Y, Z};", "mod b;\npub(crate) use b::deeper::{\n    X as Z,\n};"] {
+            let files = [("lib.rs", lib), ("a.rs", "use crate::Z;"), ("b.rs", "use crate::a;")];
+            assert_eq!(found(&files), [["a", "b"]], "{lib}");
+        }
+        let of_another = [("lib.rs", "pub use other::Z;"), ("a.rs", "use crate::Z;"), ("b.rs", "use crate::a;")];
+        assert_eq!(found(&of_another), Vec::<Vec<String>>::new());
+    }
+
+    #[test]
+    fn a_folder_and_its_neighbours_use_each_other_in_no_circle() {
+        for back in ["use super::super::b::Y;", "use crate::a::b::Y;", "use crate::a::{b, c};", "use super::super::Y;"]
+        {
+            let files = [
+                ("a/mod.rs", "mod b;\nmod f;\npub use b::Y;"),
+                ("a/b.rs", "use super::f;"),
+                ("a/c.rs", ""),
+                ("a/f/mod.rs", ""),
+                ("a/f/x.rs", back),
+            ];
+            assert_eq!(found(&files), [["b", "f"]], "{back}");
+        }
+        // `super::super::z` of a file is no neighbour's.
+        let above = [("a/b.rs", "use super::super::f;"), ("a/f/mod.rs", "use super::b;"), ("f.rs", "")];
+        assert_eq!(found(&above), Vec::<Vec<String>>::new());
     }
 
     #[test]
@@ -251,11 +329,11 @@ mod tests {
     }
 
     #[test]
-    fn comments_tests_and_a_folders_own_affairs_do_not_count() {
+    fn comments_tests_and_files_of_one_folder_do_not_count() {
         let files = [
             ("a.rs", "//! See [`crate::b`].\nfn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::b;\n}\n"),
             ("b/mod.rs", "use crate::a;\nmod x;\n"),
-            ("b/x.rs", "use super::y; use crate::b::y;"),
+            ("b/x.rs", "use super::y;"),
             ("b/y.rs", "use super::x;"),
             ("b/tests.rs", "use crate::c;"),
             ("c.rs", "use crate::b; use othercrate::c;"),

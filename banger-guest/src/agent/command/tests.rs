@@ -7,6 +7,7 @@ use russh::keys::ssh_key::{Algorithm, LineEnding};
 use russh::keys::{PrivateKey, key};
 use std::net::Ipv4Addr;
 use std::path::Path;
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 

@@ -17,7 +17,6 @@ use tokio::time::{Instant, sleep};
 
 use super::folder::{self, Places};
 use super::{Sessions, blocking};
-use crate::agent::server::Shared;
 use crate::agent::shutdown;
 use crate::console::say;
 use crate::init_kind::InitKind;
@@ -53,10 +52,10 @@ struct Tasks {
 impl Watching {
     /// From now on the session of this name is started again when it ends. `begun`: it was started
     /// just now; if it does not run, it has ended already.
-    pub(super) fn begin(&self, shared: &Arc<Shared>, name: &str, begun: bool) {
+    pub(super) fn begin(&self, sessions: &Arc<Sessions>, name: &str, begun: bool) {
         let mut tasks = self.tasks();
         if !tasks.over {
-            let task = tokio::spawn(keep(Arc::clone(shared), name.to_owned(), begun)).abort_handle();
+            let task = tokio::spawn(keep(Arc::clone(sessions), name.to_owned(), begun)).abort_handle();
             tasks.by_name.insert(name.to_owned(), task).iter().for_each(AbortHandle::abort);
         }
     }
@@ -153,8 +152,8 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 }
 
 /// Starts what is to run in this guest.
-pub(in crate::agent) async fn resume(shared: Arc<Shared>, init: InitKind) {
-    let places = shared.sessions.places.clone();
+pub(in crate::agent) async fn resume(sessions: Arc<Sessions>, init: InitKind) {
+    let places = sessions.places.clone();
     let names = blocking(move || Ok(places.ordered())).await.unwrap_or_default();
     if names.is_empty() {
         return;
@@ -162,7 +161,7 @@ pub(in crate::agent) async fn resume(shared: Arc<Shared>, init: InitKind) {
     // Some inits mount a new /run over the one with the sockets of sessions.
     settled(init).await;
     for name in names {
-        shared.sessions.again.begin(&shared, &name, false);
+        sessions.again.begin(&sessions, &name, false);
     }
 }
 
@@ -179,8 +178,7 @@ async fn settled(init: InitKind) {
 }
 
 /// Has it run, for as long as its order is there.
-async fn keep(shared: Arc<Shared>, name: String, mut begun: bool) {
-    let sessions = &shared.sessions;
+async fn keep(sessions: Arc<Sessions>, name: String, mut begun: bool) {
     let (mut pause, mut failed) = (FIRST, false);
     loop {
         let (places, word) = (sessions.places.clone(), name.clone());
@@ -190,7 +188,7 @@ async fn keep(shared: Arc<Shared>, name: String, mut begun: bool) {
         let started = match running {
             Some(session) => Ok(Some(session)),
             None if begun => Ok(None),
-            None => sessions.start_now(order, &shared).await.map(Some),
+            None => sessions.start_now(order).await.map(Some),
         };
         begun = false;
         match started {
@@ -198,7 +196,7 @@ async fn keep(shared: Arc<Shared>, name: String, mut begun: bool) {
             Ok(None) => {}
             Ok(Some(session)) => {
                 failed = false;
-                wait(sessions, &session.id).await;
+                wait(&sessions, &session.id).await;
                 let (places, word) = (sessions.places.clone(), name.clone());
                 let _ = blocking(move || {
                     places.prune_name(&word);
@@ -224,7 +222,7 @@ async fn keep(shared: Arc<Shared>, name: String, mut begun: bool) {
 async fn wait(sessions: &Sessions, id: &str) {
     loop {
         let request = Request::Wait { session: id.to_owned() };
-        if let Ok(mut socket) = sessions.pass(id, None, &request).await
+        if let Ok(mut socket) = sessions.places.pass(id, None, &request).await
             && let Ok(Some(Answer::Ended(_))) = Answer::read(&mut socket).await
         {
             return;

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::read::{Begin, Selection};
-use crate::agent::command::linger;
+use crate::agent::ending::linger;
 use crate::agent::exec::Input;
 use crate::agent::pty;
 use crate::sys::stream::FdStream;

@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
-use super::server::Shared;
+use super::exec::Tables;
 use crate::console::say;
 use crate::sys::pass;
 use crate::sys::spawn::{Identity, in_own_session};
@@ -56,6 +56,8 @@ pub(super) struct Sessions {
     /// Starts one after the other: each chooses a number, and a name that no other has.
     starting: Arc<Mutex<()>>,
     launch: Launch,
+    /// What commands are looked up in.
+    tables: Arc<Tables>,
     /// What is started again.
     again: again::Watching,
 }
@@ -69,19 +71,13 @@ enum Launch {
     Thread,
 }
 
-impl Default for Sessions {
-    fn default() -> Self {
-        Self::of(Places { folders: FOLDERS.into(), sockets: SOCKETS.into() }, "/proc/self/exe".into())
-    }
-}
-
 /// Answers a request. Gives the stream back when this was the agent's to answer; it is the
 /// session's otherwise.
-pub(super) async fn serve<S>(mut stream: S, request: Request, shared: &Arc<Shared>) -> Option<S>
+pub(super) async fn serve<S>(mut stream: S, request: Request, sessions: &Arc<Sessions>) -> Option<S>
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin + Send + 'static,
 {
-    match answer(&mut stream, request, shared).await {
+    match answer(&mut stream, request, sessions).await {
         Ok(true) => Some(stream),
         // Passed on, or lost.
         Ok(false) | Err(_) => None,
@@ -89,14 +85,13 @@ where
 }
 
 /// Whether it was answered here.
-async fn answer<S>(stream: &mut S, request: Request, shared: &Arc<Shared>) -> io::Result<bool>
+async fn answer<S>(stream: &mut S, request: Request, sessions: &Arc<Sessions>) -> io::Result<bool>
 where
     S: AsyncRead + AsyncWrite + AsFd + Unpin + Send,
 {
-    let sessions = &shared.sessions;
     let Some(word) = request.session().map(str::to_owned) else {
         let answer = match request {
-            Request::Start(new) => match sessions.start(*new, shared).await {
+            Request::Start(new) => match sessions.start(*new).await {
                 Ok(session) => Answer::Sessions(vec![session]),
                 Err(refusal) => Answer::Refused(refusal),
             },
@@ -123,7 +118,7 @@ where
         if session.status != Status::Running || matches!(request, Request::Remove { .. }) {
             return sessions.answer_for(&session, &request).await.write(stream).await.map(|()| true);
         }
-        if sessions.pass(&session.id, Some(stream.as_fd()), &request).await.is_ok() {
+        if sessions.places.pass(&session.id, Some(stream.as_fd()), &request).await.is_ok() {
             return Ok(false);
         }
     }
@@ -132,13 +127,20 @@ where
 }
 
 impl Sessions {
-    fn of(places: Places, program: PathBuf) -> Self {
-        Self { places, starting: Arc::default(), launch: Launch::Program(program), again: again::Watching::default() }
+    /// Those on the work disk, by this program.
+    pub(super) fn new(tables: Arc<Tables>) -> Self {
+        let places = Places { folders: FOLDERS.into(), sockets: SOCKETS.into() };
+        Self::of(places, Launch::Program("/proc/self/exe".into()), tables)
     }
 
     /// Elsewhere, and by the program that is named: for tests.
-    pub(super) fn below(folder: &Path, program: PathBuf) -> Self {
-        Self::of(Places { folders: folder.join("sessions"), sockets: folder.join("run") }, program)
+    pub(super) fn below(folder: &Path, program: PathBuf, tables: Arc<Tables>) -> Self {
+        let places = Places { folders: folder.join("sessions"), sockets: folder.join("run") };
+        Self::of(places, Launch::Program(program), tables)
+    }
+
+    fn of(places: Places, launch: Launch, tables: Arc<Tables>) -> Self {
+        Self { places, starting: Arc::default(), launch, tables, again: again::Watching::default() }
     }
 
     async fn list(&self) -> Vec<Session> {
@@ -223,9 +225,9 @@ impl Sessions {
 
     /// Starts a session. What was to be started again under its name no longer is, or this one
     /// instead.
-    async fn start(&self, new: New, shared: &Arc<Shared>) -> Result<Session, Refusal> {
+    async fn start(self: &Arc<Self>, new: New) -> Result<Session, Refusal> {
         let order = new.again.then(|| new.clone());
-        let session = self.start_now(new, shared).await?;
+        let session = self.start_now(new).await?;
         self.again.end(&session.name);
         let (places, name, again) = (self.places.clone(), session.name.clone(), order.is_some());
         let kept = blocking(move || match order {
@@ -236,15 +238,15 @@ impl Sessions {
             Refusal::Failed(format!("session {} runs, but what is started again cannot be kept: {error}", session.id))
         })?;
         if again {
-            self.again.begin(shared, &session.name, true);
+            self.again.begin(self, &session.name, true);
         }
         Ok(session)
     }
 
-    async fn start_now(&self, mut new: New, shared: &Shared) -> Result<Session, Refusal> {
+    async fn start_now(&self, mut new: New) -> Result<Session, Refusal> {
         let _turn = self.starting.lock().await;
         if new.entrypoint {
-            let image = &shared.tables.image;
+            let image = &self.tables.image;
             let behind = if new.start.words.is_empty() {
                 image.cmd.iter().map(|word| word.clone().into_bytes()).collect()
             } else {
@@ -257,7 +259,7 @@ impl Sessions {
             }
         }
         let failed = |error: io::Error| Refusal::Failed(error.to_string());
-        let (places, tables, launch) = (self.places.clone(), shared.tables.as_ref().clone(), self.launch.clone());
+        let (places, tables, launch) = (self.places.clone(), self.tables.as_ref().clone(), self.launch.clone());
         let (ready, order_id) = blocking(move || {
             places.make()?;
             places.prune();
@@ -306,19 +308,6 @@ impl Sessions {
         self.find(&order_id).await.ok_or_else(|| Refusal::Failed("it is gone already".to_owned()))
     }
 
-    /// Gives a client's connection, or none for the agent's own, to a session's process, and waits
-    /// until it has it.
-    async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {
-        let passing = async {
-            let mut socket = UnixStream::connect(self.places.socket(id)).await?;
-            pass::send(&socket, client).await?;
-            request.write(&mut socket).await?;
-            socket.read_u8().await?;
-            Ok(socket)
-        };
-        timeout(PASS, passing).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
-
     /// Asks all that run to end, and waits until they have.
     pub(super) async fn end_all(&self) {
         self.again.end_all();
@@ -331,14 +320,28 @@ impl Sessions {
         for id in names.await.unwrap_or_default() {
             let places = self.places.clone();
             ending.spawn(async move {
-                let sessions = Self { places, ..Self::default() };
                 let stop = Request::Stop { session: id.clone() };
-                if let Ok(mut socket) = sessions.pass(&id, None, &stop).await {
+                if let Ok(mut socket) = places.pass(&id, None, &stop).await {
                     let _ = Answer::read(&mut socket).await;
                 }
             });
         }
         while ending.join_next().await.is_some() {}
+    }
+}
+
+impl Places {
+    /// Gives a client's connection, or none for the agent's own, to a session's process, and waits
+    /// until it has it.
+    async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {
+        let passing = async {
+            let mut socket = UnixStream::connect(self.socket(id)).await?;
+            pass::send(&socket, client).await?;
+            request.write(&mut socket).await?;
+            socket.read_u8().await?;
+            Ok(socket)
+        };
+        timeout(PASS, passing).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use super::clients::{self, Hub};
 use super::folder::{self, End, Meta, Places};
 use super::log::{CAP, Kind, Log};
-use crate::agent::command::last_frame;
+use crate::agent::ending::last_frame;
 use crate::agent::exec::{self, Asked, Request, Started, Tables};
 use crate::agent::output::Stream;
 use crate::agent::pty::Terminal;

@@ -35,17 +35,17 @@ fn passwd(folder: &Path) -> PathBuf {
     passwd
 }
 
+/// Sessions whose processes are threads.
+fn in_threads(places: &Places) -> impl FnOnce(Arc<Tables>) -> Sessions {
+    let places = places.clone();
+    move |tables| Sessions::of(places, Launch::Thread, tables)
+}
+
 fn guest_with(image: ImageConfig) -> Guest {
     let folder = tempfile::tempdir().unwrap();
     let places = Places { folders: folder.path().join("sessions"), sockets: folder.path().join("run") };
-    let sessions = Sessions {
-        places: places.clone(),
-        starting: Arc::default(),
-        launch: Launch::Thread,
-        again: Default::default(),
-    };
     let config = banger_proto::guest::GuestConfig { image, ..config() };
-    let server = Server::with_sessions(&config, passwd(folder.path()), sessions).unwrap();
+    let server = Server::with_sessions(&config, passwd(folder.path()), in_threads(&places)).unwrap();
     Guest { server: Arc::new(server), places, folder }
 }
 
@@ -346,13 +346,7 @@ async fn at_the_machines_end_all_are_told_and_their_status_is_kept() {
 async fn another_agent_finds_the_sessions_of_the_first() {
     let first = guest();
     first.start(New { name: Some("cat".into()), stdin: true, ..sh("cat") }).await;
-    let sessions = Sessions {
-        places: first.places.clone(),
-        starting: Arc::default(),
-        launch: Launch::Thread,
-        again: Default::default(),
-    };
-    let server = Server::with_sessions(&config(), passwd(first.folder.path()), sessions).unwrap();
+    let server = Server::with_sessions(&config(), passwd(first.folder.path()), in_threads(&first.places)).unwrap();
     let Guest { places, folder, server: old } = first;
     drop(old);
     let second = Guest { server: Arc::new(server), places, folder };

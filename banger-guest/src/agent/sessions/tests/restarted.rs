@@ -10,14 +10,8 @@ fn kept(name: &str, script: &str) -> New {
 impl Guest {
     /// The same guest after its agent has begun anew.
     fn later(&self) -> Self {
-        let sessions = Sessions {
-            places: self.places.clone(),
-            starting: Arc::default(),
-            launch: Launch::Thread,
-            again: Default::default(),
-        };
         let passwd = self.folder.path().join("passwd");
-        let server = Arc::new(Server::with_sessions(&config(), passwd, sessions).unwrap());
+        let server = Arc::new(Server::with_sessions(&config(), passwd, in_threads(&self.places)).unwrap());
         server.resume_sessions(InitKind::Own);
         Self { server, places: self.places.clone(), folder: tempfile::tempdir().unwrap() }
     }
