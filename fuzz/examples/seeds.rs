@@ -2,6 +2,8 @@
 //! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
 //! fuzzing has found beyond these lies beside them.
 
+use banger_fuzz::{documents, import_of, stack};
+use banger_image::{Limits, Wanted, import};
 use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::network::NetworkRequest;
 use banger_policy::reach::{Mode, Reach, Target};
@@ -29,6 +31,7 @@ fn main() -> Result<()> {
     daemon()?;
     command()?;
     archives()?;
+    images()?;
     names()?;
     ledger(vm)?;
     for (name, hello) in [("hello-calls", Purpose::Calls), ("hello-stream", Purpose::Stream)] {
@@ -273,6 +276,65 @@ const PACKAGED: [(&str, &[u8]); 4] = [
     ("lib/modules/6.1-x/kernel/b.ko", b"\0depends=\0softdep=pre: a\0"),
     ("lib/modules/6.1-x/modules.builtin", b"kernel/fs/ext4/ext4.ko\n"),
 ];
+
+/// Documents of an image that an import takes.
+fn image(name: &str, documents: &[u8]) -> Result<()> {
+    let (reference, archive) = documents::archive(documents);
+    import_of("seeds", &archive, |source, folder, progress| {
+        let most = 128 << 20;
+        import(source, folder, most, &Wanted { reference }, Limits::for_build_size(most), progress).map(drop)
+    })?;
+    write("oci", name, documents)
+}
+
+/// Documents of images, stacks of layers, and the seed of a work disk, as the targets' own modules
+/// read them.
+fn images() -> Result<()> {
+    let config = br#"{"architecture":"amd64","os":"linux","config":{"Env":["A=b"],"WorkingDir":"/srv","User":"1","Cmd":["sh"]},"rootfs":{"type":"layers","diff_ids":["#;
+    let (plain, both) = ([&config[..], b"\x10]}}"].concat(), [&config[..], b"\x10,\x10]}}"].concat());
+    let manifest = |layers: &[u8]| {
+        [
+            &br#"{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","#[..],
+            b"\x03},\"layers\":[",
+            layers,
+            b"]}",
+        ]
+        .concat()
+    };
+    let index = |below: &[u8]| [b"{\"manifests\":[".as_slice(), below, b"]}"].concat();
+    let whole = |documents: &[&[u8]]| documents.join(&0);
+    let one = index(b"{\x04,\"platform\":{\"architecture\":\"amd64\",\"os\":\"linux\"}}");
+    let tagged = index(b"{\x04,\"annotations\":{\"org.opencontainers.image.ref.name\":\"a\"}},{\x05}");
+    let nested = index(b"{\x05}");
+    let artifact = br#"{"artifactType":"a/b","subject":{},"config":{"mediaType":"","digest":"","size":2},"layers":[]}"#;
+    image("one", &whole(&[b"", &plain, &manifest(b"{\x01}"), &one]))?;
+    image("compressed", &whole(&[b"", &both, &manifest(b"{\x02},{\x01}"), &one]))?;
+    image("tagged", &whole(&[b"a", &plain, &manifest(b"{\x01}"), artifact, &tagged]))?;
+    image("nested", &whole(&[b"", &plain, &manifest(b"{\x01}"), &one, &nested]))?;
+    let saved = br#"[{"Config":"3","RepoTags":["a:1"],"Layers":["1"]}]"#;
+    image("saved", &whole(&[b"a:1", &plain, saved]))?;
+    let chain = br#"{"id":"c3","os":"linux","config":{"User":"1"},"container_config":{}}"#;
+    let child = br#"{"id":"c4","parent":"c3","architecture":"amd64","os":"linux"}"#;
+    image("chain", &whole(&[b"", chain, child, br#"R{"a":{"1":"c4"}}"#]))?;
+
+    let [folder, file, pages, links, hard, sparse, many] = [0, 1, 2, 4, 5, 9, 10];
+    let of_root = [file, 0x40, 6, 0, 40, sparse, 0x40, 7, 0, 5, 1, 0, 4, 9, many, 0x40, 16, 0, 200, 20];
+    let below = [folder, 3, 0, pages, 0x43, 6, 63, 40, 2, 1, 7, 1, 200, 3, 1, 2, 0, 64, 9, links, 0x44, 6, 0, 0x45];
+    let hides = [
+        file, 0x40, 11, 0, 0, folder, 9, 0, hard, 0x43, 7, 0, 0x43, 6, file, 0x43, 9, 0, 0, 8, 5, 0, 6, 6, 0, 1, 2, 3,
+        4,
+    ];
+    let stack = [&of_root[..], &[255], &below, &[255], &hides].concat();
+    write("stack", "root", &of_root)?;
+    write("stack", "layers", &stack)?;
+    let seed = import_of("seeds", &stack::archive(&of_root[..14]), |source, folder, progress| {
+        let most = 256 << 20;
+        import(source, folder, most, &Wanted::default(), Limits::for_build_size(most), progress)
+            .map(|imported| std::fs::read(imported.seed_path))
+    })??;
+    write("work_disk", "of-an-image", &seed)?;
+    write("work_disk", "odd", &root(true)?)
+}
 
 fn deb(data: &[u8]) -> Vec<u8> {
     let mut out = b"!<arch>\n".to_vec();

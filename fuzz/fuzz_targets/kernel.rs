@@ -2,9 +2,9 @@
 //! in it, the list of modules.
 #![no_main]
 
-use banger_fuzz::import_of;
+use banger_fuzz::{import_of, judged};
 use banger_image::boot::kernel::import;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    import_of("kernel", bytes, |source, folder, progress| drop(import(source, folder, progress)));
+    import_of("kernel", bytes, |source, folder, progress| judged(import(source, folder, progress)));
 });

@@ -2,7 +2,7 @@
 //! kernel with its modules.
 #![no_main]
 
-use banger_fuzz::import_of;
+use banger_fuzz::{import_of, judged};
 use banger_image::boot::kernel::import;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -12,5 +12,5 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut archive = tar::Builder::new(Vec::new());
     archive.append_data(&mut header, "package/0001", bytes).expect("in memory");
     let whole = archive.into_inner().expect("in memory");
-    import_of("package", &whole, |source, folder, progress| drop(import(source, folder, progress)));
+    import_of("package", &whole, |source, folder, progress| judged(import(source, folder, progress)));
 });

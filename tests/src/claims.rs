@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 /// Pages with a table whose column names tests: how that column is called.
-const TABLES: [(&str, &str); 2] = [("SECURITY.md", "held by"), ("docs/threat-model.md", "test")];
+const TABLES: [(&str, &str); 3] =
+    [("SECURITY.md", "held by"), ("docs/threat-model.md", "test"), ("banger-image/tests/README.md", "held by")];
 
 /// Pages that name files.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
@@ -20,6 +21,7 @@ const PAGES: [&str; 9] = [
     "docs/known-issues.md",
     "docs/threat-model.md",
     "tests/README.md",
+    "banger-image/tests/README.md",
 ];
 
 /// Words of the tables that are no tests: lints of clippy, keys of the configuration.

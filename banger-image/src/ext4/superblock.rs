@@ -209,11 +209,9 @@ pub(super) const JOURNAL_INO: u32 = 8;
 fn bitmap(used: u64, count: u64) -> Block {
     let mut block: Block = [0; BLOCK_LEN];
     for (first, byte) in (0_u64..).step_by(8).zip(&mut block) {
-        for bit in 0..8 {
-            if first + bit < used || first + bit >= count {
-                *byte |= 1 << bit;
-            }
-        }
+        // The bits of this byte from such a bit on.
+        let from = |bit: u64| 0xff_u8.checked_shl(low32(bit.saturating_sub(first).min(8))).unwrap_or(0);
+        *byte = !from(used) | from(count);
     }
     block
 }

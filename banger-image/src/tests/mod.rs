@@ -5,6 +5,7 @@ mod configuration;
 mod dialects;
 mod ext4;
 mod hostile;
+mod kinds;
 pub(crate) mod maker;
 mod model;
 mod oci;

@@ -61,7 +61,6 @@ pub(super) fn restrict(
 mod tests {
     use super::super::floor::FLOOR;
     use super::*;
-    use landlock::Access as _;
 
     #[test]
     fn nothing_that_is_shared_may_be_written() {

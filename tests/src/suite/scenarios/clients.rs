@@ -175,7 +175,7 @@ fn forwardings(scene: &mut Scene, guest: &Guest) -> Result<()> {
         .ok()?;
     scene.step("-L, -R and -D over one connection, which others share", |scene| {
         let server = scene.start_user("alice", "exec socat TCP-LISTEN:18081,bind=127.0.0.1,fork,reuseaddr EXEC:'echo from the host'")?;
-        let open = "cd ~/work && ssh -M -S ctl -N -f -o ExitOnForwardFailure=yes -L 18080:127.0.0.1:8080 -L served:/run/served \
+        let open = "cd ~/work && ssh -M -S ctl -N -f -o ExitOnForwardFailure=yes -L 18080:127.0.0.1:8080 -L $PWD/served:/run/served \
             -R 19090:127.0.0.1:18081 -D 11080 kit.banger < /dev/null > /dev/null 2>&1";
         let used = alice(scene, open)?.ok().and_then(|_| {
             alice(scene, "curl -sS http://127.0.0.1:18080/page")?.ok()?.says("from the guest")?;
