@@ -189,10 +189,15 @@ impl Link {
 
     /// As often as the VMM gives the guest up, so that how long a starved guest has is decided here.
     async fn connect(&self, port: u32) -> Result<UnixStream, LinkError> {
+        let mut given_up = false;
         loop {
             let asked = Instant::now();
             match self.connect_once(port).await {
-                Err(LinkError::NoAgent(_)) if asked.elapsed() >= self.given_up => {}
+                Err(LinkError::NoAgent(_)) if asked.elapsed() >= self.given_up => given_up = true,
+                // The VMM was there a moment ago, and has ended.
+                Err(LinkError::Vmm { .. }) if given_up => {
+                    return Err(LinkError::Agent(io::ErrorKind::UnexpectedEof.into()));
+                }
                 result => return result,
             }
         }

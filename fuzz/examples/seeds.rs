@@ -3,7 +3,7 @@
 //! fuzzing has found beyond these lies beside them.
 
 use banger_fuzz::{documents, import_of, stack};
-use banger_image::{Limits, Wanted, import};
+use banger_image::{Limits, import};
 use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::network::NetworkRequest;
 use banger_policy::reach::{Mode, Reach, Target};
@@ -282,7 +282,7 @@ fn image(name: &str, documents: &[u8]) -> Result<()> {
     let (reference, archive) = documents::archive(documents);
     import_of("seeds", &archive, |source, folder, progress| {
         let most = 128 << 20;
-        import(source, folder, most, &Wanted { reference }, Limits::for_build_size(most), progress).map(drop)
+        import(source, folder, most, reference.as_deref(), Limits::for_build_size(most), progress).map(drop)
     })?;
     write("oci", name, documents)
 }
@@ -329,7 +329,7 @@ fn images() -> Result<()> {
     write("stack", "layers", &stack)?;
     let seed = import_of("seeds", &stack::archive(&of_root[..14]), |source, folder, progress| {
         let most = 256 << 20;
-        import(source, folder, most, &Wanted::default(), Limits::for_build_size(most), progress)
+        import(source, folder, most, None, Limits::for_build_size(most), progress)
             .map(|imported| std::fs::read(imported.seed_path))
     })??;
     write("work_disk", "of-an-image", &seed)?;

@@ -133,6 +133,19 @@ async fn a_guest_that_the_vmm_gives_up_is_asked_again() {
     let link = Link { given_up, patience, ..Link::new(path, BootToken::new([1; 32])) };
     let silent = link.command().await;
     assert!(matches!(silent, Err(LinkError::Silent { silent: Layer::Machine })), "{silent:?}");
+
+    // One that ends meanwhile.
+    let path = folder.path().join("ends.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let late = listener.accept().await.unwrap();
+        tokio::time::sleep(2 * given_up).await;
+        drop(listener);
+        drop(late);
+    });
+    let link = Link { given_up, ..Link::new(path, BootToken::new([1; 32])) };
+    let ended = link.command().await.unwrap_err().to_string();
+    assert!(ended.contains("the guest ended"), "{ended}");
 }
 
 /// All at once; every one fails.

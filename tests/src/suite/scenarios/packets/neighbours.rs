@@ -39,7 +39,7 @@ const DOCKER_UNDO: &str = "systemctl stop docker.service docker.socket container
 
 /// What none of them takes with it: tables that iptables(8) made when it was asked, and the modules of
 /// its legacy ones. Then our own rules again, as the timer would bring them.
-const LEFT: &str = "for f in ip ip6; do for t in mangle nat raw security; do nft delete table $f $t; done; done; \
+const LEFT: &str = "for f in ip ip6; do for t in filter mangle nat raw security; do nft delete table $f $t; done; done; \
     for f in iptable ip6table; do for t in nat filter mangle raw security; do modprobe --remove ${f}_$t; done; done; \
     systemctl start banger-host-firewall.service";
 
@@ -102,7 +102,7 @@ pub(super) const ALL: &[Neighbour] = &[
             podman run --detach --name box --network podman localhost/box /bin/busybox sleep 100000",
         reload: "podman network reload --all",
         stop: "podman rm --force --time 0 box",
-        undo: "podman rm --all --force --time 0; podman rmi --all --force; ip link delete podman0; nft delete table inet netavark; rm -rf /run/bench-box; true",
+        undo: "podman rm --all --force --time 0; podman rmi --all --force; ip link delete podman0; nft delete table inet netavark; rm -rf /run/bench-box /dev/shm/libpod_lock; systemctl stop machine.slice; umount /run/netns; true",
     },
     Neighbour {
         name: "firewalld",
@@ -200,7 +200,7 @@ pub(super) fn named_by_doctor(scene: &mut Scene) -> Result<Outcome> {
             scene.root(neighbour.start)?;
             let while_it_runs = named(scene);
             scene.root(neighbour.stop)?;
-            scene.root(neighbour.undo)?;
+            scene.root(&format!("{}; {LEFT}", neighbour.undo))?;
             ensure!(while_it_runs?, "doctor does not name {}", neighbour.doctor);
             ensure!(!named(scene)?, "{} is there when it has ended", neighbour.doctor);
             Ok(())
