@@ -22,9 +22,9 @@ help:
 	@echo 'make record               a recording of the way from the package to a shell in a guest'
 	@echo 'make host-test SUITE=...  suites in the host VM (ONLY=... for some scenarios; no SUITE: all)'
 	@echo 'make host-shell           a root shell in a host VM that has the package and the suites'
-	@echo 'make bench                timings in the host VM'
+	@echo 'make bench                timings, in the host VM and of imports here (ONLY=images, reconcile or guests)'
 	@echo 'make packages             the .deb and the .rpm, checked'
-	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=...)'
+	@echo 'make fuzz                 fuzzes each target for five minutes (SECONDS=..., ONLY=...)'
 	@echo 'make budgets              the helper against its budgets'
 	@echo 'make fmt, make lint       format; clippy, dependency rules, who may use whom, links in comments'
 
@@ -37,7 +37,7 @@ record:
 	@$(BENCH) record
 
 test:
-	@$(NEED) build vm packages deny nextest
+	@$(NEED) build vm packages deny nextest images
 	@$(BUILD_TESTED)
 	@target/debug/banger-bench test
 
@@ -50,8 +50,8 @@ host-shell:
 	@$(BENCH) shell
 
 bench:
-	@$(NEED) build vm packages
-	@$(BENCH) bench
+	@$(NEED) build vm packages images
+	@$(BENCH) bench $(ONLY)
 
 packages:
 	@$(NEED) build packages
@@ -59,7 +59,7 @@ packages:
 
 fuzz:
 	@$(NEED) build
-	@$(BENCH) fuzz $(if $(SECONDS),--seconds '$(SECONDS)')
+	@$(BENCH) fuzz $(if $(SECONDS),--seconds '$(SECONDS)') $(if $(ONLY),--only '$(ONLY)')
 
 budgets:
 	@$(NEED) build

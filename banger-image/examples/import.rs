@@ -1,15 +1,18 @@
 //! Runs the image and kernel imports by hand, without a daemon: `cargo run --release -p
 //! banger-image --example import -- rootfs TAR FOLDER [SIZE [REF]]`, and the like for `kernel`,
-//! `initramfs` and `work-disk`. It says how long each stage took, and the most memory that it had.
-//! The results are for `e2fsck`, `debugfs`, `readelf` and `qemu-system-x86_64 -M microvm`.
+//! `initramfs` and `work-disk`. `floor` is what imports are compared with. It says how long each
+//! stage took, and the most memory that it had. The results are for `e2fsck`, `debugfs`, `readelf`
+//! and `qemu-system-x86_64 -M microvm`.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 use banger_image::boot::initramfs::{self, Initramfs};
 use banger_image::{self as image, Limits, Progress};
 use banger_proto::guest::GuestConfig;
+use flate2::bufread::GzDecoder;
 use std::cell::Cell;
 use std::error::Error;
 use std::fs::{File, read_to_string};
+use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
 use std::time::Instant;
 
@@ -81,6 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let contents = Initramfs { init: Path::new(init), modules: Some(&modules), config: &config };
             println!("{} bytes", initramfs::write(Path::new(path), &contents)?);
         }
+        ["floor", archive, folder] => floor(Path::new(archive), Path::new(folder))?,
         ["work-disk", seed, path, size] => {
             let seed = (*seed != "-").then(|| File::open(seed)).transpose()?;
             let disk = image::work_disk::WorkDisk { size: size.parse()?, seed, uuid: [0x42; 16] };
@@ -88,12 +92,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         _ => {
             return Err(
-                "usage: import rootfs TAR FOLDER [SIZE [REF]] | kernel TAR FOLDER | initramfs KERNEL-FOLDER GUEST KEY PATH | work-disk SEED|- PATH SIZE".into()
+                "usage: import rootfs TAR FOLDER [SIZE [REF]] | kernel TAR FOLDER | initramfs KERNEL-FOLDER GUEST KEY PATH | work-disk SEED|- PATH SIZE | floor ARCHIVE FOLDER".into()
             );
         }
     }
     println!("{:.3} s in all", progress.begun.elapsed().as_secs_f64());
     println!("{} KiB of memory at most", peak().unwrap_or_default());
+    Ok(())
+}
+
+/// The least that an import could do: decompresses what the archive holds and writes it to the disk.
+fn floor(archive: &Path, folder: &Path) -> Result<(), Box<dyn Error>> {
+    let mut archive = tar::Archive::new(File::open(archive)?);
+    for (number, entry) in archive.entries()?.enumerate() {
+        let entry = entry?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let mut entry = BufReader::with_capacity(1 << 20, entry);
+        let mut out = File::create(folder.join(number.to_string()))?;
+        if entry.fill_buf()?.starts_with(&[0x1f, 0x8b]) {
+            io::copy(&mut BufReader::with_capacity(1 << 20, GzDecoder::new(entry)), &mut out)?;
+        } else {
+            io::copy(&mut entry, &mut out)?;
+        }
+        out.sync_all()?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure that the programs of the test bench are there: `need.sh build|vm|packages|deny|nextest ...`.
+# Makes sure that the programs of the test bench are there: `need.sh build|vm|packages|deny|nextest|images ...`.
 # As root it installs what is missing; otherwise it says what to install and ends with status 1.
 # Called by the Makefile only. It never removes a package and never touches the sources of apt.
 set -eu
@@ -63,8 +63,9 @@ for group in "$@"; do
     nextest)
         # The helper's tests compare with what nft shows; those of repositories are about git.
         want nft nftables
-        want git git
-        # Imports are compared with what these make of the same bytes.
+        want git git ;;
+    images)
+        # Imports are compared with what these make of the same bytes, and with how long they take.
         want umoci umoci
         want skopeo skopeo
         want bsdtar libarchive-tools ;;

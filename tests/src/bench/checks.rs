@@ -76,7 +76,7 @@ pub(super) fn run() -> Result<bool> {
         product = Some(Product::build_tested(Needs::Guests)?);
         Ok(packages::check())
     });
-    stage("fuzz", &mut || fuzz::run(FUZZ_SECONDS));
+    stage("fuzz", &mut || fuzz::run(FUZZ_SECONDS, ""));
     // The bench's own control runs even when the package does not build.
     let built = product.is_some();
     let product = product.unwrap_or_else(|| Product::as_built(Needs::Nothing));

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use super::product::{Needs, Product};
 use super::session::{How, Session, Suites};
-use super::{budgets, checks, fuzz, here, interrupt, layers, packages, product};
+use super::{budgets, checks, fuzz, here, images, interrupt, layers, packages, product};
 use crate::hostvm::Kind;
 use crate::suite::{self, Setup};
 
@@ -27,8 +27,11 @@ enum Command {
     Demo,
     /// Records a newcomer's way from the package to a shell in a guest: docs/first-steps.cast.
     Record,
-    /// Timings of the main path and of reconciling, in the host VM and on this machine.
-    Bench,
+    /// Timings of the main path, of reconciling and of imports, in the host VM and on this machine.
+    Bench {
+        /// Only these.
+        part: Option<Part>,
+    },
     /// Every check and every suite.
     Test,
     /// Suites in the host VM; without a name all of them. A suite that `make test` takes a sample
@@ -57,11 +60,25 @@ enum Command {
     Fuzz {
         #[arg(long, default_value_t = 300)]
         seconds: u32,
+        /// Only targets whose name contains this.
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Prints the helper's budgets and what is used of them.
     Budgets,
     /// Which crate and which module may use which: prints what is against the rules.
     Layers,
+}
+
+/// A part of the timings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// A daemon over a thousand rows, on this machine.
+    Reconcile,
+    /// Imports, on this machine.
+    Images,
+    /// The main path, in the host VM.
+    Guests,
 }
 
 /// What `main` calls.
@@ -93,9 +110,15 @@ fn run(command: Command) -> Result<bool> {
         Command::Image => crate::hostvm::prepare().map(|()| true),
         Command::Demo => run_suites(&["demo".to_owned()], None, None, false),
         Command::Record => record(),
-        Command::Bench => {
-            here::reconcile()?;
-            run_suites(&["bench".to_owned()], None, None, false)
+        Command::Bench { part } => {
+            let wanted = |of: Part| part.is_none_or(|part| part == of);
+            if wanted(Part::Reconcile) {
+                here::reconcile()?;
+            }
+            if wanted(Part::Images) {
+                images::run()?;
+            }
+            if wanted(Part::Guests) { run_suites(&["bench".to_owned()], None, None, false) } else { Ok(true) }
         }
         Command::Test => checks::run(),
         Command::HostTest { suites, only, seed, as_built } => run_suites(&suites, only.as_deref(), seed, as_built),
@@ -109,7 +132,7 @@ fn run(command: Command) -> Result<bool> {
             product::say_packages(&product);
             Ok(tally.failed == 0)
         }
-        Command::Fuzz { seconds } => fuzz::run(seconds).map(|tally| {
+        Command::Fuzz { seconds, only } => fuzz::run(seconds, &only).map(|tally| {
             println!("{tally}");
             tally.failed == 0
         }),

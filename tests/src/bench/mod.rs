@@ -5,6 +5,7 @@ mod budgets;
 mod checks;
 mod fuzz;
 mod here;
+mod images;
 mod interrupt;
 mod lanes;
 mod layers;

@@ -96,6 +96,11 @@ fn trees(folder: &Path, kind: Kind) -> Result<()> {
     })
 }
 
+/// The root file system of the guests with Debian, as a tar.
+pub(super) fn debian(target: &Path) -> Result<()> {
+    mmdebstrap(&apt::sources(recipe::SUITE)?, recipe::GUEST_PACKAGES, &[], target)
+}
+
 fn mmdebstrap(sources: &apt::Sources, packages: &[&str], setup: &[String], target: &Path) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=minbase", "--format=tar"]);

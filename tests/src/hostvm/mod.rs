@@ -43,6 +43,11 @@ pub fn prepare() -> Result<()> {
     }
 }
 
+/// Writes the root file system of the guests with Debian to a tar.
+pub fn debian(target: &Path) -> Result<()> {
+    image::debian(target)
+}
+
 /// Notes that a folder was used now.
 fn used(folder: &Path) -> Result<()> {
     let now = File::open(folder).and_then(|open| open.set_modified(SystemTime::now()));
