@@ -29,6 +29,11 @@ use std::process::ExitCode;
 /// The Firecracker release whose API and behaviour this follows.
 const VERSION: &str = "1.16.1";
 
+/// What Firecracker answers to `GET /version`.
+fn version() -> serde_json::Value {
+    serde_json::json!({ "firecracker_version": VERSION })
+}
+
 /// Firecracker's exit code for a command line that it does not understand.
 const EXIT_ARGUMENTS: u8 = 153;
 

@@ -54,7 +54,8 @@ pub fn main() -> ExitCode {
 pub(crate) fn main_with(inhabitant: Inhabitant) -> ExitCode {
     let done = match super::parse(std::env::args_os().skip(1)) {
         Ok(Command::Version) => {
-            io::stdout().write_all(b"Firecracker v1.16.1 (a VMM of the banger bench that boots nothing)\n")
+            let text = format!("Firecracker v{} (a VMM of the banger bench that boots nothing)\n", super::VERSION);
+            io::stdout().write_all(text.as_bytes())
         }
         Ok(Command::Serve { api_sock, .. }) => serve(&api_sock, inhabitant),
         Err(error) => {
@@ -78,9 +79,11 @@ fn serve(api_sock: &Path, inhabitant: Inhabitant) -> io::Result<()> {
     let mut vmm = Still { held: Vec::new(), guest: None, vsock: None, inhabitant };
     for event in inbox {
         let Event::Call(Call { action, reply }) = event else { continue };
-        let answer = match vmm.act(action) {
-            Ok(()) => Response { status: 204, body: None },
-            Err(error) => api::fault(&error),
+        let answer = match action {
+            Action::Version => Response { status: 200, body: Some(super::version().to_string()) },
+            action => {
+                vmm.act(action).map_or_else(|error| api::fault(&error), |()| Response { status: 204, body: None })
+            }
         };
         // A client that has gone away does not undo what it asked for.
         let _ = reply.send(answer);

@@ -184,7 +184,7 @@ impl Standin {
     fn answer(&mut self, action: Action) -> Result<Response, ActionError> {
         let body = match action {
             Action::InstanceInfo => Some(self.instance_info()),
-            Action::Version => Some(json!({ "firecracker_version": VERSION })),
+            Action::Version => Some(super::version()),
             Action::GetMachineConfig => Some(json!(self.config.machine)),
             Action::FlushMetrics | Action::SendCtrlAltDel | Action::Pause | Action::Resume => self.control(&action)?,
             configure => {
