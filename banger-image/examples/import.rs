@@ -101,7 +101,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The least that an import could do: decompresses what the archive holds and writes it to the disk.
+/// The least that an import could do: decompresses what the archive holds and writes it to the
+/// disk.
 fn floor(archive: &Path, folder: &Path) -> Result<(), Box<dyn Error>> {
     let mut archive = tar::Archive::new(File::open(archive)?);
     for (number, entry) in archive.entries()?.enumerate() {

@@ -187,7 +187,8 @@ impl Link {
         }
     }
 
-    /// As often as the VMM gives the guest up, so that how long a starved guest has is decided here.
+    /// As often as the VMM gives the guest up, so that how long a starved guest has is decided
+    /// here.
     async fn connect(&self, port: u32) -> Result<UnixStream, LinkError> {
         let mut given_up = false;
         loop {

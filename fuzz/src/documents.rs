@@ -10,9 +10,9 @@ const MOST: usize = 8;
 
 /// Reads `bytes` as documents with NULs between them. The first is the image that is asked for, or
 /// empty. The last is what the archive is found by: behind `R` what `docker save` called
-/// `repositories`, from `[` on its `manifest.json`, else an `index.json`. In a document, the bytes 1
-/// to 8 stand for `"digest":"...","size":...` of a blob, and 16 to 23 for its digest alone. Blob 1 is
-/// a layer, blob 2 the same one compressed, blob 3 the first document, and so on.
+/// `repositories`, from `[` on its `manifest.json`, else an `index.json`. In a document, the bytes
+/// 1 to 8 stand for `"digest":"...","size":...` of a blob, and 16 to 23 for its digest alone. Blob
+/// 1 is a layer, blob 2 the same one compressed, blob 3 the first document, and so on.
 #[must_use]
 pub fn archive(bytes: &[u8]) -> (Option<String>, Vec<u8>) {
     let mut documents: Vec<&[u8]> = bytes.splitn(MOST, |byte| *byte == 0).collect();

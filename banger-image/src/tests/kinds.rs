@@ -101,8 +101,8 @@ fn of_two_sizes_that_of_the_pax_record_counts() {
     assert_eq!((found["etc/outer"].as_str(), found["etc/inside"].as_str()), ("file ", "file "));
 }
 
-/// `docker save` of an image without a tag: an index that says nothing, beside a manifest.json whose
-/// layers are blobs of the layout.
+/// `docker save` of an image without a tag: an index that says nothing, beside a manifest.json
+/// whose layers are blobs of the layout.
 #[test]
 fn an_image_that_only_the_old_manifest_names_is_found_in_a_layout() {
     let layer = Tar::default().file("etc/x", b"1").end();

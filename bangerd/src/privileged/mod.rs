@@ -90,8 +90,8 @@ impl Unhelped {
 
 /// One exchange with a helper.
 pub(crate) trait Link: Send + Sync + fmt::Debug {
-    /// Asks, and asks again over a new connection when one broke, for a few seconds. `request` makes
-    /// the request as often as it is sent.
+    /// Asks, and asks again over a new connection when one broke, for a few seconds. `request`
+    /// makes the request as often as it is sent.
     fn exchange<'a>(
         &'a self,
         request: &'a (dyn Fn() -> HelperRequest + Send + Sync),

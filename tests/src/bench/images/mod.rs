@@ -1,5 +1,5 @@
-//! What imports take on this machine, as `make bench` prints it: beside what other tools need for the
-//! same image, beside the least that could do it, and by size. Nothing is judged: what else the
+//! What imports take on this machine, as `make bench` prints it: beside what other tools need for
+//! the same image, beside the least that could do it, and by size. Nothing is judged: what else the
 //! machine does shows in seconds, and less in ratios, whose sides take turns.
 
 mod material;

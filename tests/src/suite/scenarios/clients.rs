@@ -1,5 +1,6 @@
-//! Stock clients above SSH, in a Debian guest as alice: OpenSSH with all its forwardings, scp, sftp,
-//! rsync, git, the way in which editors work over SSH, and whatever a user may have in `Host *`.
+//! Stock clients above SSH, in a Debian guest as alice: OpenSSH with all its forwardings, scp,
+//! sftp, rsync, git, the way in which editors work over SSH, and whatever a user may have in `Host
+//! *`.
 
 use std::time::Duration;
 

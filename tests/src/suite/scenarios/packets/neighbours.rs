@@ -37,8 +37,8 @@ const DOCKER_UNDO: &str = "systemctl stop docker.service docker.socket container
     for i in iptables-legacy ip6tables-legacy; do for t in filter nat; do $i -t $t -F; $i -t $t -X; $i -t $t -P FORWARD ACCEPT; done; done; \
     update-alternatives --auto iptables; update-alternatives --auto ip6tables; rm -rf /run/docker /run/containerd; true";
 
-/// What none of them takes with it: tables that iptables(8) made when it was asked, and the modules of
-/// its legacy ones. Then our own rules again, as the timer would bring them.
+/// What none of them takes with it: tables that iptables(8) made when it was asked, and the modules
+/// of its legacy ones. Then our own rules again, as the timer would bring them.
 const LEFT: &str = "for f in ip ip6; do for t in filter mangle nat raw security; do nft delete table $f $t; done; done; \
     for f in iptable ip6table; do for t in nat filter mangle raw security; do modprobe --remove ${f}_$t; done; done; \
     systemctl start banger-host-firewall.service";
