@@ -183,7 +183,7 @@ fn forwardings(scene: &mut Scene, guest: &Guest) -> Result<()> {
             alice(scene, "curl -sS --socks5-hostname 127.0.0.1:11080 http://localhost:8080/page")?
                 .ok()?
                 .says("from the guest")?;
-            alice(scene, "socat -u UNIX-CONNECT:work/served -")?.ok()?.says("by a socket")?;
+            alice(scene, "socat -u UNIX-CONNECT:$HOME/work/served -")?.ok()?.says("by a socket")?;
             guest.shell(scene, "socat -u TCP:127.0.0.1:19090 -")?.ok()?.says("from the host")?;
             alice(scene, "cd ~/work && ssh -S ctl -O check kit.banger && ssh -S ctl kit.banger 'exit 7'")?.exits(7)?;
             alice(scene, "cd ~/work && ssh -S ctl -O forward -L 18082:127.0.0.1:8080 kit.banger && curl -sS http://127.0.0.1:18082/page")?
