@@ -49,7 +49,10 @@ fn life(scene: &Scene, helper: &mut Helper, vm: VmId, image: Digest) -> Result<V
     let grow = |root_bytes| HelperRequest::GrowDisk { vm, owner: OWNER, root_bytes };
     asked.ask("grow_disk", &grow(2 * MIN_ROOT), "Ok")?;
     asked.ask("grow_disk", &grow(MIN_ROOT), "BadArgument")?;
+    asked.ask("give_disk", &HelperRequest::GiveDisk { vm, owner: OWNER + 1 }, "Ok")?;
+    asked.ask("give_disk", &HelperRequest::GiveDisk { vm, owner: OWNER }, "Ok")?;
     asked.ask("attach_disk", &HelperRequest::AttachDisk { vm, owner: OWNER }, "Ok")?;
+    asked.ask("give_disk", &HelperRequest::GiveDisk { vm, owner: OWNER + 1 }, "BadState")?;
     asked.ask("discard_disk", &HelperRequest::DiscardDisk { vm }, "BadState")?;
     asked.ask("grow_disk", &grow(3 * MIN_ROOT), "BadState")?;
     asked.ask("acquire_tap", &acquire(OWNER), "Ok")?;
