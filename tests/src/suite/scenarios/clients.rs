@@ -1,6 +1,5 @@
 //! Stock clients above SSH, in a Debian guest as alice: OpenSSH with all its forwardings, scp,
-//! sftp, rsync, git, the way in which editors work over SSH, and whatever a user may have in `Host
-//! *`.
+//! sftp, rsync, git, editors over SSH, and settings that a user has for all hosts.
 
 use std::time::Duration;
 
@@ -104,7 +103,7 @@ fn by_name(scene: &mut Scene) -> Result<Outcome> {
     })?;
     alice(
         scene,
-        "mkdir -p ~/work && banger ssh-config --install && cd ~/work && head -c 3000000 /dev/urandom > 'a b'",
+        "mkdir -p ~/desk && banger ssh-config --install && cd ~/desk && head -c 3000000 /dev/urandom > 'a b'",
     )?
     .ok()?;
     files(scene)?;
@@ -114,7 +113,7 @@ fn by_name(scene: &mut Scene) -> Result<Outcome> {
     editor(scene)?;
     refused(scene)?;
     whatever_for_all_hosts(scene)?;
-    alice(scene, "banger ssh-config --uninstall && rm -rf ~/work ~/kit.tar ~/.ssh/config")?.ok()?;
+    alice(scene, "banger ssh-config --uninstall && rm -rf ~/desk ~/kit.tar ~/.ssh/config")?.ok()?;
     guest.delete(scene)?;
     scene.banger("alice", &["image", "delete", "kit"])?.ok()?;
     scene.passed()
@@ -129,7 +128,7 @@ fn files(scene: &mut Scene) -> Result<()> {
     scene.step("scp both ways, by sftp and by the older protocol", |scene| {
         for flag in ["", "-O"] {
             let line = format!(
-                "cd ~/work && scp -q {flag} 'a b' kit.banger:/root/ && scp -q {flag} \"kit.banger:/root/a\\ b\" back \
+                "cd ~/desk && scp -q {flag} 'a b' kit.banger:/root/ && scp -q {flag} \"kit.banger:/root/a\\ b\" back \
                  && cmp 'a b' back && rm back && ssh kit.banger \"rm '/root/a b'\" < /dev/null"
             );
             // By sftp a name is not a word of a shell.
@@ -140,12 +139,12 @@ fn files(scene: &mut Scene) -> Result<()> {
     })?;
     scene.step("sftp with a list of orders", |scene| {
         let orders = "put \"a b\" /root/sent\nls -l /root\nget /root/sent came\nrm /root/sent\nbye\n";
-        alice(scene, &format!("cd ~/work && printf '{orders}' | sftp -q -b - kit.banger && cmp 'a b' came && rm came"))?
+        alice(scene, &format!("cd ~/desk && printf '{orders}' | sftp -q -b - kit.banger && cmp 'a b' came && rm came"))?
             .ok()
             .map(drop)
     })?;
     scene.step("rsync both ways, and again with what has changed", |scene| {
-        let line = "cd ~/work && mkdir -p tree/sub && cp 'a b' tree/sub && ln -s sub/nowhere tree/link && chmod 600 'tree/sub/a b' \
+        let line = "cd ~/desk && mkdir -p tree/sub && cp 'a b' tree/sub && ln -s sub/nowhere tree/link && chmod 600 'tree/sub/a b' \
             && rsync -a -e ssh tree/ kit.banger:/root/tree/ && rsync -a kit.banger:/root/tree/ back/ && diff -r --no-dereference tree back \
             && echo more > tree/more && rm 'tree/sub/a b' && rsync -a --delete tree/ kit.banger:/root/tree/ \
             && rsync -a --delete kit.banger:/root/tree/ back/ && diff -r --no-dereference tree back && rm -rf tree back";
@@ -158,7 +157,7 @@ fn repository(scene: &mut Scene, guest: &Guest) -> Result<()> {
         guest.shell(scene, "git init -q --bare -b main /root/repo.git")?.ok()?;
         let identity = "-c user.name=alice -c user.email=alice@localhost";
         let line = format!(
-            "cd ~/work && git clone -q ssh://kit.banger/root/repo.git one && cd one && git checkout -q -b main && cp '../a b' . \
+            "cd ~/desk && git clone -q ssh://kit.banger/root/repo.git one && cd one && git checkout -q -b main && cp '../a b' . \
              && git add . && git {identity} commit -q -m first && git push -q origin main && cd .. \
              && git clone -q kit.banger:/root/repo.git two && cmp 'a b' 'two/a b' && rm -rf one two"
         );
@@ -176,21 +175,21 @@ fn forwardings(scene: &mut Scene, guest: &Guest) -> Result<()> {
         .ok()?;
     scene.step("-L, -R and -D over one connection, which others share", |scene| {
         let server = scene.start_user("alice", "exec socat TCP-LISTEN:18081,bind=127.0.0.1,fork,reuseaddr EXEC:'echo from the host'")?;
-        let open = "cd ~/work && ssh -M -S ctl -N -f -o ExitOnForwardFailure=yes -L 18080:127.0.0.1:8080 -L $PWD/served:/run/served \
+        let open = "cd ~/desk && ssh -M -S ctl -N -f -o ExitOnForwardFailure=yes -L 18080:127.0.0.1:8080 -L $PWD/served:/run/served \
             -R 19090:127.0.0.1:18081 -D 11080 kit.banger < /dev/null > /dev/null 2>&1";
         let used = alice(scene, open)?.ok().and_then(|_| {
             alice(scene, "curl -sS http://127.0.0.1:18080/page")?.ok()?.says("from the guest")?;
             alice(scene, "curl -sS --socks5-hostname 127.0.0.1:11080 http://localhost:8080/page")?
                 .ok()?
                 .says("from the guest")?;
-            alice(scene, "socat -u UNIX-CONNECT:$HOME/work/served -")?.ok()?.says("by a socket")?;
+            alice(scene, "socat -u UNIX-CONNECT:$HOME/desk/served -")?.ok()?.says("by a socket")?;
             guest.shell(scene, "socat -u TCP:127.0.0.1:19090 -")?.ok()?.says("from the host")?;
-            alice(scene, "cd ~/work && ssh -S ctl -O check kit.banger && ssh -S ctl kit.banger 'exit 7'")?.exits(7)?;
-            alice(scene, "cd ~/work && ssh -S ctl -O forward -L 18082:127.0.0.1:8080 kit.banger && curl -sS http://127.0.0.1:18082/page")?
+            alice(scene, "cd ~/desk && ssh -S ctl -O check kit.banger && ssh -S ctl kit.banger 'exit 7'")?.exits(7)?;
+            alice(scene, "cd ~/desk && ssh -S ctl -O forward -L 18082:127.0.0.1:8080 kit.banger && curl -sS http://127.0.0.1:18082/page")?
                 .ok()?
                 .says("from the guest")
         });
-        let ended = alice(scene, "cd ~/work && ssh -S ctl -O exit kit.banger; rm -f served");
+        let ended = alice(scene, "cd ~/desk && ssh -S ctl -O exit kit.banger; rm -f served");
         server.signal(Signal::SIGTERM)?;
         server.wait(scene.limit(Duration::from_secs(10)))?;
         used?;
@@ -201,7 +200,7 @@ fn forwardings(scene: &mut Scene, guest: &Guest) -> Result<()> {
 
 fn agent(scene: &mut Scene) -> Result<()> {
     scene.step("alice's agent comes along when she says so, and not otherwise", |scene| {
-        let line = "cd ~/work && ssh-keygen -q -t ed25519 -N '' -C mine -f key && eval $(ssh-agent) > /dev/null && ssh-add -q key && \
+        let line = "cd ~/desk && ssh-keygen -q -t ed25519 -N '' -C mine -f key && eval $(ssh-agent) > /dev/null && ssh-add -q key && \
             ssh kit.banger 'echo [$SSH_AUTH_SOCK]' < /dev/null; ssh -A kit.banger 'ssh-add -l' < /dev/null; \
             kill $SSH_AGENT_PID; rm -f key key.pub";
         alice(scene, line)?.ok()?.says("[]\n")?.says("mine (ED25519)").map(drop)
@@ -212,16 +211,16 @@ fn agent(scene: &mut Scene) -> Result<()> {
 /// is then made again: as the remote extensions of editors do.
 fn editor(scene: &mut Scene) -> Result<()> {
     scene.step("an editor's server is brought, started, reached, lost and found again", |scene| {
-        alice(scene, "cd ~/work && mkdir server && echo 'an editor is served' > server/page && tar cf server.tar server")?
+        alice(scene, "cd ~/desk && mkdir server && echo 'an editor is served' > server/page && tar cf server.tar server")?
             .ok()?;
         let probe = "ssh -T -o ConnectTimeout=15 kit.banger bash <<'END'\nset -e; uname -sm; test -w \"$HOME\"; \
             command -v tar >/dev/null; mkdir -p ~/.editor; echo probe:done\nEND";
         alice(scene, probe)?.ok()?.says("Linux x86_64")?.says("probe:done")?;
-        alice(scene, "cd ~/work && ssh -T kit.banger 'tar -x -C ~/.editor' < server.tar")?.ok()?;
+        alice(scene, "cd ~/desk && ssh -T kit.banger 'tar -x -C ~/.editor' < server.tar")?.ok()?;
         let start = "ssh -T kit.banger bash <<'END'\ncd ~/.editor/server; busybox httpd -p 127.0.0.1:8090 -h .; echo listening:8090\nEND";
         alice(scene, start)?.ok()?.says("listening:8090")?;
         for _ in 0..2 {
-            let line = "cd ~/work; ssh -T -D 21080 -o ExitOnForwardFailure=yes kit.banger 'echo up; exec sleep 600' > up & lost=$!; \
+            let line = "cd ~/desk; ssh -T -D 21080 -o ExitOnForwardFailure=yes kit.banger 'echo up; exec sleep 600' > up & lost=$!; \
                 until test -s up; do sleep 0.2; done; \
                 curl -sS --socks5-hostname 127.0.0.1:21080 http://127.0.0.1:8090/page; status=$?; kill -9 $lost; rm up; exit $status";
             alice(scene, line)?.ok()?.says("an editor is served")?;
