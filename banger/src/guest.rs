@@ -6,7 +6,7 @@
 //! behind input or output.
 
 use crate::client::Opened;
-use crate::error::explained;
+use crate::error::{Explained, explained};
 use crate::input::{self, Chunk};
 use crate::output::Streams;
 use crate::terminal::{Raw, window};
@@ -129,6 +129,18 @@ pub(crate) fn lost(error: io::Error) -> anyhow::Error {
 /// The connection ended, and the command's end was not heard.
 pub(crate) fn ended_early() -> anyhow::Error {
     explained("the connection to the guest ended before the command did", WHAT_TO_SEE)
+}
+
+/// The connection was lost because its VM has ended; why, as far as the daemon knows.
+pub(crate) fn vm_ended(why: &str) -> anyhow::Error {
+    let why = first_line(why);
+    let because = if why.is_empty() { String::new() } else { format!(": {why}") };
+    explained(format!("the VM ended before the command did{because}"), "see: banger vm list, banger vm logs VM")
+}
+
+/// Whether this says that a connection was lost, and not why.
+pub(crate) fn is_loss(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<Explained>().is_some_and(|said| said.hint() == WHAT_TO_SEE))
 }
 
 pub(crate) const WHAT_TO_SEE: &str = "the VM may have ended; see: banger vm list, banger vm logs VM";

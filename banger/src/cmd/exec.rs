@@ -1,16 +1,18 @@
 //! `vm exec` and `vm logs`: a stream each. `vm run` uses [`command`] as well.
 
 use crate::cli::{Exec, With};
-use crate::client::Client;
+use crate::client::{Client, answer, soon};
 use crate::cmd::workspace;
 use crate::error::{explained, told};
 use crate::interrupt::Interrupts;
 use crate::{guest, session, terminal};
 use anyhow::Context as _;
+use banger_policy::lifecycle::State;
 use banger_proto::command::Start;
 use banger_proto::stream::StreamRequest;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::time::Duration;
 
 /// How a command is run.
 #[derive(Clone, Debug)]
@@ -100,7 +102,7 @@ pub(super) async fn command(
     interrupts: Option<&mut Interrupts>,
 ) -> anyhow::Result<u8> {
     let start = start(words, how.settings, how.tty);
-    let opening = client.guest(StreamRequest::Command { vm, reads: false });
+    let opening = client.guest(StreamRequest::Command { vm: vm.clone(), reads: false });
     let opened = match interrupts {
         None => opening.await?,
         Some(interrupts) => tokio::select! {
@@ -108,7 +110,27 @@ pub(super) async fn command(
             status = interrupts.next() => return Ok(status),
         },
     };
-    guest::run(opened, start, how.stdin, how.json).await
+    let done = guest::run(opened, start, how.stdin, how.json).await;
+    because(client, vm, done).await
+}
+
+/// A lost connection is explained by what has become of the VM. The daemon may hear of that later
+/// than we do.
+pub(super) async fn because<T>(client: &Client, vm: String, done: anyhow::Result<T>) -> anyhow::Result<T> {
+    const LOOKS: u32 = 15;
+    const PAUSE: Duration = Duration::from_millis(200);
+    let Err(lost) = done else { return done };
+    if !guest::is_loss(&lost) {
+        return Err(lost);
+    }
+    for _ in 0..LOOKS {
+        match answer(client.rpc.show_vm(soon(), vm.clone())).await {
+            Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
+            Ok(now) => return Err(guest::vm_ended(&now.runtime.last_error)),
+            Err(_) => break,
+        }
+    }
+    Err(lost)
 }
 
 /// What the guest is told to start.

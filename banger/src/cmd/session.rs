@@ -324,7 +324,7 @@ async fn attach(one: One) -> anyhow::Result<u8> {
         _ => return Err(odd()),
     }
     let left = guest::converse(opened.guest, Terms { tty, input: session.stdin, attached: true, json: false }).await;
-    match left.context(what)? {
+    match exec::because(&client, one.vm.clone(), left).await.context(what)? {
         Left::Ended(status) => Ok(status),
         Left::HungUp(_) => {
             note(&format!("\ndetached; session {} of {} goes on", one.session, one.vm));

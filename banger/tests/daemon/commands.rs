@@ -14,6 +14,20 @@ fn exec_keeps_the_outputs_apart_and_the_status() {
 }
 
 #[test]
+fn a_lost_connection_is_explained_by_the_end_of_the_vm() {
+    let exec = |word| all(&demo().banger(&["vm", "exec", "-n", "demo", "--", word]).output().unwrap());
+    let what = "banger: cannot run a command in demo: the";
+    assert_eq!(
+        exec("vanish"),
+        format!(
+            "{what} VM ended before the command did: firecracker exited (status 0)\n  see: banger vm list, banger vm logs VM\nstatus Some(1)\n"
+        )
+    );
+    let cut = exec("cut");
+    assert!(cut.starts_with(&format!("{what} connection to the guest ended before the command did\n")), "{cut}");
+}
+
+#[test]
 fn a_commands_variables_folder_and_user_are_sent_over_the_callers_language() {
     let fake = demo();
     let flags = ["-e", "A=b=c", "-e", "HERE", "-e", "NOT_HERE", "-e", "LANG=C", "-w", "/srv", "-u", "app:staff"];

@@ -305,6 +305,19 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
                 }
             }
         }
+        // A VM that ends under its command, which the daemon notes a little later; and a connection
+        // that ends for another reason.
+        ["vanish"] => {
+            let fake = fake.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                for vm in &mut fake.state().vms {
+                    vm.state = banger_policy::lifecycle::State::Stopped;
+                    vm.runtime.last_error = "firecracker exited (status 0)\nmore".into();
+                }
+            });
+        }
+        ["cut"] => {}
         ["deaf"] => {
             tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
             while let Ok(Some(_)) = ToGuest::read(from).await {}

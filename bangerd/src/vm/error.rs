@@ -2,7 +2,7 @@
 //! reads of them is made in `rpc/answer`.
 
 use super::machine::MachineError;
-use crate::db::DbError;
+use crate::db::{DbError, VmRow};
 use crate::error::{OverLimit, chain, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::ports::bound::NotBound;
@@ -83,8 +83,12 @@ pub(crate) enum VmError {
     #[error("this host has no user {0}")]
     NoSuchUser(String),
 
-    #[error("{0} is not running")]
-    NotRunning(VmName),
+    #[error("{vm} is not running{}{why}", if .why.is_empty() { "" } else { ": " })]
+    NotRunning {
+        vm: VmName,
+        /// Why it ended, if it did so by itself or could not be started. May be empty.
+        why: String,
+    },
     #[error("{0} does not run, and has no work disk yet")]
     NothingToRead(VmName),
     #[error("{0} cannot be read: another VM of yours is being read, or many of this host are")]
@@ -173,6 +177,12 @@ impl AdminsOnly {
 }
 
 impl VmError {
+    /// Whoever finds a VM ended that ran a moment ago is told why, as `vm list` says it.
+    pub(super) fn not_running(row: &VmRow) -> Self {
+        let why = row.last_error.lines().next().unwrap_or_default().to_owned();
+        Self::NotRunning { vm: row.name.clone(), why }
+    }
+
     /// What failed and why, as the VM's row, the log and its owner are told.
     pub(crate) fn message(&self) -> String {
         let text = match self {

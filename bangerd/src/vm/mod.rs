@@ -319,14 +319,13 @@ impl Vms {
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
     pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), VmError> {
         let row = self.find(peer, word).await?;
-        let name = row.name.clone();
         let id = row.id;
-        let not_running = || VmError::NotRunning(name.clone());
+        let not_running = VmError::not_running(&row);
         if row.state != State::Running {
-            return Err(not_running());
+            return Err(not_running);
         }
         let entry = self.actor(row);
-        let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or_else(not_running)?;
+        let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or(not_running)?;
         self.touch(id).await;
         Ok((link, entry.shared.enter()))
     }

@@ -206,6 +206,6 @@ impl Vms {
         super::shares::take(&self.ctx, seat.owner).await?;
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
         running.ready(self.ctx.config.now().guest_ready_timeout).await?;
-        running.link().ok_or_else(|| VmError::NotRunning(name.clone()))
+        running.link().ok_or_else(|| VmError::NotRunning { vm: name.clone(), why: String::new() })
     }
 }

@@ -66,7 +66,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::NotPublished { .. } => (ErrorCode::NotFound, "`banger vm show` lists the ports of a VM."),
         VmError::NoSuchUser(_) => (ErrorCode::BadRequest, "A VM is given to a login name; `getent passwd` lists them."),
 
-        VmError::NotRunning(vm) | VmError::NothingToRead(vm) => {
+        VmError::NotRunning { vm, .. } | VmError::NothingToRead(vm) => {
             return (ErrorCode::NotRunning, format!("Start it with `banger vm start {vm}`."));
         }
         VmError::OthersRead(vm) => {

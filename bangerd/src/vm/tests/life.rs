@@ -77,6 +77,8 @@ fn a_guest_that_ends_by_itself_is_stopped_with_the_reason() {
     let vm = world.until("demo", State::Stopped);
     assert_eq!(vm.runtime.last_error, "guest kernel panicked: sysrq");
     world.assert_nothing_held();
+    let refused = world.life().runtime.block_on(world.life().vms.link(&ALICE, "demo")).unwrap_err();
+    assert_eq!(refused.to_string(), "demo is not running: guest kernel panicked: sysrq");
     assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
     assert_eq!(world.show(ALICE, "demo").unwrap().runtime.last_error, "");
 }
