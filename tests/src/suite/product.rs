@@ -13,6 +13,7 @@ use super::report;
 use super::runner::Options;
 use super::vmm::STILL;
 use crate::hostvm::payload::INSIDE;
+use crate::inventory::{Change, What};
 
 /// Where the bench's VMM is installed.
 pub(super) const VMM: &str = "/usr/local/lib/banger-bench/firecracker";
@@ -26,6 +27,9 @@ DeviceAllow=/dev/vhost-vsock rw
 RestrictAddressFamilies=AF_VSOCK
 Environment=BANGER_STAND_IN_PATHS=/usr/bin:/usr/share/qemu:/usr/share/seabios:/dev/vhost-vsock:/dev/null
 ";
+
+/// Who scenarios act as.
+const USERS: [&str; 3] = ["alice", "bob", "carol"];
 
 /// A package is installed and its units are up well within this, under KVM.
 const INSTALL: Duration = Duration::from_secs(60);
@@ -87,22 +91,37 @@ fn import(options: &Options) -> Result<()> {
     root(&format!("banger image import --shared --name tiny --size 512M {INSIDE}/tiny.tar"), IMPORT, options)
 }
 
-/// After a failed scenario: whatever VMs it has left are deleted, so that the next one starts from
-/// a known state. Errors are printed only: the failure itself is already on record.
-pub(super) fn clean_up() {
+/// After a failed scenario: whatever VMs it has left are deleted, and the images that it made, so
+/// that the next one starts from a known state. Errors are printed only: the failure itself is
+/// already on record.
+pub(super) fn clean_up(leaks: &[Change]) {
     show_consoles();
     if !Path::new("/usr/bin/banger").exists() {
         return;
     }
-    for user in ["alice", "bob", "carol"] {
+    for user in USERS {
         let line = "banger vm list --json | grep -o '\"id\": *\"[0-9a-f]*\"' | grep -o '[0-9a-f]\\{64\\}' | xargs --no-run-if-empty banger vm delete";
-        let ended = Run::start(Some(user), &["sh", "-c", line]).and_then(|run| run.wait(INSTALL * 2));
-        match ended {
-            Ok(finished) if finished.status.success() => {}
-            Ok(finished) => report::print_line(&format!("  clean-up: {finished}")),
-            Err(error) => report::print_line(&format!("  clean-up: {error:#}")),
-        }
+        clean(user, &["sh", "-c", line]);
     }
+    for (user, image) in leaks.iter().filter_map(image_left) {
+        clean(user, &["banger", "image", "delete", image]);
+    }
+}
+
+fn clean(user: &str, words: &[&str]) {
+    match Run::start(Some(user), words).and_then(|run| run.wait(INSTALL * 2)) {
+        Ok(finished) if finished.status.success() => {}
+        Ok(finished) => report::print_line(&format!("  clean-up: {finished}")),
+        Err(error) => report::print_line(&format!("  clean-up: {error:#}")),
+    }
+}
+
+/// Whose image it is and what they call it, if a row of such a name was left.
+fn image_left(change: &Change) -> Option<(&str, &str)> {
+    let row = change.name.strip_prefix("image_names ").filter(|_| matches!(change.what, What::Added { .. }))?;
+    let mut fields = row.split(',').skip(1).map(|field| field.trim_matches('\''));
+    let (user, image) = (fields.next()?, fields.next()?);
+    USERS.contains(&user).then_some((user, image))
 }
 
 /// What the VMs that are there said last, and their VMM on its end: the rest of their traces goes
@@ -123,4 +142,19 @@ fn root(line: &str, under_kvm: Duration, options: &Options) -> Result<()> {
     let finished = Run::start(None, &["sh", "-ec", line])?.wait(under_kvm * options.surroundings.slowness)?.ok()?;
     report::print_line(&format!("  setup {:>6.1} s  {line}", finished.took.as_secs_f64()));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::Kind;
+
+    #[test]
+    fn images_that_a_failed_scenario_has_left_are_known_by_their_rows() {
+        let of = |name: &str, what| image_left(&Change { kind: Kind::Row, name: name.to_owned(), what }).is_some();
+        let added = || What::Added { detail: String::new() };
+        assert!(of("image_names 1001,'alice','odd'", added()));
+        assert!(!of("image_names 1001,'alice','odd'", What::Gone { detail: String::new() }));
+        assert!(!of("image_names 0,'root','tiny'", added()) && !of("images '3bf9'", added()));
+    }
 }

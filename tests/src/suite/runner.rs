@@ -149,7 +149,7 @@ fn one(
     };
     if let Verdict::Failed(why) = &verdict {
         report::print_line(&format!("  FAILED: {why}"));
-        product::clean_up();
+        product::clean_up(&difference.leaks);
     } else {
         *left = Some(after);
     }

@@ -65,6 +65,12 @@ impl Scene {
         &self.surroundings.vmm
     }
 
+    /// Whether guests run on emulated CPUs.
+    #[must_use]
+    pub fn is_emulated(&self) -> bool {
+        self.surroundings.slowness > 1
+    }
+
     /// The seed with which a long scenario draws a sample of itself; `None`: it is to be run whole.
     #[must_use]
     pub fn sample(&self) -> Option<u64> {

@@ -164,7 +164,7 @@ fn strike_all(scene: &mut Scene, rows: Vec<Row>) -> Result<()> {
                     "given up after {number} of {count} rows: {:?}",
                     tally.failures
                 );
-                product::clean_up();
+                product::clean_up(&[]);
                 aftermath::clean(scene, &row.operation)?;
             }
         }
