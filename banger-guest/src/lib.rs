@@ -13,6 +13,7 @@ use std::process::ExitCode;
 pub mod agent;
 mod console;
 mod files;
+mod hosts;
 mod init;
 mod init_kind;
 mod launch;

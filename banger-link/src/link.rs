@@ -65,6 +65,9 @@ pub enum LinkError {
     /// A line is no key to the guest.
     #[error("the guest did not take the keys")]
     Keys,
+    /// Its `/etc/hosts` cannot be written.
+    #[error("the guest did not take the names of its private network")]
+    Names,
 }
 
 /// Who of a guest is silent, from the host inwards.
@@ -151,8 +154,22 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn set_authorized_keys(&self, lines: &[String]) -> Result<(), LinkError> {
+        if self.replace(Purpose::Keys, lines).await? { Ok(()) } else { Err(LinkError::Keys) }
+    }
+
+    /// Replaces the names by which the guest finds the other VMs of its private network, a line of
+    /// `/etc/hosts` each.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn set_names(&self, lines: &[String]) -> Result<(), LinkError> {
+        if self.replace(Purpose::Names, lines).await? { Ok(()) } else { Err(LinkError::Names) }
+    }
+
+    /// Whether the agent took the list.
+    async fn replace(&self, purpose: Purpose, lines: &[String]) -> Result<bool, LinkError> {
         let list = lines.join("\n").into_bytes();
-        let mut stream = self.open(Purpose::Keys).await?;
+        let mut stream = self.open(purpose).await?;
         let length = u32::try_from(list.len()).unwrap_or(u32::MAX);
         let answered = async {
             stream.write_all(&length.to_be_bytes()).await?;
@@ -160,8 +177,7 @@ impl Link {
             stream.read_u8().await
         };
         let answered = async { answered.await.map_err(LinkError::Agent) };
-        let answer = within(self.deadline(), Layer::Agent, answered).await?;
-        if answer == 0 { Ok(()) } else { Err(LinkError::Keys) }
+        Ok(within(self.deadline(), Layer::Agent, answered).await? == 0)
     }
 
     fn deadline(&self) -> Instant {

@@ -33,8 +33,8 @@ pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// The longest [`Start`], bytes: what the kernel takes as arguments and environment by default
 /// (execve(2), a quarter of a stack of 8 MiB) fits.
 pub const MAX_START: usize = 2 << 20;
-/// The longest list of [`Purpose::Keys`], bytes.
-pub const MAX_KEYS: usize = 1 << 20;
+/// The longest list of [`Purpose::Keys`] and [`Purpose::Names`], bytes.
+pub const MAX_LIST: usize = 1 << 20;
 
 const MAGIC: [u8; 4] = *b"BGRC";
 const OPENING_BYTES: usize = 6 + BootToken::LEN;
@@ -51,10 +51,15 @@ pub enum Purpose {
     Inside,
     /// One request about sessions ([`crate::session`]).
     Session,
+    /// The daemon replaces the names by which the guest finds the other VMs of its private network:
+    /// length (4 bytes, big endian), then a line of `/etc/hosts` (hosts(5)) for each. The agent's
+    /// answer is one byte: 0, or 1 when the list could not be taken and nothing was changed.
+    /// Unknown to earlier agents.
+    Names,
 }
 
 /// What the daemon sends first: magic `BGRC`, [`VERSION`], purpose (0 command, 1 keys, 2 session, 3
-/// inside), the boot's token.
+/// inside, 4 names), the boot's token.
 #[derive(Clone, Debug)]
 pub struct Opening {
     /// What follows.
@@ -150,6 +155,7 @@ impl Opening {
             Purpose::Keys => 1,
             Purpose::Inside => 3,
             Purpose::Session => 2,
+            Purpose::Names => 4,
         };
         [&MAGIC[..], &[VERSION, purpose], self.token.reveal().as_bytes()].concat()
     }
@@ -171,6 +177,7 @@ impl Opening {
             1 => Some(Purpose::Keys),
             3 => Some(Purpose::Inside),
             2 => Some(Purpose::Session),
+            4 => Some(Purpose::Names),
             _ => None,
         };
         let token = std::str::from_utf8(token).ok().and_then(BootToken::parse);
@@ -378,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn an_opening_and_its_answers_come_back() {
         let token = BootToken::new([9; 32]);
-        for purpose in [Purpose::Command, Purpose::Keys, Purpose::Session, Purpose::Inside] {
+        for purpose in [Purpose::Command, Purpose::Keys, Purpose::Session, Purpose::Inside, Purpose::Names] {
             let bytes = Opening { purpose, token: token.clone() }.encode();
             let (version, opening) = Opening::read(&mut bytes.as_slice()).await.unwrap();
             let opening = opening.unwrap();

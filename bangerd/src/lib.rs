@@ -140,6 +140,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     let ports = ports::Ports::start(rules, callers).map_err(StartError::Runtime)?;
     let context = vm::Context {
         ports,
+        fellows: vm::Fellows::default(),
         readers: vm::Readers::default(),
         names: net::names::Names::of_the_host(),
         paths: args.paths.clone(),
@@ -161,6 +162,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     listen::announce();
     vms.reconcile_in_background();
     vms.refresh_names_in_background();
+    vms.tell_fellows_in_background();
     vm::shares::give_at_each_reload(&vms.ctx);
     vm::stats::spawn(&vms);
     vms.watch_owners();

@@ -23,7 +23,7 @@ use super::feed::{Feed, feed};
 use super::output::Stream;
 use super::pty::{self, Terminal};
 use super::server::{Running, Shared};
-use super::{inside, keys, sessions};
+use super::{inside, keys, names, sessions};
 
 /// How long a connection may take to say what it is for. The daemon and the command line say it at
 /// once, as far as a host under load lets them.
@@ -59,6 +59,10 @@ where
     match opening.purpose {
         Purpose::Keys => {
             let _ = keys::take(&mut from, &mut to, &shared.keys).await;
+            linger(from).await;
+        }
+        Purpose::Names => {
+            let _ = names::take(&mut from, &mut to).await;
             linger(from).await;
         }
         Purpose::Inside => {

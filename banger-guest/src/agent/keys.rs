@@ -1,6 +1,6 @@
 //! Who may log in over SSH: a set of keys that only the daemon replaces.
 
-use banger_proto::command::MAX_KEYS;
+use banger_proto::command::MAX_LIST;
 use russh::keys::PublicKey;
 use russh::keys::ssh_key;
 use std::io;
@@ -55,12 +55,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let length = usize::try_from(from.read_u32().await?).unwrap_or(usize::MAX);
-    if length > MAX_KEYS {
-        return to.write_all(&[1]).await;
-    }
-    let mut list = vec![0; length];
-    from.read_exact(&mut list).await?;
+    let Some(list) = list(from).await? else { return to.write_all(&[1]).await };
     let replaced = std::str::from_utf8(&list).is_ok_and(|text| match keys.replace(text) {
         Ok(()) => true,
         Err(error) => {
@@ -69,6 +64,17 @@ where
         }
     });
     to.write_all(&[u8::from(!replaced)]).await
+}
+
+/// A list as the daemon sends it; `None` when it is too long.
+pub(super) async fn list<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<Vec<u8>>> {
+    let length = usize::try_from(from.read_u32().await?).unwrap_or(usize::MAX);
+    if length > MAX_LIST {
+        return Ok(None);
+    }
+    let mut list = vec![0; length];
+    from.read_exact(&mut list).await?;
+    Ok(Some(list))
 }
 
 /// One key a line; empty lines and comments are skipped.
@@ -116,7 +122,7 @@ mod tests {
         assert!(keys.admits(&PublicKey::from_openssh(A).unwrap()));
         assert_eq!(send(b"rubbish", 7).await.unwrap(), [1]);
         assert_eq!(send(&[0xff], 1).await.unwrap(), [1]);
-        assert_eq!(send(b"", MAX_KEYS + 1).await.unwrap(), [1]);
+        assert_eq!(send(b"", MAX_LIST + 1).await.unwrap(), [1]);
         assert!(send(b"short", 6).await.is_err());
         assert!(keys.admits(&PublicKey::from_openssh(A).unwrap()), "a bad list changes nothing");
     }

@@ -39,6 +39,7 @@ mod forward;
 mod input;
 mod inside;
 mod keys;
+mod names;
 mod output;
 mod program;
 mod pty;

@@ -11,12 +11,8 @@ use std::path::Path;
 
 use super::image::Image;
 use crate::console::say;
+use crate::hosts::{self, HOSTS, MAX_HOSTS};
 
-/// The end of a line in `/etc/hosts` that is ours and is replaced at each boot.
-const MARK: &str = "# banger";
-/// Longest `/etc/hosts`, bytes: lists of blocked names have some MiB. A longer one is left as it
-/// is.
-const MAX_HOSTS: u64 = 16 << 20;
 /// Where contents lie that are laid over files.
 const COVERS: &str = "/run/banger";
 
@@ -25,34 +21,13 @@ pub(super) fn apply(image: &Image, config: &GuestConfig) {
         say(format_args!("cannot set the host name: {error}"));
     }
     write(image, "/etc/hostname", format!("{}\n", config.hostname).as_bytes());
-    match image.read("/etc/hosts", MAX_HOSTS) {
+    match image.read(HOSTS, MAX_HOSTS) {
         Err(error) if error.kind() == ErrorKind::FileTooLarge => {
-            say(format_args!("/etc/hosts has more than {MAX_HOSTS} bytes and is left as it is"));
+            say(format_args!("{HOSTS} has more than {MAX_HOSTS} bytes and is left as it is"));
         }
-        old => write(image, "/etc/hosts", &hosts(&old.unwrap_or_default(), config)),
+        old => write(image, HOSTS, &hosts::at_boot(&old.unwrap_or_default(), config.address, &config.hostname)),
     }
     write(image, "/etc/resolv.conf", format!("nameserver {}\n", config.dns).as_bytes());
-}
-
-/// The image's hosts file with our line in it: other lines stay, our line of an earlier boot goes,
-/// and so does 127.0.1.1, by which Debian names the machine.
-fn hosts(old: &[u8], config: &GuestConfig) -> Vec<u8> {
-    fn names(line: &[u8], address: &str) -> bool {
-        line.split(u8::is_ascii_whitespace).find(|word| !word.is_empty()) == Some(address.as_bytes())
-    }
-    let old = old.strip_suffix(b"\n").unwrap_or(old);
-    let lines = || old.split(|byte| *byte == b'\n').filter(|_| !old.is_empty());
-    let kept = || lines().filter(|line| !line.trim_ascii_end().ends_with(MARK.as_bytes()) && !names(line, "127.0.1.1"));
-    let mut text = Vec::with_capacity(old.len() + 100);
-    if !kept().any(|line| names(line, "127.0.0.1")) {
-        text.extend_from_slice(b"127.0.0.1\tlocalhost\n");
-    }
-    for line in kept() {
-        text.extend_from_slice(line);
-        text.push(b'\n');
-    }
-    text.extend_from_slice(format!("{}\t{} {MARK}\n", config.address, config.hostname).as_bytes());
-    text
 }
 
 fn write(image: &Image, path: &str, content: &[u8]) {
@@ -90,27 +65,6 @@ mod tests {
         reason = "a test fails by panicking, and says why it is skipped"
     )]
     use super::*;
-    use crate::init::tests::config;
-
-    #[test]
-    fn an_empty_hosts_file_gets_both_lines() {
-        assert_eq!(hosts(b"", &config()), b"127.0.0.1\tlocalhost\n172.16.0.2\tweb # banger\n");
-    }
-
-    #[test]
-    fn foreign_lines_stay_and_ours_is_replaced() {
-        let old = b"127.0.0.1 localhost\n127.0.1.1 debian\n::1 ip6-localhost\n10.0.0.9 db\n172.16.0.7\told # banger\n";
-        let new = b"127.0.0.1 localhost\n::1 ip6-localhost\n10.0.0.9 db\n172.16.0.2\tweb # banger\n";
-        assert_eq!(hosts(old, &config()), new);
-        assert_eq!(hosts(new, &config()), new);
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_stay() {
-        let old = b"127.0.0.1 localhost\n# caf\xe9\n\n10.0.0.9 db";
-        let new = b"127.0.0.1 localhost\n# caf\xe9\n\n10.0.0.9 db\n172.16.0.2\tweb # banger\n";
-        assert_eq!(hosts(old, &config()), new);
-    }
 
     #[test]
     fn an_image_without_etc_gets_one() {

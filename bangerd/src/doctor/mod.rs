@@ -113,9 +113,14 @@ mod tests {
         let (doctor, life) =
             (Doctor::new(Live::new(crate::config::Config::built_in()), None, Arc::default()), world.life());
         let checks = || doctor.checks(&life.vms.ctx);
-        drop(world.take_log());
-        life.runtime.block_on(checks());
-        let once = world.take_log();
+        // The daemon's own first look asks the helper, too, at some time.
+        let asked = || {
+            drop(world.take_log());
+            life.runtime.block_on(doctor.forget());
+            life.runtime.block_on(checks());
+            world.take_log()
+        };
+        let once = (0..3).map(|_| asked()).min_by_key(Vec::len).unwrap();
         assert!(!once.is_empty(), "the checks ask the helper");
         life.runtime.block_on(doctor.forget());
         let began = Instant::now();

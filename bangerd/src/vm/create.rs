@@ -74,6 +74,7 @@ impl Actor {
         job.go_on()?;
         if !start || keep {
             self.ctx.db.set_vm_made(self.id()).await?;
+            self.ctx.fellows.changed();
         }
         if start {
             self.carry_out(Event::Start, job, "").await?;

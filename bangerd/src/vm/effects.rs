@@ -150,6 +150,7 @@ impl Actor {
         let (colon, told) = (if reason.is_empty() { "" } else { ": " }, first_line(&reason));
         tracing::info!(name = %self.row.name, "now {state}{colon}{told}");
         self.row.last_error = reason;
+        self.ctx.fellows.changed();
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::util::{NoRandom, WorkerEnded};
 use banger_image::boot::initramfs::InitramfsError;
 use banger_link::control::NotReady;
 use banger_link::keys::KeyError;
-use banger_link::link::Link;
+use banger_link::link::{Link, LinkError};
 use banger_policy::net::{AddressIndex, Network};
 use banger_policy::shares::Share;
 use banger_policy::{Digest, ImageConfig, VmId};
@@ -209,6 +209,9 @@ pub(crate) trait Running: Send + Sync + fmt::Debug {
     /// The file that it is, however it was named when it was started. None where there is no
     /// process.
     fn executable(&self) -> Option<PathBuf>;
+    /// Tells the guest by which names it finds the other VMs of its private network: lines of
+    /// `/etc/hosts`.
+    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>>;
     /// The way into the guest.
     fn link(&self) -> Option<Arc<Link>>;
 }

@@ -8,6 +8,7 @@ mod actor;
 mod create;
 mod effects;
 pub(crate) mod error;
+mod fellows;
 pub(crate) mod host;
 pub(crate) mod machine;
 pub(crate) mod named;
@@ -36,6 +37,7 @@ mod view;
 mod watch;
 mod workspace;
 
+pub(crate) use fellows::Fellows;
 pub(crate) use order::Ask;
 pub(crate) use readers::{Readers, Way};
 
@@ -95,6 +97,8 @@ pub(crate) struct Context {
     pub(crate) names: Names,
     /// What the host listens on for VMs.
     pub(crate) ports: Ports,
+    /// Who has to tell guests of each other.
+    pub(crate) fellows: Fellows,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
     /// What is known of the VMMs' binaries.
@@ -132,6 +136,7 @@ impl Context {
     /// The VM is gone, and its actor with it.
     fn forget(&self, vm: &VmId) {
         self.actors.lock().remove(vm);
+        self.fellows.changed();
     }
 }
 

@@ -54,6 +54,7 @@ impl Actor {
         self.ctx.readers.cut(&self.id());
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
         (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
+        self.ctx.fellows.changed();
         Ok(())
     }
 }

@@ -105,6 +105,7 @@ impl Actor {
         let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.network, self.row.restart) = (spec, network, restart);
+        self.ctx.fellows.changed();
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::machine::{BootDevices, Machine, MachineError, Running, Seat};
 use crate::handles::Handles;
 use crate::privileged::sim::SimHelper;
 use banger_link::control::NotReady;
-use banger_link::link::Link;
+use banger_link::link::{Link, LinkError};
 use banger_policy::VmId;
 use banger_policy::shares::Share;
 use banger_proto::daemon::KillSignal;
@@ -34,6 +34,8 @@ struct State {
     out_of_memory: Option<(VmId, OutOfMemory)>,
     /// What guests say that runs in them; nothing is said when it is `None`.
     commands: Option<u32>,
+    /// The names that guests were told last.
+    known: HashMap<VmId, Vec<String>>,
     /// Of processes whose end nobody was told.
     unseen: Vec<watch::Sender<Option<String>>>,
 }
@@ -74,6 +76,15 @@ impl SimMachine {
 
     pub(super) fn set_commands(&self, commands: Option<u32>) {
         self.lock().commands = commands;
+    }
+
+    /// The names that a guest was told last.
+    pub(super) fn known(&self, vm: &VmId) -> Option<Vec<String>> {
+        self.lock().known.get(vm).cloned()
+    }
+
+    pub(super) fn forget_known(&self) {
+        self.lock().known.clear();
     }
 
     pub(super) fn processes(&self) -> usize {
@@ -289,6 +300,11 @@ impl Running for SimGuest {
 
     fn commands(&self) -> Option<u32> {
         self.machine.lock().commands
+    }
+
+    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>> {
+        self.machine.lock().known.insert(self.vm, network.to_vec());
+        futures::future::ready(Ok(())).boxed()
     }
 
     /// Leads nowhere.

@@ -42,6 +42,7 @@ impl Actor {
         self.ctx.readers.cut(&self.id());
         let (boot, ended, orders) = (self.boot, running.ended(), self.own_orders.clone());
         self.shared.set_running(Some(Arc::clone(&running)));
+        self.ctx.fellows.changed();
         if let Some(executable) = running.executable() {
             let (ctx, shared, of) = (Arc::clone(&self.ctx), Arc::clone(&self.shared), running);
             let socket = ctx.paths.vm(&self.id()).api_socket();

@@ -1,7 +1,7 @@
 //! A guest that runs, or boots.
 
 use crate::vm::machine::{BootDevices, MachineError, Running, Seat};
-use banger_link::link::Link;
+use banger_link::link::{Link, LinkError};
 use banger_link::monitor::{self, Parts};
 use banger_proto::daemon::KillSignal;
 use banger_vmm::api::{self, Drive, Interface, VmmConfig};
@@ -106,6 +106,10 @@ impl Running for Guest {
 
     fn executable(&self) -> Option<PathBuf> {
         Some(format!("/proc/{}/exe", self.pid()).into())
+    }
+
+    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>> {
+        self.link.set_names(network).boxed()
     }
 
     fn link(&self) -> Option<Arc<Link>> {

@@ -207,6 +207,7 @@ impl World {
             let callers = Arc::new(crate::net::caller::Kernel::default());
             let context = Context {
                 ports: crate::ports::Ports::start(rules, callers).unwrap(),
+                fellows: crate::vm::Fellows::default(),
                 readers: crate::vm::Readers::default(),
                 names: Names::of(Arc::new(names)),
                 paths,
@@ -227,6 +228,7 @@ impl World {
         runtime.block_on(async {
             store.collect_in_background();
             vms.reconcile_in_background();
+            vms.tell_fellows_in_background();
         });
         self.daemon = Some(Life { runtime, vms, store });
     }

@@ -147,3 +147,48 @@ fn a_private_network_is_its_owners_and_goes_with_a_new_owner() {
     });
     assert_eq!((given.network.private, given.network.mode), (None, Mode::None));
 }
+
+#[test]
+fn guests_of_one_private_network_are_told_each_other_and_nobody_else() {
+    let mut world = World::new();
+    let make = |world: &World, peer: Peer, name: &str, network: &str| {
+        let request = CreateRequest { network: private(network), ..named(name) };
+        let JobState::Done(JobResult::Vm(vm)) = world.wait(world.begin_create(peer, request, false).unwrap()) else {
+            panic!("{name}")
+        };
+        vm.id
+    };
+    let told = |world: &World, vm: VmId, lines: &[&str]| {
+        world.until_true("it is told", || world.machine.known(&vm).is_some_and(|known| known == lines));
+    };
+    let one = make(&world, ALICE, "one", "lab");
+    let apart = make(&world, ALICE, "apart", "other");
+    let his = make(&world, BOB, "his", "lab");
+    told(&world, one, &[]);
+    // Made after it, and never one's own name for itself.
+    let two = make(&world, ALICE, "two", "lab");
+    make(&world, ALICE, "localhost", "lab");
+    told(&world, one, &["172.16.0.5 two two.alice.vm"]);
+    told(&world, two, &["172.16.0.2 one one.alice.vm"]);
+    for alone in [apart, his] {
+        told(&world, alone, &[]);
+    }
+
+    // One that does not run keeps its name; one that leaves, or is gone, does not.
+    world.order(STOP, "one");
+    told(&world, two, &["172.16.0.2 one one.alice.vm"]);
+    world.order(Ask::Start, "one");
+    told(&world, one, &["172.16.0.5 two two.alice.vm"]);
+    let other = SetRequest { network: private("other"), ..SetRequest::default() };
+    world.order(Ask::Set(other), "one");
+    told(&world, two, &[]);
+    told(&world, one, &["172.16.0.3 apart apart.alice.vm"]);
+    world.order(Ask::Delete, "apart");
+    told(&world, one, &[]);
+
+    // A daemon that was killed does not know what it has told.
+    world.machine.forget_known();
+    world.restart();
+    told(&world, one, &[]);
+    told(&world, two, &[]);
+}

@@ -74,6 +74,7 @@ const FOR_ALL_HOSTS: &[&str] = &[
 fn by_name(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
     scene.allow(Allow::anything(Kind::File, "/home/alice/.local*", "alice's SSH key for her VMs is made once"));
+    scene.allow(Allow::anything(Kind::File, "/home/bob/.local*", "and bob's, who tries to get in"));
     scene.allow(Allow::anything(Kind::File, "/home/alice/.ssh*", "ssh-config makes the folder of alice's ssh"));
     scene.step("a Debian guest with a developer's tools", |scene| {
         scene.root(TOOLS)?;

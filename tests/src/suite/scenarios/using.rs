@@ -105,6 +105,7 @@ fn several(scene: &mut Scene) -> Result<Outcome> {
     for guest in &guests {
         guest.is(scene, "running")?;
     }
+    scene.step("in one private network they find each other by name", |scene| by_name(scene, &guests))?;
     scene.banger_long("alice", &["vm", "kill", "one", "two"])?.ok()?;
     for guest in &guests {
         guest.is(scene, "stopped")?;
@@ -112,6 +113,30 @@ fn several(scene: &mut Scene) -> Result<Outcome> {
     scene.banger_long("alice", &["vm", "delete", "one", "two", "one"])?.ok()?;
     ensure!(names(scene, "alice")?.is_empty());
     scene.passed()
+}
+
+fn by_name(scene: &mut Scene, guests: &[Guest; 2]) -> Result<()> {
+    let [one, two] = guests;
+    let limit = Duration::from_secs(10);
+    let knows = |guest: &Guest, line: &str| {
+        scene.wait_until(&format!("{} knows {line:?}", guest.name), limit, || {
+            let hosts = guest.shell(scene, "cat /etc/hosts")?.ok()?.stdout;
+            let told: Vec<&str> = hosts.lines().filter_map(|line| line.strip_suffix(" # banger network")).collect();
+            let so = told.len() == usize::from(!line.is_empty()) && told.iter().all(|told| told.ends_with(line));
+            Ok((!so).then_some(hosts))
+        })
+    };
+    for guest in guests {
+        knows(guest, "")?;
+        scene.banger("alice", &["vm", "set", guest.name, "--network", "lab"])?.ok()?;
+    }
+    knows(one, " two two.alice.vm")?;
+    knows(two, " one one.alice.vm")?;
+    one.shell(scene, "ping -c 1 -w 10 two && ping -c 1 -w 10 two.alice.vm")?.ok()?;
+    two.shell(scene, "ping -c 1 -w 10 one")?.ok()?;
+    scene.banger("alice", &["vm", "set", "two", "--network", "none"])?.ok()?;
+    knows(one, "")?;
+    knows(two, "").map(drop)
 }
 
 type Set<'a> = dyn Fn(&Scene, &[&str]) -> Result<Finished> + 'a;

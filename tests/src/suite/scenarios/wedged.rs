@@ -161,8 +161,14 @@ fn frozen(scene: &mut Scene, what: Frozen) -> Result<Outcome> {
     let (guest, beside) = begin(scene)?;
     let freeze = |scene: &Scene| match what {
         Frozen::Agent => {
-            guest.shell(scene, &in_background(&format!("sleep 1; {AGENT}; kill -STOP $agent")))?.ok()?;
-            std::thread::sleep(Duration::from_secs(3));
+            // Another word each time: the console keeps those of earlier boots.
+            let told = format!("frozen {}", scene.root("cat /proc/uptime")?.trim().replace(['.', ' '], "-"));
+            let line = format!("sleep 1; {AGENT}; kill -STOP $agent; echo {told} > /dev/console");
+            guest.shell(scene, &in_background(&line))?.ok()?;
+            scene.wait_until("the agent stands still", Duration::from_secs(15), || {
+                let console = scene.banger("alice", &["vm", "logs", "--tail", "20", NAME])?.ok()?.stdout;
+                Ok((!console.contains(&told)).then_some(console))
+            })?;
             Ok(())
         }
         Frozen::Vmm => scene.root(&format!("kill -STOP {}", guest.vmm(scene)?)).map(drop),
