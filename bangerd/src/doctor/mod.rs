@@ -120,7 +120,7 @@ mod tests {
             life.runtime.block_on(checks());
             world.take_log()
         };
-        let once = (0..3).map(|_| asked()).min_by_key(Vec::len).unwrap();
+        let once = (0..3).map(|_| asked()).min_by_key(Vec::len).unwrap_or_default();
         assert!(!once.is_empty(), "the checks ask the helper");
         life.runtime.block_on(doctor.forget());
         let began = Instant::now();
