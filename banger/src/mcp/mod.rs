@@ -34,7 +34,7 @@ use tokio::time::timeout;
 use child::{Cut, Sink};
 use kept::Kept;
 use told::Told;
-use tools::{Answer, MAX_FILE, Order, TOOLS};
+use tools::{Answer, Given, MAX_FILE, Order, TOOLS};
 
 /// Commands at a time.
 const AT_ONCE: usize = 8;
@@ -180,11 +180,11 @@ impl Server {
         // Removed when it is dropped.
         let _file = match &order.file {
             None => None,
-            Some(bytes) => {
+            Some(Given { bytes, mode }) => {
                 let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
                 // Its mode goes along, and what runs in the guest need not be root.
                 file.as_file()
-                    .set_permissions(Permissions::from_mode(0o644))
+                    .set_permissions(Permissions::from_mode(*mode))
                     .context("cannot make a temporary file")?;
                 file.write_all(bytes).context("cannot write a temporary file")?;
                 for word in order.call.words.iter_mut().filter(|word| word.is_empty()) {

@@ -47,7 +47,14 @@ pub(super) struct Order {
     pub(super) call: Call,
     pub(super) answer: Answer,
     /// A file that the command reads; its path is the argument that is empty.
-    pub(super) file: Option<Vec<u8>>,
+    pub(super) file: Option<Given>,
+}
+
+/// A file that a tool was given.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) bytes: Vec<u8>,
+    pub(super) mode: u32,
 }
 
 /// A tool.
@@ -196,6 +203,10 @@ mod tests {
         assert_eq!(words("vm_stop", json!({ "vm": "demo", "timeout_seconds": 5 })), "vm|stop|--timeout=5|demo");
         assert_eq!(words("file_read", json!({ "vm": "demo", "path": "/etc/a:b" })), "vm|cp|demo:/etc/a:b|-");
         assert_eq!(words("file_write", json!({ "vm": "demo", "path": "/x", "text": "" })), "vm|cp||demo:/x");
+        for (executable, mode) in [(false, 0o644), (true, 0o755)] {
+            let write = json!({ "vm": "demo", "path": "/x", "text": "x", "executable": executable });
+            assert_eq!(self::order("file_write", write).unwrap().file.unwrap().mode, mode);
+        }
     }
 
     #[test]

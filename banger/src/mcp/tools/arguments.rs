@@ -6,7 +6,7 @@ use rmcp::schemars::{self, JsonSchema};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::{Answer, Arguments, MAX_FILE, MAX_LIMIT, Order, Words};
+use super::{Answer, Arguments, Given, MAX_FILE, MAX_LIMIT, Order, Words};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -317,6 +317,10 @@ pub(super) struct FileWrite {
     text: Option<String>,
     /// What it is to hold, as base64.
     base64: Option<String>,
+    /// It is a program or a script that is to be started by its path. Say so again when it is
+    /// written again.
+    #[serde(default)]
+    executable: bool,
 }
 
 impl Arguments for FileWrite {
@@ -330,7 +334,8 @@ impl Arguments for FileWrite {
         let mut words = Words::new(&["vm", "cp"]);
         words.word("").place("vm", in_vm(&self.vm, &self.path)?)?;
         let order = words.order(Answer::Text, None, None)?;
-        Ok(Order { file: Some(bytes), ..order })
+        let mode = if self.executable { 0o755 } else { 0o644 };
+        Ok(Order { file: Some(Given { bytes, mode }), ..order })
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
@@ -22,6 +23,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("a-command-ends-when-it-ends", ends),
         Scenario::new("streams-that-stand-still-cost-nothing", still),
         Scenario::new("many-leave-nothing", many),
+        Scenario::new("a-program-by-mcp", by_mcp),
     ]
 }
 
@@ -217,5 +219,58 @@ fn many(scene: &mut Scene) -> Result<Outcome> {
         Ok(())
     })?;
     guest.delete(scene)?;
+    scene.passed()
+}
+
+/// A coding agent's way (docs/contract.md, `banger mcp`): a VM, a script in it that is run, and its
+/// end, as lines of JSON-RPC over one connection.
+fn by_mcp(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    let about = json!({ "name": "bench", "version": "1" });
+    let hello = json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": about });
+    let call = |tool: &str, arguments: Value| ("tools/call", json!({ "name": tool, "arguments": arguments }));
+    let script = "#!/bin/sh\necho hello $1\nexit 3\n";
+    let vm = json!({ "name": "agent", "image": "tiny", "vcpu": 1, "memory": "256M", "root_size": "128M", "disk_size": "64M" });
+    let calls = [
+        ("initialize", hello),
+        call("vm_run", vm),
+        call("file_write", json!({ "vm": "agent", "path": "/root/greet", "text": script, "executable": true })),
+        call("vm_exec", json!({ "vm": "agent", "command": ["/root/greet", "you"] })),
+        call("file_read", json!({ "vm": "agent", "path": "/root/greet" })),
+        call("vm_list", json!({})),
+        call("vm_delete", json!({ "vm": "agent" })),
+    ];
+    // The connection stays open while an answer is waited for: who goes has what was begun undone.
+    let mut line = "bash <<'END'\ncoproc MCP { banger mcp; }\nto=${MCP[1]}; from=${MCP[0]}\n".to_owned();
+    for (id, (method, params)) in calls.iter().enumerate() {
+        let asked = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        line.push_str(&format!(
+            "printf '%s\\n' '{asked}' >&$to; IFS= read -r answer <&$from; printf '%s\\n' \"$answer\"\n"
+        ));
+        if id == 0 {
+            line.push_str("echo '{\"jsonrpc\":\"2.0\",\"method\":\"notifications/initialized\"}' >&$to\n");
+        }
+    }
+    line.push_str("END\n");
+    let ended = scene.step("seven calls", |scene| {
+        scene.start_user("alice", &line)?.wait(scene.limit(Duration::from_secs(90)))?.ok()
+    })?;
+    let said: Vec<String> = ended
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).with_context(|| format!("no JSON: {line}")))
+        .map(|answer: Result<Value>| {
+            let answer = answer?;
+            let text = answer.pointer("/result/content/0/text").and_then(Value::as_str);
+            ensure!(answer.pointer("/result/isError") != Some(&json!(true)), "{answer}");
+            Ok(text.unwrap_or_default().to_owned())
+        })
+        .collect::<Result<_>>()?;
+    let [_, ran, written, greeted, read, list, deleted] = said.as_slice() else { anyhow::bail!("{ended}") };
+    ensure!(ran.contains("\"agent\"") && !written.is_empty() && !deleted.is_empty(), "{said:?}");
+    let greeted: Value = serde_json::from_str(greeted).context("what vm_exec says")?;
+    ensure!(greeted["stdout"] == "hello you\n" && greeted["exit_status"] == 3, "{greeted}");
+    ensure!(read == script && list.contains("running"), "{said:?}");
+    scene.banger("alice", &["vm", "list"])?.ok()?.does_not_say("agent")?;
     scene.passed()
 }
