@@ -134,16 +134,19 @@ pub(super) const ALL: &[Neighbour] = &[
         stop: "ip rule delete not fwmark 51820 table 51820; ip rule delete table main suppress_prefixlength 0; ip link delete wg0",
         undo: "true",
     },
-    // With a file that matches every link but those of the bench.
+    // With a file that matches every link. Another leaves those of the bench alone: a match by `!`
+    // would take eth0 by its other names (systemd.network(5)), and its address away when networkd
+    // ends.
     Neighbour {
         name: "networkd",
         doctor: "",
         installed: "command -v networkctl || true",
-        start: "printf '[Match]\nName=!lo eth0 up0 ctl0 ctl1\n[Network]\nDHCP=yes\nAddress=192.0.2.77/24\n' > /etc/systemd/network/50-all.network && \
+        start: "printf '[Match]\nName=lo eth0 up0 ctl0 ctl1\n[Link]\nUnmanaged=yes\n' > /etc/systemd/network/10-bench.network && \
+            printf '[Match]\nName=*\n[Network]\nDHCP=yes\nAddress=192.0.2.77/24\n' > /etc/systemd/network/50-all.network && \
             systemctl start systemd-networkd.service",
         reload: "networkctl reload && systemctl restart systemd-networkd.service",
         stop: "systemctl stop 'systemd-networkd*.socket' systemd-networkd.service",
-        undo: "rm -f /etc/systemd/network/50-all.network; true",
+        undo: "rm -f /etc/systemd/network/10-bench.network /etc/systemd/network/50-all.network; true",
     },
     Neighbour {
         name: "networkmanager",
