@@ -87,12 +87,15 @@ impl Vms {
             if same {
                 continue;
             }
-            let list = lines.clone();
+            let (list, guest) = (lines.clone(), of.clone());
+            drop(running);
             // By itself: nobody waits for a guest that does not answer. A newer list ends an older
             // one.
             let telling = async move {
                 for _ in 0..TRIES {
-                    match running.know(&list).await {
+                    // Not kept while it is waited for: its end must not wait for this.
+                    let Some(telling) = guest.upgrade().map(|running| running.know(list.clone())) else { return };
+                    match telling.await {
                         Ok(()) => return,
                         Err(error) => tracing::debug!("the guest is not told of its network: {error}"),
                     }

@@ -210,8 +210,9 @@ pub(crate) trait Running: Send + Sync + fmt::Debug {
     /// process.
     fn executable(&self) -> Option<PathBuf>;
     /// Tells the guest by which names it finds the other VMs of its private network: lines of
-    /// `/etc/hosts`.
-    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>>;
+    /// `/etc/hosts`. Keeps nothing of the VM while it waits for the guest: when a boot is let go
+    /// of, its sockets are removed, which later ones have under the same names.
+    fn know(&self, network: Vec<String>) -> BoxFuture<'static, Result<(), LinkError>>;
     /// The way into the guest.
     fn link(&self) -> Option<Arc<Link>>;
 }

@@ -302,8 +302,8 @@ impl Running for SimGuest {
         self.machine.lock().commands
     }
 
-    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>> {
-        self.machine.lock().known.insert(self.vm, network.to_vec());
+    fn know(&self, network: Vec<String>) -> BoxFuture<'static, Result<(), LinkError>> {
+        self.machine.lock().known.insert(self.vm, network);
         futures::future::ready(Ok(())).boxed()
     }
 

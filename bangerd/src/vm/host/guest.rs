@@ -108,8 +108,9 @@ impl Running for Guest {
         Some(format!("/proc/{}/exe", self.pid()).into())
     }
 
-    fn know<'a>(&'a self, network: &'a [String]) -> BoxFuture<'a, Result<(), LinkError>> {
-        self.link.set_names(network).boxed()
+    fn know(&self, network: Vec<String>) -> BoxFuture<'static, Result<(), LinkError>> {
+        let link = Arc::clone(&self.link);
+        async move { link.set_names(&network).await }.boxed()
     }
 
     fn link(&self) -> Option<Arc<Link>> {
