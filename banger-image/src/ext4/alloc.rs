@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn every_block_is_handed_out_once_and_metadata_never() {
         let bytes = 300 << 20;
-        let geometry = Geometry::new(Size::Exactly { bytes, inodes: 4096 }).unwrap();
+        let geometry = Geometry::new(Size::Exactly { bytes, inodes: 4096 }, 0).unwrap();
         let mut allocator = Allocator::new(geometry);
         let mut last = 0;
         let mut sum = 0;

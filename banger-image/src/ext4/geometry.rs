@@ -8,8 +8,9 @@ pub(super) const DESCRIPTOR_BLOCKS: u64 = 8;
 pub(super) const DESCRIPTOR: u64 = 32;
 /// Inodes in a block of an inode table: each has 256 bytes.
 pub(super) const INODES_PER_BLOCK: u32 = 16;
-/// Inodes of a group when the size is not given: one for 16 KiB, as mke2fs makes them. Groups that
-/// the guest adds have as many.
+/// Inodes of a group when the size is not given: one for 16 KiB, as mke2fs makes them; more where
+/// a tree of many small files would take more than half of the groups for its inodes alone. Groups
+/// that the guest adds have as many.
 const USUAL_INODES: u32 = 8192;
 /// The most that one block of bitmap can hold.
 const MOST_INODES: u32 = 32_768;
@@ -42,14 +43,25 @@ pub(super) struct Geometry {
     pub(super) most_blocks: u64,
 }
 
+/// So many inodes, and some for what a boot makes before the file system has grown.
+fn with_spare(inodes: u32) -> u64 {
+    let inodes = u64::from(inodes);
+    inodes + inodes / 8 + 1024
+}
+
 impl Geometry {
+    /// The layout for a tree that needs so many inodes.
+    ///
     /// # Errors
     /// [`Ext4Error::Size`], [`Ext4Error::Inodes`].
-    pub(super) fn new(size: Size) -> Result<Self, Ext4Error> {
+    pub(super) fn new(size: Size, needed: u32) -> Result<Self, Ext4Error> {
         match size {
             Size::Smallest { most } => {
                 let most_blocks = (most / BLOCK).next_multiple_of(GROUP_BLOCKS);
-                Ok(Self { inodes_per_group: USUAL_INODES, most_blocks })
+                let half = (most_blocks / GROUP_BLOCKS / 2).max(1);
+                let each = with_spare(needed).div_ceil(half).next_multiple_of(u64::from(INODES_PER_BLOCK));
+                let each = u32::try_from(each).unwrap_or(MOST_INODES);
+                Ok(Self { inodes_per_group: each.clamp(USUAL_INODES, MOST_INODES), most_blocks })
             }
             Size::Exactly { bytes, inodes } => {
                 if !bytes.is_multiple_of(BLOCK) {
@@ -71,6 +83,12 @@ impl Geometry {
                 Ok(geometry)
             }
         }
+    }
+
+    /// Groups that hold so many inodes and spare ones, or at least those where there may be no more.
+    pub(super) fn groups_of(&self, inodes: u32) -> u64 {
+        let most = (self.most_blocks / GROUP_BLOCKS).max(1);
+        with_spare(inodes).div_ceil(u64::from(self.inodes_per_group)).clamp(1, most)
     }
 
     pub(super) fn table_blocks(&self) -> u64 {
@@ -131,23 +149,37 @@ mod tests {
     #[test]
     fn a_last_group_without_room_is_left_out() {
         for blocks in 4096..140_000 {
-            let geometry = Geometry::new(Size::Exactly { bytes: blocks * BLOCK, inodes: 1024 }).unwrap();
+            let geometry = Geometry::new(Size::Exactly { bytes: blocks * BLOCK, inodes: 1024 }, 0).unwrap();
             assert!(geometry.most_blocks <= blocks && blocks - geometry.most_blocks < 1024, "{blocks}");
             let last = (geometry.most_blocks - 1) / GROUP_BLOCKS;
             let left = geometry.most_blocks - last * GROUP_BLOCKS;
             assert!(left >= geometry.overhead(last) + SMALLEST_LAST, "{blocks}");
         }
-        assert!(Geometry::new(Size::Exactly { bytes: 4097, inodes: 1 }).is_err());
-        assert!(Geometry::new(Size::Exactly { bytes: 16 << 20, inodes: u32::MAX }).is_err());
+        assert!(Geometry::new(Size::Exactly { bytes: 4097, inodes: 1 }, 0).is_err());
+        assert!(Geometry::new(Size::Exactly { bytes: 16 << 20, inodes: u32::MAX }, 0).is_err());
     }
 
     #[test]
     fn inodes_are_found_in_their_group() {
-        let geometry = Geometry::new(Size::Smallest { most: 1 << 30 }).unwrap();
+        let geometry = Geometry::new(Size::Smallest { most: 1 << 30 }, 1000).unwrap();
         assert_eq!(geometry.place(1), (0, 0));
         assert_eq!(geometry.place(8192), (0, 8191));
         assert_eq!(geometry.place(8193), (1, 0));
         assert_eq!(geometry.overhead(0), 1 + 8 + 2 + 512);
         assert_eq!(geometry.overhead(2), 2 + 512);
+    }
+    /// A million small files fit where their contents do; without many, nothing changes.
+    #[test]
+    fn many_files_have_more_inodes_in_a_group() {
+        let most = 16 << 30;
+        let of = |needed| Geometry::new(Size::Smallest { most }, needed).unwrap();
+        assert_eq!(of(400_000).inodes_per_group, USUAL_INODES);
+        let million = of(1_001_000);
+        assert_eq!(million.inodes_per_group % INODES_PER_BLOCK, 0);
+        assert!((60..=64).contains(&million.groups_of(1_001_000)), "{million:?}");
+        assert_eq!(of(u32::MAX).inodes_per_group, MOST_INODES);
+        // Less than the spare ones are left: what there is, is enough.
+        let tight = Geometry::new(Size::Smallest { most: 128 << 20 }, 32_000).unwrap();
+        assert_eq!((tight.inodes_per_group, tight.groups_of(32_000)), (MOST_INODES, 1));
     }
 }

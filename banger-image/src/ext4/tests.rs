@@ -249,6 +249,17 @@ fn what_does_not_fit_is_an_error_and_no_panic() {
     assert!(matches!(written(&lost, &windows, exactly(16 << 20, 64), &path()), Err(Ext4Error::LostAndFound)));
 }
 
+/// More files than a file system of the size has by mke2fs's rule, and their contents fit.
+#[test]
+fn many_small_files_fit_where_their_contents_do() {
+    let mut tree = Tree::new();
+    (0..40_000).for_each(|n| put(&mut tree, format!("{}/{n}", n % 100).as_bytes(), NodeKind::Fifo));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("many.ext4");
+    written(&tree, &[window(0)], Size::Smallest { most: 384 << 20 }, &path).unwrap();
+    is_clean(&path);
+}
+
 /// The tree refuses such names before; whatever becomes of that, no file system has them.
 #[test]
 fn a_name_that_the_tree_has_let_in_is_refused_where_it_is_written() {

@@ -53,7 +53,7 @@ pub(crate) fn write(
     progress: &dyn Progress,
 ) -> Result<Written, Ext4Error> {
     let order = Order::of(tree)?;
-    let geometry = Geometry::new(spec.size)?;
+    let geometry = Geometry::new(spec.size, order.last())?;
     let newest = order.sequence.iter().map(|id| tree.node(*id).meta.mtime.0).filter(|time| *time <= PLAUSIBLE).max();
     let time = newest.unwrap_or_default().clamp(0, PLAUSIBLE);
     let seed = super::bytes::checksum(!0, &spec.uuid);

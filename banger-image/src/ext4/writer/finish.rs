@@ -74,9 +74,7 @@ impl Writer<'_> {
                 Ok((blocks, journal))
             }
             Size::Smallest { most } => {
-                let inodes = u64::from(self.order.last());
-                let inodes = inodes + inodes / 8 + 1024;
-                let mut groups = inodes.div_ceil(u64::from(self.geometry.inodes_per_group)).max(1);
+                let mut groups = self.geometry.groups_of(self.order.last());
                 loop {
                     let blocks = groups * GROUP_BLOCKS;
                     if blocks > self.geometry.most_blocks {
