@@ -89,6 +89,8 @@ pub(crate) enum VmError {
         /// Why it ended, if it did so by itself or could not be started. May be empty.
         why: String,
     },
+    #[error("{0} is being started and its guest is not ready yet")]
+    Starts(VmName),
     #[error("{0} does not run, and has no work disk yet")]
     NothingToRead(VmName),
     #[error("{0} cannot be read: another VM of yours is being read, or many of this host are")]

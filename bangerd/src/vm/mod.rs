@@ -327,7 +327,9 @@ impl Vms {
         let id = row.id;
         let not_running = VmError::not_running(&row);
         if row.state != State::Running {
-            return Err(not_running);
+            let entry = self.ctx.actors.lock().get(&id).cloned();
+            let starts = entry.is_some_and(|entry| entry.shared.starts());
+            return Err(if starts { VmError::Starts(row.name) } else { not_running });
         }
         let entry = self.actor(row);
         let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or(not_running)?;

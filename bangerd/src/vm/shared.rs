@@ -131,6 +131,11 @@ impl Shared {
         *lock(&self.waiting) = waiting;
     }
 
+    /// Whether the actor waits for a guest to be ready.
+    pub(super) fn starts(&self) -> bool {
+        lock(&self.waiting).as_ref().is_some_and(|(wait, _)| *wait == Wait::Start)
+    }
+
     /// Ends the actor's wait when it is of one of these kinds.
     pub(super) fn interrupt(&self, kinds: &[Wait]) {
         if let Some((wait, token)) = lock(&self.waiting).as_ref()

@@ -69,6 +69,9 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::NotRunning { vm, .. } | VmError::NothingToRead(vm) => {
             return (ErrorCode::NotRunning, format!("Start it with `banger vm start {vm}`."));
         }
+        VmError::Starts(_) => {
+            return (ErrorCode::NotRunning, "Try again when `banger vm list` says that it is running.".to_owned());
+        }
         VmError::OthersRead(vm) => {
             let hint = format!("Try again when that has ended, or start it with `banger vm start {vm}`.");
             return (ErrorCode::Limit, hint);

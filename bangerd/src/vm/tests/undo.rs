@@ -118,6 +118,21 @@ fn cancelling_a_creation_leaves_nothing() {
 }
 
 #[test]
+fn whoever_wants_into_a_vm_that_is_being_started_is_told_so() {
+    let world = World::new();
+    world.create(CreateRequest { no_start: true, ..named("demo") }, false);
+    let refused = || world.life().runtime.block_on(world.life().vms.link(&ALICE, "demo")).unwrap_err().to_string();
+    assert_eq!(refused(), "demo is not running");
+    world.machine.set_deaf(true);
+    let start = world.begin(Ask::Start, "demo");
+    world.until_true("a process", || world.machine.processes() == 1);
+    assert_eq!(refused(), "demo is being started and its guest is not ready yet");
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
+    world.wait(start);
+    assert_eq!(refused(), "demo is not running");
+}
+
+#[test]
 fn stop_and_delete_end_a_start_that_waits() {
     for ask in [STOP, Ask::Delete] {
         let world = World::new();
