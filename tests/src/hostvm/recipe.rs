@@ -64,6 +64,7 @@ pub enum Kind {
 /// [`HOST_PACKAGES`]. None runs until a scenario starts it.
 pub(super) const NEIGHBOURS: &[&str] = &[
     "docker.io",
+    "docker-cli",
     "podman",
     "netavark",
     "firewalld",

@@ -187,6 +187,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         scenarios::packets::NEIGHBOURS,
         // Until all of it has been seen to pass in the host VM.
         scenarios::clients::SUITE,
+        scenarios::containers::SUITE,
         scenarios::wedged::SUITE,
         scenarios::doctor::SUITE,
         scenarios::operating::SUITE,

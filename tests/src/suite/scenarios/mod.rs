@@ -4,6 +4,7 @@ pub(super) mod bad_input;
 pub(super) mod clients;
 pub(super) mod commands;
 pub(super) mod confinement;
+pub(super) mod containers;
 pub(super) mod crash;
 pub(super) mod crowd;
 pub(super) mod demo;

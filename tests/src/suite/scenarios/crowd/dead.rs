@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{CROWD, all_well, create, order_all, together, truth};
+use super::{CROWD, all_well, amply, create, order_all, together, truth};
 use crate::suite::list::Outcome;
 use crate::suite::scene::Scene;
 
@@ -17,6 +17,10 @@ const RECLAIMED: Duration = Duration::from_secs(30);
 /// long until her list is answered and until nothing of them is held.
 pub(in crate::suite::scenarios) fn reclaimed(scene: &mut Scene, many: usize) -> Result<Outcome> {
     scene.allow_database_growth();
+    amply(scene, |scene| ended_and_found(scene, many))
+}
+
+fn ended_and_found(scene: &mut Scene, many: usize) -> Result<Outcome> {
     crate::suite::vmm::with_vmm(scene, crate::suite::vmm::STILL, |scene| {
         let names: Vec<String> = (1..=many).map(|number| format!("dead-{number}")).collect();
         all_well(together(scene, names.iter().map(|name| create(scene, "alice", name)))?)?;

@@ -148,8 +148,8 @@ pub(super) const ALL: &[Neighbour] = &[
         stop: "systemctl stop 'systemd-networkd*.socket' systemd-networkd.service",
         undo: "rm -f /etc/systemd/network/10-bench.network /etc/systemd/network/50-all.network; true",
     },
-    // Of links that it is told to leave alone, too, it sets back how IPv6 addresses are made when it
-    // ends. The bridge gets none by that (a step of each row looks).
+    // When it ends it sets back how IPv6 addresses are made, of links that it is told to leave
+    // alone, too. The bridge gets none by that (a step of each row looks).
     Neighbour {
         name: "networkmanager",
         doctor: "",

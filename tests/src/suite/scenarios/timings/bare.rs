@@ -29,7 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(super) fn beside(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
-    let guest = Guest::run_with(scene, "alice", "beside", &["--memory", "512M"])?;
+    let guest = Guest::create(scene, "alice", "beside")?;
+    scene.banger("alice", &["vm", "set", "beside", "--memory", "512M"])?.ok()?;
+    guest.order(scene, "start")?.ok()?;
     scene.root("install -m 0755 /srv/bench/bare-vsock /tmp/bare-vsock")?;
     scene.banger_long("alice", &["vm", "cp", "/tmp/bare-vsock", "beside:/root/bare-vsock"])?.ok()?;
     let words = ["vm", "session", "start", "--name", "bare", "beside", "--", "/root/bare-vsock", "/bin/true"];
