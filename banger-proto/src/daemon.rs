@@ -4,8 +4,8 @@
 //! `cancel_job` undoes it. A client that goes away changes nothing about a job.
 
 use crate::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, FileSync, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, LinkRequest,
+    PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -114,8 +114,6 @@ pub trait Daemon {
     /// Keeps what the caller has prepared in a VM of theirs, as long as the VM exists and is
     /// theirs.
     async fn set_workspace(vm: String, workspace: Option<Workspace>) -> Result<(), ApiError>;
-    /// The configured files of users that their new VMs get; the caller's client copies them.
-    async fn file_sync() -> Result<Vec<FileSync>, ApiError>;
     /// The caller's limits and their use; everyone's after the user given, for an administrator
     /// with `all`.
     async fn quotas(all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError>;

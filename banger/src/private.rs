@@ -7,7 +7,7 @@
 
 use crate::error::explained;
 use anyhow::Context as _;
-use nix::unistd::{Uid, User};
+use nix::unistd::{Uid, User, geteuid};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, mkdirat, openat, readlinkat, unlinkat};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -27,6 +27,18 @@ pub(crate) enum Missing {
     Make,
     /// Give up.
     Refuse,
+}
+
+/// Where the user keeps data of programs (XDG Base Directory Specification: a relative path is to
+/// be ignored).
+///
+/// # Errors
+/// When the user has no home folder.
+pub(crate) fn data_home() -> anyhow::Result<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || absolute("HOME").or_else(|| User::from_uid(geteuid()).ok().flatten().map(|user| user.dir));
+    let data = absolute("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
+    data.context("you have no home folder to keep anything in (HOME is not set)")
 }
 
 /// The folder `own`, a relative path below `base`, for the user `me` alone. Links on the way to
@@ -149,7 +161,10 @@ fn trusted(folder: &OwnedFd, at: &Path, me: Uid) -> anyhow::Result<Stat> {
     // In a sticky folder nobody moves what is another's (inode(7)).
     if open != 0 && stat.st_mode & 0o1000 == 0 {
         let hint = format!("close it: chmod go-w {}; or {}", at.display(), elsewhere(me));
-        return Err(explained(format!("others may write in {}, and an SSH key is kept below it", at.display()), hint));
+        return Err(explained(
+            format!("others may write in {}, and what is kept below it is trusted later", at.display()),
+            hint,
+        ));
     }
     Ok(stat)
 }
@@ -172,7 +187,6 @@ fn elsewhere(me: Uid) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use nix::unistd::geteuid;
     use std::fs::{create_dir, metadata, set_permissions};
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 

@@ -12,7 +12,7 @@ use crate::error::explained;
 use crate::private::{self, Missing};
 use crate::programs;
 use anyhow::Context as _;
-use nix::unistd::{User, geteuid};
+use nix::unistd::geteuid;
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,12 +37,7 @@ impl Store {
     /// # Errors
     /// When the user has no home folder.
     pub(crate) fn locate() -> anyhow::Result<Self> {
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = || absolute("HOME").or_else(|| User::from_uid(geteuid()).ok().flatten().map(|user| user.dir));
-        // XDG Base Directory Specification: a relative path is to be ignored.
-        let data = absolute("XDG_DATA_HOME").or_else(|| Some(home()?.join(".local/share")));
-        let data = data.context("you have no home folder to keep an SSH key in (HOME is not set)")?;
-        Ok(Self::below(data))
+        Ok(Self::below(private::data_home()?))
     }
 
     fn below(data: PathBuf) -> Self {

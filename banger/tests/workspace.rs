@@ -6,7 +6,6 @@
 mod fake;
 
 use banger_policy::lifecycle::State;
-use banger_proto::model::FileSync;
 use fake::{Fake, vm};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -93,12 +92,49 @@ fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
     assert_eq!(said(&[]).1, "");
 }
 
+/// The administrator's configuration, and one of the two files that it names.
+fn configure(fake: &Fake) -> PathBuf {
+    fs::write(fake.socket().with_file_name(".netrc"), "secret").unwrap();
+    let config = fake.socket().with_file_name("banger.toml");
+    let entry = |host: &str, guest: &str| format!("[[file_sync]]\nhost = \"{host}\"\nguest = \"{guest}\"\n");
+    fs::write(&config, entry("~/.netrc", "/root/.netrc") + &entry("~/missing", "~/missing")).unwrap();
+    fs::set_permissions(&config, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    config
+}
+
+/// Who speaks for the daemon names no repository of the user's.
+#[test]
+fn a_workspace_that_was_not_prepared_from_here_opens_no_repository() {
+    let (fake, host, repo) = world();
+    let path = repo.to_str().unwrap();
+    ok(&fake, &["vm", "workspace", "prepare", "demo", path]);
+    let private = host.path().join("private");
+    assert!(Command::new("cp").arg("-a").args([&repo, &private]).status().unwrap().success());
+    git(&private, &["commit", "--quiet", "--allow-empty", "-m", "secret"]);
+    {
+        let mut state = fake.state();
+        let vm = state.vms.iter_mut().find(|vm| vm.name.as_str() == "demo").unwrap();
+        let workspace = vm.workspace.as_mut().unwrap();
+        for text in [&mut workspace.repo_root, &mut workspace.source_path] {
+            *text = private.to_str().unwrap().to_owned();
+        }
+    }
+    let output = ran(&fake, &["vm", "exec", "-n", "demo", "--", "said"]);
+    assert_eq!(text(&output.stderr), "", "it looked for a HEAD that has moved");
+    for words in
+        [&["vm", "exec", "-n", "--auto-prepare", "demo", "--", "said"][..], &["vm", "workspace", "export", "demo"]]
+    {
+        let output = ran(&fake, words);
+        let told = text(&output.stderr);
+        assert!(!output.status.success() && told.contains("by another user, machine or home"), "{told}");
+    }
+}
+
 #[test]
 fn a_new_vm_gets_its_users_files_and_repository() {
     let (fake, _host, repo) = world();
-    let entry = |host: &str, guest: &str| FileSync { host: host.into(), guest: guest.into(), mode: None };
-    fake.state().file_sync = vec![entry("~/.netrc", "/root/.netrc"), entry("~/missing", "~/missing")];
-    fs::write(fake.socket().with_file_name(".netrc"), "secret").unwrap();
+    let config = configure(&fake);
+    let ran = |fake: &Fake, words: &[&str]| fake.banger(words).env("BANGER_CONFIG", &config).output().unwrap();
     let path = repo.to_str().unwrap();
     let dry = ok(&fake, &["vm", "run", "--dry-run", path]);
     assert!(dry.contains("1 files") && dry.contains("branch main at") && fake.state().calls.is_empty(), "{dry}");
@@ -109,6 +145,13 @@ fn a_new_vm_gets_its_users_files_and_repository() {
     let home = fake.guest_home();
     assert_eq!(fs::read_to_string(home.join(".netrc")).unwrap(), "secret");
     assert_eq!(fs::read_to_string(home.join("tool/.git/HEAD")).unwrap(), "ref: refs/heads/fix\n");
+    // Somebody else's, whom an administrator helps: none of the administrator's files goes there.
+    fs::remove_file(home.join(".netrc")).unwrap();
+    fake.state().owner = Some(4711);
+    assert!(ran(&fake, &["vm", "create", "--name", "theirs"]).status.success());
+    let output = ran(&fake, &["vm", "start", "theirs"]);
+    assert!(output.status.success() && !text(&output.stderr).contains("~/missing"), "{}", text(&output.stderr));
+    assert!(!home.join(".netrc").exists());
     // What cannot be prepared leaves no VM.
     let refused = ran(&fake, &["vm", "run", "--name", "none", "/etc"]);
     assert_eq!((refused.status.code(), fake.state().calls.last().unwrap().as_str()), (Some(1), "delete none"));

@@ -8,6 +8,7 @@ pub(crate) mod limits;
 mod live;
 
 use crate::start_error::StartError;
+use banger_policy::file_sync::FileSync;
 use banger_policy::limits::{DEFAULT_STATS_POLL_SECONDS, MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use banger_policy::net::{BridgeKeys, Network};
 use banger_policy::publish::rules::{Subnet, SubnetError};
@@ -45,7 +46,8 @@ pub(crate) struct Config {
     pub(crate) default_dns: Ipv4Addr,
     /// What `vm run` takes when no image is named.
     pub(crate) default_image_name: Option<ImageName>,
-    /// Copied into new VMs by the CLI, which runs as the user.
+    /// Copied into new VMs by the command line, which reads the file itself: nobody else decides
+    /// which files of a user it opens. Checked here, and said to have changed.
     pub(crate) file_sync: Vec<FileSync>,
     /// Sizes when no flag says otherwise.
     pub(crate) vm_defaults: VmDefaults,
@@ -55,18 +57,6 @@ pub(crate) struct Config {
     pub(crate) dns: Dns,
     /// Networks of the host's addresses on which ports may be published, beside loopback.
     pub(crate) publish: Vec<Subnet>,
-}
-
-/// A file or folder of the calling user that new VMs get.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct FileSync {
-    /// `~/...` is the calling user's home.
-    pub(crate) host: String,
-    /// Under `/root`.
-    pub(crate) guest: String,
-    /// Octal; 0600 for files and 0755 for folders when `None`.
-    pub(crate) mode: Option<String>,
 }
 
 /// Sizes and network of new VMs, as far as the administrator decided.
@@ -215,7 +205,7 @@ fn check(raw: Raw) -> Result<Config, Refused> {
             return Err((key, "the path must be absolute".to_owned()));
         }
     }
-    raw.file_sync.iter().try_for_each(check_sync)?;
+    raw.file_sync.iter().try_for_each(FileSync::check)?;
     Ok(Config {
         network: bridge.network(),
         auto_stop_stale_after: duration("auto_stop_stale_after", &raw.auto_stop_stale_after)?,
@@ -241,19 +231,6 @@ fn check(raw: Raw) -> Result<Config, Refused> {
             .map(|text| text.parse().map_err(|error: SubnetError| ("publish.networks", error.to_string())))
             .collect::<Result<_, _>>()?,
     })
-}
-
-fn check_sync(entry: &FileSync) -> Result<(), Refused> {
-    let inside = entry.guest == "/root" || entry.guest.starts_with("/root/") || entry.guest.starts_with("~/");
-    if !inside || entry.guest.split('/').any(|part| part == "..") {
-        return Err(("file_sync.guest", format!("{:?} does not lie under /root", entry.guest)));
-    }
-    match &entry.mode {
-        Some(mode) if u32::from_str_radix(mode, 8).map_or(true, |mode| mode > 0o7777) => {
-            Err(("file_sync.mode", format!("{mode:?} is not an octal mode such as \"0600\"")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn defaults(raw: &RawDefaults) -> Result<VmDefaults, Refused> {

@@ -10,6 +10,7 @@ pub mod command;
 pub mod decision;
 pub mod distribution;
 pub mod dns;
+pub mod file_sync;
 pub mod helper;
 pub mod id;
 pub mod image;

@@ -85,7 +85,7 @@ impl Geometry {
         }
     }
 
-    /// Groups that hold so many inodes and spare ones, or at least those where there may be no more.
+    /// Groups that hold so many inodes and spare ones; all there may be, where that is fewer.
     pub(super) fn groups_of(&self, inodes: u32) -> u64 {
         let most = (self.most_blocks / GROUP_BLOCKS).max(1);
         with_spare(inodes).div_ceil(u64::from(self.inodes_per_group)).clamp(1, most)

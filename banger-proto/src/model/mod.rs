@@ -16,4 +16,4 @@ pub use job::{JobId, JobPage, JobResult, JobState, JobView, Stage};
 pub use quota::{Quota, QuotaLimit, QuotaPage};
 pub use store::{ImageRecord, KernelRecord, LinkRequest, StoreKey, StorePage};
 pub use vm::{CreateRequest, PublishRequest, PublishedPort, SetRequest, VmPage, VmRecord, VmRuntime, VmSpec, VmStats};
-pub use workspace::{FileSync, MAX_WORKSPACE, Workspace, WorkspaceMode};
+pub use workspace::{MAX_WORKSPACE, Workspace, WorkspaceMode};

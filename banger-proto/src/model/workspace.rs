@@ -81,6 +81,10 @@ impl Workspace {
                 return Err("a text of the workspace is empty, too long or has a zero byte");
             }
         }
+        let names = [&self.head_commit, &self.base_commit].into_iter().flatten().chain([&self.base_tree]);
+        if !names.into_iter().all(|name| is_object(name)) {
+            return Err("a name of a commit or tree in the workspace is not one of git's");
+        }
         if !self.guest_path.starts_with('/') {
             return Err("the workspace's folder in the guest is not an absolute path");
         }
@@ -95,15 +99,10 @@ impl Workspace {
     }
 }
 
-/// A file or folder of the calling user that new VMs get.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileSync {
-    /// `~/...` is the calling user's home.
-    pub host: String,
-    /// Under `/root`.
-    pub guest: String,
-    /// 0600 for files and 0755 for folders when `None`.
-    pub mode: Option<u32>,
+/// SHA-1 or SHA-256 in lowercase digits, as git prints it (gitformat-pack(5)): nothing that git
+/// takes for an option.
+fn is_object(name: &str) -> bool {
+    matches!(name.len(), 40 | 64) && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -137,6 +136,9 @@ mod tests {
             Workspace { guest_path: format!("/{}", "a".repeat(MAX_TEXT)), ..workspace() },
             Workspace { source_path: "a\0b".into(), ..workspace() },
             Workspace { base_commit: Some(String::new()), ..workspace() },
+            Workspace { base_tree: "--output=/home/bob/file".into(), ..workspace() },
+            Workspace { head_commit: Some("HEAD".into()), ..workspace() },
+            Workspace { base_commit: Some("A".repeat(40)), ..workspace() },
             // As JSON, a control character has six bytes.
             Workspace { repo_root: "\x01".repeat(MAX_TEXT), ..workspace() },
         ] {

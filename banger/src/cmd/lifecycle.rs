@@ -175,8 +175,11 @@ async fn one(
             Ok(status)
         }
         ended => {
+            if matches!((&verb, &ended), (Verb::Delete, Ended::Done(_))) {
+                crate::workspace::kept::forget(&vm.id);
+            }
             if matches!((verb, vm.state, &ended), (Verb::Start | Verb::Restart, State::Created, Ended::Done(_))) {
-                super::sync::new_vm(client, vm.id).await.with_context(what)?;
+                super::sync::new_vm(client, vm).await.with_context(what)?;
             }
             line(&format!("{past} {} in {}", vm.name, took(began.elapsed())))?;
             Ok(if let Ended::Interrupted(status, _) = ended { status } else { 0 })
@@ -205,6 +208,7 @@ pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> 
     let mut progress = Progress::new(Detail::Live);
     let ended = job::follow(&client, job, &mut progress, &mut interrupts, OnInterrupt::Leave).await;
     ended.with_context(what)?;
+    crate::workspace::kept::forget(&vm.id);
     Ok(())
 }
 

@@ -149,7 +149,7 @@ async fn delete_after(
 
 /// Gives a new VM its user's files and repository; the folder of that.
 async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>, json: bool) -> anyhow::Result<Option<String>> {
-    sync::new_vm(client, vm.id).await?;
+    sync::new_vm(client, vm).await?;
     let Some(wanted) = wanted else { return Ok(None) };
     let began = Instant::now();
     let workspace = workspace::into(client, vm, wanted).await.context("cannot prepare the workspace")?;

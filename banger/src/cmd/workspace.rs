@@ -81,6 +81,7 @@ pub(super) async fn into(client: &Client, vm: &VmRecord, wanted: Wanted) -> anyh
     let progress = Progress::new(Detail::Live);
     let guest = Guest::Vm { client, vm: vm.id.to_string(), user: None, reads: false };
     let workspace = workspace::prepare(&guest, &vm.into(), wanted, &progress).await?;
+    workspace::kept::keep(&workspace)?;
     answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await?;
     Ok(workspace)
 }
@@ -102,17 +103,19 @@ pub(super) async fn export(options: ExportWorkspace) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let vm = running(&client, &options.vm).await.with_context(|| what.clone())?;
-    let Some(known) = &vm.workspace else {
+    let Some(said) = &vm.workspace else {
         let hint = format!("prepare one: banger vm workspace prepare {} PATH", vm.name);
         return Err(explained("it has none", hint)).context(what);
     };
+    let known = workspace::kept::known(said).with_context(|| what.clone())?;
+    let known = known.ok_or_else(|| not_from_here(&vm, said)).with_context(|| what.clone())?;
     let asked = match options.branch {
         Some(name) => What::Branch { name, force: options.force },
         None if options.diff => What::Stat,
         None => What::Patch(options.output),
     };
     let guest = Guest::Vm { client: &client, vm: vm.id.to_string(), user: None, reads: false };
-    let exporting = workspace::export(&guest, known, Export { what: asked, from: options.from, most });
+    let exporting = workspace::export(&guest, &known, Export { what: asked, from: options.from, most });
     let notes = tokio::select! {
         done = exporting => done.context(what)?,
         status = interrupts.next() => return Ok(status),
@@ -128,8 +131,11 @@ pub(super) async fn export(options: ExportWorkspace) -> anyhow::Result<u8> {
 /// When it shall follow, and cannot.
 pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Result<Option<String>> {
     let vm = answer(client.rpc.show_vm(soon(), vm.to_owned())).await?;
-    let Some(known) = &vm.workspace else { return Ok(None) };
-    if let Some(now) = workspace::moved(known) {
+    let Some(said) = &vm.workspace else { return Ok(None) };
+    let Some(known) = workspace::kept::known(said)? else {
+        return if follow { Err(not_from_here(&vm, said)) } else { Ok(Some(said.guest_path.clone())) };
+    };
+    if let Some(now) = workspace::moved(&known) {
         let before = known.head_commit.as_deref().map_or("no commit", short);
         if follow {
             let wanted = Wanted {
@@ -151,5 +157,14 @@ pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Re
             ));
         }
     }
-    Ok(Some(known.guest_path.clone()))
+    Ok(Some(known.guest_path))
+}
+
+/// Nobody but the user says which repository of theirs a VM has.
+fn not_from_here(vm: &VmRecord, said: &Workspace) -> anyhow::Error {
+    let hint = format!(
+        "prepare it from here: banger vm workspace prepare {} PATH; or copy the files: banger vm cp {}:{} FOLDER",
+        vm.name, vm.name, said.guest_path
+    );
+    explained(format!("the workspace was prepared by another user, machine or home, of {}", said.repo_root), hint)
 }

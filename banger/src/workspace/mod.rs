@@ -7,6 +7,7 @@
 mod export;
 mod gather;
 mod git;
+pub(crate) mod kept;
 mod prepare;
 mod repository;
 mod source;

@@ -10,7 +10,7 @@ pub use records::vm;
 use banger_policy::Digest;
 use banger_proto::daemon::Daemon as _;
 use banger_proto::guest::GuestConfig;
-use banger_proto::model::{FileSync, JobResult, JobState, JobView, VmRecord};
+use banger_proto::model::{JobResult, JobState, JobView, VmRecord};
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::Purpose;
@@ -40,8 +40,8 @@ pub struct State {
     pub pulled: Vec<(String, String, Digest)>,
     /// What was last asked for, and not there.
     pub asked: Option<(String, String, Digest)>,
-    /// What new VMs get.
-    pub file_sync: Vec<FileSync>,
+    /// Whose new VMs are; the caller's without it.
+    pub owner: Option<u32>,
     /// The real agent behind the SSH streams, with its host key's public half and its table of
     /// users.
     pub agent: Option<(GuestConfig, String, PathBuf)>,

@@ -6,9 +6,9 @@ use banger_policy::lifecycle::State as VmState;
 use banger_policy::publish::Mapping;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobResult, JobState,
-    JobView, KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, SetRequest,
-    StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult, JobState, JobView,
+    KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, SetRequest, StoreKey,
+    StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -98,7 +98,8 @@ impl Daemon for Fake {
         if state.slow {
             return Ok(JobId(state.job("create", JobState::Running)));
         }
-        let vm = records::vm(&name, if request.no_start { VmState::Created } else { VmState::Running });
+        let mut vm = records::vm(&name, if request.no_start { VmState::Created } else { VmState::Running });
+        vm.owner = state.owner.unwrap_or_else(|| nix::unistd::getuid().as_raw());
         state.vms.push(vm.clone());
         Ok(JobId(state.job("create", done(&vm))))
     }
@@ -178,10 +179,6 @@ impl Daemon for Fake {
         let known = state.vms.iter_mut().find(|known| known.id == found.id);
         known.into_iter().for_each(|vm| vm.workspace.clone_from(&workspace));
         Ok(())
-    }
-
-    async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
-        Ok(self.state().file_sync.clone())
     }
 
     async fn quotas(self, _: Context, _: bool, _: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {

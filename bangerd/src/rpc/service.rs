@@ -10,9 +10,8 @@ use banger_policy::limits::{MAX_STOP_SECONDS, MIN_STOP_SECONDS};
 use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
-    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, FileSync, ImageRecord, JobId, JobPage, JobView,
-    KernelRecord, Leaks, LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord,
-    Workspace,
+    ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
+    LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use std::sync::Arc;
@@ -212,11 +211,6 @@ impl banger_proto::daemon::Daemon for Service {
     async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
         self.pay()?;
         Ok(self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await?)
-    }
-
-    async fn file_sync(self, _: Context) -> Result<Vec<FileSync>, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.file_sync())
     }
 
     async fn quotas(self, _: Context, all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {

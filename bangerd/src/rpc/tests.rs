@@ -166,7 +166,6 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
             watch_job(job, 0),
             cancel_job(job),
             set_workspace(name(), None),
-            file_sync(),
             quotas(false, None),
         ];
         let link = LinkRequest {

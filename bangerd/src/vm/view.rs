@@ -28,9 +28,13 @@ impl Vms {
         Ok(VmPage { vms, next })
     }
 
+    /// Which repository its owner has prepared is told to nobody else.
     pub(crate) async fn show(&self, peer: &Peer, word: &str) -> Result<VmRecord, VmError> {
         let settled = self.settled();
-        Ok(self.record(&self.find(peer, word).await?, &settled))
+        let row = self.find(peer, word).await?;
+        let mut record = self.record(&row, &settled);
+        record.workspace = record.workspace.filter(|_| peer.owns(&row.who()));
+        Ok(record)
     }
 
     /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a

@@ -4,7 +4,7 @@
 use super::Vms;
 use super::error::VmError;
 use banger_policy::Peer;
-use banger_proto::model::{FileSync, Workspace};
+use banger_proto::model::Workspace;
 
 impl Vms {
     /// Keeps it for a VM of the peer's own: where an administrator's files went is not the owner's
@@ -24,15 +24,5 @@ impl Vms {
             workspace.check().map_err(VmError::Workspace)?;
         }
         Ok(self.ctx.db.set_workspace(row.id, workspace).await?)
-    }
-
-    /// The configured files that users' new VMs get.
-    pub(crate) fn file_sync(&self) -> Vec<FileSync> {
-        let of = |entry: &crate::config::FileSync| FileSync {
-            host: entry.host.clone(),
-            guest: entry.guest.clone(),
-            mode: entry.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()),
-        };
-        self.ctx.config.now().file_sync.iter().map(of).collect()
     }
 }
