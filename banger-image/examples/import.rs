@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
 use banger_image::boot::initramfs::{self, Initramfs};
+use banger_image::hashing::Hasher;
 use banger_image::{self as image, Limits, Progress};
 use banger_proto::guest::GuestConfig;
 use flate2::bufread::GzDecoder;
@@ -67,8 +68,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["rootfs", tar, folder, rest @ ..] => {
             let size = rest.first().map_or(Ok(image::DEFAULT_BUILD_SIZE), |size| size.parse())?;
             let limits = Limits::for_build_size(size);
-            let imported =
-                image::import(File::open(tar)?, Path::new(folder), size, rest.get(1).copied(), limits, &progress)?;
+            let (source, reference) = (File::open(tar)?, rest.get(1).copied());
+            let hasher = Hasher::start(|| Ok(()))?;
+            let imported = image::import(source, Path::new(folder), size, reference, limits, &hasher, &progress)?;
             progress.end();
             println!("{imported:#?}");
         }

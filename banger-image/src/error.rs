@@ -188,6 +188,9 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// The [`Hasher`](super::hashing::Hasher)'s thread.
+    #[error("the thread that computes digests has ended")]
+    Hashing,
     /// Writing to the staging folder; most often a full disk.
     #[error("cannot write {}", .path.display())]
     Write {

@@ -19,6 +19,7 @@ mod content;
 mod docker;
 mod error;
 mod ext4;
+pub mod hashing;
 mod header;
 mod layers;
 mod names;
@@ -45,10 +46,11 @@ use banger_policy::limits::MAX_DISK_BYTES;
 use banger_policy::{Digest, ImageConfig};
 use content::Contents;
 use ext4::{Size, Written};
+use hashing::{Hasher, Of};
 use layers::Layer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use source::{Budget, Window};
+use source::{Budget, Hashes, Window};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tree::Tree;
@@ -146,7 +148,8 @@ const FORMAT: &str = "banger rootfs 3";
 /// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
 /// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
 /// with gzip, zstd, xz, bzip2 or lz4. `reference` says which of several images of an archive is
-/// meant: its name or tag there, or its manifest's digest.
+/// meant: its name or tag there, or its manifest's digest. `hasher` computes the digests beside the
+/// decompression, and is confined as the caller is.
 ///
 /// `staging` is an existing, empty folder of the caller on the file system of the images; on
 /// failure the caller removes it. Memory: about [`Limits::memory`] at most. A cancelled import ends
@@ -160,6 +163,7 @@ pub fn import(
     most: u64,
     reference: Option<&str>,
     limits: Limits,
+    hasher: &Hasher,
     progress: &dyn Progress,
 ) -> Result<ImportedRootfs, ImageError> {
     rootfs::check_size(most)?;
@@ -170,15 +174,20 @@ pub fn import(
     progress.stage("read archive");
     // What contains the layers is not one of them: it has a budget of its own, of the same size.
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
-    let outer = source::spool(&source, "the archive", staging, &mut container, progress)?;
+    let whole = hasher.begin(Of::Plain);
+    let hashes = Hashes { plain: Some(&whole), ..Hashes::default() };
+    let outer = source::spool(&source, "the archive", staging, hashes, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers, config) = match oci::open(&outer.window, reference, limits.entries, progress)? {
+    let (kind, source_digest, layers, config) = match oci::open(&outer, reference, limits.entries, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");
-            let layers = oci::layers(&image, staging, &mut budget, progress)?;
+            let layers = oci::layers(&image, staging, hasher, &mut budget, progress)?;
             (image.kind, image.digest, layers, image.config)
         }
-        None => (SourceKind::Tar, digest(outer.sha256)?, vec![Layer::root(outer.window)], ImageConfig::default()),
+        None => {
+            let digest = digest(whole.finish(&outer, progress)?)?;
+            (SourceKind::Tar, digest, vec![Layer::root(outer)], ImageConfig::default())
+        }
     };
     progress.stage("merge layers");
     let mut tree = Tree::new();

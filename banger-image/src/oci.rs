@@ -2,15 +2,16 @@
 //! `image-index.md`, `manifest.md`, `config.md`), and the unpacking of layers.
 //!
 //! Nothing of a blob is used before its digest and size are checked against the descriptor that led
-//! to it.
+//! to it. A layer is decompressed while its digest is computed, and read when the digest is right.
 
 use super::container::{
     Config, Files, Image, Kinds, LayerBlob, MAX_JSON, Platform, bad, choose, json, or_default, parse_digest,
 };
 use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
+use super::hashing::{Hasher, Of};
 use super::layers::Layer;
-use super::source::{Budget, Progress, Window, check, sha256, spool};
+use super::source::{Budget, Hashes, Progress, Window, check, sha256, spool};
 use super::{SourceKind, configuration};
 use banger_policy::Digest;
 use serde::Deserialize;
@@ -253,6 +254,7 @@ fn image(files: &Files, found: Found, progress: &dyn Progress) -> Result<Image, 
 pub(super) fn layers(
     image: &Image,
     dir: &Path,
+    hasher: &Hasher,
     budget: &mut Budget,
     progress: &dyn Progress,
 ) -> Result<Vec<Layer>, ImageError> {
@@ -265,14 +267,9 @@ pub(super) fn layers(
         let (window, plain) = match unpacked.get(&blob.window.place()) {
             Some(known) => known.clone(),
             None => {
-                if let Some(digest) = &blob.digest
-                    && &sha256(&blob.window, progress)? != digest.as_bytes()
-                {
-                    return Err(ImageError::Blob { digest: blob.name.clone(), what: "digest" });
-                }
-                let spooled = spool(&blob.window, &name, dir, budget, progress)?;
-                unpacked.insert(blob.window.place(), (spooled.window.clone(), spooled.sha256));
-                (spooled.window, spooled.sha256)
+                let known = unpack(blob, &name, dir, hasher, budget, progress)?;
+                unpacked.insert(blob.window.place(), known.clone());
+                known
             }
         };
         if blob.diff_id.as_ref().is_some_and(|diff_id| diff_id.as_bytes() != &plain) {
@@ -281,6 +278,28 @@ pub(super) fn layers(
         layers.push(Layer { window, name, whiteouts: true });
     }
     Ok(layers)
+}
+
+/// The plain layer and its SHA-256.
+fn unpack(
+    blob: &LayerBlob,
+    name: &str,
+    dir: &Path,
+    hasher: &Hasher,
+    budget: &mut Budget,
+    progress: &dyn Progress,
+) -> Result<(Window, [u8; 32]), ImageError> {
+    let (packed, plain) = (hasher.begin(Of::Packed), hasher.begin(Of::Plain));
+    let hashes = Hashes { packed: Some(&packed), plain: Some(&plain) };
+    let spooled = spool(&blob.window, name, dir, hashes, budget, progress);
+    // A damaged blob is called that, and not what the decoder makes of it.
+    let packed = packed.finish(&blob.window, progress)?;
+    if blob.digest.as_ref().is_some_and(|digest| digest.as_bytes() != &packed) {
+        return Err(ImageError::Blob { digest: blob.name.clone(), what: "digest" });
+    }
+    let window = spooled?;
+    let plain = if window.is(&blob.window) { packed } else { plain.finish(&window, progress)? };
+    Ok((window, plain))
 }
 
 /// A layer that its maker lets nobody pass on.

@@ -7,6 +7,7 @@
 
 use super::codec::Codec;
 use super::error::ImageError;
+use super::hashing::Hash;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Copy unit, and therefore how far a cancelled import still runs: a few milliseconds.
-const CHUNK: usize = 1 << 20;
+pub(crate) const CHUNK: usize = 1 << 20;
 
 /// Progress of a long import, and the way to end it early. Called often: it must be cheap.
 pub trait Progress {
@@ -73,8 +74,8 @@ impl Budget {
         if used > limit { Err(ImageError::TooMuchMetadata { limit }) } else { Ok(()) }
     }
 
-    fn spend_bytes(&mut self, n: usize) -> Result<(), ImageError> {
-        self.bytes = self.bytes.saturating_add(n as u64);
+    fn spend_bytes(&mut self, n: u64) -> Result<(), ImageError> {
+        self.bytes = self.bytes.saturating_add(n);
         if self.bytes > self.bytes_limit { Err(ImageError::TooLarge { limit: self.bytes_limit }) } else { Ok(()) }
     }
 
@@ -111,6 +112,11 @@ impl Window {
     /// Which bytes of its file it is: two windows of one file are the same when this is.
     pub(crate) fn place(&self) -> (u64, u64) {
         (self.start, self.len)
+    }
+
+    /// Whether these are the same bytes of the same file.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && self.place() == other.place()
     }
 
     /// The part of `len` bytes from `offset`; `None` when it is not inside.
@@ -172,14 +178,15 @@ impl Read for WindowReader<'_> {
     }
 }
 
-/// A plain archive and the SHA-256 of its (decompressed) bytes.
-pub(crate) struct Spooled {
-    pub(crate) window: Window,
-    pub(crate) sha256: [u8; 32],
+/// Who hashes what is read and what is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Hashes<'a> {
+    pub(crate) packed: Option<&'a Hash<'a>>,
+    pub(crate) plain: Option<&'a Hash<'a>>,
 }
 
-/// Decompresses `source` into an unlinked file in `dir`; a plain source is only read through for
-/// its hash.
+/// Decompresses `source` into an unlinked file in `dir`; a plain source is taken as it is, and not
+/// hashed here.
 ///
 /// # Errors
 /// `Truncated`, `Corrupt`, `Compression`, `TooLarge`, `Write` (a full disk), `Cancelled`.
@@ -187,15 +194,20 @@ pub(crate) fn spool(
     source: &Window,
     layer: &str,
     dir: &Path,
+    hashes: Hashes<'_>,
     budget: &mut Budget,
     progress: &dyn Progress,
-) -> Result<Spooled, ImageError> {
+) -> Result<Window, ImageError> {
+    check(progress)?;
     let codec = Codec::of(&source.head().map_err(|source| ImageError::Read { source })?);
-    if let Codec::Other(format) = codec {
-        return Err(ImageError::Compression { layer: layer.to_owned(), format });
+    match codec {
+        Codec::Other(format) => return Err(ImageError::Compression { layer: layer.to_owned(), format }),
+        Codec::Plain => return budget.spend_bytes(source.len()).map(|()| source.clone()),
+        _ => {}
     }
     let write_error = |source| ImageError::Write { path: dir.to_owned(), source };
-    let mut file = if codec == Codec::Plain { None } else { Some(tempfile::tempfile_in(dir).map_err(write_error)?) };
+    let file = tempfile::tempfile_in(dir).map_err(write_error)?;
+    let mut written = Window { file: Arc::new(file), start: 0, len: 0 };
     let decode_error = |source: io::Error| {
         let layer = layer.to_owned();
         match source.kind() {
@@ -206,26 +218,23 @@ pub(crate) fn spool(
             _ => ImageError::Corrupt { layer, source },
         }
     };
-    let counted = Counted { inner: source.reader(), done: 0, total: source.len(), progress };
+    let counted = Counted { inner: source.reader(), hash: hashes.packed, progress };
     let mut reader = codec.decode(BufReader::with_capacity(CHUNK, counted)).map_err(decode_error)?;
-    let mut hash = Sha256::new();
     let mut buf = vec![0; CHUNK];
     loop {
         check(progress)?;
         let n = reader.read(&mut buf).map_err(decode_error)?;
         let chunk = buf.get(..n).unwrap_or_default();
         if chunk.is_empty() {
-            break;
+            return Ok(written);
         }
-        budget.spend_bytes(n)?;
-        hash.update(chunk);
-        if let Some(file) = &mut file {
-            file.write_all(chunk).map_err(write_error)?;
+        budget.spend_bytes(n as u64)?;
+        (&*written.file).write_all(chunk).map_err(write_error)?;
+        written.len += n as u64;
+        if let Some(hash) = hashes.plain {
+            hash.add(&written, n as u64);
         }
     }
-    drop(reader);
-    let window = file.map_or_else(|| Ok(source.clone()), Window::whole)?;
-    Ok(Spooled { window, sha256: hash.finalize().into() })
 }
 
 /// Hash of a window as it is.
@@ -247,18 +256,19 @@ pub(crate) fn sha256(window: &Window, progress: &dyn Progress) -> Result<[u8; 32
 }
 
 /// Reports how much of the *compressed* source is read: the only total that is known.
-struct Counted<'a, R> {
-    inner: R,
-    done: u64,
-    total: u64,
+struct Counted<'a> {
+    inner: WindowReader<'a>,
+    hash: Option<&'a Hash<'a>>,
     progress: &'a dyn Progress,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl Read for Counted<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
-        self.done += n as u64;
-        self.progress.bytes(self.done, self.total);
+        if let Some(hash) = self.hash {
+            hash.add(self.inner.window, n as u64);
+        }
+        self.progress.bytes(self.inner.offset, self.inner.window.len());
         Ok(n)
     }
 }
@@ -290,10 +300,11 @@ mod tests {
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         gz.write_all(&vec![0; 8 << 20]).unwrap();
         let bomb = window(&gz.finish().unwrap());
-        let result = spool(&bomb, "archive", dir.path(), &mut Budget::new(4 << 20, 10), &());
+        let result = spool(&bomb, "archive", dir.path(), Hashes::default(), &mut Budget::new(4 << 20, 10), &());
         assert!(matches!(result, Err(ImageError::TooLarge { .. })));
-        let spooled = spool(&bomb, "archive", dir.path(), &mut Budget::new(8 << 20, 10), &()).unwrap();
-        assert_eq!(spooled.window.len(), 8 << 20);
+        let spooled =
+            spool(&bomb, "archive", dir.path(), Hashes::default(), &mut Budget::new(8 << 20, 10), &()).unwrap();
+        assert_eq!(spooled.len(), 8 << 20);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "spools have no name");
     }
 
@@ -305,7 +316,8 @@ mod tests {
                 true
             }
         }
-        let result = spool(&window(b"x"), "archive", Path::new("/"), &mut Budget::new(10, 10), &Stop);
+        let result =
+            spool(&window(b"x"), "archive", Path::new("/"), Hashes::default(), &mut Budget::new(10, 10), &Stop);
         assert!(matches!(result, Err(ImageError::Cancelled)));
     }
 }

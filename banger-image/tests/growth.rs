@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, and says why it is skipped"
 )]
 
+use banger_image::hashing::Hasher;
 use banger_image::{Limits, ROOTFS_FILE, import};
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -59,7 +60,8 @@ fn the_kernel_grows_what_was_written() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let made = import(tar(), folder.path(), 1 << 30, None, Limits::for_build_size(1 << 30), &()).unwrap();
+    let (limits, hasher) = (Limits::for_build_size(1 << 30), Hasher::start(|| Ok(())).unwrap());
+    let made = import(tar(), folder.path(), 1 << 30, None, limits, &hasher, &()).unwrap();
     assert_eq!(made.build_size, 128 << 20);
     let image = folder.path().join(ROOTFS_FILE);
     for mib in [128_u64, 256, 1024, 8192] {

@@ -1,6 +1,7 @@
 //! The real converter: `bangerd convert` in a process of its own.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use banger_image::hashing::Hasher;
 use banger_image::{Limits, Progress};
 use bangerd::convert::{ConvertError, Converter, Made, What};
 use std::cell::{Cell, RefCell};
@@ -33,17 +34,20 @@ fn image(converter: &Converter, source: File, staging: &Path, progress: &dyn Pro
     converter.run(What::Image { most: MOST, reference: None }, source, staging, progress)
 }
 
-/// What /proc says of the children of this process that convert.
-fn children() -> Vec<String> {
+/// What /proc says of the children of this process that convert: of each, its threads.
+fn children() -> Vec<Vec<String>> {
     let own = format!("PPid:\t{}\n", std::process::id());
     let status = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("status")).ok();
-    let all = fs::read_dir("/proc").unwrap().flatten().filter_map(status);
-    all.filter(|status| status.contains(&own) && status.starts_with("Name:\tbangerd\n")).collect()
+    let threads = |entry: fs::DirEntry| -> Option<Vec<String>> {
+        Some(fs::read_dir(entry.path().join("task")).ok()?.flatten().filter_map(status).collect())
+    };
+    let all = fs::read_dir("/proc").unwrap().flatten().filter_map(threads);
+    all.filter(|of| of.iter().any(|main| main.contains(&own) && main.starts_with("Name:\tbangerd\n"))).collect()
 }
 
 #[derive(Default)]
 struct Looks {
-    seen: RefCell<Vec<String>>,
+    seen: RefCell<Vec<Vec<String>>>,
     stages: RefCell<Vec<&'static str>>,
     cancel: Cell<bool>,
     warnings: Cell<u32>,
@@ -70,8 +74,8 @@ fn a_confined_process_makes_what_this_one_would() {
     let files = [("etc/hostname", 5), ("root/notes", 70_000), ("usr/large", 30 << 20)];
     let looks = Looks::default();
     let Made::Image(made) = image(&bangerd(), tar(&files), there.path(), &looks).unwrap() else { unreachable!() };
-    let limits = Limits::for_build_size(MOST);
-    let same = banger_image::import(tar(&files), here.path(), MOST, None, limits, &()).unwrap();
+    let (limits, hasher) = (Limits::for_build_size(MOST), Hasher::start(|| Ok(())).unwrap());
+    let same = banger_image::import(tar(&files), here.path(), MOST, None, limits, &hasher, &()).unwrap();
     assert_eq!((made.digest, made.build_size, made.entries), (same.digest, same.build_size, same.entries));
     for name in ["rootfs.ext4", "work-seed.tar"] {
         let mut same = std::process::Command::new("cmp");
@@ -80,8 +84,15 @@ fn a_confined_process_makes_what_this_one_would() {
     }
     assert_eq!(looks.stages.borrow().last(), Some(&"write root file system"));
     let seen = looks.seen.borrow();
-    let confined = |status: &&String| status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1");
-    assert!(!seen.is_empty() && seen.iter().any(|status| confined(&status)), "{seen:?}");
+    // Of the address space, which is limited, a heap of the second thread's own would take 128 MiB.
+    let peak = |status: &String| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix("VmPeak:"))?.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let peak = seen.iter().flatten().filter_map(peak).max();
+    assert!(peak.is_some_and(|peak| peak < 128 << 10), "{peak:?} KiB");
+    let confined = |status: &String| status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1");
+    let both = |threads: &Vec<String>| threads.len() == 2 && threads.iter().all(confined);
+    assert!(!seen.is_empty() && seen.iter().any(both), "{seen:?}");
     assert!(children().is_empty(), "nothing is left running");
 }
 

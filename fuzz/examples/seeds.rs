@@ -2,7 +2,7 @@
 //! again when the wire or the ledger changes: `cargo run --example seeds` in this folder. What
 //! fuzzing has found beyond these lies beside them.
 
-use banger_fuzz::{documents, import_of, stack};
+use banger_fuzz::{documents, hasher, import_of, stack};
 use banger_image::{Limits, import};
 use banger_policy::helper::holding::{AttachedDisk, Cow, Disk, Process, Row, Tap};
 use banger_policy::network::NetworkRequest;
@@ -282,7 +282,7 @@ fn image(name: &str, documents: &[u8]) -> Result<()> {
     let (reference, archive) = documents::archive(documents);
     import_of("seeds", &archive, |source, folder, progress| {
         let most = 128 << 20;
-        import(source, folder, most, reference.as_deref(), Limits::for_build_size(most), progress).map(drop)
+        import(source, folder, most, reference.as_deref(), Limits::for_build_size(most), &hasher(), progress).map(drop)
     })?;
     write("oci", name, documents)
 }
@@ -329,7 +329,7 @@ fn images() -> Result<()> {
     write("stack", "layers", &stack)?;
     let seed = import_of("seeds", &stack::archive(&of_root[..14]), |source, folder, progress| {
         let most = 256 << 20;
-        import(source, folder, most, None, Limits::for_build_size(most), progress)
+        import(source, folder, most, None, Limits::for_build_size(most), &hasher(), progress)
             .map(|imported| std::fs::read(imported.seed_path))
     })??;
     write("work_disk", "of-an-image", &seed)?;

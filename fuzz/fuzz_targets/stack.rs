@@ -2,7 +2,7 @@
 //! second time, and whose seed becomes a work disk.
 #![no_main]
 
-use banger_fuzz::{import_of, is_ext4, judged, stack};
+use banger_fuzz::{hasher, import_of, is_ext4, judged, stack};
 use banger_image::work_disk::{self, WorkDisk};
 use banger_image::{Limits, import};
 use std::fs::File;
@@ -18,7 +18,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let limits = Limits { entries: 20_000, expanded_bytes: 16 << 20, ..Limits::for_build_size(MOST) };
     let once = || {
         import_of("stack", &archive, |source, folder, progress| {
-            let imported = judged(import(source, folder, MOST, None, limits, progress))?;
+            let imported = judged(import(source, folder, MOST, None, limits, &hasher(), progress))?;
             is_ext4(&imported.rootfs_path, imported.build_size);
             let seed = Some(File::open(&imported.seed_path).expect("a seed"));
             let disk = folder.join("work.ext4");

@@ -4,6 +4,7 @@ pub mod documents;
 pub mod stack;
 
 use banger_image::Progress;
+use banger_image::hashing::Hasher;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{Seek as _, Write as _};
@@ -27,6 +28,11 @@ fn judge(text: &str) {
 /// What was made, if it was; the message of a refusal must be fit for a terminal.
 pub fn judged<T>(result: Result<T, impl Display>) -> Option<T> {
     result.inspect_err(|error| judge(&error.to_string())).ok()
+}
+
+/// For an import.
+pub fn hasher() -> Hasher {
+    Hasher::start(|| Ok(())).expect("a thread")
 }
 
 /// Has `import` take `bytes`, as a file without a name, into an empty folder in memory.

@@ -11,7 +11,7 @@ use super::bzimage;
 use super::elf;
 use super::modules_disk;
 use crate::codec::Codec;
-use crate::source::{Budget, Progress, Window, check, sha256, spool};
+use crate::source::{Budget, Hashes, Progress, Window, check, sha256, spool};
 use crate::{container, package};
 use banger_policy::Digest;
 use banger_policy::kernel::{
@@ -69,7 +69,7 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
     progress.stage("read archive");
     let mut budget = Budget::new(MAX_TAR, 100_000);
     let source = Window::whole(source)?;
-    let tar = spool(&source, "the archive", staging, &mut budget, progress)?.window;
+    let tar = spool(&source, "the archive", staging, Hashes::default(), &mut budget, progress)?;
     let files = Files::collect(&tar, staging, &mut budget, progress)?;
     progress.stage("extract kernel");
     let vmlinux = staging.join(VMLINUX_FILE);

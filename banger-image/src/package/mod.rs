@@ -12,7 +12,7 @@ mod rpm;
 mod tests;
 
 use crate::ImageError;
-use crate::source::{Budget, Progress, Window};
+use crate::source::{Budget, Hashes, Progress, Window, spool};
 use banger_policy::kernel::{KERNEL_ENTRY, MODULES_PREFIX};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -139,7 +139,7 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn spool(&mut self, part: &Window) -> Result<Window, ImageError> {
-        crate::source::spool(part, "the package", self.staging, self.budget, self.progress).map(|done| done.window)
+        spool(part, "the package", self.staging, Hashes::default(), self.budget, self.progress)
     }
 
     fn tar(&mut self, tar: &Window) -> Result<Files, ImageError> {

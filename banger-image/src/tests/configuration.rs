@@ -1,7 +1,7 @@
 //! The configuration comes with the image, whatever the archive's form is.
 
 use super::super::{ImageConfig, ImageError, ImportedRootfs, Limits, import};
-use super::maker::{Oci, SIZE, Tar, file_of, import_bytes, import_error, pack, sha256};
+use super::maker::{Oci, SIZE, Tar, file_of, hasher, import_bytes, import_error, pack, sha256};
 use serde_json::{Value, json};
 
 fn said() -> Value {
@@ -88,7 +88,7 @@ fn of_several_images_the_chosen_one_speaks() {
     let tar = pack(&saved(&[json!({"User": "a\0"}), said()]));
     let named = |reference: &str| {
         let dir = tempfile::tempdir().unwrap();
-        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &())
+        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &hasher(), &())
     };
     assert_eq!(named("app:1").unwrap().config, expected());
     assert!(matches!(named("app:0"), Err(ImageError::Config { .. })));

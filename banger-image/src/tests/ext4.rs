@@ -2,7 +2,7 @@
 
 use super::super::work_disk::{self, WorkDisk};
 use super::super::{ImportedRootfs, Limits, ROOTFS_FILE, SEED_FILE, import};
-use super::maker::{Item, Tar, file_of, fsck, gzip, import_bytes, item, tool};
+use super::maker::{Item, Tar, file_of, fsck, gzip, hasher, import_bytes, item, tool};
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
 use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -256,7 +256,8 @@ fn the_smallest_file_system_is_large_enough() {
     ];
     for (what, tar) in cases {
         let dir = tempfile::tempdir().unwrap();
-        let result = import(file_of(&tar.end()), dir.path(), 1 << 30, None, Limits::for_build_size(1 << 30), &());
+        let result =
+            import(file_of(&tar.end()), dir.path(), 1 << 30, None, Limits::for_build_size(1 << 30), &hasher(), &());
         let result = result.map_err(|error| format!("{what}: {error}")).unwrap();
         assert!(result.build_size <= 3 * ROOT_STEP_BYTES, "{what}: {}", result.build_size);
         fsck(&result.rootfs_path);
@@ -276,6 +277,6 @@ fn an_image_that_holds_more_than_is_allowed_says_what_it_needs() {
     let dir = tempfile::tempdir().unwrap();
     let tar = Tar::default().file("large", &vec![1; 120 << 20]).end();
     let limits = Limits::for_build_size(1 << 30);
-    let why = import(file_of(&tar), dir.path(), 128 << 20, None, limits, &()).unwrap_err().to_string();
+    let why = import(file_of(&tar), dir.path(), 128 << 20, None, limits, &hasher(), &()).unwrap_err().to_string();
     assert!(why.contains("128M") && why.contains("larger size"), "{why}");
 }

@@ -1,7 +1,7 @@
 //! Bad input ends with an error that says what it is, before anything is written.
 
 use super::super::{ImageError, Limits, NameFault, Progress, import};
-use super::maker::{Item, Tar, file_of, gzip, import_bytes, import_error, item, record};
+use super::maker::{Item, Tar, file_of, gzip, hasher, import_bytes, import_error, item, record};
 
 #[test]
 fn each_kind_of_no_archive_has_its_own_words() {
@@ -152,13 +152,14 @@ fn caps_hold() {
     let dir = tempfile::tempdir().unwrap();
     let tar = (0..100).fold(Tar::default(), |tar, n| tar.file(&format!("f{n}"), b"")).end();
     let limits = Limits { entries: 99, ..Limits::for_build_size(1 << 30) };
-    let result = import(file_of(&tar), dir.path(), 64 << 20, None, limits, &());
+    let result = import(file_of(&tar), dir.path(), 64 << 20, None, limits, &hasher(), &());
     assert!(matches!(result, Err(ImageError::TooManyEntries { limit: 99 })));
-    let small = |tar: &[u8]| import(file_of(tar), dir.path(), 16 << 20, None, Limits::for_build_size(16 << 20), &());
+    let small =
+        |tar: &[u8]| import(file_of(tar), dir.path(), 16 << 20, None, Limits::for_build_size(16 << 20), &hasher(), &());
     let bomb = gzip(&Tar::default().file("zeros", &vec![0; 17 << 20]).end());
     assert!(matches!(small(&bomb), Err(ImageError::TooLarge { .. })));
     for size in [0, 4096, (64 << 20) + 1, 129 << 30] {
-        let result = import(file_of(&tar), dir.path(), size, None, Limits::for_build_size(1 << 30), &());
+        let result = import(file_of(&tar), dir.path(), size, None, Limits::for_build_size(1 << 30), &hasher(), &());
         assert!(matches!(result, Err(ImageError::BuildSize { .. })), "{size}");
     }
 }
@@ -177,7 +178,7 @@ fn metadata_is_bounded_however_it_is_asked_for() {
     let limits = Limits { memory: 1 << 20, ..Limits::for_build_size(64 << 20) };
     for tar in [deep, links, xattrs] {
         let dir = tempfile::tempdir().unwrap();
-        let result = import(file_of(&tar.end()), dir.path(), 64 << 20, None, limits, &());
+        let result = import(file_of(&tar.end()), dir.path(), 64 << 20, None, limits, &hasher(), &());
         assert!(matches!(result, Err(ImageError::TooMuchMetadata { .. })), "{result:?}");
     }
 }
@@ -197,7 +198,8 @@ fn a_cancelled_import_stops_in_every_stage() {
     for stage in ["read archive", "merge layers", "write work disk seed", "write root file system"] {
         let dir = tempfile::tempdir().unwrap();
         let progress = StopAt(stage, std::cell::Cell::new(false));
-        let result = import(file_of(&tar), dir.path(), 64 << 20, None, Limits::for_build_size(64 << 20), &progress);
+        let result =
+            import(file_of(&tar), dir.path(), 64 << 20, None, Limits::for_build_size(64 << 20), &hasher(), &progress);
         assert!(matches!(result, Err(ImageError::Cancelled)), "{stage}: {result:?}");
     }
 }
@@ -211,6 +213,7 @@ fn a_full_disk_is_an_error_with_the_path() {
         64 << 20,
         None,
         Limits::for_build_size(64 << 20),
+        &hasher(),
         &(),
     );
     assert!(matches!(error, Err(ImageError::Write { .. })), "{error:?}");

@@ -1,5 +1,6 @@
 //! Archives and images made in code, and the tools that look at the results.
 
+use super::super::hashing::Hasher;
 use super::super::source::Window;
 use super::super::{ImageError, ImportedRootfs, Limits, import};
 use sha2::{Digest as _, Sha256};
@@ -12,7 +13,7 @@ pub(super) const SIZE: u64 = 64 << 20;
 
 /// Writes tar archives with every liberty that a hostile author has.
 #[derive(Clone, Default)]
-pub(super) struct Tar(pub(super) Vec<u8>);
+pub(crate) struct Tar(pub(super) Vec<u8>);
 
 /// Type, name, link, and what is not the default.
 #[derive(Clone)]
@@ -75,7 +76,7 @@ impl Tar {
         self.add(&item(b'5', name))
     }
 
-    pub(super) fn file(self, name: &str, data: &[u8]) -> Self {
+    pub(crate) fn file(self, name: &str, data: &[u8]) -> Self {
         self.add(&Item { data, ..item(b'0', name) })
     }
 
@@ -93,7 +94,7 @@ impl Tar {
         self.raw(kind, b"././@LongLink", b"", &data, &item(kind, ""))
     }
 
-    pub(super) fn end(mut self) -> Vec<u8> {
+    pub(crate) fn end(mut self) -> Vec<u8> {
         self.0.extend([0; 1024]);
         self.0
     }
@@ -106,20 +107,25 @@ pub(super) fn record(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-pub(super) fn file_of(bytes: &[u8]) -> File {
+pub(crate) fn file_of(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file.rewind().unwrap();
     file
 }
 
-pub(super) fn window_of(bytes: &[u8]) -> Window {
+pub(crate) fn window_of(bytes: &[u8]) -> Window {
     Window::whole(file_of(bytes)).unwrap()
+}
+
+/// Of an import that is not confined.
+pub(super) fn hasher() -> Hasher {
+    Hasher::start(|| Ok(())).unwrap()
 }
 
 /// Imports with small limits; after a failure nothing may look like a result.
 pub(super) fn import_bytes(bytes: &[u8], dir: &Path) -> Result<ImportedRootfs, ImageError> {
-    import(file_of(bytes), dir, SIZE, None, Limits::for_build_size(SIZE), &())
+    import(file_of(bytes), dir, SIZE, None, Limits::for_build_size(SIZE), &hasher(), &())
 }
 
 pub(super) fn import_error(bytes: &[u8]) -> ImageError {

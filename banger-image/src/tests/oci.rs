@@ -1,7 +1,7 @@
 //! OCI images: selection, verification, whiteouts.
 
 use super::super::{ImageError, Limits, SourceKind, digest_of, import};
-use super::maker::{Oci, SIZE, Tar, file_of, fsck, import_bytes, import_error, pack, sha256, tool};
+use super::maker::{Oci, SIZE, Tar, file_of, fsck, gzip, hasher, import_bytes, import_error, pack, sha256, tool};
 
 fn listing(layers: &[Vec<u8>], folder: &str) -> Option<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
@@ -111,6 +111,40 @@ fn every_blob_is_verified() {
     assert!(matches!(import_error(&lying.tar()), ImageError::Blob { what: "diff id", .. }));
 }
 
+/// It is decompressed while its digest is computed, and the decoder's word is not the last one.
+#[test]
+fn a_damaged_blob_is_called_that_whatever_its_decoder_says() {
+    let next = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    let noise: Vec<u8> =
+        std::iter::successors(Some(1_u32), next).take(1_000_000).map(|state| state.to_be_bytes()[0]).collect();
+    let honest = Oci::new(&[Tar::default().file("a", &noise).end()]);
+    let (blobs, _) = honest.blobs();
+    let layer = blobs.iter().position(|(_, data)| data == &honest.layers[0].0).unwrap();
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(Damage, fn(&ImageError) -> bool); 4] = [
+        // A kind of block that there is not, in the first one.
+        (|blob| blob[10] |= 6, |error| matches!(error, ImageError::Corrupt { .. })),
+        (|blob| blob.truncate(500_000), |error| matches!(error, ImageError::Truncated { .. })),
+        (|blob| blob[..4].copy_from_slice(b"PK\x03\x04"), |error| matches!(error, ImageError::Compression { .. })),
+        // More than the image may hold.
+        (|blob| *blob = gzip(&vec![0; 65 << 20]), |error| matches!(error, ImageError::TooLarge { .. })),
+    ];
+    for (number, (damage, is_decoders)) in (1..).zip(damages) {
+        let mut meant = Oci::new(&[Tar::default().file("a", &noise).end()]);
+        damage(&mut meant.layers[0].0);
+        let error = import_error(&meant.tar());
+        assert!(is_decoders(&error), "{number}: {error}");
+        let (path, bytes) = (blobs[layer].0.clone(), meant.layers[0].0.clone());
+        // Under the name of the one that was meant, and of its size.
+        let mut damaged = blobs.clone();
+        damaged[layer] = (path, bytes);
+        let Some(room) = blobs[layer].1.len().checked_sub(damaged[layer].1.len()) else { continue };
+        damaged[layer].1.extend(vec![0; room]);
+        let error = import_error(&pack(&damaged));
+        assert!(matches!(error, ImageError::Blob { what: "digest", .. }), "{number}: {error}");
+    }
+}
+
 /// A download that was cut to nothing: a cache would go on serving it.
 #[test]
 fn a_blob_of_no_bytes_is_refused_and_nothing_of_it_is_kept() {
@@ -216,7 +250,7 @@ fn several_images_are_listed_and_one_can_be_named() {
     assert!(error.contains("app:1, app:2") && error.contains("--ref"), "{error}");
     let named = |reference: &str| {
         let dir = tempfile::tempdir().unwrap();
-        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &())
+        import(file_of(&tar), dir.path(), SIZE, Some(reference), Limits::for_build_size(SIZE), &hasher(), &())
             .map(|image| image.entries)
     };
     assert_eq!(named("app:2").unwrap(), 1);

@@ -1,6 +1,7 @@
 //! Programs that make or read images: the oracles. All of it needs root: owners and devices.
 
 use crate::seen::{Seen, look};
+use banger_image::hashing::Hasher;
 use banger_image::{ImageError, Limits, ROOTFS_FILE, import};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -42,7 +43,8 @@ pub(crate) fn shell(line: &str) -> Result<String, String> {
 /// What our importer makes of an archive, as the kernel shows it.
 pub(crate) fn imported(archive: &Path) -> Result<Seen, String> {
     let folder = tempfile::tempdir().unwrap();
-    let made = import(File::open(archive).unwrap(), folder.path(), SIZE, None, Limits::for_build_size(SIZE), &());
+    let (source, limits) = (File::open(archive).unwrap(), Limits::for_build_size(SIZE));
+    let made = import(source, folder.path(), SIZE, None, limits, &Hasher::start(|| Ok(())).unwrap(), &());
     made.map_err(|error: ImageError| format!("{}: {error}", archive.display()))?;
     let image = folder.path().join(ROOTFS_FILE);
     shell(&format!("e2fsck -fn {}", image.display()))?;

@@ -1,11 +1,13 @@
 //! `bangerd convert`: reads its orders, gives everything else up, and converts.
 //!
 //! Started by [`super::Converter`] only, with what a user has brought as standard input and a
-//! socket as standard output. One thread, no runtime. Every step of [`confine`] is irreversible;
-//! nothing of the input is read before the last one.
+//! socket as standard output. Two threads, no runtime: the second computes digests, and is confined
+//! before the first is. Every step of [`confine`] is irreversible; nothing of the input is read
+//! before the last one.
 
 use super::{ConvertError, Orders, Said, calls, work};
 use banger_image::Progress;
+use banger_image::hashing::Hasher;
 use banger_vmm::confine::floor;
 use landlock::{AccessFs, BitFlags, make_bitflags};
 use nix::sys::resource::{Resource, setrlimit};
@@ -49,6 +51,8 @@ enum Step {
     Landlock(#[from] floor::LandlockError),
     #[error("its filter of system calls: {0}")]
     Filter(#[from] calls::FilterError),
+    #[error("the thread that computes digests: {0}")]
+    Hasher(#[source] io::Error),
 }
 
 /// Converts; the exit status tells nobody anything.
@@ -70,15 +74,15 @@ fn run() -> Result<(), Step> {
     BufReader::new(&channel).take(MAX_ORDERS).read_line(&mut line).map_err(Step::Descriptors)?;
     let orders: Orders = serde_json::from_str(&line).map_err(|_| Step::Orders)?;
     let teller = Teller { channel: RefCell::new(channel), gone: Cell::new(false), told: Cell::new(None) };
-    let result = match confine(&orders.staging) {
-        Ok(()) => work(&orders, source, &teller),
+    let result = match confine(&orders.staging, confine_hasher) {
+        Ok(hasher) => work(&orders, source, &hasher, &teller),
         Err(step) => Err(ConvertError::Host(format!("cannot convert: {step}"))),
     };
     teller.say(&Said::Ended(Box::new(result)));
     Ok(())
 }
 
-fn confine(staging: &Path) -> Result<(), Step> {
+fn confine(staging: &Path, hasher: impl FnOnce() -> Result<(), Step> + Send + 'static) -> Result<Hasher, Step> {
     // 1. It ends with the thread that waits for it, so that nothing is written behind the back of
     //    the next daemon.
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
@@ -96,8 +100,19 @@ fn confine(staging: &Path) -> Result<(), Step> {
     // 4. One folder. No port, no signal, no abstract socket.
     let rules = floor::nothing().map_err(floor::LandlockError::Kernel)?;
     floor::enforce(floor::allow(rules, staging, RIGHTS)?)?;
-    // 5. The system calls of a program that reads and writes files.
-    Ok(calls::restrict()?)
+    // 5. The second thread, before no thread may be started. Landlock and the filter are each
+    //    thread's own: it inherits what is above, and is confined when this returns.
+    let hasher = Hasher::start(|| hasher().map_err(io::Error::other)).map_err(Step::Hasher)?;
+    // 6. The system calls of a program that reads and writes files.
+    calls::restrict(calls::CONVERTING)?;
+    Ok(hasher)
+}
+
+/// In the thread that computes digests. The two share their memory, so this is no wall between
+/// them; but through neither does the process reach more than [`confine`] leaves.
+fn confine_hasher() -> Result<(), Step> {
+    floor::enforce(floor::nothing().map_err(floor::LandlockError::Kernel)?)?;
+    Ok(calls::restrict(calls::HASHING)?)
 }
 
 /// Says how far it is, and notices when nobody listens any more.
@@ -178,21 +193,36 @@ mod tests {
         // Confined is the thread: what it has found out is looked at outside.
         let own = path("own");
         let (known, made, secret, outside) = (path("own/known"), path("own/made"), path("secret"), path("made"));
-        let confined = std::thread::spawn(move || {
-            confine(&own).unwrap();
-            let good = std::fs::read(known).is_ok_and(|text| text == b"known") && std::fs::write(made, "x").is_ok();
-            let refused = [
+        let hashers = [path("own/known"), path("own/made")];
+        let beyond = move || {
+            [
                 denied("reads a file outside", std::fs::read(secret).map(drop)),
                 denied("makes a file outside", std::fs::write(outside, "x")),
                 denied("lists a folder outside", std::fs::read_dir("/").map(drop)),
                 denied("connects", TcpStream::connect(("127.0.0.1", 9)).map(drop)),
                 denied("has a socket", UnixStream::pair().map(drop)),
+                denied("starts a thread", std::thread::Builder::new().spawn(|| {}).map(drop)),
                 denied("runs a program", std::process::Command::new("/bin/true").status().map(drop)),
-            ];
-            (good, refused)
+            ]
+        };
+        let (say, said) = std::sync::mpsc::channel();
+        let second = {
+            let beyond = beyond.clone();
+            move || {
+                confine_hasher()?;
+                let own = hashers.map(|path| denied("the second thread opens a file", std::fs::read(path).map(drop)));
+                say.send((own, beyond())).unwrap();
+                Ok(())
+            }
+        };
+        let confined = std::thread::spawn(move || {
+            let hasher = confine(&own, second).unwrap();
+            let good = std::fs::write(made, "x").is_ok() && std::fs::read(known).is_ok_and(|text| text == b"known");
+            (good, beyond(), hasher)
         });
-        let (good, refused) = confined.join().unwrap();
-        let wrong: Vec<String> = refused.into_iter().flatten().collect();
+        let (good, refused, _hasher) = confined.join().unwrap();
+        let (second, as_first) = said.recv().unwrap();
+        let wrong: Vec<String> = refused.into_iter().chain(second).chain(as_first).flatten().collect();
         assert!(good && wrong.is_empty(), "its own files: {good}, {wrong:?}");
         for (resource, limit) in [
             (Resource::RLIMIT_CORE, 0),

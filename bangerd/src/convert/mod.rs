@@ -10,6 +10,7 @@ mod calls;
 pub(crate) mod child;
 
 use banger_image::boot::kernel::{ImportedKernel, KernelImportError, MAX_MODULE_NAME, MAX_MODULES};
+use banger_image::hashing::Hasher;
 use banger_image::work_disk::{self, WorkDisk};
 use banger_image::{ImageError, ImportedRootfs, Limits, Progress, WORK_DISK_FILE};
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
@@ -33,6 +34,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// A converter that has said its last word gives its memory back, and ends.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
+/// For glibc (mallopt(3), `M_ARENA_MAX`): its second thread shares the heap of the first. A heap of
+/// its own would reserve up to 128 MiB of the address space, which is limited.
+const ONE_HEAP: (&str, &str) = ("MALLOC_ARENA_MAX", "1");
 
 /// What is to be made.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,18 +125,21 @@ impl Converter {
         match self {
             Self::Process(program) => in_a_process(program, &orders, source, progress),
             #[cfg(test)]
-            Self::Here => work(&orders, source, progress),
+            Self::Here => {
+                let hasher = Hasher::start(|| Ok(())).map_err(|error| ConvertError::host("no thread", &error))?;
+                work(&orders, source, &hasher, progress)
+            }
         }
     }
 }
 
 /// The conversion itself.
-fn work(orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, ConvertError> {
+fn work(orders: &Orders, source: File, hasher: &Hasher, progress: &dyn Progress) -> Result<Made, ConvertError> {
     let staging = &orders.staging;
     match &orders.what {
         What::Image { most, reference } => {
             let limits = Limits::for_build_size(*most);
-            let made = banger_image::import(source, staging, *most, reference.as_deref(), limits, progress);
+            let made = banger_image::import(source, staging, *most, reference.as_deref(), limits, hasher, progress);
             made.map(Made::Image).map_err(|error| ConvertError::of_image(&error))
         }
         What::Kernel => {
@@ -178,7 +185,9 @@ impl ConvertError {
         match error {
             ImageError::Cancelled => Self::Cancelled,
             error if crate::error::is_full(error) => Self::Full,
-            ImageError::Read { .. } | ImageError::Write { .. } => Self::Host(crate::error::chain(error)),
+            ImageError::Read { .. } | ImageError::Write { .. } | ImageError::Hashing => {
+                Self::Host(crate::error::chain(error))
+            }
             error => Self::Refused(crate::error::chain(error)),
         }
     }
@@ -207,6 +216,7 @@ fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Pr
     let child = Command::new(program)
         .arg(child::COMMAND)
         .env_clear()
+        .env(ONE_HEAP.0, ONE_HEAP.1)
         .stdin(Stdio::from(source))
         .stdout(Stdio::from(OwnedFd::from(theirs)))
         .spawn()
