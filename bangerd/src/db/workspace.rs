@@ -2,15 +2,25 @@
 
 use super::{Db, DbError, Json, Text};
 use banger_policy::VmId;
+use banger_policy::access::Owner;
 use banger_proto::model::Workspace;
 use rusqlite::params;
 
 impl Db {
-    /// A VM that is gone keeps nothing.
-    pub(crate) async fn set_workspace(&self, vm: VmId, workspace: Option<Workspace>) -> Result<(), DbError> {
+    /// A VM that is gone, or is another owner's by now, keeps nothing.
+    pub(crate) async fn set_workspace(
+        &self,
+        vm: VmId,
+        owner: Owner,
+        workspace: Option<Workspace>,
+    ) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let text = workspace.as_ref().map(Json);
-            sql.execute("UPDATE vms SET workspace = ?2 WHERE id = ?1", params![Text(vm), text])?;
+            // What is there already is not written again: a commit waits for the disk.
+            sql.execute(
+                "UPDATE vms SET workspace = ?2 WHERE id = ?1 AND owner = ?3 AND owner_name = ?4 AND workspace IS NOT ?2",
+                params![Text(vm), text, owner.uid, owner.name],
+            )?;
             Ok(())
         })
         .await
@@ -43,6 +53,10 @@ mod tests {
         }
     }
 
+    fn alice() -> Owner {
+        Owner { uid: 1001, name: "alice".into() }
+    }
+
     #[tokio::test]
     async fn a_vm_of_before_has_no_workspace_and_gets_one() {
         let dir = tempfile::tempdir().unwrap();
@@ -62,13 +76,18 @@ mod tests {
         drop(old);
         let db = Db::open(&path).await.unwrap();
         assert_eq!(db.vm(vm).await.unwrap().unwrap().workspace, None);
-        db.set_workspace(vm, Some(workspace(vm))).await.unwrap();
+        db.set_workspace(vm, alice(), Some(workspace(vm))).await.unwrap();
         assert_eq!(db.vm(vm).await.unwrap().unwrap().workspace, Some(workspace(vm)));
+        // It was given away since its owner was looked at: by number, or by name.
+        for other in [Owner { uid: 1002, ..alice() }, Owner { name: "carol".into(), ..alice() }] {
+            db.set_workspace(vm, other, None).await.unwrap();
+            assert_eq!(db.vm(vm).await.unwrap().unwrap().workspace, Some(workspace(vm)));
+        }
         let long = Workspace { repo_root: "/a".repeat(9000), ..workspace(vm) };
-        db.set_workspace(vm, Some(long)).await.unwrap_err();
-        db.set_workspace(vm, None).await.unwrap();
+        db.set_workspace(vm, alice(), Some(long)).await.unwrap_err();
+        db.set_workspace(vm, alice(), None).await.unwrap();
         assert_eq!(db.vm(vm).await.unwrap().unwrap().workspace, None);
         db.delete_vm(vm).await.unwrap();
-        db.set_workspace(vm, Some(workspace(vm))).await.unwrap();
+        db.set_workspace(vm, alice(), Some(workspace(vm))).await.unwrap();
     }
 }
