@@ -80,8 +80,8 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Job {
     id: JobId,
-    owner: Owner,
-    limits: UserLimits,
+    /// Who ordered it.
+    peer: Peer,
     db: Db,
     view: watch::Sender<JobView>,
     cancel: CancellationToken,
@@ -156,7 +156,7 @@ impl Jobs {
         drop(inner);
         self.db.record_job(id.0, owner.clone(), title);
         let (db, stage_began) = (self.db.clone(), Mutex::new(Instant::now()));
-        let job = Job { id, owner, limits: peer.limits, db, view: sender, cancel, stage_began, ended };
+        let job = Job { id, peer: peer.clone(), db, view: sender, cancel, stage_began, ended };
         Ok(job)
     }
 
@@ -254,10 +254,16 @@ impl Job {
         self.id
     }
 
-    /// How much the owner of a VM may have, as far as whoever ordered this is that owner. An
-    /// administrator's order is the administrator's decision, and the daemon's own is nobody's.
+    /// Whether whoever ordered it may still do so: since the order was left, the VM may have become
+    /// somebody else's.
+    pub(crate) fn may_change(&self, owner: &Owner) -> bool {
+        banger_policy::access::vm(&self.peer, owner).granted().is_ok()
+    }
+
+    /// How much the owner of a VM may have. What an administrator orders for another user's VM is
+    /// the administrator's decision.
     pub(crate) fn limits_of(&self, owner: &Owner) -> UserLimits {
-        if self.owner == *owner { self.limits } else { UserLimits::NONE }
+        if self.peer.admin && !self.peer.owns(owner) { UserLimits::NONE } else { self.peer.limits }
     }
 
     /// A stage begins; the one before it is done.

@@ -166,6 +166,11 @@ impl Actor {
 
     /// Does what somebody asked for, and ends the job. True when the VM is gone.
     async fn asked(&mut self, job: Job, ask: Ask) -> bool {
+        // Left before the VM was given away, and its turn comes behind that.
+        if !job.may_change(&self.row.who()) {
+            job.finish(Err(VmError::NotFound { shown: self.row.name.to_string(), admin: false }));
+            return false;
+        }
         let done = match ask {
             Ask::Create { start, keep } => return self.create(job, start, keep).await,
             Ask::Start => return self.answer(job, Event::Start).await,

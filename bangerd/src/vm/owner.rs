@@ -4,6 +4,7 @@
 
 use super::actor::Actor;
 use super::error::{AdminsOnly, VmError};
+use super::machine::Seat;
 use super::order::{Ask, Order};
 use super::{Vms, entry_of};
 use crate::db::{DbError, VmRow};
@@ -44,6 +45,13 @@ impl Actor {
         if self.row.state == State::Running {
             return Err(VmError::RunsForItsOwner(name.clone()));
         }
+        if self.row.state == State::Error {
+            // What a teardown could not end is found by its owner: it ends as this owner's, or the
+            // VM stays so.
+            let seat = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network)?;
+            self.kill_processes(&seat).await?;
+        }
+        let name = &self.row.name;
         let given = self.ctx.db.give_vm(self.id(), to.owner(), to.limits).await;
         given.map_err(|error| match error {
             DbError::Taken(user) => VmError::TakenBy { user, vm: name.clone() },

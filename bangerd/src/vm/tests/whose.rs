@@ -1,6 +1,7 @@
 //! Whose a VM is: by number and name, by words, and how many somebody may have.
 
 use super::*;
+use banger_proto::daemon::KillSignal;
 use banger_proto::model::ErrorCode;
 
 /// Got alice's number after she was gone.
@@ -134,6 +135,47 @@ fn only_an_administrator_gives_a_vm_away_and_only_one_that_does_not_run() {
     assert!(matches!(world.order_of(&BOB, Ask::Start, "web"), JobState::Done(_)));
     assert!(matches!(world.order_of(&BOB, Ask::Delete, "web"), JobState::Done(_)));
     world.assert_nothing_at_all();
+}
+
+#[test]
+fn what_the_former_owner_ordered_before_is_not_done_to_the_new_owners_vm() {
+    let world = World::new();
+    let vm = world.create_of(ALICE, "web", false).unwrap();
+    world.machine.set_deaf(true);
+    let start = world.begin(Ask::Start, "web");
+    world.until_stage(start, "guest ready");
+    let life = world.life();
+    let give = life.runtime.block_on(life.vms.give(&ROOT, "alice/web", "bob".into())).unwrap();
+    let sized = SetRequest { memory_mib: Some(512), ..SetRequest::default() };
+    let late = [Ask::Set(sized), Ask::Start, Ask::Delete].map(|ask| world.begin(ask, "web"));
+    let roots = life.runtime.block_on(life.vms.order(&ROOT, "alice/web", STOP)).unwrap();
+    // The deletion has cut the start short.
+    assert!(matches!(world.wait(start), JobState::Cancelled));
+    assert!(matches!(world.wait(give), JobState::Done(_)));
+    world.machine.set_deaf(false);
+    for job in late {
+        let end = world.wait(job);
+        assert!(matches!(&end, JobState::Failed(error) if error.code == ErrorCode::NotFound), "{end:?}");
+    }
+    assert!(matches!(world.wait(roots), JobState::Done(_)), "an administrator's order goes on");
+    let his = world.show(BOB, "web").unwrap();
+    assert_eq!((his.id, his.state, his.spec), (vm.id, State::Stopped, vm.spec));
+}
+
+/// Its cgroup has the owner's number in its path.
+#[test]
+fn what_is_left_of_a_vm_ends_before_it_is_given_away() {
+    let world = World::new();
+    world.running("web");
+    world.machine.fail(Some("kill"));
+    assert!(matches!(world.order(Ask::Kill(KillSignal::Kill), "web"), JobState::Failed(_)));
+    assert_eq!((world.show(ALICE, "web").unwrap().state, world.machine.processes()), (State::Error, 1));
+    world.give(&ROOT, "alice/web", "bob").unwrap_err();
+    assert_eq!(world.show(ALICE, "web").unwrap().owner, ALICE.uid);
+    world.machine.fail(None);
+    world.give(&ROOT, "alice/web", "bob").unwrap();
+    assert_eq!(world.machine.processes(), 0);
+    assert!(matches!(world.order_of(&BOB, Ask::Start, "web"), JobState::Done(_)));
 }
 
 #[test]
