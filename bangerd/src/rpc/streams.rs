@@ -87,7 +87,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
             return guest(io, &peer, way, async |link| link.ssh().await).await;
         }
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
-            Ok(console) => stream::logs(io, &console, follow, tail).await,
+            Ok((console, ownership)) => stream::logs(io, &console, follow, tail, ownership.cancelled()).await,
             Err(error) => return refuse(io, &error.message()).await,
         },
         StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {

@@ -184,6 +184,36 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
 }
 
 #[test]
+fn who_follows_a_console_is_shown_no_more_of_it_when_the_vm_is_given_away() {
+    let world = World::new();
+    let door = Door::of(&world);
+    let vm = world.running("demo");
+    world.life().runtime.block_on(async {
+        let (alice, root) = (door.client(ALICE).await, door.client(ROOT).await);
+        let follow = |vm: &str| StreamRequest::Logs { vm: vm.into(), follow: true, tail: None };
+        let hers = alice.open_stream(now(), follow("demo")).await.unwrap().unwrap();
+        let roots = root.open_stream(now(), follow("alice/demo")).await.unwrap().unwrap();
+        let console = world.paths().vm(&vm.id).console();
+        std::fs::write(&console, "hers\n").unwrap();
+        let (mut hers, mut roots) = (door.stream(ALICE, &hers.ticket).await, door.stream(ROOT, &roots.ticket).await);
+        for stream in [&mut hers, &mut roots] {
+            assert_eq!(read(stream).await.unwrap(), Some(Frame::Output(b"hers\n".to_vec())));
+        }
+        let stopped = alice.stop_vm(now(), "demo".into(), None, false).await.unwrap().unwrap();
+        assert!(matches!(end_of(&alice, stopped).await, JobState::Done(_)));
+        let given = root.give_vm(now(), "alice/demo".into(), "bob".into()).await.unwrap().unwrap();
+        assert!(matches!(end_of(&root, given).await, JobState::Done(_)));
+        std::fs::write(&console, "hers\nhis\n").unwrap();
+        for stream in [&mut hers, &mut roots] {
+            let next = tokio::time::timeout(Duration::from_secs(20), read(stream)).await.unwrap();
+            assert!(matches!(next, Ok(None)), "{next:?}");
+        }
+        let refused = alice.open_stream(now(), follow("demo")).await.unwrap().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::NotFound);
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_changes_nothing_about_its_job() {
     let world = World::new();
     let door = Door::of(&world);

@@ -19,17 +19,30 @@ const LOOK: Duration = Duration::from_millis(100);
 const SEARCH: u64 = 2 * console::CAP;
 
 /// Sends the console from `tail` lines before its end, all of it when `None`; with `follow`, then
-/// what is written until the client goes, also by the next boots. A VM that never ran has an empty
-/// one.
+/// what is written until the client goes, also by the next boots. Nothing is sent any more once
+/// `not_theirs` is ready. A VM that never ran has an empty one.
 ///
 /// # Errors
 /// What the client's socket says.
-pub async fn logs(stream: UnixStream, console: &Path, follow: bool, tail: Option<u32>) -> io::Result<()> {
+pub async fn logs(
+    stream: UnixStream,
+    console: &Path,
+    follow: bool,
+    tail: Option<u32>,
+    not_theirs: impl Future<Output = ()>,
+) -> io::Result<()> {
     let Client { mut from, mut to, .. } = Client::new(stream);
     let sending = async {
-        match pass(console, follow, tail, &mut to).await {
-            Ok(()) => to.last(&Frame::Exit(0)).await,
-            Err(error) => to.failed(&format!("cannot read the console: {error}")).await,
+        let passed = tokio::select! {
+            biased;
+            () = not_theirs => None,
+            passed = pass(console, follow, tail, &mut to) => Some(passed),
+        };
+        match passed {
+            Some(Ok(())) => to.last(&Frame::Exit(0)).await,
+            Some(Err(error)) => to.failed(&format!("cannot read the console: {error}")).await,
+            // A frame may have been cut in the middle: the end of the connection says it.
+            None => Ok(()),
         }
     };
     tokio::select! {

@@ -70,7 +70,7 @@ async fn logs_are_sent_from_where_they_are_wanted() {
     let path = folder.path().join("console.log");
     let read_all = async |tail| {
         let (mut client, server) = UnixStream::pair().unwrap();
-        let (sent, said) = tokio::join!(logs(server, &path, false, tail), all(&mut client));
+        let (sent, said) = tokio::join!(logs(server, &path, false, tail, std::future::pending()), all(&mut client));
         sent.unwrap();
         said
     };
@@ -90,7 +90,7 @@ async fn followed_logs_go_on_into_the_next_boot_and_end_with_the_client() {
     std::fs::write(&path, "old\nlast\n").unwrap();
     let (mut client, server) = UnixStream::pair().unwrap();
     let followed = path.clone();
-    let serving = tokio::spawn(async move { logs(server, &followed, true, Some(1)).await });
+    let serving = tokio::spawn(async move { logs(server, &followed, true, Some(1), std::future::pending()).await });
     let mut next = async || timeout(SOON, read(&mut client)).await.unwrap().unwrap();
     assert_eq!(next().await, Some(Frame::Output(b"last\n".to_vec())));
     let mut file = File::options().append(true).open(&path).unwrap();

@@ -72,6 +72,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Attempts at a name that nobody has.
 const NAME_ATTEMPTS: usize = 10;
@@ -337,10 +338,14 @@ impl Vms {
         Ok((link, entry.shared.enter()))
     }
 
-    /// The console's file of a VM of the peer's.
-    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<PathBuf, VmError> {
+    /// The console's file of a VM of the peer's, and until when it is the peer's to read.
+    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<(PathBuf, CancellationToken), VmError> {
         let row = self.find(peer, word).await?;
-        Ok(self.ctx.paths.vm(&row.id).console())
+        let vm = row.id;
+        let ownership = self.actor(row).shared.ownership();
+        // Since the first look it may have been given away.
+        self.find(peer, &vm.to_string()).await?;
+        Ok((self.ctx.paths.vm(&vm).console(), ownership))
     }
 
     /// Lets the holder of a key into the peer's VM, now and at later boots.

@@ -60,6 +60,7 @@ impl Actor {
         })?;
         // Who reads it reads for the owner that it had.
         self.ctx.readers.cut(&self.id());
+        self.shared.end_ownership();
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
         (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
         self.ctx.fellows.changed();

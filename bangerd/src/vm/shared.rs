@@ -34,6 +34,8 @@ pub(super) struct Shared {
     ended: Mutex<String>,
     /// Sessions that are open.
     sessions: Arc<()>,
+    /// Ends when the VM becomes another user's.
+    ownership: Mutex<CancellationToken>,
 }
 
 /// Somebody is in the VM, as long as this is held.
@@ -129,6 +131,16 @@ impl Shared {
 
     pub(super) fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {
         *lock(&self.waiting) = waiting;
+    }
+
+    /// Ends when the VM is given away. To be had before it is looked whose the VM is.
+    pub(super) fn ownership(&self) -> CancellationToken {
+        lock(&self.ownership).clone()
+    }
+
+    /// Whoever has been shown the VM as its owner's is shown no more of it.
+    pub(super) fn end_ownership(&self) {
+        std::mem::take(&mut *lock(&self.ownership)).cancel();
     }
 
     /// Whether the actor waits for a guest to be ready.
