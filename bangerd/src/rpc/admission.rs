@@ -12,18 +12,34 @@ use tokio::net::UnixStream;
 
 /// Connections of one user. A user's shell loop must not keep the others out.
 const PER_USER: usize = 128;
-/// Connections of all users; below the limit on descriptors that the unit sets.
+/// Connections of all users; below the limit on descriptors that the unit sets. Root's places are
+/// root's alone: whoever has to end what others do gets in.
 const ALL: usize = 1024;
+/// Connections of all numbers without a login name together: one user may have thousands of them,
+/// in a user namespace (subuid(5)).
+const NAMELESS: usize = 16;
 /// Who sees everyone's VMs.
 const ADMIN_GROUP: &str = "banger-admin";
 
-/// Connections by uid.
+/// Whose a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Uid(u32),
+    Nameless,
+}
+
+const ROOT: Holder = Holder::Uid(0);
+
+/// Connections by whose they are.
 #[derive(Debug)]
 pub(super) struct Admission {
-    places: Mutex<HashMap<u32, usize>>,
+    places: Mutex<HashMap<Holder, usize>>,
     /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give
     /// orders.
     refused: Option<u32>,
+    /// How often each user may come: each connection is a thread and questions to the user
+    /// database, before its first call costs anything.
+    arrivals: Rates,
     /// What may be written to the log of each user's refusals.
     notes: Rates,
 }
@@ -32,6 +48,7 @@ pub(super) struct Admission {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) peer: Peer,
+    holder: Holder,
     admission: Arc<Admission>,
 }
 
@@ -42,11 +59,12 @@ impl Admission {
         Self {
             places: Mutex::default(),
             refused: (!daemon.is_root()).then_some(daemon.as_raw()),
+            arrivals: Rates::calls(),
             notes: Rates::notes(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Holder, usize>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -62,21 +80,47 @@ impl Admission {
             self.note(peer.uid, "refused a connection of the daemon's own user");
             return None;
         }
+        if !self.arrivals.take(peer.uid) {
+            self.note(peer.uid, "too many connections in a second");
+            return None;
+        }
+        let holder = Holder::Uid(peer.uid);
+        self.take(peer, holder)
+    }
+
+    fn take(self: &Arc<Self>, peer: Peer, holder: Holder) -> Option<Place> {
         let mut all = self.lock();
-        let own = all.get(&peer.uid).copied().unwrap_or(0);
-        if own >= PER_USER || all.values().sum::<usize>() >= ALL {
+        let own = all.get(&holder).copied().unwrap_or(0);
+        let others: usize = all.iter().filter(|(holder, _)| **holder != ROOT).map(|(_, count)| count).sum();
+        let room = match holder {
+            ROOT => own < PER_USER,
+            Holder::Uid(_) => own < PER_USER && others < ALL - PER_USER,
+            Holder::Nameless => own < NAMELESS,
+        };
+        if !room {
             self.note(peer.uid, "too many connections");
             return None;
         }
-        all.insert(peer.uid, own + 1);
-        Some(Place { peer, admission: Arc::clone(self) })
+        all.insert(holder, own + 1);
+        Some(Place { peer, holder, admission: Arc::clone(self) })
+    }
+}
+
+impl Place {
+    /// Now it is known whose it is. Without a name it is one of few.
+    fn known_as(mut self, peer: Peer) -> Option<Self> {
+        if self.holder != ROOT && peer.name.is_empty() {
+            return self.admission.take(peer, Holder::Nameless);
+        }
+        self.peer = peer;
+        Some(self)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.admission.lock();
-        if let Some(own) = all.get_mut(&self.peer.uid) {
+        if let Some(own) = all.get_mut(&self.holder) {
             *own = own.saturating_sub(1);
         }
         all.retain(|_, count| *count > 0);
@@ -101,15 +145,15 @@ pub(super) async fn admit(
     };
     // A place first: the user database may be slow, and whoever asks it is counted.
     let nobody = Peer::new(uid, "", false);
-    let mut place = admission.enter(nobody.clone())?;
-    place.peer = ask_users(move || who(uid, &*users, &limits)).await.unwrap_or(nobody);
-    Some(place)
+    let place = admission.enter(nobody.clone())?;
+    let peer = ask_users(move || who(uid, &*users, &limits)).await.flatten();
+    place.known_as(peer.unwrap_or(nobody))
 }
 
 /// Asks the host's user database, on a thread of its own: imports and disks in the making may hold
 /// all threads that the runtime has for blocking work, and nobody would be let in. As many at once
 /// as there are places for connections. `None` when the host has no thread to give.
-async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (answer, answered) = tokio::sync::oneshot::channel();
     let asking = std::thread::Builder::new().name("user-database".to_owned()).stack_size(256 << 10);
     // Whoever asked may be gone when the answer comes.
@@ -117,15 +161,19 @@ async fn ask_users<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'sta
     answered.await.ok()
 }
 
-/// Who a number is by the host's user database. Whatever cannot be found out is "no": without a
-/// name nothing is the peer's.
-fn who(uid: u32, users: &dyn UserDatabase, limits: &Limits) -> Peer {
-    let Named::As(name) = users.name_of(uid) else { return Peer::new(uid, "", uid == 0) };
+/// Who a number is by the host's user database; `None` when that does not answer. Without a name
+/// nothing is the peer's.
+pub(super) fn who(uid: u32, users: &dyn UserDatabase, limits: &Limits) -> Option<Peer> {
+    let name = match users.name_of(uid) {
+        Named::As(name) => name,
+        Named::Gone => return Some(Peer::new(uid, "", uid == 0)),
+        Named::Unknown => return None,
+    };
     let account = users.account(&name).filter(|account| account.uid == uid);
     let groups = account.map(|account| account.groups).unwrap_or_default();
     let admin = uid == 0 || groups.iter().any(|group| group == ADMIN_GROUP);
     let limits = limits.of(uid, &name, &groups);
-    Peer { uid, name: name.into(), admin, limits }
+    Some(Peer { uid, name: name.into(), admin, limits })
 }
 
 #[cfg(test)]
@@ -148,6 +196,40 @@ mod tests {
     }
 
     #[test]
+    fn users_who_take_all_that_they_can_do_not_keep_root_out() {
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        let enter = |uid| admission.enter(Peer::new(uid, "somebody", uid == 0));
+        let held: Vec<Place> = (1..=10).flat_map(|uid| [uid; PER_USER]).filter_map(enter).collect();
+        assert!(held.len() < ALL && enter(11).is_none());
+        let roots: Vec<Place> = (0..PER_USER).map(|_| enter(0).unwrap()).collect();
+        assert_eq!(held.len() + roots.len(), ALL);
+        assert!(enter(0).is_none());
+    }
+
+    /// The numbers of a user namespace keep the group that the socket's mode asks for.
+    #[test]
+    fn numbers_without_a_name_have_few_places_together() {
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        let nobody = |uid| Peer::new(uid, "", false);
+        let enter = |uid| admission.enter(nobody(uid)).unwrap().known_as(nobody(uid));
+        let held: Vec<Place> = (100_000..102_000).filter_map(enter).collect();
+        assert_eq!(held.len(), NAMELESS);
+        assert!(admission.enter(nobody(1)).unwrap().known_as(Peer::new(1, "alice", false)).is_some());
+        assert!(enter(0).is_some(), "root is root by its number");
+        drop(held);
+        assert!(enter(100_000).is_some());
+    }
+
+    #[test]
+    fn who_comes_too_often_is_not_asked_about() {
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        let come = |uid| admission.enter(Peer::new(uid, "", false)).is_some();
+        let came = (0..10_000).filter(|_| come(1)).count();
+        assert!((1_000..5_000).contains(&came), "{came}");
+        assert!(come(2), "another user's coming is another matter");
+    }
+
+    #[test]
     fn the_daemons_own_user_is_refused() {
         let peer = |uid| Peer::new(uid, "", false);
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(990)));
@@ -159,9 +241,9 @@ mod tests {
 
     #[test]
     fn an_unknown_user_is_no_administrator_and_owns_nothing() {
-        let root = who(0, &Nss, &Limits::default());
+        let root = who(0, &Nss, &Limits::default()).unwrap();
         assert!(root.admin && root.name == "root");
-        let nobody = who(4_000_000_001, &Nss, &Limits::default());
+        let nobody = who(4_000_000_001, &Nss, &Limits::default()).unwrap();
         assert!(!nobody.admin && !nobody.owns(&nobody.owner()), "{nobody:?}");
     }
 
@@ -188,7 +270,7 @@ mod tests {
             (Some((1010, ADMIN_GROUP)), false),
             (None, false),
         ] {
-            let peer = who(1009, &Dora(account), &Limits::default());
+            let peer = who(1009, &Dora(account), &Limits::default()).unwrap();
             assert_eq!((peer.uid, &*peer.name, peer.admin), (1009, "dora", admin), "{account:?}");
         }
     }
