@@ -3,6 +3,7 @@
 
 mod admission;
 mod answer;
+mod caller;
 pub(crate) mod metrics;
 pub(crate) mod rate;
 mod service;
@@ -19,6 +20,7 @@ use banger_proto::model::DaemonInfo;
 use banger_proto::time::Timestamp;
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::{PROTOCOL_VERSION, Purpose};
+use caller::Caller;
 use futures::StreamExt as _;
 use rate::Rates;
 use std::sync::Arc;
@@ -123,7 +125,9 @@ async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
 }
 
 async fn calls(stream: UnixStream, place: &Place, daemon: Arc<Daemon>) {
-    let service = service::Service { peer: place.peer.clone(), daemon };
+    let ctx = &daemon.vms.ctx;
+    let caller = Caller::new(place.peer.clone(), Arc::clone(&ctx.users), ctx.config.clone());
+    let service = service::Service { caller: Arc::new(caller), daemon };
     let channel = BaseChannel::new(Config::default(), transport::server(stream, DAEMON_LIMITS))
         .max_concurrent_requests(DAEMON_LIMITS.max_in_flight);
     let mut requests = std::pin::pin!(channel.execute(service.serve()));

@@ -3,6 +3,7 @@
 //! ordered.
 
 use super::Daemon;
+use crate::rpc::caller::Caller;
 use crate::rpc::ticket::Promise;
 use crate::store::page;
 use crate::vm::Ask;
@@ -21,38 +22,38 @@ use tarpc::context::Context;
 /// Jobs of one page.
 const JOBS: usize = 32;
 
-/// One connection's service: whose it is never changes.
+/// One connection's service.
 #[derive(Clone, Debug)]
 pub(super) struct Service {
-    pub(super) peer: Peer,
+    pub(super) caller: Arc<Caller>,
     pub(super) daemon: Arc<Daemon>,
 }
 
 impl Service {
-    /// The price of a call, before anything is done for it.
-    fn pay(&self) -> Result<(), ApiError> {
-        if self.daemon.calls.take(self.peer.uid) { Ok(()) } else { Err(super::rate::refuse()) }
+    /// Who calls, for the price of a call: before anything is done for it.
+    async fn pay(&self) -> Result<Peer, ApiError> {
+        if self.daemon.calls.take(self.caller.uid) { Ok(self.caller.now().await) } else { Err(super::rate::refuse()) }
     }
 
-    async fn order(&self, vm: &str, ask: Ask) -> Result<JobId, ApiError> {
-        Ok(self.daemon.vms.order(&self.peer, vm, ask).await?)
+    async fn order(&self, peer: &Peer, vm: &str, ask: Ask) -> Result<JobId, ApiError> {
+        Ok(self.daemon.vms.order(peer, vm, ask).await?)
     }
 }
 
 impl banger_proto::daemon::Daemon for Service {
     async fn info(self, _: Context) -> Result<DaemonInfo, ApiError> {
-        self.pay()?;
+        self.pay().await?;
         Ok(self.daemon.info().await)
     }
 
     async fn doctor(self, _: Context) -> Result<Vec<Check>, ApiError> {
-        self.pay()?;
+        self.pay().await?;
         Ok(self.daemon.doctor.checks(&self.daemon.vms.ctx).await)
     }
 
     async fn leaks(self, _: Context, fix: bool) -> Result<Leaks, ApiError> {
-        self.pay()?;
-        let leaks = self.daemon.vms.leaks(&self.peer, fix).await;
+        let peer = self.pay().await?;
+        let leaks = self.daemon.vms.leaks(&peer, fix).await;
         // A call that is refused empties no cache: it would cost nothing to ask again and again.
         if fix && leaks.is_ok() {
             self.daemon.doctor.forget().await;
@@ -61,27 +62,27 @@ impl banger_proto::daemon::Daemon for Service {
     }
 
     async fn list_vms(self, _: Context, all: bool, after: Option<VmId>) -> Result<VmPage, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.list(&self.peer, all, after).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.list(&peer, all, after).await?)
     }
 
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.show(&self.peer, &vm).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.show(&peer, &vm).await?)
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.create(&self.peer, request, keep_on_error).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.create(&peer, request, keep_on_error).await?)
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
-        self.pay()?;
-        self.order(&vm, Ask::Start).await
+        let peer = self.pay().await?;
+        self.order(&peer, &vm, Ask::Start).await
     }
 
     async fn stop_vm(self, _: Context, vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError> {
-        self.pay()?;
+        let peer = self.pay().await?;
         if let Some(seconds) = within
             && !(MIN_STOP_SECONDS..=MAX_STOP_SECONDS).contains(&seconds)
         {
@@ -89,51 +90,51 @@ impl banger_proto::daemon::Daemon for Service {
                 format!("a guest may have {MIN_STOP_SECONDS} to {MAX_STOP_SECONDS} s to shut down, not {seconds}");
             return Err(ApiError::new(ErrorCode::BadRequest, message).hint("vm kill does not wait."));
         }
-        if host_down && !self.peer.admin {
+        if host_down && !peer.admin {
             let message = "only root and the group banger-admin say that the host goes down";
             return Err(ApiError::new(ErrorCode::Denied, message));
         }
         let within = within.map(|seconds| Duration::from_secs(seconds.into()));
-        self.order(&vm, if host_down { Ask::HostDown } else { Ask::Stop { within } }).await
+        self.order(&peer, &vm, if host_down { Ask::HostDown } else { Ask::Stop { within } }).await
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
-        self.pay()?;
-        self.order(&vm, Ask::Restart).await
+        let peer = self.pay().await?;
+        self.order(&peer, &vm, Ask::Restart).await
     }
 
     async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
-        self.pay()?;
-        self.order(&vm, Ask::Set(request)).await
+        let peer = self.pay().await?;
+        self.order(&peer, &vm, Ask::Set(request)).await
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
-        self.pay()?;
-        self.order(&vm, Ask::Kill(signal)).await
+        let peer = self.pay().await?;
+        self.order(&peer, &vm, Ask::Kill(signal)).await
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.give(&self.peer, &vm, user).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.give(&peer, &vm, user).await?)
     }
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
-        self.pay()?;
-        self.order(&vm, Ask::Delete).await
+        let peer = self.pay().await?;
+        self.order(&peer, &vm, Ask::Delete).await
     }
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.ssh_access(&self.peer, &vm, &public_key).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.ssh_access(&peer, &vm, &public_key).await?)
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
-        self.pay()?;
+        let peer = self.pay().await?;
         // Before anything that changes something: a session's look counts as one.
-        self.daemon.tickets.room(self.peer.uid)?;
-        let work = super::streams::check(&self.daemon, &self.peer, request).await?;
+        self.daemon.tickets.room(peer.uid)?;
+        let work = super::streams::check(&self.daemon, &peer, request).await?;
         let job = work.job().map(crate::jobs::Job::id);
-        let ticket = self.daemon.tickets.issue(Promise { peer: self.peer.clone(), work })?;
+        let ticket = self.daemon.tickets.issue(Promise { peer: peer.clone(), work })?;
         Ok(OpenStream { ticket, job })
     }
 
@@ -143,28 +144,28 @@ impl banger_proto::daemon::Daemon for Service {
         all: bool,
         after: Option<StoreKey>,
     ) -> Result<StorePage<ImageRecord>, ApiError> {
-        self.pay()?;
-        Ok(page::of(self.daemon.store.list::<ImageRecord>(&self.peer, all).await?, after.as_ref()))
+        let peer = self.pay().await?;
+        Ok(page::of(self.daemon.store.list::<ImageRecord>(&peer, all).await?, after.as_ref()))
     }
 
     async fn show_image(self, _: Context, image: String) -> Result<ImageRecord, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.show(&self.peer, &image).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.show(&peer, &image).await?)
     }
 
     async fn link_image(self, _: Context, request: LinkRequest) -> Result<Option<ImageRecord>, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.link_image(&self.peer, request).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.link_image(&peer, request).await?)
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.share::<ImageRecord>(&self.peer, &image, shared).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.share::<ImageRecord>(&peer, &image, shared).await?)
     }
 
     async fn delete_image(self, _: Context, image: String) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.delete::<ImageRecord>(&self.peer, image).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.delete::<ImageRecord>(&peer, image).await?)
     }
 
     async fn list_kernels(
@@ -173,58 +174,58 @@ impl banger_proto::daemon::Daemon for Service {
         all: bool,
         after: Option<StoreKey>,
     ) -> Result<StorePage<KernelRecord>, ApiError> {
-        self.pay()?;
-        Ok(page::of(self.daemon.store.list::<KernelRecord>(&self.peer, all).await?, after.as_ref()))
+        let peer = self.pay().await?;
+        Ok(page::of(self.daemon.store.list::<KernelRecord>(&peer, all).await?, after.as_ref()))
     }
 
     async fn share_kernel(self, _: Context, kernel: String, shared: bool) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.share::<KernelRecord>(&self.peer, &kernel, shared).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.share::<KernelRecord>(&peer, &kernel, shared).await?)
     }
 
     async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.delete::<KernelRecord>(&self.peer, kernel).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.delete::<KernelRecord>(&peer, kernel).await?)
     }
 
     async fn pick_kernel(self, _: Context, kernel: Option<String>) -> Result<KernelRecord, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.store.pick_kernel(&self.peer, kernel.as_deref()).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.pick_kernel(&peer, kernel.as_deref()).await?)
     }
 
     async fn list_jobs(self, _: Context, before: Option<JobId>) -> Result<JobPage, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.ctx.jobs.list(&self.peer, before, JOBS))
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.ctx.jobs.list(&peer, before, JOBS))
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
-        self.pay()?;
+        let peer = self.pay().await?;
         let limit = Duration::from_millis(MAX_WATCH_MS.into());
-        Ok(self.daemon.vms.ctx.jobs.watch(&self.peer, job, after_seq, limit).await?)
+        Ok(self.daemon.vms.ctx.jobs.watch(&peer, job, after_seq, limit).await?)
     }
 
     async fn cancel_job(self, _: Context, job: JobId) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.ctx.jobs.cancel(&self.peer, job)?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.ctx.jobs.cancel(&peer, job)?)
     }
 
     async fn set_workspace(self, _: Context, vm: String, workspace: Option<Workspace>) -> Result<(), ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.set_workspace(&self.peer, &vm, workspace).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.set_workspace(&peer, &vm, workspace).await?)
     }
 
     async fn quotas(self, _: Context, all: bool, after: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.quotas(&self.peer, all, after).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.quotas(&peer, all, after).await?)
     }
 
     async fn publish_ports(self, _: Context, vm: String, request: PublishRequest) -> Result<JobId, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.publish(&self.peer, &vm, request).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.publish(&peer, &vm, request).await?)
     }
 
     async fn unpublish_ports(self, _: Context, vm: String, ports: Vec<String>) -> Result<JobId, ApiError> {
-        self.pay()?;
-        Ok(self.daemon.vms.unpublish(&self.peer, &vm, &ports).await?)
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.unpublish(&peer, &vm, &ports).await?)
     }
 }

@@ -55,11 +55,12 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     if !matches!(tokio::time::timeout(TICKET_LIMIT, io.read_exact(&mut ticket)).await, Ok(Ok(_))) {
         return;
     }
-    let Some(promise) = daemon.tickets.take(&Ticket(ticket), place.peer.uid) else {
+    let Some(promise) = daemon.tickets.take(&Ticket(ticket), &place.peer) else {
         refuse(io, "this ticket is not valid, or no longer: ask again").await;
         return;
     };
-    let Promise { peer, work } = promise;
+    // Who the peer is by now: what was promised is served by what may be done when it is.
+    let (peer, Promise { work, .. }) = (place.peer.clone(), promise);
     let request = match work {
         Work::Serve(request) => request,
         // The work of an import belongs to a task: the connection may end before it.

@@ -76,14 +76,14 @@ impl Tickets {
 
     /// What the ticket stands for, once and for its owner only. Another's attempt does not use it
     /// up.
-    pub(crate) fn take(&self, ticket: &Ticket, uid: u32) -> Option<Promise> {
-        self.take_at(ticket, uid, Instant::now())
+    pub(crate) fn take(&self, ticket: &Ticket, peer: &Peer) -> Option<Promise> {
+        self.take_at(ticket, peer, Instant::now())
     }
 
-    fn take_at(&self, ticket: &Ticket, uid: u32, now: Instant) -> Option<Promise> {
+    fn take_at(&self, ticket: &Ticket, peer: &Peer, now: Instant) -> Option<Promise> {
         let mut all = self.lock();
         let (issued, promise) = all.get(ticket)?;
-        if promise.peer.uid != uid || is_void(*issued, now) {
+        if promise.peer.owner() != peer.owner() || is_void(*issued, now) {
             return None;
         }
         all.remove(ticket).map(|(_, promise)| promise)
@@ -135,6 +135,7 @@ fn is_void(issued: Instant, now: Instant) -> bool {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use crate::vm::tests::{ALICE, BOB};
     use std::future::Future as _;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -142,17 +143,18 @@ mod tests {
 
     fn promise(uid: u32) -> Promise {
         let request = StreamRequest::Ssh { vm: "demo".into() };
-        Promise { peer: Peer::new(uid, "somebody", false), work: Work::Serve(request) }
+        Promise { peer: if uid == ALICE.uid { ALICE } else { BOB }, work: Work::Serve(request) }
     }
 
     #[test]
     fn a_ticket_is_good_once_and_for_its_owner() {
         let tickets = Tickets::default();
         let ticket = tickets.issue(promise(1001)).unwrap();
-        assert!(tickets.take(&ticket, 1002).is_none());
-        assert!(tickets.take(&Ticket([0; 32]), 1001).is_none());
-        assert!(tickets.take(&ticket, 1001).is_some());
-        assert!(tickets.take(&ticket, 1001).is_none());
+        let other_name = Peer::new(ALICE.uid, "carol", false);
+        assert!(tickets.take(&ticket, &BOB).is_none() && tickets.take(&ticket, &other_name).is_none());
+        assert!(tickets.take(&Ticket([0; 32]), &ALICE).is_none());
+        assert!(tickets.take(&ticket, &ALICE).is_some());
+        assert!(tickets.take(&ticket, &ALICE).is_none());
     }
 
     #[test]
@@ -160,9 +162,9 @@ mod tests {
         let tickets = Tickets::default();
         let (early, late) = (tickets.issue(promise(1001)).unwrap(), tickets.issue(promise(1001)).unwrap());
         let after = |seconds| Instant::now() + Duration::from_secs(seconds);
-        assert!(tickets.take_at(&early, 1001, after(TICKET_SECONDS - 1)).is_some());
+        assert!(tickets.take_at(&early, &ALICE, after(TICKET_SECONDS - 1)).is_some());
         // Nobody has swept it away yet.
-        assert!(tickets.take_at(&late, 1001, after(TICKET_SECONDS + 1)).is_none());
+        assert!(tickets.take_at(&late, &ALICE, after(TICKET_SECONDS + 1)).is_none());
     }
 
     /// Counts how often a task is to be polled.
@@ -189,7 +191,7 @@ mod tests {
         poll();
         tokio::time::sleep(2 * SWEEP).await;
         assert_eq!(woken.0.load(Ordering::Relaxed), 2, "the ticket, and the time to look at it");
-        drop(tickets.take(&ticket, 1001));
+        drop(tickets.take(&ticket, &ALICE));
         poll();
         tokio::time::sleep(day).await;
         assert_eq!(woken.0.load(Ordering::Relaxed), 2, "it is used");
