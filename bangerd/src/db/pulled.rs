@@ -5,9 +5,9 @@ use super::image::{insert_content, insert_name, row};
 use super::store::{IMAGES, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Json, Text, is_unique, signed};
 use crate::paths::Paths;
-use banger_policy::Digest;
 use banger_policy::access::Owner;
 use banger_policy::quota::UserLimits;
+use banger_policy::{Digest, ImageConfig};
 use banger_proto::model::ImageRecord;
 use banger_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, Transaction, named_params, params};
@@ -119,7 +119,7 @@ fn name_it(sql: &Transaction<'_>, image: &ImageRecord, by_admin: bool, limits: &
             insert_name(sql, image)?;
         }
         Some((source, _)) if source != image.source => return Err(DbError::Taken(name.to_owned())),
-        // What everybody uses is an administrator's to change.
+        // What everybody uses is an administrator's to change, and how it starts is part of it.
         Some((_, true)) if !by_admin && is_other(sql, image)? => return Err(DbError::IsShared(name.to_owned())),
         Some(_) => {
             let update = format!(
@@ -139,12 +139,16 @@ fn name_it(sql: &Transaction<'_>, image: &ImageRecord, by_admin: bool, limits: &
     bytes_fit(sql, &owner, before, limits)
 }
 
-/// Does the name mean other content now?
+/// Would whoever uses the name get something else than now?
 fn is_other(sql: &Transaction<'_>, image: &ImageRecord) -> Result<bool, DbError> {
-    let id = sql.query_row(
-        "SELECT image_id FROM image_names WHERE owner = ?1 AND owner_name = ?2 AND name = ?3",
+    let is_same = sql.query_row(
+        "SELECT image_id, manifest, config FROM image_names WHERE owner = ?1 AND owner_name = ?2 AND name = ?3",
         params![image.owner, image.owner_name, image.name.as_str()],
-        |row| Ok(row.get::<_, Text<Digest>>(0)?.0),
+        |row| {
+            let (id, Json(config)) = (row.get::<_, Text<Digest>>(0)?.0, row.get::<_, Json<ImageConfig>>(2)?);
+            let manifest = row.get::<_, Option<Text<Digest>>>(1)?.map(|digest| digest.0);
+            Ok((id, manifest, config) == (image.id, image.manifest_digest, image.config.clone()))
+        },
     )?;
-    Ok(id != image.id)
+    Ok(!is_same)
 }

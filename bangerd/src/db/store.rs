@@ -72,7 +72,8 @@ impl Db {
         .await
     }
 
-    /// Lets everybody use the name, or only its owner again.
+    /// Lets everybody use the name, or only its owner again. False when the name no longer means
+    /// `id`: its owner has pulled something else, or removed it.
     ///
     /// # Errors
     /// [`DbError::Taken`] when another entry of that name is shared.
@@ -81,13 +82,18 @@ impl Db {
         kind: &'static Kind,
         owner: Owner,
         name: String,
+        id: Digest,
         shared: bool,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
         self.transaction(move |sql| {
-            let update =
-                format!("UPDATE {} SET shared = ?4 WHERE owner = ?1 AND owner_name = ?2 AND name = ?3", kind.names);
-            let updated = sql.execute(&update, params![owner.uid, owner.name, name, shared]);
-            updated.map(drop).map_err(|error| if is_unique(&error) { DbError::Taken(name) } else { error.into() })
+            let Kind { names, column, .. } = kind;
+            let update = format!(
+                "UPDATE {names} SET shared = ?4 WHERE owner = ?1 AND owner_name = ?2 AND name = ?3 AND {column} = ?5"
+            );
+            let updated = sql.execute(&update, params![owner.uid, owner.name, name, shared, Text(id)]);
+            updated
+                .map(|rows| rows > 0)
+                .map_err(|error| if is_unique(&error) { DbError::Taken(name) } else { error.into() })
         })
         .await
     }

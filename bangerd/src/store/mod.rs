@@ -249,10 +249,14 @@ impl Store {
             return Err(StoreError::Denied { word: word.to_owned(), why });
         }
         let name = entry.name;
-        self.db.share(kind, entry.owner.clone(), name.to_owned(), shared).await.map_err(|error| match error {
+        let done = self.db.share(kind, entry.owner.clone(), name.to_owned(), entry.id, shared).await;
+        let done = done.map_err(|error| match error {
             DbError::Taken(name) => StoreError::SharedAlready { kind, name },
             error => error.into(),
         })?;
+        if !done {
+            return Err(StoreError::NotFound { kind, shown: name.to_owned() });
+        }
         tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, shared, "{} {name}", kind.word);
         Ok(())
     }

@@ -53,7 +53,7 @@ mod tests {
     use super::super::tests::{id, image, world};
     use super::*;
     use crate::vm::tests::{ALICE, BOB, ROOT};
-    use banger_policy::Digest;
+    use banger_policy::{Digest, ImageConfig};
     use banger_policy::limits::DEFAULT_BUILD_BYTES;
     use banger_policy::quota::UserLimits;
     use banger_proto::model::{ApiError, ErrorCode};
@@ -161,8 +161,37 @@ mod tests {
                 !store.db.contents(&IMAGES).await.unwrap().contains(&pulled(&ALICE, "x", 2).id),
                 "nothing of it stays"
             );
+            // The same content that starts otherwise, and under another manifest.
+            let same = pulled(&ALICE, "debian:13", 1);
+            let evil = ImageConfig { user: Some("evil".into()), ..ImageConfig::default() };
+            let others = [
+                ImageRecord { config: evil.clone(), ..same.clone() },
+                ImageRecord { manifest_digest: Some(id(2)), ..same.clone() },
+            ];
+            for other in others {
+                let refused = store.db.insert_pulled(other, false, UserLimits::NONE).await.unwrap_err();
+                assert!(matches!(refused, crate::db::DbError::IsShared(_)), "{refused}");
+            }
             let kept = store.show::<ImageRecord>(&BOB, "debian:13").await.unwrap();
-            assert_eq!(kept.manifest_digest, Some(id(1)));
+            assert_eq!((kept.manifest_digest, kept.config), (Some(id(1)), same.config.clone()));
+            store.db.insert_pulled(ImageRecord { config: evil, ..same }, true, UserLimits::NONE).await.unwrap();
+        });
+    }
+
+    /// Between the look of whoever shares it and the row.
+    #[test]
+    fn what_is_shared_is_what_was_looked_at() {
+        let world = world(&[], &[]);
+        world.store(async |store| {
+            let insert =
+                |manifest: u8| store.db.insert_pulled(pulled(&ALICE, "debian:13", manifest), false, UserLimits::NONE);
+            insert(1).await.unwrap();
+            let looked_at = pulled(&ALICE, "debian:13", 1).id;
+            insert(2).await.unwrap();
+            let share = |id| store.db.share(&IMAGES, ALICE.owner(), "debian:13".to_owned(), id, true);
+            assert!(!share(looked_at).await.unwrap());
+            assert!(!store.show::<ImageRecord>(&ALICE, "debian:13").await.unwrap().shared);
+            assert!(share(pulled(&ALICE, "debian:13", 2).id).await.unwrap());
         });
     }
 
