@@ -43,3 +43,6 @@ pub const MAX_STOP_SECONDS: u32 = 3600;
 pub const DEFAULT_STATS_POLL_SECONDS: u64 = 10;
 /// COW files on one host, of VMs that run or not.
 pub const MAX_COWS: usize = 4096;
+/// The fewest digits of an id that mean something of another user's, or of everybody's: a name that
+/// was mistyped, or is gone, may be digits of an id.
+pub const ID_DIGITS_OF_OTHERS: usize = 8;

@@ -6,6 +6,7 @@
 
 use crate::Digest;
 use crate::access::{Decision, Owner, Peer, Refusal};
+use crate::limits::ID_DIGITS_OF_OTHERS;
 
 /// A name in the store, as far as it decides who means it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub fn sees(peer: &Peer, entry: &Entry<'_>) -> bool {
 }
 
 /// The entry that a word means: the caller's own name, then a shared one, then the beginning of an
-/// id. An administrator reaches another user's entries by `user/name` or by id, and never by the
-/// bare name.
+/// id; of one that is not the caller's own, [`ID_DIGITS_OF_OTHERS`] at least. An administrator
+/// reaches another user's entries by `user/name` or by id, and never by the bare name.
 ///
 /// # Errors
 /// [`Unresolved`].
@@ -60,8 +61,10 @@ pub fn resolve(peer: &Peer, entries: &[Entry<'_>], word: &str) -> Result<usize, 
         }
     }
     let is_prefix = !word.is_empty() && word.bytes().all(|c| c.is_ascii_hexdigit());
+    let is_long = word.len() >= ID_DIGITS_OF_OTHERS;
     let prefixed = |visible: &dyn Fn(&Entry<'_>) -> bool| {
-        find(&|entry| is_prefix && visible(entry) && entry.id.to_string().starts_with(word))
+        let meant = |entry: &Entry<'_>| (is_long || peer.owns(&entry.owner)) && visible(entry);
+        find(&|entry| is_prefix && meant(entry) && entry.id.to_string().starts_with(word))
     };
     // Content with several names: the one that a name would have meant first.
     let seen = prefixed(&|entry| sees(peer, entry));
@@ -174,10 +177,15 @@ mod tests {
             (&BOB, "ab", Ok(2)),
             (&ALICE, "b1", Err(None)),
             (&CAROL, "ab", Err(None)),
-            (&ADMIN, "b1", Ok(0)),
-            (&ADMIN, "ab", Err(Several)),
-            (&ALICE, "d", Err(Several)),
-            (&ALICE, "d1", Ok(4)),
+            (&ADMIN, "b1", Err(None)),
+            (&ADMIN, "b111111", Err(None)),
+            (&ADMIN, "b1111111", Ok(0)),
+            (&ADMIN, "ab111111", Err(Several)),
+            (&ADMIN, "d", Err(Several)),
+            (&ADMIN, "d1", Ok(4)),
+            (&ALICE, "a", Err(Several)),
+            (&ALICE, "d1", Err(None)),
+            (&ALICE, "d1111111", Ok(4)),
             (&ALICE, "", Err(None)),
             (&ALICE, "nothing", Err(None)),
         ] {

@@ -5,6 +5,7 @@ use super::{Db, DbError, Json, Text, address, is_reference, is_unique, signed, t
 use crate::held::Handles;
 use banger_policy::access::{Owner, Peer};
 use banger_policy::lifecycle::State;
+use banger_policy::limits::ID_DIGITS_OF_OTHERS;
 use banger_policy::net::Network;
 use banger_policy::network::VmNetwork;
 use banger_policy::publish::Published;
@@ -159,8 +160,9 @@ impl Db {
     }
 
     /// What a word may mean to somebody: their VM of that exact name, else, for an administrator,
-    /// another user's as `user/name`, else by id or prefix of an id. A bare name never means
-    /// another user's VM. At most two, which is enough to know that it is ambiguous.
+    /// another user's as `user/name`, else by id or prefix of an id; another user's by
+    /// [`ID_DIGITS_OF_OTHERS`] of it at least. A bare name never means another user's VM. At most
+    /// two, which is enough to know that it is ambiguous.
     pub(crate) async fn find_vms(&self, peer: &Peer, word: String) -> Result<Vec<VmRow>, DbError> {
         let (caller, everyone) = (peer.owner(), peer.admin);
         self.read(move |sql| {
@@ -188,6 +190,7 @@ impl Db {
                 "{SELECT} WHERE substr(vms.id, 1, length(?1)) = ?1 AND (?2 OR (owner = ?3 AND owner_name = ?4 AND ?4 != ''))
                  ORDER BY vms.id LIMIT 2"
             ))?;
+            let everyone = everyone && word.len() >= ID_DIGITS_OF_OTHERS;
             let found = params![word, everyone, caller.uid, caller.name];
             let rows = query.query_map(found, row)?.collect::<Result<_, _>>()?;
             Ok(rows)
