@@ -62,6 +62,11 @@ pub(super) fn stored(sql: &Transaction<'_>, owner: &Owner) -> Result<u64, DbErro
 }
 
 impl Db {
+    /// What all that an owner has stored takes, bytes.
+    pub(crate) async fn stored_by(&self, owner: Owner) -> Result<u64, DbError> {
+        self.read(move |sql| stored(sql, &owner)).await
+    }
+
     /// Ids of all content.
     pub(crate) async fn contents(&self, kind: &'static Kind) -> Result<Vec<Digest>, DbError> {
         self.read(move |sql| {

@@ -63,12 +63,8 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     let (peer, Promise { work, .. }) = (place.peer.clone(), promise);
     let request = match work {
         Work::Serve(request) => request,
-        // The work of an import belongs to a task: the connection may end before it.
-        Work::Import(wanted, job) => {
-            let store = Arc::clone(&daemon.store);
-            tokio::spawn(async move { store.import(io, peer, wanted, job).await });
-            return;
-        }
+        // It has the connection's place to its end, which comes after the client's.
+        Work::Import(wanted, job) => return Box::pin(daemon.store.import(io, peer, wanted, job)).await,
     };
     let served = match request {
         StreamRequest::Command { vm, reads } => {

@@ -22,8 +22,8 @@ use banger_proto::model::{ImageRecord, JobResult, KernelRecord};
 use banger_proto::time::Timestamp;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::net::UnixStream;
 
 /// Conversions at once on the host. Each is a process that may take a gigabyte, for minutes.
@@ -134,16 +134,21 @@ impl Store {
         let spool = tempfile::tempfile_in(self.paths.staging()).map_err(StoreError::Spool)?;
         let for_upload = spool.try_clone().map_err(StoreError::Spool)?;
         let room = Room::of(&self.paths.staging());
+        let used = self.db.stored_by(peer.owner()).await?;
+        // Until nothing is left of the file.
+        let (mut spooled, over) = (self.spooled.begin(peer.uid), OnceLock::new());
         let progress = |bytes: u64| {
             job.detail(format!("{} MiB", bytes >> 20));
-            if room.is_short() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+            let fits = spooled.has(bytes, used, &peer.limits).map_err(|why| over.get_or_init(|| why));
+            if fits.is_err() || room.is_short() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         };
         tokio::select! {
             () = job.cancelled().cancelled() => return Err(Cancelled.into()),
             uploaded = stream::upload(io, for_upload, wanted.cap(), progress) => {
-                uploaded.map_err(|error| match room.check("the upload") {
-                    Err(short) => StoreError::from(short),
-                    Ok(()) => error.into(),
+                uploaded.map_err(|error| match (over.get(), room.check("the upload")) {
+                    (Some(why), _) => OverLimit::of(&peer.owner(), *why).into(),
+                    (None, Err(short)) => StoreError::from(short),
+                    (None, Ok(())) => error.into(),
                 })?
             }
         };

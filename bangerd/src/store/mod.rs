@@ -14,6 +14,7 @@ pub(crate) mod error;
 mod import;
 pub(crate) mod page;
 mod pulled;
+mod spooled;
 mod staging;
 mod stored;
 pub(crate) mod wanted;
@@ -30,6 +31,7 @@ use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ImageRecord, KernelRecord};
 use error::{StoreError, UsedBy};
+use spooled::Spooled;
 use std::path::Path;
 use std::sync::Arc;
 use stored::{Named, Stored};
@@ -81,6 +83,8 @@ pub(crate) struct Store {
     publishing: Mutex<()>,
     /// Conversions at work.
     imports: Arc<Turns>,
+    /// Uploads that nothing has become of yet.
+    spooled: Arc<Spooled>,
     converter: Converter,
 }
 
@@ -93,6 +97,7 @@ impl Store {
             config,
             publishing: Mutex::new(()),
             imports: Turns::new(import::AT_ONCE),
+            spooled: Arc::default(),
             converter,
         })
     }

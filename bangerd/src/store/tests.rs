@@ -6,7 +6,7 @@ use crate::vm::tests::{ALICE, BOB, ROOT, World, named as vm_named};
 use banger_policy::ImageConfig;
 use banger_policy::quota::UserLimits;
 use banger_proto::model::{ApiError, CreateRequest, ErrorCode, JobId, JobState};
-use banger_proto::stream::{Frame, write};
+use banger_proto::stream::{Frame, read, write};
 use banger_proto::time::Timestamp;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -338,6 +338,41 @@ fn an_import_waits_for_its_users_turn_and_for_nobody_elses() {
             write(&mut ours, &Frame::InputEnd).await.unwrap();
             (id, ours)
         };
+/// No row counts them.
+#[test]
+fn uploads_count_against_the_limit_while_they_are_spooled() {
+    let world = world(&[image(&ALICE, "hers", 1)], &[]);
+    world.store(async |store| {
+        let end = async |peer: Peer| {
+            let wanted = Wanted::Kernel(WantedKernel::new(&peer, Some("k"), false).unwrap());
+            let job = store.begin(&peer, &wanted).unwrap();
+            let (id, (mut ours, theirs)) = (job.id(), UnixStream::pair().unwrap());
+            let client = async {
+                write(&mut ours, &Frame::Input(b"this is no kernel".to_vec())).await.unwrap();
+                // It may be refused before this.
+                drop(write(&mut ours, &Frame::InputEnd).await);
+                drop(read(&mut ours).await);
+                drop(ours);
+            };
+            tokio::join!(store.import(theirs, peer, wanted, job), client);
+            match store.jobs.watch(&ROOT, id, 0, Duration::ZERO).await.unwrap().state {
+                JobState::Failed(why) => why,
+                other => unreachable!("{other:?}"),
+            }
+        };
+        // 100 bytes are stored.
+        let limits = UserLimits { store: 110, ..UserLimits::BUILT_IN };
+        let peer = |peer: Peer| Peer { limits, ..peer };
+        let mut other = store.spooled.begin(ALICE.uid);
+        other.has(spooled::most_for(10), 100, &limits).unwrap();
+        let why = end(peer(ALICE)).await;
+        assert!(why.code == ErrorCode::Limit && why.message.contains("limit store"), "{why:?}");
+        assert_eq!(end(peer(BOB)).await.code, ErrorCode::BadRequest, "his is looked at");
+        drop(other);
+        assert_eq!(end(peer(ALICE)).await.code, ErrorCode::BadRequest);
+    });
+}
+
         let end = async |job: JobId| loop {
             let view = store.jobs.watch(&ROOT, job, 0, Duration::ZERO).await.unwrap();
             if view.state != JobState::Running {

@@ -2,6 +2,7 @@
 //! kept with the ticket.
 
 use super::error::StoreError;
+use super::spooled::most_for;
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
 use banger_policy::{ImageName, KernelName, Peer};
 use banger_proto::model::ImageRecord;
@@ -106,9 +107,7 @@ impl Wanted {
     /// How much may be uploaded for it, bytes.
     pub(super) fn cap(&self) -> u64 {
         match self {
-            // Layers may replace each other's files, and a tar has its own headers: more than the
-            // result, not much more.
-            Self::Image(image) => image.build_size.saturating_mul(2).saturating_add(1 << 30),
+            Self::Image(image) => most_for(image.build_size),
             Self::Kernel(_) => MAX_KERNEL_UPLOAD,
         }
     }

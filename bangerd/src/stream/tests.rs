@@ -146,6 +146,30 @@ async fn an_upload_is_spooled_and_capped() {
     assert!(matches!(done, Err(UploadError::Client(_))), "{done:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn no_upload_goes_on_for_ever() {
+    // A byte now and then; a frame without one counts for nothing.
+    for (bytes, longest) in [(1, Duration::from_secs(25 * 60 * 60)), (0, Duration::from_secs(1))] {
+        let begin = tokio::time::Instant::now();
+        let (client, server) = UnixStream::pair().unwrap();
+        let (mut from, mut to) = client.into_split();
+        let uploading = tokio::spawn(upload(server, tempfile::tempfile().unwrap(), 1 << 20, |_| Ok(())));
+        let trickle = async {
+            while write(&mut to, &Frame::Input(vec![0; bytes])).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(300)).await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = read(&mut from) => answer.unwrap(),
+            () = trickle => None,
+        };
+        assert!(matches!(answer, Some(Frame::Failed(_))), "{answer:?}");
+        assert!(begin.elapsed() <= longest, "{:?}", begin.elapsed());
+        drop((from, to));
+        assert!(uploading.await.unwrap().is_err());
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_ends_an_upload() {
     let (mut client, server) = UnixStream::pair().unwrap();

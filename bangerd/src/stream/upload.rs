@@ -12,6 +12,9 @@ use tokio::time::timeout;
 /// A client that sends nothing for so long is gone, or keeps room for nothing. What it sends may be
 /// made meanwhile, by `docker save` say.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long an upload may take in all, however slow its source is: its bytes lie on the host's disk
+/// meanwhile.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// A client that is told to stop may still be writing.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -27,6 +30,9 @@ pub enum UploadError {
     /// The client has forgotten about it.
     #[error("nothing came for {} s", IDLE.as_secs())]
     Idle,
+    /// It never comes to an end.
+    #[error("it was not whole after {} hours", LONGEST.as_secs() / 3600)]
+    TooLong,
     /// The host's disk; `StorageFull` when it has no room.
     #[error("cannot keep the upload: {0}")]
     File(#[source] io::Error),
@@ -51,7 +57,8 @@ pub async fn upload(
         loop {
             let frame = timeout(IDLE, read(&mut from)).await.map_err(|_| UploadError::Idle)?;
             match frame.map_err(UploadError::Client)? {
-                Some(Frame::Input(bytes)) => {
+                // One without bytes would renew the time, and bring nothing.
+                Some(Frame::Input(bytes)) if !bytes.is_empty() => {
                     total = total.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
                     if total > cap {
                         return Err(UploadError::TooLarge(cap));
@@ -69,7 +76,7 @@ pub async fn upload(
             }
         }
     };
-    let spooled = spooled.await;
+    let spooled = timeout(LONGEST, spooled).await.unwrap_or(Err(UploadError::TooLong));
     match &spooled {
         Ok(_) => to.last(&Frame::Exit(0)).await.map_err(UploadError::Client)?,
         Err(error) => {
