@@ -140,7 +140,7 @@ impl Db {
                 .and_then(|()| forget_oldest(&folder));
             drop(reply.send(done));
         });
-        self.work.send(work).map_err(|_| DbError::Closed)?;
+        self.work.send(super::Write::Whole(work)).map_err(|_| DbError::Closed)?;
         answer.await.map_err(|_| DbError::Closed)??;
         Ok(Some(name))
     }

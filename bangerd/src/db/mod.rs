@@ -18,6 +18,7 @@ mod pulled;
 pub(crate) mod store;
 mod vm;
 mod workspace;
+mod writer;
 
 #[cfg(test)]
 mod network_tests;
@@ -28,14 +29,18 @@ pub(crate) use ports::Taken;
 pub(crate) use pulled::Link;
 pub(crate) use vm::{NewVm, VmRow};
 
+use crate::turns::Places;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, TransactionBehavior};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use writer::{Record, Write, work_off};
 
+/// Transactions of one user that wait for their turn.
+const WAITING: usize = 2;
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
 const MIGRATIONS: [&str; 7] = [
     include_str!("schema/0001.sql"),
@@ -101,8 +106,11 @@ type Work = Box<dyn FnOnce(&mut Connection) + Send>;
 /// A handle on the database's threads, which end with the last handle.
 #[derive(Clone, Debug)]
 pub(crate) struct Db {
-    work: mpsc::Sender<Work>,
+    work: mpsc::Sender<Write>,
     reads: mpsc::Sender<Work>,
+    places: Arc<Places>,
+    /// Of the user on whose behalf it is written.
+    own: Option<Arc<Semaphore>>,
     /// Something of the store may have lost its last user.
     pub(crate) unused: Arc<Notify>,
 }
@@ -113,16 +121,34 @@ impl Db {
     /// # Errors
     /// [`DbError::Newer`] when a newer release wrote it, and what SQLite says.
     pub(crate) async fn open(path: &Path) -> Result<Self, DbError> {
-        let work = Self::thread(path, open).await?;
-        Ok(Self { work, reads: Self::thread(path, open_to_read).await?, unused: Arc::default() })
+        let work = Self::thread(path, open, work_off).await?;
+        let read = |connection: &mut Connection, todo: &mpsc::Receiver<Work>| {
+            while let Ok(work) = todo.recv() {
+                work(connection);
+            }
+        };
+        let reads = Self::thread(path, open_to_read, read).await?;
+        Ok(Self { work, reads, places: Arc::new(Places::new(WAITING)), own: None, unused: Arc::default() })
     }
 
-    async fn thread(
+    /// The same on behalf of a user. Each commit waits for the disk: so each user has a few in the
+    /// queue at the most, and waits for a few of each of the others'.
+    pub(crate) fn of(&self, owner: u32) -> Self {
+        Self { own: Some(self.places.of(owner)), ..self.clone() }
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed.
+        Arc::clone(self.own.as_ref()?).acquire_owned().await.ok()
+    }
+
+    async fn thread<T: Send + 'static>(
         path: &Path,
         open: fn(&Path) -> Result<Connection, DbError>,
-    ) -> Result<mpsc::Sender<Work>, DbError> {
+        work_off: fn(&mut Connection, &mpsc::Receiver<T>),
+    ) -> Result<mpsc::Sender<T>, DbError> {
         let path = path.to_owned();
-        let (work, todo) = mpsc::channel::<Work>();
+        let (work, todo) = mpsc::channel::<T>();
         let (opened, answer) = oneshot::channel();
         std::thread::spawn(move || {
             let connection = open(&path);
@@ -135,9 +161,7 @@ impl Db {
                 return;
             }
             if let Some(mut connection) = connection {
-                while let Ok(work) = todo.recv() {
-                    work(&mut connection);
-                }
+                work_off(&mut connection, &todo);
             }
         });
         answer.await.map_err(|_| DbError::Closed)??;
@@ -166,6 +190,8 @@ impl Db {
     ) -> Result<T, DbError> {
         let (reply, answer) = oneshot::channel();
         let name = crate::fail::function_around(&work);
+        // Given back when it is done, whether somebody still waits for that or not.
+        let place = self.place().await;
         let work: Work = Box::new(move |connection| {
             let rows = connection.total_changes();
             let result = (|| {
@@ -177,22 +203,18 @@ impl Db {
             if connection.total_changes() != rows {
                 crate::fail::point("row", name);
             }
+            drop(place);
             // Nobody waits any more: the work is done nevertheless.
             drop(reply.send(result));
         });
-        self.work.send(work).map_err(|_| DbError::Closed)?;
+        self.work.send(Write::Whole(work)).map_err(|_| DbError::Closed)?;
         answer.await.map_err(|_| DbError::Closed)?
     }
 
-    /// Runs `work` in its turn without anybody waiting for it: for records that are a courtesy.
+    /// Runs `work` in its turn, with others of its kind, without anybody waiting for it: for
+    /// records that are a courtesy.
     fn post(&self, what: &'static str, work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static) {
-        let work: Work = Box::new(move |connection| {
-            if let Err(error) = work(connection) {
-                tracing::warn!("cannot record {what}: {error}");
-            }
-            crate::fail::point("row", what);
-        });
-        if self.work.send(work).is_err() {
+        if self.work.send(Write::Record(Record { what, work: Box::new(work) })).is_err() {
             tracing::warn!("cannot record {what}: the database thread has ended");
         }
     }

@@ -239,7 +239,7 @@ impl Store {
         if let Err(why) = policy::change(peer, &entry.owner).granted() {
             return Err(StoreError::Denied { word, why });
         }
-        if let Err(user) = self.db.remove_name(kind, entry.owner.clone(), entry.name.to_owned()).await? {
+        if let Err(user) = self.db.of(peer.uid).remove_name(kind, entry.owner.clone(), entry.name.to_owned()).await? {
             return Err(StoreError::InUse { kind, word, by: used_by(peer, user) });
         }
         tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, "{} {} deleted", kind.word, entry.name);
@@ -254,7 +254,7 @@ impl Store {
             return Err(StoreError::Denied { word: word.to_owned(), why });
         }
         let name = entry.name;
-        let done = self.db.share(kind, entry.owner.clone(), name.to_owned(), entry.id, shared).await;
+        let done = self.db.of(peer.uid).share(kind, entry.owner.clone(), name.to_owned(), entry.id, shared).await;
         let done = done.map_err(|error| match error {
             DbError::Taken(name) => StoreError::SharedAlready { kind, name },
             error => error.into(),

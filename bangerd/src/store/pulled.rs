@@ -38,7 +38,7 @@ impl Store {
             by_admin: peer.admin,
             now: Timestamp::now(),
         };
-        let linked = self.db.link_image(link, peer.limits, &self.paths).await;
+        let linked = self.db.of(peer.uid).link_image(link, peer.limits, &self.paths).await;
         let linked = linked.map_err(|error| not_inserted(peer, &IMAGES, &name, error))?;
         if let Some(image) = &linked {
             tracing::info!(banger_uid = peer.uid, %id, "image {} is there already: nothing is sent", image.name);
@@ -53,9 +53,9 @@ mod tests {
     use super::super::tests::{id, image, world};
     use super::*;
     use crate::vm::tests::{ALICE, BOB, ROOT};
-    use banger_policy::{Digest, ImageConfig};
     use banger_policy::limits::DEFAULT_BUILD_BYTES;
     use banger_policy::quota::UserLimits;
+    use banger_policy::{Digest, ImageConfig};
     use banger_proto::model::{ApiError, ErrorCode};
 
     const SOURCE: &str = "docker.io/library/debian:13";

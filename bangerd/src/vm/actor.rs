@@ -5,7 +5,7 @@
 use super::Context;
 use super::error::VmError;
 use super::order::{Ask, Order};
-use super::shared::Shared;
+use super::shared::{SAME_USE, Shared};
 use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
 use crate::jobs::Job;
@@ -220,11 +220,14 @@ impl Actor {
         Ok(())
     }
 
-    /// For how many seconds nobody has used it. Asked for in its turn: somebody may have come while
-    /// the order waited.
+    /// For how many seconds nobody has used it, as far as uses are written. Asked for in its turn:
+    /// somebody may have come while the order waited.
     async fn idle(&self) -> u64 {
         match self.ctx.db.vm(self.row.id).await {
-            Ok(Some(row)) => Timestamp::now().unix().saturating_sub(row.last_touched_at.unix()),
+            Ok(Some(row)) => {
+                let written = row.last_touched_at.unix().saturating_add(SAME_USE.as_secs());
+                Timestamp::now().unix().saturating_sub(written)
+            }
             _ => 0,
         }
     }

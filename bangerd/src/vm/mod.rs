@@ -203,6 +203,9 @@ impl Vms {
 
     /// Somebody uses it: the sweep for stale VMs leaves it alone.
     async fn touch(&self, vm: VmId) {
+        if entry_of(self, &vm).is_some_and(|entry| !entry.shared.is_new_use()) {
+            return;
+        }
         if let Err(error) = self.ctx.db.touch_vm(vm).await {
             tracing::warn!(banger_vm = %vm, "cannot note the use: {}", crate::error::chain(&error));
         }
@@ -294,7 +297,13 @@ impl Vms {
         for attempt in 1.. {
             let name = new.name.clone();
             let config = self.ctx.config.now();
-            match self.ctx.db.insert_vm(new.clone(), config.network, peer.limits, config.limits.host()).await {
+            match self
+                .ctx
+                .db
+                .of(peer.uid)
+                .insert_vm(new.clone(), config.network, peer.limits, config.limits.host())
+                .await
+            {
                 Ok(row) if ports.is_empty() => return Ok(row),
                 Ok(row) => return self.insert_ports(row, peer.limits, ports).await,
                 Err(DbError::Taken(_)) if !named && attempt < NAME_ATTEMPTS => {
@@ -355,7 +364,7 @@ impl Vms {
         let vm = row.id;
         let seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.now().network)?;
         let (link, _visit) = self.link(peer, word).await?;
-        self.ctx.db.add_key(peer.owner(), key).await?;
+        self.ctx.db.of(peer.uid).add_key(peer.owner(), key).await?;
         let mut keys = self.ctx.db.keys(row.who()).await?;
         if !peer.owns(&row.who()) {
             // An administrator gets into this boot of the VM only.

@@ -4,12 +4,14 @@ use super::machine::Running;
 use super::program::Program;
 use banger_proto::model::VmStats;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long a call waits for an actor that still looks for the VM's earlier run.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
+/// A use so soon after another one is not written: each time waits for the disk.
+pub(super) const SAME_USE: Duration = Duration::from_secs(10);
 
 /// What an actor may be waiting for, that somebody else's order may make pointless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(super) struct Shared {
     sessions: Arc<()>,
     /// Ends when the VM becomes another user's.
     ownership: Mutex<CancellationToken>,
+    /// When a use was written last.
+    used: Mutex<Option<Instant>>,
 }
 
 /// Somebody is in the VM, as long as this is held.
@@ -131,6 +135,16 @@ impl Shared {
 
     pub(super) fn set_waiting(&self, waiting: Option<(Wait, CancellationToken)>) {
         *lock(&self.waiting) = waiting;
+    }
+
+    /// Somebody uses it now: whether that is to be written.
+    pub(super) fn is_new_use(&self) -> bool {
+        let mut used = lock(&self.used);
+        let is_new = used.is_none_or(|last| last.elapsed() >= SAME_USE);
+        if is_new {
+            *used = Some(Instant::now());
+        }
+        is_new
     }
 
     /// Ends when the VM is given away. To be had before it is looked whose the VM is.

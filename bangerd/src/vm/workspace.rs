@@ -23,6 +23,6 @@ impl Vms {
         if let Some(workspace) = &workspace {
             workspace.check().map_err(VmError::Workspace)?;
         }
-        Ok(self.ctx.db.set_workspace(row.id, row.who(), workspace).await?)
+        Ok(self.ctx.db.of(peer.uid).set_workspace(row.id, row.who(), workspace).await?)
     }
 }

@@ -204,6 +204,21 @@ fn a_creation_without_a_row_leaves_no_place() {
 }
 
 #[test]
+fn orders_one_after_the_other_are_one_use() {
+    let world = World::new();
+    world.running("demo");
+    let used = || world.show(ALICE, "demo").unwrap().last_touched_at.unix();
+    sql(&world, "UPDATE vms SET last_touched_at = 7");
+    world.order(Ask::Set(SetRequest::default()), "demo");
+    assert!(used() > 7);
+    sql(&world, "UPDATE vms SET last_touched_at = 7");
+    for _ in 0..3 {
+        world.order(Ask::Set(SetRequest::default()), "demo");
+    }
+    assert_eq!(used(), 7, "it is written once in a while");
+}
+
+#[test]
 fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
     let world = World::new();
     let vm = world.running("demo");
