@@ -73,6 +73,8 @@ pub(crate) enum StoreError {
     Convert { what: &'static str, source: ConvertError },
     #[error("what was made is not what its digest stands for")]
     OtherContent,
+    #[error("it was imported just now")]
+    Known,
     #[error("an upload became something else")]
     OtherKind,
     #[error("the daemon could not keep its records")]

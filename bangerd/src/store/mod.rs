@@ -125,6 +125,25 @@ impl Store {
         Ok(())
     }
 
+    /// Removes the folder of content that has no row, as somebody has seen. An import may have
+    /// given it one since.
+    ///
+    /// # Errors
+    /// [`StoreError::Known`], and what the file system says.
+    pub(crate) async fn remove_unknown(&self, folder: &Path) -> Result<(), StoreError> {
+        let _publishing = self.publishing.lock().await;
+        let known = [self.db.contents(&IMAGES).await?, self.db.contents(&KERNELS).await?].concat();
+        if digest_of(folder).is_some_and(|id| known.contains(&id)) {
+            return Err(StoreError::Known);
+        }
+        let folder = folder.to_owned();
+        let removed = move || match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Files(error)),
+            _ => Ok(()),
+        };
+        blocking(removed).await
+    }
+
     /// Removes content when its last name or its last VM is gone; now and as long as the daemon
     /// runs.
     pub(crate) fn collect_in_background(self: &Arc<Self>) {

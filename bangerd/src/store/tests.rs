@@ -265,6 +265,29 @@ fn unused_content_that_a_crash_left_is_collected_at_the_next_start() {
     assert_eq!(world.store(async |store| store.db.contents(&IMAGES).await.unwrap()), []);
 }
 
+/// It had no row when somebody looked.
+#[test]
+fn what_was_imported_meanwhile_is_not_removed_as_a_leak() {
+    let world = world(&[image(&ALICE, "hers", 1)], &[kernel(&ALICE, "k", 2)]);
+    let (known, kernels) = (world.paths().image_dir(&id(1)), world.paths().kernel_dir(&id(2)));
+    let unknown = world.paths().image_dir(&id(3));
+    std::fs::create_dir(&unknown).unwrap();
+    world.store(async |store| {
+        for folder in [&known, &kernels] {
+            assert!(matches!(store.remove_unknown(folder).await, Err(StoreError::Known)));
+            assert!(folder.exists());
+        }
+        // Not while somebody publishes.
+        let publishing = store.publishing.lock().await;
+        let removing = store.remove_unknown(&unknown);
+        assert!(tokio::time::timeout(Duration::from_millis(50), removing).await.is_err() && unknown.exists());
+        drop(publishing);
+        store.remove_unknown(&unknown).await.unwrap();
+        store.remove_unknown(&unknown).await.unwrap();
+        assert!(!unknown.exists());
+    });
+}
+
 #[test]
 fn one_user_cannot_fill_the_store() {
     let world = world(&[], &[]);
@@ -315,29 +338,6 @@ fn kernels_and_what_is_pulled_are_counted_like_images() {
     });
 }
 
-#[test]
-fn only_an_administrator_imports_for_everybody() {
-    for (peer, may) in [(&ALICE, false), (&ROOT, true)] {
-        let wanted = WantedKernel::new(peer, None, true);
-        assert_eq!(wanted.map_err(|why| ApiError::from(why).code).err(), (!may).then_some(ErrorCode::Denied));
-    }
-}
-
-#[test]
-fn an_import_waits_for_its_users_turn_and_for_nobody_elses() {
-    let world = world(&[], &[]);
-    world.store(async |store| {
-        let turn = store.imports.take(ALICE.uid).await.unwrap();
-        let begin = async |peer: &Peer| {
-            let wanted = Wanted::Kernel(WantedKernel::new(peer, Some("k"), false).unwrap());
-            let job = store.begin(peer, &wanted).unwrap();
-            let (id, (mut ours, theirs)) = (job.id(), UnixStream::pair().unwrap());
-            let (store, peer) = (Arc::clone(store), peer.clone());
-            tokio::spawn(async move { store.import(theirs, peer, wanted, job).await });
-            write(&mut ours, &Frame::Input(b"this is no kernel".to_vec())).await.unwrap();
-            write(&mut ours, &Frame::InputEnd).await.unwrap();
-            (id, ours)
-        };
 /// No row counts them.
 #[test]
 fn uploads_count_against_the_limit_while_they_are_spooled() {
@@ -373,6 +373,29 @@ fn uploads_count_against_the_limit_while_they_are_spooled() {
     });
 }
 
+#[test]
+fn only_an_administrator_imports_for_everybody() {
+    for (peer, may) in [(&ALICE, false), (&ROOT, true)] {
+        let wanted = WantedKernel::new(peer, None, true);
+        assert_eq!(wanted.map_err(|why| ApiError::from(why).code).err(), (!may).then_some(ErrorCode::Denied));
+    }
+}
+
+#[test]
+fn an_import_waits_for_its_users_turn_and_for_nobody_elses() {
+    let world = world(&[], &[]);
+    world.store(async |store| {
+        let turn = store.imports.take(ALICE.uid).await.unwrap();
+        let begin = async |peer: &Peer| {
+            let wanted = Wanted::Kernel(WantedKernel::new(peer, Some("k"), false).unwrap());
+            let job = store.begin(peer, &wanted).unwrap();
+            let (id, (mut ours, theirs)) = (job.id(), UnixStream::pair().unwrap());
+            let (store, peer) = (Arc::clone(store), peer.clone());
+            tokio::spawn(async move { store.import(theirs, peer, wanted, job).await });
+            write(&mut ours, &Frame::Input(b"this is no kernel".to_vec())).await.unwrap();
+            write(&mut ours, &Frame::InputEnd).await.unwrap();
+            (id, ours)
+        };
         let end = async |job: JobId| loop {
             let view = store.jobs.watch(&ROOT, job, 0, Duration::ZERO).await.unwrap();
             if view.state != JobState::Running {

@@ -171,7 +171,7 @@ impl Vms {
         if !peer.admin {
             return Err(VmError::AdminsOnly(AdminsOnly::SeeLeaks));
         }
-        sweep::leaks(&self.ctx, fix).await
+        sweep::leaks(&self.ctx, &self.store, fix).await
     }
 
     /// Leaves with the VM's actor what somebody who uses the VM asks. The answer is the job to

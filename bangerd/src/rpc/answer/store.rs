@@ -63,6 +63,7 @@ pub(super) fn told(error: &StoreError) -> (ErrorCode, String) {
         StoreError::OtherContent => {
             (ErrorCode::OperationFailed, "Import it again. If that fails, too, tell an administrator of this host.")
         }
+        StoreError::Known => (ErrorCode::OperationFailed, ""),
         StoreError::Records(error) => return records(error),
         StoreError::OtherKind | StoreError::WorkerEnded(_) | StoreError::TaskEnded(_) => (ErrorCode::Internal, ""),
     };

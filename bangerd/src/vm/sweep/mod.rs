@@ -13,6 +13,7 @@ use super::error::VmError;
 use super::order::Order;
 use super::{Context, Vms, reconcile};
 use crate::error::chain;
+use crate::store::Store;
 use banger_policy::VmId;
 use banger_proto::model::Leaks;
 use orphans::{Orphan, Seen, look};
@@ -120,14 +121,14 @@ pub(super) async fn is_at_rest(ctx: &Context) -> bool {
 }
 
 /// What there is, for an administrator; with `fix` it is released first.
-pub(super) async fn leaks(ctx: &Context, fix: bool) -> Result<Leaks, VmError> {
+pub(super) async fn leaks(ctx: &Context, store: &Store, fix: bool) -> Result<Leaks, VmError> {
     let mut leaks = Vec::new();
     let orphans = look(ctx).await?.orphans;
     let more = u64::try_from(orphans.len().saturating_sub(SHOWN)).unwrap_or(u64::MAX);
     for orphan in orphans.into_iter().take(SHOWN) {
         let mut leak = orphan.leak();
         if fix {
-            leak.fixed = Some(release(ctx, &orphan, Data::Removed).await);
+            leak.fixed = Some(release(ctx, &orphan, Data::Removed(store)).await);
         }
         leaks.push(leak);
     }

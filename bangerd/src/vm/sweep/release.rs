@@ -1,24 +1,26 @@
 //! The release of what belongs to no VM.
 
-use super::orphans::Orphan;
+use super::orphans::{Folder, Orphan};
 use crate::error::chain;
 use crate::privileged::PrivilegedError;
+use crate::store::Store;
 use crate::vm::Context;
 use crate::vm::error::VmError;
 use crate::vm::teardown::remove_folder;
 use banger_proto::helper::HelperError;
 
 /// What becomes of disks, images and kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Data {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Data<'a> {
     Kept,
-    Removed,
+    /// Images and kernels by the store that they are in.
+    Removed(&'a Store),
 }
 
 /// True when nothing of it is left. What could not be done is in the journal.
-pub(super) async fn release(ctx: &Context, orphan: &Orphan, data: Data) -> bool {
+pub(super) async fn release(ctx: &Context, orphan: &Orphan, data: Data<'_>) -> bool {
     let leak = orphan.leak();
-    if data == Data::Kept && orphan.is_data() {
+    if matches!(data, Data::Kept) && orphan.is_data() {
         tracing::warn!(
             "{} {} belongs to no VM ({}): kept, `banger doctor --leaks --fix` removes it",
             leak.kind,
@@ -41,10 +43,13 @@ pub(super) async fn release(ctx: &Context, orphan: &Orphan, data: Data) -> bool 
             let released = gone(ctx.privileged.release(*vm).await);
             match data {
                 Data::Kept => released,
-                Data::Removed => released.and(gone(ctx.privileged.discard_disk(*vm).await)),
+                Data::Removed(_) => released.and(gone(ctx.privileged.discard_disk(*vm).await)),
             }
         }
-        Orphan::Folder { path, .. } => remove_folder(path),
+        Orphan::Folder { path, of } => match data {
+            Data::Removed(store) if *of == Folder::Store => store.remove_unknown(path).await.map_err(VmError::from),
+            _ => remove_folder(path),
+        },
     };
     match released {
         Ok(()) => tracing::warn!("{} {} belonged to no VM ({}): released", leak.kind, leak.name, leak.detail),
