@@ -268,7 +268,11 @@ impl Vms {
             };
             match inserted {
                 Err(error) => {
-                    vms.ctx.forget(&id);
+                    match vms.ctx.db.vm(id).await {
+                        // It could not be removed again. Its actor does that, now or later.
+                        Ok(Some(row)) => place.work(Arc::clone(&vms.ctx), row, None),
+                        _ => vms.ctx.forget(&id),
+                    }
                     job.finish(Err(error));
                 }
                 Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(job, Box::new(ask)))),

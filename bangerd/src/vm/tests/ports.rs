@@ -126,3 +126,23 @@ fn who_is_given_a_vm_decides_on_its_ports_anew() {
     assert!(matches!(world.wait(job), JobState::Done(_)));
     assert_eq!(world.show(BOB, "demo").unwrap().published.unwrap(), []);
 }
+
+#[test]
+fn a_vm_whose_ports_are_taken_and_whose_row_cannot_be_removed_is_removed_later() {
+    let world = World::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("{}:80", taken.local_addr().unwrap().port());
+    // As if the disk were full.
+    sql(&world, "CREATE TRIGGER full BEFORE DELETE ON vms BEGIN SELECT RAISE(ABORT, 'no room'); END");
+    let publish = PublishRequest { ports: vec![port], ..PublishRequest::default() };
+    let made = world.create(CreateRequest { publish, ..named("demo") }, false);
+    assert!(matches!(made, JobState::Failed(_)), "{made:?}");
+    sql(&world, "DROP TRIGGER full");
+    let life = world.life();
+    world.until_true("nothing counts as running", || {
+        life.runtime.block_on(crate::vm::sweep::once(&life.vms.ctx));
+        life.runtime.block_on(life.vms.ctx.db.host_has()).unwrap().vms == 0
+    });
+    world.assert_nothing_at_all();
+    assert!(life.vms.ctx.actors.lock().is_empty());
+}
