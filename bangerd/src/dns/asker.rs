@@ -51,8 +51,18 @@ impl Askers {
         if self.resolvers.contains(&name) {
             return Some(Asker::Resolver);
         }
+        // One user may have thousands of numbers without a name, in a user namespace.
+        let counted = if name.is_empty() && uid != 0 { NOBODY } else { uid };
         let peer = Peer { name: name.into(), ..Peer::new(uid, "", uid == 0) };
-        self.by_user.take(uid).then_some(Asker::User(peer))
+        self.by_user.take(counted).then_some(Asker::User(peer))
+    }
+
+    /// Among whose connections one of this number counts, and whether it is root's or a resolver's.
+    pub(super) async fn counted_as(&self, uid: Option<u32>) -> (Option<u32>, bool) {
+        let Some(number) = uid else { return (None, false) };
+        let name = self.name_of(number).await;
+        let asks_for_all = number == 0 || self.resolvers.contains(&name);
+        (uid.filter(|_| number == 0 || !name.is_empty()), asks_for_all)
     }
 
     /// The login name of a number now, empty when there is none or it cannot be found out.

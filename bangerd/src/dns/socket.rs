@@ -22,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const QUESTIONS: usize = 100;
 /// Connections at the same time, of one user and of all.
 const CONNECTIONS: (usize, usize) = (16, 128);
+/// Of these, left free for root and for the resolvers, which ask for everybody.
+const LEFT_FREE: usize = 16;
 /// How long is waited after a failed accept or receive.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -102,6 +104,8 @@ async fn serve_connections(listener: TcpListener, own: SocketAddrV4, server: Arc
         let uid = uid.ok().and_then(|uids| uids.first().copied().flatten());
         let (Some(place), server) = (places.take(uid), Arc::clone(&server)) else { continue };
         tokio::spawn(async move {
+            let (counted, asks_for_all) = server.askers.counted_as(uid).await;
+            let Some(place) = place.known_as(counted, asks_for_all) else { return };
             // How it ends says nothing to anybody.
             drop(converse(stream, uid, &server).await);
             drop(place);
@@ -162,6 +166,20 @@ impl Places {
         taken.insert(uid, own + 1);
         Some(Place { places: self.clone(), uid })
     }
+
+    fn all(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+}
+
+impl Place {
+    /// Now it is known for whom it asks.
+    fn known_as(self, uid: Option<u32>, asks_for_all: bool) -> Option<Self> {
+        if !asks_for_all && self.places.all() > CONNECTIONS.1 - LEFT_FREE {
+            return None;
+        }
+        if uid == self.uid { Some(self) } else { self.places.take(uid) }
+    }
 }
 
 impl Drop for Place {
@@ -171,5 +189,31 @@ impl Drop for Place {
             *own = own.saturating_sub(1);
         }
         taken.retain(|_, count| *count > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_who_take_all_places_leave_some_to_those_who_ask_for_everybody() {
+        let places = Places::default();
+        let enter = |uid, asks_for_all| places.take(Some(uid))?.known_as(Some(uid), asks_for_all);
+        let held: Vec<Place> =
+            (1..=20).flat_map(|uid| [uid; CONNECTIONS.0]).filter_map(|uid| enter(uid, false)).collect();
+        assert_eq!(held.len(), CONNECTIONS.1 - LEFT_FREE);
+        let resolvers: Vec<Place> = (0..LEFT_FREE).filter_map(|_| enter(101, true)).collect();
+        assert_eq!(resolvers.len(), LEFT_FREE);
+    }
+
+    /// One user may have thousands of numbers, in a user namespace.
+    #[test]
+    fn numbers_without_a_name_have_one_share() {
+        let places = Places::default();
+        let nobody = |uid| places.take(Some(uid))?.known_as(None, false);
+        let held: Vec<Place> = (100_000..100_100).filter_map(nobody).collect();
+        assert_eq!(held.len(), CONNECTIONS.0);
+        assert!(places.take(Some(1)).is_some());
     }
 }
