@@ -3,16 +3,20 @@
 use super::Vms;
 use super::error::{AdminsOnly, VmError};
 use crate::db::Has;
+use crate::turns::Turns;
 use crate::users::{Named, UserDatabase};
 use crate::util::blocking;
 use banger_policy::Peer;
 use banger_policy::access::Owner;
 use banger_policy::quota::Limited;
 use banger_proto::model::{Quota, QuotaLimit, QuotaPage};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Users of one page.
 const PAGE: usize = 16;
+/// Pages for which the user database is asked at a time, one of a user: it may be slow, and all
+/// work that blocks shares one pool of threads.
+static ASKING: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(4));
 
 impl Vms {
     /// The peer's own; everyone's who has something, in pages, for an administrator with `all`.
@@ -37,7 +41,12 @@ impl Vms {
         let (users, limits) = (Arc::clone(&self.ctx.users), self.ctx.config.now().limits.clone());
         let hosts = limits.host();
         let asked = move || Ok(has.iter().zip(jobs).map(|(has, jobs)| quota(has, jobs, &*users, &limits)).collect());
-        let quotas = blocking::<Vec<Quota>, VmError>(asked).await?;
+        let turn = ASKING.take(peer.uid).await;
+        let quotas = blocking::<Vec<Quota>, VmError>(move || {
+            let _turn = turn;
+            asked()
+        });
+        let quotas = quotas.await?;
         let of_host = |what: Limited, used, limit| entry(what, used, limit, "[limits.host]".to_owned());
         let host = vec![
             of_host(Limited::HostMemory, host.memory, hosts.memory),
