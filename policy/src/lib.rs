@@ -25,6 +25,7 @@ pub mod publish;
 pub mod quota;
 pub mod rate;
 pub mod reach;
+pub mod refused;
 pub mod room;
 pub mod shares;
 pub mod size;

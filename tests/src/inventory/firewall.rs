@@ -1,5 +1,5 @@
 //! nf_tables as `nft` lists it, and what the four iptables programs see. Counters are left out:
-//! they change by themselves.
+//! they change by themselves. So are elements that rules make and that go after a time.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -49,6 +49,9 @@ fn named(kind: &str, body: &Value, inventory: &mut Inventory) {
         return;
     }
     inventory.add(Kind::Nft, format!("{kind} {home}"), rest.to_string());
+    if rest.get("flags").is_some_and(|flags| flags.to_string().contains("timeout")) {
+        return;
+    }
     for element in elements.flatten().iter().filter_map(Value::as_array).flatten() {
         inventory.add(Kind::Nft, format!("element {home} {element}"), "");
     }
@@ -79,6 +82,8 @@ mod tests {
             {"table":{"family":"inet","name":"banger","handle":4}},
             {"set":{"family":"inet","name":"nat","table":"banger","type":["ifname","ipv4_addr"],"handle":5,
                 "elem":[{"concat":["bgr-a","172.16.0.2"]},{"concat":["bgr-b","172.16.0.3"]}]}},
+            {"set":{"family":"inet","name":"asked","table":"banger","type":"ipv4_addr","handle":6,"size":65535,
+                "flags":["timeout"],"timeout":10,"elem":[{"elem":{"val":"172.16.0.2","timeout":10,"expires":7}}]}},
             {"chain":{"family":"inet","table":"banger","name":"post","handle":1,"type":"nat","hook":"postrouting","prio":100,"policy":"accept"}},
             {"rule":{"family":"inet","table":"banger","chain":"post","handle":9,"comment":"nat","expr":[{"masquerade":null}]}}]}"#;
         let mut inventory = Inventory::default();
@@ -91,6 +96,7 @@ mod tests {
                 r#"element inet banger/nat {"concat":["bgr-a","172.16.0.2"]}"#,
                 r#"element inet banger/nat {"concat":["bgr-b","172.16.0.3"]}"#,
                 r#"rule inet banger/post nat [{"masquerade":null}]"#,
+                "set inet banger/asked",
                 "set inet banger/nat",
                 "table inet banger"
             ]

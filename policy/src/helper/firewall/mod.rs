@@ -11,7 +11,7 @@ use super::holding::Registration;
 pub use elements::{Element, LIVE, NAT, OWNERS, SETS, Set, elements};
 pub use flows::end_flows;
 pub use message::{Answers, Batch};
-pub use table::{encode, whole};
+pub use table::{REFUSE, TABLE, encode, whole};
 
 /// A change of one VM's elements.
 #[derive(Clone, Debug, PartialEq, Eq)]

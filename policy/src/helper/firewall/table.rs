@@ -17,6 +17,10 @@
 //! set ports  { type ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval }
 //! set peers  { type ipv4_addr . ipv4_addr }                   # two guests of one private network
 //! set reserved { type ipv4_addr; flags interval }             # what is not of the public internet
+//! set asked { type ipv4_addr; size 65535; flags dynamic,timeout; timeout 10s }   # guests that were refused
+//! chain refuse {                           # tells who listens for traces, and drops
+//!     ct state new,untracked update @asked { ip saddr limit rate 5/second burst 20 packets } meta nftrace set 1
+//!     drop }
 //! chain guard {                            # before connection tracking: nothing spoofed is remembered
 //!     type filter hook prerouting priority raw
 //!     iifname "bgr-*" meta nfproto != ipv4 drop
@@ -24,14 +28,14 @@
 //! chain aim {                              # where a guest wanted to go, before the host's DNAT rewrites it
 //!     type filter hook prerouting priority mangle
 //!     iifname "bgr-*" <answers> accept
-//!     iifname "bgr-*" fib daddr type != unicast drop
-//!     iifname "bgr-*" ip daddr <metadata services> drop
+//!     iifname "bgr-*" fib daddr type != unicast goto refuse
+//!     iifname "bgr-*" ip daddr <metadata services> goto refuse
 //!     iifname "bgr-*" ip saddr . ip daddr @peers accept
 //!     iifname "bgr-*" ip saddr @anywhere accept
 //!     iifname "bgr-*" ip saddr @public ip daddr != @reserved accept
 //!     iifname "bgr-*" ip saddr . ip daddr @ranges accept
 //!     iifname "bgr-*" ip saddr . ip daddr . meta l4proto . th dport @ports accept
-//!     iifname "bgr-*" drop }
+//!     iifname "bgr-*" goto refuse }
 //! chain input {                            # guest to host: answers only
 //!     type filter hook input priority filter
 //!     iifname "bgr-*" <answers> accept
@@ -40,8 +44,8 @@
 //!     type filter hook forward priority filter
 //!     iifname "bgr-*" ct status dnat drop
 //!     iifname "bgr-*" oifname "bgr-*" ip saddr . ip daddr @peers accept
-//!     iifname "bgr-*" oifname "bgr-*" drop
-//!     iifname "bgr-*" ip saddr != @nat drop
+//!     iifname "bgr-*" oifname "bgr-*" goto refuse
+//!     iifname "bgr-*" ip saddr != @nat goto refuse
 //!     oifname "bgr-*" <answers> accept
 //!     oifname "bgr-*" drop }
 //! chain output {                           # host to guest: its owner, the daemon and root
@@ -64,6 +68,13 @@
 //! somebody who still may. Even so each packet of a socket is asked whose it is. Only what the
 //! kernel itself sends has no socket with a user: the rest of a connection whose program has closed
 //! it, resets, ICMP errors. That passes within a flow.
+//!
+//! What a network mode refuses goes through `refuse`: the kernel then says to the members of its
+//! group for traces what it dropped (linux/netfilter/nf_tables.h, `NFT_MSG_TRACE`). The daemon is
+//! one. The limit is of each source by itself, so that a guest that floods hides no other's
+//! refusals; `guard` has seen that the source is the guest's own, so there are no more of them than
+//! guests. What is spoofed is not told, and neither is what the host's DNAT sent elsewhere: its
+//! destination is no longer the one that the guest asked for.
 
 use super::super::holding::Registration;
 use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
@@ -72,7 +83,8 @@ use super::{Change, Element, LIVE, NAT, OWNERS, SETS, Set, elements};
 use crate::id::DEVICE_PREFIX;
 use std::net::Ipv4Addr;
 
-const TABLE: &str = "banger";
+/// The table's name.
+pub const TABLE: &str = "banger";
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
 const OWNED: u32 = 2 | 4;
 /// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
@@ -82,6 +94,14 @@ const REG_2: u32 = 2;
 const WORDS: [u32; 4] = [8, 9, 10, 11];
 /// Of sets (`enum nft_set_flags`).
 const INTERVAL: u32 = 4;
+/// `NFT_SET_TIMEOUT | NFT_SET_EVAL`: elements that rules make, and that go by themselves.
+const DYNAMIC: u32 = 0x10 | 0x20;
+/// What `refuse` remembers: as many sources as there may be, each this long, milliseconds.
+const ASKED: &str = "asked";
+const ASKED_SIZE: u32 = 65535;
+const ASKED_TIMEOUT: u64 = 10_000;
+/// How many refusals of one source are told: per second, and at once.
+const TOLD: (u64, u32) = (5, 20);
 const CONCAT: u32 = 0x80;
 /// `NFT_SET_ELEM_INTERVAL_END`.
 const INTERVAL_END: u32 = 1;
@@ -91,14 +111,16 @@ const CHUNK: usize = 512;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const AT_LEAST: u32 = 5;
-/// What `meta` loads of the transport protocol (`enum nft_meta_keys`).
+/// What `meta` loads of the transport protocol, and sets to tell (`enum nft_meta_keys`).
 const L4PROTO: u32 = 16;
+const NFTRACE: u32 = 12;
 /// What `ct` loads (`enum nft_ct_keys`).
 const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 /// Bits of a state, and of a status (`IPS_DST_NAT`).
 const ESTABLISHED_RELATED: u32 = 2 | 4;
+const NEW_UNTRACKED: u32 = 8 | 64;
 const DST_NAT: u32 = 1 << 5;
 /// What `fib` loads, of which address, and the one type that may pass (linux/rtnetlink.h).
 const FIB_ADDRTYPE: u32 = 3;
@@ -107,6 +129,10 @@ const RTN_UNICAST: u32 = 1;
 /// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
+/// `NFT_GOTO`, which is -4.
+const GOTO: u32 = 0xffff_fffc;
+/// The chain of what is refused.
+pub const REFUSE: &str = "refuse";
 /// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba,
 /// Oracle.
 const METADATA: [(Ipv4Addr, usize); 4] = [
@@ -176,6 +202,7 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
         put_set(batch, id, set);
     }
     put_elements(batch, Kind::NewElement, &reserved());
+    refuse(batch);
     // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
     chain(batch, "guard", "filter", 0, -300);
     rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![verdict(DROP)]]);
@@ -183,10 +210,10 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     // Connection tracking is at -200, DNAT at -100.
     chain(batch, "aim", "filter", 0, -150);
     rule(batch, "aim", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
-    rule(batch, "aim", &[from_vm(), not_unicast(), vec![verdict(DROP)]]);
+    rule(batch, "aim", &[from_vm(), not_unicast(), vec![goto_refuse()]]);
     for (address, length) in METADATA {
         let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
-        rule(batch, "aim", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![verdict(DROP)]]);
+        rule(batch, "aim", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![goto_refuse()]]);
     }
     reach(batch);
     chain(batch, "input", "filter", 1, 0);
@@ -195,8 +222,8 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     chain(batch, "forward", "filter", 2, 0);
     rule(batch, "forward", &[from_vm(), ct_has(CT_STATUS, DST_NAT), vec![verdict(DROP)]]);
     rule(batch, "forward", &[from_vm(), to_vm(true), peers(), vec![verdict(ACCEPT)]]);
-    rule(batch, "forward", &[from_vm(), to_vm(true), vec![verdict(DROP)]]);
-    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![verdict(DROP)]]);
+    rule(batch, "forward", &[from_vm(), to_vm(true), vec![goto_refuse()]]);
+    rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![goto_refuse()]]);
     rule(batch, "forward", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "output", "filter", 3, 0);
@@ -231,7 +258,26 @@ fn reach(batch: &mut Batch) {
     let port = expression("payload", &Attrs::new().u32(1, fourth).u32(2, 2).u32(3, 2).u32(4, 2));
     let at = [meta(L4PROTO, third), port, lookup(PORTS, first, false), verdict(ACCEPT)];
     rule(batch, "aim", &[from_vm(), [&to[..], &at].concat()]);
-    rule(batch, "aim", &[from_vm(), vec![verdict(DROP)]]);
+    rule(batch, "aim", &[from_vm(), vec![goto_refuse()]]);
+}
+
+/// The chain that tells what it drops. It has no hook: rules of others go to it.
+fn refuse(batch: &mut Batch) {
+    let set = Attrs::new().text(1, TABLE).text(2, ASKED).u32(3, DYNAMIC).u32(4, NAT.key_type).u32(5, NAT.key_length());
+    let size = Attrs::new().u32(1, ASKED_SIZE);
+    let id = u32::try_from(SETS.len()).unwrap_or(0).saturating_add(1);
+    batch.add(Kind::NewSet, &set.nest(9, &size).u32(10, id).bytes(11, &ASKED_TIMEOUT.to_be_bytes()));
+    batch.add(Kind::NewChain, &Attrs::new().text(1, TABLE).text(3, REFUSE));
+    // Unit: a second.
+    let (rate, burst) = TOLD;
+    let limit = Attrs::new().bytes(1, &rate.to_be_bytes()).bytes(2, &1_u64.to_be_bytes()).u32(3, burst);
+    // `NFT_DYNSET_OP_UPDATE`: an element stays as long as its guest goes on.
+    let asked = Attrs::new().text(1, ASKED).u32(3, 1).u32(4, REG_1).nest(7, &expression("limit", &limit));
+    let one = expression("immediate", &Attrs::new().u32(1, REG_1).nest(2, &Attrs::new().bytes(1, &[1])));
+    let told = expression("meta", &Attrs::new().u32(2, NFTRACE).u32(3, REG_1));
+    let tell = vec![source(REG_1), expression("dynset", &asked), one, told];
+    rule(batch, REFUSE, &[ct_has(CT_STATE, NEW_UNTRACKED), tell]);
+    rule(batch, REFUSE, &[vec![verdict(DROP)]]);
 }
 
 /// Source and destination are in one private network.
@@ -329,6 +375,13 @@ fn lookup(set: Set, register: u32, inverted: bool) -> Attrs {
 }
 
 fn verdict(code: u32) -> Attrs {
-    let verdict = Attrs::new().u32(1, code);
-    expression("immediate", &Attrs::new().u32(1, 0).nest(2, &Attrs::new().nest(2, &verdict)))
+    verdict_of(&Attrs::new().u32(1, code))
+}
+
+fn goto_refuse() -> Attrs {
+    verdict_of(&Attrs::new().u32(1, GOTO).text(2, REFUSE))
+}
+
+fn verdict_of(verdict: &Attrs) -> Attrs {
+    expression("immediate", &Attrs::new().u32(1, 0).nest(2, &Attrs::new().nest(2, verdict)))
 }

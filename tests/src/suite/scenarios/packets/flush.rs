@@ -169,7 +169,8 @@ fn serving(scene: &Scene, before: Option<u32>) -> Result<()> {
         .map(drop)
 }
 
-/// The table without the running numbers of its rules.
+/// The table without the running numbers of its rules, and without the guests of which something
+/// was refused a moment ago: these go by themselves.
 fn table(scene: &Scene) -> Result<String> {
-    scene.root("nft --stateless list table inet banger")
+    scene.root("nft --stateless list table inet banger | sed '/^\tset asked {$/,/^\t}$/ { /elements/,/}$/d }'")
 }
