@@ -2,7 +2,8 @@
 # each script, in the place of the line "#STEPS#". Each step may be run again, and none of them
 # touches a running VM: KillMode=process lets VMs outlive both services. No step uses the network.
 
-UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd-metrics.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
+UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd-metrics.socket bangerd-refused.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
+# bangerd-refused.socket starts and stops with bangerd.service.
 START='banger-priv.socket bangerd.socket bangerd-metrics.socket banger-priv.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
 # The daemon comes before the helper, which it calls while it stops.
 STOP='banger-host-firewall.timer banger-host-firewall.service bangerd.socket bangerd-metrics.socket bangerd.service banger-priv.socket banger-priv.service'

@@ -108,6 +108,7 @@ fn life(scene: &mut Scene) -> Result<()> {
         for link in [
             "sockets.target.wants/bangerd.socket",
             "sockets.target.wants/bangerd-metrics.socket",
+            "bangerd.service.wants/bangerd-refused.socket",
             "sockets.target.wants/banger-priv.socket",
             "timers.target.wants/banger-host-firewall.timer",
             "multi-user.target.wants/banger-guests.service",
