@@ -5,7 +5,7 @@
 
 use crate::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks, LinkRequest,
-    PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    PublishRequest, QuotaPage, RefusedList, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use crate::stream::{StreamRequest, Ticket};
 use banger_policy::VmId;
@@ -123,4 +123,6 @@ pub trait Daemon {
     /// Takes published ports back, each named `[ADDRESS:]PORT[/udp]`; all of the VM's when none is
     /// named.
     async fn unpublish_ports(vm: String, ports: Vec<String>) -> Result<JobId, ApiError>;
+    /// What a VM's network mode has refused its guest.
+    async fn refused(vm: String) -> Result<RefusedList, ApiError>;
 }

@@ -18,6 +18,7 @@ mod net;
 mod paths;
 mod ports;
 mod privileged;
+mod refused;
 mod reload;
 mod room;
 mod rpc;
@@ -154,6 +155,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
         turns: vm::resume::Turns::default(),
         users: Arc::new(users::Nss),
         actors: Arc::default(),
+        refusals: Arc::default(),
         programs: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
@@ -174,6 +176,13 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     });
     if let Some(address) = config.dns.listen {
         dns::serve(address, Arc::clone(&vms));
+    }
+    if let Some(socket) = sockets.refused {
+        let running = Arc::clone(&vms);
+        let whose = move |address| running.ctx.handles.at(address);
+        if let Err(error) = refused::listen(socket, &vms.ctx.refusals, whose) {
+            tracing::warn!("what guests are refused is not recorded: {error}");
+        }
     }
     let daemon = rpc::Daemon::new(vms, store, &args);
     if let Some(listener) = sockets.metrics {

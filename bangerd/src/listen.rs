@@ -2,8 +2,10 @@
 
 use crate::paths::Paths;
 use crate::start_error::StartError;
+use nix::libc;
 use rustix::io::{FdFlags, fcntl_setfd};
 use sd_notify::NotifyState;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
@@ -44,6 +46,9 @@ pub(crate) struct Sockets {
     pub(crate) calls: UnixListener,
     /// For collectors of metrics. Optional, because an administrator may disable its unit.
     pub(crate) metrics: Option<UnixListener>,
+    /// The kernel's word of what was refused; only read. Optional for the same reason, and because
+    /// only systemd can make it.
+    pub(crate) refused: Option<OwnedFd>,
 }
 
 /// The sockets that systemd passed, else our own.
@@ -54,8 +59,15 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
     let refused = |source| StartError::Listen { path: paths.socket.clone(), source };
     let mut inherited = listenfd::ListenFd::from_env();
     let count = inherited.len();
-    let (mut calls, mut metrics) = (None, None);
+    let (mut calls, mut metrics, mut told) = (None, None, None);
     for index in 0..count {
+        // It is left where it is when it is another socket.
+        if let Ok(Some(socket)) = inherited.take_custom::<OwnedFd>(index, libc::AF_NETLINK, libc::SOCK_RAW, "netlink") {
+            if told.replace(socket).is_some() {
+                return Err(StartError::Inherited(count));
+            }
+            continue;
+        }
         let listener = inherited.take_unix_listener(index).map_err(refused)?.ok_or(StartError::Inherited(count))?;
         let place = if is_for_metrics(&listener) { &mut metrics } else { &mut calls };
         if place.replace(listener).is_some() {
@@ -73,7 +85,8 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
         let refused = |source| StartError::Listen { path: path.clone(), source };
         metrics = Some(bind_own(path).map_err(refused)?);
     }
-    Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics: metrics.map(ready).transpose().map_err(refused)? })
+    let metrics = metrics.map(ready).transpose().map_err(refused)?;
+    Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics, refused: told })
 }
 
 /// The socket's own name says what it is for: the unit's is `/run/banger/metrics.sock`.
@@ -140,6 +153,51 @@ fn tell(states: &[NotifyState<'_>]) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    use rustix::io::fcntl_dupfd_cloexec;
+    use std::os::fd::{AsFd, AsRawFd as _};
+    use std::process::Command;
+
+    /// The test starts itself: what systemd passed is said by variables of the process.
+    #[tokio::test]
+    async fn sockets_that_systemd_passed_are_told_apart() {
+        if std::env::var_os("LISTEN_FDS").is_some() {
+            let sockets = bind(&Paths::default()).unwrap();
+            let address = sockets.calls.local_addr().unwrap();
+            assert!(address.as_pathname().unwrap().ends_with("bangerd.sock"));
+            let told = sockets.refused.unwrap();
+            assert!(sockets.metrics.is_some() && rustix::io::fcntl_getfd(&told).unwrap().contains(FdFlags::CLOEXEC));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let listener = |name| OwnedFd::from(StdListener::bind(dir.path().join(name)).unwrap());
+        let netlink = || {
+            let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkNetFilter);
+            socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap()
+        };
+        let run = |passed: &[OwnedFd]| {
+            // One after another, and above those of other tests.
+            let passed: Vec<OwnedFd> = passed.iter().map(|fd| fcntl_dupfd_cloexec(fd.as_fd(), 300).unwrap()).collect();
+            for fd in &passed {
+                fcntl_setfd(fd, FdFlags::empty()).unwrap();
+            }
+            let test = "listen::tests::sockets_that_systemd_passed_are_told_apart";
+            let mut again = Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", test]).env("LISTEN_FDS", passed.len().to_string());
+            again.env("LISTEN_FDS_FIRST_FD", passed[0].as_raw_fd().to_string());
+            again.output().unwrap()
+        };
+        let three = [listener("metrics.sock"), netlink(), listener("bangerd.sock")];
+        let ended = run(&three);
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+        for wrong in
+            [[listener("other.sock"), netlink(), netlink()], [netlink(), listener("a.sock"), listener("b.sock")]]
+        {
+            let ended = run(&wrong);
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert!(!ended.status.success() && said.contains("Inherited(3)"), "{said}");
+        }
+    }
 
     #[tokio::test]
     async fn a_socket_is_known_by_its_name_and_a_live_one_is_not_taken_over() {

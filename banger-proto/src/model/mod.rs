@@ -15,5 +15,8 @@ pub use host::{Check, CheckStatus, DaemonInfo, Leak, LeakKind, Leaks};
 pub use job::{JobId, JobPage, JobResult, JobState, JobView, Stage};
 pub use quota::{Quota, QuotaLimit, QuotaPage};
 pub use store::{ImageRecord, KernelRecord, LinkRequest, StoreKey, StorePage};
-pub use vm::{CreateRequest, PublishRequest, PublishedPort, SetRequest, VmPage, VmRecord, VmRuntime, VmSpec, VmStats};
+pub use vm::{
+    CreateRequest, PublishRequest, PublishedPort, Refused, RefusedList, SetRequest, VmPage, VmRecord, VmRuntime,
+    VmSpec, VmStats,
+};
 pub use workspace::{MAX_WORKSPACE, Workspace, WorkspaceMode};

@@ -129,6 +129,35 @@ pub struct VmRecord {
     pub network: VmNetwork,
     /// Its ports on the host, in the order in which they were published. `None` in a list.
     pub published: Option<Vec<PublishedPort>>,
+    /// To how many destinations its network mode has refused to let it since it runs. `None` in a
+    /// list, and when that is not recorded.
+    pub refused: Option<u32>,
+}
+
+/// A destination that a guest asked for in vain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Where it wanted to go.
+    pub address: Ipv4Addr,
+    /// The protocol's name (`tcp`, `udp`, `icmp`), or its number.
+    pub protocol: String,
+    /// The port there, of protocols that have one.
+    pub port: Option<u16>,
+    /// How often, as far as it was told.
+    pub times: u64,
+    /// The first time.
+    pub first_at: Timestamp,
+    /// The last time.
+    pub last_at: Timestamp,
+}
+
+/// What a VM's network mode has refused since it runs, and since the daemon runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedList {
+    /// The daemon is told of refusals. Else the list is empty, whatever is refused.
+    pub recorded: bool,
+    /// At most 128, the last one first.
+    pub destinations: Vec<Refused>,
 }
 
 /// A port of the guest that the host listens on while the VM runs.

@@ -81,6 +81,13 @@ pub(crate) enum Vm {
         #[command(flatten)]
         json: Json,
     },
+    /// List where a VM wanted to go and its network mode did not let it
+    Refused {
+        /// The VM
+        vm: String,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Let this host listen for a VM and pass on what comes, for you and root only
     Publish(Publish),
     /// Take published ports back

@@ -105,6 +105,7 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ("network", vm.network.mode.to_string()),
         ("allowed", vm.network.allow.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         ("private", vm.network.private.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("refused", vm.refused.filter(|count| *count > 0).map(|count| refused(count, &vm)).unwrap_or_default()),
         ("address", vm.runtime.guest_ip.to_string()),
         ("dns name", vm.runtime.dns_name.clone()),
         ("console", vm.runtime.log_path.clone()),
@@ -126,4 +127,9 @@ pub(super) async fn show(vm: String, json: Json) -> anyhow::Result<u8> {
         ))?;
     }
     Ok(0)
+}
+
+fn refused(count: u32, vm: &VmRecord) -> String {
+    let what = if count == 1 { "destination" } else { "destinations" };
+    format!("{count} {what}, see: banger vm refused {}", vm.name)
 }

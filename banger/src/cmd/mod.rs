@@ -21,6 +21,7 @@ mod prune;
 mod publish;
 mod pull;
 mod quota;
+mod refused;
 mod relay;
 mod run;
 mod session;
@@ -83,6 +84,7 @@ async fn run_vm(command: Vm) -> anyhow::Result<u8> {
         Vm::Logs { vm, follow, tail } => exec::logs(vm, follow, tail).await,
         Vm::Stats { vm, watch, json } => inside::stats(vm, watch, json).await,
         Vm::Ports { vm, json } => inside::ports(vm, json).await,
+        Vm::Refused { vm, json } => refused::run(vm, json).await,
         Vm::Publish(options) => publish::publish(options).await,
         Vm::Unpublish { vm, ports, .. } => publish::unpublish(&vm, ports).await,
         Vm::Health { vm, json } => inside::health(vm, json).await,

@@ -10,6 +10,8 @@ mod host;
 mod terminal;
 
 use banger_policy::lifecycle::State;
+use banger_proto::model::{Refused, RefusedList};
+use banger_proto::time::Timestamp;
 use banger_proto::wire::Hello;
 use fake::{Fake, vm};
 use nix::sys::signal::{Signal, kill};
@@ -27,6 +29,21 @@ fn signal(child: &std::process::Child, signal: Signal) {
 
 fn demo() -> Fake {
     Fake::start(vec![vm("demo", State::Running), vm("other", State::Stopped)])
+}
+
+/// Two destinations.
+fn were_refused() -> RefusedList {
+    let at = |hours: u64| Timestamp::from_unix(Timestamp::now().unix() - hours * 3600 - 60);
+    let one = |address: [u8; 4], protocol: &str, port, times| Refused {
+        address: address.into(),
+        protocol: protocol.into(),
+        port,
+        times,
+        first_at: at(3),
+        last_at: at(1),
+    };
+    let destinations = vec![one([192, 0, 2, 7], "tcp", Some(443), 3), one([198, 51, 100, 1], "icmp", None, 1)];
+    RefusedList { recorded: true, destinations }
 }
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
@@ -47,7 +64,8 @@ fn all(output: &Output) -> String {
 fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
-    let commands: [&[&str]; 23] = [
+    fake.state().refused = were_refused();
+    let commands: [&[&str]; 24] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["top"],
@@ -65,6 +83,7 @@ fn tables() {
         &["vm", "show", "nobody"],
         &["vm", "logs", "demo"],
         &["vm", "ports", "demo"],
+        &["vm", "refused", "demo"],
         &["vm", "health", "demo"],
         &["vm", "health", "other"],
         &["vm", "exec", "-n", "demo", "--", "missing"],
@@ -101,6 +120,29 @@ fn json_has_the_names_of_the_model_and_every_page() {
     }
     let one = fake.banger(&["vm", "show", "vm-1", "--json"]).output().unwrap();
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&one.stdout).unwrap()["name"], "vm-1");
+}
+
+#[test]
+fn what_was_refused_is_shown_or_why_it_is_not() {
+    let fake = demo();
+    let refused = |words: &[&str]| fake.banger(&[&["vm", "refused"], words].concat()).output().unwrap();
+    let off = all(&refused(&["demo"]));
+    assert!(off.starts_with("nothing is recorded") && off.contains("enable bangerd-refused.socket"), "{off}");
+    let value: serde_json::Value = serde_json::from_slice(&refused(&["demo", "--json"]).stdout).unwrap();
+    assert_eq!(value, serde_json::json!({ "recorded": false, "destinations": [] }));
+    fake.state().refused.recorded = true;
+    let none = all(&refused(&["demo"]));
+    assert_eq!(none, "nothing was refused to demo since it runs, and since the daemon runs\nstatus Some(0)\n");
+    fake.state().refused = were_refused();
+    let value: serde_json::Value = serde_json::from_slice(&refused(&["demo", "--json"]).stdout).unwrap();
+    let one = &value["destinations"][0];
+    assert_eq!((&one["address"], &one["protocol"], &one["port"]), (&"192.0.2.7".into(), &"tcp".into(), &443.into()));
+    assert!(one["first_at"].as_str().unwrap().ends_with('Z') && one["last_at"].is_string() && one["times"] == 3);
+    assert!(value["destinations"][1]["port"].is_null());
+    assert_eq!(refused(&["nobody"]).status.code(), Some(1));
+    fake.state().vms[0].refused = Some(2);
+    let shown = all(&fake.banger(&["vm", "show", "demo"]).output().unwrap());
+    assert!(shown.contains("2 destinations, see: banger vm refused demo"), "{shown}");
 }
 
 #[test]

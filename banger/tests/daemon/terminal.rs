@@ -14,6 +14,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
     {
         let mut state = fake.state();
         state.evil = EVIL;
+        state.refused = were_refused();
         for vm in &mut state.vms {
             vm.owner_name += EVIL;
             vm.runtime.last_error = format!("why{EVIL}\nmore");
@@ -24,7 +25,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
     let kernel = tempfile::NamedTempFile::new().unwrap();
     kernel.as_file().set_len(4096).unwrap();
     let kernel = kernel.path().to_str().unwrap();
-    let commands: [&[&str]; 36] = [
+    let commands: [&[&str]; 37] = [
         &["version"],
         &["vm", "list", "--all"],
         &["vm", "show", "demo"],
@@ -35,6 +36,7 @@ fn no_command_passes_on_what_steers_a_terminal() {
         &["vm", "ports", "demo"],
         &["vm", "health", "demo"],
         &["vm", "ports", "demo", "--json"],
+        &["vm", "refused", "demo", "--json"],
         &["vm", "stop", "demo", "broken"],
         &["vm", "delete", "nobody"],
         &["image", "list"],

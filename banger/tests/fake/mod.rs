@@ -10,7 +10,7 @@ pub use records::vm;
 use banger_policy::Digest;
 use banger_proto::daemon::Daemon as _;
 use banger_proto::guest::GuestConfig;
-use banger_proto::model::{JobResult, JobState, JobView, VmRecord};
+use banger_proto::model::{JobResult, JobState, JobView, RefusedList, VmRecord};
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::Purpose;
@@ -45,6 +45,8 @@ pub struct State {
     /// The real agent behind the SSH streams, with its host key's public half and its table of
     /// users.
     pub agent: Option<(GuestConfig, String, PathBuf)>,
+    /// What the network modes of all VMs have refused.
+    pub refused: RefusedList,
     pub jobs: BTreeMap<u64, JobView>,
     streams: Vec<(Ticket, StreamRequest, Option<u64>)>,
 }

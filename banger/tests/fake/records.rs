@@ -42,6 +42,7 @@ pub fn vm(name: &str, state: State) -> VmRecord {
         workspace: None,
         network: banger_policy::network::VmNetwork::default(),
         published: Some(Vec::new()),
+        refused: Some(0),
     }
 }
 

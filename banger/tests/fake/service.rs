@@ -7,8 +7,8 @@ use banger_policy::publish::Mapping;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult, JobState, JobView,
-    KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, SetRequest, StoreKey,
-    StorePage, VmPage, VmRecord, Workspace,
+    KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, RefusedList,
+    SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
 use banger_proto::time::Timestamp;
@@ -205,6 +205,16 @@ impl Daemon for Fake {
         known.published.get_or_insert_default().extend(ports);
         let known = known.clone();
         Ok(JobId(state.job("publish", done(&known))))
+    }
+
+    async fn refused(self, _: Context, vm: String) -> Result<RefusedList, ApiError> {
+        let state = self.state();
+        state.find(&vm)?;
+        let mut list = state.refused.clone();
+        for one in &mut list.destinations {
+            one.protocol = state.text(&one.protocol);
+        }
+        Ok(list)
     }
 
     async fn unpublish_ports(self, _: Context, vm: String, ports: Vec<String>) -> Result<JobId, ApiError> {

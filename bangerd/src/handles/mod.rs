@@ -11,6 +11,7 @@ pub(crate) use crate::held::Handles;
 use crate::paths::VmPaths;
 use banger_policy::VmId;
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
@@ -63,6 +64,13 @@ impl Store {
     /// What is held, as the cache has it.
     pub(crate) fn cached(&self, vm: &VmId) -> Option<Handles> {
         self.cache().get(vm).cloned()
+    }
+
+    /// Who runs with this address, and its tap.
+    pub(crate) fn at(&self, address: Ipv4Addr) -> Option<(VmId, String)> {
+        let cache = self.cache();
+        let (vm, held) = cache.iter().find(|(_, held)| held.guest_ip == Some(address))?;
+        Some((*vm, held.tap_device.clone()?))
     }
 
     /// What may be held, for a teardown: cache, then file, then mirror. Zero when no source has

@@ -12,7 +12,7 @@ use banger_policy::{Peer, VmId};
 use banger_proto::daemon::{KillSignal, MAX_WATCH_MS, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobView, KernelRecord, Leaks,
-    LinkRequest, PublishRequest, QuotaPage, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
+    LinkRequest, PublishRequest, QuotaPage, RefusedList, SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::StreamRequest;
 use std::sync::Arc;
@@ -69,6 +69,11 @@ impl banger_proto::daemon::Daemon for Service {
     async fn show_vm(self, _: Context, vm: String) -> Result<VmRecord, ApiError> {
         let peer = self.pay().await?;
         Ok(self.daemon.vms.show(&peer, &vm).await?)
+    }
+
+    async fn refused(self, _: Context, vm: String) -> Result<RefusedList, ApiError> {
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.refused(&peer, &vm).await?)
     }
 
     async fn create_vm(self, _: Context, request: CreateRequest, keep_on_error: bool) -> Result<JobId, ApiError> {

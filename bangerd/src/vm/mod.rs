@@ -55,6 +55,7 @@ use crate::net::names::Names;
 use crate::paths::Paths;
 use crate::ports::Ports;
 use crate::privileged::Privileged;
+use crate::refused::Refusals;
 use crate::store::Store;
 use crate::users::UserDatabase;
 use banger_link::link::Link;
@@ -102,6 +103,8 @@ pub(crate) struct Context {
     pub(crate) fellows: Fellows,
     /// All that is known of VMs without asking the database.
     pub(crate) actors: Arc<Actors>,
+    /// What guests asked for in vain.
+    pub(crate) refusals: Arc<Refusals>,
     /// What is known of the VMMs' binaries.
     pub(crate) programs: Arc<program::Programs>,
 }

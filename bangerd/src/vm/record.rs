@@ -58,16 +58,17 @@ pub(super) fn of(row: &VmRow, ctx: &Context, stats: Option<VmStats>) -> VmRecord
         workspace: row.workspace.clone(),
         network: row.network.clone(),
         published: Some(super::publish::shown(row, ctx)),
+        refused: ctx.refusals.count(&row.id),
     }
 }
 
 /// For a list, of which a page must fit a frame: the first line of the reason, no raw metrics, no
-/// workspace, no list of destinations and no ports.
+/// workspace, no list of destinations, no ports and no count of refusals.
 pub(super) fn brief(mut record: VmRecord) -> VmRecord {
     const REASON: usize = 200;
     let reason = record.runtime.last_error.lines().next().unwrap_or_default();
     record.runtime.last_error = reason.chars().take(REASON).collect();
-    (record.workspace, record.published) = (None, None);
+    (record.workspace, record.published, record.refused) = (None, None, None);
     record.network.allow.clear();
     if let Some(stats) = &mut record.stats {
         stats.metrics_raw.clear();

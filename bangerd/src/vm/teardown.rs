@@ -56,7 +56,9 @@ impl Actor {
 
     pub(super) async fn clear_handles(&mut self, seat: &Seat) -> Result<(), VmError> {
         self.row.mirror = Handles::default();
-        Ok(self.ctx.handles.clear(seat.id, &seat.paths).await?)
+        let cleared = self.ctx.handles.clear(seat.id, &seat.paths).await;
+        self.ctx.refusals.forget(&seat.id);
+        Ok(cleared?)
     }
 
     /// The root disk and the VM's folder.

@@ -5,7 +5,7 @@ use super::{Vms, entry_of, reconcile, record};
 use crate::db::VmRow;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, access};
-use banger_proto::model::{VmPage, VmRecord, VmStats};
+use banger_proto::model::{RefusedList, VmPage, VmRecord, VmStats};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -35,6 +35,12 @@ impl Vms {
         let mut record = self.record(&row, &settled);
         record.workspace = record.workspace.filter(|_| peer.owns(&row.who()));
         Ok(record)
+    }
+
+    /// What its network mode has refused since it runs, as far as this daemon was told.
+    pub(crate) async fn refused(&self, peer: &Peer, word: &str) -> Result<RefusedList, VmError> {
+        let row = self.find(peer, word).await?;
+        Ok(self.ctx.refusals.of(&row.id))
     }
 
     /// A VM whose row says "running" is shown as stopped when its cgroup shows that it is dead: a

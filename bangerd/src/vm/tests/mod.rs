@@ -10,6 +10,7 @@ mod network;
 mod ports;
 mod readers;
 mod reboot;
+mod refused;
 mod set;
 mod shares;
 mod subnet;
@@ -30,6 +31,7 @@ use crate::net::names::{Names, Resolver};
 use crate::paths::Paths;
 use crate::privileged::Privileged;
 use crate::privileged::sim::SimHelper;
+use crate::refused::Refusals;
 use crate::store::Store;
 use crate::users::{Account, Named, UserDatabase};
 use banger_policy::lifecycle::State;
@@ -198,6 +200,8 @@ impl World {
         let users = self.users.clone();
         let names = self.names.clone();
         let boot_id = format!("boot {}", self.boots);
+        // Each tap of the simulation has the number 7.
+        let refusals = Refusals::with(|_| Some(7));
         let (vms, store) = runtime.block_on(async move {
             let db = Db::open(&paths.database()).await.unwrap();
             let jobs = Jobs::load(db.clone()).await.unwrap();
@@ -221,6 +225,7 @@ impl World {
                 turns: Turns::default(),
                 users: Arc::new(users),
                 actors: Arc::default(),
+                refusals: Arc::new(refusals),
                 programs: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
