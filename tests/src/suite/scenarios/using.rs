@@ -1,6 +1,8 @@
 //! Commands in guests, terminals, ssh, several VMs in one command: what users do all day, byte for
 //! byte.
 
+mod refused;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +16,7 @@ use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "using",
-    about: "exec, terminals, ssh and several VMs in one command",
+    about: "exec, terminals, ssh, several VMs in one command, and what their networks refuse",
     setup: Setup::Guests,
     scenarios,
 };
@@ -26,6 +28,7 @@ fn scenarios() -> Vec<Scenario> {
         Scenario::new("ssh-refuses-a-key-that-is-not-the-pinned-one", pinned),
         Scenario::new("several-names-in-one-command", several),
         Scenario::new("a-vm-is-made-another", made_another),
+        Scenario::new("refused", refused::refused),
         Scenario::new("what-a-vm-uses-is-not-deleted", in_use),
         Scenario::new("flags-that-contradict-make-nothing", contradictions),
         Scenario::new("outside-the-group", outside),

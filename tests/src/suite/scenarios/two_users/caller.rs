@@ -125,8 +125,9 @@ async fn lists(count: usize) -> Result<Vec<u64>> {
 }
 
 /// Calls that take a VM.
-const ON_A_VM: [&str; 15] = [
+const ON_A_VM: [&str; 16] = [
     "show",
+    "refused",
     "start",
     "stop",
     "host-down",
@@ -147,6 +148,7 @@ async fn on_a_vm(rpc: &DaemonClient, call: &str, vm: String) -> Result<Result<()
     let stream = |request| bare(rpc.open_stream(soon(), request));
     match call {
         "show" => bare(rpc.show_vm(soon(), vm)).await,
+        "refused" => bare(rpc.refused(soon(), vm)).await,
         "start" => bare(rpc.start_vm(soon(), vm)).await,
         "stop" => bare(rpc.stop_vm(soon(), vm, None, false)).await,
         "host-down" => bare(rpc.stop_vm(soon(), vm, None, true)).await,
