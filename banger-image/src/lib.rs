@@ -30,6 +30,7 @@ mod plausible;
 mod rootfs;
 mod source;
 mod sparse;
+mod spool;
 mod tree;
 pub mod work_disk;
 mod xattr;
@@ -50,7 +51,8 @@ use hashing::{Hasher, Of};
 use layers::Layer;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use source::{Budget, Hashes, Window};
+use source::{Budget, Window};
+use spool::{Hashes, spool};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tree::Tree;
@@ -176,7 +178,7 @@ pub fn import(
     let mut container = Budget::new(limits.expanded_bytes, limits.entries);
     let whole = hasher.begin(Of::Plain);
     let hashes = Hashes { plain: Some(&whole), ..Hashes::default() };
-    let outer = source::spool(&source, "the archive", staging, hashes, &mut container, progress)?;
+    let outer = spool(&source, "the archive", staging, hashes, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
     let (kind, source_digest, layers, config) = match oci::open(&outer, reference, limits.entries, progress)? {
         Some(image) => {

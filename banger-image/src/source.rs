@@ -1,18 +1,13 @@
-//! Bytes of archives with random access: windows on the spooled file, and decompression into a
-//! spool of ours.
+//! Bytes of archives with random access: windows on the uploaded file and on spools of ours.
 //!
 //! File contents are never held in memory: the tree of an image refers to windows, and the writer
-//! reads from them. Spools are unlinked files in the staging folder, so an import that dies leaves
-//! none behind.
+//! reads from them.
 
-use super::codec::Codec;
 use super::error::ImageError;
-use super::hashing::Hash;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::Arc;
 
 /// Copy unit, and therefore how far a cancelled import still runs: a few milliseconds.
@@ -74,7 +69,7 @@ impl Budget {
         if used > limit { Err(ImageError::TooMuchMetadata { limit }) } else { Ok(()) }
     }
 
-    fn spend_bytes(&mut self, n: u64) -> Result<(), ImageError> {
+    pub(crate) fn spend_bytes(&mut self, n: u64) -> Result<(), ImageError> {
         self.bytes = self.bytes.saturating_add(n);
         if self.bytes > self.bytes_limit { Err(ImageError::TooLarge { limit: self.bytes_limit }) } else { Ok(()) }
     }
@@ -136,6 +131,13 @@ impl Window {
         }
     }
 
+    /// Writes behind the end of the window, which grows.
+    pub(crate) fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, self.start + self.len)?;
+        self.len += data.len() as u64;
+        Ok(())
+    }
+
     /// Sequential reading from the beginning.
     pub(crate) fn reader(&self) -> WindowReader<'_> {
         WindowReader { window: self, offset: 0 }
@@ -178,65 +180,6 @@ impl Read for WindowReader<'_> {
     }
 }
 
-/// Who hashes what is read and what is written.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Hashes<'a> {
-    pub(crate) packed: Option<&'a Hash<'a>>,
-    pub(crate) plain: Option<&'a Hash<'a>>,
-}
-
-/// Decompresses `source` into an unlinked file in `dir`; a plain source is taken as it is, and not
-/// hashed here.
-///
-/// # Errors
-/// `Truncated`, `Corrupt`, `Compression`, `TooLarge`, `Write` (a full disk), `Cancelled`.
-pub(crate) fn spool(
-    source: &Window,
-    layer: &str,
-    dir: &Path,
-    hashes: Hashes<'_>,
-    budget: &mut Budget,
-    progress: &dyn Progress,
-) -> Result<Window, ImageError> {
-    check(progress)?;
-    let codec = Codec::of(&source.head().map_err(|source| ImageError::Read { source })?);
-    match codec {
-        Codec::Other(format) => return Err(ImageError::Compression { layer: layer.to_owned(), format }),
-        Codec::Plain => return budget.spend_bytes(source.len()).map(|()| source.clone()),
-        _ => {}
-    }
-    let write_error = |source| ImageError::Write { path: dir.to_owned(), source };
-    let file = tempfile::tempfile_in(dir).map_err(write_error)?;
-    let mut written = Window { file: Arc::new(file), start: 0, len: 0 };
-    let decode_error = |source: io::Error| {
-        let layer = layer.to_owned();
-        match source.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                ImageError::Truncated { layer, at: "the compressed stream has no end".to_owned() }
-            }
-            io::ErrorKind::Unsupported => ImageError::Wide { layer, why: source.to_string() },
-            _ => ImageError::Corrupt { layer, source },
-        }
-    };
-    let counted = Counted { inner: source.reader(), hash: hashes.packed, progress };
-    let mut reader = codec.decode(BufReader::with_capacity(CHUNK, counted)).map_err(decode_error)?;
-    let mut buf = vec![0; CHUNK];
-    loop {
-        check(progress)?;
-        let n = reader.read(&mut buf).map_err(decode_error)?;
-        let chunk = buf.get(..n).unwrap_or_default();
-        if chunk.is_empty() {
-            return Ok(written);
-        }
-        budget.spend_bytes(n as u64)?;
-        (&*written.file).write_all(chunk).map_err(write_error)?;
-        written.len += n as u64;
-        if let Some(hash) = hashes.plain {
-            hash.add(&written, n as u64);
-        }
-    }
-}
-
 /// Hash of a window as it is.
 ///
 /// # Errors
@@ -255,69 +198,19 @@ pub(crate) fn sha256(window: &Window, progress: &dyn Progress) -> Result<[u8; 32
     }
 }
 
-/// Reports how much of the *compressed* source is read: the only total that is known.
-struct Counted<'a> {
-    inner: WindowReader<'a>,
-    hash: Option<&'a Hash<'a>>,
-    progress: &'a dyn Progress,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        if let Some(hash) = self.hash {
-            hash.add(self.inner.window, n as u64);
-        }
-        self.progress.bytes(self.inner.offset, self.inner.window.len());
-        Ok(n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-
-    fn window(data: &[u8]) -> Window {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(data).unwrap();
-        Window::whole(file).unwrap()
-    }
+    use crate::tests::maker::window_of;
 
     #[test]
     fn parts_never_reach_outside() {
-        let whole = window(b"0123456789");
+        let whole = window_of(b"0123456789");
         let part = whole.part(2, 5).unwrap();
         assert_eq!(part.read_all().unwrap(), b"23456");
         assert_eq!(part.part(1, 2).unwrap().read_all().unwrap(), b"34");
         assert!(part.part(1, 5).is_none() && part.part(u64::MAX, 2).is_none());
         assert!(part.read_exact_at(&mut [0; 2], 4).is_err());
-    }
-
-    #[test]
-    fn expansion_is_capped() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        gz.write_all(&vec![0; 8 << 20]).unwrap();
-        let bomb = window(&gz.finish().unwrap());
-        let result = spool(&bomb, "archive", dir.path(), Hashes::default(), &mut Budget::new(4 << 20, 10), &());
-        assert!(matches!(result, Err(ImageError::TooLarge { .. })));
-        let spooled =
-            spool(&bomb, "archive", dir.path(), Hashes::default(), &mut Budget::new(8 << 20, 10), &()).unwrap();
-        assert_eq!(spooled.len(), 8 << 20);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "spools have no name");
-    }
-
-    #[test]
-    fn a_cancelled_spool_stops() {
-        struct Stop;
-        impl Progress for Stop {
-            fn cancelled(&self) -> bool {
-                true
-            }
-        }
-        let result =
-            spool(&window(b"x"), "archive", Path::new("/"), Hashes::default(), &mut Budget::new(10, 10), &Stop);
-        assert!(matches!(result, Err(ImageError::Cancelled)));
     }
 }

@@ -11,7 +11,8 @@ use super::bzimage;
 use super::elf;
 use super::modules_disk;
 use crate::codec::Codec;
-use crate::source::{Budget, Hashes, Progress, Window, check, sha256, spool};
+use crate::source::{Budget, Progress, Window, check, sha256};
+use crate::spool::{Hashes, spool};
 use crate::{container, package};
 use banger_policy::Digest;
 use banger_policy::kernel::{

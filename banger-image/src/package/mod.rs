@@ -12,7 +12,8 @@ mod rpm;
 mod tests;
 
 use crate::ImageError;
-use crate::source::{Budget, Hashes, Progress, Window, spool};
+use crate::source::{Budget, Progress, Window};
+use crate::spool::{Hashes, spool};
 use banger_policy::kernel::{KERNEL_ENTRY, MODULES_PREFIX};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

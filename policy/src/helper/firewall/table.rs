@@ -28,7 +28,8 @@
 //! chain aim {                              # where a guest wanted to go, before the host's DNAT rewrites it
 //!     type filter hook prerouting priority mangle
 //!     iifname "bgr-*" <answers> accept
-//!     iifname "bgr-*" fib daddr type != unicast goto refuse
+//!     iifname "bgr-*" fib daddr type local goto refuse
+//!     iifname "bgr-*" fib daddr type != unicast drop
 //!     iifname "bgr-*" ip daddr <metadata services> goto refuse
 //!     iifname "bgr-*" ip saddr . ip daddr @peers accept
 //!     iifname "bgr-*" ip saddr @anywhere accept
@@ -73,8 +74,9 @@
 //! group for traces what it dropped (linux/netfilter/nf_tables.h, `NFT_MSG_TRACE`). The daemon is
 //! one. The limit is of each source by itself, so that a guest that floods hides no other's
 //! refusals; `guard` has seen that the source is the guest's own, so there are no more of them than
-//! guests. What is spoofed is not told, and neither is what the host's DNAT sent elsewhere: its
-//! destination is no longer the one that the guest asked for.
+//! guests. Not told is what is spoofed, what goes to many at once (systems send that by
+//! themselves), and what the host's DNAT sent elsewhere: its destination is no longer the one that
+//! the guest asked for.
 
 use super::super::holding::Registration;
 use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
@@ -122,10 +124,12 @@ const CT_STATUS: u32 = 2;
 const ESTABLISHED_RELATED: u32 = 2 | 4;
 const NEW_UNTRACKED: u32 = 8 | 64;
 const DST_NAT: u32 = 1 << 5;
-/// What `fib` loads, of which address, and the one type that may pass (linux/rtnetlink.h).
+/// What `fib` loads, of which address, the one type that may pass, and that of the host's own
+/// addresses (linux/rtnetlink.h).
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;
 const RTN_UNICAST: u32 = 1;
+const RTN_LOCAL: u32 = 2;
 /// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
@@ -210,7 +214,8 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     // Connection tracking is at -200, DNAT at -100.
     chain(batch, "aim", "filter", 0, -150);
     rule(batch, "aim", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
-    rule(batch, "aim", &[from_vm(), not_unicast(), vec![goto_refuse()]]);
+    rule(batch, "aim", &[from_vm(), destination_type(EQUAL, RTN_LOCAL), vec![goto_refuse()]]);
+    rule(batch, "aim", &[from_vm(), destination_type(NOT_EQUAL, RTN_UNICAST), vec![verdict(DROP)]]);
     for (address, length) in METADATA {
         let prefix = address.octets().into_iter().take(length).collect::<Vec<_>>();
         rule(batch, "aim", &[from_vm(), nfproto_ipv4(true), destination(&prefix), vec![goto_refuse()]]);
@@ -346,10 +351,10 @@ fn payload(register: u32, offset: u32, length: u32) -> Attrs {
     expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
 }
 
-/// `fib daddr type != unicast`: the host's own addresses, broadcast, multicast.
-fn not_unicast() -> Vec<Attrs> {
-    let kind = expression("fib", &Attrs::new().u32(1, REG_2).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR));
-    vec![kind, compare(REG_2, NOT_EQUAL, &RTN_UNICAST.to_ne_bytes())]
+/// `fib daddr type`: the host's own addresses, or else broadcast and multicast.
+fn destination_type(how: u32, kind: u32) -> Vec<Attrs> {
+    let loaded = expression("fib", &Attrs::new().u32(1, REG_2).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR));
+    vec![loaded, compare(REG_2, how, &kind.to_ne_bytes())]
 }
 
 /// `ct direction reply ct state established,related`.
