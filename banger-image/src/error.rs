@@ -4,6 +4,7 @@
 
 use super::names::NameFault;
 use banger_policy::image::ConfigFault;
+use banger_policy::rootfs::NotARootDisk;
 use std::io;
 use std::path::PathBuf;
 
@@ -173,6 +174,9 @@ pub enum ImageError {
         /// What it says.
         why: String,
     },
+    /// A file system that no guest can have as its root.
+    #[error("this is no root disk")]
+    NotARootDisk(#[source] NotARootDisk),
     /// The caller's parameter.
     #[error("build size {size} is refused: {why}")]
     BuildSize {

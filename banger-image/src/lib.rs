@@ -1,4 +1,5 @@
-//! From what a user gives (a root file system's tar, an OCI image) to an ext4 root file system.
+//! From what a user gives (a root file system's tar, an OCI image, an ext4 file system) to an ext4
+//! root file system.
 //!
 //! Called by the daemon's import jobs on a blocking thread, with one spooled file. Everything goes
 //! from the archive to a tree in memory and from there to ext4: no entry of an archive ever becomes
@@ -27,6 +28,7 @@ mod oci;
 mod package;
 mod pax;
 mod plausible;
+mod registered;
 mod rootfs;
 mod source;
 mod sparse;
@@ -41,6 +43,7 @@ mod tests;
 pub use error::ImageError;
 pub use names::NameFault;
 pub use package::PackageError;
+pub use registered::register;
 pub use source::Progress;
 
 use banger_policy::limits::MAX_DISK_BYTES;
@@ -100,6 +103,8 @@ pub enum SourceKind {
     /// What `docker save` writes; its digest is that of the configuration, or of all layers where
     /// there is none.
     Docker,
+    /// An ext4 file system, taken as it is; its digest is that of its bytes.
+    Ext4,
 }
 
 /// A finished import.

@@ -88,7 +88,9 @@ pub trait Daemon {
     /// Gives a name to what the daemon has of the caller's own, or of what administrators pulled
     /// and share; `None`: it must be sent.
     async fn link_image(request: LinkRequest) -> Result<Option<ImageRecord>, ApiError>;
-    /// Lets everybody use an image, or only its owner again; for administrators.
+    /// Makes an image that was registered a managed one; for its owner and administrators.
+    async fn promote_image(image: String) -> Result<(), ApiError>;
+    /// Lets everybody use an image, which promotes it, or only its owner again; for administrators.
     async fn share_image(image: String, shared: bool) -> Result<(), ApiError>;
     /// Removes an image; refused while a VM uses it.
     async fn delete_image(image: String) -> Result<(), ApiError>;
@@ -96,7 +98,7 @@ pub trait Daemon {
     async fn list_kernels(all: bool, after: Option<StoreKey>) -> Result<StorePage<KernelRecord>, ApiError>;
     /// Lets everybody use a kernel, or only its owner again; for administrators.
     async fn share_kernel(kernel: String, shared: bool) -> Result<(), ApiError>;
-    /// Removes a kernel; refused while a VM uses it.
+    /// Removes a kernel; refused while a VM uses it, or an image names it.
     async fn delete_kernel(kernel: String) -> Result<(), ApiError>;
 
     /// The caller's jobs before the one given, newest first.

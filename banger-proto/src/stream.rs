@@ -88,6 +88,15 @@ pub enum StreamRequest {
         /// Everybody may use it; for administrators.
         shared: bool,
     },
+    /// As [`StreamRequest::ImportImage`]; a file that begins with an ext4 file system.
+    RegisterImage {
+        /// Name of the new image.
+        name: String,
+        /// Where it comes from, for people.
+        source: String,
+        /// The kernel of its VMs, one that the caller may use; the default when `None`.
+        kernel: Option<String>,
+    },
     /// As [`StreamRequest::Command`]; a connection on which the guest answers one request about its
     /// sessions ([`crate::session`]).
     Session {

@@ -73,6 +73,11 @@ fn advice(error: &anyhow::Error) -> Option<&Explained> {
     error.chain().find_map(|cause| cause.downcast_ref::<Explained>())
 }
 
+/// Is it a refusal of the daemon's with this code?
+pub(crate) fn is(error: &anyhow::Error, code: ErrorCode) -> bool {
+    advice(error).is_some_and(|advice| advice.code == Some(code))
+}
+
 /// An error in JSON as well, where a program asked for that.
 ///
 /// # Errors

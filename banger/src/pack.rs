@@ -1,12 +1,13 @@
-//! Tar archives made on the fly: an OCI layout folder, and a kernel with the modules that a guest
-//! needs.
+//! What imports send: files as they are, and tar archives made on the fly of an OCI layout folder and
+//! of a kernel with the modules that a guest needs.
 
 use crate::error::explained;
 use crate::upload::{Source, open};
 use anyhow::Context as _;
 use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX};
+use banger_policy::rootfs::{HEAD_BYTES, examine};
 use std::fs::File;
-use std::io::{Read as _, Write};
+use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
@@ -32,6 +33,31 @@ pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
     let total = metadata.is_file().then_some(metadata.len());
     let name = path.display().to_string();
     Ok(Source { total, write: Box::new(move |to| copy(&mut file, to, &name)) })
+}
+
+/// An ext4 file system. A block device may have one too.
+///
+/// # Errors
+/// When the path is not there or not readable, and when no guest could have it as its root disk: the
+/// daemon would find that out only when it has all bytes.
+pub(crate) fn root_file_system(path: &Path) -> anyhow::Result<Source> {
+    let mut file = open(path, READABLE)?;
+    let look = || format!("cannot look at {}", path.display());
+    if file.metadata().with_context(look)?.is_dir() {
+        return Err(explained(
+            "it is a folder, and a file with an ext4 file system is needed",
+            "make one of it, as root so that its files keep their owners: mke2fs -t ext4 -d FOLDER rootfs.ext4 SIZE",
+        ));
+    }
+    // A block device has a length only for those who go to its end.
+    let length = file.seek(SeekFrom::End(0)).with_context(look)?;
+    file.seek(SeekFrom::Start(0)).with_context(look)?;
+    let mut head = Vec::new();
+    (&mut file).take(HEAD_BYTES as u64).read_to_end(&mut head).with_context(look)?;
+    file.seek(SeekFrom::Start(0)).with_context(look)?;
+    let bytes = examine(&head, length)?.bytes;
+    let name = path.display().to_string();
+    Ok(Source { total: Some(bytes), write: Box::new(move |to| copy(&mut file.take(bytes), to, &name)) })
 }
 
 fn copy(from: &mut dyn std::io::Read, to: &mut dyn Write, name: &str) -> anyhow::Result<()> {

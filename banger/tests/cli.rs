@@ -25,7 +25,7 @@ fn shown(arguments: &[&str]) -> String {
 
 #[test]
 fn help() {
-    let pages: [&[&str]; 19] = [
+    let pages: [&[&str]; 20] = [
         &["--help"],
         &["vm", "--help"],
         &["vm", "run", "--help"],
@@ -43,6 +43,7 @@ fn help() {
         &["kernel", "import", "--help"],
         &["vm", "stop", "--help"],
         &["vm", "chown", "--help"],
+        &["image", "register", "--help"],
         &["image", "promote", "--help"],
         &["kernel", "share", "--help"],
     ];
@@ -51,7 +52,7 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 29] = [
+    let refused: [&[&str]; 36] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "session", "start", "--name", "Bad_Name", "demo", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
@@ -81,6 +82,13 @@ fn refusals_before_anybody_is_asked() {
         &["image", "import", "/nonexistent.tar", "--name", "a"],
         &["image", "import", "/usr", "--name", "a"],
         &["kernel", "import", "/nonexistent/vmlinuz"],
+        &["image", "register", "--rootfs", "/nonexistent.ext4", "a"],
+        &["image", "register", "--rootfs", "/usr", "a"],
+        &["image", "register", "--rootfs", "/dev/null", "a"],
+        &["image", "register", "--rootfs", "/usr", "--modules", "/lib/modules", "a"],
+        &["image", "register", "--rootfs", "/usr", "--modules", "/lib/modules", "--kernel", "6.12", "a"],
+        &["image", "register", "--rootfs", "/usr", "--kernel", "/boot/vmlinuz", "a@b"],
+        &["image", "register", "--rootfs", "/usr", "--initrd", "/boot/initrd.img", "a"],
     ];
     insta::assert_snapshot!(refused.map(shown).join("\n"));
 }

@@ -32,6 +32,7 @@ fn main() -> Result<()> {
     command()?;
     archives()?;
     images()?;
+    root_disks()?;
     names()?;
     ledger(vm)?;
     for (name, hello) in [("hello-calls", Purpose::Calls), ("hello-stream", Purpose::Stream)] {
@@ -44,6 +45,19 @@ fn main() -> Result<()> {
     let life = [[0, 1, 9, 0, 0, 0], [2, 1, 0, 0, 0, 0], [4, 1, 0, 2, 0, 0], [5, 1, 7, 0, 1, 1], [1, 1, 0, 0, 0, 0]];
     write("policy", "a-life", &life.concat())?;
     write("policy", "an-end", &[life.concat(), vec![3, 1, 0, 0, 0, 0, 7, 1, 0, 0, 0, 0]].concat())
+}
+
+/// Superblocks of ext4, as far as `image register` looks: one file system of a block, and a disk with
+/// partitions.
+fn root_disks() -> Result<()> {
+    let mut disk = vec![0; 4096];
+    for (at, value) in [(0x4, 1_u32), (0x18, 2), (0x38, 0xef53), (0x5c, 0x4), (0x60, 0x2c2), (0xe0, 8)] {
+        disk[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    write("registered", "ext4", &disk)?;
+    let mut partitioned = vec![0; 600];
+    partitioned[510..520].copy_from_slice(b"\x55\xaaEFI PART");
+    write("registered", "partitions", &partitioned)
 }
 
 /// Questions of DNS: a name, with EDNS, an address, a pointer at itself.
@@ -128,6 +142,8 @@ fn daemon() -> Result<()> {
         reference: None,
         pulled: true,
     };
+    let registered =
+        StreamRequest::RegisterImage { name: vm(), source: "a.ext4".to_owned(), kernel: Some("6.12".to_owned()) };
     let requests = [
         ("info", DaemonRequest::Info {}),
         ("list-vms", DaemonRequest::ListVms { all: true, after: Some(VmId::from_bytes([1; 32])?) }),
@@ -138,6 +154,7 @@ fn daemon() -> Result<()> {
         ("ssh-access", DaemonRequest::SshAccess { vm: vm(), public_key: "ssh-ed25519 AAAA".to_owned() }),
         ("exec", DaemonRequest::OpenStream { request: exec }),
         ("import-image", DaemonRequest::OpenStream { request: image }),
+        ("register-image", DaemonRequest::OpenStream { request: registered }),
         ("watch-job", DaemonRequest::WatchJob { job: JobId(3), after_seq: 5 }),
     ];
     for (name, body) in requests {

@@ -27,6 +27,7 @@ pub mod rate;
 pub mod reach;
 pub mod refused;
 pub mod room;
+pub mod rootfs;
 pub mod shares;
 pub mod size;
 pub mod snapshot;

@@ -114,6 +114,17 @@ pub fn default_kernel(peer: &Peer, entries: &[Entry<'_>]) -> Result<usize, Unres
     shared.or_else(own).ok_or(Unresolved::None)
 }
 
+/// The entry by which a peer may use a content that something of the store names: the caller's own,
+/// else a shared one. An administrator's own VMs get nothing of another user's either.
+///
+/// # Errors
+/// [`Unresolved::None`].
+pub fn usable(peer: &Peer, entries: &[Entry<'_>], id: Digest) -> Result<usize, Unresolved> {
+    let own = entries.iter().position(|entry| entry.id == id && peer.owns(&entry.owner));
+    let shared = || entries.iter().position(|entry| entry.id == id && entry.shared);
+    own.or_else(shared).ok_or(Unresolved::None)
+}
+
 /// Permission to change an entry. Only [`change`] and [`share`] make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreGrant(());
@@ -215,6 +226,23 @@ mod tests {
         assert_eq!(default_image(&ALICE, &one, None), Ok(0));
         assert_eq!(default_image(&CAROL, &one, None), Ok(1));
         assert_eq!(default_image(&CAROL, &one[2..], None), Err(Unresolved::None));
+    }
+
+    #[test]
+    fn what_something_names_is_ones_own_or_shared_or_nothing() {
+        let id = |first| entry(first, "x", &ALICE, false).id;
+        for (peer, first, meant) in [
+            (&ALICE, 0xab, Ok(1)),
+            (&BOB, 0xab, Ok(2)),
+            (&CAROL, 0xab, Err(Unresolved::None)),
+            (&ADMIN, 0xab, Err(Unresolved::None)),
+            (&ALICE, 0xb1, Err(Unresolved::None)),
+            (&CAROL, 0xd0, Ok(3)),
+            (&ADMIN, 0xd1, Ok(4)),
+            (&ALICE, 0xee, Err(Unresolved::None)),
+        ] {
+            assert_eq!(usable(peer, &entries(), id(first)), meant, "{} {first:x}", peer.name);
+        }
     }
 
     #[test]

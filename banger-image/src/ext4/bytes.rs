@@ -7,7 +7,7 @@ pub(super) type Block = [u8; BLOCK_LEN];
 
 /// The checksum of the format: CRC-32C without the inversion at its end, `seed` being an earlier
 /// one.
-pub(super) fn checksum(seed: u32, data: &[u8]) -> u32 {
+pub(crate) fn checksum(seed: u32, data: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, data)
 }
 

@@ -31,6 +31,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bytes::checksum;
 pub(crate) use geometry::Size;
 pub(crate) use writer::{Spec, Written, write};
 

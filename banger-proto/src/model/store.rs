@@ -17,7 +17,7 @@ pub struct ImageRecord {
     pub owner_name: String,
     /// An administrator lets everybody use it.
     pub shared: bool,
-    /// Owned by the store, as all imported images are.
+    /// Made by banger, or promoted; not so when it was registered.
     pub managed: bool,
     /// Its folder.
     pub artifact_dir: String,
@@ -37,6 +37,11 @@ pub struct ImageRecord {
     pub manifest_digest: Option<Digest>,
     /// How commands run in it. The command line shows its fields beside these.
     pub config: ImageConfig,
+    /// What the kernel is called that VMs of it get when none is named. `None`: the default one, or
+    /// one that those who may use the image have no name for any more.
+    pub kernel: Option<KernelName>,
+    /// The digest of that kernel.
+    pub kernel_id: Option<Digest>,
     /// When it was imported.
     pub created_at: Timestamp,
     /// When its row last changed.

@@ -12,13 +12,16 @@ pub(crate) enum Image {
     /// Make an image of a root file system: a tar, an OCI archive, the folder of an OCI layout, or
     /// what `docker save` writes
     Import(ImportImage),
-    /// Let everybody use images, or only their owners again (for administrators)
-    #[command(group(ArgGroup::new("whom").args(["shared", "private"]).required(true)))]
+    /// Take an ext4 file system of your own as an image, as it is
+    Register(RegisterImage),
+    /// Make registered images managed ones, as pulled and imported images are; for everybody, or for
+    /// their owners only
+    #[command(group(ArgGroup::new("whom").args(["shared", "private"])))]
     Promote {
-        /// Everybody may use them
+        /// Everybody may use them (for administrators)
         #[arg(long)]
         shared: bool,
-        /// Only their owners may
+        /// Only their owners may, again (for administrators)
         #[arg(long)]
         private: bool,
         /// The images
@@ -84,6 +87,23 @@ pub(crate) struct ListImages {
     /// The short names of the catalogue instead, and what they stand for
     #[arg(long, conflicts_with = "all")]
     pub(crate) available: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegisterImage {
+    /// The file: an ext4 file system, without a table of partitions
+    #[arg(long, value_name = "PATH")]
+    pub(crate) rootfs: PathBuf,
+    /// What its VMs boot with: a kernel's name, or a file (with a / in its path), which is imported
+    /// under the image's name [default: as for any image]
+    #[arg(long)]
+    pub(crate) kernel: Option<String>,
+    /// The folder with modules.dep in it, for a kernel that is a file [default: found by the
+    /// kernel's release]
+    #[arg(long, value_name = "FOLDER", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+    /// The image's name
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ mod system;
 mod vm;
 
 pub(crate) use context::Context;
-pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage};
+pub(crate) use image::{Cache, Image, ImportImage, ListImages, PullImage, RegisterImage};
 pub(crate) use job::Job;
 pub(crate) use kernel::Kernel;
 pub(crate) use repository::{ExportWorkspace, Mode, PrepareWorkspace, Repository, Workspace};

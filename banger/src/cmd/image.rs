@@ -1,11 +1,11 @@
-//! `image import`, `promote`, `list`, `show`, `delete`.
+//! `image import`, `register`, `promote`, `list`, `show`, `delete`.
 
 use crate::catalogue;
 use crate::cli::{Image, ImportImage, Json, List, ListImages};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::{self, checked};
 use crate::cmd::stored::{self, described, owner};
-use crate::cmd::{cache, pull};
+use crate::cmd::{cache, pull, register};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::output::{self, age, amount, facts, line, short, table, took};
@@ -22,7 +22,8 @@ pub(super) async fn run(command: Image) -> anyhow::Result<u8> {
     match command {
         Image::Pull(options) => pull::run(options).await,
         Image::Import(options) => import(options).await,
-        Image::Promote { shared, images, .. } => promote(images, shared).await,
+        Image::Register(options) => register::run(options).await,
+        Image::Promote { shared, private, images } => promote(images, shared, private).await,
         Image::List(ListImages { list, available: true }) => list_available(list.json),
         Image::List(ListImages { list: options, .. }) => list(options).await,
         Image::Show { image, json } => show(image, json).await,
@@ -62,8 +63,12 @@ async fn import(options: ImportImage) -> anyhow::Result<u8> {
     }
 }
 
-async fn promote(images: Vec<String>, shared: bool) -> anyhow::Result<u8> {
+async fn promote(images: Vec<String>, shared: bool, private: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
+    if !shared && !private {
+        let promote = async |name: &str| answer(client.rpc.promote_image(soon(), name.to_owned())).await;
+        return stored::each(&images, "promote the image", |name| format!("{name} is managed"), promote).await;
+    }
     let share = async |name: &str| answer(client.rpc.share_image(soon(), name.to_owned(), shared)).await;
     stored::each(&images, "promote the image", |name| stored::shared(name, shared), share).await
 }
@@ -141,6 +146,7 @@ async fn show(image: String, as_json: Json) -> anyhow::Result<u8> {
         ("size", output::size(image.build_size)),
         ("used", amount(image.allocated_bytes)),
         ("managed", yes_no(image.managed)),
+        ("kernel", kernel(&image)),
         ("created", image.created_at.to_string()),
         ("updated", image.updated_at.to_string()),
         ("folder", image.artifact_dir.clone()),
@@ -153,6 +159,12 @@ async fn show(image: String, as_json: Json) -> anyhow::Result<u8> {
         line(&format!("env          {entry}"))?;
     }
     Ok(0)
+}
+
+/// Of its VMs; nothing for the default one.
+fn kernel(image: &ImageRecord) -> String {
+    let nameless = || image.kernel_id.as_ref().map(short);
+    image.kernel.as_ref().map(ToString::to_string).or_else(nameless).unwrap_or_default()
 }
 
 /// The model's JSON, with what the configuration says beside everything else, where scripts look

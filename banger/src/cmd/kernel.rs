@@ -4,7 +4,7 @@ use crate::cli::{Json, Kernel, List};
 use crate::client::{Client, answer, soon};
 use crate::cmd::spec::checked;
 use crate::cmd::stored;
-use crate::error::explained;
+use crate::error::{explained, is};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
 use crate::kernel_file::{is_package, modules_folder};
@@ -12,10 +12,11 @@ use crate::output::{self, age, amount, facts, line, short, table, took};
 use crate::{pack, upload};
 use anyhow::Context as _;
 use banger_policy::KernelName;
+use banger_proto::model::ErrorCode;
 use banger_proto::stream::StreamRequest;
 use banger_proto::time::Timestamp;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Ubuntu and others keep kernels from users; the bytes are public all the same.
@@ -67,6 +68,33 @@ async fn import(paths: &[PathBuf], modules: Option<PathBuf>, name: Option<&str>,
             Ok(status)
         }
     }
+}
+
+/// Sends the kernel of an image that is registered, which gets the image's name.
+///
+/// # Errors
+/// Why it cannot be imported; another sentence than that of `kernel import` when the name is taken.
+pub(super) async fn of_image(
+    client: &Client,
+    path: &Path,
+    modules: Option<PathBuf>,
+    name: &str,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Ended> {
+    let what = || format!("cannot import the kernel {}", path.display());
+    let source = source(&[path.to_owned()], modules).with_context(what)?;
+    let request = StreamRequest::ImportKernel { name: Some(name.to_owned()), shared: false };
+    let sent = upload::run(client, request, source, interrupts).await;
+    let taken = |error: anyhow::Error| {
+        if is(&error, ErrorCode::AlreadyExists) {
+            let hint = format!(
+                "take that one: --kernel {name}; or delete it: banger kernel delete {name}; or give the image another name"
+            );
+            return explained(format!("there is a kernel of the name {name} already"), hint);
+        }
+        error
+    };
+    sent.map_err(taken).with_context(what)
 }
 
 /// A kernel's file with the folder of its modules, or the packages of a distribution.

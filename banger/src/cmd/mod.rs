@@ -22,6 +22,7 @@ mod publish;
 mod pull;
 mod quota;
 mod refused;
+mod register;
 mod relay;
 mod run;
 mod session;

@@ -76,6 +76,7 @@ fn tables() {
         &["kernel", "show", "6.12"],
         &["image", "promote", "--shared", "debian:13"],
         &["image", "promote", "--private", "debian:13"],
+        &["image", "promote", "debian:13", "other"],
         &["kernel", "share", "6.12"],
         &["vm", "chown", "bob", "other", "nobody"],
         &["job", "list"],
@@ -309,6 +310,86 @@ fn imports_send_what_they_were_given() {
     let want =
         format!("banger: cannot import {path}: the file is not a tar archive\n  make one with tar\nstatus Some(1)\n");
     assert_eq!(all(&output), want);
+}
+
+/// A file system of 3 MB, as far as anybody looks, with something behind it.
+fn root_disk(folder: &std::path::Path) -> (String, Vec<u8>) {
+    let mut bytes = vec![7; 3 << 20];
+    bytes[1024..2048].fill(0);
+    for (at, value) in [(0x4, 768_u32), (0x18, 2), (0x38, 0xef53), (0x60, 0x2c2)] {
+        bytes[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    let path = folder.join("root.ext4");
+    std::fs::write(&path, [bytes.as_slice(), &[1; 5000]].concat()).unwrap();
+    (path.to_str().unwrap().to_owned(), bytes)
+}
+
+#[test]
+fn a_file_system_is_registered_with_the_kernel_that_was_named() {
+    let fake = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, bytes) = root_disk(folder.path());
+    let output = fake.banger(&["image", "register", "--rootfs", &disk, "own"]).output().unwrap();
+    assert!(output.status.success(), "{}", all(&output));
+    assert!(fake.state().uploaded == bytes, "what is behind the file system is not sent");
+    assert!(text(&output.stdout).starts_with("registered own (aaaaaaaaaaaa, 8G, 3 MiB used) in "), "{}", all(&output));
+    let output = fake.banger(&["image", "register", "--kernel", "6.12", "--rootfs", &disk, "own"]).output().unwrap();
+    assert!(text(&output.stdout).contains(" used), kernel 6.12 in "), "{}", all(&output));
+    let calls = [format!("register own of {disk} with None"), format!("register own of {disk} with Some(\"6.12\")")];
+    assert_eq!(fake.state().calls, calls);
+}
+
+#[test]
+fn a_kernels_file_is_imported_first_and_goes_again_when_the_image_fails() {
+    let fake = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, bytes) = root_disk(folder.path());
+    let kernel = folder.path().join("vmlinux");
+    std::fs::write(&kernel, "a kernel").unwrap();
+    let kernel = kernel.to_str().unwrap();
+    let register =
+        |name: &str| fake.banger(&["image", "register", "--kernel", kernel, "--rootfs", &disk, name]).output().unwrap();
+    let output = register("own");
+    assert!(output.status.success() && text(&output.stdout).contains(", kernel own in "), "{}", all(&output));
+    assert!(fake.state().uploaded == bytes);
+    let calls =
+        |name: &str| vec![format!("import kernel {name}"), format!("register {name} of {disk} with Some({name:?})")];
+    assert_eq!(std::mem::take(&mut fake.state().calls), calls("own"));
+
+    let output = register("refused");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("cannot register {disk}: the file is not")), "{}", all(&output));
+    let undone = [calls("refused"), vec!["delete kernel refused".to_owned()]].concat();
+    assert_eq!(std::mem::take(&mut fake.state().calls), undone);
+    // What cannot be undone is said, and how.
+    let output = register("used-refused");
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("could not be deleted again") && said.contains("banger kernel delete used-refused"),
+        "{said}"
+    );
+
+    fake.state().calls.clear();
+    let output = register("taken");
+    let said = text(&output.stderr);
+    assert!(said.contains("there is a kernel of the name taken already"), "{said}");
+    assert!(said.contains("--kernel taken") && said.contains("banger kernel delete taken"), "{said}");
+    assert_eq!(fake.state().calls, Vec::<String>::new(), "no image without its kernel, and no kernel is deleted");
+}
+
+#[test]
+fn an_interrupted_registration_leaves_no_kernel() {
+    let fake = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, _) = root_disk(folder.path());
+    let kernel = folder.path().join("vmlinux");
+    std::fs::write(&kernel, "a kernel").unwrap();
+    let words = ["image", "register", "--kernel", kernel.to_str().unwrap(), "--rootfs", &disk, "slow"];
+    let mut child = fake.banger(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the image's upload", || fake.state().calls.iter().any(|call| call.starts_with("register slow")));
+    signal(&child, Signal::SIGINT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(fake.state().calls[2..], ["cancel job-2", "delete kernel slow"]);
 }
 
 #[test]

@@ -20,7 +20,10 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
     }
     if !matches!(
         request,
-        StreamRequest::Logs { .. } | StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. }
+        StreamRequest::Logs { .. }
+            | StreamRequest::ImportImage { .. }
+            | StreamRequest::RegisterImage { .. }
+            | StreamRequest::ImportKernel { .. }
     ) {
         return hand_over(&fake, stream, &request).await;
     }
@@ -45,9 +48,26 @@ pub(super) async fn serve(fake: Fake, stream: UnixStream, request: StreamRequest
             let result = |bytes| JobResult::Image(Box::new(records::image(&name, bytes)));
             import(&fake, &mut from, &mut to, job.unwrap_or_default(), refused, result).await;
         }
+        StreamRequest::RegisterImage { name, source, kernel } => {
+            fake.state().calls.push(format!("register {name} of {source} with {kernel:?}"));
+            if name == "slow" {
+                // Until the client goes away.
+                while let Ok(Some(_)) = read(&mut from).await {}
+                return;
+            }
+            let refused = name.contains("refused");
+            let result = |bytes| {
+                let kernel_id = kernel.as_ref().map(|_| records::kernel("x", 0).id);
+                let kernel = kernel.as_ref().map(|kernel| kernel.parse().unwrap());
+                let image = records::image(&name, bytes);
+                JobResult::Image(Box::new(banger_proto::model::ImageRecord { kernel, kernel_id, ..image }))
+            };
+            import(&fake, &mut from, &mut to, job.unwrap_or_default(), refused, result).await;
+        }
         StreamRequest::ImportKernel { name, .. } => {
             let name = name.unwrap_or_else(|| "6.12.41".into());
             let evil = fake.state().evil;
+            fake.state().calls.push(format!("import kernel {name}"));
             let result = |bytes| {
                 let kernel = records::kernel(&name, bytes);
                 let version = format!("{}{evil}", kernel.version);

@@ -111,6 +111,8 @@ pub fn image(name: &str, bytes: u64) -> ImageRecord {
             cmd: vec!["serve".into(), String::new()],
         },
         manifest_digest: None,
+        kernel: None,
+        kernel_id: None,
         created_at: hours_ago(3),
         updated_at: hours_ago(3),
     }

@@ -149,6 +149,12 @@ impl Daemon for Fake {
     }
 
     async fn open_stream(self, _: Context, request: StreamRequest) -> Result<OpenStream, ApiError> {
+        if let StreamRequest::ImportKernel { name: Some(name), .. } = &request
+            && name == "taken"
+        {
+            let why = ApiError::new(ErrorCode::AlreadyExists, "kernel taken exists already");
+            return Err(why.hint("Choose another name with --name, or delete it first."));
+        }
         let mut state = self.state();
         let ticket = Ticket([u8::try_from(state.streams.len() + 1).unwrap(); 32]);
         let upload = match &request {
@@ -164,9 +170,9 @@ impl Daemon for Fake {
                 }
                 None
             }
-            StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {
-                Some(state.job("import", JobState::Running))
-            }
+            StreamRequest::ImportImage { .. }
+            | StreamRequest::RegisterImage { .. }
+            | StreamRequest::ImportKernel { .. } => Some(state.job("import", JobState::Running)),
         };
         state.streams.push((ticket.clone(), request, upload));
         Ok(OpenStream { ticket, job: upload.map(JobId) })
@@ -231,6 +237,11 @@ impl Daemon for Fake {
         let known = state.pulled.iter().any(|(_, _, known)| *known == manifest);
         state.asked = Some((name.clone(), source, manifest));
         Ok(known.then(|| records::image(&name, 300 << 20)))
+    }
+
+    async fn promote_image(self, _: Context, image: String) -> Result<(), ApiError> {
+        self.state().calls.push(format!("promote image {image}"));
+        Ok(())
     }
 
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
@@ -311,7 +322,11 @@ impl Daemon for Fake {
         Ok(kernel)
     }
 
-    async fn delete_kernel(self, _: Context, _: String) -> Result<(), ApiError> {
+    async fn delete_kernel(self, _: Context, kernel: String) -> Result<(), ApiError> {
+        self.state().calls.push(format!("delete kernel {kernel}"));
+        if kernel.starts_with("used") {
+            return Err(ApiError::new(ErrorCode::InUse, "the VM demo uses it").hint("delete that first"));
+        }
         Ok(())
     }
 

@@ -48,6 +48,8 @@ pub enum What {
         /// Its name or tag in the archive, or its digest.
         reference: Option<String>,
     },
+    /// An image of an ext4 file system, taken as it is.
+    RootDisk,
     /// A kernel and its modules.
     Kernel,
     /// The work disk of a VM, of the image's seed.
@@ -140,6 +142,10 @@ fn work(orders: &Orders, source: File, hasher: &Hasher, progress: &dyn Progress)
         What::Image { most, reference } => {
             let limits = Limits::for_build_size(*most);
             let made = banger_image::import(source, staging, *most, reference.as_deref(), limits, hasher, progress);
+            made.map(Made::Image).map_err(|error| ConvertError::of_image(&error))
+        }
+        What::RootDisk => {
+            let made = banger_image::register(source, staging, progress);
             made.map(Made::Image).map_err(|error| ConvertError::of_image(&error))
         }
         What::Kernel => {
@@ -272,12 +278,13 @@ fn listen(stream: &UnixStream, progress: &dyn Progress) -> io::Result<Option<Res
 }
 
 /// Of `banger_image`.
-const STAGES: [&str; 8] = [
+const STAGES: [&str; 9] = [
     "read archive",
     "verify and unpack layers",
     "merge layers",
     "write work disk seed",
     "write root file system",
+    "copy root file system",
     "extract kernel",
     "extract modules",
     "write modules disk",

@@ -25,6 +25,7 @@ mod network_tests;
 
 pub(crate) use care::{Verdict, inspect};
 pub(crate) use holdings::Has;
+pub(crate) use image::Unshared;
 pub(crate) use ports::Taken;
 pub(crate) use pulled::Link;
 pub(crate) use vm::{NewVm, VmRow};
@@ -42,7 +43,7 @@ use writer::{Record, Write, work_off};
 /// Transactions of one user that wait for their turn.
 const WAITING: usize = 2;
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
@@ -50,6 +51,7 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("schema/0005.sql"),
     include_str!("schema/0006.sql"),
     include_str!("schema/0007.sql"),
+    include_str!("schema/0008.sql"),
 ];
 /// `bngr`: whose file it is (sqlite.org/pragma.html#pragma_application_id). What was written before
 /// the first release has none.

@@ -1,7 +1,7 @@
 //! Images of registries: a name whose content is another one after the next pull, and content that
 //! need not be sent again.
 
-use super::image::{insert_content, insert_name, row};
+use super::image::{NAMED, insert_content, insert_name, row};
 use super::store::{IMAGES, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Json, Text, is_unique, signed};
 use crate::paths::Paths;
@@ -29,13 +29,9 @@ pub(crate) struct Link {
 
 /// Of the owner's own names, and of those that an administrator has pulled and shared: never of
 /// another user's.
-const KNOWN: &str = "SELECT * FROM image_names JOIN images ON images.id = image_names.image_id
-    WHERE image_id = :id AND manifest = :manifest
+const KNOWN: &str = "WHERE image_id = :id AND manifest = :manifest
     AND ((owner = :owner AND owner_name = :owner_name) OR (shared AND by_admin))
     ORDER BY by_admin DESC LIMIT 1";
-
-const NAMED: &str = "SELECT * FROM image_names JOIN images ON images.id = image_names.image_id
-    WHERE owner = ?1 AND owner_name = ?2 AND name = ?3";
 
 impl Db {
     /// Content that was uploaded, and its name: a new one, or one that was pulled from the same
@@ -76,7 +72,7 @@ impl Db {
             let wanted = named_params! {
                 ":id": Text(link.id), ":manifest": Text(link.manifest), ":owner": link.owner.uid, ":owner_name": link.owner.name,
             };
-            let known = sql.query_row(KNOWN, wanted, |columns| {
+            let known = sql.query_row(&format!("{NAMED} {KNOWN}"), wanted, |columns| {
                 Ok((row(columns, &paths)?, columns.get::<_, bool>("by_admin")?))
             });
             let Some((known, known_by_admin)) = known.optional()? else { return Ok(None) };
@@ -92,7 +88,8 @@ impl Db {
                 ..known
             };
             name_it(sql, &image, link.by_admin && known_by_admin, &limits)?;
-            let named = sql.query_row(NAMED, params![owner.uid, owner.name, name], |columns| row(columns, &paths))?;
+            let named = format!("{NAMED} WHERE owner = ?1 AND owner_name = ?2 AND name = ?3");
+            let named = sql.query_row(&named, params![owner.uid, owner.name, name], |columns| row(columns, &paths))?;
             Ok(Some(named))
         });
         let linked = done.await?;
@@ -123,8 +120,8 @@ fn name_it(sql: &Transaction<'_>, image: &ImageRecord, by_admin: bool, limits: &
         Some((_, true)) if !by_admin && is_other(sql, image)? => return Err(DbError::IsShared(name.to_owned())),
         Some(_) => {
             let update = format!(
-                "UPDATE image_names SET image_id = ?4, manifest = ?5, shared = shared OR ?6, updated_at = ?7, config = ?8
-                 WHERE {of_name}"
+                "UPDATE image_names SET image_id = ?4, manifest = ?5, shared = shared OR ?6, updated_at = ?7, config = ?8,
+                 kernel_id = NULL, managed = 1 WHERE {of_name}"
             );
             let manifest = image.manifest_digest.map(Text);
             let updated = signed(image.updated_at.unix());

@@ -1,5 +1,5 @@
 //! What images and kernels have in common: content by digest, names by owner. Content goes when it
-//! has no name and no VM uses it.
+//! has no name, no VM uses it, and no image names it as its kernel.
 
 use super::{Db, DbError, Text, is_unique, unsigned};
 use banger_policy::Digest;
@@ -14,21 +14,46 @@ pub(crate) struct Kind {
     pub(crate) word: &'static str,
     content: &'static str,
     names: &'static str,
-    /// Refers to the content, in the table of names and in that of VMs.
+    /// Refers to the content, in the table of names and in those of its users.
     column: &'static str,
+    /// The tables of what needs the content beside its names.
+    users: Users,
     limited: Limited,
 }
 
-pub(crate) static IMAGES: Kind =
-    Kind { word: "image", content: "images", names: "image_names", column: "image_id", limited: Limited::Images };
-pub(crate) static KERNELS: Kind =
-    Kind { word: "kernel", content: "kernels", names: "kernel_names", column: "kernel_id", limited: Limited::Kernels };
+/// Tables, and what a row's name stands for.
+type Users = &'static [(&'static str, fn(String) -> Thing)];
 
-/// The VM for which a name stays.
+pub(crate) static IMAGES: Kind = Kind {
+    word: "image",
+    content: "images",
+    names: "image_names",
+    column: "image_id",
+    users: &[("vms", Thing::Vm)],
+    limited: Limited::Images,
+};
+pub(crate) static KERNELS: Kind = Kind {
+    word: "kernel",
+    content: "kernels",
+    names: "kernel_names",
+    column: "kernel_id",
+    users: &[("vms", Thing::Vm), ("image_names", Thing::Image)],
+    limited: Limited::Kernels,
+};
+
+/// For what a name stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
-    pub(crate) vm: String,
+    pub(crate) what: Thing,
     pub(crate) owner: Owner,
+}
+
+/// Something that needs content of the store, by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Thing {
+    Vm(String),
+    /// VMs of it get this kernel.
+    Image(String),
 }
 
 /// Every content that has a name of the owner, once, and what it takes.
@@ -103,8 +128,9 @@ impl Db {
         .await
     }
 
-    /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or, of a shared one,
-    /// anybody's. The content is another matter: [`Db::remove_unused`].
+    /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or an image of its
+    /// owner's names it as its kernel; or, of a shared one, anybody's. The content is another matter:
+    /// [`Db::remove_unused`].
     pub(crate) async fn remove_name(
         &self,
         kind: &'static Kind,
@@ -112,24 +138,27 @@ impl Db {
         name: String,
     ) -> Result<Result<(), User>, DbError> {
         self.transaction(move |sql| {
-            let Kind { names, column, .. } = kind;
+            let Kind { names, column, users, .. } = kind;
             let of_name = "owner = ?1 AND owner_name = ?2 AND name = ?3";
-            // The owner's own first: it is the one that may be told.
-            let user = sql.query_row(
-                &format!(
-                    "SELECT vms.name, vms.owner, vms.owner_name FROM vms JOIN {names} AS entry ON vms.{column} = entry.{column}
-                     WHERE entry.owner = ?1 AND entry.owner_name = ?2 AND entry.name = ?3
-                     AND (entry.shared OR (vms.owner = ?1 AND vms.owner_name = ?2))
-                     ORDER BY vms.owner = ?1 AND vms.owner_name = ?2 DESC LIMIT 1"
-                ),
-                params![owner.uid, owner.name, name],
-                |row| {
-                    let owner = Owner { uid: row.get(1)?, name: row.get::<_, String>(2)?.into() };
-                    Ok(User { vm: row.get(0)?, owner })
-                },
-            );
-            if let Some(user) = user.optional()? {
-                return Ok(Err(user));
+            for (table, thing) in *users {
+                // The owner's own first: it is the one that may be told.
+                let user = sql.query_row(
+                    &format!(
+                        "SELECT user.name, user.owner, user.owner_name FROM {table} AS user
+                         JOIN {names} AS entry ON user.{column} = entry.{column}
+                         WHERE entry.owner = ?1 AND entry.owner_name = ?2 AND entry.name = ?3
+                         AND (entry.shared OR (user.owner = ?1 AND user.owner_name = ?2))
+                         ORDER BY user.owner = ?1 AND user.owner_name = ?2 DESC LIMIT 1"
+                    ),
+                    params![owner.uid, owner.name, name],
+                    |row| {
+                        let owner = Owner { uid: row.get(1)?, name: row.get::<_, String>(2)?.into() };
+                        Ok(User { what: thing(row.get(0)?), owner })
+                    },
+                );
+                if let Some(user) = user.optional()? {
+                    return Ok(Err(user));
+                }
             }
             sql.execute(&format!("DELETE FROM {names} WHERE {of_name}"), params![owner.uid, owner.name, name])?;
             Ok(Ok(()))
@@ -137,7 +166,7 @@ impl Db {
         .await
     }
 
-    /// Content without a name that no VM uses.
+    /// Content without a name that nothing uses.
     pub(crate) async fn unused(&self, kind: &'static Kind) -> Result<Vec<Digest>, DbError> {
         self.read(move |sql| {
             let mut query = sql.prepare(&format!("SELECT id FROM {} WHERE {}", kind.content, is_unused(kind)))?;
@@ -158,6 +187,11 @@ impl Db {
 }
 
 fn is_unused(kind: &Kind) -> String {
-    let Kind { names, column, .. } = kind;
-    format!("id NOT IN (SELECT {column} FROM {names}) AND id NOT IN (SELECT {column} FROM vms)")
+    let Kind { names, column, users, .. } = kind;
+    let mut text = format!("id NOT IN (SELECT {column} FROM {names})");
+    for (table, _) in *users {
+        // Not in a list with a NULL is never true.
+        text.push_str(&format!(" AND id NOT IN (SELECT {column} FROM {table} WHERE {column} IS NOT NULL)"));
+    }
+    text
 }

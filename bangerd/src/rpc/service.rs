@@ -163,6 +163,11 @@ impl banger_proto::daemon::Daemon for Service {
         Ok(self.daemon.store.link_image(&peer, request).await?)
     }
 
+    async fn promote_image(self, _: Context, image: String) -> Result<(), ApiError> {
+        let peer = self.pay().await?;
+        Ok(self.daemon.store.promote(&peer, &image).await?)
+    }
+
     async fn share_image(self, _: Context, image: String, shared: bool) -> Result<(), ApiError> {
         let peer = self.pay().await?;
         Ok(self.daemon.store.share::<ImageRecord>(&peer, &image, shared).await?)

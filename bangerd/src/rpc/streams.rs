@@ -41,13 +41,20 @@ pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) 
             let image = WantedImage::new(peer, name, source, *build_size, *shared)?;
             Wanted::Image(image.reference(reference.as_deref()).pulled(*pulled))
         }
+        StreamRequest::RegisterImage { name, source, kernel } => {
+            let kernel = match kernel {
+                Some(word) => Some(daemon.store.kernel_to_name(peer, word).await?),
+                None => None,
+            };
+            Wanted::Image(WantedImage::registered(peer, name, source, kernel)?)
+        }
         StreamRequest::ImportKernel { name, shared } => {
             Wanted::Kernel(WantedKernel::new(peer, name.as_deref(), *shared)?)
         }
     };
     daemon.store.check_free(peer, &wanted).await?;
     let job = daemon.store.begin(peer, &wanted)?;
-    Ok(Work::Import(wanted, job))
+    Ok(Work::Import(Box::new(wanted), job))
 }
 
 pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon>) {
@@ -64,7 +71,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
     let request = match work {
         Work::Serve(request) => request,
         // It has the connection's place to its end, which comes after the client's.
-        Work::Import(wanted, job) => return Box::pin(daemon.store.import(io, peer, wanted, job)).await,
+        Work::Import(wanted, job) => return Box::pin(daemon.store.import(io, peer, *wanted, job)).await,
     };
     let served = match request {
         StreamRequest::Command { vm, reads } => {
@@ -87,7 +94,9 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
             Ok((console, ownership)) => stream::logs(io, &console, follow, tail, ownership.cancelled()).await,
             Err(error) => return refuse(io, &error.message()).await,
         },
-        StreamRequest::ImportImage { .. } | StreamRequest::ImportKernel { .. } => {
+        StreamRequest::ImportImage { .. }
+        | StreamRequest::RegisterImage { .. }
+        | StreamRequest::ImportKernel { .. } => {
             return refuse(io, "this upload has no job").await;
         }
     };

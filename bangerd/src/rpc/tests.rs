@@ -1,6 +1,8 @@
 //! Calls and streams over a real socket, against the simulated host.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod registered;
+
 use super::*;
 use crate::args;
 use crate::vm::tests::{ALICE, BOB, ROOT, World, named};
@@ -8,7 +10,7 @@ use banger_policy::Peer;
 use banger_policy::lifecycle::State;
 use banger_proto::daemon::{DaemonClient, KillSignal};
 use banger_proto::model::{ApiError, ErrorCode, JobId, JobResult, JobState, LinkRequest, SetRequest};
-use banger_proto::stream::{Frame, StreamRequest, Ticket, read, write};
+use banger_proto::stream::{Frame, MAX_PAYLOAD, StreamRequest, Ticket, read, write};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 struct Door {
@@ -156,6 +158,7 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
             open_stream(upload("new")),
             list_images(false, None),
             show_image(name()),
+            promote_image(name()),
             share_image(name(), true),
             delete_image(name()),
             list_kernels(false, None),
@@ -255,10 +258,16 @@ fn a_ticket_that_is_not_the_callers_opens_nothing() {
 
 /// An upload to its end.
 async fn import(door: &Door, peer: Peer, name: &str, archive: &[u8]) -> JobState {
+    send(door, peer, upload(name), archive).await
+}
+
+async fn send(door: &Door, peer: Peer, request: StreamRequest, bytes: &[u8]) -> JobState {
     let client = door.client(peer.clone()).await;
-    let open = client.open_stream(now(), upload(name)).await.unwrap().unwrap();
+    let open = client.open_stream(now(), request).await.unwrap().unwrap();
     let mut stream = door.stream(peer, &open.ticket).await;
-    write(&mut stream, &Frame::Input(archive.to_owned())).await.unwrap();
+    for piece in bytes.chunks(MAX_PAYLOAD) {
+        write(&mut stream, &Frame::Input(piece.to_owned())).await.unwrap();
+    }
     write(&mut stream, &Frame::InputEnd).await.unwrap();
     assert_eq!(read(&mut stream).await.unwrap(), Some(Frame::Exit(0)));
     end_of(&client, open.job.unwrap()).await

@@ -31,7 +31,7 @@ pub(crate) enum Work {
     /// To be served as it was asked for, by what is there when the connection comes.
     Serve(StreamRequest),
     /// An upload, checked, with its job, which has begun.
-    Import(Wanted, Job),
+    Import(Box<Wanted>, Job),
 }
 
 impl Work {

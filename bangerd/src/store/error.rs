@@ -2,8 +2,8 @@
 //! reads of them is made in `rpc/answer`.
 
 use crate::convert::ConvertError;
+use crate::db::store::{Kind, Thing};
 use crate::db::DbError;
-use crate::db::store::Kind;
 use crate::error::{OverLimit, chain, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::room::NoRoom;
@@ -37,6 +37,15 @@ pub(crate) enum StoreError {
     SharedAlready { kind: &'static Kind, name: String },
     #[error("{} {word} {}", .kind.word, .by.what())]
     InUse { kind: &'static Kind, word: String, by: UsedBy },
+    /// An image shall be everybody's.
+    #[error("the kernel of the image {image} is not shared")]
+    KernelNotShared { image: String, kernel: Option<(String, String)> },
+    #[error("the kernel of the image {0} is not one that you may use")]
+    ImagesKernel(String),
+    #[error("the kernel {0} is another user's, and not shared")]
+    KernelOfAnother(String),
+    #[error("the kernel was deleted, or taken back from you, while the image was made")]
+    KernelGone,
 
     #[error(transparent)]
     Name(#[from] NameError),
@@ -85,23 +94,26 @@ pub(crate) enum StoreError {
     TaskEnded(#[source] JoinError),
 }
 
-/// Whose VM uses what was to be removed, as far as the peer may know.
+/// Whose VM or image uses what was to be removed, as far as the peer may know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UsedBy {
     /// The peer's own.
-    Own { vm: String },
+    Own(Thing),
     /// Another user's; the peer is an administrator.
-    Told { owner: String, vm: String },
-    /// Another user's, which is not the peer's to know.
-    Another,
+    Told { owner: String, what: Thing },
+    /// Another user's, whose name is not the peer's to know.
+    Another(Thing),
 }
 
 impl UsedBy {
     fn what(&self) -> String {
         match self {
-            Self::Own { vm } => format!("is used by VM {vm}"),
-            Self::Told { owner, vm } => format!("is used by VM {owner}/{vm}"),
-            Self::Another => "is shared, and a VM of another user uses it".to_owned(),
+            Self::Own(Thing::Vm(vm)) => format!("is used by VM {vm}"),
+            Self::Own(Thing::Image(image)) => format!("is the kernel of image {image}"),
+            Self::Told { owner, what: Thing::Vm(vm) } => format!("is used by VM {owner}/{vm}"),
+            Self::Told { owner, what: Thing::Image(image) } => format!("is the kernel of image {owner}/{image}"),
+            Self::Another(Thing::Vm(_)) => "is shared, and a VM of another user uses it".to_owned(),
+            Self::Another(Thing::Image(_)) => "is shared, and an image of another user names it".to_owned(),
         }
     }
 }

@@ -173,8 +173,13 @@ impl Store {
         job: &Arc<Job>,
     ) -> Result<JobResult, StoreError> {
         let staging = Staging::new(&ImageRecord::root(&self.paths), job)?;
-        let WantedImage { name, source, build_size, shared, reference, pulled } = wanted;
-        let what = What::Image { most: build_size, reference };
+        let WantedImage { name, source, build_size, shared, reference, pulled, registered } = wanted;
+        let what = match &registered {
+            Some(_) => What::RootDisk,
+            None => What::Image { most: build_size, reference },
+        };
+        let managed = registered.is_none();
+        let (kernel_id, kernel) = registered.and_then(|registered| registered.kernel).unzip();
         let Made::Image(made) = self.convert::<ImageRecord>(what, spool, &staging, job, "the image").await? else {
             return Err(StoreError::OtherKind);
         };
@@ -187,7 +192,7 @@ impl Store {
                 owner: peer.uid,
                 owner_name: peer.name.clone().into_owned(),
                 shared,
-                managed: true,
+                managed,
                 rootfs_path: text(&dir.join(ROOTFS_FILE)),
                 work_seed_path: Some(text(&dir.join(SEED_FILE))),
                 artifact_dir: text(dir),
@@ -197,6 +202,8 @@ impl Store {
                 source,
                 manifest_digest: made.manifest(),
                 config: made.config,
+                kernel,
+                kernel_id,
                 created_at: now,
                 updated_at: now,
             }
@@ -293,6 +300,7 @@ pub(super) fn not_inserted(peer: &Peer, kind: &'static Kind, name: &str, error: 
     match error {
         DbError::Taken(_) => StoreError::Taken { kind, name: name.to_owned() },
         DbError::IsShared(name) => StoreError::IsShared(name),
+        DbError::Gone => StoreError::KernelGone,
         DbError::Limit(why) => OverLimit::of(&peer.owner(), why).into(),
         error => error.into(),
     }

@@ -2,7 +2,7 @@
 //! removal.
 //!
 //! A name is its owner's, and content is everybody's who has a name for it: it is removed when
-//! nobody has, and no VM uses it.
+//! nobody has, no VM uses it, and, of a kernel, no image names it.
 //!
 //! Called by `rpc` and by the creation of VMs. A folder is published by one rename before its row
 //! is written, and removed after its row was. Between the two it is marked: a marked folder without
@@ -22,7 +22,7 @@ pub(crate) mod wanted;
 use crate::config::Live;
 use crate::convert::Converter;
 use crate::db::store::{IMAGES, KERNELS, User};
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, Unshared};
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
@@ -244,6 +244,30 @@ impl Store {
         take(kernels, picked).map_err(|_| StoreError::NoneYet(&KERNELS))
     }
 
+    /// The kernel of a VM of the image: the one that was named, else the image's own, else the
+    /// default one. Who may use an image may not therefore use its kernel: that is asked each time.
+    pub(crate) async fn kernel_for(
+        &self,
+        peer: &Peer,
+        image: &ImageRecord,
+        word: Option<&str>,
+    ) -> Result<KernelRecord, StoreError> {
+        let Some(id) = image.kernel_id.filter(|_| word.is_none()) else { return self.pick_kernel(peer, word).await };
+        let kernels = self.db.kernels().await?;
+        let usable = policy::usable(peer, &entries(&kernels), id);
+        take(kernels, usable).map_err(|_| StoreError::ImagesKernel(image.name.to_string()))
+    }
+
+    /// The kernel that an image shall name: one that the peer may use, which an administrator may not
+    /// with every one that he sees.
+    pub(crate) async fn kernel_to_name(&self, peer: &Peer, word: &str) -> Result<KernelRecord, StoreError> {
+        let found = self.named::<KernelRecord>(peer, word).await?;
+        if policy::sees(peer, &found.entry()) {
+            return Ok(found);
+        }
+        Err(StoreError::KernelOfAnother(word.to_owned()))
+    }
+
     /// Removes a name, and the content when nobody else has it. Not part of the call: a client that
     /// goes away between row and folder must not leave the folder.
     pub(crate) async fn delete<T: Stored>(self: &Arc<Self>, peer: &Peer, word: String) -> Result<(), StoreError> {
@@ -273,15 +297,31 @@ impl Store {
             return Err(StoreError::Denied { word: word.to_owned(), why });
         }
         let name = entry.name;
-        let done = self.db.of(peer.uid).share(kind, entry.owner.clone(), name.to_owned(), entry.id, shared).await;
+        let done = T::share(&self.db.of(peer.uid), entry.owner.clone(), name.to_owned(), entry.id, shared).await;
         let done = done.map_err(|error| match error {
             DbError::Taken(name) => StoreError::SharedAlready { kind, name },
             error => error.into(),
         })?;
-        if !done {
-            return Err(StoreError::NotFound { kind, shown: name.to_owned() });
-        }
+        done.map_err(|why| match why {
+            Unshared::Gone => StoreError::NotFound { kind, shown: name.to_owned() },
+            Unshared::Kernel(kernel) => StoreError::KernelNotShared { image: word.to_owned(), kernel },
+        })?;
         tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, shared, "{} {name}", kind.word);
+        Ok(())
+    }
+
+    /// Makes an image that was registered a managed one.
+    pub(crate) async fn promote(&self, peer: &Peer, word: &str) -> Result<(), StoreError> {
+        let found = self.named::<ImageRecord>(peer, word).await?;
+        let entry = found.entry();
+        if let Err(why) = policy::change(peer, &entry.owner).granted() {
+            return Err(StoreError::Denied { word: word.to_owned(), why });
+        }
+        let name = entry.name;
+        // Nothing is shared, so no kernel has to be.
+        let done = self.db.of(peer.uid).promote_image(entry.owner.clone(), name.to_owned(), entry.id, false).await?;
+        done.map_err(|_| StoreError::NotFound { kind: &IMAGES, shown: name.to_owned() })?;
+        tracing::info!(banger_uid = peer.uid, owner = %entry.owner.name, "image {name} promoted");
         Ok(())
     }
 }
@@ -294,15 +334,15 @@ fn take<T>(all: Vec<T>, at: Result<usize, Unresolved>) -> Result<T, Unresolved> 
     all.into_iter().nth(at?).ok_or(Unresolved::None)
 }
 
-/// A VM is named to its owner and to administrators.
+/// A VM or an image is named to its owner and to administrators.
 fn used_by(peer: &Peer, user: User) -> UsedBy {
-    let User { vm, owner } = user;
+    let User { what, owner } = user;
     if peer.owns(&owner) {
-        UsedBy::Own { vm }
+        UsedBy::Own(what)
     } else if peer.admin {
-        UsedBy::Told { owner: owner.name.into_owned(), vm }
+        UsedBy::Told { owner: owner.name.into_owned(), what }
     } else {
-        UsedBy::Another
+        UsedBy::Another(what)
     }
 }
 

@@ -2,7 +2,7 @@
 //! digest.
 
 use crate::db::store::{IMAGES, KERNELS, Kind};
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, Unshared};
 use crate::paths::Paths;
 use banger_policy::access::Owner;
 use banger_policy::store::Entry;
@@ -33,10 +33,23 @@ pub(crate) trait Stored: Named + Clone + Sized + Send + 'static {
     /// The rows of a new name; `pulled`: of one that may be there already, and moves.
     fn insert(self, db: &Db, peer: &Peer, pulled: bool) -> impl Future<Output = Result<(), DbError>> + Send;
 
+    /// Lets everybody use the name, or only its owner again. `Err` when that would not be of use.
+    fn share(
+        db: &Db,
+        owner: Owner,
+        name: String,
+        id: Digest,
+        shared: bool,
+    ) -> impl Future<Output = Result<Result<(), Unshared>, DbError>> + Send;
+
     /// Without what only the owner and administrators are told.
     fn for_others(&mut self, paths: &Paths);
 
     fn result(self) -> JobResult;
+}
+
+fn there(changed: bool) -> Result<(), Unshared> {
+    if changed { Ok(()) } else { Err(Unshared::Gone) }
 }
 
 impl Named for ImageRecord {
@@ -72,6 +85,20 @@ impl Stored for ImageRecord {
         }
     }
 
+    /// What is shared is promoted.
+    async fn share(
+        db: &Db,
+        owner: Owner,
+        name: String,
+        id: Digest,
+        shared: bool,
+    ) -> Result<Result<(), Unshared>, DbError> {
+        if shared {
+            return db.promote_image(owner, name, id, true).await;
+        }
+        db.share(Self::KIND, owner, name, id, false).await.map(there)
+    }
+
     /// Nobody else learns where it lay on its owner's disk, nor where it lies in the store.
     fn for_others(&mut self, paths: &Paths) {
         if let Some(name) = Path::new(&self.source).file_name().filter(|_| self.source.starts_with('/')) {
@@ -102,6 +129,16 @@ impl Stored for KernelRecord {
 
     async fn insert(self, db: &Db, peer: &Peer, _: bool) -> Result<(), DbError> {
         db.insert_kernel(self, peer.limits).await
+    }
+
+    async fn share(
+        db: &Db,
+        owner: Owner,
+        name: String,
+        id: Digest,
+        shared: bool,
+    ) -> Result<Result<(), Unshared>, DbError> {
+        db.share(Self::KIND, owner, name, id, shared).await.map(there)
     }
 
     /// There is nothing of that in it.

@@ -1,4 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod registered;
+
 use super::wanted::{Wanted, WantedImage, WantedKernel};
 use super::*;
 use crate::vm::Ask;
@@ -37,6 +39,8 @@ pub(super) fn image(peer: &Peer, name: &str, first: u8) -> ImageRecord {
         source: format!("/home/{}/secret/{name}.tar", peer.name),
         config: ImageConfig { user: Some(format!("{}-{name}", peer.name)), ..ImageConfig::default() },
         manifest_digest: None,
+        kernel: None,
+        kernel_id: None,
         created_at: Timestamp::from_unix(first.into()),
         updated_at: Timestamp::now(),
     }
@@ -63,13 +67,14 @@ pub(super) fn world(images: &[ImageRecord], kernels: &[KernelRecord]) -> World {
     world.life().runtime.block_on(async {
         store.delete::<ImageRecord>(&ROOT, "debian".into()).await.unwrap();
         store.delete::<KernelRecord>(&ROOT, "6.12".into()).await.unwrap();
-        for image in images {
-            std::fs::create_dir_all(world.paths().image_dir(&image.id)).unwrap();
-            store.db.insert_image(image.clone(), UserLimits::NONE).await.unwrap();
-        }
+        // Kernels first: images name them.
         for kernel in kernels {
             std::fs::create_dir_all(world.paths().kernel_dir(&kernel.id)).unwrap();
             store.db.insert_kernel(kernel.clone(), UserLimits::NONE).await.unwrap();
+        }
+        for image in images {
+            std::fs::create_dir_all(world.paths().image_dir(&image.id)).unwrap();
+            store.db.insert_image(image.clone(), UserLimits::NONE).await.unwrap();
         }
     });
     world

@@ -4,8 +4,8 @@
 use super::error::StoreError;
 use super::spooled::most_for;
 use banger_policy::limits::{DEFAULT_BUILD_BYTES, MAX_DISK_BYTES};
-use banger_policy::{ImageName, KernelName, Peer};
-use banger_proto::model::ImageRecord;
+use banger_policy::{Digest, ImageName, KernelName, Peer};
+use banger_proto::model::{ImageRecord, KernelRecord};
 
 /// What a kernel's tar may have, bytes; a full one of a distribution has about 600 MiB.
 const MAX_KERNEL_UPLOAD: u64 = 2 << 30;
@@ -28,6 +28,15 @@ pub(crate) struct WantedImage {
     pub(super) reference: Option<String>,
     /// The source is a registry's reference.
     pub(super) pulled: bool,
+    /// It is a file system of the peer's own, and no archive.
+    pub(super) registered: Option<Registered>,
+}
+
+/// What is said of an image that is registered.
+#[derive(Clone, Debug)]
+pub(crate) struct Registered {
+    /// Digest and name of the kernel of its VMs; the default one when `None`.
+    pub(super) kernel: Option<(Digest, KernelName)>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +68,23 @@ impl WantedImage {
             shared,
             reference: None,
             pulled: false,
+            registered: None,
         })
+    }
+
+    /// An ext4 file system that is taken as it is. `kernel` is one that the peer may use.
+    ///
+    /// # Errors
+    /// For a bad name.
+    pub(crate) fn registered(
+        peer: &Peer,
+        name: &str,
+        source: &str,
+        kernel: Option<KernelRecord>,
+    ) -> Result<Self, StoreError> {
+        let image = Self::new(peer, name, source, Some(MAX_DISK_BYTES), false)?;
+        let kernel = kernel.map(|kernel| (kernel.id, kernel.name));
+        Ok(Self { registered: Some(Registered { kernel }), ..image })
     }
 
     /// Which of several images of an archive is meant.
@@ -98,6 +123,7 @@ fn may_be_shared(peer: &Peer, shared: bool) -> Result<(), StoreError> {
 impl Wanted {
     pub(super) fn title(&self) -> String {
         match self {
+            Self::Image(WantedImage { name, registered: Some(_), .. }) => format!("register image {name}"),
             Self::Image(WantedImage { name, .. }) => format!("import image {name}"),
             Self::Kernel(WantedKernel { name: Some(name), .. }) => format!("import kernel {name}"),
             Self::Kernel(WantedKernel { name: None, .. }) => "import kernel".to_owned(),
@@ -107,6 +133,7 @@ impl Wanted {
     /// How much may be uploaded for it, bytes.
     pub(super) fn cap(&self) -> u64 {
         match self {
+            Self::Image(image) if image.registered.is_some() => image.build_size,
             Self::Image(image) => most_for(image.build_size),
             Self::Kernel(_) => MAX_KERNEL_UPLOAD,
         }

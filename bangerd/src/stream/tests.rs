@@ -137,6 +137,13 @@ async fn an_upload_is_spooled_and_capped() {
     let parts = [Frame::Input(b"abc".to_vec()), Frame::Input(b"def".to_vec()), Frame::InputEnd];
     let (done, last, content, seen) = send(&parts, 6).await;
     assert_eq!((done.unwrap(), last, content.as_slice(), seen), (6, Some(Frame::Exit(0)), b"abcdef".as_slice(), 6));
+    // Zeros become holes, and are there all the same.
+    let zeros = Frame::Input(vec![0; 64 * 1024]);
+    let parts_with_zeros = [zeros.clone(), parts[0].clone(), zeros.clone(), zeros.clone(), Frame::InputEnd];
+    let (done, _, content, seen) = send(&parts_with_zeros, 1 << 20).await;
+    let expected = [&[0; 64 * 1024], &b"abc"[..], &[0; 128 * 1024]].concat();
+    assert_eq!((done.unwrap(), seen), (expected.len() as u64, expected.len() as u64));
+    assert!(content == expected);
     let (done, last, ..) = send(&parts, 4).await;
     assert!(matches!(done, Err(UploadError::TooLarge(4))));
     assert_eq!(last, Some(Frame::Failed("the upload is larger than 4 bytes".into())));

@@ -3,9 +3,9 @@
 use super::client::{Client, until_gone};
 use banger_proto::stream::{Frame, read};
 use std::fs::File;
-use std::io;
+use std::io::{self, SeekFrom};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -17,6 +17,8 @@ const IDLE: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// A client that is told to stop may still be writing.
 const LINGER: Duration = Duration::from_secs(2);
+/// The least that becomes a hole, bytes: a block of the host's file systems.
+const HOLE: usize = 4096;
 
 /// Why an upload did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +65,19 @@ pub async fn upload(
                     if total > cap {
                         return Err(UploadError::TooLarge(cap));
                     }
-                    file.write_all(&bytes).await.map_err(UploadError::File)?;
+                    // Of a disk, most is zeros, which a sparse file has for nothing.
+                    if bytes.len() >= HOLE && bytes.iter().all(|byte| *byte == 0) {
+                        file.seek(SeekFrom::Start(total)).await.map_err(UploadError::File)?;
+                    } else {
+                        file.write_all(&bytes).await.map_err(UploadError::File)?;
+                    }
                     progress(total).map_err(UploadError::File)?;
                 }
                 Some(Frame::InputEnd) => {
                     // A full disk may show only now.
                     file.flush().await.map_err(UploadError::File)?;
+                    // Zeros at its end are no more than a length.
+                    file.set_len(total).await.map_err(UploadError::File)?;
                     return Ok(total);
                 }
                 Some(_) => return Err(UploadError::Client(io::ErrorKind::InvalidData.into())),

@@ -231,7 +231,7 @@ impl Vms {
         let spec = size::resolve(&request, &defaults, host, image.build_size)?;
         size::fits(&image, spec)?;
         let network = VmNetwork::of(defaults.net).changed(&request.network)?;
-        let kernel = self.store.pick_kernel(peer, request.kernel_name.as_deref()).await?;
+        let kernel = self.store.kernel_for(peer, &image, request.kernel_name.as_deref()).await?;
         let ports = publish::check(&request.publish, &peer.limits, self.ctx.ports.rules())?;
         let mut bytes = [0; 32];
         crate::util::fill_random(&mut bytes)?;

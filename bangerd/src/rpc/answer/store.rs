@@ -2,7 +2,7 @@
 
 use super::{FULL, answer, failed, job, no_room, over_limit, records};
 use crate::convert::ConvertError;
-use crate::db::store::{IMAGES, Kind};
+use crate::db::store::{IMAGES, Kind, Thing};
 use crate::store::error::{StoreError, UsedBy};
 use banger_proto::model::{ApiError, ErrorCode};
 
@@ -39,6 +39,20 @@ pub(super) fn told(error: &StoreError) -> (ErrorCode, String) {
             return (ErrorCode::AlreadyExists, hint);
         }
         StoreError::InUse { kind, by, .. } => return (ErrorCode::InUse, in_use(kind, by)),
+        StoreError::KernelNotShared { kernel: Some((owner, kernel)), .. } => {
+            let hint = format!("Share that first: `banger kernel share {owner}/{kernel}`.");
+            return (ErrorCode::Denied, hint);
+        }
+        StoreError::KernelNotShared { kernel: None, .. } => {
+            (ErrorCode::Denied, "Nobody has a name for that kernel any more: register the image again, with another.")
+        }
+        StoreError::ImagesKernel(_) => {
+            (ErrorCode::NotFound, "Name another with --kernel; `banger kernel list` shows which you may use.")
+        }
+        StoreError::KernelOfAnother(_) => {
+            (ErrorCode::Denied, "Share it first with `banger kernel share`, or name another.")
+        }
+        StoreError::KernelGone => (ErrorCode::NotFound, "`banger kernel list` shows what there is."),
 
         StoreError::Name(_) | StoreError::TooLarge(_) | StoreError::NoDigest => (ErrorCode::BadRequest, ""),
         StoreError::KernelsOwnName(_) => (ErrorCode::BadRequest, "Give the kernel a name with --name."),
@@ -76,13 +90,15 @@ fn is_image(kind: &Kind) -> bool {
 
 fn in_use(kind: &Kind, by: &UsedBy) -> String {
     match by {
-        UsedBy::Own { .. } => "Delete that VM first.".to_owned(),
-        UsedBy::Told { .. } => {
+        UsedBy::Own(Thing::Vm(_)) => "Delete that VM first.".to_owned(),
+        UsedBy::Own(Thing::Image(image)) => format!("Delete that image first: `banger image delete {image}`."),
+        UsedBy::Told { what: using, .. } => {
             let off = if is_image(kind) { "image promote --private" } else { "kernel share --off" };
+            let using = if matches!(using, Thing::Vm(_)) { "VM" } else { "image" };
             let what = kind.word;
-            format!("Delete that VM first, or take the {what} back from the others with `banger {off}`.")
+            format!("Delete that {using} first, or take the {what} back from the others with `banger {off}`.")
         }
-        UsedBy::Another => {
+        UsedBy::Another(_) => {
             "Ask an administrator (root, or a member of the group banger-admin) to take it back from the others."
                 .to_owned()
         }

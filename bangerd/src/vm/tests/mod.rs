@@ -167,6 +167,8 @@ impl World {
                 source: "test".into(),
                 config: ImageConfig { user: Some("app".into()), ..ImageConfig::default() },
                 manifest_digest: None,
+                kernel: None,
+                kernel_id: None,
                 created_at: now,
                 updated_at: now,
             };

@@ -1,8 +1,9 @@
-//! Images of other kinds than the tiny tar: one with its own init, an OCI layout of two layers, and
-//! what people's images bring that a machine of one's own does not expect.
+//! Images of other kinds than the tiny tar: one with its own init, an OCI layout of two layers, file
+//! systems of ext4 that are taken as they are, and what people's images bring that a machine of one's own does not expect.
 
 mod layout;
 mod odd;
+mod registered;
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +18,7 @@ use crate::suite::scene::Scene;
 
 pub(in crate::suite) const SUITE: Suite = Suite {
     name: "images",
-    about: "an image that boots its own systemd; an OCI layout with whiteouts",
+    about: "an image that boots its own systemd; an OCI layout with whiteouts; a file system that is registered",
     setup: Setup::Guests,
     scenarios,
 };
@@ -34,6 +35,7 @@ fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("debian-boots-its-own-systemd", own_systemd),
         Scenario::new("oci-layout-with-whiteout", oci_layout),
+        Scenario::new("registered", registered::registered),
     ]
 }
 

@@ -177,8 +177,10 @@ fn to_nat() -> NetworkRequest {
     NetworkRequest { mode: Some(Mode::Nat), ..NetworkRequest::default() }
 }
 
-const ON_AN_IMAGE: [&str; 5] = ["show-image", "share-image", "unshare-image", "delete-image", "create-with-image"];
-const ON_A_KERNEL: [&str; 5] = ["pick-kernel", "share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel"];
+const ON_AN_IMAGE: [&str; 6] =
+    ["show-image", "promote-image", "share-image", "unshare-image", "delete-image", "create-with-image"];
+const ON_A_KERNEL: [&str; 6] =
+    ["pick-kernel", "share-kernel", "unshare-kernel", "delete-kernel", "create-with-kernel", "register-with-kernel"];
 
 async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Result<(), ApiError>> {
     let create = CreateRequest {
@@ -196,6 +198,7 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
     };
     match call {
         "show-image" => bare(rpc.show_image(soon(), word)).await,
+        "promote-image" => bare(rpc.promote_image(soon(), word)).await,
         "share-image" => bare(rpc.share_image(soon(), word, true)).await,
         "unshare-image" => bare(rpc.share_image(soon(), word, false)).await,
         "delete-image" => bare(rpc.delete_image(soon(), word)).await,
@@ -208,6 +211,11 @@ async fn on_the_store(rpc: &DaemonClient, call: &str, word: String) -> Result<Re
         }
         "create-with-kernel" => {
             bare(rpc.create_vm(soon(), CreateRequest { kernel_name: Some(word), ..create }, false)).await
+        }
+        "register-with-kernel" => {
+            let (name, source) = ("with-her-kernel".to_owned(), "x".to_owned());
+            let request = StreamRequest::RegisterImage { name, source, kernel: Some(word) };
+            bare(rpc.open_stream(soon(), request)).await
         }
         other => bail!("there is no call {other}"),
     }
