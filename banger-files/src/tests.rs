@@ -140,6 +140,41 @@ fn who_is_asked_for_one_name_brings_no_other() {
     program(folder.path(), &["put", ".", "own2"], &evil).unwrap();
 }
 
+#[test]
+fn what_has_a_name_keeps_it_until_the_new_one_is_whole() {
+    use EntryType::{Link, Regular, Symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    fs::write(&file, "old").unwrap();
+    symlink("old", &link).unwrap();
+    let names = || {
+        let listed = fs::read_dir(folder.path()).unwrap();
+        let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // A stream that ends in the data, and a link to nothing.
+    let new = archive(&[(Regular, b"file", b"", &[1; 3000])]);
+    for length in [512, 600, 3000] {
+        into(folder.path(), new.get(..length).unwrap()).unwrap_err();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old", "{length}");
+    }
+    into(folder.path(), &archive(&[(Link, b"link", b"missing", b"")])).unwrap_err();
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("old"));
+    assert_eq!(names(), ["file", "link"], "what has come of it was left behind");
+    into(folder.path(), &new).unwrap();
+    into(folder.path(), &archive(&[(Symlink, b"link", b"new", b"")])).unwrap();
+    assert_eq!((fs::metadata(&file).unwrap().len(), fs::read_link(&link).unwrap()), (3000, "new".into()));
+    // A second name in the place of another file, and of itself.
+    for _ in 0..2 {
+        into(folder.path(), &archive(&[(Link, b"link", b"file", b"")])).unwrap();
+        assert_eq!((fs::metadata(&link).unwrap().nlink(), names().len()), (2, 2));
+    }
+    fs::create_dir(folder.path().join("sub")).unwrap();
+    into(folder.path(), &archive(&[(Regular, b"sub", b"", b"x")])).unwrap_err();
+    assert_eq!(names(), ["file", "link", "sub"]);
+}
+
 fn words(words: &[&str]) -> Vec<std::ffi::OsString> {
     words.iter().map(Into::into).collect()
 }

@@ -2,14 +2,15 @@
 //!
 //! Every path is resolved by the kernel from the folder's descriptor, without links and never above
 //! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`). What stands in the way of a file is
-//! removed, not written through. Only files, folders and links are made; set-id bits are dropped.
+//! replaced, not written through, and only when all of the new file has come. Only files, folders
+//! and links are made; set-id bits are dropped.
 
 use crate::Error;
 use crate::pack::as_path;
 use crate::raw::{self, Entry};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, ftruncate, futimens, linkat,
-    mkdirat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, ftruncate, futimens,
+    linkat, mkdirat, openat, openat2, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -17,6 +18,7 @@ use std::fs::File;
 use std::io::{Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tar::EntryType;
 
 /// What an archive may bring at most.
@@ -47,6 +49,9 @@ pub struct Unpacked {
 
 /// A block of zeros of this length, and aligned to it, becomes a hole.
 const BLOCK: usize = 4096;
+/// How many names are tried for a new file that has not got its own yet. One is taken only if it was
+/// left by a process of the same number that was killed.
+const TRIES: u32 = 1000;
 
 /// Opens the folder into which is unpacked. Links on the way to it are followed.
 ///
@@ -156,7 +161,7 @@ impl<'a> Tree<'a> {
             // The folder itself, which has its mode already.
             return Ok(());
         };
-        let (folder, name) = split(&path);
+        let (folder, _) = split(&path);
         let at = || Error::errno(as_path(&path));
         if matches!(entry.kind, EntryType::Directory) {
             return self.folder(&path, entry);
@@ -167,31 +172,33 @@ impl<'a> Tree<'a> {
                 if self.done.bytes > self.limits.bytes {
                     return Err(Error::Limit(format!("{} MiB", self.limits.bytes >> 20)));
                 }
+                let mask = self.limits.mask;
                 let parent = self.parent(folder)?;
-                clear(parent, name).map_err(at())?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(at())?;
-                let mut file = File::from(file);
-                if copy(data, &mut file, &path)? != entry.size {
-                    return Err(Error::Truncated);
-                }
-                fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777 & !self.limits.mask)).map_err(at())?;
-                futimens(&file, &times(entry.mtime)).map_err(at())
+                let make = |name: &[u8]| openat(parent, name, flags, Mode::from_raw_mode(0o600));
+                put(parent, &path, make, |file, _| {
+                    let mut file = File::from(file);
+                    if copy(data, &mut file, &path)? != entry.size {
+                        return Err(Error::Truncated);
+                    }
+                    fchmod(&file, Mode::from_raw_mode(entry.mode & 0o777 & !mask)).map_err(at())?;
+                    futimens(&file, &times(entry.mtime)).map_err(at())
+                })
             }
             EntryType::Symlink => {
                 let parent = self.parent(folder)?;
-                clear(parent, name).map_err(at())?;
-                symlinkat(entry.target.as_slice(), parent, name).map_err(at())?;
-                let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-                utimensat(parent, name, &times(entry.mtime), nofollow).map_err(at())
+                let make = |name: &[u8]| symlinkat(entry.target.as_slice(), parent, name);
+                put(parent, &path, make, |(), name| {
+                    utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(at())
+                })
             }
             EntryType::Link => {
                 let target = self.asked_for(&entry.target)?.ok_or_else(|| Error::Name(shown(&entry.target)))?;
                 let (target_folder, target_name) = split(&target);
                 let from = self.parent(target_folder)?.try_clone().map_err(Error::path(as_path(&target)))?;
                 let parent = self.parent(folder)?;
-                clear(parent, name).map_err(at())?;
-                linkat(&from, target_name, parent, name, AtFlags::empty()).map_err(at())
+                let make = |name: &[u8]| linkat(&from, target_name, parent, name, AtFlags::empty());
+                put(parent, &path, make, |(), _| Ok(()))
             }
             _ => Err(Error::Kind(shown(&entry.name))),
         }
@@ -204,7 +211,7 @@ impl<'a> Tree<'a> {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Error::errno(as_path(path)))?;
-                if rustix::fs::FileType::from_raw_mode(found.st_mode) != rustix::fs::FileType::Directory {
+                if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
                     return Err(Error::Path { path: as_path(path).to_owned(), source: Errno::NOTDIR.into() });
                 }
             }
@@ -278,12 +285,45 @@ fn beneath_for(root: &OwnedFd, path: &[u8], how: OFlags) -> Result<OwnedFd, Errn
     openat2(root.as_fd(), path, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-/// Removes what stands there; a folder stays, and is an error of what comes next.
-fn clear(parent: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
-    match unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error),
+/// Makes a file or link beside the last name of `path` and puts it in that place when `fill` has
+/// finished it: whatever ends the stream before, what had the name keeps it. A folder stays, and is
+/// an error.
+fn put<T>(
+    parent: &OwnedFd,
+    path: &[u8],
+    make: impl Fn(&[u8]) -> Result<T, Errno>,
+    fill: impl FnOnce(T, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (at, (_, name)) = (|| Error::errno(as_path(path)), split(path));
+    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
+            return Err(at()(Errno::ISDIR));
+        }
+        Ok(_) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(at()(error)),
     }
+    let (new, made) = beside(make).map_err(at())?;
+    let placed = fill(made, &new).and_then(|()| renameat(parent, new.as_slice(), parent, name).map_err(at()));
+    // Also when it was renamed: two names of one file both stay (rename(2)).
+    let left = unlinkat(parent, new.as_slice(), AtFlags::empty());
+    placed.and_then(|()| match left {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(at()(error)),
+    })
+}
+
+/// Makes something under a name that nothing has.
+fn beside<T>(make: impl Fn(&[u8]) -> Result<T, Errno>) -> Result<(Vec<u8>, T), Errno> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    for _ in 0..TRIES {
+        let name = format!(".banger-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)).into_bytes();
+        match make(&name) {
+            Ok(made) => return Ok((name, made)),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::EXIST)
 }
 
 fn times(mtime: i64) -> Timestamps {
