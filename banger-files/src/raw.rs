@@ -14,6 +14,9 @@ use tar::{Archive, EntryType};
 /// beside it.
 const LONGEST: u64 = 64 * 1024;
 const BLOCK: usize = 512;
+/// Of what a stream may say before an entry comes that something is made of, bytes: names in several
+/// dialects.
+const BETWEEN: u64 = 1024 * 1024;
 /// GNU tar writes records of 10 KiB.
 const PADDING: u64 = 1024 * 1024;
 
@@ -35,11 +38,18 @@ pub(crate) fn each(
 ) -> Result<(), Error> {
     let tail = Rc::new(RefCell::new(Vec::new()));
     let mut archive = Archive::new(Watched { from, tail: Rc::clone(&tail) });
-    let (mut name, mut target) = (None, None);
+    let (mut name, mut target, mut between) = (None, None, 0_u64);
     for entry in archive.entries().map_err(Error::Stream)?.raw(true) {
         let mut entry = entry.map_err(bad)?;
         let kind = entry.header().entry_type();
+        let size = entry.header().entry_size().map_err(bad)?;
+        between = between.saturating_add(size).saturating_add(BLOCK as u64);
         match kind {
+            EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
+                if between > BETWEEN =>
+            {
+                return Err(Error::Limit(format!("{} MiB between two files", BETWEEN >> 20)));
+            }
             EntryType::GNULongName => name = Some(text(&mut entry)?),
             EntryType::GNULongLink => target = Some(text(&mut entry)?),
             EntryType::XHeader => {
@@ -66,8 +76,9 @@ pub(crate) fn each(
                     kind,
                     mode: header.mode().map_err(bad)?,
                     mtime: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0),
-                    size: header.entry_size().map_err(bad)?,
+                    size,
                 };
+                between = 0;
                 each(&found, &mut entry)?;
             }
         }

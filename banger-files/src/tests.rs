@@ -93,6 +93,15 @@ fn what_is_no_file_or_too_much_is_refused() {
     assert!(matches!(into(folder.path(), &archive(&[(Regular, b"x", b"", &large)])).unwrap_err(), Error::Limit(_)));
     let name = vec![b'a'; 70_000];
     assert!(matches!(into(folder.path(), &archive(&[(GNULongName, b"x", b"", &name)])).unwrap_err(), Error::Limit(_)));
+    // What is skipped counts, and so does what only names.
+    for kind in [EntryType::Directory, EntryType::Symlink] {
+        let refused = into(folder.path(), &archive(&[(kind, b"skipped", b"to", &large)])).unwrap_err();
+        assert!(matches!(refused, Error::Limit(_)), "{refused}");
+    }
+    for kind in [GNULongName, EntryType::XGlobalHeader] {
+        let refused = into(folder.path(), &archive(&vec![(kind, &b"x"[..], &b""[..], &b"name"[..]); 3000])).unwrap_err();
+        assert!(matches!(&refused, Error::Limit(what) if what.contains("between")), "{refused}");
+    }
     into(folder.path(), &archive(&[(XHeader, b"x", b"", b"18 path=../escape\n"), (Regular, b"y", b"", b"")]))
         .unwrap_err();
     // Cut anywhere, it is no archive.
@@ -138,6 +147,55 @@ fn who_is_asked_for_one_name_brings_no_other() {
     let evil = archive(&[file("own2")]);
     program(folder.path(), &["put", ".", "asked"], &evil).unwrap_err();
     program(folder.path(), &["put", ".", "own2"], &evil).unwrap();
+}
+
+/// Resident memory of this process, bytes.
+fn memory() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// A folder that is named again and again, as whoever wants the reader's memory sends it.
+struct Again<'a> {
+    entry: Vec<u8>,
+    left: usize,
+    at: usize,
+    /// The memory when the last one was read.
+    memory: &'a std::cell::Cell<u64>,
+}
+
+impl std::io::Read for Again<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.left == 0 {
+            self.memory.set(memory());
+            return Ok(0);
+        }
+        let mut rest = self.entry.get(self.at..).unwrap();
+        let read = rest.read(buffer)?;
+        self.at += read;
+        if self.at == self.entry.len() {
+            (self.at, self.left) = (0, self.left - 1);
+        }
+        Ok(read)
+    }
+}
+
+#[test]
+fn a_folder_that_comes_again_is_kept_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut name = ["d".repeat(200).as_str(); 4].join("/");
+    name.push('\0');
+    let mut entry = archive(&[
+        (EntryType::GNULongName, b"x", b"", name.as_bytes()),
+        (EntryType::Directory, b"x", b"", b""),
+    ]);
+    entry.truncate(entry.len() - 1024);
+    let (before, after) = (memory(), std::cell::Cell::new(0));
+    let stream = Again { entry, left: 20_000, at: 0, memory: &after };
+    let refused = unpack(stream, &open_folder(folder.path()).unwrap(), Limits::NONE).unwrap_err();
+    assert!(matches!(refused, Error::Truncated), "{refused}");
+    let more = after.get().saturating_sub(before);
+    assert!(more < 8 << 20, "{} MiB are kept", more >> 20);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustix::fs::{
     linkat, mkdirat, openat, openat2, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -49,6 +49,8 @@ pub struct Unpacked {
 
 /// A block of zeros of this length, and aligned to it, becomes a hole.
 const BLOCK: usize = 4096;
+/// Of the names of all folders together, which are kept until the end, bytes: millions of folders.
+const MOST_NAMES: u64 = 256 * 1024 * 1024;
 /// How many names are tried for a new file that has not got its own yet. One is taken only if it was
 /// left by a process of the same number that was killed.
 const TRIES: u32 = 1000;
@@ -109,7 +111,9 @@ struct Tree<'a> {
     /// The folder of the entry before: mostly the next one's too.
     last: Option<(Vec<u8>, OwnedFd)>,
     /// Modes and times of folders, set when nothing more is written into them.
-    folders: Vec<(Vec<u8>, u32, i64)>,
+    folders: BTreeMap<Vec<u8>, (u32, i64)>,
+    /// Bytes of their names.
+    names: u64,
     limits: Limits,
     done: Unpacked,
     /// The one name that the archive may have at its top; any when `None`.
@@ -138,7 +142,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 impl<'a> Tree<'a> {
     fn new(root: &'a OwnedFd, limits: Limits) -> Self {
-        Self { root, last: None, folders: Vec::new(), limits, done: Unpacked::default(), only: None }
+        Self { root, last: None, folders: BTreeMap::new(), names: 0, limits, done: Unpacked::default(), only: None }
     }
 
     /// The name as it is used, if it is one that was asked for.
@@ -157,6 +161,11 @@ impl<'a> Tree<'a> {
         if self.done.entries > self.limits.entries {
             return Err(Error::Limit(format!("{} files", self.limits.entries)));
         }
+        // Whatever it is: data behind a folder or a link is skipped, and must have been sent.
+        self.done.bytes = self.done.bytes.saturating_add(entry.size);
+        if self.done.bytes > self.limits.bytes {
+            return Err(Error::Limit(format!("{} MiB", self.limits.bytes >> 20)));
+        }
         let Some(path) = self.asked_for(&entry.name)? else {
             // The folder itself, which has its mode already.
             return Ok(());
@@ -168,10 +177,6 @@ impl<'a> Tree<'a> {
         }
         match entry.kind {
             EntryType::Regular | EntryType::Continuous => {
-                self.done.bytes = self.done.bytes.saturating_add(entry.size);
-                if self.done.bytes > self.limits.bytes {
-                    return Err(Error::Limit(format!("{} MiB", self.limits.bytes >> 20)));
-                }
                 let mask = self.limits.mask;
                 let parent = self.parent(folder)?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -217,7 +222,13 @@ impl<'a> Tree<'a> {
             }
             Err(error) => return Err(Error::errno(as_path(path))(error)),
         }
-        self.folders.push((path.to_vec(), entry.mode & 0o1777 & !self.limits.mask, entry.mtime));
+        let known = self.folders.insert(path.to_vec(), (entry.mode & 0o1777 & !self.limits.mask, entry.mtime));
+        if known.is_none() {
+            self.names = self.names.saturating_add(path.len() as u64);
+        }
+        if self.names > MOST_NAMES {
+            return Err(Error::Limit(format!("{} MiB of folders' names", MOST_NAMES >> 20)));
+        }
         Ok(())
     }
 
@@ -255,9 +266,8 @@ impl<'a> Tree<'a> {
 
     /// The innermost first: a folder's time changes with what is made in it, and its mode may
     /// forbid that.
-    fn finish(mut self) -> Result<Unpacked, Error> {
-        self.folders.sort_by(|a, b| b.0.cmp(&a.0));
-        for (path, mode, mtime) in &self.folders {
+    fn finish(self) -> Result<Unpacked, Error> {
+        for (path, (mode, mtime)) in self.folders.iter().rev() {
             let at = || Error::errno(as_path(path));
             let folder = beneath_for(self.root, path, OFlags::RDONLY).map_err(at())?;
             futimens(&folder, &times(*mtime)).map_err(at())?;
