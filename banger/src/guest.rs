@@ -90,7 +90,8 @@ pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<
         (false, true) => input::without_end(input::none()),
     };
     let credit = Arc::new(Credit::default());
-    let writer = tokio::spawn(write_frames(to, urgent.1, typed, Arc::clone(&credit)));
+    let (broken, mut unreadable) = channel(1);
+    let writer = tokio::spawn(write_frames(to, urgent.1, typed, Arc::clone(&credit), broken));
     let mut hung_up = hang_up.1;
     // Kept open, so that only a real request ends the wait below.
     let _keep = (hang_up.0, urgent.0);
@@ -105,6 +106,8 @@ pub(crate) async fn converse(guest: UnixStream, terms: Terms) -> anyhow::Result<
     let outcome = tokio::select! {
         outcome = show(&mut from, &credit, streams, begin) => outcome.map(Left::Ended),
         Some(status) = hung_up.recv() => Ok(Left::HungUp(status)),
+        // Without a word to the guest: the end of the input would say that this was all.
+        Some(error) = unreadable.recv() => Err(input::failed(error)),
     };
     writer.abort();
     drop(raw);
@@ -226,6 +229,7 @@ async fn write_frames(
     mut urgent: Receiver<ToGuest>,
     mut typed: Receiver<Chunk>,
     credit: Arc<Credit>,
+    broken: Sender<io::Error>,
 ) {
     let mut pending: Option<Vec<u8>> = None;
     let mut open = true;
@@ -251,6 +255,11 @@ async fn write_frames(
                 (None, Some(Chunk::End)) => {
                     open = false;
                     Some(ToGuest::InputEnd)
+                }
+                (None, Some(Chunk::Failed(error))) => {
+                    open = false;
+                    let _ = broken.send(error).await;
+                    None
                 }
                 // Our own end: the user hangs up.
                 (None, None) => {
@@ -348,7 +357,7 @@ mod tests {
         let (urgent, told) = channel(URGENT);
         let (chunks, typed) = channel(1);
         let credit = Arc::new(Credit::default());
-        let writing = tokio::spawn(write_frames(ours, told, typed, Arc::clone(&credit)));
+        let writing = tokio::spawn(write_frames(ours, told, typed, Arc::clone(&credit), channel(1).0));
         let typing = tokio::spawn(async move {
             for _ in 0..WINDOW / 1024 + 8 {
                 chunks.send(Chunk::Bytes(vec![7; 1024])).await.unwrap();

@@ -103,15 +103,18 @@ async fn talk(
         let mut buffer = vec![0; CHUNK];
         loop {
             ours.store(true, Ordering::Relaxed);
-            // A source that breaks is its thread's to explain.
-            let read = input.read(&mut buffer).await.unwrap_or(0);
+            let read = match input.read(&mut buffer).await {
+                Ok(read) => read,
+                // Without a word to the guest: the end of the input would say that this was all.
+                Err(error) => return anyhow::Error::new(error).context("cannot read what is sent"),
+            };
             ours.store(false, Ordering::Relaxed);
             credit.take(read).await;
             let bytes = buffer.get(..read).unwrap_or_default().to_vec();
             let frame = if read == 0 { ToGuest::InputEnd } else { ToGuest::Input(bytes) };
             if frame.write(&mut to).await.is_err() || read == 0 {
                 // The reader learns how the command ended.
-                return std::future::pending::<()>().await;
+                return std::future::pending().await;
             }
         }
     };
@@ -153,7 +156,7 @@ async fn talk(
     let (mut writing, mut reading) = (pin!(writing), pin!(reading));
     tokio::select! {
         ran = &mut reading => ran,
-        () = &mut writing => Err(anyhow::anyhow!("the input ended twice")),
+        error = &mut writing => Err(error),
     }
 }
 

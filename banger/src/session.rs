@@ -55,20 +55,26 @@ pub(crate) async fn collect(mut from: UnixStream) -> anyhow::Result<String> {
 /// end us.
 ///
 /// # Errors
-/// A reader of ours that went away.
+/// Standard input that cannot be read; a reader of ours that went away.
 pub(crate) async fn bytes(opened: Opened) -> anyhow::Result<u8> {
     let Opened { guest, .. } = opened;
     let (mut from, mut to) = guest.into_split();
     let mut typed = input::read(None);
     let inward = async {
-        while let Some(Chunk::Bytes(bytes)) = typed.recv().await {
-            if to.write_all(&bytes).await.is_err() {
-                // The other direction says so.
-                std::future::pending::<()>().await;
+        loop {
+            match typed.recv().await {
+                Some(Chunk::Bytes(bytes)) => {
+                    if to.write_all(&bytes).await.is_err() {
+                        // The other direction says so.
+                        std::future::pending::<()>().await;
+                    }
+                }
+                Some(Chunk::Failed(error)) => return Err(input::failed(error)),
+                Some(Chunk::End) | None => break,
             }
         }
         let _ = to.shutdown().await;
-        std::future::pending::<()>().await;
+        std::future::pending().await
     };
     let outward = async {
         let mut streams = Streams::as_written();
@@ -83,6 +89,6 @@ pub(crate) async fn bytes(opened: Opened) -> anyhow::Result<u8> {
     };
     tokio::select! {
         end = outward => end,
-        () = inward => Ok(0),
+        end = inward => end,
     }
 }

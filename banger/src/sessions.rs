@@ -12,7 +12,6 @@ use banger_proto::session::{Answer, Outputs, Record, Refusal, Request, Status};
 use banger_proto::signal;
 use banger_proto::stream::StreamRequest;
 use banger_proto::time::Timestamp;
-use std::io::Read;
 use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -177,17 +176,18 @@ fn stamped(at: u64, bytes: &[u8], begins: &mut bool) -> Vec<u8> {
     out
 }
 
-/// What there is to send, in pieces; read on a thread of its own, because a read cannot be
-/// cancelled.
-pub(crate) fn pieces(mut from: impl Read + Send + 'static) -> Receiver<std::io::Result<Vec<u8>>> {
+/// What there is to send, in pieces as `next` reads them ([`crate::input::piece`]); on a thread of
+/// its own, because a read cannot be cancelled.
+pub(crate) fn pieces(
+    mut next: impl FnMut(&mut [u8]) -> std::io::Result<usize> + Send + 'static,
+) -> Receiver<std::io::Result<Vec<u8>>> {
     let (to, pieces) = channel(1);
     std::thread::spawn(move || {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let piece = match from.read(&mut buffer) {
+            let piece = match next(&mut buffer) {
                 Ok(0) => return,
                 Ok(length) => Ok(buffer.get(..length).unwrap_or_default().to_vec()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => Err(error),
             };
             let failed = piece.is_err();

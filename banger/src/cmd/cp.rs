@@ -5,10 +5,12 @@
 
 use crate::client::{Client, answer, soon};
 use crate::error::explained;
+use crate::input;
 use crate::interrupt::Interrupts;
 use crate::output::{Streams, note};
 use crate::progress::{Detail, Progress};
 use crate::remote::{self, Guest};
+use crate::sessions;
 use anyhow::Context as _;
 use banger_files::{COMMAND, Kind, Limits, Look, Packer, open_folder, unpack_named};
 use banger_policy::lifecycle::State;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +66,7 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
                 let guest = guest(client, vm).await?;
                 to_guest(&guest, &from, &path, Arc::clone(&count)).await
             }
-            (End::Stream, End::Vm(vm, path)) => {
-                let guest = guest(client, vm).await?;
-                let bytes = Arc::clone(&count);
-                let work = |to: &mut dyn std::io::Write| Ok(std::io::copy(&mut std::io::stdin().lock(), to).map(drop)?);
-                remote::send(&guest, &["put", &path], None, bytes, work).await
-            }
+            (End::Stream, End::Vm(vm, path)) => from_input(&guest(client, vm).await?, &path, &count).await,
             (End::Vm(vm, path), End::Host(to)) => {
                 from_guest(&source(client, vm, &path).await?, &path, &to, &count).await
             }
@@ -178,6 +176,32 @@ async fn to_guest(guest: &Guest<'_>, from: &Path, to: &str, sent: Arc<AtomicU64>
         note(&format!("note: {} is left out: a socket, pipe or device", String::from_utf8_lossy(&name)));
     }
     Ok(())
+}
+
+/// The tar stream of standard input, whose thread nothing ends while it reads.
+async fn from_input(guest: &Guest<'_>, to: &str, sent: &AtomicU64) -> anyhow::Result<()> {
+    let mut pieces = sessions::pieces(|buffer| input::piece(&mut std::io::stdin(), buffer));
+    let (theirs, mut ours) = tokio::net::UnixStream::pair()?;
+    let words = [COMMAND, "put", to];
+    let mut running = std::pin::pin!(remote::run(guest, &words, None, theirs, tokio::io::sink()));
+    let feeding = async {
+        while let Some(piece) = pieces.recv().await {
+            let piece = piece.map_err(input::failed)?;
+            if ours.write_all(&piece).await.is_err() {
+                // The guest gave up, and says why.
+                break;
+            }
+            sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+        drop(ours.shutdown().await);
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        biased;
+        ran = &mut running => return ran?.ok(),
+        fed = feeding => fed?,
+    }
+    running.await?.ok()
 }
 
 async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<AtomicU64>) -> anyhow::Result<()> {

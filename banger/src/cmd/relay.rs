@@ -8,9 +8,13 @@ use crate::client;
 use crate::error::said;
 use crate::handover;
 use crate::machine::Greeting;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::Errno;
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes that are copied at once.
@@ -46,11 +50,13 @@ fn copy(daemon: &UnixStream) -> io::Result<()> {
     // passed on, so no byte for the guest is sent to the daemon.
     let target = Arc::new(Mutex::new(daemon.try_clone()?));
     let inward = Arc::clone(&target);
-    std::thread::spawn(move || inward_until_end(&inward));
+    let (broken, unreadable) = std::sync::mpsc::channel();
+    std::thread::spawn(move || inward_until_end(&inward, &broken));
+    let ended = || unreadable.try_recv().map_or(Ok(()), |error| Err(io::Error::from(error)));
     let mut bytes = vec![0; CHUNK];
     let guest = loop {
         match handover::message(daemon, &mut bytes, false)? {
-            (0, _) => return Ok(()),
+            (0, _) => return ended(),
             (count, Some(descriptor)) => {
                 let guest = UnixStream::from(descriptor);
                 guest.set_nonblocking(false)?;
@@ -64,17 +70,17 @@ fn copy(daemon: &UnixStream) -> io::Result<()> {
     // The stream to the daemon stays open meanwhile: the VM is in use.
     loop {
         match (&guest).read(&mut bytes) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return ended(),
             Ok(count) => out(bytes.get(..count).unwrap_or_default())?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A guest that ended without a farewell is an end of its bytes as well.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return ended(),
             Err(error) => return Err(error),
         }
     }
 }
 
-fn inward_until_end(target: &Mutex<UnixStream>) {
+fn inward_until_end(target: &Mutex<UnixStream>, broken: &Sender<Errno>) {
     let mut bytes = vec![0; CHUNK];
     let current = || target.lock().unwrap_or_else(PoisonError::into_inner).try_clone();
     loop {
@@ -88,8 +94,18 @@ fn inward_until_end(target: &Mutex<UnixStream>) {
                     return;
                 }
             }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => break,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::new(io::stdin().as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+            }
+            Err(error) => {
+                // No more than this was read, and it was not all: the connection ends as a whole.
+                let _ = broken.send(error);
+                if let Ok(target) = current() {
+                    let _ = target.shutdown(Shutdown::Both);
+                }
+                return;
+            }
         }
     }
     // The client has no more to say, or is gone.

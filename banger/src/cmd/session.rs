@@ -7,6 +7,7 @@ use crate::client::Client;
 use crate::cmd::exec;
 use crate::error::{FAILED, explained, say};
 use crate::guest::{self, Left, Terms};
+use crate::input;
 use crate::interrupt::Interrupts;
 use crate::output::{self, Event, age, facts, line, note, table, tell};
 use crate::sessions::{self, Shown, answer, answer_whenever, ask, exit_status, odd, words};
@@ -18,7 +19,7 @@ use banger_proto::session::{Answer, New, Outputs, Refusal, Request, Session, Sta
 use banger_proto::signal;
 use banger_proto::time::Timestamp;
 use serde::Serialize;
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 
 /// What `vm run` calls the session of its command.
@@ -288,12 +289,15 @@ async fn send(options: Send) -> anyhow::Result<u8> {
     let Send { one: One { vm, session }, text, file, eof } = options;
     let what = format!("cannot send to session {session} of {vm}");
     let mut pieces = match (text, file) {
-        (Some(text), _) => sessions::pieces(Cursor::new(text.into_vec())),
-        (None, Some(path)) => {
-            let file = std::fs::File::open(&path).with_context(|| format!("{what}: {}", path.display()))?;
-            sessions::pieces(file)
+        (Some(text), _) => {
+            let mut text = Cursor::new(text.into_vec());
+            sessions::pieces(move |buffer| text.read(buffer))
         }
-        (None, None) => sessions::pieces(std::io::stdin()),
+        (None, Some(path)) => {
+            let mut file = std::fs::File::open(&path).with_context(|| format!("{what}: {}", path.display()))?;
+            sessions::pieces(move |buffer| input::piece(&mut file, buffer))
+        }
+        (None, None) => sessions::pieces(|buffer| input::piece(&mut std::io::stdin(), buffer)),
     };
     let first = pieces.recv().await.transpose().context(what.clone())?.unwrap_or_default();
     let sent = if first.is_empty() && !eof {

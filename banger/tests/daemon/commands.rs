@@ -133,6 +133,19 @@ fn input_from_a_pipe_ends_in_a_terminal_too_and_holds_no_way_out() {
 }
 
 #[test]
+fn input_that_cannot_be_read_is_not_its_end() {
+    let fake = demo();
+    // A folder cannot be read (EISDIR).
+    for words in [&["vm", "exec", "demo"][..], &["vm", "exec", "-t", "demo"], &["vm", "cp", "-", "demo:/root/"]] {
+        let output = fake.banger(words).stdin(std::fs::File::open("/").unwrap()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {}", all(&output));
+        assert!(text(&output.stderr).contains("cannot read standard input"), "{words:?}: {}", all(&output));
+    }
+    let relay = fake.banger(&["relay"]).stdin(std::fs::File::open("/").unwrap()).output().unwrap();
+    assert_eq!(relay.status.code(), Some(1), "{}", all(&relay));
+}
+
+#[test]
 fn run_reads_no_input_when_told() {
     // Standard input stays open, and is not waited for.
     let mut child = demo().banger(&["vm", "run", "-n", "--", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
