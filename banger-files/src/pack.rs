@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tar::{EntryType, Header};
 
 /// Bytes of a name or link target that a header holds.
@@ -108,12 +109,13 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// A file that is only here.
+    /// A file that is only here, and of now.
     ///
     /// # Errors
     /// [`Error::Stream`].
     pub fn add_bytes(&mut self, name: &[u8], mode: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.header(name, EntryType::Regular, b"", mode, 0, bytes.len() as u64, bytes)
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        self.header(name, EntryType::Regular, b"", mode, now, bytes.len() as u64, bytes)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the fields of a header")]

@@ -110,6 +110,12 @@ fn files_go_into_a_vm_and_out_of_it() {
         assert_eq!(std::fs::read_to_string(fake.guest_home().join("notes")).unwrap(), text);
         assert_eq!(client.call("file_read", json!({ "vm": "demo", "path": "/root/notes" })), (text.to_owned(), false));
     }
+    // A folder that the guest has put in the file's place is no place for it.
+    std::fs::remove_file(fake.guest_home().join("notes")).unwrap();
+    std::fs::create_dir(fake.guest_home().join("notes")).unwrap();
+    let (said, failed) = client.call("file_write", json!({ "vm": "demo", "path": "/root/notes", "text": "x" }));
+    assert!(failed && said.contains("notes"), "{said}");
+    assert_eq!(std::fs::read_dir(fake.guest_home().join("notes")).unwrap().count(), 0);
     let (text, failed) = client.call("file_read", json!({ "vm": "demo", "path": "/root/nothing" }));
     assert!(failed && text.contains("nothing"), "{text}");
     std::os::unix::fs::symlink("/etc/hostname", fake.guest_home().join("link")).unwrap();

@@ -21,9 +21,6 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler, ServiceExt as _};
 use serde_json::json;
-use std::fs::Permissions;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +31,7 @@ use tokio::time::timeout;
 use child::{Cut, Sink};
 use kept::Kept;
 use told::Told;
-use tools::{Answer, Given, MAX_FILE, Order, TOOLS};
+use tools::{Answer, MAX_FILE, Order, TOOLS};
 
 /// Commands at a time.
 const AT_ONCE: usize = 8;
@@ -176,23 +173,7 @@ impl Sink for Whole {
 }
 
 impl Server {
-    async fn run(&self, mut order: Order, cancelled: impl Future<Output = ()>) -> anyhow::Result<CallToolResult> {
-        // Removed when it is dropped.
-        let _file = match &order.file {
-            None => None,
-            Some(Given { bytes, mode }) => {
-                let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-                // Its mode goes along, and what runs in the guest need not be root.
-                file.as_file()
-                    .set_permissions(Permissions::from_mode(*mode))
-                    .context("cannot make a temporary file")?;
-                file.write_all(bytes).context("cannot write a temporary file")?;
-                for word in order.call.words.iter_mut().filter(|word| word.is_empty()) {
-                    *word = file.path().into();
-                }
-                Some(file)
-            }
-        };
+    async fn run(&self, order: Order, cancelled: impl Future<Output = ()>) -> anyhow::Result<CallToolResult> {
         let limit = order.call.limit;
         match order.answer {
             Answer::Events => {

@@ -46,15 +46,6 @@ pub(super) enum Answer {
 pub(super) struct Order {
     pub(super) call: Call,
     pub(super) answer: Answer,
-    /// A file that the command reads; its path is the argument that is empty.
-    pub(super) file: Option<Given>,
-}
-
-/// A file that a tool was given.
-#[derive(Debug)]
-pub(super) struct Given {
-    pub(super) bytes: Vec<u8>,
-    pub(super) mode: u32,
 }
 
 /// A tool.
@@ -159,14 +150,23 @@ impl Words {
     }
 
     fn order(&mut self, answer: Answer, stdin: Option<String>, seconds: Option<u64>) -> anyhow::Result<Order> {
+        self.order_of_bytes(answer, stdin.map(String::into_bytes), seconds)
+    }
+
+    fn order_of_bytes(
+        &mut self,
+        answer: Answer,
+        stdin: Option<Vec<u8>>,
+        seconds: Option<u64>,
+    ) -> anyhow::Result<Order> {
         let seconds = seconds.unwrap_or(LIMIT);
         anyhow::ensure!((1..=MAX_LIMIT).contains(&seconds), "`timeout_seconds` may be 1 to {MAX_LIMIT}");
         // A NUL ends an argument: the kernel would refuse the rest without a word of why.
         let nul = |word: &OsString| word.as_encoded_bytes().contains(&0);
         anyhow::ensure!(!self.0.iter().any(nul), "no value may contain a NUL");
         let words = std::mem::take(&mut self.0);
-        let call = Call { words, stdin: stdin.map(String::into_bytes), limit: Duration::from_secs(seconds) };
-        Ok(Order { call, answer, file: None })
+        let call = Call { words, stdin, limit: Duration::from_secs(seconds) };
+        Ok(Order { call, answer })
     }
 }
 
@@ -202,10 +202,17 @@ mod tests {
         assert_eq!((order.call.stdin.as_deref(), order.call.limit), (Some(&b"x"[..]), Duration::from_secs(5)));
         assert_eq!(words("vm_stop", json!({ "vm": "demo", "timeout_seconds": 5 })), "vm|stop|--timeout=5|demo");
         assert_eq!(words("file_read", json!({ "vm": "demo", "path": "/etc/a:b" })), "vm|cp|demo:/etc/a:b|-");
-        assert_eq!(words("file_write", json!({ "vm": "demo", "path": "/x", "text": "" })), "vm|cp||demo:/x");
+        assert_eq!(words("file_write", json!({ "vm": "demo", "path": "/x", "text": "" })), "vm|cp|-|demo:/");
         for (executable, mode) in [(false, 0o644), (true, 0o755)] {
-            let write = json!({ "vm": "demo", "path": "/x", "text": "x", "executable": executable });
-            assert_eq!(self::order("file_write", write).unwrap().file.unwrap().mode, mode);
+            let write = json!({ "vm": "demo", "path": "/etc/a:b", "text": "x", "executable": executable });
+            let order = self::order("file_write", write).unwrap();
+            assert_eq!(order.call.words, ["vm", "cp", "-", "demo:/etc/"]);
+            let folder = tempfile::tempdir().unwrap();
+            let opened = banger_files::open_folder(folder.path()).unwrap();
+            let archive = order.call.stdin.unwrap();
+            banger_files::unpack(archive.as_slice(), &opened, banger_files::Limits::NONE).unwrap();
+            let stat = std::fs::metadata(folder.path().join("a:b")).unwrap();
+            assert_eq!((stat.len(), std::os::unix::fs::PermissionsExt::mode(&stat.permissions()) & 0o777), (1, mode));
         }
     }
 
@@ -227,6 +234,8 @@ mod tests {
             ("file_read", json!({ "vm": "../demo", "path": "/etc/passwd" })),
             ("file_read", json!({ "vm": "/etc/x", "path": "/etc/passwd" })),
             ("file_write", json!({ "vm": "demo", "path": "/x" })),
+            ("file_write", json!({ "vm": "demo", "path": "/x/..", "text": "" })),
+            ("file_write", json!({ "vm": "demo", "path": "/", "text": "" })),
             ("file_write", json!({ "vm": "demo", "path": "/x", "base64": "?" })),
             ("file_write", json!({ "vm": "demo", "path": "/x", "text": "x".repeat(MAX_FILE + 1) })),
         ];

@@ -2,11 +2,12 @@
 
 use crate::error::explained;
 use anyhow::Context as _;
+use banger_files::Packer;
 use rmcp::schemars::{self, JsonSchema};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::{Answer, Arguments, Given, MAX_FILE, MAX_LIMIT, Order, Words};
+use super::{Answer, Arguments, MAX_FILE, MAX_LIMIT, Order, Words};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -331,11 +332,19 @@ impl Arguments for FileWrite {
             _ => return Err(explained("give either `text` or `base64`", "")),
         };
         anyhow::ensure!(bytes.len() <= MAX_FILE, "a file may have {MAX_FILE} bytes");
+        in_vm(&self.vm, &self.path)?;
+        let (folder, name) = self.path.rsplit_once('/').unwrap_or_default();
+        anyhow::ensure!(!matches!(name, "" | "." | ".."), "`path` must be a file's absolute path");
         let mut words = Words::new(&["vm", "cp"]);
-        words.word("").place("vm", in_vm(&self.vm, &self.path)?)?;
-        let order = words.order(Answer::Text, None, None)?;
+        words.word("-").place("vm", in_vm(&self.vm, &format!("{folder}/"))?)?;
+        // As an archive with that name: a folder in the file's place, which the guest may have made
+        // meanwhile, is an error and not where the file goes.
         let mode = if self.executable { 0o755 } else { 0o644 };
-        Ok(Order { file: Some(Given { bytes, mode }), ..order })
+        let mut archive = Vec::new();
+        let mut packer = Packer::new(&mut archive);
+        packer.add_bytes(name.as_bytes(), mode, &bytes)?;
+        packer.finish()?;
+        words.order_of_bytes(Answer::Text, Some(archive), None)
     }
 }
 
