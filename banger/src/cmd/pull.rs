@@ -120,8 +120,20 @@ pub(super) async fn missing(
 }
 
 async fn pull(client: &Client, wanted: &Wanted, interrupts: &mut Interrupts) -> anyhow::Result<Pulled> {
-    let Wanted { reference, expected, platform, name, build_size, shared } = wanted;
     let registries = Registries::new()?;
+    let pulled = pull_from(&registries, client, wanted, interrupts).await;
+    // Whatever became of it: what was downloaded is in the cache.
+    registries.tidy();
+    pulled
+}
+
+async fn pull_from(
+    registries: &Registries,
+    client: &Client,
+    wanted: &Wanted,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Pulled> {
+    let Wanted { reference, expected, platform, name, build_size, shared } = wanted;
     let found = tokio::select! {
         found = registries.find(reference, platform.clone(), *expected) => found?,
         status = interrupts.next() => return Ok(Pulled::Nothing(status)),
@@ -138,7 +150,7 @@ async fn pull(client: &Client, wanted: &Wanted, interrupts: &mut Interrupts) -> 
     }
     let lines = Transfers::new();
     let source = tokio::select! {
-        source = registries.fetch(found, &lines) => source?,
+        source = registries.fetch(found, *build_size, &lines) => source?,
         status = interrupts.next() => {
             lines.say("interrupted; what was downloaded is kept, and the next pull goes on from there");
             return Ok(Pulled::Nothing(status));
@@ -152,9 +164,7 @@ async fn pull(client: &Client, wanted: &Wanted, interrupts: &mut Interrupts) -> 
         reference: None,
         pulled: true,
     };
-    let ended = upload::run(client, request, source, interrupts).await;
-    registries.tidy();
-    Ok(match ended? {
+    Ok(match upload::run(client, request, source, interrupts).await? {
         Ended::Done(result) => Pulled::Sent(Box::new(job::image(result)?)),
         Ended::Interrupted(status, None) => Pulled::Nothing(status),
         Ended::Interrupted(status, Some(_)) => {

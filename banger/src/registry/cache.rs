@@ -6,12 +6,14 @@
 //! download the same blob.
 
 use super::manifest::Blob;
+use crate::error::explained;
+use crate::output::amount;
 use crate::private::{self, Missing};
 use anyhow::Context as _;
 use banger_policy::Digest;
 use nix::unistd::geteuid;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -171,21 +173,41 @@ impl Cache {
         Ok(kept)
     }
 
-    /// Removes what was not used for longest until there is room for what is needed, which has so
-    /// many bytes in all.
-    pub(super) fn make_room(&self, needed: &BTreeSet<Digest>, bytes: u64) -> anyhow::Result<()> {
-        let mut others = self.kept()?;
-        others.retain(|file| !needed.contains(&file.digest));
-        let mut total = others.iter().map(|file| file.bytes).sum::<u64>().saturating_add(bytes);
+    /// Removes what was not used for longest until there is room for blobs of these sizes, in the
+    /// cache and on its disk.
+    ///
+    /// # Errors
+    /// When they do not fit on the disk: then nothing is removed for them.
+    pub(super) fn make_room_for(&self, needed: &BTreeMap<Digest, u64>) -> anyhow::Result<()> {
+        let (here, others): (Vec<Kept>, Vec<Kept>) =
+            self.kept()?.into_iter().partition(|file| needed.contains_key(&file.digest));
+        let bytes = needed.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+        let sum = |files: &[Kept]| files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.bytes));
+        let missing = bytes.saturating_sub(sum(&here));
+        let mut free = self.free()?;
+        if missing > free.saturating_add(sum(&others)) {
+            let message = format!("{} are to be downloaded, and there is room for {}", amount(missing), amount(free));
+            return Err(explained(message, format!("make room on the disk of {}", self.base.display())));
+        }
+        let mut total = sum(&others).saturating_add(bytes);
         for file in others {
-            if total <= self.most {
+            if total <= self.most && missing <= free {
                 break;
             }
             if remove(&file)? {
                 total = total.saturating_sub(file.bytes);
+                free = free.saturating_add(file.bytes);
             }
         }
         Ok(())
+    }
+
+    /// Bytes that the user may still write on the cache's disk.
+    fn free(&self) -> anyhow::Result<u64> {
+        // What is not there yet will be on the disk of what is above it.
+        let there = self.folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        let disk = rustix::fs::statvfs(there).with_context(|| format!("cannot read {}", there.display()))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Removes everything, or says what that would be.
@@ -245,6 +267,11 @@ impl Partial {
             Ok((bytes, state))
         })
         .await?
+    }
+
+    /// Gives up what has arrived: a full disk is the user's before it is the cache's.
+    pub(super) fn discard(self) {
+        drop(fs::remove_file(&self.path));
     }
 
     /// Begins anew.

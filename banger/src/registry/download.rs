@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 
 /// So many new bytes are progress: what failed before them is forgotten.
 const PROGRESS: u64 = 1 << 20;
@@ -31,7 +31,7 @@ pub(super) enum Part {
 }
 
 /// The blob, verified and at its beginning. Dropped in the middle, it leaves a partial file for the
-/// next attempt.
+/// next attempt, unless the disk is full.
 ///
 /// # Errors
 /// Of the last endpoint that was tried, or of the disk.
@@ -55,10 +55,19 @@ pub(super) async fn fetch(
     for endpoint in endpoints {
         match from(endpoint, &mut partial, part, blob, patience, watch).await {
             Ok(()) => return partial.finish().await,
+            Err(error) if is_full(&error) => {
+                partial.discard();
+                return Err(error);
+            }
             Err(error) => last = error.context(format!("cannot fetch {}", short(blob))),
         }
     }
     Err(last)
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| Some(cause.downcast_ref::<std::io::Error>()?.kind());
+    error.chain().filter_map(kind).any(|kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }
 
 fn short(blob: &Blob) -> String {

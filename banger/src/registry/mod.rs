@@ -27,10 +27,11 @@ pub(crate) use reference::Reference;
 pub(crate) use settings::{config_folder, own_config_folder};
 
 use crate::error::explained;
-use crate::output::Transfers;
+use crate::output::{Transfers, amount};
 use crate::upload::Source;
 use anyhow::Context as _;
 use banger_policy::Digest;
+use banger_policy::limits::DEFAULT_BUILD_BYTES;
 use connect::Connector;
 use download::{Part, Watch};
 use endpoint::Endpoint;
@@ -48,6 +49,8 @@ use url::Url;
 
 /// Layers at once, as docker does.
 const AT_ONCE: usize = 3;
+/// What does not compress becomes larger when it is packed, by less than a part of this.
+const PACKED: u64 = 64;
 /// An index may point to an index; more than this is no image.
 const MAX_DEPTH: usize = 3;
 
@@ -176,16 +179,24 @@ impl Registries {
         download::read(&mut file, blob.size)
     }
 
-    /// Downloads what the cache lacks; gives what is to be sent to the daemon.
+    /// Downloads what the cache lacks; gives what is to be sent to the daemon. The image may have
+    /// `most` bytes, as many as the daemon lets an image have when `None`.
     ///
     /// # Errors
-    /// Of the network, the registry, or the disk; what has arrived is kept for the next attempt.
-    pub(crate) async fn fetch(&self, found: Found, shown: &Transfers) -> anyhow::Result<Source> {
+    /// Of the network, the registry, or the disk; what has arrived is kept for the next attempt,
+    /// unless the disk is full. An image whose layers are too large is refused before a byte of
+    /// them is asked for.
+    pub(crate) async fn fetch(&self, found: Found, most: Option<u64>, shown: &Transfers) -> anyhow::Result<Source> {
         let Found { endpoints, platform, media_type, manifest, config, layers, .. } = found;
-        let mut needed: BTreeSet<Digest> = layers.iter().map(|layer| layer.digest).collect();
-        needed.insert(config.digest);
-        let bytes = layers.iter().fold(config.size, |sum, layer| sum.saturating_add(layer.size));
-        self.cache.make_room(&needed, bytes)?;
+        let needed: BTreeMap<Digest, u64> =
+            layers.iter().chain([&config]).map(|blob| (blob.digest, blob.size)).collect();
+        let bytes = needed.values().fold(0_u64, |sum, size| sum.saturating_add(*size));
+        let most = most.unwrap_or(DEFAULT_BUILD_BYTES);
+        if bytes > most.saturating_add(most / PACKED) {
+            let message = format!("its layers have {}, and the image may have {}", amount(bytes), amount(most));
+            return Err(explained(message, "let it have more: banger image pull --size SIZE"));
+        }
+        self.cache.make_room_for(&needed)?;
         let mut file = download::fetch(&endpoints, &self.cache, Part::Blob, &config, &self.patience, &Unseen).await?;
         manifest::check_config(&download::read(&mut file, config.size)?, &platform)?;
         file.rewind()?;
@@ -207,7 +218,7 @@ impl Registries {
 
     /// Brings the cache back to its size.
     pub(crate) fn tidy(&self) {
-        if let Err(error) = self.cache.make_room(&BTreeSet::new(), 0) {
+        if let Err(error) = self.cache.make_room_for(&BTreeMap::new()) {
             crate::output::note(&format!("warning: the cache cannot be tidied: {error:#}"));
         }
     }

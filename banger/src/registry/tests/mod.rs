@@ -112,7 +112,7 @@ impl User {
 
 async fn pull(client: &Registries, reference: &str) -> anyhow::Result<Vec<u8>> {
     let found = client.find(&Reference::parse(reference)?, Platform::of_host(), None).await?;
-    sent(client.fetch(found, &Transfers::new()).await?)
+    sent(client.fetch(found, None, &Transfers::new()).await?)
 }
 
 /// The bytes of a source, which are as many as it says.

@@ -185,3 +185,47 @@ async fn what_is_expected_is_an_index_or_a_manifest_and_a_mirror_may_lag_behind(
     let error = find(&sample.digest()).await.unwrap_err();
     assert!(told(&error).contains(&sha256(index.as_bytes())) && told(&error).contains(&sample.digest()), "{error:#}");
 }
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_before_it_is_asked_for_and_drives_nothing_out() {
+    let (mut user, good) = (User::new(), Sample::new(2));
+    let answers = good.clone();
+    let server = Server::start(move |seen| answers.answer(seen)).await;
+    user.pull(&server.address).await.unwrap();
+    let before = user.cached();
+    let mut bad = Sample::new(1);
+    let mut layer = descriptor(&bad.parts[1]);
+    layer["size"] = (1_u64 << 62).into();
+    let manifest = serde_json::json!({ "schemaVersion": 2, "config": descriptor(&bad.parts[0]), "layers": [layer] });
+    bad.manifest = manifest.to_string().into_bytes();
+    let server = Server::start(move |seen| bad.answer(seen)).await;
+    let refused = told(&user.pull(&server.address).await.unwrap_err());
+    assert!(refused.contains("and the image may have") && refused.contains("--size"), "{refused}");
+    assert_eq!((server.count("/blobs/"), user.cached()), (0, before.clone()));
+    // More than any disk: nothing is removed for it, though the cache is too large.
+    user.cache_size = 1;
+    let digest = Digest::from_bytes([7; 32]).unwrap();
+    let full = user.client().cache.make_room_for(&[(digest, 1 << 60)].into()).unwrap_err();
+    assert!(full.to_string().contains("there is room for"), "{full}");
+    assert_eq!(user.cached(), before);
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_no_part() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let (user, sample) = (User::new(), Sample::new(1));
+    let answers = sample.clone();
+    let server = Server::start(move |seen| answers.answer(seen)).await;
+    user.pull(&server.address).await.unwrap();
+    fs::remove_file(user.blob(&sample.parts[1])).unwrap();
+    // Each write to /dev/full says that the disk is full (full(4)).
+    let partial = user.blob(&sample.parts[1]).with_extension("partial");
+    if let Err(error) = mknod(&partial, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 7)) {
+        eprintln!("skipped: no device can be made: {error}");
+        return;
+    }
+    let full = user.pull(&server.address).await.unwrap_err();
+    assert!(format!("{full:#}").contains("No space left"), "{full:#}");
+    assert!(!partial.exists());
+    is_whole(&user.pull(&server.address).await.unwrap(), &sample);
+}
