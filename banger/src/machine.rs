@@ -13,6 +13,7 @@ pub(crate) use address::Address;
 pub(crate) use greeting::Greeting;
 
 use crate::error::explained;
+use crate::output::Streams;
 use crate::programs;
 use anyhow::{Context as _, ensure};
 use nix::unistd::{User, geteuid};
@@ -21,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::process::Command;
+use tokio::process::{ChildStderr, Command};
 
 /// Another machine, or the name of one that the user keeps (`banger context`).
 pub(crate) const HOST_VARIABLE: &str = "BANGER_HOST";
@@ -34,6 +36,8 @@ const SSH_VARIABLE: &str = "BANGER_SSH";
 const KEEP: u32 = 60;
 /// How long the other machine may take to start `banger relay`.
 const GREETING: Duration = Duration::from_secs(30);
+/// How long the last words of an ssh that has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// `ssh` itself failed (ssh(1), "EXIT STATUS").
 const SSH_FAILED: i32 = 255;
 /// A shell found no such program.
@@ -76,10 +80,14 @@ async fn reach(to: &Address) -> anyhow::Result<UnixStream> {
     command.args(["banger", "relay"]);
     // Ctrl-C is for us: what is meant for the other machine crosses the connection.
     command.process_group(0).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    // The other machine's words, as long as the connection lasts. The login, which may ask for a
+    // password, has the terminal to itself.
+    command.stderr(Stdio::piped());
     command.stdout(Stdio::from(std::os::fd::OwnedFd::from(output)));
     let mut child = command.spawn().with_context(|| format!("cannot start {}", ssh.display()))?;
     // It holds the other end, whose last copy must go with the process.
     drop(command);
+    let words = tokio::spawn(pass_on(child.stderr.take()));
     ours.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(ours)?;
     let greeting = tokio::time::timeout(GREETING, greeting::read(&mut stream)).await;
@@ -92,6 +100,8 @@ async fn reach(to: &Address) -> anyhow::Result<UnixStream> {
         Ok(Ok(Greeting::Refused { message, hint })) => Err(explained(message, hint)),
         Ok(Ok(Greeting::None(noise))) => {
             let status = child.wait().await.context("cannot wait for ssh")?;
+            // What ssh says stands above our own words. A process that it left may hold the pipe.
+            drop(tokio::time::timeout(LAST_WORDS, words).await);
             Err(no_greeting(status.code(), to, &noise))
         }
         Ok(Err(error)) => Err(anyhow::Error::new(error).context("the connection of ssh broke")),
@@ -100,6 +110,15 @@ async fn reach(to: &Address) -> anyhow::Result<UnixStream> {
             let why = format!("it did not start `banger relay` within {} s", GREETING.as_secs());
             Err(explained(why, format!("try: ssh {} banger version", to.shown())))
         }
+    }
+}
+
+/// Shows what comes on standard error of the other machine, clean where that is a terminal.
+async fn pass_on(from: Option<ChildStderr>) {
+    let (Some(mut from), mut streams) = (from, Streams::text()) else { return };
+    let mut buffer = vec![0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        drop(streams.error_output(buffer.get(..read).unwrap_or_default()).await);
     }
 }
 

@@ -112,6 +112,20 @@ fn attaching_shows_what_comes_and_sends_what_is_typed() {
 }
 
 #[test]
+fn whose_word_it_is_that_a_session_has_a_terminal_is_said() {
+    let fake = demo();
+    let command = format!("{} vm session attach demo app", env!("CARGO_BIN_EXE_banger"));
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).env("BANGER_SOCKET", fake.socket());
+    let Ok(output) = script.output() else {
+        eprintln!("skipped: there is no script(1)");
+        return;
+    };
+    let shown = text(&output.stdout);
+    assert!(shown.starts_with("the guest says that session app has a terminal") && shown.contains("now"), "{shown:?}");
+}
+
+#[test]
 fn json_has_the_names_of_the_contract() {
     let fake = demo();
     let shown = |words: &[&str]| -> serde_json::Value { serde_json::from_slice(&run(&fake, words).stdout).unwrap() };

@@ -7,7 +7,7 @@ use crate::client::{Client, answer, soon};
 use crate::error::explained;
 use crate::input;
 use crate::interrupt::Interrupts;
-use crate::output::{Streams, note};
+use crate::output::{self, Streams, note};
 use crate::progress::{Detail, Progress};
 use crate::remote::{self, Guest};
 use crate::sessions;
@@ -69,6 +69,10 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
             (End::Stream, End::Vm(vm, path)) => from_input(&guest(client, vm).await?, &path, &count).await,
             (End::Vm(vm, path), End::Host(to)) => {
                 from_guest(&source(client, vm, &path).await?, &path, &to, &count).await
+            }
+            (End::Vm(..), End::Stream) if output::is_terminal() => {
+                let hint = "pass it on, such as: banger vm cp VM:PATH - | tar -t";
+                Err(explained("a tar stream with a guest's bytes is not for a terminal", hint))
             }
             (End::Vm(vm, path), End::Stream) => {
                 let guest = source(client, vm, &path).await?;

@@ -327,6 +327,10 @@ async fn attach(one: One) -> anyhow::Result<u8> {
         Answer::Opened => {}
         _ => return Err(odd()),
     }
+    if tty {
+        // Only the guest knows what the session was started with, and may say anything.
+        note(&format!("the guest says that session {} has a terminal: it steers yours until ~.", one.session));
+    }
     let left = guest::converse(opened.guest, Terms { tty, input: session.stdin, attached: true, json: false }).await;
     match exec::because(&client, one.vm.clone(), left).await.context(what)? {
         Left::Ended(status) => Ok(status),

@@ -110,6 +110,17 @@ fn each_failure_has_its_own_words() {
 }
 
 #[test]
+fn what_the_other_machine_says_beside_the_connection_steers_no_terminal() {
+    let machine = Machine::new(demo(), r#"printf '\033[2Jwords\n' >&2; exec "$@""#);
+    let program = machine.banger(&[]);
+    let Some(shown) = terminal::on_a_terminal(&program, "--host ssh://alice@far.example:2222 vm list") else { return };
+    assert!(shown.contains("words\n") && shown.contains("demo") && !terminal::steers(&shown), "{shown:?}");
+    // What ssh says stands above our own words.
+    let failed = Machine::new(demo(), "echo no route >&2; exit 255").said(&["vm", "list"]);
+    assert!(failed.starts_with("no route\nbanger: "), "{failed}");
+}
+
+#[test]
 fn a_name_is_used_and_an_option_is_no_name() {
     let machine = Machine::new(demo(), WORKS);
     let here = |words: &[&str]| {

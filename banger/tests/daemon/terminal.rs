@@ -4,7 +4,7 @@ use super::*;
 
 const EVIL: &str = "\x1b[31m\u{9b}2J\u{7f}\u{202e}\u{2066}\u{2028}\x07\rbanger";
 
-fn steers(text: &str) -> bool {
+pub(super) fn steers(text: &str) -> bool {
     text.chars().any(|c| (c.is_control() && c != '\n') || ('\u{2028}'..='\u{202e}').contains(&c) || c == '\u{2066}')
 }
 
@@ -75,6 +75,30 @@ fn no_command_passes_on_what_steers_a_terminal() {
             assert!(value.to_string().contains('\u{9b}'), "{command:?} says something else: {value}");
         }
     }
+}
+
+/// What the program shows on a terminal that script(1) makes, without the carriage returns of
+/// that. `None` without script.
+pub(super) fn on_a_terminal(program: &Command, words: &str) -> Option<String> {
+    let command = format!("{} {words}", env!("CARGO_BIN_EXE_banger"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null());
+    script.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = script.output().ok();
+    if output.is_none() {
+        eprintln!("skipped: there is no script(1)");
+    }
+    output.map(|output| text(&output.stdout).replace("\r\n", "\n"))
+}
+
+#[test]
+fn a_file_of_a_guest_is_not_shown_on_a_terminal() {
+    let fake = demo();
+    std::fs::write(fake.guest_home().join("evil"), EVIL).unwrap();
+    let Some(shown) = on_a_terminal(&fake.banger(&[]), "vm cp demo:/root/evil -") else { return };
+    assert!(shown.contains("not for a terminal") && !steers(&shown), "{shown:?}");
+    let piped = fake.banger(&["vm", "cp", "demo:/root/evil", "-"]).output().unwrap();
+    assert!(text(&piped.stdout).contains(EVIL), "{}", all(&piped));
 }
 
 #[test]

@@ -173,7 +173,7 @@ async fn sessions(fake: &Fake, client: UnixStream) {
         command: vec!["serve".into(), format!("--all{evil}")],
         status,
         stdin,
-        tty: false,
+        tty: name == "app",
         // No age: it is in the future.
         started_at: 4_070_908_800,
         ended_at: (status != Status::Running).then_some(4_070_908_860),
