@@ -99,7 +99,8 @@ fn what_is_no_file_or_too_much_is_refused() {
         assert!(matches!(refused, Error::Limit(_)), "{refused}");
     }
     for kind in [GNULongName, EntryType::XGlobalHeader] {
-        let refused = into(folder.path(), &archive(&vec![(kind, &b"x"[..], &b""[..], &b"name"[..]); 3000])).unwrap_err();
+        let refused =
+            into(folder.path(), &archive(&vec![(kind, &b"x"[..], &b""[..], &b"name"[..]); 3000])).unwrap_err();
         assert!(matches!(&refused, Error::Limit(what) if what.contains("between")), "{refused}");
     }
     into(folder.path(), &archive(&[(XHeader, b"x", b"", b"18 path=../escape\n"), (Regular, b"y", b"", b"")]))
@@ -143,6 +144,31 @@ fn who_is_asked_for_one_name_brings_no_other() {
     assert_eq!(unpacked(&tree, "asked").unwrap().entries, 3);
     unpacked(&[file("any"), file("own")], ".").unwrap();
     assert_eq!(fs::read(&own).unwrap(), b"evil", "contents were asked for, and with them their names");
+    // A link that leads out is made, and named.
+    let link = |name: &'static str, to: &'static str| -> Written<'static> {
+        (EntryType::Symlink, name.as_bytes(), to.as_bytes(), b"")
+    };
+    for (name, to, is_out) in [
+        ("asked", "/root/.ssh/id", true),
+        ("asked", "own", true),
+        ("asked", "./asked/x", false),
+        ("asked/a/b", "../../../own", true),
+        ("asked/a/b", "../c", false),
+        ("asked/a/b", "../../asked.sh", true),
+        ("asked/a/b", "../../../../x", true),
+    ] {
+        drop(fs::remove_file(folder.path().join("asked")));
+        drop(fs::remove_dir_all(folder.path().join("asked")));
+        let outside = unpacked(&[link(name, to)], "asked").unwrap().outside;
+        assert_eq!(outside, if is_out { vec![(name.into(), to.into())] } else { vec![] }, "{name} -> {to}");
+    }
+    let many: Vec<_> = (0..9).map(|_| link("asked", "/")).collect();
+    drop(fs::remove_dir_all(folder.path().join("asked")));
+    assert_eq!(unpacked(&many, "asked").unwrap().outside.len(), 9);
+    let opened = open_folder(folder.path()).unwrap();
+    let many = archive(&vec![link("asked", "/"); 50]);
+    let done = unpack_named(many.as_slice(), &opened, Limits::NONE, b"asked").unwrap();
+    assert_eq!((done.outside.len(), done.more_outside), (20, 30));
     // As the guest's agent does it, for another VM.
     let evil = archive(&[file("own2")]);
     program(folder.path(), &["put", ".", "asked"], &evil).unwrap_err();
@@ -185,10 +211,8 @@ fn a_folder_that_comes_again_is_kept_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut name = ["d".repeat(200).as_str(); 4].join("/");
     name.push('\0');
-    let mut entry = archive(&[
-        (EntryType::GNULongName, b"x", b"", name.as_bytes()),
-        (EntryType::Directory, b"x", b"", b""),
-    ]);
+    let mut entry =
+        archive(&[(EntryType::GNULongName, b"x", b"", name.as_bytes()), (EntryType::Directory, b"x", b"", b"")]);
     entry.truncate(entry.len() - 1024);
     let (before, after) = (memory(), std::cell::Cell::new(0));
     let stream = Again { entry, left: 20_000, at: 0, memory: &after };

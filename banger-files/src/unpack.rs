@@ -39,18 +39,24 @@ impl Limits {
 }
 
 /// What an archive has brought.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Of all files together.
     pub bytes: u64,
     /// Files, folders and links.
     pub entries: u64,
+    /// The first links that lead out of what was unpacked, each with its target.
+    pub outside: Vec<(Vec<u8>, Vec<u8>)>,
+    /// How many more of them there are.
+    pub more_outside: u64,
 }
 
 /// A block of zeros of this length, and aligned to it, becomes a hole.
 const BLOCK: usize = 4096;
 /// Of the names of all folders together, which are kept until the end, bytes: millions of folders.
 const MOST_NAMES: u64 = 256 * 1024 * 1024;
+/// Links out of the archive that are named.
+const NAMED: usize = 20;
 /// How many names are tried for a new file that has not got its own yet. One is taken only if it was
 /// left by a process of the same number that was killed.
 const TRIES: u32 = 1000;
@@ -191,6 +197,7 @@ impl<'a> Tree<'a> {
                 })
             }
             EntryType::Symlink => {
+                self.note_outside(&path, &entry.target);
                 let parent = self.parent(folder)?;
                 let make = |name: &[u8]| symlinkat(entry.target.as_slice(), parent, name);
                 put(parent, &path, make, |(), name| {
@@ -206,6 +213,17 @@ impl<'a> Tree<'a> {
                 put(parent, &path, make, |(), _| Ok(()))
             }
             _ => Err(Error::Kind(shown(&entry.name))),
+        }
+    }
+
+    fn note_outside(&mut self, path: &[u8], target: &[u8]) {
+        if !leads_out(path, target, self.only.as_deref().unwrap_or_default()) {
+            return;
+        }
+        if self.done.outside.len() < NAMED {
+            self.done.outside.push((path.to_vec(), target.to_vec()));
+        } else {
+            self.done.more_outside += 1;
         }
     }
 
@@ -293,6 +311,23 @@ fn beneath_for(root: &OwnedFd, path: &[u8], how: OFlags) -> Result<OwnedFd, Errn
     let path = if path.is_empty() { b"." } else { path };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     openat2(root.as_fd(), path, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// Whether a link leads out of the folder, or of `within` in it, by the names alone.
+fn leads_out(path: &[u8], target: &[u8], within: &[u8]) -> bool {
+    let parts = |path: &'_ [u8]| {
+        let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+        parts.map(<[u8]>::to_vec).collect::<Vec<_>>()
+    };
+    let mut at = parts(split(path).0);
+    for part in parts(target) {
+        if part != b".." {
+            at.push(part);
+        } else if at.pop().is_none() {
+            return true;
+        }
+    }
+    target.starts_with(b"/") || !at.starts_with(&parts(within))
 }
 
 /// Makes a file or link beside the last name of `path` and puts it in that place when `fill` has

@@ -12,7 +12,7 @@ use crate::progress::{Detail, Progress};
 use crate::remote::{self, Guest};
 use crate::sessions;
 use anyhow::Context as _;
-use banger_files::{COMMAND, Kind, Limits, Look, Packer, open_folder, unpack_named};
+use banger_files::{COMMAND, Kind, Limits, Look, Packer, Unpacked, open_folder, unpack_named};
 use banger_policy::lifecycle::State;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -214,19 +214,38 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     let kind = if is_folder { Kind::Folder } else { Kind::None };
     let path = std::path::absolute(to)?.to_str().context("the path is not UTF-8")?.to_owned();
     let look = Look { path, kind, prepared: false, refs_changed: false };
+    with_a_name(from)?;
     let (folder, name) = place(&look, target, from)?;
     let (count, asked) = (Arc::clone(count), name.clone());
     let work = move |from: &mut dyn std::io::Read| take(Counted { from, count }, Path::new(&folder), &asked);
-    remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await
+    let taken = remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    for (name, target) in &taken.outside {
+        note(&format!("note: {} is a link that leads out of what was copied, to {}", text(name), text(target)));
+    }
+    if taken.more_outside > 0 {
+        note(&format!("note: and {} more links", taken.more_outside));
+    }
+    Ok(())
+}
+
+/// Refuses a path without a name, such as `/` or `..`: only `PATH/.` leaves it to the guest what the
+/// names of the copies are.
+fn with_a_name(path: &str) -> anyhow::Result<()> {
+    if base_name(path) != "." || path.ends_with("/.") {
+        return Ok(());
+    }
+    let hint =
+        format!("for what is in the folder, under the names that the guest says: VM:{}/.", path.trim_end_matches('/'));
+    Err(explained(format!("{path} has no name that the copy could have"), hint))
 }
 
 /// Unpacks what a guest sends: all that the user has room for, under the name that was asked for. A
 /// guest does not choose which files of the folder it replaces.
-fn take(from: impl std::io::Read, folder: &Path, name: &str) -> anyhow::Result<()> {
+fn take(from: impl std::io::Read, folder: &Path, name: &str) -> anyhow::Result<Unpacked> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let limits = Limits { mask: umask(), ..Limits::NONE };
-    unpack_named(from, &open_folder(folder)?, limits, name.as_bytes())?;
-    Ok(())
+    Ok(unpack_named(from, &open_folder(folder)?, limits, name.as_bytes())?)
 }
 
 async fn to_output(guest: &Guest<'_>, words: &[&str]) -> anyhow::Result<()> {
@@ -257,6 +276,7 @@ async fn between(
     target: &str,
     count: &Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
+    with_a_name(path)?;
     let (folder, name) = place(&look(to, target).await?, target, path)?;
     let (reader, writer) = tokio::net::UnixStream::pair()?;
     let reader = reader.into_std()?;
@@ -318,6 +338,23 @@ mod tests {
         assert_eq!(fs::read(home.path().join(".bashrc")).unwrap(), b"mine");
         take(sent("note.txt").as_slice(), home.path(), "note.txt").unwrap();
         assert_eq!(fs::read(home.path().join("note.txt")).unwrap(), b"sent");
+    }
+
+    #[tokio::test]
+    async fn only_a_path_with_a_dot_leaves_the_names_to_the_guest() {
+        let (host, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(home.path().join("sub")).unwrap();
+        fs::write(home.path().join("sub/.bashrc"), "theirs").unwrap();
+        let guest = Guest::Folder(home.path().to_owned());
+        let path = |below: &str| format!("{}{below}", home.path().display());
+        for bad in ["/", ".", "..", &path("/sub/..")] {
+            let refused = from_guest(&guest, bad, host.path(), &Arc::default()).await.unwrap_err();
+            assert!(refused.to_string().contains("has no name"), "{bad}: {refused:#}");
+            Box::pin(between(&guest, bad, &guest, &path("/sub"), &Arc::default())).await.unwrap_err();
+        }
+        assert_eq!(fs::read_dir(host.path()).unwrap().count(), 0);
+        from_guest(&guest, &path("/sub/."), host.path(), &Arc::default()).await.unwrap();
+        assert!(host.path().join(".bashrc").exists());
     }
 
     #[test]
