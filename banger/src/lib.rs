@@ -33,6 +33,7 @@ mod sessions;
 mod ssh;
 mod terminal;
 mod upload;
+mod work;
 mod workspace;
 
 use clap::Parser as _;

@@ -7,6 +7,7 @@
 use crate::client::{Client, Opened};
 use crate::error::explained;
 use crate::guest::{self, Credit};
+use crate::work;
 use anyhow::Context as _;
 use banger_files::COMMAND;
 use banger_proto::command::{FromGuest, Start, ToGuest};
@@ -28,8 +29,10 @@ const CHUNK: usize = 32 * 1024;
 const IDLE: Duration = Duration::from_secs(600);
 /// What is kept of a command's standard error, bytes.
 const MAX_ERRORS: usize = 4096;
-/// What is kept of an answer that is wanted whole: the list of a million changed files.
-pub(crate) const MAX_ANSWER: u64 = 256 * 1024 * 1024;
+/// What is kept of an answer that is about one path.
+pub(crate) const MAX_LOOK: u64 = 64 * 1024;
+/// What is kept of the list of a million changed files.
+pub(crate) const MAX_CHANGES: u64 = 256 * 1024 * 1024;
 /// What shells, and the agent, say of a command that is not there.
 const NO_PROGRAM: u8 = 127;
 
@@ -180,12 +183,12 @@ fn own<'a>(words: &[&'a str]) -> Vec<&'a str> {
     [&[COMMAND], words].concat()
 }
 
-/// The answer to words of the agent's own, at most [`MAX_ANSWER`] bytes of it.
+/// The answer to words of the agent's own, at most so many bytes of it.
 ///
 /// # Errors
 /// As [`run`], and what the agent says.
-pub(crate) async fn ask(guest: &Guest<'_>, words: &[&str], folder: Option<&str>) -> anyhow::Result<Vec<u8>> {
-    let (ran, answer) = output_of(guest, &own(words), folder, MAX_ANSWER).await?;
+pub(crate) async fn ask(guest: &Guest<'_>, words: &[&str], most: u64) -> anyhow::Result<Vec<u8>> {
+    let (ran, answer) = output_of(guest, &own(words), None, most).await?;
     ran.ok()?;
     Ok(answer)
 }
@@ -203,7 +206,7 @@ pub(crate) async fn output_of(
     let (ran, answer) = receive(guest, words, folder, Vec::new(), move |from| {
         let mut answer = Vec::new();
         from.take(most + 1).read_to_end(&mut answer)?;
-        anyhow::ensure!(answer.len() as u64 <= most, "the guest answers with more than {} MiB", most >> 20);
+        anyhow::ensure!(answer.len() as u64 <= most, "the guest answers with more than {} KiB", most >> 10);
         Ok(answer)
     })
     .await?;
@@ -222,7 +225,7 @@ pub(crate) async fn send<T: Send + 'static>(
     work: impl FnOnce(&mut dyn Write) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let (theirs, ours) = Pipe::pair().context("cannot make a pipe")?;
-    let mut working = tokio::task::spawn_blocking(move || {
+    let mut working = work::begin(move || {
         let mut to = std::io::BufWriter::with_capacity(CHUNK, Counted { to: &theirs, count: sent });
         let done = work(&mut to).map(|done| (to.flush(), done));
         drop(to);
@@ -238,7 +241,7 @@ pub(crate) async fn send<T: Send + 'static>(
     let ran = tokio::select! {
         biased;
         ran = &mut running => ran?,
-        done = &mut working => match done.context("a thread ended")? {
+        done = &mut working => match done? {
             Ok(done) => {
                 running.await?.ok()?;
                 return Ok(done);
@@ -254,7 +257,7 @@ pub(crate) async fn send<T: Send + 'static>(
         },
     };
     ran.ok()?;
-    working.await.context("a thread ended")?.map_err(|(error, _)| error)
+    working.await?.map_err(|(error, _)| error)
 }
 
 /// Gives what words write to `work`, and `input` to the words.
@@ -269,12 +272,12 @@ pub(crate) async fn receive<T: Send + 'static>(
     work: impl FnOnce(&mut dyn Read) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<(Ran, T)> {
     let (theirs, ours) = Pipe::pair().context("cannot make a pipe")?;
-    let working = tokio::task::spawn_blocking(move || {
+    let working = work::begin(move || {
         let mut from = std::io::BufReader::with_capacity(CHUNK, &theirs);
         work(&mut from)
     });
     let ran = run(guest, words, folder, input.as_slice(), from_std(ours)?).await;
-    let done = working.await.context("a thread ended")?;
+    let done = working.await?;
     match (ran, done) {
         (Ok(ran), Ok(done)) => Ok((ran, done)),
         // What the guest says about itself explains an archive that ended too early.

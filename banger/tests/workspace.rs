@@ -170,3 +170,43 @@ fn files_are_copied_both_ways() {
     let missing = ran(&fake, &["vm", "cp", "demo:/root/none", "-"]);
     assert!(text(&missing.stderr).contains("in the guest:"), "{}", text(&missing.stderr));
 }
+
+#[test]
+fn who_is_interrupted_leaves_nothing_of_a_repository_or_a_guest_behind() {
+    use nix::sys::signal::{Signal, kill};
+    let (fake, host, repo) = world();
+    let path = repo.to_str().unwrap();
+    fs::write(repo.join(".gitattributes"), "file filter=slow\n").unwrap();
+    git(&repo, &["add", "-A"]);
+    git(&repo, &["commit", "--quiet", "-m", "second"]);
+    ok(&fake, &["vm", "workspace", "prepare", "demo", path]);
+    fs::write(fake.guest_home().join("tool/file"), "theirs\n").unwrap();
+    // The user's own filter hangs, with git's outputs in its hands.
+    let begun = host.path().join("begun");
+    let filter = format!("echo >> {}; sleep 60; cat", begun.display());
+    git(&repo, &["config", "filter.slow.clean", &filter]);
+    git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "third"]);
+    let temporary = tempfile::tempdir().unwrap();
+    let commands: [&[&str]; 6] = [
+        &["vm", "workspace", "export", "demo"],
+        &["vm", "workspace", "prepare", "demo", path],
+        &["vm", "exec", "-n", "--auto-prepare", "demo", "--", "said"],
+        &["vm", "workspace", "prepare", "--force", "demo", path],
+        &["vm", "workspace", "prepare", "--dry-run", "demo", path],
+        &["vm", "run", "--dry-run", path],
+    ];
+    for (number, words) in commands.into_iter().enumerate() {
+        fs::write(repo.join("file"), format!("{number}\n").repeat(number + 2)).unwrap();
+        let before = fs::read(&begun).unwrap_or_default().len();
+        let mut child = fake.banger(words).env("TMPDIR", temporary.path()).spawn().unwrap();
+        while fs::read(&begun).unwrap_or_default().len() == before {
+            assert!(child.try_wait().unwrap().is_none(), "{words:?} ended");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
+        kill(nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(143), "{words:?}");
+        let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{words:?} left {left:?}");
+    }
+}

@@ -155,7 +155,7 @@ fn place(look: &Look, to: &str, source: &str) -> anyhow::Result<(String, String)
 }
 
 async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
-    let answer = remote::ask(guest, &["look", path], None).await?;
+    let answer = remote::ask(guest, &["look", path], remote::MAX_LOOK).await?;
     serde_json::from_slice(&answer).context("the guest's answer is not understood")
 }
 

@@ -45,12 +45,21 @@ async fn enter(options: Exec) -> anyhow::Result<u8> {
     }
     let mut settings = check(options.with).with_context(|| what.clone())?;
     let client = Client::connect().await?;
+    // A preparation that is interrupted removes what it has made here.
+    let mut interrupts = if options.auto_prepare { Some(Interrupts::listen()?) } else { None };
     if settings.working_dir.is_none() {
-        settings.working_dir =
-            workspace::enter(&client, &options.vm, options.auto_prepare).await.with_context(|| what.clone())?;
+        let entering = workspace::enter(&client, &options.vm, options.auto_prepare);
+        let entered = match &mut interrupts {
+            None => entering.await,
+            Some(interrupts) => tokio::select! {
+                entered = entering => entered,
+                status = interrupts.next() => return Ok(status),
+            },
+        };
+        settings.working_dir = entered.with_context(|| what.clone())?;
     }
     let how = How { tty, stdin: !options.no_stdin, json, settings };
-    command(&client, options.vm, options.command, how, None).await.context(what)
+    command(&client, options.vm, options.command, how, interrupts.as_mut()).await.context(what)
 }
 
 impl Settings {

@@ -8,6 +8,7 @@ use crate::interrupt::Interrupts;
 use crate::output::{self, line, note};
 use crate::progress::{Detail, Progress};
 use crate::remote::Guest;
+use crate::work;
 use crate::workspace::{self, DEFAULT_MOST, Export, Wanted, What, short};
 use anyhow::Context as _;
 use banger_policy::ByteSize;
@@ -67,7 +68,11 @@ pub(super) async fn prepare(options: PrepareWorkspace) -> anyhow::Result<u8> {
 /// # Errors
 /// What git says, and what cannot be sent.
 pub(super) async fn show(wanted: Wanted) -> anyhow::Result<u8> {
-    let ready = tokio::task::spawn_blocking(move || workspace::ready(&wanted)).await.context("a thread ended")??;
+    let mut interrupts = Interrupts::listen()?;
+    let ready = tokio::select! {
+        done = work::begin(move || workspace::ready(&wanted)) => done??,
+        status = interrupts.next() => return Ok(status),
+    };
     ready.notes.iter().for_each(|text| note(&format!("note: {text}")));
     line(&ready.summary())?;
     Ok(0)
@@ -135,7 +140,8 @@ pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Re
     let Some(known) = workspace::kept::known(said)? else {
         return if follow { Err(not_from_here(&vm, said)) } else { Ok(Some(said.guest_path.clone())) };
     };
-    if let Some(now) = workspace::moved(&known) {
+    let asked = known.clone();
+    if let Some(now) = work::begin(move || workspace::moved(&asked)).await? {
         let before = known.head_commit.as_deref().map_or("no commit", short);
         if follow {
             let wanted = Wanted {

@@ -1,17 +1,19 @@
 //! From a guest's files to a patch, a list of what changed, or a branch of the host's repository.
 
-use super::gather::{Gathered, gather};
+use super::gather::{Gathered, Notes, gather};
 use super::git::{Git, pipe};
 use super::short;
 use super::source::Source;
 use crate::error::explained;
 use crate::output::Streams;
 use crate::remote::{self, Guest};
+use crate::work;
 use anyhow::Context as _;
 use banger_proto::model::Workspace;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use tokio::io::AsyncReadExt as _;
 
 /// What is to be made.
@@ -45,18 +47,25 @@ pub(crate) struct Export {
 pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Export) -> anyhow::Result<Vec<String>> {
     let gathered = gather(guest, workspace, asked.most).await?;
     let mut notes = gathered.notes.clone();
-    let base = match &asked.from {
-        Some(word) => gathered.source.tree_of(&gathered.source.commit(word)?)?,
-        None => workspace.base_tree.clone(),
-    };
     if let What::Branch { name, force } = &asked.what {
-        notes.push(branch(guest, workspace, &gathered, name, *force).await?);
-        return Ok(notes);
+        let made = branch(guest, workspace, gathered, name, *force).await?;
+        return Ok(notes.into_texts().into_iter().chain([made]).collect());
     }
+    let (source, from, prepared) = (gathered.source.clone(), asked.from.clone(), workspace.base_tree.clone());
+    let (git, tree) = (gathered.shop.git(&gathered.source, "none"), gathered.tree.clone());
+    let looking = work::begin(move || {
+        let base = match from {
+            Some(word) => source.tree_of(&source.commit(&word)?)?,
+            None => prepared,
+        };
+        leading_out(&git, &base, &tree, &mut notes)?;
+        anyhow::Ok((base, notes))
+    });
+    let (base, notes) = looking.await??;
+    let mut notes = notes.into_texts();
     if base == gathered.tree {
         notes.push("nothing was changed".to_owned());
     }
-    notes.extend(leading_out(&gathered, &base)?);
     let git = gathered.shop.git_here(&gathered.source, "new", &workspace.base_tree);
     let git = ["diff.noprefix=false", "diff.mnemonicPrefix=false", "diff.external=", "core.quotePath=true"]
         .into_iter()
@@ -67,9 +76,9 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
         _ => words.extend(["--patch", "--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/"]),
     }
     words.extend([base.as_str(), gathered.tree.as_str()]);
-    let mut command = git.command(&words);
-    if let What::Patch(Some(path)) = &asked.what {
-        to_file(&mut command, path)?;
+    let command = git.command(&words);
+    if let What::Patch(Some(path)) = asked.what {
+        work::begin(move || to_file(&git, command, &path)).await??;
     } else {
         to_output(command).await?;
     }
@@ -77,14 +86,14 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
 }
 
 /// Complete, or not at all.
-fn to_file(command: &mut std::process::Command, path: &Path) -> anyhow::Result<()> {
+fn to_file(git: &Git, mut command: std::process::Command, path: &Path) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", path.display());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut aside = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(folder)
         .with_context(what)?;
-    let ended = command.stdout(aside.as_file().try_clone()?).output().map_err(super::git::not_started)?;
+    let ended = git.ended(command.stdout(aside.as_file().try_clone()?))?;
     anyhow::ensure!(ended.status.success(), "git diff-tree: {}", String::from_utf8_lossy(&ended.stderr).trim());
     aside.flush().with_context(what)?;
     aside.persist(path).map_err(|error| error.error).with_context(what)?;
@@ -110,47 +119,79 @@ async fn to_output(command: std::process::Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Links whose targets are asked for at once: a target is no longer than a path.
+const LINKS: usize = 1000;
+
 /// Links of the guest's that lead out of the repository: whoever applies the patch should know.
-fn leading_out(gathered: &Gathered, base: &str) -> anyhow::Result<Vec<String>> {
-    let git = gathered.shop.git(&gathered.source, "none");
-    let listed = git.bytes(&["diff-tree", "-r", "-z", "--diff-filter=AMT", base, &gathered.tree])?;
-    let mut notes = Vec::new();
+fn leading_out(git: &Git, base: &str, tree: &str, notes: &mut Notes) -> anyhow::Result<()> {
+    let listed = git.bytes(&["diff-tree", "-r", "-z", "--diff-filter=AMT", base, tree])?;
+    let mut links = Vec::new();
     let mut fields = super::source::entries(&listed);
     while let (Some(facts), Some(path)) = (fields.next(), fields.next()) {
         let facts: Vec<&[u8]> = facts.split(|byte| *byte == b' ').collect();
         let (Some(mode), Some(blob)) = (facts.get(1), facts.get(3)) else { continue };
-        if *mode != b"120000" {
-            continue;
-        }
-        let target = git.bytes(&["cat-file", "blob", &String::from_utf8_lossy(blob)])?;
-        let path = String::from_utf8_lossy(path).into_owned();
-        let target = String::from_utf8_lossy(&target).into_owned();
-        let mut depth = i64::try_from(path.matches('/').count()).unwrap_or(0);
-        let out = target.starts_with('/')
-            || target.split('/').any(|part| {
-                depth += match part {
-                    ".." => -1,
-                    "" | "." => 0,
-                    _ => 1,
-                };
-                depth < 0
-            });
-        if out {
-            notes.push(format!("{path} is a link that leads out of the repository, to {target}"));
+        if *mode == b"120000" {
+            links.push((path, *blob));
         }
     }
-    Ok(notes)
+    for links in links.chunks(LINKS) {
+        let names: Vec<u8> = links.iter().flat_map(|(_, blob)| [*blob, b"\n"].concat()).collect();
+        let answer = git.feed(&["cat-file", "--batch"], &names)?;
+        let mut rest = answer.as_slice();
+        for (path, _) in links {
+            let target = blob(&mut rest).context("git says nothing of a link")?;
+            let (path, target) = (String::from_utf8_lossy(path), String::from_utf8_lossy(target));
+            if is_outside(&path, &target) {
+                notes.push(|| format!("{path} is a link that leads out of the repository, to {target}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next object of `cat-file --batch`: `NAME blob SIZE`, and so many bytes on the next line.
+fn blob<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let end = rest.iter().position(|byte| *byte == b'\n')?;
+    let head = std::str::from_utf8(rest.get(..end)?).ok()?;
+    let size = head.rsplit(' ').next()?.parse().ok()?;
+    let (bytes, after) = rest.get(end.checked_add(1)?..)?.split_at_checked(size)?;
+    *rest = after.strip_prefix(b"\n")?;
+    Some(bytes)
+}
+
+/// Whether a link at that path leads out of the folder.
+fn is_outside(path: &str, target: &str) -> bool {
+    let mut depth = i64::try_from(path.matches('/').count()).unwrap_or(0);
+    target.starts_with('/')
+        || target.split('/').any(|part| {
+            depth += match part {
+                ".." => -1,
+                "" | "." => 0,
+                _ => 1,
+            };
+            depth < 0
+        })
 }
 
 /// The guest's commits, and one of what it has not committed, as a branch.
 async fn branch(
     guest: &Guest<'_>,
     workspace: &Workspace,
-    gathered: &Gathered,
+    gathered: Gathered,
     name: &str,
     force: bool,
 ) -> anyhow::Result<String> {
-    let source = &gathered.source;
+    let (source, wanted) = (gathered.source.clone(), name.to_owned());
+    let old = work::begin(move || before(&source, &wanted)).await??;
+    let theirs = commits(guest, workspace, &gathered).await?;
+    let (workspace, wanted, shop) = (workspace.clone(), name.to_owned(), Arc::clone(&gathered.shop));
+    let tip = work::begin(move || make(&workspace, &gathered, &wanted, force, old, theirs)).await??;
+    drop(shop);
+    Ok(format!("branch {name} is at {}", short(&tip)))
+}
+
+/// What a branch is before the export; `None` when there is none.
+fn before(source: &Source, name: &str) -> anyhow::Result<Option<String>> {
     let known = source.git.maybe(&["check-ref-format", "--branch", name])?;
     anyhow::ensure!(known.as_deref() == Some(name), "{name:?} cannot be the name of a branch");
     let full = format!("refs/heads/{name}");
@@ -160,7 +201,19 @@ async fn branch(
         let hint = "name another branch, and merge that";
         return Err(explained(format!("{name} is checked out on the host"), hint));
     }
-    let theirs = commits(guest, workspace, gathered).await?;
+    Ok(old)
+}
+
+/// Makes the commits that are missing, and has the branch show the last one.
+fn make(
+    workspace: &Workspace,
+    gathered: &Gathered,
+    name: &str,
+    force: bool,
+    old: Option<String>,
+    theirs: Option<String>,
+) -> anyhow::Result<String> {
+    let source = &gathered.source;
     let git = gathered.shop.git(source, "none");
     let git = identity(source, git)?;
     let on_base = theirs.is_none();
@@ -190,9 +243,11 @@ async fn branch(
     let mut packer = git.command(&["pack-objects", "--revs", "--stdout", "--quiet", "--thin"]);
     packer.stdin(std::fs::File::open(&file)?);
     // Into the user's repository, each object checked as those of a stranger.
-    let indexer = source.git.command(&["index-pack", "--strict", "--fix-thin", "--stdin"]);
-    pipe(packer, indexer).context("git refuses the guest's commits")?;
+    let here = source.git.clone();
+    let indexer = here.command(&["index-pack", "--strict", "--fix-thin", "--stdin"]);
+    pipe((&git, packer), (&here, indexer)).context("git refuses the guest's commits")?;
     let zero = "0".repeat(tip.len());
+    let full = format!("refs/heads/{name}");
     source.git.bytes(&[
         "update-ref",
         "-m",
@@ -201,7 +256,7 @@ async fn branch(
         &tip,
         old.as_deref().unwrap_or(&zero),
     ])?;
-    Ok(format!("branch {name} is at {}", short(&tip)))
+    Ok(tip)
 }
 
 /// A commit of that tree on `tip`, unless `tip` has that tree.
@@ -260,11 +315,14 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
     ]
     .into_iter()
     .fold(git, Git::set);
-    let path = bundle.to_str().context("the folder's path is not UTF-8")?;
-    let words =
-        ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path, "HEAD"];
-    git.bytes(&words).context("git refuses the guest's commits")?;
-    Ok(git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.map(|_| head))
+    let fetching = move || {
+        let path = bundle.to_str().context("the folder's path is not UTF-8")?;
+        let words =
+            ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path];
+        git.bytes(&[&words[..], &["HEAD"]].concat()).context("git refuses the guest's commits")?;
+        Ok(git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.map(|_| head))
+    };
+    work::begin(fetching).await?
 }
 
 /// Who commits: the user, or this program when git does not know the user.

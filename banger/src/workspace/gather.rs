@@ -5,9 +5,11 @@
 //! again by git, bytes go through the filters that the *prepared* tree and the user's configuration
 //! ask for, never through those that a guest asks for.
 
+use super::git::Git;
 use super::source::{Source, Workshop, entries};
 use crate::error::explained;
 use crate::remote::{self, Guest};
+use crate::work;
 use anyhow::Context as _;
 use banger_files::{Change, Limits, RECORDS, open_folder, parse_changes, unpack_only};
 use banger_proto::model::{Workspace, WorkspaceMode};
@@ -19,6 +21,8 @@ use std::sync::Arc;
 pub(crate) const DEFAULT_MOST: u64 = 2 << 30;
 /// Files of one export.
 const MAX_FILES: u64 = 1_000_000;
+/// Things that the user is told one by one; of more, how many they are.
+const MAX_NOTES: usize = 50;
 /// A path in a tree, bytes: PATH_MAX of Linux.
 const MAX_PATH: usize = 4096;
 
@@ -27,7 +31,7 @@ pub(crate) struct Gathered {
     pub(crate) source: Source,
     pub(crate) shop: Arc<Workshop>,
     pub(crate) tree: String,
-    pub(crate) notes: Vec<String>,
+    pub(crate) notes: Notes,
 }
 
 /// Whether the guest's files are others than those that were prepared.
@@ -44,7 +48,29 @@ struct Listed {
     modified: BTreeSet<Vec<u8>>,
     added: BTreeSet<Vec<u8>>,
     deleted: BTreeSet<Vec<u8>>,
-    notes: Vec<String>,
+    notes: Notes,
+}
+
+/// What the user is told: a guest may cause any number of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes {
+    told: Vec<String>,
+    more: usize,
+}
+
+impl Notes {
+    pub(crate) fn push(&mut self, text: impl FnOnce() -> String) {
+        if self.told.len() < MAX_NOTES {
+            self.told.push(text());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(crate) fn into_texts(self) -> Vec<String> {
+        let more = (self.more > 0).then(|| format!("and {} more like these", self.more));
+        self.told.into_iter().chain(more).collect()
+    }
 }
 
 /// Makes the tree.
@@ -53,17 +79,29 @@ struct Listed {
 /// When the host's repository is not there any more, when the guest sends more than `most` bytes,
 /// or what git says.
 pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) -> anyhow::Result<Gathered> {
-    let source = Source::open(Path::new(&workspace.repo_root)).context("the repository cannot be used any more")?;
-    let shop = Arc::new(Workshop::new(&source)?);
+    let root = workspace.repo_root.clone();
+    let opened = work::begin(move || {
+        let source = Source::open(Path::new(&root)).context("the repository cannot be used any more")?;
+        let shop = Arc::new(Workshop::new(&source)?);
+        anyhow::Ok((source, shop))
+    });
+    let (source, shop) = opened.await??;
     base(guest, workspace, &source, &shop, most).await?;
     let folder = workspace.guest_path.as_str();
-    let answer = remote::ask(guest, &["changes", folder], None).await?;
-    let changes = parse_changes(&answer).context("the guest's list of changes is not understood")?;
-    let mut listed = sort(changes);
-    let git = shop.git_here(&source, "new", &workspace.base_tree);
-    git.bytes(&["read-tree", &workspace.base_tree])?;
-    let known: BTreeSet<Vec<u8>> = entries(&git.bytes(&["ls-files", "-z"])?).map(<[u8]>::to_vec).collect();
-    leave_submodules(&mut listed, &source, &shop, workspace)?;
+    let answer = remote::ask(guest, &["changes", folder], remote::MAX_CHANGES).await?;
+    let (git, tree) = (shop.git_here(&source, "new", &workspace.base_tree), workspace.base_tree.clone());
+    let alone = shop.git(&source, "none");
+    let full = workspace.mode == WorkspaceMode::FullCopy;
+    let sorting = work::begin(move || {
+        let mut listed = sort(read(&answer, MAX_FILES)?);
+        git.bytes(&["read-tree", &tree])?;
+        let known: BTreeSet<Vec<u8>> = entries(&git.bytes(&["ls-files", "-z"])?).map(<[u8]>::to_vec).collect();
+        if full {
+            leave_submodules(&mut listed, &alone, &tree)?;
+        }
+        anyhow::Ok((listed, known))
+    });
+    let (mut listed, known) = sorting.await??;
     if workspace.mode == WorkspaceMode::MetadataOnly && listed.added.iter().any(|path| known.contains(path)) {
         // No files were prepared, and the guest has checked them out: what is missing was removed.
         listed.deleted = known.difference(&listed.added).cloned().collect();
@@ -71,7 +109,8 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
     let new: BTreeSet<Vec<u8>> = listed.added.difference(&known).cloned().collect();
     if !new.is_empty() {
         rules(guest, workspace, &source, &shop, &listed).await?;
-        for path in ignored(&source, &shop, workspace, &new)? {
+        let git = shop.git_here(&source, "none", &workspace.base_tree);
+        for path in work::begin(move || ignored(&git, &new)).await?? {
             listed.added.remove(&path);
         }
     }
@@ -88,12 +127,20 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
             let said = git.output(&["update-index", "--add", "--remove", how, "-z", "--stdin"], &list)?;
             let text = String::from_utf8_lossy(&said.stderr).trim().to_owned();
             anyhow::ensure!(said.status.success(), "git does not take the guest's files: {text}");
-            listed.notes.extend(text.lines().map(str::to_owned));
+            text.lines().for_each(|line| listed.notes.push(|| line.to_owned()));
         }
         let tree = git.text(&["write-tree"])?;
         Ok(Gathered { source, shop, tree, notes: listed.notes })
     };
-    tokio::task::spawn_blocking(work).await.context("a thread ended")?
+    work::begin(work).await?
+}
+
+/// A guest's list of changes, which has no more than `most` of them: a short line becomes much more
+/// in memory.
+fn read(answer: &[u8], most: u64) -> anyhow::Result<Vec<Change>> {
+    let count = answer.iter().filter(|byte| **byte == 0).count() as u64;
+    anyhow::ensure!(count <= most, "the guest's list of changes has more than {most} files");
+    parse_changes(answer).context("the guest's list of changes is not understood")
 }
 
 fn joined<'a>(paths: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
@@ -110,25 +157,34 @@ async fn base(
     shop: &Arc<Workshop>,
     most: u64,
 ) -> anyhow::Result<()> {
-    let complete = |shop: &Workshop| {
-        let list = ["rev-list", "--objects", "--quiet", "--no-walk=unsorted", &workspace.base_tree];
-        shop.git(source, "none").maybe(&list).map(|listed| listed.is_some())
+    let complete = || {
+        let (git, tree) = (shop.git(source, "none"), workspace.base_tree.clone());
+        work::begin(move || {
+            let list = ["rev-list", "--objects", "--quiet", "--no-walk=unsorted", &tree];
+            git.maybe(&list).map(|listed| listed.is_some())
+        })
     };
-    if complete(shop)? {
+    if complete().await?? {
         return Ok(());
     }
     let name = format!("{RECORDS}/base.pack");
     fetch(guest, &workspace.guest_path, shop, format!("{name}\0").into_bytes(), most).await?;
-    let pack = shop.path("tree").join(&name);
-    if pack.exists() {
-        let mut index = shop.git(source, "none").command(&["index-pack", "--strict", "--stdin"]);
-        index.stdin(std::fs::File::open(&pack)?);
-        let done = index.output().map_err(super::git::not_started)?;
-        anyhow::ensure!(done.status.success(), "git refuses what the guest kept of the prepared files");
-        std::fs::remove_dir_all(shop.path("tree"))?;
-        std::fs::create_dir(shop.path("tree"))?;
-    }
-    if complete(shop)? {
+    let (git, tree) = (shop.git(source, "none"), shop.path("tree"));
+    let indexing = move || {
+        let pack = tree.join(&name);
+        // A link of the guest's would have git read what is elsewhere, or wait for a pipe.
+        if pack.symlink_metadata().is_ok_and(|found| found.is_file()) {
+            let mut index = git.command(&["index-pack", "--strict", "--stdin"]);
+            index.stdin(std::fs::File::open(&pack)?);
+            let done = git.ended(&mut index)?;
+            anyhow::ensure!(done.status.success(), "git refuses what the guest kept of the prepared files");
+        }
+        std::fs::remove_dir_all(&tree)?;
+        std::fs::create_dir(&tree)?;
+        anyhow::Ok(())
+    };
+    work::begin(indexing).await??;
+    if complete().await?? {
         return Ok(());
     }
     let message = format!("{} has no longer what was prepared", workspace.repo_root);
@@ -138,8 +194,8 @@ async fn base(
 /// Drops what cannot be in a tree: the guest may say anything.
 fn sort(changes: Vec<Change>) -> Listed {
     let mut listed = Listed::default();
-    let odd = |path: &[u8], why: &str, notes: &mut Vec<String>| {
-        notes.push(format!("{}: left out, because {why}", String::from_utf8_lossy(path)));
+    let odd = |path: &[u8], why: &str, notes: &mut Notes| {
+        notes.push(|| format!("{}: left out, because {why}", String::from_utf8_lossy(path)));
     };
     for change in changes {
         let (Change::Modified(path) | Change::Added(path) | Change::Deleted(path) | Change::Repository(path)) = &change;
@@ -159,16 +215,8 @@ fn sort(changes: Vec<Change>) -> Listed {
 }
 
 /// Files below a submodule are no part of the tree.
-fn leave_submodules(
-    listed: &mut Listed,
-    source: &Source,
-    shop: &Workshop,
-    workspace: &Workspace,
-) -> anyhow::Result<()> {
-    if workspace.mode != WorkspaceMode::FullCopy {
-        return Ok(());
-    }
-    let lines = shop.git(source, "none").bytes(&["ls-tree", "-r", "-z", &workspace.base_tree])?;
+fn leave_submodules(listed: &mut Listed, git: &Git, tree: &str) -> anyhow::Result<()> {
+    let lines = git.bytes(&["ls-tree", "-r", "-z", tree])?;
     for line in entries(&lines).filter(|line| line.starts_with(b"160000")) {
         let path = line.iter().position(|byte| *byte == b'\t').and_then(|tab| line.get(tab + 1..)).unwrap_or_default();
         let inside = [path, b"/"].concat();
@@ -177,7 +225,7 @@ fn leave_submodules(
             list.retain(|file| !file.starts_with(&inside));
             if list.len() < before {
                 let path = String::from_utf8_lossy(path);
-                listed.notes.push(format!("{path} is a submodule: what was changed in it is left out"));
+                listed.notes.push(|| format!("{path} is a submodule: what was changed in it is left out"));
             }
         }
     }
@@ -195,14 +243,17 @@ async fn rules(
 ) -> anyhow::Result<()> {
     let is_rule = |path: &&Vec<u8>| *path == b".gitignore" || path.ends_with(b"/.gitignore");
     let git = shop.git_here(source, "new", &workspace.base_tree);
-    let prepared = git.bytes(&["ls-files", "-z", "--", ":(glob)**/.gitignore"])?;
-    let kept: Vec<u8> = entries(&prepared)
-        .filter(|path| !listed.deleted.contains(*path) && !listed.modified.contains(*path))
-        .flat_map(|path| [path, b"\0"].concat())
-        .collect();
-    if !kept.is_empty() {
-        git.feed(&["checkout-index", "--quiet", "--force", "-z", "--stdin"], &kept)?;
-    }
+    let others: BTreeSet<Vec<u8>> = listed.deleted.union(&listed.modified).filter(is_rule).cloned().collect();
+    let writing = work::begin(move || {
+        let prepared = git.bytes(&["ls-files", "-z", "--", ":(glob)**/.gitignore"])?;
+        let kept = entries(&prepared).filter(|path| !others.contains(*path));
+        let kept: Vec<u8> = kept.flat_map(|path| [path, b"\0"].concat()).collect();
+        if !kept.is_empty() {
+            git.feed(&["checkout-index", "--quiet", "--force", "-z", "--stdin"], &kept)?;
+        }
+        anyhow::Ok(())
+    });
+    writing.await??;
     let theirs = joined(listed.modified.iter().chain(&listed.added).filter(is_rule));
     if theirs.is_empty() {
         return Ok(());
@@ -213,13 +264,7 @@ async fn rules(
 }
 
 /// Which of these paths the rules ignore, the user's own among them.
-fn ignored(
-    source: &Source,
-    shop: &Workshop,
-    workspace: &Workspace,
-    paths: &BTreeSet<Vec<u8>>,
-) -> anyhow::Result<Vec<Vec<u8>>> {
-    let git = shop.git_here(source, "none", &workspace.base_tree);
+fn ignored(git: &Git, paths: &BTreeSet<Vec<u8>>) -> anyhow::Result<Vec<Vec<u8>>> {
     let said = git.output(&["check-ignore", "--no-index", "-z", "--stdin"], &joined(paths))?;
     // 1: none of them.
     anyhow::ensure!(
@@ -243,4 +288,19 @@ async fn fetch(guest: &Guest<'_>, folder: &str, shop: &Arc<Workshop>, names: Vec
         Ok(())
     };
     remote::fetch(guest, &["get", folder], None, names, unpacking).await.context("cannot get the guest's files")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_too_long_is_refused_and_what_is_told_of_one_is_short() {
+        let list = b"M.\0".repeat(1000);
+        assert!(read(&list, 999).unwrap_err().to_string().contains("more than 999 files"));
+        let texts = sort(read(&list, 1000).unwrap()).notes.into_texts();
+        assert_eq!(texts.len(), MAX_NOTES + 1);
+        assert_eq!(texts.last().unwrap(), "and 950 more like these");
+    }
 }

@@ -2,11 +2,12 @@
 //! guest is ever given to it.
 
 use crate::error::explained;
+use crate::work;
 use anyhow::Context as _;
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// What a shell or a hook around us may have set: it would lead git to another repository than the
 /// one that was named.
@@ -97,7 +98,7 @@ impl Git {
         self
     }
 
-    /// The process, not started.
+    /// The process, not started. [`Git::start`] starts it.
     pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new("git");
         command.args(&self.options).args(arguments);
@@ -154,29 +155,48 @@ impl Git {
     pub(crate) fn output<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> anyhow::Result<Output> {
         let mut command = self.command(arguments);
         if input.is_empty() {
-            return command.output().map_err(not_started);
+            return self.ended(&mut command);
         }
-        let mut child = command.stdin(Stdio::piped()).spawn().map_err(not_started)?;
+        let mut child = self.start(command.stdin(Stdio::piped()))?;
         let stdin = child.stdin.take();
         std::thread::scope(|scope| {
             // Git answers while it still reads.
             scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-            child.wait_with_output().context("git cannot be waited for")
+            work::outcome(child).context("git cannot be waited for")
         })
+    }
+
+    /// Status and outputs of a command that this git has made.
+    ///
+    /// # Errors
+    /// When git cannot be started.
+    pub(crate) fn ended(&self, command: &mut Command) -> anyhow::Result<Output> {
+        work::outcome(self.start(command)?).context("git cannot be waited for")
+    }
+
+    /// Starts a command that this git has made.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn start(&self, command: &mut Command) -> anyhow::Result<Child> {
+        command.spawn().map_err(not_started)
     }
 }
 
-/// Two of them, the first one's output being the second one's input.
+/// Two commands, each with the git that has made it, the first one's output being the second one's
+/// input.
 ///
 /// # Errors
 /// What the one says that fails.
-pub(crate) fn pipe(mut from: Command, mut to: Command) -> anyhow::Result<Vec<u8>> {
-    let mut first = from.spawn().map_err(not_started)?;
+pub(crate) fn pipe((git, mut from): (&Git, Command), (other, mut to): (&Git, Command)) -> anyhow::Result<Vec<u8>> {
+    let mut first = git.start(&mut from)?;
     let between = first.stdout.take().context("a pipe is missing")?;
-    let second = to.stdin(between).spawn().map_err(not_started)?;
+    let second = other.start(to.stdin(between))?;
     // Dropped, so that the first one learns when the second has ended.
     drop(to);
-    let (second, first) = (second.wait_with_output()?, first.wait_with_output()?);
+    // Both are waited for, whatever becomes of one.
+    let (second, first) = (work::outcome(second), work::outcome(first));
+    let (second, first) = (second?, first?);
     if !second.status.success() {
         return Err(said(None, &second));
     }
@@ -186,8 +206,8 @@ pub(crate) fn pipe(mut from: Command, mut to: Command) -> anyhow::Result<Vec<u8>
     Ok(second.stdout)
 }
 
-pub(crate) fn not_started(error: std::io::Error) -> anyhow::Error {
-    if error.kind() == std::io::ErrorKind::NotFound {
+pub(crate) fn not_started(error: io::Error) -> anyhow::Error {
+    if error.kind() == io::ErrorKind::NotFound {
         return explained("there is no git on this host", "install it (Debian, Fedora: git)");
     }
     anyhow::Error::new(error).context("git cannot be started")

@@ -9,6 +9,7 @@ use crate::error::explained;
 use crate::output::amount;
 use crate::progress::Progress;
 use crate::remote::{self, Guest};
+use crate::work;
 use anyhow::Context as _;
 use banger_files::{Kind, Look, Packer};
 use banger_policy::VmId;
@@ -218,7 +219,7 @@ pub(crate) async fn prepare(
 ) -> anyhow::Result<Workspace> {
     progress.say_moving("look at the repository");
     let asked = wanted.clone();
-    let ready = tokio::task::spawn_blocking(move || ready(&asked)).await.context("a thread ended")??;
+    let ready = work::begin(move || ready(&asked)).await??;
     for note in &ready.notes {
         progress.say(&format!("note: {note}"));
     }
@@ -264,7 +265,7 @@ pub(crate) async fn prepare(
 /// # Errors
 /// When the guest does not answer.
 pub(crate) async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
-    let answer = remote::ask(guest, &["look", path], None).await?;
+    let answer = remote::ask(guest, &["look", path], remote::MAX_LOOK).await?;
     let look: Look = serde_json::from_slice(&answer).context("the guest's answer is not understood")?;
     anyhow::ensure!(look.path.starts_with('/') && !look.path.contains('\0'), "the guest's answer is not understood");
     Ok(look)

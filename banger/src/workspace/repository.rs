@@ -96,7 +96,7 @@ fn pack(git: &Git, git_dir: &Path, full: bool, base: Option<&str>, trees: [&str;
     let to = git_dir.join("objects/pack/pack");
     let mut packer = git.clone().set("pack.compression=1").command(&["pack-objects", "--quiet", "--window=0"]);
     packer.arg(to);
-    pipe(git.command(&list), packer).context("cannot pack the repository")?;
+    pipe((git, git.command(&list)), (git, packer)).context("cannot pack the repository")?;
     Ok(())
 }
 

@@ -4,12 +4,23 @@
 use super::git::Git;
 use crate::error::explained;
 use anyhow::Context as _;
+use nix::unistd::geteuid;
 use std::fs::{self, File, FileTimes};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The mode of a submodule's entry (gitformat-index(5)).
 const SUBMODULE: &[u8] = b"160000";
+/// What the name of a workshop begins with.
+const WORKSHOP: &str = "banger-workspace-";
+/// A file of a workshop, locked (flock(2)) while the process lives that has made it.
+const LOCK: &str = "lock";
+/// A workshop without a lock that is older was left behind by whoever was killed while making it.
+const LONG_MADE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A repository with a working tree.
 #[derive(Clone, Debug)]
@@ -138,13 +149,17 @@ impl Source {
 #[derive(Debug)]
 pub(crate) struct Workshop {
     pub(crate) folder: TempDir,
+    _lock: File,
 }
 
 impl Workshop {
     /// # Errors
     /// When there is no room for temporary files.
     pub(crate) fn new(source: &Source) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("banger-workspace-").tempdir().context("cannot make a folder")?;
+        sweep(&std::env::temp_dir());
+        let folder = tempfile::Builder::new().prefix(WORKSHOP).tempdir().context("cannot make a folder")?;
+        let lock = File::create(folder.path().join(LOCK)).context("cannot make a folder")?;
+        lock.try_lock().context("cannot make a folder")?;
         let info = folder.path().join("objects/info");
         fs::create_dir_all(&info)?;
         fs::create_dir_all(folder.path().join("objects/pack"))?;
@@ -152,7 +167,7 @@ impl Workshop {
         let objects =
             source.objects.to_str().filter(|path| !path.contains('\n')).context("its path is not supported")?;
         fs::write(info.join("alternates"), format!("{objects}\n"))?;
-        Ok(Self { folder })
+        Ok(Self { folder, _lock: lock })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -245,7 +260,64 @@ impl Workshop {
     }
 }
 
+/// Removes this user's workshops whose processes were killed: nobody else ever would.
+fn sweep(around: &Path) {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    for entry in fs::read_dir(around).into_iter().flatten().flatten() {
+        let is_one = entry.file_name().as_bytes().starts_with(WORKSHOP.as_bytes());
+        let Some(found) = entry.metadata().ok().filter(|_| is_one) else { continue };
+        if !found.is_dir() || found.uid() != geteuid().as_raw() {
+            continue;
+        }
+        let is_left = match File::options().read(true).custom_flags(flags).open(entry.path().join(LOCK)) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                found.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LONG_MADE))
+            }
+            Err(_) => false,
+        };
+        if is_left {
+            // What cannot be removed stays for the next time.
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
 /// What git separates by zero bytes.
 pub(crate) fn entries(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn what_was_left_behind_is_swept_and_what_is_in_use_is_not() {
+        let around = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let folder = around.path().join(name);
+            fs::create_dir_all(folder.join("tree")).unwrap();
+            folder
+        };
+        let (left, used, new, old, other) = (
+            make("banger-workspace-a"),
+            make("banger-workspace-b"),
+            make("banger-workspace-c"),
+            make("banger-workspace-d"),
+            make("other"),
+        );
+        fs::write(left.join(LOCK), "").unwrap();
+        let lock = File::create(used.join(LOCK)).unwrap();
+        lock.try_lock().unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * LONG_MADE;
+        File::open(&old).unwrap().set_modified(long_ago).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join(LOCK), "").unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), around.path().join("banger-workspace-e")).unwrap();
+        sweep(around.path());
+        assert!(!left.exists() && !old.exists());
+        assert!(used.exists() && new.exists() && other.exists() && elsewhere.path().join(LOCK).exists());
+    }
 }
