@@ -214,7 +214,7 @@ fn make(
     theirs: Option<String>,
 ) -> anyhow::Result<String> {
     let source = &gathered.source;
-    let git = gathered.shop.git(source, "none");
+    let git = gathered.shop.git(source, "none").for_guests();
     let git = identity(source, git)?;
     let on_base = theirs.is_none();
     let mut tip = theirs.or_else(|| workspace.base_commit.clone());
@@ -243,7 +243,7 @@ fn make(
     let mut packer = git.command(&["pack-objects", "--revs", "--stdout", "--quiet", "--thin"]);
     packer.stdin(std::fs::File::open(&file)?);
     // Into the user's repository, each object checked as those of a stranger.
-    let here = source.git.clone();
+    let here = source.git.clone().for_guests();
     let indexer = here.command(&["index-pack", "--strict", "--fix-thin", "--stdin"]);
     pipe((&git, packer), (&here, indexer)).context("git refuses the guest's commits")?;
     let zero = "0".repeat(tip.len());
@@ -304,7 +304,7 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
         // same.
         return Ok(None);
     }
-    let git = gathered.shop.git(&gathered.source, "none");
+    let git = gathered.shop.git(&gathered.source, "none").for_guests();
     let git = [
         "transfer.fsckObjects=true",
         "fetch.fsckObjects=true",

@@ -169,7 +169,7 @@ async fn base(
     }
     let name = format!("{RECORDS}/base.pack");
     fetch(guest, &workspace.guest_path, shop, format!("{name}\0").into_bytes(), most).await?;
-    let (git, tree) = (shop.git(source, "none"), shop.path("tree"));
+    let (git, tree) = (shop.git(source, "none").for_guests(), shop.path("tree"));
     let indexing = move || {
         let pack = tree.join(&name);
         // A link of the guest's would have git read what is elsewhere, or wait for a pipe.

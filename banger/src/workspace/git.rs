@@ -4,10 +4,12 @@
 use crate::error::explained;
 use crate::work;
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// What a shell or a hook around us may have set: it would lead git to another repository than the
 /// one that was named.
@@ -38,6 +40,10 @@ const SETTINGS: [&str; 9] = [
     "submodule.recurse=false",
     "color.ui=false",
 ];
+/// Memory of a git that reads what a guest has packed, bytes. A pack of a few megabytes can hold an
+/// object of any size, and git unpacks those that are no files, and what is told as a difference,
+/// in memory. Files above `core.bigFileThreshold` (512 MiB) it reads piece by piece.
+const GUESTS_MEMORY: u64 = 2 << 30;
 /// Of what git says when it fails, bytes.
 const MAX_SAID: usize = 2000;
 
@@ -68,12 +74,13 @@ fn version(said: &str) -> Option<(u32, u32)> {
 pub(crate) struct Git {
     options: Vec<OsString>,
     env: Vec<(&'static str, OsString)>,
+    memory: Option<u64>,
 }
 
 impl Git {
     /// In a folder of the user's.
     pub(crate) fn within(folder: &Path) -> Self {
-        let mut git = Self { options: vec!["-C".into(), folder.into()], env: Vec::new() };
+        let mut git = Self { options: vec!["-C".into(), folder.into()], env: Vec::new(), memory: None };
         for setting in SETTINGS {
             git = git.set(setting);
         }
@@ -95,6 +102,16 @@ impl Git {
     /// With a variable.
     pub(crate) fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
         self.env.push((name, value.into()));
+        self
+    }
+
+    /// For what a guest has packed.
+    pub(crate) fn for_guests(self) -> Self {
+        self.with_memory(GUESTS_MEMORY)
+    }
+
+    fn with_memory(mut self, most: u64) -> Self {
+        self.memory = Some(most);
         self
     }
 
@@ -179,8 +196,26 @@ impl Git {
     /// # Errors
     /// When it cannot be started.
     fn start(&self, command: &mut Command) -> anyhow::Result<Child> {
-        command.spawn().map_err(not_started)
+        match self.memory {
+            None => command.spawn(),
+            Some(most) => spawn_within(command, most),
+        }
+        .map_err(not_started)
     }
+}
+
+/// Starts a process that may have so much memory (`RLIMIT_DATA` of setrlimit(2), which does not
+/// count the packs that git maps). It is our own limit while it is started, because nothing else
+/// sets one before the process runs.
+fn spawn_within(command: &mut Command, most: u64) -> io::Result<Child> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ours = getrlimit(Resource::Data);
+    let current = Some(ours.current.map_or(most, |current| current.min(most)));
+    setrlimit(Resource::Data, Rlimit { current, ..ours.clone() })?;
+    let child = command.spawn();
+    setrlimit(Resource::Data, ours)?;
+    child
 }
 
 /// Two commands, each with the git that has made it, the first one's output being the second one's
@@ -232,7 +267,40 @@ fn line(bytes: Vec<u8>) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::version;
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_small_pack_that_is_large_in_memory_is_refused() {
+        if check_version().is_err() {
+            eprintln!("skipped: no git");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let git = Git::within(folder.path());
+        git.bytes(&["init", "--quiet"]).unwrap();
+        // A tree of 256 MiB, which git reads in memory before it looks at it.
+        const SIZE: u64 = 256 << 20;
+        let mut pack = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        io::copy(&mut io::Read::take(io::repeat(b'x'), SIZE), &mut pack).unwrap();
+        // Kind and size in sevens of bits (gitformat-pack(5)): 2 is a tree.
+        let bits = |from: u64, count: u64| u8::try_from(from & ((1 << count) - 1)).unwrap();
+        let (mut head, mut size) = (vec![0x80 | (2 << 4) | bits(SIZE, 4)], SIZE >> 4);
+        while size > 0 {
+            head.push(bits(size, 7) | if size > 127 { 0x80 } else { 0 });
+            size >>= 7;
+        }
+        let bytes = [b"PACK\0\0\0\x02\0\0\0\x01".to_vec(), head, pack.finish().unwrap(), vec![0; 20]].concat();
+        let ours = getrlimit(Resource::Data);
+        let read = |git: Git| git.output(&["index-pack", "--stdin"], &bytes);
+        let text = |output: Output| String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = text(read(git.clone().with_memory(100 << 20)).unwrap());
+        assert!(said.contains("ut of memory"), "{said}");
+        // Otherwise it is read, and refused for its wrong sum.
+        let said = text(read(git).unwrap());
+        assert!(!said.is_empty() && !said.contains("ut of memory"), "{said}");
+        assert_eq!(getrlimit(Resource::Data), ours, "our own limit stayed");
+    }
 
     #[test]
     fn versions_are_read_as_git_says_them() {
