@@ -254,7 +254,7 @@ mod tests {
             &["-t", "ext4", "-b", "1024"],
             &["-t", "ext4", "-O", "^has_journal"],
             &["-t", "ext4", "-O", "^metadata_csum,^64bit,^resize_inode"],
-            &["-t", "ext4", "-O", "meta_bg,^resize_inode,inline_data,ea_inode,large_dir,quota"],
+            &["-t", "ext4", "-O", "meta_bg,^resize_inode,inline_data,ea_inode,large_dir"],
             &["-t", "ext2"],
             &["-t", "ext3"],
         ] {

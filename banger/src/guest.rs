@@ -126,6 +126,10 @@ pub(crate) fn too_long_or_lost(error: io::Error) -> anyhow::Error {
 
 /// The connection ended in the middle of something.
 pub(crate) fn lost(error: io::Error) -> anyhow::Error {
+    // So an end shows where something was still on its way there.
+    if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) {
+        return ended_early();
+    }
     explained(format!("the connection to the guest was lost: {error}"), WHAT_TO_SEE)
 }
 

@@ -276,7 +276,9 @@ impl Partial {
 
     /// Begins anew.
     pub(super) fn clear(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
+        if self.file.metadata()?.len() > 0 {
+            self.file.set_len(0)?;
+        }
         self.file.seek(SeekFrom::Start(0)).map(drop)
     }
 

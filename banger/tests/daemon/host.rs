@@ -112,7 +112,9 @@ fn each_failure_has_its_own_words() {
 #[test]
 fn what_the_other_machine_says_beside_the_connection_steers_no_terminal() {
     let machine = Machine::new(demo(), r#"printf '\033[2Jwords\n' >&2; exec "$@""#);
-    let program = machine.banger(&[]);
+    let mut program = machine.banger(&[]);
+    // Our own colours are no words of the other machine.
+    program.env("NO_COLOR", "1");
     let Some(shown) = terminal::on_a_terminal(&program, "--host ssh://alice@far.example:2222 vm list") else { return };
     assert!(shown.contains("words\n") && shown.contains("demo") && !terminal::steers(&shown), "{shown:?}");
     // What ssh says stands above our own words.

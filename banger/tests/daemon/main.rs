@@ -65,7 +65,7 @@ fn tables() {
     let fake = demo();
     fake.state().vms[1].runtime.last_error = "the guest panicked\nKernel panic - not syncing".into();
     fake.state().refused = were_refused();
-    let commands: [&[&str]; 24] = [
+    let commands: [&[&str]; 25] = [
         &["vm", "list"],
         &["ps", "--all"],
         &["top"],

@@ -97,9 +97,8 @@ impl Db {
                     best => return Ok(Err(Unshared::Kernel(best.map(|(_, name)| name)))),
                 }
             }
-            let update = format!(
-                "UPDATE image_names SET managed = 1, shared = shared OR ?4 WHERE {of_name} AND image_id = ?5"
-            );
+            let update =
+                format!("UPDATE image_names SET managed = 1, shared = shared OR ?4 WHERE {of_name} AND image_id = ?5");
             let updated = sql.execute(&update, params![owner.uid, owner.name, name, shared, Text(id)]);
             updated
                 .map(|rows| if rows > 0 { Ok(()) } else { Err(Unshared::Gone) })

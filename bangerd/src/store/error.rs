@@ -2,8 +2,8 @@
 //! reads of them is made in `rpc/answer`.
 
 use crate::convert::ConvertError;
-use crate::db::store::{Kind, Thing};
 use crate::db::DbError;
+use crate::db::store::{Kind, Thing};
 use crate::error::{OverLimit, chain, step};
 use crate::jobs::{Cancelled, JobError};
 use crate::room::NoRoom;

@@ -336,7 +336,7 @@ impl Arguments for FileWrite {
         let (folder, name) = self.path.rsplit_once('/').unwrap_or_default();
         anyhow::ensure!(!matches!(name, "" | "." | ".."), "`path` must be a file's absolute path");
         let mut words = Words::new(&["vm", "cp"]);
-        words.word("-").place("vm", in_vm(&self.vm, &format!("{folder}/"))?)?;
+        words.word("-").place("vm", format!("{}:{folder}/", self.vm))?;
         // As an archive with that name: a folder in the file's place, which the guest may have made
         // meanwhile, is an error and not where the file goes.
         let mode = if self.executable { 0o755 } else { 0o644 };
