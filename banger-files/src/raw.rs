@@ -14,8 +14,8 @@ use tar::{Archive, EntryType};
 /// beside it.
 const LONGEST: u64 = 64 * 1024;
 const BLOCK: usize = 512;
-/// Of what a stream may say before an entry comes that something is made of, bytes: names in several
-/// dialects.
+/// Of what a stream may say before an entry comes that something is made of, bytes: names in
+/// several dialects.
 const BETWEEN: u64 = 1024 * 1024;
 /// GNU tar writes records of 10 KiB.
 const PADDING: u64 = 1024 * 1024;

@@ -57,8 +57,8 @@ const BLOCK: usize = 4096;
 const MOST_NAMES: u64 = 256 * 1024 * 1024;
 /// Links out of the archive that are named.
 const NAMED: usize = 20;
-/// How many names are tried for a new file that has not got its own yet. One is taken only if it was
-/// left by a process of the same number that was killed.
+/// How many names are tried for a new file that has not got its own yet. One is taken only if it
+/// was left by a process of the same number that was killed.
 const TRIES: u32 = 1000;
 
 /// Opens the folder into which is unpacked. Links on the way to it are followed.

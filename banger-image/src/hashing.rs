@@ -3,7 +3,8 @@
 //! Used by `spool` (archives and layers). The thread is handed ranges of open files, which it
 //! reads itself, so no buffer crosses, and what is hashed is what later reads of the file find. It
 //! opens nothing and writes nothing. Its input is as hostile as the decoder's, so whoever confines
-//! an import confines this thread, too: [`Hasher::start`] lets the caller do that inside the thread.
+//! an import confines this thread, too: [`Hasher::start`] lets the caller do that inside the
+//! thread.
 
 use super::error::ImageError;
 use super::source::{CHUNK, Progress, Window, check};

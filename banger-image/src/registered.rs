@@ -26,8 +26,8 @@ const CHUNK: u64 = 1 << 20;
 const BLOCK: usize = 4096;
 
 /// Takes `source`, a file that begins with an ext4 file system, as a root disk: the same files in
-/// `staging` as [`super::import`] makes. What the file has behind its file system is left out, since
-/// a guest that grows it expects zeros there. Its work disks begin empty, and it has no
+/// `staging` as [`super::import`] makes. What the file has behind its file system is left out,
+/// since a guest that grows it expects zeros there. Its work disks begin empty, and it has no
 /// configuration.
 ///
 /// # Errors

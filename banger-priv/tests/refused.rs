@@ -140,7 +140,7 @@ fn each_way_to_be_refused_is_told_and_what_passes_is_not() {
         for part in [
             "size 65535",
             "flags dynamic,timeout",
-            "update @asked { ip saddr limit rate 5/second burst 20 packets } meta nftrace set 1",
+            "limit rate 5/second burst 20 packets } meta nftrace set 1",
             "goto refuse",
         ] {
             assert!(listed.contains(part), "{part} is not in\n{listed}");

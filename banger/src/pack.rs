@@ -1,5 +1,5 @@
-//! What imports send: files as they are, and tar archives made on the fly of an OCI layout folder and
-//! of a kernel with the modules that a guest needs.
+//! What imports send: files as they are, and tar archives made on the fly of an OCI layout folder
+//! and of a kernel with the modules that a guest needs.
 
 use crate::error::explained;
 use crate::upload::{Source, open};
@@ -38,8 +38,8 @@ pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
 /// An ext4 file system. A block device may have one too.
 ///
 /// # Errors
-/// When the path is not there or not readable, and when no guest could have it as its root disk: the
-/// daemon would find that out only when it has all bytes.
+/// When the path is not there or not readable, and when no guest could have it as its root disk:
+/// the daemon would find that out only when it has all bytes.
 pub(crate) fn root_file_system(path: &Path) -> anyhow::Result<Source> {
     let mut file = open(path, READABLE)?;
     let look = || format!("cannot look at {}", path.display());

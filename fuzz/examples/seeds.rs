@@ -47,8 +47,8 @@ fn main() -> Result<()> {
     write("policy", "an-end", &[life.concat(), vec![3, 1, 0, 0, 0, 0, 7, 1, 0, 0, 0, 0]].concat())
 }
 
-/// Superblocks of ext4, as far as `image register` looks: one file system of a block, and a disk with
-/// partitions.
+/// Superblocks of ext4, as far as `image register` looks: one file system of a block, and a disk
+/// with partitions.
 fn root_disks() -> Result<()> {
     let mut disk = vec![0; 4096];
     for (at, value) in [(0x4, 1_u32), (0x18, 2), (0x38, 0xef53), (0x5c, 0x4), (0x60, 0x2c2), (0xe0, 8)] {

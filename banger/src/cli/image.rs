@@ -14,8 +14,8 @@ pub(crate) enum Image {
     Import(ImportImage),
     /// Take an ext4 file system of your own as an image, as it is
     Register(RegisterImage),
-    /// Make registered images managed ones, as pulled and imported images are; for everybody, or for
-    /// their owners only
+    /// Make registered images managed ones, as pulled and imported images are; for everybody, or
+    /// for their owners only
     #[command(group(ArgGroup::new("whom").args(["shared", "private"])))]
     Promote {
         /// Everybody may use them (for administrators)

@@ -229,8 +229,8 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     Ok(())
 }
 
-/// Refuses a path without a name, such as `/` or `..`: only `PATH/.` leaves it to the guest what the
-/// names of the copies are.
+/// Refuses a path without a name, such as `/` or `..`: only `PATH/.` leaves it to the guest what
+/// the names of the copies are.
 fn with_a_name(path: &str) -> anyhow::Result<()> {
     if base_name(path) != "." || path.ends_with("/.") {
         return Ok(());

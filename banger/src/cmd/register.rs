@@ -1,5 +1,5 @@
-//! `image register`: an ext4 file system of the user's own becomes an image as it is, with a kernel of
-//! its own if the user says so.
+//! `image register`: an ext4 file system of the user's own becomes an image as it is, with a kernel
+//! of its own if the user says so.
 
 use crate::cli::RegisterImage;
 use crate::client::{Client, answer, soon};
@@ -22,7 +22,8 @@ pub(super) async fn run(options: RegisterImage) -> anyhow::Result<u8> {
     let what = || format!("cannot register {}", rootfs.display());
     let began = Instant::now();
     checked::<ImageName>(Some(&name)).with_context(what)?;
-    // A kernel's name has no slash that a file's path would not have, too: `./` makes a path of any.
+    // A kernel's name has no slash that a file's path would not have, too: `./` makes a path of
+    // any.
     let file = kernel.as_deref().filter(|word| word.contains('/')).map(Path::new);
     if file.is_some() {
         checked::<KernelName>(Some(&name)).context("its kernel gets the image's name").with_context(what)?;

@@ -25,8 +25,8 @@ pub(super) const NAMED: &str =
 pub(crate) enum Unshared {
     /// It no longer means what it meant: its owner has pulled something else, or removed it.
     Gone,
-    /// The kernel of an image is not shared itself: its owner's login name, and its name; `None` when
-    /// nobody has a name for it.
+    /// The kernel of an image is not shared itself: its owner's login name, and its name; `None`
+    /// when nobody has a name for it.
     Kernel(Option<(String, String)>),
 }
 
@@ -34,8 +34,8 @@ impl Db {
     /// A name, and the content unless it is there.
     ///
     /// # Errors
-    /// [`DbError::Taken`] when the owner has an image of that name, [`DbError::Gone`] when its kernel
-    /// is none that the owner may use, [`DbError::Limit`].
+    /// [`DbError::Taken`] when the owner has an image of that name, [`DbError::Gone`] when its
+    /// kernel is none that the owner may use, [`DbError::Limit`].
     pub(crate) async fn insert_image(&self, image: ImageRecord, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let owner = Owner { uid: image.owner, name: image.owner_name.clone().into() };

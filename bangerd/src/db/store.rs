@@ -129,7 +129,8 @@ impl Db {
     }
 
     /// Removes a name. `Err(user)` when a VM of its owner's uses the content, or an image of its
-    /// owner's names it as its kernel; or, of a shared one, anybody's. The content is another matter:
+    /// owner's names it as its kernel; or, of a shared one, anybody's. The content is another
+    /// matter:
     /// [`Db::remove_unused`].
     pub(crate) async fn remove_name(
         &self,

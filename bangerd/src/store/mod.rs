@@ -258,8 +258,8 @@ impl Store {
         take(kernels, usable).map_err(|_| StoreError::ImagesKernel(image.name.to_string()))
     }
 
-    /// The kernel that an image shall name: one that the peer may use, which an administrator may not
-    /// with every one that he sees.
+    /// The kernel that an image shall name: one that the peer may use, which an administrator may
+    /// not with every one that he sees.
     pub(crate) async fn kernel_to_name(&self, peer: &Peer, word: &str) -> Result<KernelRecord, StoreError> {
         let found = self.named::<KernelRecord>(peer, word).await?;
         if policy::sees(peer, &found.entry()) {

@@ -130,8 +130,8 @@ fn an_image_is_promoted_by_its_owner_and_shared_with_its_kernel_only() {
         assert!(code == ErrorCode::Denied && said.contains("banger kernel share alice/hers"), "{said}");
         assert!(!managed("alice/plain").await, "a refusal changes nothing");
         assert_eq!(told(store.show::<ImageRecord>(&BOB, "plain").await.unwrap_err()).0, ErrorCode::NotFound);
-        // The same bytes under another name that is shared: they are everybody's, and her own name for
-        // them is not.
+        // The same bytes under another name that is shared: they are everybody's, and her own name
+        // for them is not.
         store.share::<KernelRecord>(&ROOT, "same", true).await.unwrap();
         store.share::<ImageRecord>(&ROOT, "alice/plain", true).await.unwrap();
         let seen = store.show::<ImageRecord>(&BOB, "plain").await.unwrap();

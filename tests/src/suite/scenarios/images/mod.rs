@@ -1,5 +1,6 @@
-//! Images of other kinds than the tiny tar: one with its own init, an OCI layout of two layers, file
-//! systems of ext4 that are taken as they are, and what people's images bring that a machine of one's own does not expect.
+//! Images of other kinds than the tiny tar: one with its own init, an OCI layout of two layers,
+//! file systems of ext4 that are taken as they are, and what people's images bring that a machine
+//! of one's own does not expect.
 
 mod layout;
 mod odd;

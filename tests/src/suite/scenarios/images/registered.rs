@@ -9,8 +9,8 @@ use crate::suite::scene::Scene;
 const FOLDER: &str = "/srv/registered";
 const IMAGE: &str = "registered";
 
-/// With the journal and without a way to grow (`fs/ext4/resize.c`, `ext4_resize_begin`: sparse_super2):
-/// the guest says so and boots all the same.
+/// With the journal and without a way to grow (`fs/ext4/resize.c`, `ext4_resize_begin`:
+/// sparse_super2): the guest says so and boots all the same.
 const FIXED: &str = "registered-fixed";
 
 pub(super) fn registered(scene: &mut Scene) -> Result<Outcome> {
