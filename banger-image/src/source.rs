@@ -201,7 +201,6 @@ pub(crate) fn sha256(window: &Window, progress: &dyn Progress) -> Result<[u8; 32
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
     use crate::tests::maker::window_of;
 
     #[test]

@@ -121,27 +121,24 @@ fn a_damaged_blob_is_called_that_whatever_its_decoder_says() {
     let (blobs, _) = honest.blobs();
     let layer = blobs.iter().position(|(_, data)| data == &honest.layers[0].0).unwrap();
     type Damage = fn(&mut Vec<u8>);
-    let damages: [(Damage, fn(&ImageError) -> bool); 4] = [
+    let damages: [(Damage, &str); 4] = [
         // A kind of block that there is not, in the first one.
-        (|blob| blob[10] |= 6, |error| matches!(error, ImageError::Corrupt { .. })),
-        (|blob| blob.truncate(500_000), |error| matches!(error, ImageError::Truncated { .. })),
-        (|blob| blob[..4].copy_from_slice(b"PK\x03\x04"), |error| matches!(error, ImageError::Compression { .. })),
-        // More than the image may hold.
-        (|blob| *blob = gzip(&vec![0; 65 << 20]), |error| matches!(error, ImageError::TooLarge { .. })),
+        (|blob| blob[10] |= 6, "cannot be decompressed"),
+        (|blob| blob.truncate(500_000), "is truncated"),
+        (|blob| blob[..4].copy_from_slice(b"PK\x03\x04"), "is compressed with zip"),
+        (|blob| *blob = gzip(&vec![0; 65 << 20]), "expands to more than"),
     ];
-    for (number, (damage, is_decoders)) in (1..).zip(damages) {
+    for (damage, words) in damages {
         let mut meant = Oci::new(&[Tar::default().file("a", &noise).end()]);
         damage(&mut meant.layers[0].0);
-        let error = import_error(&meant.tar());
-        assert!(is_decoders(&error), "{number}: {error}");
-        let (path, bytes) = (blobs[layer].0.clone(), meant.layers[0].0.clone());
-        // Under the name of the one that was meant, and of its size.
+        let error = import_error(&meant.tar()).to_string();
+        assert!(error.contains(words), "{error}");
+        // The same bytes under the digest, and of the size, of what they are not.
         let mut damaged = blobs.clone();
-        damaged[layer] = (path, bytes);
-        let Some(room) = blobs[layer].1.len().checked_sub(damaged[layer].1.len()) else { continue };
-        damaged[layer].1.extend(vec![0; room]);
+        damage(&mut damaged[layer].1);
+        damaged[layer].1.resize(blobs[layer].1.len(), 0);
         let error = import_error(&pack(&damaged));
-        assert!(matches!(error, ImageError::Blob { what: "digest", .. }), "{number}: {error}");
+        assert!(matches!(error, ImageError::Blob { what: "digest", .. }), "{words}: {error}");
     }
 }
 
