@@ -116,13 +116,16 @@ fn whose_word_it_is_that_a_session_has_a_terminal_is_said() {
     let fake = demo();
     let command = format!("{} vm session attach demo app", env!("CARGO_BIN_EXE_banger"));
     let mut script = std::process::Command::new("script");
-    script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).env("BANGER_SOCKET", fake.socket());
-    let Ok(output) = script.output() else {
+    script.args(["-qec", &command, "/dev/null"]).env("BANGER_SOCKET", fake.socket());
+    let Ok(mut child) = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
         eprintln!("skipped: there is no script(1)");
         return;
     };
+    child.stdin.take().unwrap().write_all(b"typed\n").unwrap();
+    let output = child.wait_with_output().unwrap();
     let shown = text(&output.stdout);
-    assert!(shown.starts_with("the guest says that session app has a terminal") && shown.contains("now"), "{shown:?}");
+    let (said, theirs) = (shown.find("the guest says that session app has a terminal"), shown.find("now"));
+    assert!(said.is_some() && said < theirs && output.status.code() == Some(4), "{shown:?}");
 }
 
 #[test]
