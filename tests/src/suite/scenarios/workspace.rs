@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 
+use crate::inventory::{Allow, Kind};
 use crate::suite::guests::{Guest, TINY, names};
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
@@ -38,8 +39,18 @@ const REPOSITORY: &str = "cd && rm -rf tool && git init -q -b main tool && cd to
     chmod 755 build.sh && ln -s src/a.txt link && echo 'target/' > .gitignore && git add -A && git commit -qm first && \
     echo changed >> src/b.txt && echo mine > notes";
 
+/// The folder of what the command line has prepared is made once.
+fn remembered(scene: &mut Scene) {
+    scene.allow(Allow::anything(
+        Kind::File,
+        "/home/alice/.local*",
+        "which repository a VM has is kept in alice's home",
+    ));
+}
+
 fn round(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
+    remembered(scene);
     let guest = Guest::run(scene, "alice", "worker")?;
     scene.user("alice", REPOSITORY)?.ok()?;
     let prepared =
@@ -79,6 +90,7 @@ fn round(scene: &mut Scene) -> Result<Outcome> {
 
 fn run_path(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
+    remembered(scene);
     scene.user("alice", REPOSITORY)?.ok()?;
     let dry = scene.banger("alice", &["vm", "run", "--dry-run", "/home/alice/tool"])?.ok()?;
     ensure!(dry.stdout.contains("files") && names(scene, "alice")?.is_empty(), "{dry}");
@@ -96,6 +108,7 @@ fn run_path(scene: &mut Scene) -> Result<Outcome> {
 
 fn careful(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
+    remembered(scene);
     let guest = Guest::run(scene, "alice", "careful")?;
     scene.user("alice", REPOSITORY)?.ok()?;
     let prepare = ["vm", "workspace", "prepare", "careful", "/home/alice/tool"];
@@ -143,6 +156,7 @@ fn copies(scene: &mut Scene) -> Result<Outcome> {
 /// As many files as the largest repositories have; small ones, for the emulation's sake.
 fn many(scene: &mut Scene) -> Result<Outcome> {
     scene.allow_database_growth();
+    remembered(scene);
     let guest = Guest::run_with(scene, "alice", "many", &["--disk-size", "2G"])?;
     let line = "cd && git init -q big && cd big && for d in $(seq 100); do mkdir $d; done && \
         seq 100000 | while read n; do echo $n > $((n % 100 + 1))/$n; done && git add -A && \
