@@ -212,7 +212,7 @@ fn spawn_within(command: &mut Command, most: u64) -> io::Result<Child> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let ours = getrlimit(Resource::Data);
     let current = Some(ours.current.map_or(most, |current| current.min(most)));
-    setrlimit(Resource::Data, Rlimit { current, ..ours.clone() })?;
+    setrlimit(Resource::Data, Rlimit { current, ..ours })?;
     let child = command.spawn();
     setrlimit(Resource::Data, ours)?;
     child
