@@ -16,10 +16,13 @@ pub(super) enum Write {
     Record(Record),
 }
 
+/// What it writes.
+type Change = Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>;
+
 /// A courtesy that nobody waits for.
 pub(super) struct Record {
     pub(super) what: &'static str,
-    pub(super) work: Box<dyn FnOnce(&Connection) -> rusqlite::Result<()> + Send>,
+    pub(super) work: Change,
 }
 
 /// Works until the last handle on the database is gone.
