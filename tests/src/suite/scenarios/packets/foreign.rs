@@ -41,12 +41,16 @@ pub(super) fn legacy(scene: &mut Scene) -> Result<Outcome> {
     among_foreign_rules(scene, "iptables-legacy -w 60", &undo, false)
 }
 
+/// No run of the script is at work, and none comes.
+const STILL: &str = "systemctl stop banger-host-firewall.timer; \
+    while [ \"$(systemctl is-active banger-host-firewall.service)\" = activating ]; do sleep 0.2; done";
+
 fn among_foreign_rules(scene: &mut Scene, iptables: &'static str, undo: &str, timer: bool) -> Result<Outcome> {
     let filled = |line: &str| line.replace("$I", iptables);
     instead_of_the_daemon(scene, true, |scene| {
         with_net(scene, |scene, net| {
-            // Its own run of the script would come between the steps.
-            scene.root("systemctl stop banger-host-firewall.timer")?;
+            // Its own run of the script would come between the steps; so would one that it has begun.
+            scene.root(STILL)?;
             let result = scene
                 .root(&format!("set -e; {}", filled(RULES)))
                 .and_then(|_| through_foreign_rules(scene, net, iptables, timer));
