@@ -172,5 +172,5 @@ fn serving(scene: &Scene, before: Option<u32>) -> Result<()> {
 /// The table without the running numbers of its rules, and without the guests of which something
 /// was refused a moment ago: these go by themselves.
 fn table(scene: &Scene) -> Result<String> {
-    scene.root("nft --stateless list table inet banger | sed '/^\tset asked {$/,/^\t}$/ { /elements/,/}$/d }'")
+    scene.root("nft --stateless list table inet banger | sed '/^\tset asked {$/,/^\t}$/ { /elements.*}$/d; /elements/,/}$/d }'")
 }
