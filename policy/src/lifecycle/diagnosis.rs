@@ -83,7 +83,8 @@ pub enum Finding {
 
 /// Row and host side by side.
 pub fn diagnose(row: &Recorded, seen: &Seen) -> Finding {
-    // Later, the order that makes or removes the VM is at work, unless it has said why it could not.
+    // Later, the order that makes or removes the VM is at work, unless it has said why it could
+    // not.
     if row.making && (seen.look == Look::First || row.state == State::Error) {
         return Finding::Happened(Event::Delete);
     }

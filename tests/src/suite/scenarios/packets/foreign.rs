@@ -49,7 +49,8 @@ fn among_foreign_rules(scene: &mut Scene, iptables: &'static str, undo: &str, ti
     let filled = |line: &str| line.replace("$I", iptables);
     instead_of_the_daemon(scene, true, |scene| {
         with_net(scene, |scene, net| {
-            // Its own run of the script would come between the steps; so would one that it has begun.
+            // Its own run of the script would come between the steps; so would one that it has
+            // begun.
             scene.root(STILL)?;
             let result = scene
                 .root(&format!("set -e; {}", filled(RULES)))
