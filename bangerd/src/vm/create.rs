@@ -73,7 +73,7 @@ impl Actor {
         self.ctx.machine.work_disk(&seat, job.cancelled()).await?;
         job.go_on()?;
         if !start || keep {
-            self.ctx.db.set_vm_made(self.id()).await?;
+            self.made().await?;
             self.ctx.fellows.changed();
         }
         if start {
@@ -99,9 +99,16 @@ impl Actor {
         )
     }
 
+    /// From here on it is a VM, whatever becomes of it: no later look removes it.
+    async fn made(&mut self) -> Result<(), VmError> {
+        self.ctx.db.set_vm_made(self.id()).await?;
+        self.row.making = false;
+        Ok(())
+    }
+
     /// The user wants to look at what failed.
     async fn keep(&mut self, error: &VmError) -> Result<(), VmError> {
-        self.ctx.db.set_vm_made(self.id()).await?;
+        self.made().await?;
         if self.row.state != State::Error {
             self.set_state(State::Error, &error.message(), None).await?;
         }

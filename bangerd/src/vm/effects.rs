@@ -108,10 +108,13 @@ impl Actor {
             Effect::TearDown => self.tear_down(seat).await,
             Effect::ClearHandles | Effect::DropHandles => self.clear_handles(seat).await,
             Effect::RemoveFiles => {
-                if let Err(error) = self.ctx.db.set_vm_unmade(seat.id).await {
+                match self.ctx.db.set_vm_unmade(seat.id).await {
+                    Ok(()) => self.row.making = true,
                     // A crash before the row is removed then leaves a VM that says which disk is
                     // gone.
-                    tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
+                    Err(error) => {
+                        tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
+                    }
                 }
                 self.remove_files(seat).await
             }
@@ -147,6 +150,7 @@ impl Actor {
         set?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.
         (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);
+        self.row.making &= state != State::Running;
         let (colon, told) = (if reason.is_empty() { "" } else { ": " }, first_line(&reason));
         tracing::info!(name = %self.row.name, "now {state}{colon}{told}");
         self.row.last_error = reason;

@@ -182,6 +182,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_being_made_or_removed_is_removed_at_the_first_look_or_when_that_has_failed() {
+        for (row, seen) in cases().into_iter().filter(|(row, _)| row.making) {
+            let removed = diagnose(&row, &seen) == Finding::Happened(Event::Delete);
+            assert_eq!(removed, seen.look == Look::First || row.state == State::Error, "{row:?} {seen:?}");
+        }
+    }
+
+    #[test]
     fn nothing_is_torn_down_under_a_guest_that_lives_or_may_live() {
         for (row, seen) in cases() {
             let may_live = seen.lives && matches!(seen.process, Some(Process::Alive | Process::Unknown));

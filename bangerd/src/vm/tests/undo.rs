@@ -102,6 +102,11 @@ fn a_guest_that_is_not_ready_is_shown_with_its_console() {
     let vm = world.show(ALICE, "demo").unwrap();
     assert_eq!(vm.state, State::Error, "kept, as asked");
     world.assert_nothing_held();
+    // Nor does a later look remove it.
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    entry.orders.send(Order::Look).unwrap();
+    assert!(matches!(world.order(Ask::Set(SetRequest::default()), "demo"), JobState::Done(_)));
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Error);
     world.order(Ask::Delete, "demo");
     world.assert_nothing_at_all();
 }
