@@ -149,7 +149,7 @@ mod tests {
             // As git does with a filter: the program below holds the output longer than its parent.
             let mut sh = Command::new("sh");
             sh.args(["-c", "echo $$ > pid; sleep 60; echo late > late"]).current_dir(folder.path());
-            let child = sh.stdout(Stdio::piped()).spawn().unwrap();
+            let child = sh.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
             while !folder.path().join("pid").exists() {
                 std::thread::sleep(Duration::from_millis(5));
             }

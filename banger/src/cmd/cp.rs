@@ -47,6 +47,10 @@ pub(super) async fn cp(from: &str, to: &str) -> anyhow::Result<u8> {
     if !matches!(ends, (End::Vm(..), _) | (_, End::Vm(..))) {
         return Err(explained("neither is in a VM", "name a file in a VM as VM:PATH")).context(what);
     }
+    if matches!(ends, (End::Vm(..), End::Stream)) && output::is_terminal() {
+        let hint = "pass it on, such as: banger vm cp VM:PATH - | tar -t";
+        return Err(explained("a tar stream with a guest's bytes is not for a terminal", hint)).context(what);
+    }
     let client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let copied = tokio::select! {
@@ -69,10 +73,6 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
             (End::Stream, End::Vm(vm, path)) => from_input(&guest(client, vm).await?, &path, &count).await,
             (End::Vm(vm, path), End::Host(to)) => {
                 from_guest(&source(client, vm, &path).await?, &path, &to, &count).await
-            }
-            (End::Vm(..), End::Stream) if output::is_terminal() => {
-                let hint = "pass it on, such as: banger vm cp VM:PATH - | tar -t";
-                Err(explained("a tar stream with a guest's bytes is not for a terminal", hint))
             }
             (End::Vm(vm, path), End::Stream) => {
                 let guest = source(client, vm, &path).await?;

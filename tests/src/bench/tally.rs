@@ -36,8 +36,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// From nextest's `Summary [ 0.2s] 32 tests run: 30 passed (1 slow), 1 failed, 1 timed out, 0
-/// skipped`.
+/// From nextest's `Summary [ 0.2s] 32 tests run: 30 passed (1 slow, 2 leaky), 1 failed, 1 timed
+/// out, 0 skipped`.
 pub(super) fn nextest(output: &str) -> Result<Tally> {
     let line = output
         .lines()
@@ -46,6 +46,8 @@ pub(super) fn nextest(output: &str) -> Result<Tally> {
         .context("nextest printed no summary: the tests were not run")?;
     let (_, counts) = line.split_once("run: ").context("nextest's summary has another form")?;
     let mut tally = Tally::default();
+    // What stands in brackets has been counted before them, and may have commas.
+    let counts: String = counts.split('(').map(|part| part.split_once(')').map_or(part, |(_, after)| after)).collect();
     for part in counts.split(", ") {
         let mut words = part.split_whitespace();
         let number: usize = words
@@ -150,6 +152,9 @@ mod tests {
     fn nextest_summaries_of_every_form_are_read() -> Result<()> {
         let good = "  PASS [ 0.1s] x\n────\n     Summary [   0.205s] 32 tests run: 32 passed, 0 skipped\n";
         assert_eq!(nextest(good)?, Tally { passed: 32, failed: 0, skipped: 0 });
+        let held =
+            "Summary [ 227.0s] 9 tests run: 8 passed (1 slow, 1 leaky), 1 failed (1 due to being leaky), 3 skipped\n";
+        assert_eq!(nextest(held)?, Tally { passed: 8, failed: 1, skipped: 3 });
         let bad = "     Summary [   3.1s] 5/7 tests run: 2 passed (1 slow), 2 failed, 1 timed out, 4 skipped\nerror: test run failed\n";
         assert_eq!(nextest(bad)?, Tally { passed: 2, failed: 3, skipped: 4 });
         assert!(nextest("error: could not compile").is_err());
