@@ -92,7 +92,7 @@ impl Host {
         }
         let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("bridge-find")?;
         let (address, prefix) = (self.network.gateway(), self.network.prefix());
-        self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, address, prefix }).await?;
+        self.links.set_up(link.ifindex, &Setup { alias: BRIDGE_ALIAS, group: 0, address, prefix }).await?;
         self.links.keep_only(link.ifindex, address, prefix).await
     }
 
@@ -134,7 +134,7 @@ impl Kernel for Host {
         if read == bytes.len() { Ok(u64::from_ne_bytes(bytes) | 1) } else { Err(Errno::IO).at("random") }
     }
 
-    async fn make_tap(&self, name: &str, alias: &str, guest: Ipv4Addr) -> Outcome<u32> {
+    async fn make_tap(&self, name: &str, alias: &str, group: u32, guest: Ipv4Addr) -> Outcome<u32> {
         let tun = openat2(&self.dev, "net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty(), record::beneath());
         let device = Tap::create(tun.at("tun-open")?, name).at("tap-create")?;
         fail::point("tap-created");
@@ -142,7 +142,7 @@ impl Kernel for Host {
         device.set_owner(self.daemon.uid).at("tap-owner")?;
         let link = self.links.by_name(name).await?.ok_or(Errno::NODEV).at("tap-find")?;
         let gateway = self.network.gateway();
-        self.links.set_up(link.ifindex, &Setup { alias, address: gateway, prefix: 32 }).await?;
+        self.links.set_up(link.ifindex, &Setup { alias, group, address: gateway, prefix: 32 }).await?;
         fail::point("tap-up");
         self.links.route(guest, link.ifindex, gateway).await?;
         fail::point("tap-routed");

@@ -21,6 +21,8 @@ pub struct Links {
 pub struct Setup<'a> {
     /// The mark.
     pub alias: &'a str,
+    /// Whose it is: the firewall counts by it.
+    pub group: u32,
     /// The host's address on it.
     pub address: Ipv4Addr,
     /// Its prefix length.
@@ -49,6 +51,7 @@ impl Links {
             .index(ifindex)
             .alias(setup.alias)
             .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]))
+            .append_extra_attribute(LinkAttribute::Group(setup.group))
             .build();
         self.handle.link().set(marked).execute().await.map_err(|error| failed("link-mark", &error))?;
         crate::fail::point("link-marked");

@@ -120,6 +120,7 @@ remove_remains() {
     fi
     if command -v nft >/dev/null; then
         nft delete table inet banger 2>/dev/null || true
+        nft delete table arp banger 2>/dev/null || true
     fi
     if command -v ip >/dev/null; then
         for link in $(ip -oneline link show type dummy | sed -n 's/^[0-9]*: \([^:@]*\)[:@].*alias banger:1:bridge.*/\1/p'); do

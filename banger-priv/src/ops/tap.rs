@@ -55,7 +55,7 @@ impl<K: Kernel> Machine<K> {
             Some(_) => return Err(Denied::new(HelperError::Busy, "tap-name-foreign")),
             None => {}
         }
-        let ifindex = self.kernel.make_tap(&name, &row.vm.tap_alias(row.generation), guest).await?;
+        let ifindex = self.kernel.make_tap(&name, &row.vm.tap_alias(row.generation), row.owner, guest).await?;
         fail::point("tap-made");
         Ok(ifindex)
     }

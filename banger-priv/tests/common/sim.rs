@@ -152,7 +152,7 @@ impl Kernel for Sim {
         Ok(u64::from(self.world.borrow_mut().number()))
     }
 
-    async fn make_tap(&self, name: &str, alias: &str, _: Ipv4Addr) -> Outcome<u32> {
+    async fn make_tap(&self, name: &str, alias: &str, _: u32, _: Ipv4Addr) -> Outcome<u32> {
         let (vm, generation) = VmId::from_tap_alias(alias).unwrap();
         assert_eq!(name, vm.tap_name());
         self.p1(&vm, generation);

@@ -26,8 +26,9 @@ pub(super) enum Kind {
     DelElement = 14,
 }
 
-/// The address families used.
-const NFPROTO_INET: u8 = 1;
+/// The families used (linux/netfilter.h): what routes IPv4 and IPv6, and what answers ARP.
+pub(super) const INET: u8 = 1;
+pub(super) const ARP: u8 = 3;
 
 /// Netlink attributes, each padded to four bytes.
 #[derive(Clone, Debug, Default)]
@@ -91,11 +92,15 @@ impl Batch {
     #[must_use]
     pub fn new(sequence: u32) -> Self {
         let mut batch = Self { bytes: Vec::new(), sequence };
-        batch.message(BATCH_BEGIN, 0, SUBSYSTEM, &Attrs::new());
+        batch.message(BATCH_BEGIN, 0, 0, SUBSYSTEM, &Attrs::new());
         batch
     }
 
     pub(super) fn add(&mut self, kind: Kind, attrs: &Attrs) {
+        self.add_to(INET, kind, attrs);
+    }
+
+    pub(super) fn add_to(&mut self, family: u8, kind: Kind, attrs: &Attrs) {
         let create = match kind {
             Kind::DelTable | Kind::DelElement => 0,
             _ => NLM_F_CREATE,
@@ -103,11 +108,10 @@ impl Batch {
         // APPEND for rules: their order is their meaning.
         let append = if kind == Kind::NewRule { 0x800 } else { 0 };
         let number = (SUBSYSTEM << 8) | kind as u16;
-        self.message(number, create | append | NLM_F_ACK, 0, attrs);
+        self.message(number, create | append | NLM_F_ACK, family, 0, attrs);
     }
 
-    fn message(&mut self, number: u16, flags: u16, resource: u16, attrs: &Attrs) {
-        let family = if resource == 0 { NFPROTO_INET } else { 0 };
+    fn message(&mut self, number: u16, flags: u16, family: u8, resource: u16, attrs: &Attrs) {
         self.bytes.extend(message(number, flags, self.sequence, family, resource, attrs));
         self.sequence = self.sequence.wrapping_add(1);
     }
@@ -118,7 +122,7 @@ impl Batch {
     pub fn finish(mut self, first: u32) -> (Vec<u8>, u32, u32) {
         // BEGIN and END are not acknowledged.
         let acknowledged = self.sequence.wrapping_sub(first).wrapping_sub(1);
-        self.message(BATCH_END, 0, SUBSYSTEM, &Attrs::new());
+        self.message(BATCH_END, 0, 0, SUBSYSTEM, &Attrs::new());
         (self.bytes, acknowledged, self.sequence)
     }
 }

@@ -1,7 +1,9 @@
 //! The VMs' firewall: what its sets hold for each VM (`elements`) and how that changes, the whole
-//! table (`table`), the end of a guest's flows (`flows`), and all of it as messages for the kernel
+//! table (`table`), what of the host's memory guests may fill
+//! (`bounds`), the end of a guest's flows (`flows`), and all of it as messages for the kernel
 //! (`message`). The table has fixed rules; all that is a VM's are elements of these sets.
 
+mod bounds;
 mod elements;
 mod flows;
 mod message;

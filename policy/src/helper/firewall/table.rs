@@ -21,10 +21,14 @@
 //! chain refuse {                           # tells who listens for traces, and drops
 //!     ct state new,untracked update @asked { ip saddr limit rate 5/second burst 20 packets } meta nftrace set 1
 //!     drop }
-//! chain guard {                            # before connection tracking: nothing spoofed is remembered
-//!     type filter hook prerouting priority raw
+//! set flows { type devgroup; size 65535; flags dynamic }      # users whose guests have flows
+//! set fragments { type devgroup; size 65535; flags dynamic,timeout; timeout 1m }   # or send fragments
+//! chain guard {                            # before anything is put together or remembered
+//!     type filter hook prerouting priority -450
 //!     iifname "bgr-*" meta nfproto != ipv4 drop
-//!     iifname "bgr-*" iifname . ip saddr != @live drop }
+//!     iifname "bgr-*" iifname . ip saddr != @live drop
+//!     iifname "bgr-*" ip frag-off & 0x3fff != 0 \
+//!         update @fragments { iifgroup limit rate over 8/second burst 32 packets } drop }
 //! chain aim {                              # where a guest wanted to go, before the host's DNAT rewrites it
 //!     type filter hook prerouting priority mangle
 //!     iifname "bgr-*" <answers> accept
@@ -44,6 +48,7 @@
 //! chain forward {
 //!     type filter hook forward priority filter
 //!     iifname "bgr-*" ct status dnat drop
+//!     iifname "bgr-*" ct state new add @flows { iifgroup ct count over 8192 } drop
 //!     iifname "bgr-*" oifname "bgr-*" ip saddr . ip daddr @peers accept
 //!     iifname "bgr-*" oifname "bgr-*" goto refuse
 //!     iifname "bgr-*" ip saddr != @nat goto refuse
@@ -59,6 +64,11 @@
 //! chain masquerade {
 //!     type nat hook postrouting priority srcnat
 //!     oifname != "bgr-*" ip saddr @nat masquerade }
+//! table arp banger {
+//!     set live { type ifname . ipv4_addr }     # the same elements
+//!     chain input {
+//!         type filter hook input priority filter
+//!         iifname "bgr-*" iifname . arp saddr ip != @live drop } }
 //! ```
 //!
 //! `<answers>` is `ct direction reply ct state established,related`: packets of a flow that the
@@ -70,6 +80,8 @@
 //! kernel itself sends has no socket with a user: the rest of a connection whose program has closed
 //! it, resets, ICMP errors. That passes within a flow.
 //!
+//! What the host remembers for guests has its bounds (`bounds`): neighbours, flows, fragments.
+//!
 //! What a network mode refuses goes through `refuse`: the kernel then says to the members of its
 //! group for traces what it dropped (linux/netfilter/nf_tables.h, `NFT_MSG_TRACE`). The daemon is
 //! one. The limit is of each source by itself, so that a guest that floods hides no other's
@@ -80,8 +92,8 @@
 
 use super::super::holding::Registration;
 use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
-use super::message::{Attrs, Batch, Kind};
-use super::{Change, Element, LIVE, NAT, OWNERS, SETS, Set, elements};
+use super::message::{ARP, Attrs, Batch, INET, Kind};
+use super::{Change, Element, LIVE, NAT, OWNERS, SETS, Set, bounds, elements};
 use crate::id::DEVICE_PREFIX;
 use std::net::Ipv4Addr;
 
@@ -90,14 +102,14 @@ pub const TABLE: &str = "banger";
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
 const OWNED: u32 = 2 | 4;
 /// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
-const REG_1: u32 = 1;
-const REG_2: u32 = 2;
+pub(super) const REG_1: u32 = 1;
+pub(super) const REG_2: u32 = 2;
 /// The same place as words of four bytes, for keys of several fields.
 const WORDS: [u32; 4] = [8, 9, 10, 11];
 /// Of sets (`enum nft_set_flags`).
 const INTERVAL: u32 = 4;
 /// `NFT_SET_TIMEOUT | NFT_SET_EVAL`: elements that rules make, and that go by themselves.
-const DYNAMIC: u32 = 0x10 | 0x20;
+pub(super) const DYNAMIC: u32 = 0x10 | 0x20;
 /// What `refuse` remembers: as many sources as there may be, each this long, milliseconds.
 const ASKED: &str = "asked";
 const ASKED_SIZE: u32 = 65535;
@@ -111,13 +123,13 @@ const INTERVAL_END: u32 = 1;
 const CHUNK: usize = 512;
 /// How `cmp` compares (`enum nft_cmp_ops`).
 const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
+pub(super) const NOT_EQUAL: u32 = 1;
 const AT_LEAST: u32 = 5;
 /// What `meta` loads of the transport protocol, and sets to tell (`enum nft_meta_keys`).
 const L4PROTO: u32 = 16;
 const NFTRACE: u32 = 12;
 /// What `ct` loads (`enum nft_ct_keys`).
-const CT_STATE: u32 = 0;
+pub(super) const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 /// Bits of a state, and of a status (`IPS_DST_NAT`).
@@ -131,7 +143,7 @@ const FIB_DADDR: u32 = 2;
 const RTN_UNICAST: u32 = 1;
 const RTN_LOCAL: u32 = 2;
 /// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
-const DROP: u32 = 0;
+pub(super) const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// `NFT_GOTO`, which is -4.
 const GOTO: u32 = 0xffff_fffc;
@@ -159,7 +171,11 @@ fn put_elements(batch: &mut Batch, kind: Kind, elements: &[Element]) {
         for chunk in of_set.chunks(CHUNK) {
             let list =
                 chunk.iter().flat_map(|element| items(element)).fold(Attrs::new(), |list, item| list.nest(1, &item));
-            batch.add(kind, &Attrs::new().text(1, TABLE).text(2, set.name).nest(3, &list));
+            let attrs = Attrs::new().text(1, TABLE).text(2, set.name).nest(3, &list);
+            batch.add(kind, &attrs);
+            if set == LIVE {
+                batch.add_to(ARP, kind, &attrs);
+            }
         }
     }
 }
@@ -180,7 +196,7 @@ fn items(element: &Element) -> Vec<Attrs> {
     }
 }
 
-fn put_set(batch: &mut Batch, id: u32, set: Set) {
+fn put_set(batch: &mut Batch, family: u8, id: u32, set: Set) {
     let flags = match (set.ranges, set.fields.len()) {
         (false, _) => 0,
         (true, 1) => INTERVAL,
@@ -192,25 +208,31 @@ fn put_set(batch: &mut Batch, id: u32, set: Set) {
         let field = |list: Attrs, length: &u32| list.nest(1, &Attrs::new().u32(1, *length));
         attrs = attrs.nest(9, &Attrs::new().nest(2, &set.fields.iter().fold(Attrs::new(), field)));
     }
-    batch.add(Kind::NewSet, &attrs.u32(10, id));
+    batch.add_to(family, Kind::NewSet, &attrs.u32(10, id));
 }
 
 /// The whole table, in place of whatever stands under its name.
 pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration]) {
     let table = Attrs::new().text(1, TABLE).u32(2, OWNED);
-    // Made or taken over, emptied, made again.
-    batch.add(Kind::NewTable, &table);
-    batch.add(Kind::DelTable, &Attrs::new().text(1, TABLE));
-    batch.add(Kind::NewTable, &table);
-    for (id, set) in (1..).zip(SETS) {
-        put_set(batch, id, set);
+    for family in [INET, ARP] {
+        // Made or taken over, emptied, made again.
+        batch.add_to(family, Kind::NewTable, &table);
+        batch.add_to(family, Kind::DelTable, &Attrs::new().text(1, TABLE));
+        batch.add_to(family, Kind::NewTable, &table);
     }
+    for (id, set) in (1..).zip(SETS) {
+        put_set(batch, INET, id, set);
+    }
+    put_set(batch, ARP, 1, LIVE);
+    bounds::sets(batch);
     put_elements(batch, Kind::NewElement, &reserved());
     refuse(batch);
     // Hooks: prerouting 0, input 1, forward 2, output 3, postrouting 4 (linux/netfilter.h).
-    chain(batch, "guard", "filter", 0, -300);
+    // Fragments are put together at -400.
+    chain(batch, "guard", "filter", 0, -450);
     rule(batch, "guard", &[from_vm(), nfproto_ipv4(false), vec![verdict(DROP)]]);
     rule(batch, "guard", &[from_vm(), vec![source(REG_2), lookup(LIVE, REG_1, true)], vec![verdict(DROP)]]);
+    rule(batch, "guard", &[from_vm(), bounds::too_many_fragments()]);
     // Connection tracking is at -200, DNAT at -100.
     chain(batch, "aim", "filter", 0, -150);
     rule(batch, "aim", &[from_vm(), answers(), vec![verdict(ACCEPT)]]);
@@ -226,6 +248,7 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     rule(batch, "input", &[from_vm(), vec![verdict(DROP)]]);
     chain(batch, "forward", "filter", 2, 0);
     rule(batch, "forward", &[from_vm(), ct_has(CT_STATUS, DST_NAT), vec![verdict(DROP)]]);
+    rule(batch, "forward", &[from_vm(), bounds::too_many_flows()]);
     rule(batch, "forward", &[from_vm(), to_vm(true), peers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[from_vm(), to_vm(true), vec![goto_refuse()]]);
     rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![goto_refuse()]]);
@@ -246,6 +269,7 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     chain(batch, "masquerade", "nat", 4, 100);
     let leaving = vec![source(REG_1), lookup(NAT, REG_1, false), expression("masq", &Attrs::new())];
     rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
+    bounds::neighbours(batch);
     let all: Vec<Element> = registrations.iter().flat_map(|registration| elements(Some(registration))).collect();
     put_elements(batch, Kind::NewElement, &all);
 }
@@ -266,12 +290,16 @@ fn reach(batch: &mut Batch) {
     rule(batch, "aim", &[from_vm(), vec![goto_refuse()]]);
 }
 
+/// The id, within a transaction, of a set whose elements rules make.
+pub(super) fn own_set(number: u32) -> u32 {
+    u32::try_from(SETS.len()).unwrap_or(0).saturating_add(1).saturating_add(number)
+}
+
 /// The chain that tells what it drops. It has no hook: rules of others go to it.
 fn refuse(batch: &mut Batch) {
     let set = Attrs::new().text(1, TABLE).text(2, ASKED).u32(3, DYNAMIC).u32(4, NAT.key_type).u32(5, NAT.key_length());
     let size = Attrs::new().u32(1, ASKED_SIZE);
-    let id = u32::try_from(SETS.len()).unwrap_or(0).saturating_add(1);
-    batch.add(Kind::NewSet, &set.nest(9, &size).u32(10, id).bytes(11, &ASKED_TIMEOUT.to_be_bytes()));
+    batch.add(Kind::NewSet, &set.nest(9, &size).u32(10, own_set(0)).bytes(11, &ASKED_TIMEOUT.to_be_bytes()));
     batch.add(Kind::NewChain, &Attrs::new().text(1, TABLE).text(3, REFUSE));
     // Unit: a second.
     let (rate, burst) = TOLD;
@@ -292,31 +320,40 @@ fn peers() -> Vec<Attrs> {
 }
 
 fn chain(batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: i32) {
+    chain_in(batch, INET, name, kind, hook, priority);
+}
+
+pub(super) fn chain_in(batch: &mut Batch, family: u8, name: &str, kind: &str, hook: u32, priority: i32) {
     let hook = Attrs::new().u32(1, hook).u32(2, priority.cast_unsigned());
     // Policy accept: packets that are not of a VM are none of our business.
-    batch.add(Kind::NewChain, &Attrs::new().text(1, TABLE).text(3, name).nest(4, &hook).u32(5, 1).text(7, kind));
+    let attrs = Attrs::new().text(1, TABLE).text(3, name).nest(4, &hook).u32(5, 1).text(7, kind);
+    batch.add_to(family, Kind::NewChain, &attrs);
 }
 
 fn rule(batch: &mut Batch, chain: &str, parts: &[Vec<Attrs>]) {
-    let list = parts.iter().flatten().fold(Attrs::new(), |list, part| list.nest(1, part));
-    batch.add(Kind::NewRule, &Attrs::new().text(1, TABLE).text(2, chain).nest(4, &list));
+    rule_in(batch, INET, chain, parts);
 }
 
-fn expression(name: &str, data: &Attrs) -> Attrs {
+pub(super) fn rule_in(batch: &mut Batch, family: u8, chain: &str, parts: &[Vec<Attrs>]) {
+    let list = parts.iter().flatten().fold(Attrs::new(), |list, part| list.nest(1, part));
+    batch.add_to(family, Kind::NewRule, &Attrs::new().text(1, TABLE).text(2, chain).nest(4, &list));
+}
+
+pub(super) fn expression(name: &str, data: &Attrs) -> Attrs {
     Attrs::new().text(1, name).nest(2, data)
 }
 
-fn meta(key: u32, register: u32) -> Attrs {
+pub(super) fn meta(key: u32, register: u32) -> Attrs {
     expression("meta", &Attrs::new().u32(1, register).u32(2, key))
 }
 
-fn compare(register: u32, how: u32, value: &[u8]) -> Attrs {
+pub(super) fn compare(register: u32, how: u32, value: &[u8]) -> Attrs {
     let data = Attrs::new().bytes(1, value);
     expression("cmp", &Attrs::new().u32(1, register).u32(2, how).nest(3, &data))
 }
 
 /// `iifname "bgr-*"`: the name's first bytes; the register keeps the whole name for a lookup.
-fn from_vm() -> Vec<Attrs> {
+pub(super) fn from_vm() -> Vec<Attrs> {
     vec![meta(6, REG_1), compare(REG_1, EQUAL, DEVICE_PREFIX.as_bytes())]
 }
 
@@ -347,7 +384,7 @@ fn destination(prefix: &[u8]) -> Vec<Attrs> {
 }
 
 /// From the network header (base 1).
-fn payload(register: u32, offset: u32, length: u32) -> Attrs {
+pub(super) fn payload(register: u32, offset: u32, length: u32) -> Attrs {
     expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
 }
 
@@ -367,19 +404,24 @@ fn ct(key: u32) -> Attrs {
     expression("ct", &Attrs::new().u32(1, REG_2).u32(2, key))
 }
 
-/// One of these bits is set.
-fn ct_has(key: u32, bits: u32) -> Vec<Attrs> {
-    let wanted = Attrs::new().bytes(1, &bits.to_ne_bytes());
-    let none = Attrs::new().bytes(1, &[0; 4]);
-    let masked = Attrs::new().u32(1, REG_2).u32(2, REG_2).u32(3, 4).nest(4, &wanted).nest(5, &none);
-    vec![ct(key), expression("bitwise", &masked), compare(REG_2, NOT_EQUAL, &[0; 4])]
+pub(super) fn ct_has(key: u32, bits: u32) -> Vec<Attrs> {
+    [vec![ct(key)], has(&bits.to_ne_bytes())].concat()
 }
 
-fn lookup(set: Set, register: u32, inverted: bool) -> Attrs {
+/// One of these bits of the second register is set.
+pub(super) fn has(bits: &[u8]) -> Vec<Attrs> {
+    let zeros = vec![0; bits.len()];
+    let length = u32::try_from(bits.len()).unwrap_or(0);
+    let (wanted, none) = (Attrs::new().bytes(1, bits), Attrs::new().bytes(1, &zeros));
+    let masked = Attrs::new().u32(1, REG_2).u32(2, REG_2).u32(3, length).nest(4, &wanted).nest(5, &none);
+    vec![expression("bitwise", &masked), compare(REG_2, NOT_EQUAL, &zeros)]
+}
+
+pub(super) fn lookup(set: Set, register: u32, inverted: bool) -> Attrs {
     expression("lookup", &Attrs::new().text(1, set.name).u32(2, register).u32(5, u32::from(inverted)))
 }
 
-fn verdict(code: u32) -> Attrs {
+pub(super) fn verdict(code: u32) -> Attrs {
     verdict_of(&Attrs::new().u32(1, code))
 }
 

@@ -10,7 +10,8 @@ const EXPLAINED: &[(Kind, &str, &str)] = &[
     (Kind::Link, "br-fc", "link `br-fc`"),
     (Kind::Address, "* dev br-fc", "172.16.0.1/24"),
     (Kind::Route, "* dev br-fc table *", "the routes to it"),
-    (Kind::Nft, "* inet banger*", "table `inet banger`"),
+    (Kind::Nft, "* inet banger*", "tables `inet banger`"),
+    (Kind::Nft, "* arp banger*", "`arp banger`"),
     (Kind::Iptables, "*banger-static*", "`banger-static`"),
     // Whoever looks at a table of the kernel's is shown its empty chains from then on.
     (Kind::Iptables, "* chain *", "FORWARD"),

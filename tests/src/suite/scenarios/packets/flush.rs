@@ -26,6 +26,8 @@ const REFUSED: &[&str] = &[
     "insert rule inet banger forward accept",
     "flush set inet banger live",
     "add element inet banger nat { 172.16.0.4 }",
+    "delete table arp banger",
+    "flush chain arp banger input",
 ];
 /// Isolation is restored within about a second after the start of the helper's process, under KVM.
 const RESTORED: Duration = Duration::from_millis(2500);
@@ -169,8 +171,11 @@ fn serving(scene: &Scene, before: Option<u32>) -> Result<()> {
         .map(drop)
 }
 
-/// The table without the running numbers of its rules, and without the guests of which something
-/// was refused a moment ago: these go by themselves.
+/// The tables without the running numbers of their rules, and without the guests and users that
+/// rules count: these come and go by themselves.
 fn table(scene: &Scene) -> Result<String> {
-    scene.root("nft --stateless list table inet banger | sed '/^\tset asked {$/,/^\t}$/ { /elements.*}$/d; /elements/,/}$/d }'")
+    scene.root(
+        "nft --stateless list table arp banger; nft --stateless list table inet banger | \
+         sed -E '/^\tset (asked|flows|fragments) \\{$/,/^\t}$/ { /elements.*}$/d; /elements/,/}$/d }'",
+    )
 }

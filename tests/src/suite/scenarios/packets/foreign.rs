@@ -168,7 +168,7 @@ fn foreign(scene: &Scene, iptables: &str) -> Result<String> {
     scene.root(&format!("{iptables} -S"))?;
     scene.root(&format!(
         "{{ {iptables} -S; {iptables} -t nat -S; }} | grep -v {MARK}; nft list table inet foreign; \
-         nft list tables | grep -v -e 'inet banger' -e 'ip nat' -e 'ip filter'; true"
+         nft list tables | grep -v -e ' banger' -e 'ip nat' -e 'ip filter'; true"
     ))
 }
 

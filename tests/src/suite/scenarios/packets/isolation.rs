@@ -140,6 +140,10 @@ fn nowhere(scene: &mut Scene, net: &mut Net, case: &Forbidden) -> Result<()> {
     Ok(())
 }
 
+/// Names that a guest invents, and how many.
+const INVENTED: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const FLOOD: u32 = 3000;
+
 /// A guest takes another's hardware address and claims its and the gateway's IP address: what is
 /// meant for the other goes on to the other alone.
 fn lies(scene: &Scene, net: &mut Net) -> Result<()> {
@@ -167,6 +171,17 @@ fn lies(scene: &Scene, net: &mut Net) -> Result<()> {
         packet.ether_type,
         &udp(net.alice.address, OUTSIDE, "other-station").bytes,
     ))?;
+    // In more names than the host remembers neighbours (`gc_thresh3`).
+    for number in 0..FLOOD {
+        let invented = Ipv4Addr::from_bits(INVENTED.to_bits() + number);
+        net.alice.send(&arp(1, net.alice.mac, invented, GATEWAY))?;
+    }
+    let believed = scene.root("ip neigh show to 10.77.0.0/16 | wc -l")?;
+    ensure!(
+        believed.trim() == "0",
+        "the host has made neighbours of {} of {FLOOD} invented addresses",
+        believed.trim()
+    );
     net.must_reach_out(|net| &net.bob, scene.limit(ARRIVES))?;
     let (to_bob, answers) = (net.bob.heard("back-"), net.alice.heard("back-"));
     ensure!(to_bob == 1 && answers == 0, "of the answer to bob's guest {to_bob} came there and {answers} to alice's");

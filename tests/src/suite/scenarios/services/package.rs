@@ -97,9 +97,19 @@ pub(super) fn removal(scene: &mut Scene) -> Result<Outcome> {
         ensure!(status(scene)? == "config-files", "the package is {} after its removal", status(scene)?);
         let inventory = Inventory::take()?;
         let ours = |name: &str, detail: &str| {
-            ["/bangerd.service", "/run/banger", "/usr/lib/banger/", "bgr", "br-fc", "BANGER-", "inet banger", &guest.id]
-                .iter()
-                .any(|mark| name.contains(mark) || detail.contains(mark))
+            [
+                "/bangerd.service",
+                "/run/banger",
+                "/usr/lib/banger/",
+                "bgr",
+                "br-fc",
+                "BANGER-",
+                "inet banger",
+                "arp banger",
+                &guest.id,
+            ]
+            .iter()
+            .any(|mark| name.contains(mark) || detail.contains(mark))
         };
         let kinds =
             [Kind::Link, Kind::Dm, Kind::Loop, Kind::Nft, Kind::Iptables, Kind::Process, Kind::Cgroup, Kind::Socket];
