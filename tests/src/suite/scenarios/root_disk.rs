@@ -215,7 +215,7 @@ fn healthy(scene: &Scene) -> Result<()> {
 }
 
 /// A stopped VM's disk under e2fsck, attached by the bench itself with the length that the VM has.
-fn checked(scene: &Scene, guest: &Guest) -> Result<()> {
+pub(super) fn checked(scene: &Scene, guest: &Guest) -> Result<()> {
     let record = guest.record(scene)?;
     let image = record.get("image_id").and_then(serde_json::Value::as_str).context("no image")?;
     let bytes = record.pointer("/spec/system_overlay_size_bytes").and_then(serde_json::Value::as_u64);

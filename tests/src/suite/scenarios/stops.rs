@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::root_disk::checked;
 use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::scene::Scene;
@@ -18,9 +19,13 @@ pub(in crate::suite) const SUITE: Suite = Suite {
 
 pub(in crate::suite) const LONG: Suite = Suite {
     name: "stops-long",
-    about: "a stop at each tenth of the first ten seconds, under every kind of init",
+    about: "a stop at each tenth of the first ten seconds, under every kind of init; twenty right after a write",
     setup: Setup::Guests,
-    scenarios: || scenarios(EACH),
+    scenarios: || {
+        let mut all = scenarios(EACH);
+        all.push(Scenario::new("twenty-stops-right-after-a-write", right_after_a_write));
+        all
+    },
 };
 
 /// When it is stopped after its start, tenths of a second.
@@ -124,6 +129,30 @@ fn stops(scene: &mut Scene, kind: Kind, times: &[u32]) -> Result<Outcome> {
     guest.order(scene, "stop")?.ok()?;
     guest.delete(scene)?;
     scene.banger("alice", &["image", "delete", "stopped"])?.ok()?;
+    scene.passed()
+}
+
+/// What is written in the moment before a stop, to both disks and without a sync.
+fn right_after_a_write(scene: &mut Scene) -> Result<Outcome> {
+    const STOPS: u32 = 20;
+    scene.allow_database_growth();
+    let guest = Guest::run(scene, "alice", "writer")?;
+    for stop in 1..=STOPS {
+        scene.step(&format!("written, stopped, both disks clean, started, read ({stop} of {STOPS})"), |scene| {
+            let write =
+                "for disk in / /root/; do head -c 4000000 /dev/urandom > ${disk}fresh; done; md5sum /fresh /root/fresh";
+            let written = guest.shell(scene, write)?.ok()?.stdout;
+            let stopped = guest.order(scene, "stop")?.ok()?;
+            ensure!(!stopped.stderr.contains("did not shut down"), "it was killed: {stopped}");
+            checked(scene, &guest)?;
+            scene.root(&format!("e2fsck -fn /var/lib/banger/vms/{}/work.ext4", guest.id))?;
+            guest.order(scene, "start")?.ok()?;
+            let read = guest.shell(scene, "md5sum /fresh /root/fresh")?.ok()?.stdout;
+            ensure!(read == written, "written:\n{written}read:\n{read}");
+            Ok(())
+        })?;
+    }
+    guest.delete(scene)?;
     scene.passed()
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result, ensure};
 use serde_json::Value;
 
 use super::operation::{NAME, Operation};
-use super::strike::{alive, helper_runs};
+use super::strike::{USER, alive, helper_runs};
 use crate::inventory::{Allow, Inventory, Kind, leaks};
 use crate::suite::command::Finished;
 use crate::suite::scene::Scene;
@@ -75,7 +75,7 @@ fn lies(scene: &Scene) -> Result<(Vec<String>, Vec<Value>)> {
     // When the daemon first answers, which it must by itself.
     let mut up = None;
     loop {
-        let listed = scene.banger("alice", &["vm", "list", "--json"])?;
+        let listed = scene.banger(USER, &["vm", "list", "--json"])?;
         if !listed.status.success() {
             ensure!(up.is_none() && began.elapsed() < scene.limit(BACK), "the daemon is not back by itself: {listed}");
             continue;
@@ -100,15 +100,15 @@ fn lies(scene: &Scene) -> Result<(Vec<String>, Vec<Value>)> {
 /// The user deletes whatever there is of an operation, by the command line and nothing else.
 fn delete(scene: &Scene, operation: &Operation, vms: &[Value]) -> Result<()> {
     for vm in vms {
-        let deleted = scene.banger_long("alice", &["vm", "delete", text(vm, "id")])?;
+        let deleted = scene.banger_long(USER, &["vm", "delete", text(vm, "id")])?;
         // A creation that was cut short is removed behind the list that still had it.
         let known = || Ok::<_, Error>(listed(scene)?.iter().any(|left| text(left, "id") == text(vm, "id")));
         ensure!(deleted.status.success() || !known()?, "{deleted}");
     }
     if let Some(what) = operation.imports
-        && entries(&scene.banger("alice", &[what, "list", "--json"])?)?.iter().any(|entry| text(entry, "name") == NAME)
+        && entries(&scene.banger(USER, &[what, "list", "--json"])?)?.iter().any(|entry| text(entry, "name") == NAME)
     {
-        scene.banger("alice", &[what, "delete", NAME])?.ok()?;
+        scene.banger(USER, &[what, "delete", NAME])?.ok()?;
     }
     Ok(())
 }
@@ -119,7 +119,7 @@ pub(super) fn clean(scene: &Scene, operation: &Operation) -> Result<()> {
 }
 
 fn listed(scene: &Scene) -> Result<Vec<Value>> {
-    entries(&scene.banger("alice", &["vm", "list", "--json"])?)
+    entries(&scene.banger(USER, &["vm", "list", "--json"])?)
 }
 
 fn entries(listed: &Finished) -> Result<Vec<Value>> {

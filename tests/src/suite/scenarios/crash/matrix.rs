@@ -7,13 +7,15 @@
 //! so there is none: the VMM boots nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::aftermath::{self, Baseline};
 use super::operation::{self, OPERATIONS, Operation, Trace};
 use super::place;
 use super::strike::{Place, Row, Victims};
+use crate::suite::guests::Guest;
 use crate::suite::list::{Outcome, Scenario, Setup, Suite};
 use crate::suite::product;
 use crate::suite::report::print_line;
@@ -31,7 +33,8 @@ pub(in crate::suite) const BY_OPERATION: Suite = Suite {
                 run(scene, std::slice::from_ref(operation))
             })
         };
-        OPERATIONS.iter().map(scenario).collect()
+        let alone = Scenario::new("under-a-command-that-counts", under_a_command);
+        OPERATIONS.iter().map(scenario).chain([alone]).collect()
     },
 };
 
@@ -53,17 +56,8 @@ fn run(scene: &mut Scene, operations: &'static [Operation]) -> Result<Outcome> {
     scene.allow_database_growth();
     operation::write_material()?;
     let result = place::with_points(scene, |scene| {
-        let mut all = Vec::new();
         let mut random = scene.sample().map(Random);
-        for operation in chosen(operations, random.as_mut()) {
-            let title = format!("{}: undisturbed, every point noted", operation.name);
-            let trace = scene.step(&title, |scene| {
-                let trace = operation.trace(scene)?;
-                aftermath::clean(scene, operation)?;
-                Ok(trace)
-            })?;
-            all.extend(rows(operation, &trace));
-        }
+        let all = traced(scene, chosen(operations, random.as_mut()))?;
         let rows = match (random.as_mut(), scene.sample()) {
             (Some(random), Some(seed)) => {
                 let sample = sample(&all, random);
@@ -76,6 +70,56 @@ fn run(scene: &mut Scene, operations: &'static [Operation]) -> Result<Outcome> {
     });
     operation::remove_material()?;
     result?;
+    scene.passed()
+}
+
+/// Each operation undisturbed, and the rows that come of it.
+fn traced(scene: &mut Scene, operations: Vec<&'static Operation>) -> Result<Vec<Row>> {
+    let mut all = Vec::new();
+    for operation in operations {
+        let title = format!("{}: undisturbed, every point noted", operation.name);
+        let trace = scene.step(&title, |scene| {
+            let trace = operation.trace(scene)?;
+            aftermath::clean(scene, operation)?;
+            Ok(trace)
+        })?;
+        all.extend(rows(operation, &trace));
+    }
+    Ok(all)
+}
+
+/// Where the bystander's command writes.
+const COUNTED: &str = "/tmp/bob-counted";
+
+/// The daemon alone is killed, at each of its points in each operation, while a command of another
+/// user counts in a real guest: the guest goes on, and no line of the command is lost.
+fn under_a_command(scene: &mut Scene) -> Result<Outcome> {
+    scene.allow_database_growth();
+    operation::write_material()?;
+    let guest = Guest::run(scene, "bob", "counting")?;
+    let boot = guest.boot_id(scene)?;
+    let script = "i=0; while [ ! -e /root/enough ]; do i=$((i+1)); echo $i; sleep 0.2; done; exit 7";
+    let line = format!("banger vm exec -T -n counting -- sh -c '{script}' > {COUNTED}");
+    let command = scene.start_user("bob", &line)?;
+    let result = place::with_points(scene, |scene| {
+        let mut rows = traced(scene, OPERATIONS.iter().collect())?;
+        rows.retain(|row| row.victims == Victims::Daemon);
+        strike_all(scene, rows)
+    });
+    operation::remove_material()?;
+    result?;
+    scene.step("the command has gone on all the time, and no line is lost", |scene| {
+        ensure!(guest.boot_id(scene)? == boot, "the guest was started again");
+        guest.shell(scene, "touch /root/enough")?.ok()?;
+        command.wait(scene.limit(Duration::from_secs(20)))?.exits(7)?;
+        let counted = std::fs::read_to_string(COUNTED).with_context(|| format!("read {COUNTED}"))?;
+        let lines: Vec<&str> = counted.lines().collect();
+        let wrong = lines.iter().zip(1_u64..).find(|(line, number)| **line != number.to_string());
+        ensure!(lines.len() > 10 && wrong.is_none(), "{} lines, the first wrong one: {wrong:?}", lines.len());
+        scene.measured("lines without a gap", lines.len());
+        scene.root(&format!("rm {COUNTED}")).map(drop)
+    })?;
+    guest.delete(scene)?;
     scene.passed()
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::strike::USER;
 use super::{place, strike};
 use crate::suite::command::Run;
 use crate::suite::guests::TINY;
@@ -110,7 +111,7 @@ impl Operation {
             From::Running => &["vm", "run", "--detach", "--name", NAME, "--nat"],
         };
         place::plan(None)?;
-        scene.banger_long("alice", &[words, TINY].concat())?.ok()?;
+        scene.banger_long(USER, &[words, TINY].concat())?.ok()?;
         // Or the last of it would be taken for a point of the operation.
         every_job_has_ended(scene)?;
         place::forget_plan()
@@ -129,7 +130,7 @@ impl Operation {
             strike::daemons().into_iter().try_for_each(strike::end)?;
             strike::vmms(scene)?.into_iter().try_for_each(strike::end)?;
         }
-        scene.start_banger("alice", &words)
+        scene.start_banger(USER, &words)
     }
 
     /// Does it undisturbed.

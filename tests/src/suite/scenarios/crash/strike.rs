@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, User};
 
 use super::operation::Operation;
 use super::place;
@@ -180,9 +180,13 @@ pub(super) fn vmms(scene: &Scene) -> Result<Vec<i32>> {
     Ok(alive().iter().flat_map(|vm| processes(&format!("{VMS}/{vm}"))).collect())
 }
 
-/// `OWNER/ID` of every VM in whose cgroup something runs.
+/// Whose VMs a row kills and looks at: others' are bystanders.
+pub(super) const USER: &str = "alice";
+
+/// `OWNER/ID` of every VM of the user in whose cgroup something runs.
 pub(super) fn alive() -> BTreeSet<String> {
-    let owners = entries(VMS).into_iter();
+    let user = User::from_name(USER).ok().flatten().map(|user| user.uid.to_string());
+    let owners = entries(VMS).into_iter().filter(|owner| user.as_ref() == Some(owner));
     let vms =
         owners.flat_map(|owner| entries(&format!("{VMS}/{owner}")).into_iter().map(move |vm| format!("{owner}/{vm}")));
     vms.filter(|vm| !processes(&format!("{VMS}/{vm}")).is_empty()).collect()
