@@ -1,6 +1,7 @@
 //! How much of the daemon's descriptors and memory the connections of a port, of a user and of all
 //! together may have.
 
+use super::looks;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -33,6 +34,7 @@ pub(super) struct Shares {
 pub(super) struct Share {
     connections: Arc<Semaphore>,
     all: Arc<Semaphore>,
+    pub(super) looks: looks::Own,
     /// Bytes that were read and not written yet.
     held: AtomicUsize,
 }
@@ -55,7 +57,8 @@ impl Shares {
         }
         users.retain(|_, share| share.strong_count() > 0);
         let (connections, all) = (Arc::new(Semaphore::new(PER_USER)), Arc::clone(&self.all));
-        let share = Arc::new(Share { connections, all, held: AtomicUsize::new(0) });
+        let looks = looks::Own::default();
+        let share = Arc::new(Share { connections, all, looks, held: AtomicUsize::new(0) });
         users.insert(uid, Arc::downgrade(&share));
         share
     }
@@ -80,6 +83,11 @@ impl Share {
     /// How much may be read now, bytes.
     pub(super) fn chunk(&self) -> usize {
         if self.held.load(Ordering::Relaxed) > MUCH { SMALL_CHUNK } else { CHUNK }
+    }
+
+    /// A datagram that waits, unless much is waiting already.
+    pub(super) fn hold_some(&self, bytes: &[u8]) -> Option<Held<'_>> {
+        (self.held.load(Ordering::Relaxed) <= MUCH).then(|| self.hold(bytes))
     }
 
     /// Bytes that wait to be written.
@@ -127,7 +135,9 @@ mod tests {
         let share = Shares::default().of(1001);
         let held: Vec<_> = (0..=MUCH / CHUNK).map(|_| share.hold(&[0; CHUNK])).collect();
         assert_eq!(share.chunk(), SMALL_CHUNK);
+        assert!(share.hold_some(&[0]).is_none());
         drop(held);
         assert_eq!(share.chunk(), CHUNK);
+        assert!(share.hold_some(&[0]).is_some());
     }
 }

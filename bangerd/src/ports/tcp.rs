@@ -33,7 +33,7 @@ pub(super) async fn serve(listener: TcpListener, port: Arc<Port>, relays: &mut J
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        if !welcome(&client, peer, &port) {
+        if !welcome(&client, peer, &port).await {
             port.note_refused();
             reset(&client);
             continue;
@@ -44,13 +44,13 @@ pub(super) async fn serve(listener: TcpListener, port: Arc<Port>, relays: &mut J
     }
 }
 
-fn welcome(client: &TcpStream, peer: SocketAddr, port: &Port) -> bool {
+async fn welcome(client: &TcpStream, peer: SocketAddr, port: &Port) -> bool {
     let Ok(local) = client.local_addr() else { return false };
     // Who listens everywhere listens on the VMs' side as well.
     if is_guests(local.ip(), port.guests) {
         return false;
     }
-    port.published.public || may_use(port.owner, port.callers.tcp(peer, local)).granted().is_ok()
+    port.published.public || may_use(port.owner, port.looks.tcp(&port.share, peer, local).await).granted().is_ok()
 }
 
 async fn relay(client: TcpStream, peer: SocketAddr, port: Arc<Port>, _place: Place) {
