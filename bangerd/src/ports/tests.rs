@@ -310,3 +310,56 @@ fn so_many_new_senders_wait_for_the_kernel_and_no_more() {
     let passed = std::iter::from_fn(|| guest.recv_from(&mut [0; 16]).ok()).count();
     assert!(passed > udp::NEW, "{passed}");
 }
+
+/// All turns of a user, as if many connections were always ready.
+fn take_turns(share: &Share) -> Vec<tokio::sync::SemaphorePermit<'_>> {
+    (0..THREADS).map(|_| futures::executor::block_on(share.turn()).unwrap()).collect()
+}
+
+#[test]
+fn what_a_user_sends_waits_for_that_users_turn() {
+    let world = World::new(Caller::Uid(0));
+    let mirror = mirror();
+    let [mut one, mut other] = [OWNER, OTHER].map(|owner| {
+        let mut stream = connect(world.publish_for(owner, mirror, Protocol::Tcp, |port| port));
+        assert!(passes(&mut stream));
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        stream
+    });
+    let guest = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Tcp, |port| port);
+    let share = world.ports.shares.of(OWNER);
+    let turns = take_turns(&share);
+    assert!(!passes(&mut one) && passes(&mut other));
+    let _late = connect(port);
+    thread::sleep(Duration::from_millis(300));
+    guest.set_nonblocking(true).unwrap();
+    assert_eq!(guest.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "accepted out of turn");
+    drop(turns);
+    one.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(one.read(&mut [0; 1]).unwrap(), 1);
+    guest.set_nonblocking(false).unwrap();
+    guest.accept().unwrap();
+}
+
+#[test]
+fn datagrams_wait_for_the_users_turn_both_ways() {
+    let world = World::new(Caller::Uid(0));
+    let [guest, client] = [(); 2].map(|()| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket
+    });
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Udp, |port| port);
+    let mut buffer = [0; 16];
+    client.send_to(b"first", port).unwrap();
+    let flow = guest.recv_from(&mut buffer).unwrap().1;
+    let share = world.ports.shares.of(OWNER);
+    for (from, to, address) in [(&client, &guest, port), (&guest, &client, flow)] {
+        let turns = take_turns(&share);
+        from.send_to(b"x", address).unwrap();
+        to.recv_from(&mut buffer).unwrap_err();
+        drop(turns);
+        to.recv_from(&mut buffer).unwrap();
+    }
+}

@@ -76,7 +76,9 @@ pub(super) async fn serve(listener: UdpSocket, port: Arc<Port>, tasks: &mut Join
             ready = flows.listener.readable() => {
                 // An error of a datagram that was sent is no error of the port.
                 drop(ready);
+                let turn = port.share.turn().await;
                 flows.one(tasks);
+                drop(turn);
                 tokio::task::consume_budget().await;
             }
         }
@@ -219,12 +221,14 @@ async fn answer(
                 if !state.still_allowed(peer, &port).await {
                     return Done::Flow(peer);
                 }
+                let turn = port.share.turn().await;
                 SCRATCH.with_borrow_mut(|scratch| {
                     if let Ok(size) = guest.try_recv(scratch) {
                         state.use_now();
                         drop(listener.try_send_to(scratch.get(..size).unwrap_or_default(), peer));
                     }
                 });
+                drop(turn);
                 tokio::task::consume_budget().await;
             }
         }
