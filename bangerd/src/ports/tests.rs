@@ -305,10 +305,10 @@ fn so_many_new_senders_wait_for_the_kernel_and_no_more() {
     drop(kernel);
     let passed = std::iter::from_fn(|| guest.recv_from(&mut [0; 16]).ok()).count();
     assert_eq!(passed, udp::NEW);
-    // Those that are known make room for others.
+    // The answers have made room for others.
     clients.iter().for_each(|client| assert_eq!(client.send_to(b"x", port).unwrap(), 1));
     let passed = std::iter::from_fn(|| guest.recv_from(&mut [0; 16]).ok()).count();
-    assert!(passed > udp::NEW, "{passed}");
+    assert!(passed >= udp::NEW, "{passed}");
 }
 
 /// All turns of a user, as if many connections were always ready.
