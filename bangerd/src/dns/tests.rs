@@ -106,8 +106,7 @@ fn a_running_vm_has_a_name_for_its_owner_and_root() {
     {
         assert_eq!(served.ask(name, TYPE::A), (RCODE::Refused, NONE), "{name}");
     }
-    let reversed: Vec<u8> = vm.runtime.guest_ip.octets().into_iter().rev().collect();
-    let reversed = format!("{}.{}.{}.{}.in-addr.arpa", reversed[0], reversed[1], reversed[2], reversed[3]);
+    let reversed = reversed(vm.runtime.guest_ip);
     assert_eq!(served.ask(&reversed, TYPE::PTR), (RCODE::NoError, vec!["web.alice.vm".to_owned()]));
     let served = served.is(&ROOT);
     assert_eq!(served.address("web.alice.vm"), Some(address));
@@ -116,6 +115,53 @@ fn a_running_vm_has_a_name_for_its_owner_and_root() {
     for (name, kind) in [("web.alice.vm", TYPE::A), ("web.alice.vm", TYPE::AAAA), (&*reversed, TYPE::PTR)] {
         assert_eq!(served.ask(name, kind), (RCODE::NameError, NONE), "{name}");
     }
+}
+
+/// A row that cannot be read fails whoever reads it.
+#[test]
+fn a_question_reads_the_vm_that_it_is_about_and_no_other() {
+    let world = World::new();
+    let [web, alices] = ["web", "other"].map(|name| world.running(name));
+    let job = world.life().runtime.block_on(world.life().vms.create(&BOB, named("web"), false)).unwrap();
+    world.wait(job);
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    let spoilt = "UPDATE vms SET network = '{' WHERE owner_name = 'bob' OR name = 'other'";
+    assert_eq!(sql.execute(spoilt, []).unwrap(), 2);
+    let address = web.runtime.guest_ip;
+    let served = Served::new(&world).is(&ROOT);
+    assert_eq!(served.ask(&reversed(address), TYPE::PTR), (RCODE::NoError, vec!["web.alice.vm".to_owned()]));
+    assert_eq!(served.address("web.alice.vm"), Some(address.to_string()));
+    // What is not the asker's is not read to find out that it is not.
+    let served = served.is(&BOB);
+    assert_eq!(served.ask(&reversed(alices.runtime.guest_ip), TYPE::PTR), (RCODE::NameError, NONE));
+    assert_eq!(served.ask("other.alice.vm", TYPE::A), (RCODE::NameError, NONE));
+    let served = served.is(&ALICE);
+    assert_eq!(served.ask(&reversed(alices.runtime.guest_ip), TYPE::PTR), (RCODE::ServerFailure, NONE));
+}
+
+/// A VM runs with the address of its start, whatever the network's next one for it is.
+#[test]
+fn an_address_is_that_of_the_vm_that_runs_with_it() {
+    let world = World::new();
+    let [web, other] = ["web", "other"].map(|name| world.running(name));
+    let (old, new) = (web.runtime.guest_ip, other.runtime.guest_ip);
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    // As if the leases were of another network than the one in which both were started.
+    let leases = "UPDATE leases SET address_index = address_index + 7";
+    assert_eq!(sql.execute(leases, []).unwrap(), 2);
+    let served = Served::new(&world).is(&ALICE);
+    let name = |address| served.ask(&reversed(address), TYPE::PTR).1;
+    assert_eq!((name(old), name(new)), (vec!["web.alice.vm".to_owned()], vec!["other.alice.vm".to_owned()]));
+    let leased = Ipv4Addr::from_bits(old.to_bits() + 7);
+    assert_eq!(served.ask(&reversed(leased), TYPE::PTR), (RCODE::NameError, NONE), "nobody runs with it");
+    // Of a start before the database knew addresses, the lease says it.
+    sql.execute("UPDATE vms SET guest_ip = NULL", []).unwrap();
+    assert_eq!(name(leased), ["web.alice.vm"]);
+}
+
+fn reversed(address: Ipv4Addr) -> String {
+    let [first, second, third, last] = address.octets();
+    format!("{last}.{third}.{second}.{first}.in-addr.arpa")
 }
 
 #[test]

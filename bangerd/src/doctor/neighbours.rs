@@ -74,14 +74,20 @@ impl Host<'_> {
     fn docker(&self) -> Option<Check> {
         let here = self.runs("docker") || self.link("docker0");
         here.then(|| {
-            self.drops("neighbour Docker", "drops what is forwarded; rules in DOCKER-USER hold for guests too")
+            self.drops(
+                "neighbour Docker",
+                "drops what is forwarded; guests with --net nat may reach its containers unless a rule in DOCKER-USER drops it",
+            )
         })
     }
 
     fn podman(&self) -> Option<Check> {
         let here = self.link("podman0") || self.links.iter().any(|link| link.starts_with("cni-podman"));
         here.then(|| {
-            Check::pass("neighbour podman", "its rules are about its own networks; guests and containers do not meet")
+            Check::pass(
+                "neighbour podman",
+                "guests with --net nat may reach its containers, those with --net public do not; `iptables -I FORWARD -i bgr+ -o podman+ -j DROP` keeps them apart",
+            )
         })
     }
 
@@ -122,7 +128,10 @@ impl Host<'_> {
     fn libvirt(&self) -> Option<Check> {
         let here = self.link("virbr0") || self.runs("libvirtd") || self.runs("virtnetworkd");
         here.then(|| {
-            Check::pass("neighbour libvirt", "its rules are about its own networks; guests and its VMs do not meet")
+            Check::pass(
+                "neighbour libvirt",
+                "guests with --net nat may reach its routed networks, those with --net public do not; `iptables -I FORWARD -i bgr+ -o virbr+ -j DROP` keeps them apart",
+            )
         })
     }
 
@@ -179,15 +188,19 @@ mod tests {
     use super::*;
     use banger_proto::model::CheckStatus::{self, Fail, Pass, Warn};
 
-    /// What the check of that name says on a host with these files and links.
+    /// How the check of that name is on a host with these files and links.
     fn said(name: &str, files: &[&str], links: &[&str], ufw: &str, routes: &str) -> Option<CheckStatus> {
+        check(name, files, links, ufw, routes).map(|check| check.status)
+    }
+
+    fn check(name: &str, files: &[&str], links: &[&str], ufw: &str, routes: &str) -> Option<Check> {
         let there = |path: &str| files.iter().any(|file| path.ends_with(file));
         let links = links.iter().map(|link| (*link).to_owned()).collect();
         let host =
             Host { family: Family::Debian, there: &there, links, ufw: ufw.to_owned(), routes: routes.to_owned() };
         let found = host.checks();
         found.iter().for_each(|check| assert_eq!(check.mend.is_empty(), check.status == Pass, "{check:?}"));
-        found.into_iter().find(|check| check.name == name).map(|check| check.status)
+        found.into_iter().find(|check| check.name == name)
     }
 
     const TIMER_FILE: &str = "banger-host-firewall.timer";
@@ -209,11 +222,17 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_that_guests_do_not_meet() {
+    fn neighbours_that_some_guests_may_reach() {
         assert_eq!(said("neighbours", &[TIMER_FILE], &["lo", "eth0", "br-fc", "bgr-ab", "tunnel"], "", ""), Some(Pass));
         for (name, link) in [("neighbour podman", "podman0"), ("neighbour libvirt", "virbr0")] {
             assert_eq!(said(name, &[TIMER_FILE], &["lo", link], "", ""), Some(Pass), "{name}");
             assert_eq!(said("neighbours", &[TIMER_FILE], &[link], "", ""), None);
+        }
+        for (name, link) in
+            [("neighbour Docker", "docker0"), ("neighbour podman", "podman0"), ("neighbour libvirt", "virbr0")]
+        {
+            let check = check(name, &[TIMER_FILE], &[link], "", "").unwrap();
+            assert!(check.detail.contains("guests with --net nat may reach its"), "{check:?}");
         }
     }
 

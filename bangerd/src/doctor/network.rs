@@ -1,4 +1,5 @@
-//! The network of the VMs against the host's: forwarding, the link, the guests' resolver.
+//! The network of the VMs against the host's: forwarding, the link, connection tracking, the guests'
+//! resolver.
 
 use super::read;
 use crate::config::Config;
@@ -8,11 +9,22 @@ use banger_proto::model::Check;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+/// Flows that the guests of one user may have at once: the firewall stops further ones.
+const FLOWS_OF_USER: u64 = 16_384;
+/// What the host must be able to track at least: those of three users, and as many of its own.
+const TRACKED_FLOOR: u64 = 4 * FLOWS_OF_USER;
+/// What the mend sets at least, which is what Linux takes by itself on a host of 4 GiB.
+const TRACKED: u64 = 262_144;
+
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let there = |path: &str| Path::new(path).exists();
     vec![
         forwarding(&read("/proc/sys/net/ipv4/ip_forward")),
         link(&config.bridge_name, there(&format!("/sys/class/net/{}", config.bridge_name))),
+        tracking(
+            &read("/proc/sys/net/netfilter/nf_conntrack_max"),
+            &read("/proc/sys/net/netfilter/nf_conntrack_count"),
+        ),
         resolver(config.default_dns, config.network),
     ]
 }
@@ -33,6 +45,35 @@ fn link(name: &str, there: bool) -> Check {
         return Check::pass("link of the VMs", name);
     }
     Check::fail("link of the VMs", format!("there is no {name}"), "sudo systemctl restart banger-priv")
+}
+
+/// When the table of connections is full, the kernel drops what begins a new one, whoever sends it.
+fn tracking(most: &str, count: &str) -> Check {
+    const NAME: &str = "connection tracking";
+    // Without the module nothing is tracked.
+    let (Ok(most), Ok(count)) = (most.trim().parse::<u64>(), count.trim().parse::<u64>()) else {
+        return Check::pass(NAME, "not in use");
+    };
+    let full = count >= most.saturating_mul(4) / 5;
+    if most >= TRACKED_FLOOR && !full {
+        return Check::pass(NAME, format!("{count} of {most} connections"));
+    }
+    let why = if most < TRACKED_FLOOR {
+        format!("nf_conntrack_max is {most}: too few beside the {FLOWS_OF_USER} that the guests of one user may have")
+    } else {
+        format!("{count} of {most} connections: when all are in use, nobody's new ones pass")
+    };
+    // At boot the setting is made before anything needs the module, unless the module is named, too.
+    Check::warn(
+        NAME,
+        why,
+        format!(
+            "echo nf_conntrack | sudo tee /etc/modules-load.d/zz-nf-conntrack.conf && \
+             echo net.netfilter.nf_conntrack_max={} | sudo tee /etc/sysctl.d/zz-nf-conntrack.conf && \
+             sudo sysctl --load=/etc/sysctl.d/zz-nf-conntrack.conf",
+            most.saturating_mul(2).max(TRACKED)
+        ),
+    )
 }
 
 /// The command that puts lines into the configuration in the place of keys that stand before its
@@ -76,6 +117,24 @@ mod tests {
     fn a_host_that_does_not_forward() {
         assert_eq!((forwarding("1\n").status, forwarding("0\n").status, forwarding("").status), (Pass, Fail, Fail));
         assert_eq!((link("br-fc", true).status, link("br-fc", false).status), (Pass, Fail));
+    }
+
+    #[test]
+    fn connections_that_the_host_can_track() {
+        // The module is not loaded.
+        assert_eq!(tracking("", "").status, Pass);
+        for (most, count, status) in [
+            ("262144\n", "60\n", Pass),
+            ("65536\n", "52427\n", Pass),
+            ("65536\n", "52428\n", Warn),
+            ("65535\n", "0\n", Warn),
+            ("262144\n", "262144\n", Warn),
+        ] {
+            assert_eq!(tracking(most, count).status, status, "{most} {count}");
+        }
+        let mends = |most, count, set: &str| tracking(most, count).mend.contains(&format!("_max={set} |"));
+        assert!(mends("1000", "10", "262144") && mends("262144", "250000", "524288"));
+        assert!(tracking("1000", "10").detail.contains("is 1000"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Called by the VMs' actors, which say what is open: a VM's ports are open while it runs.
 
 pub(crate) mod bound;
+mod looks;
 mod share;
 mod tcp;
 mod udp;
@@ -14,6 +15,7 @@ use banger_policy::net::Network;
 use banger_policy::publish::rules::{self, Rules};
 use banger_policy::publish::{Protocol, Published};
 use bound::{Bound, NotBound};
+use looks::Looks;
 use share::{PER_PORT, Share, Shares};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -25,7 +27,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Threads for all users' bytes.
+/// Threads for all users' bytes. Nothing on them blocks.
 const THREADS: usize = 2;
 /// How often the log says that somebody was refused at a port.
 const NOTE: Duration = Duration::from_secs(60);
@@ -38,7 +40,7 @@ struct Port {
     guest: Ipv4Addr,
     guests: Network,
     published: Published,
-    callers: Arc<dyn Callers>,
+    looks: Arc<Looks>,
     share: Arc<Share>,
     places: Arc<Semaphore>,
     /// How many were refused since the log said so, and when that was.
@@ -58,7 +60,7 @@ pub(crate) struct Ports {
     /// The threads end with it.
     _end: oneshot::Sender<()>,
     rules: Rules,
-    callers: Arc<dyn Callers>,
+    looks: Arc<Looks>,
     shares: Shares,
     vms: Mutex<HashMap<VmId, Vec<(Published, State)>>>,
 }
@@ -74,8 +76,8 @@ impl Ports {
             drop(runtime.block_on(ended));
             runtime.shutdown_background();
         })?;
-        let (shares, vms) = (Shares::default(), Mutex::default());
-        Ok(Self { runtime: handle, _end: end, rules, callers, shares, vms })
+        let (looks, shares, vms) = (Arc::new(Looks::new(callers)), Shares::default(), Mutex::default());
+        Ok(Self { runtime: handle, _end: end, rules, looks, shares, vms })
     }
 
     pub(crate) fn rules(&self) -> &Rules {
@@ -104,7 +106,7 @@ impl Ports {
             guest,
             guests: self.rules.guests,
             published,
-            callers: Arc::clone(&self.callers),
+            looks: Arc::clone(&self.looks),
             share: self.shares.of(owner),
             places: Arc::new(Semaphore::new(PER_PORT)),
             refused: Mutex::default(),

@@ -1,10 +1,12 @@
 //! How much of the daemon's descriptors and memory the connections of a port, of a user and of all
-//! together may have.
+//! together may have, and a user's turns on the relays' threads.
 
+use super::THREADS;
+use super::looks;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Connections and flows of one port. Each takes two descriptors, of which the daemon has 65536
 /// (`LimitNOFILE=`).
@@ -33,6 +35,9 @@ pub(super) struct Shares {
 pub(super) struct Share {
     connections: Arc<Semaphore>,
     all: Arc<Semaphore>,
+    /// As many as there are threads: one user alone can use them all.
+    turns: Semaphore,
+    pub(super) looks: looks::Own,
     /// Bytes that were read and not written yet.
     held: AtomicUsize,
 }
@@ -55,7 +60,8 @@ impl Shares {
         }
         users.retain(|_, share| share.strong_count() > 0);
         let (connections, all) = (Arc::new(Semaphore::new(PER_USER)), Arc::clone(&self.all));
-        let share = Arc::new(Share { connections, all, held: AtomicUsize::new(0) });
+        let (turns, looks) = (Semaphore::new(THREADS), looks::Own::default());
+        let share = Arc::new(Share { connections, all, turns, looks, held: AtomicUsize::new(0) });
         users.insert(uid, Arc::downgrade(&share));
         share
     }
@@ -77,9 +83,22 @@ impl Share {
         Some(Place([port, user, Arc::clone(&self.all).try_acquire_owned().ok()?]))
     }
 
+    /// Waits for a turn to pass something on. A user whose connections are all ready has a few of
+    /// them in the threads' queue, and the others wait here: so the connections of the other users
+    /// stand behind those few, and not behind them all.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        self.turns.acquire().await.ok()
+    }
+
     /// How much may be read now, bytes.
     pub(super) fn chunk(&self) -> usize {
         if self.held.load(Ordering::Relaxed) > MUCH { SMALL_CHUNK } else { CHUNK }
+    }
+
+    /// A datagram that waits, unless much is waiting already.
+    pub(super) fn hold_some(&self, bytes: &[u8]) -> Option<Held<'_>> {
+        (self.held.load(Ordering::Relaxed) <= MUCH).then(|| self.hold(bytes))
     }
 
     /// Bytes that wait to be written.
@@ -127,7 +146,35 @@ mod tests {
         let share = Shares::default().of(1001);
         let held: Vec<_> = (0..=MUCH / CHUNK).map(|_| share.hold(&[0; CHUNK])).collect();
         assert_eq!(share.chunk(), SMALL_CHUNK);
+        assert!(share.hold_some(&[0]).is_none());
         drop(held);
         assert_eq!(share.chunk(), CHUNK);
+        assert!(share.hold_some(&[0]).is_some());
+    }
+
+    /// Counts the steps of connections that are always ready.
+    #[tokio::test]
+    async fn one_connection_has_its_turns_beside_a_thousand_of_another_user() {
+        let shares = Shares::default();
+        let counts = [1001, 1002].map(|uid| (shares.of(uid), Arc::new(AtomicUsize::new(0))));
+        let mut tasks = tokio::task::JoinSet::new();
+        for ((share, count), connections) in counts.iter().zip([1000, 1]) {
+            for _ in 0..connections {
+                let (share, count) = (Arc::clone(share), Arc::clone(count));
+                tasks.spawn(async move {
+                    loop {
+                        let _turn = share.turn().await;
+                        count.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+        }
+        let [mallory, alice] = counts.map(|(_, count)| count);
+        while mallory.load(Ordering::Relaxed) < 5_000 {
+            tokio::task::yield_now().await;
+        }
+        let alice = alice.load(Ordering::Relaxed);
+        assert!(alice > 1_000, "{alice} of her turns beside 5000 of the other user's");
     }
 }

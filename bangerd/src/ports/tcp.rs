@@ -33,7 +33,9 @@ pub(super) async fn serve(listener: TcpListener, port: Arc<Port>, relays: &mut J
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        if !welcome(&client, peer, &port) {
+        // The next one is accepted in another turn.
+        drop(port.share.turn().await);
+        if !welcome(&client, peer, &port).await {
             port.note_refused();
             reset(&client);
             continue;
@@ -44,13 +46,13 @@ pub(super) async fn serve(listener: TcpListener, port: Arc<Port>, relays: &mut J
     }
 }
 
-fn welcome(client: &TcpStream, peer: SocketAddr, port: &Port) -> bool {
+async fn welcome(client: &TcpStream, peer: SocketAddr, port: &Port) -> bool {
     let Ok(local) = client.local_addr() else { return false };
     // Who listens everywhere listens on the VMs' side as well.
     if is_guests(local.ip(), port.guests) {
         return false;
     }
-    port.published.public || may_use(port.owner, port.callers.tcp(peer, local)).granted().is_ok()
+    port.published.public || may_use(port.owner, port.looks.tcp(&port.share, peer, local).await).granted().is_ok()
 }
 
 async fn relay(client: TcpStream, peer: SocketAddr, port: Arc<Port>, _place: Place) {
@@ -69,7 +71,7 @@ async fn relay(client: TcpStream, peer: SocketAddr, port: Arc<Port>, _place: Pla
     };
     let share = &port.share;
     let passed = async {
-        write_all(&guest, &header).await?;
+        write_all(&guest, &header, share).await?;
         tokio::try_join!(pass(&client, &guest, share), pass(&guest, &client, share))
     };
     if passed.await.is_err() {
@@ -91,9 +93,12 @@ async fn pass(from: &TcpStream, to: &TcpStream, share: &Share) -> io::Result<()>
         from.readable().await?;
         // Read is only what can be written: what comes meanwhile waits in the kernel.
         to.writable().await?;
-        match step(from, to, share)? {
+        let turn = share.turn().await;
+        let stepped = step(from, to, share)?;
+        drop(turn);
+        match stepped {
             Step::Again => {}
-            Step::Wait(held) => write_all(to, &held.bytes).await?,
+            Step::Wait(held) => write_all(to, &held.bytes, share).await?,
             Step::End => return Ok(shutdown(to.as_raw_fd(), Shutdown::Write)?),
         }
         tokio::task::consume_budget().await;
@@ -121,9 +126,10 @@ fn step<'a>(from: &TcpStream, to: &TcpStream, share: &'a Share) -> io::Result<St
     })
 }
 
-async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(to: &TcpStream, mut bytes: &[u8], share: &Share) -> io::Result<()> {
     while !bytes.is_empty() {
         to.writable().await?;
+        let _turn = share.turn().await;
         match to.try_write(bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}

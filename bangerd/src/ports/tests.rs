@@ -6,7 +6,7 @@ use banger_policy::publish::rules::Caller;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 
-/// Whoever asks is this one.
+/// Whoever asks is this one. Locked: the kernel does not answer.
 #[derive(Debug)]
 struct Always(Mutex<Caller>);
 
@@ -26,6 +26,7 @@ struct World {
 }
 
 const OWNER: u32 = 1001;
+const OTHER: u32 = 1002;
 
 impl World {
     fn new(caller: Caller) -> Self {
@@ -37,6 +38,16 @@ impl World {
 
     /// Publishes a port of the "guest" on a free one; where that is.
     fn publish(&self, guest: SocketAddr, protocol: Protocol, change: impl Fn(Published) -> Published) -> SocketAddr {
+        self.publish_for(OWNER, guest, protocol, change)
+    }
+
+    fn publish_for(
+        &self,
+        owner: u32,
+        guest: SocketAddr,
+        protocol: Protocol,
+        change: impl Fn(Published) -> Published,
+    ) -> SocketAddr {
         let free = match protocol {
             Protocol::Tcp => TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
             Protocol::Udp => UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap(),
@@ -51,7 +62,7 @@ impl World {
         });
         let bound = self.ports.bind(&published).unwrap();
         let IpAddr::V4(address) = guest.ip() else { unreachable!() };
-        self.ports.open(vm(), OWNER, address, published, bound);
+        self.ports.open(vm(), owner, address, published, bound);
         published.host()
     }
 
@@ -213,4 +224,142 @@ fn datagrams_pass_both_ways_by_flow_and_a_flow_is_asked_again() {
     assert_ne!(guest.recv_from(&mut buffer).unwrap().1, flow);
     world.close();
     UdpSocket::bind(port).unwrap();
+}
+
+/// Whether a mirror answers.
+fn passes(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"x").unwrap();
+    stream.read(&mut [0; 1]).is_ok_and(|size| size == 1)
+}
+
+/// Answers each byte at once.
+fn mirror() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn questions_to_the_kernel_hold_up_no_bytes() {
+    let world = World::new(Caller::Uid(OWNER));
+    let mut open = connect(world.publish(mirror(), Protocol::Tcp, |port| port));
+    assert!(passes(&mut open));
+    let ports: Vec<SocketAddr> = (0..2 * THREADS)
+        .flat_map(|_| [Protocol::Tcp, Protocol::Udp])
+        .map(|protocol| world.publish_for(OTHER, mirror(), protocol, |port| port))
+        .collect();
+    let kernel = world.caller.0.lock().unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let asked: Vec<_> = ports.iter().map(|port| (client.send_to(b"x", port).unwrap(), connect_any(*port))).collect();
+    thread::sleep(Duration::from_millis(200));
+    open.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert!(passes(&mut open), "while {} ports wait for the kernel's answer", asked.len());
+    drop(kernel);
+}
+
+/// Without waiting for anything; a port of UDP takes no connection.
+fn connect_any(to: SocketAddr) -> Option<TcpStream> {
+    TcpStream::connect(to).ok()
+}
+
+#[test]
+fn a_flow_gets_what_came_while_the_kernel_was_asked() {
+    let world = World::new(Caller::Uid(OWNER));
+    let guest = UdpSocket::bind("127.0.0.1:0").unwrap();
+    guest.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Udp, |port| port);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut buffer = [0; 16];
+    // Of a new flow, and of one of which the last answer is old.
+    for _ in 0..2 {
+        let kernel = world.caller.0.lock().unwrap();
+        for number in 0..8 {
+            client.send_to(&[number], port).unwrap();
+        }
+        thread::sleep(Duration::from_millis(200));
+        drop(kernel);
+        for number in 0..8 {
+            assert_eq!(guest.recv_from(&mut buffer).unwrap().0, 1);
+            assert_eq!(buffer[0], number);
+        }
+        thread::sleep(Duration::from_millis(1100));
+    }
+}
+
+#[test]
+fn so_many_new_senders_wait_for_the_kernel_and_no_more() {
+    let world = World::new(Caller::Uid(OWNER));
+    let guest = UdpSocket::bind("127.0.0.1:0").unwrap();
+    guest.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Udp, |port| port);
+    let kernel = world.caller.0.lock().unwrap();
+    let clients: Vec<_> = (0..2 * udp::NEW).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    clients.iter().for_each(|client| assert_eq!(client.send_to(b"x", port).unwrap(), 1));
+    thread::sleep(Duration::from_millis(500));
+    drop(kernel);
+    let passed = std::iter::from_fn(|| guest.recv_from(&mut [0; 16]).ok()).count();
+    assert_eq!(passed, udp::NEW);
+    // The answers have made room for others.
+    clients.iter().for_each(|client| assert_eq!(client.send_to(b"x", port).unwrap(), 1));
+    let passed = std::iter::from_fn(|| guest.recv_from(&mut [0; 16]).ok()).count();
+    assert!(passed >= udp::NEW, "{passed}");
+}
+
+/// All turns of a user, as if many connections were always ready.
+fn take_turns(share: &Share) -> Vec<tokio::sync::SemaphorePermit<'_>> {
+    (0..THREADS).map(|_| futures::executor::block_on(share.turn()).unwrap()).collect()
+}
+
+#[test]
+fn what_a_user_sends_waits_for_that_users_turn() {
+    let world = World::new(Caller::Uid(0));
+    let mirror = mirror();
+    let [mut one, mut other] = [OWNER, OTHER].map(|owner| {
+        let mut stream = connect(world.publish_for(owner, mirror, Protocol::Tcp, |port| port));
+        assert!(passes(&mut stream));
+        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        stream
+    });
+    let guest = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Tcp, |port| port);
+    let share = world.ports.shares.of(OWNER);
+    let turns = take_turns(&share);
+    assert!(!passes(&mut one) && passes(&mut other));
+    let _late = connect(port);
+    thread::sleep(Duration::from_millis(300));
+    guest.set_nonblocking(true).unwrap();
+    assert_eq!(guest.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "accepted out of turn");
+    drop(turns);
+    one.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(one.read(&mut [0; 1]).unwrap(), 1);
+    guest.set_nonblocking(false).unwrap();
+    guest.accept().unwrap();
+}
+
+#[test]
+fn datagrams_wait_for_the_users_turn_both_ways() {
+    let world = World::new(Caller::Uid(0));
+    let [guest, client] = [(); 2].map(|()| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket
+    });
+    let port = world.publish(guest.local_addr().unwrap(), Protocol::Udp, |port| port);
+    let mut buffer = [0; 16];
+    client.send_to(b"first", port).unwrap();
+    let flow = guest.recv_from(&mut buffer).unwrap().1;
+    let share = world.ports.shares.of(OWNER);
+    for (from, to, address) in [(&client, &guest, port), (&guest, &client, flow)] {
+        let turns = take_turns(&share);
+        from.send_to(b"x", address).unwrap();
+        to.recv_from(&mut buffer).unwrap_err();
+        drop(turns);
+        to.recv_from(&mut buffer).unwrap();
+    }
 }

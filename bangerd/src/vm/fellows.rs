@@ -24,6 +24,9 @@ const MOST: usize = 5000;
 /// A guest may be frozen, or its agent just be started again.
 const AGAIN: Duration = Duration::from_secs(30);
 const TRIES: u32 = 5;
+/// Between two rounds, each of which reads all rows: whoever changes a VM again and again makes the
+/// daemon read them no more often. Guests follow within a second nevertheless (docs/contract.md).
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Wakes the task that tells guests.
 #[derive(Debug, Default)]
@@ -35,6 +38,12 @@ impl Fellows {
     /// A VM came, went, started or changed its network.
     pub(super) fn changed(&self) {
         self.changed.notify_one();
+    }
+
+    /// Waits for a change, but for a pause first: all changes in it are one.
+    async fn next_round(&self) {
+        sleep(PAUSE).await;
+        self.changed.notified().await;
     }
 }
 
@@ -59,7 +68,7 @@ impl Vms {
         tokio::spawn(async move {
             let mut told = HashMap::new();
             loop {
-                vms.ctx.fellows.changed.notified().await;
+                vms.ctx.fellows.next_round().await;
                 vms.tell_fellows(&mut told).await;
             }
         });
@@ -129,4 +138,36 @@ fn lines(row: &VmRow, networks: &Networks<'_>) -> Vec<String> {
     let members = row.network.private.as_ref().and_then(|private| networks.get(&(owner.clone(), private)));
     let others = members.into_iter().flatten().filter(|(vm, name, _)| *vm != row.id && name.as_str() != LOCALHOST);
     others.take(MOST).map(|(_, name, address)| format!("{address} {name} {}", dns::name(name, &owner))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_without_end_are_a_few_rounds_and_the_last_one_is_seen() {
+        const CHANGES: u32 = 1_000;
+        let fellows = Fellows::default();
+        let (made, mut rounds, mut seen) = (std::cell::Cell::new(0), 0, 0);
+        let changes = async {
+            for change in 1..=CHANGES {
+                made.set(change);
+                fellows.changed();
+                sleep(Duration::from_millis(1)).await;
+            }
+            sleep(Duration::from_secs(1)).await;
+        };
+        let tell = async {
+            loop {
+                fellows.next_round().await;
+                (rounds, seen) = (rounds + 1, made.get());
+            }
+        };
+        tokio::select! {
+            () = tell => {}
+            () = changes => {}
+        }
+        assert_eq!(seen, CHANGES);
+        assert!((2..=6).contains(&rounds), "{rounds} rounds");
+    }
 }

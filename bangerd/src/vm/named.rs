@@ -1,11 +1,11 @@
 //! Running VMs as DNS tells of them.
 
-use super::Vms;
 use super::error::VmError;
-use crate::db::VmRow;
-use banger_policy::VmName;
+use super::{Vms, entry_of};
 use banger_policy::access::Owner;
 use banger_policy::lifecycle::State;
+use banger_policy::{VmId, VmName};
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 /// A VM that runs.
@@ -16,29 +16,38 @@ pub(crate) struct Runs {
     pub(crate) address: Ipv4Addr,
 }
 
+/// A VM whose row says that it runs. Nothing else of it has been read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claims {
+    vm: VmId,
+    pub(crate) owner: Owner,
+}
+
 impl Vms {
-    /// Those of a name, whoever owns them. What `vm show` would call stopped is not among them.
-    pub(crate) async fn running_named(&self, name: &VmName) -> Result<Vec<Runs>, VmError> {
-        let settled = self.settled();
-        let rows = self.ctx.db.vms_named(name.clone()).await?;
-        Ok(self.of_running(&rows, &settled))
+    /// Those of a name, whoever owns them.
+    pub(crate) async fn running_named(&self, name: &VmName) -> Result<Vec<Claims>, VmError> {
+        let found = self.ctx.db.running_named(name.clone()).await?;
+        Ok(found.into_iter().map(|(vm, owner)| Claims { vm, owner }).collect())
     }
 
     /// The one that has an address.
-    pub(crate) async fn running_at(&self, address: Ipv4Addr) -> Result<Option<Runs>, VmError> {
-        let settled = self.settled();
-        let mut rows = self.ctx.db.vms(None, None, u32::MAX).await?;
-        rows.retain(|row| row.state == State::Running);
-        Ok(self.of_running(&rows, &settled).into_iter().find(|vm| vm.address == address))
+    pub(crate) async fn running_at(&self, address: Ipv4Addr) -> Result<Option<Claims>, VmError> {
+        let index = self.ctx.config.now().network.index_of(address);
+        let known = self.ctx.handles.at(address).map(|(vm, _)| vm);
+        let found = self.ctx.db.running_at(address, index, known).await?;
+        Ok(found.map(|(vm, owner)| Claims { vm, owner }))
     }
 
-    fn of_running(&self, rows: &[VmRow], settled: &std::collections::HashSet<banger_policy::VmId>) -> Vec<Runs> {
-        let runs = rows.iter().filter_map(|row| {
-            let record = self.record(row, settled);
-            let address = record.runtime.guest_ip;
-            let runs = record.state == State::Running && !row.making && !address.is_unspecified();
-            runs.then(|| Runs { owner: row.who(), name: row.name.clone(), address })
-        });
-        runs.collect()
+    /// What is told of it. Nothing of what `vm show` would call stopped.
+    pub(crate) async fn runs(&self, claims: Claims) -> Result<Option<Runs>, VmError> {
+        let settled = entry_of(self, &claims.vm).is_some_and(|entry| entry.shared.is_settled());
+        let Some(row) = self.ctx.db.vm(claims.vm).await?.filter(|row| row.who() == claims.owner) else {
+            return Ok(None);
+        };
+        let settled: HashSet<VmId> = settled.then_some(claims.vm).into_iter().collect();
+        let record = self.record(&row, &settled);
+        let address = record.runtime.guest_ip;
+        let runs = record.state == State::Running && !row.making && !address.is_unspecified();
+        Ok(runs.then_some(Runs { owner: claims.owner, name: row.name, address }))
     }
 }

@@ -331,7 +331,8 @@ impl World {
             // A list says that a VM has ended before all is released that it held.
             let row = self.life().runtime.block_on(self.life().vms.ctx.db.vm(record.id)).unwrap();
             if record.state == state && settled && row.is_some_and(|row| row.state == state) {
-                return record;
+                // The record was read before the row, which may have got its reason in between.
+                return self.show(ALICE, vm).unwrap();
             }
             assert!(Instant::now() < deadline, "still {}: {}", record.state, record.runtime.last_error);
             std::thread::sleep(Duration::from_millis(5));

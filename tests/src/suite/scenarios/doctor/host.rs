@@ -76,6 +76,17 @@ pub(super) const ROWS: &[Row] = &[
         "is not 1",
     ),
     fail("network::link", ("the-link-is-gone", "link of the VMs"), "ip link delete br-fc", "there is no br-fc"),
+    warn(
+        "network::tracking",
+        ("too-few-tracked-connections", "connection tracking"),
+        "sysctl --values net.netfilter.nf_conntrack_max > /run/bench-tracked && \
+         sysctl --quiet --write net.netfilter.nf_conntrack_max=1000",
+        "nf_conntrack_max is 1000",
+    )
+    .after(
+        "sysctl --quiet --write net.netfilter.nf_conntrack_max=$(cat /run/bench-tracked) && \
+         rm /run/bench-tracked /etc/sysctl.d/zz-nf-conntrack.conf /etc/modules-load.d/zz-nf-conntrack.conf",
+    ),
     fail("network::resolver", ("a-resolver-of-the-host-alone", "resolver"), SET, "answers none of them"),
     warn("network::resolver", ("a-resolver-that-is-not-public", "resolver"), SET_PRIVATE, "no public address"),
     fail(
