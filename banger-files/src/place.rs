@@ -82,8 +82,9 @@ pub(crate) fn replace(folder: &Path, from: impl Read) -> Result<Unpacked, Error>
     remove(&staged)?;
     fs::create_dir(&staged).map_err(Error::path(&staged))?;
     let unpacked = unpack(from, &open_folder(&staged)?, Limits::NONE).and_then(|unpacked| {
-        take_over(folder, &staged)?;
+        // What is taken over was not prepared: it stays something that the guest has added.
         manifest::record(&staged)?;
+        take_over(folder, &staged)?;
         Ok(unpacked)
     });
     let exchange = if folder.symlink_metadata().is_ok() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };

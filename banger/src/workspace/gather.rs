@@ -106,12 +106,16 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
         // No files were prepared, and the guest has checked them out: what is missing was removed.
         listed.deleted = known.difference(&listed.added).cloned().collect();
     }
-    let new: BTreeSet<Vec<u8>> = listed.added.difference(&known).cloned().collect();
+    // What an earlier release has taken over when it prepared the folder again counts as prepared
+    // there, although no tree has it.
+    let new: BTreeSet<Vec<u8>> =
+        listed.modified.union(&listed.added).filter(|path| !known.contains(*path)).cloned().collect();
     if !new.is_empty() {
         rules(guest, workspace, &source, &shop, &listed).await?;
         let git = shop.git_here(&source, "none", &workspace.base_tree);
         for path in work::begin(move || ignored(&git, &new)).await?? {
             listed.added.remove(&path);
+            listed.modified.remove(&path);
         }
     }
     let wanted: Vec<u8> = joined(listed.modified.iter().chain(&listed.added));

@@ -35,6 +35,41 @@ async fn what_was_changed_in_the_guest_is_not_replaced() {
 }
 
 #[tokio::test]
+async fn what_the_guest_has_built_is_no_change_however_often_it_is_prepared() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "target/out", "built");
+    for text in ["second", "third", "fourth"] {
+        put(&world.repo(), "README", text);
+        world.prepare(world.wanted()).await.unwrap();
+        assert_eq!(fs::read_to_string(world.theirs().join("target/out")).unwrap(), "built", "{text}");
+        let (patch, _) = world.patch().await.unwrap();
+        assert_eq!(fs::read_to_string(patch).unwrap(), "", "{text}");
+    }
+    // What is not ignored is the guest's own, and is kept and exported as such.
+    put(&world.theirs(), "untracked.c", "int x;\n");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+    for _ in 0..2 {
+        world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+        let (patch, _) = world.patch().await.unwrap();
+        let text = fs::read_to_string(patch).unwrap();
+        assert!(text.contains("+++ b/untracked.c") && !text.contains("target"), "{text}");
+    }
+    // A list of an earlier release, in which what was taken over counts as prepared.
+    let manifest = world.theirs().join(".git/banger/manifest");
+    let mut list = fs::read(&manifest).unwrap();
+    list.extend_from_slice(b"100644,5,1.0,1.0,1 target/out\0");
+    fs::write(&manifest, list).unwrap();
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("untracked.c") && !text.contains("target"), "{text}");
+}
+
+#[tokio::test]
 async fn the_guest_knows_branch_identity_and_state() {
     if no_git() {
         return;
