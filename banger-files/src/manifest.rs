@@ -119,14 +119,16 @@ pub fn parse_changes(text: &[u8]) -> Option<Vec<Change>> {
     text.split(|byte| *byte == 0).map(change).collect()
 }
 
-/// What the branches and HEAD are, as one text to compare.
+/// What the branches, tags, notes, the stash and HEAD are, as one text to compare. What was fetched
+/// from elsewhere is there again.
 pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     let git = folder.join(".git");
     let mut files = vec![git.join("HEAD"), git.join("packed-refs")];
-    let mut folders = vec![git.join("refs/heads")];
+    let (mut folders, fetched) = (vec![git.join("refs")], git.join("refs/remotes"));
     while let Some(at) = folders.pop() {
         for entry in fs::read_dir(at).into_iter().flatten().flatten() {
             match entry.file_type() {
+                Ok(_) if entry.path() == fetched => {}
                 Ok(kind) if kind.is_dir() => folders.push(entry.path()),
                 _ => files.push(entry.path()),
             }

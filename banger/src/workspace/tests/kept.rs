@@ -70,6 +70,27 @@ async fn what_the_guest_has_built_is_no_change_however_often_it_is_prepared() {
 }
 
 #[tokio::test]
+async fn a_stash_a_tag_and_a_note_of_the_guest_are_not_replaced() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    let stashed: [&[&str]; 3] = [&["stash", "--quiet"], &["tag", "mine"], &["notes", "add", "-m", "a note"]];
+    for words in stashed {
+        put(&world.theirs(), "README", "work of hours\n");
+        git(&world.theirs(), words);
+        put(&world.theirs(), "README", "hello\n");
+        let refused = world.prepare(world.wanted()).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("commits or branches"), "{words:?}: {refused:#}");
+        world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    }
+    // What the guest has fetched is somewhere else.
+    git(&world.theirs(), &["update-ref", "refs/remotes/origin/main", "HEAD"]);
+    world.prepare(world.wanted()).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_guest_knows_branch_identity_and_state() {
     if no_git() {
         return;
