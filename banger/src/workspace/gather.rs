@@ -48,7 +48,18 @@ struct Listed {
     modified: BTreeSet<Vec<u8>>,
     added: BTreeSet<Vec<u8>>,
     deleted: BTreeSet<Vec<u8>>,
+    /// Folders with a repository of their own, which are not looked into.
+    repositories: BTreeSet<Vec<u8>>,
     notes: Notes,
+}
+
+impl Listed {
+    /// Whether a path lies in a folder that was not looked into.
+    fn is_hidden(&self, path: &[u8]) -> bool {
+        let mut folders =
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at));
+        folders.any(|folder| self.repositories.contains(folder))
+    }
 }
 
 /// What the user is told: a guest may cause any number of it.
@@ -104,7 +115,7 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
     let (mut listed, known) = sorting.await??;
     if workspace.mode == WorkspaceMode::MetadataOnly && listed.added.iter().any(|path| known.contains(path)) {
         // No files were prepared, and the guest has checked them out: what is missing was removed.
-        listed.deleted = known.difference(&listed.added).cloned().collect();
+        listed.deleted = known.difference(&listed.added).filter(|path| !listed.is_hidden(path)).cloned().collect();
     }
     // What an earlier release has taken over when it prepared the folder again counts as prepared
     // there, although no tree has it.
@@ -212,7 +223,10 @@ fn sort(changes: Vec<Change>) -> Listed {
             Change::Modified(path) => drop(listed.modified.insert(path)),
             Change::Added(path) => drop(listed.added.insert(path)),
             Change::Deleted(path) => drop(listed.deleted.insert(path)),
-            Change::Repository(path) => odd(&path, "it is a repository of its own", &mut listed.notes),
+            Change::Repository(path) => {
+                odd(&path, "it is a repository of its own", &mut listed.notes);
+                listed.repositories.insert(path);
+            }
         }
     }
     listed

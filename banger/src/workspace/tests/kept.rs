@@ -91,6 +91,35 @@ async fn a_stash_a_tag_and_a_note_of_the_guest_are_not_replaced() {
 }
 
 #[tokio::test]
+async fn a_repository_that_is_begun_in_a_prepared_folder_deletes_nothing() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    let sub = world.theirs().join("src");
+    git(&sub, &["init", "--quiet"]);
+    let (patch, _) = world.patch().await.unwrap();
+    assert_eq!(fs::read_to_string(patch).unwrap(), "");
+    // As git there shows it.
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "");
+    put(&sub, "file-1.txt", "changed\n");
+    put(&sub, "added", "text\n");
+    put(&sub, "own/file", "text\n");
+    git(&sub.join("own"), &["init", "--quiet"]);
+    let (patch, notes) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "M src/file-1.txt\n?? src/added\n?? src/own/");
+    assert!(text.contains("+++ b/src/file-1.txt") && text.contains("+++ b/src/added"), "{text}");
+    assert!(!text.contains("deleted file") && !text.contains("own/file") && !text.contains(".git"), "{text}");
+    assert!(notes.iter().any(|note| note.contains("src/own: left out")), "{notes:?}");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+    world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    assert!(sub.join(".git/HEAD").exists(), "the guest's repository is kept");
+}
+
+#[tokio::test]
 async fn the_guest_knows_branch_identity_and_state() {
     if no_git() {
         return;
