@@ -179,7 +179,8 @@ fn files_of(
     Ok(files)
 }
 
-/// The files of a tree, written by git with the user's filters.
+/// The files of a tree, written by git with the user's filters, as the attributes of that tree ask
+/// for them: an export reads them by the same.
 fn check_out(
     source: &Source,
     shop: &Workshop,
@@ -187,6 +188,7 @@ fn check_out(
     mode: WorkspaceMode,
 ) -> anyhow::Result<Vec<(Tracked, PathBuf)>> {
     let git = shop.git(source, "commit-index").set("core.sparseCheckout=false");
+    let git = git.option(format!("--attr-source={tree}"));
     git.bytes(&["read-tree", tree])?;
     let prefix = format!("--prefix={}/", shop.path("tree").to_str().context("the folder's path is not UTF-8")?);
     if mode != WorkspaceMode::MetadataOnly {

@@ -177,6 +177,28 @@ async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
 }
 
 #[tokio::test]
+async fn another_commit_is_written_by_its_own_attributes() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    put(&world.repo(), ".gitattributes", "*.txt text eol=crlf\n");
+    commit(&world.repo());
+    put(&world.repo(), ".gitattributes", "README text eol=crlf\n");
+    commit(&world.repo());
+    world.prepare(Wanted { from: Some("HEAD~1".into()), ..world.wanted() }).await.unwrap();
+    let folder = world.theirs();
+    let theirs = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    assert_eq!((theirs("README").as_str(), theirs("src/file-1.txt").contains("\r\n")), ("hello\n", true));
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "");
+    put(&world.theirs(), "src/file-1.txt", "one\r\ntwo\r\n");
+    put(&world.theirs(), "README", "changed\n");
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("+one\n+two\n") && text.contains("+changed\n"), "{text}");
+}
+
+#[tokio::test]
 async fn a_patch_can_be_against_another_commit_and_ignores_what_is_ignored() {
     if no_git() {
         return;
