@@ -177,6 +177,35 @@ async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
 }
 
 #[tokio::test]
+async fn a_commit_that_was_amended_is_exported_with_the_hosts_history() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    put(&world.repo(), "second", "2\n");
+    commit(&world.repo());
+    let main = git(&world.repo(), &["rev-parse", "HEAD"]);
+    let repo = world.repo();
+    let history = |name: &str| git(&repo, &["log", "--format=%s", name]);
+    let amend = |theirs: &Path| {
+        put(theirs, "second", "amended\n");
+        git(theirs, &["commit", "--quiet", "--all", "--amend", "-m", "amended"]);
+    };
+    world.prepare(world.wanted()).await.unwrap();
+    amend(&world.theirs());
+    let notes = world.export(What::Branch { name: "shallow".into(), force: false }).await.unwrap();
+    assert!(notes.iter().any(|note| note.contains("do not follow")), "{notes:?}");
+    assert_eq!(history("shallow").lines().count(), 3, "{}", history("shallow"));
+    assert_eq!(git(&world.repo(), &["rev-parse", "shallow~1"]), main);
+    assert_eq!(git(&world.repo(), &["show", "shallow:second"]), "amended");
+    // With all of its history, the guest's commit has the parent that it says.
+    world.prepare(Wanted { mode: WorkspaceMode::FullCopy, force: true, ..world.wanted() }).await.unwrap();
+    amend(&world.theirs());
+    world.export(What::Branch { name: "full".into(), force: false }).await.unwrap();
+    assert_eq!(history("full"), "amended\na commit");
+}
+
+#[tokio::test]
 async fn another_commit_is_written_by_its_own_attributes() {
     if no_git() {
         return;
