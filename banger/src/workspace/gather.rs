@@ -90,6 +90,8 @@ impl Notes {
 /// When the host's repository is not there any more, when the guest sends more than `most` bytes,
 /// or what git says.
 pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) -> anyhow::Result<Gathered> {
+    // What was built may be of users whose files the image's user cannot read.
+    let guest = &guest.as_root();
     let root = workspace.repo_root.clone();
     let opened = work::begin(move || {
         let source = Source::open(Path::new(&root)).context("the repository cannot be used any more")?;

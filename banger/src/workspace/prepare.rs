@@ -249,7 +249,13 @@ pub(crate) async fn prepare(
     workspace.check().map_err(|why| anyhow::anyhow!(why))?;
     let sent = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&sent);
-    let replace = ["replace", look.path.as_str()];
+    // Root keeps what others have built there, and gives the workspace to the image's user. An
+    // agent that names no owner knows no other way than that user's own.
+    let (path, root) = (look.path.as_str(), guest.as_root());
+    let (replace, guest) = match look.owner.as_deref() {
+        Some(owner) => (vec!["replace", path, owner], &root),
+        None => (vec!["replace", path], guest),
+    };
     let sending = remote::send(guest, &replace, None, sent, move |to| write(&ready, to));
     let mut sending = std::pin::pin!(sending);
     let mut ticks = tokio::time::interval(Duration::from_millis(200));
