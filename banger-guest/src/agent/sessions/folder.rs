@@ -24,6 +24,8 @@ pub(super) const MAX_ENTRIES: usize = 4096;
 const MAX_COMMAND: usize = 4096;
 const META: &str = "meta.json";
 const STATUS: &str = "status.json";
+/// Beside the sessions' folders: the last number that was given to one.
+pub(super) const NUMBER: &str = ".number";
 
 /// Where sessions are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,11 +161,17 @@ impl Places {
         })
     }
 
-    /// A number that no session has.
-    pub(super) fn next_number(&self) -> u64 {
-        let Ok(entries) = fs::read_dir(&self.folders) else { return 1 };
-        let ids = entries.take(MAX_ENTRIES).flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        ids.filter_map(|id| number(id.trim_start_matches('.'))).max().unwrap_or(0).saturating_add(1)
+    /// A number that no session has or had, those that were removed among them: whoever remembers
+    /// an id never means another session.
+    pub(super) fn take_number(&self) -> io::Result<u64> {
+        let entries = fs::read_dir(&self.folders)?.take(MAX_ENTRIES).flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let there = ids.filter_map(|id| number(id.trim_start_matches('.'))).max().unwrap_or(0);
+        // An earlier release kept none.
+        let last = load::<u64>(&self.folders.join(NUMBER)).unwrap_or(0);
+        let next = there.max(last).saturating_add(1);
+        store(&self.folders, NUMBER, &next)?;
+        Ok(next)
     }
 
     pub(super) fn remove(&self, id: &str) -> io::Result<()> {
@@ -287,7 +295,25 @@ mod tests {
         drop(lock);
         assert_eq!(places.find("web").unwrap().status, Status::LostProcess);
         assert!(places.find("nothing").is_none() && places.find("../folders").is_none());
-        assert_eq!(places.next_number(), 16);
+        assert_eq!(places.take_number().unwrap(), 16);
+    }
+
+    #[test]
+    fn a_number_is_given_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        assert_eq!(places.take_number().unwrap(), 1);
+        ended(&places, "web", 1);
+        assert_eq!(places.take_number().unwrap(), 2);
+        ended(&places, "web", 2);
+        places.remove("web.2").unwrap();
+        places.remove("web.1").unwrap();
+        assert_eq!(places.take_number().unwrap(), 3);
+        assert!(places.list().is_empty());
+        // A file that was damaged.
+        ended(&places, "web", 7);
+        fs::write(places.folders.join(NUMBER), "x").unwrap();
+        assert_eq!(places.take_number().unwrap(), 8);
     }
 
     #[test]
