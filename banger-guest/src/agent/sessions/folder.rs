@@ -1,7 +1,7 @@
 //! Sessions on the work disk: a folder each, which outlives the guest's boot.
 //!
 //! `meta.json` says what was started and is locked by the session's process while that lives;
-//! `status.json`, how it ended; [`super::log`] has the rest. A folder whose name begins with a dot
+//! `status.json`, which is blank until then, how it ended; [`super::log`] has the rest. A folder whose name begins with a dot
 //! is of a session that does not run yet: the process gives it its name when the command has
 //! started.
 
@@ -24,6 +24,8 @@ pub(super) const MAX_ENTRIES: usize = 4096;
 const MAX_COMMAND: usize = 4096;
 const META: &str = "meta.json";
 const STATUS: &str = "status.json";
+/// Of [`STATUS`], bytes: more than any status.
+const STATUS_ROOM: usize = 256;
 /// Beside the sessions' folders: the last number that was given to one.
 pub(super) const NUMBER: &str = ".number";
 
@@ -207,6 +209,10 @@ fn number(id: &str) -> Option<u64> {
 pub(super) fn begin(folder: &Path, meta: &Meta) -> io::Result<File> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().mode(0o700).create(folder)?;
+    // Room for the status, which a full disk could not give any more.
+    let mut status = File::create(folder.join(STATUS))?;
+    status.write_all(&[b' '; STATUS_ROOM])?;
+    status.sync_all()?;
     store(folder, META, meta)?;
     let file = File::open(folder.join(META))?;
     file.lock()?;
@@ -218,9 +224,18 @@ pub(super) fn meta(folder: &Path) -> Option<Meta> {
     load(&folder.join(META))
 }
 
-/// Writes how it ended, so that it outlives a power cut.
+/// Writes how it ended, so that it outlives a power cut, where [`begin`] has made room for it. A
+/// reader in that moment sees the blank, or all of it.
 pub(super) fn end(folder: &Path, end: &End) -> io::Result<()> {
-    store(folder, STATUS, end)
+    use std::os::unix::fs::FileExt;
+    let mut text = serde_json::to_vec(end)?;
+    if text.len() > STATUS_ROOM {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    text.resize(STATUS_ROOM, b' ');
+    let file = File::options().write(true).open(folder.join(STATUS))?;
+    file.write_all_at(&text, 0)?;
+    file.sync_all()
 }
 
 /// A file is whole or not there.
@@ -314,6 +329,48 @@ mod tests {
         ended(&places, "web", 7);
         fs::write(places.folders.join(NUMBER), "x").unwrap();
         assert_eq!(places.take_number().unwrap(), 8);
+    }
+
+    /// On a file system of its own, which is full.
+    #[test]
+    fn a_full_disk_keeps_no_status_away() {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root mounts");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().to_owned();
+        // Mounts of this thread are seen by it alone.
+        let in_thread = move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+            let places = places(&below);
+            let meta = meta("web", 1, &boot_id());
+            let lock = begin(&places.folder("web.1"), &meta).unwrap();
+            assert_eq!(places.find("web").unwrap().status, Status::Running);
+            let fill = fs::write(below.join("fill"), vec![1; 1 << 20]).unwrap_err();
+            assert_eq!(fill.kind(), io::ErrorKind::StorageFull);
+            end(&places.folder("web.1"), &End { status: Status::Exited(3), ended_at: 9 }).unwrap();
+            drop(lock);
+            assert_eq!(places.find("web").unwrap().status, Status::Exited(3));
+        };
+        std::thread::spawn(in_thread).join().unwrap();
+    }
+
+    #[test]
+    fn every_status_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        drop(begin(&places.folder("web.1"), &meta("web", 1, "other")).unwrap());
+        for status in [Status::Running, Status::Exited(255), Status::Killed(64), Status::LostGuest, Status::LostProcess]
+        {
+            end(&places.folder("web.1"), &End { status, ended_at: u64::MAX }).unwrap();
+            let found = places.find("web").unwrap();
+            assert_eq!((found.status, found.ended_at), (status, Some(u64::MAX)));
+        }
     }
 
     #[test]
