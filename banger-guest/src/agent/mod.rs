@@ -21,7 +21,7 @@ use crate::console::{describe, say};
 use crate::init_kind::InitKind;
 use crate::launch::{self, NAME, SERVE_FLAG};
 use crate::sys::stream::FdStream;
-use crate::sys::{signals, vsock};
+use crate::sys::{signals, spawn, vsock};
 pub use server::{Error, Server};
 pub(crate) use sessions::process::main as session_main;
 use startups::{Place, Startups};
@@ -52,6 +52,9 @@ mod ssh;
 mod startups;
 mod switch_off;
 
+/// Open files of the agent: [`server::COMMANDS`] commands with their pipes and connections, and as
+/// much for ssh.
+const OPEN_FILES: u64 = 16 * 1024;
 /// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
@@ -101,6 +104,9 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 fn run(config: &[u8], init: InitKind, begin: Begin) -> Result<(), Error> {
     let config = serde_json::from_slice(config).map_err(Error::ParseConfig)?;
     begin(&config, init);
+    if let Err(error) = spawn::raise_open_files(OPEN_FILES) {
+        say(format_args!("agent: its limit of open files stays low: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(serve(config, init))
 }

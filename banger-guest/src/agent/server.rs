@@ -31,7 +31,7 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 
 /// Commands of `vm exec` at a time. Each takes up to a mebibyte while its client or its own reader
 /// stands still.
-const COMMANDS: usize = 256;
+pub(super) const COMMANDS: usize = 256;
 
 /// Packets of input that wait for a slow command.
 const BUFFERED_PACKETS: usize = 4;
