@@ -237,6 +237,12 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr
     }
 }
 
+/// Whether SIGTERM of that process is the word of our own PID 1, which means a reboot. Anybody else
+/// who ends all processes (`kill -TERM -1`) does not mean the machine.
+fn ends_own(sender: i32) -> bool {
+    sender == 1
+}
+
 /// Waits for the signal that ends the guest, and says how it ends.
 async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
     let own_init = init == InitKind::Own;
@@ -254,7 +260,10 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
             _ = user2.recv(), if own_init => return Ok(ShutdownKind::Poweroff),
             _ = terminate.recv() => {
                 if own_init {
-                    return Ok(ShutdownKind::Reboot);
+                    if ends_own(senders.last()) {
+                        return Ok(ShutdownKind::Reboot);
+                    }
+                    continue;
                 }
                 if let Some(kind) = shutdown::announced_by_init(init) {
                     return Ok(kind);
@@ -267,5 +276,26 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
             _ = hang_up.recv() => {}
             _ = interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[tokio::test]
+    async fn only_pid_1_says_the_end_of_a_guest_without_an_init_of_its_own() {
+        let mut end = std::pin::pin!(end_of_guest(InitKind::Own));
+        let not_yet = async |end: &mut std::pin::Pin<&mut _>, why: &str| {
+            let ended = tokio::time::timeout(Duration::from_millis(200), end).await;
+            assert!(ended.is_err(), "{why}");
+        };
+        not_yet(&mut end, "nothing was sent").await;
+        signals::send(nix::unistd::getpid().as_raw(), libc::SIGTERM).unwrap();
+        not_yet(&mut end, "anybody sends SIGTERM").await;
+        assert!(ends_own(1) && !ends_own(0) && !ends_own(77));
+        signals::send(nix::unistd::getpid().as_raw(), libc::SIGUSR2).unwrap();
+        assert_eq!(end.await.unwrap(), ShutdownKind::Poweroff);
     }
 }
