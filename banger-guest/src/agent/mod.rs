@@ -34,6 +34,7 @@ mod duplex;
 mod ending;
 mod environment;
 mod exec;
+mod farewell;
 mod feed;
 mod forward;
 mod input;
@@ -41,6 +42,7 @@ mod inside;
 mod keys;
 mod names;
 mod output;
+mod processes;
 mod program;
 mod pty;
 mod reverse;
@@ -135,12 +137,12 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
-    let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked));
+    let mut given_up = std::pin::pin!(shutdown::ask(init, &server, was_asked));
     let (kind, given_up) = loop {
         tokio::select! {
-            kind = &mut end => break (kind?, false),
+            kind = &mut end => break (kind?, None),
             // Nobody else will end it.
-            () = &mut given_up => break (ShutdownKind::Poweroff, true),
+            until = &mut given_up => break (ShutdownKind::Poweroff, Some(until)),
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
@@ -155,8 +157,8 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     // The control task ends by itself once the announcement is out.
     let _ = announce.send(Some(kind));
     let _ = tokio::time::timeout(ANNOUNCE, control).await;
-    if given_up {
-        switch_off::switch_off(init.now()).await;
+    if let Some(until) = given_up {
+        switch_off::switch_off(init.now(), until).await;
         return Ok(());
     }
     server.wait_for_commands(LAST_WORDS).await;
@@ -283,6 +285,25 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    /// The configuration of some VM, without a host key.
+    pub(super) fn config() -> GuestConfig {
+        GuestConfig {
+            hostname: "test".into(),
+            address: Ipv4Addr::LOCALHOST,
+            gateway: Ipv4Addr::LOCALHOST,
+            dns: Ipv4Addr::LOCALHOST,
+            authorized_keys: Vec::new(),
+            host_key: String::new(),
+            control_port: 0,
+            token: banger_proto::guest::BootToken::new([1; 32]),
+            root_device: String::new(),
+            work_device: None,
+            modules_device: None,
+            reads: false,
+            image: banger_policy::ImageConfig::default(),
+        }
+    }
 
     #[tokio::test]
     async fn only_pid_1_says_the_end_of_a_guest_without_an_init_of_its_own() {
