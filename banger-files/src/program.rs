@@ -4,8 +4,8 @@
 //! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it
 //!   only; `.` for any names.
 //! - `put FOLDER`: the same with any names.
-//! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in the
-//!   folder's place; without an owner, as one of whoever runs it.
+//! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in
+//!   the folder's place; without an owner, as one of whoever runs it.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
 //! - `changes FOLDER`: what is not as it was prepared.
 //! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a

@@ -123,19 +123,18 @@ fn open_below(folder: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
 
 /// With those around it.
 fn make_folder(path: &Path, owner: Option<Owner>) -> Result<(), Error> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(around) = path.parent() {
-        make_folder(around, owner)?;
-    }
-    match mkdirat(CWD, path, FOLDER) {
+    let (false, Some(around), Some(name)) = (path.is_dir(), path.parent(), path.file_name()) else { return Ok(()) };
+    make_folder(around, owner)?;
+    let at = openat(CWD, around, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::errno(around))?;
+    match mkdirat(&at, name, FOLDER) {
         Ok(()) => {}
         // By somebody else.
         Err(Errno::EXIST) => return Ok(()),
         Err(error) => return Err(Error::errno(path)(error)),
     }
-    owner.map_or(Ok(()), |owner| give_one(path, owner))
+    let Some(Owner { uid, gid }) = owner else { return Ok(()) };
+    let made = open_below(&at, Path::new(name)).map_err(Error::errno(path))?;
+    rustix::fs::fchown(&made, Some(uid), Some(gid)).map_err(Error::errno(path))
 }
 
 /// Gives what is below a folder to a user. Nobody else enters it.
