@@ -427,6 +427,8 @@ mod tests {
         fs::write(old.join("file"), "text").unwrap();
         std::os::unix::fs::symlink("there", old.join("link")).unwrap();
         fs::set_permissions(old.join("file"), fs::Permissions::from_mode(0o750)).unwrap();
+        let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1000);
+        File::options().write(true).open(old.join("file")).unwrap().set_modified(long_ago).unwrap();
         let open = |path: &Path| open_below(&crate::open_folder(path).unwrap(), Path::new("")).unwrap();
         let (from, to) = (open(&old), open(&new));
         let over = TakeOver { old: open(&old), new: &to, folder: &new, seen: BTreeMap::new() };
