@@ -97,6 +97,7 @@ mod tests {
                      ::1 db\n172.16.0.3 web web.alice.vm # banger network";
         assert_eq!(addresses(text, "db"), [IpAddr::from([10, 0, 0, 9]), "::1".parse().unwrap_or([0; 4].into())]);
         assert_eq!(addresses(text, "web.alice.VM"), [IpAddr::from([172, 16, 0, 3])]);
+        assert_eq!(addresses(text, "web"), [IpAddr::from([172, 16, 0, 3])], "what is behind # is no name");
         assert!(addresses(text, "nothing").is_empty() && addresses(text, "10.0.0.9").is_empty());
         assert_eq!(addresses(&b"10.0.0.1 many\n".repeat(1000), "many").len(), 16);
     }

@@ -88,11 +88,9 @@ mod tests {
 
     #[test]
     fn what_is_started_has_the_limit_of_before() {
-        let (before, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        if before >= hard {
-            eprintln!("skipped: this process may not open more files than it does");
-            return;
-        }
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let before = hard / 2;
+        setrlimit(Resource::RLIMIT_NOFILE, before, hard).unwrap();
         raise_open_files(before + 1).unwrap();
         raise_open_files(u64::MAX).unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
