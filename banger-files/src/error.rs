@@ -38,6 +38,12 @@ pub enum Error {
     /// A file changed while it was read.
     #[error("{} changed while it was read: try again", .0.display())]
     Changed(PathBuf),
+    /// It is being replaced already.
+    #[error("{} is being prepared by another command: try again when that has ended", .0.display())]
+    Busy(PathBuf),
+    /// Something is mounted in a folder that is replaced.
+    #[error("{} is a file system of its own, which a prepare would empty: unmount it first", .0.display())]
+    Mounted(PathBuf),
     /// The words of [`crate::program::run`].
     #[error("{0}")]
     Usage(String),

@@ -13,6 +13,7 @@ mod pack;
 mod place;
 pub mod program;
 mod raw;
+mod replace;
 #[cfg(test)]
 mod tests;
 mod unpack;

@@ -6,7 +6,7 @@
 
 use crate::Error;
 use crate::pack::as_path;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -39,7 +39,7 @@ type Files = BTreeMap<Vec<u8>, String>;
 /// Writes down what is in a folder now.
 pub(crate) fn record(folder: &Path) -> Result<(), Error> {
     let mut files = Files::new();
-    walk(folder, &mut |path, stat| {
+    walk(folder, &BTreeSet::new(), &mut |path, stat| {
         if let Some(stat) = stat {
             files.insert(path, stat);
         }
@@ -77,7 +77,8 @@ pub(crate) fn changes(folder: &Path) -> Result<Vec<Change>, Error> {
     let mut before =
         recorded(folder).ok_or_else(|| Error::Usage(format!("{} is no prepared workspace", folder.display())))?;
     let mut changes = Vec::new();
-    walk(folder, &mut |path, stat| match (before.remove(&path), stat) {
+    let prepared = before.keys().flat_map(|path| folders_of(path)).map(<[u8]>::to_vec).collect();
+    walk(folder, &prepared, &mut |path, stat| match (before.remove(&path), stat) {
         (Some(before), Some(now)) if before == now => {}
         (Some(_), Some(_)) => changes.push(Change::Modified(path)),
         (None, Some(_)) => changes.push(Change::Added(path)),
@@ -119,14 +120,16 @@ pub fn parse_changes(text: &[u8]) -> Option<Vec<Change>> {
     text.split(|byte| *byte == 0).map(change).collect()
 }
 
-/// What the branches and HEAD are, as one text to compare.
+/// What the branches, tags, notes, the stash and HEAD are, as one text to compare. What was fetched
+/// from elsewhere is there again.
 pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     let git = folder.join(".git");
     let mut files = vec![git.join("HEAD"), git.join("packed-refs")];
-    let mut folders = vec![git.join("refs/heads")];
+    let (mut folders, fetched) = (vec![git.join("refs")], git.join("refs/remotes"));
     while let Some(at) = folders.pop() {
         for entry in fs::read_dir(at).into_iter().flatten().flatten() {
             match entry.file_type() {
+                Ok(_) if entry.path() == fetched => {}
                 Ok(kind) if kind.is_dir() => folders.push(entry.path()),
                 _ => files.push(entry.path()),
             }
@@ -160,19 +163,29 @@ pub(crate) fn entries(workspace: &Path, name: &[u8]) -> Result<Vec<(Vec<u8>, fs:
     Ok(entries)
 }
 
+/// The folders in which a path lies, but the workspace itself.
+fn folders_of(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at))
+}
+
 /// Calls `each` with every file and link, and without a stat for a folder with a repository of its
-/// own.
-fn walk(folder: &Path, each: &mut dyn FnMut(Vec<u8>, Option<String>)) -> Result<(), Error> {
-    // One that was prepared as a part of this workspace is no repository, because its `.git` was
-    // not.
+/// own. A `prepared` folder is a part of the workspace whatever was made of it since: git, too,
+/// looks into a folder of which its index has files, though it has a `.git`.
+fn walk(
+    folder: &Path,
+    prepared: &BTreeSet<Vec<u8>>,
+    each: &mut dyn FnMut(Vec<u8>, Option<String>),
+) -> Result<(), Error> {
     let mut folders = vec![(Vec::new(), 0)];
     while let Some((name, depth)) = folders.pop() {
         for (path, entry) in entries(folder, &name)? {
             // What goes away meanwhile is as if it had never been seen.
             let Ok(found) = entry.metadata() else { continue };
-            if !found.is_dir() {
+            if path.ends_with(b"/.git") {
+                // That of a prepared folder. It is no name of a file in a repository.
+            } else if !found.is_dir() {
                 each(path, Some(stat(&found)));
-            } else if entry.path().join(".git").symlink_metadata().is_ok() {
+            } else if !prepared.contains(&path) && entry.path().join(".git").symlink_metadata().is_ok() {
                 each(path, None);
             } else if depth < DEPTH {
                 folders.push((path, depth + 1));

@@ -4,7 +4,8 @@
 //! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it
 //!   only; `.` for any names.
 //! - `put FOLDER`: the same with any names.
-//! - `replace FOLDER`: unpacks standard input as a workspace and puts it in the folder's place.
+//! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in
+//!   the folder's place; without an owner, as one of whoever runs it.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
 //! - `changes FOLDER`: what is not as it was prepared.
 //! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a
@@ -12,7 +13,8 @@
 
 use crate::manifest;
 use crate::pack::as_path;
-use crate::place::{absolute, look, replace};
+use crate::place::{absolute, look};
+use crate::replace::{Owner, replace};
 use crate::{Error, Limits, Packer, open_folder, unpack, unpack_named};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -45,7 +47,12 @@ pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut d
                     unpack_named(input, &open_folder(&path)?, Limits::NONE, name.as_os_str().as_bytes())?;
                 }
                 (b"replace", []) => {
-                    replace(&path, input)?;
+                    replace(&path, None, input)?;
+                }
+                (b"replace", [owner]) => {
+                    let said = Owner::parse(owner.as_os_str().as_bytes());
+                    let owner = said.ok_or_else(|| Error::Usage("an owner is UID:GID".to_owned()))?;
+                    replace(&path, Some(owner), input)?;
                 }
                 (b"pack", [name]) => {
                     let mut packer = Packer::new(&mut *output);

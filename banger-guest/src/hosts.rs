@@ -1,7 +1,7 @@
 //! The guest's `/etc/hosts` (hosts(5)): its own name, written by init, and the other VMs of its
 //! private network, which the daemon tells the agent. All other lines are the guest's.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The file.
 pub(crate) const HOSTS: &str = "/etc/hosts";
@@ -32,6 +32,19 @@ pub(crate) fn with_network<'a>(old: &[u8], network: impl Iterator<Item = &'a [u8
     lines(old).filter(|line| !ends(line, NETWORK_MARK)).for_each(|line| add(&mut text, line));
     network.for_each(|line| add(&mut text, &[line, b" ", NETWORK_MARK.as_bytes()].concat()));
     text
+}
+
+/// The addresses of a name.
+pub(crate) fn addresses(text: &[u8], name: &str) -> Vec<IpAddr> {
+    /// Of one name.
+    const MOST: usize = 16;
+    let of = |line: &[u8]| -> Option<IpAddr> {
+        let line = std::str::from_utf8(line.split(|byte| *byte == b'#').next()?).ok()?;
+        let mut words = line.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    };
+    lines(text).filter_map(of).take(MOST).collect()
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -76,6 +89,17 @@ mod tests {
         let old = b"127.0.0.1 localhost\n# caf\xe9\n\n10.0.0.9 db";
         let new = b"127.0.0.1 localhost\n# caf\xe9\n\n10.0.0.9 db\n172.16.0.2\tweb # banger\n";
         assert_eq!(at_boot(old, WEB, "web"), new);
+    }
+
+    #[test]
+    fn a_name_has_the_addresses_of_its_lines() {
+        let text = b"127.0.0.1 localhost\n#10.0.0.8 db\n10.0.0.9\tlog DB # not: web\n# caf\xe9\nbad db\n\
+                     ::1 db\n172.16.0.3 web web.alice.vm # banger network";
+        assert_eq!(addresses(text, "db"), [IpAddr::from([10, 0, 0, 9]), "::1".parse().unwrap_or([0; 4].into())]);
+        assert_eq!(addresses(text, "web.alice.VM"), [IpAddr::from([172, 16, 0, 3])]);
+        assert_eq!(addresses(text, "web"), [IpAddr::from([172, 16, 0, 3])], "what is behind # is no name");
+        assert!(addresses(text, "nothing").is_empty() && addresses(text, "10.0.0.9").is_empty());
+        assert_eq!(addresses(&b"10.0.0.1 many\n".repeat(1000), "many").len(), 16);
     }
 
     #[test]

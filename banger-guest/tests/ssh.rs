@@ -153,10 +153,29 @@ fn twenty_commands_at_once() {
 }
 
 #[test]
+fn a_client_that_goes_away_leaves_what_ignores_that() {
+    let Some(guest) = Guest::start() else { return };
+    let (pids, done) = (guest.path("pids"), guest.path("done"));
+    let line = format!("trap '' HUP; echo $$ > {}; sleep 4; touch {}", pids.display(), done.display());
+    for flags in [&[][..], &["-tt"]] {
+        let mut child = guest.ssh(flags, &[&line]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        wait_for("the start", || fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n')));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Such as nohup(1), and a package manager in the middle of its work.
+        wait_for("its own end", || done.exists());
+        let pid = fs::read_to_string(&pids).unwrap();
+        wait_for("that it is reaped", || !std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+        fs::remove_file(&pids).unwrap();
+        fs::remove_file(&done).unwrap();
+    }
+}
+
+#[test]
 fn a_client_that_goes_away_leaves_nothing() {
     let Some(guest) = Guest::start() else { return };
     let pids = guest.path("pids");
-    let command = format!("trap '' HUP; sleep 300 & echo $$ $! > {}; sleep 300", pids.display());
+    let command = format!("sleep 300 & echo $$ $! > {}; sleep 300", pids.display());
     let mut child = guest.ssh(&[], &[&command]).spawn().unwrap();
     wait_for("the start", || fs::read_to_string(&pids).is_ok_and(|text| text.ends_with('\n')));
     let both = fs::read_to_string(&pids).unwrap();

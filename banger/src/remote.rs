@@ -54,6 +54,20 @@ pub(crate) enum Guest<'a> {
     Folder(std::path::PathBuf),
 }
 
+impl Guest<'_> {
+    /// The same guest, and its root does it: the owner of the machine, who may read everything
+    /// there.
+    pub(crate) fn as_root(&self) -> Self {
+        match self {
+            Self::Vm { client, vm, reads, .. } => {
+                Self::Vm { client, vm: vm.clone(), user: Some("root"), reads: *reads }
+            }
+            #[cfg(test)]
+            Self::Folder(home) => Self::Folder(home.clone()),
+        }
+    }
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ran {

@@ -123,15 +123,15 @@ fn running(started: &Started, shared: &Arc<Shared>, terminal: bool) -> Option<Ru
 }
 
 /// A command whose client has gone before its end.
-struct Abandoned {
-    child: tokio::process::Child,
-    running: Option<Running>,
+pub(super) struct Abandoned {
+    pub(super) child: tokio::process::Child,
+    pub(super) running: Option<Running>,
 }
 
 impl Abandoned {
     /// Hangs it up, as the loss of a terminal does: `nohup` and services that ignore SIGHUP live
     /// on, without anybody who reads their output.
-    async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         if let Some(running) = &self.running {
             running.signal(libc::SIGHUP);
             running.signal(libc::SIGCONT);

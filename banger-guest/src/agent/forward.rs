@@ -4,17 +4,26 @@
 
 use russh::server::{ChannelOpenHandle, Msg};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::duplex::Pressure;
 use super::input::Pending;
+use crate::hosts::{self, HOSTS, MAX_HOSTS};
 
 const CHUNK: usize = 32 * 1024;
-/// How long a connect may take; the kernel's own bound is minutes.
+/// The longest name of a host (RFC 1035), bytes.
+const MAX_NAME: usize = 253;
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 16;
+/// Of what the image's resolver says, bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// How long a look-up and a connect may take together; the kernel's own bound is minutes.
 const CONNECT: Duration = Duration::from_secs(15);
 
 /// Connects to a port as seen from the guest.
@@ -41,8 +50,8 @@ pub(super) async fn unix(channel: Channel<Msg>, path: String, reply: ChannelOpen
 
 async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
     let port = u16::try_from(port).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut last = Err(io::ErrorKind::InvalidInput.into());
-    for address in addresses(host) {
+    let mut last = Err(io::ErrorKind::NotFound.into());
+    for address in addresses(host).await {
         last = TcpStream::connect((address, port)).await;
         if last.is_ok() {
             break;
@@ -51,13 +60,58 @@ async fn connect(host: &str, port: u32) -> io::Result<TcpStream> {
     last
 }
 
-/// Addresses and `localhost`. Other names are not looked up: a static program has no resolver of
-/// the image's, and the client can name the address.
-fn addresses(host: &str) -> Vec<IpAddr> {
+/// Addresses, `localhost`, the names of `/etc/hosts`, and others as the image's own resolver knows
+/// them.
+async fn addresses(host: &str) -> Vec<IpAddr> {
     if host.is_empty() || host.eq_ignore_ascii_case("localhost") {
         return vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
-    host.parse().into_iter().collect()
+    if let Ok(address) = host.parse() {
+        return vec![address];
+    }
+    if !is_name(host) {
+        return Vec::new();
+    }
+    let name = host.to_owned();
+    let listed = tokio::task::spawn_blocking(move || {
+        let mut text = Vec::new();
+        let opened = File::open(HOSTS).and_then(|file| file.take(MAX_HOSTS).read_to_end(&mut text));
+        opened.map(|_| hosts::addresses(&text, &name)).unwrap_or_default()
+    });
+    let listed = listed.await.unwrap_or_default();
+    if listed.is_empty() { resolve(host).await } else { listed }
+}
+
+/// As in a URL, and no option of a program.
+fn is_name(host: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    host.len() <= MAX_NAME && !host.starts_with('-') && host.bytes().all(is_part)
+}
+
+/// Asks getent(1). A static program cannot load the image's name service modules; that program of
+/// the image does, and knows its resolver's settings.
+async fn resolve(name: &str) -> Vec<IpAddr> {
+    let mut command = tokio::process::Command::new("getent");
+    command.args(["ahosts", name]).env("PATH", crate::launch::PATH).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return Vec::new() };
+    let mut said = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        let _ = output.take(MAX_ANSWER).read_to_end(&mut said).await;
+    }
+    let _ = child.wait().await;
+    in_answer(&String::from_utf8_lossy(&said))
+}
+
+/// An address for each kind of socket, with the name behind the first one.
+fn in_answer(text: &str) -> Vec<IpAddr> {
+    let mut found = Vec::new();
+    for address in text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()) {
+        if !found.contains(&address) && found.len() < MAX_ADDRESSES {
+            found.push(address);
+        }
+    }
+    found
 }
 
 /// Both ways until both ends have ended, or the channel closes.
@@ -103,11 +157,31 @@ pub(super) async fn relay(
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn hosts_are_addresses_or_names() {
+        assert_eq!(addresses("localhost").await.len(), 2);
+        assert_eq!(addresses("10.0.0.1").await, [IpAddr::from([10, 0, 0, 1])]);
+        assert_eq!(addresses("::1").await.len(), 1);
+        for odd in ["--help", "a b", "a/b", "a\nb", &"a".repeat(300)] {
+            assert!(!is_name(odd) && addresses(odd).await.is_empty(), "{odd}");
+        }
+        assert!(["web", "db.alice.vm", "_sip.example.org", "xn--bcher-kva.example"].into_iter().all(is_name));
+        // As this machine knows itself.
+        let own = nix::unistd::gethostname().unwrap_or_default();
+        let said = std::process::Command::new("getent").arg("ahosts").arg(&own).output();
+        match said.map(|said| in_answer(&String::from_utf8_lossy(&said.stdout))) {
+            Ok(known) if !known.is_empty() => assert!(!addresses(&own.to_string_lossy()).await.is_empty()),
+            _ => eprintln!("skipped: this machine does not know its own name, or has no getent"),
+        }
+    }
+
     #[test]
-    fn hosts_are_addresses_or_localhost() {
-        assert_eq!(addresses("localhost").len(), 2);
-        assert_eq!(addresses("10.0.0.1"), [IpAddr::from([10, 0, 0, 1])]);
-        assert_eq!(addresses("::1").len(), 1);
-        assert!(addresses("example.org").is_empty());
+    fn an_answer_has_each_address_once() {
+        let text = "172.16.0.3      STREAM db.alice.vm\n172.16.0.3      DGRAM  \n172.16.0.3      RAW    \n\
+                    fe80::1%eth0    STREAM\n2001:db8::1     STREAM\n\nnothing\n";
+        let expected: [IpAddr; 2] = [[172, 16, 0, 3].into(), "2001:db8::1".parse().unwrap_or([0, 0, 0, 0].into())];
+        assert_eq!(in_answer(text), expected);
+        let many: String = (0..200).map(|number| format!("10.0.0.{number} STREAM\n")).collect();
+        assert_eq!(in_answer(&many).len(), MAX_ADDRESSES);
     }
 }

@@ -21,7 +21,7 @@ use crate::console::{describe, say};
 use crate::init_kind::InitKind;
 use crate::launch::{self, NAME, SERVE_FLAG};
 use crate::sys::stream::FdStream;
-use crate::sys::{signals, vsock};
+use crate::sys::{signals, spawn, vsock};
 pub use server::{Error, Server};
 pub(crate) use sessions::process::main as session_main;
 use startups::{Place, Startups};
@@ -34,6 +34,7 @@ mod duplex;
 mod ending;
 mod environment;
 mod exec;
+mod farewell;
 mod feed;
 mod forward;
 mod input;
@@ -41,6 +42,7 @@ mod inside;
 mod keys;
 mod names;
 mod output;
+mod processes;
 mod program;
 mod pty;
 mod reverse;
@@ -52,6 +54,9 @@ mod ssh;
 mod startups;
 mod switch_off;
 
+/// Open files of the agent: [`server::COMMANDS`] commands with their pipes and connections, and as
+/// much for ssh.
+const OPEN_FILES: u64 = 16 * 1024;
 /// Protection from the kernel's OOM killer: a guest out of memory must stay reachable.
 const OOM_SCORE: &str = "-900";
 /// How long the announcement of the end may take.
@@ -101,6 +106,9 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 fn run(config: &[u8], init: InitKind, begin: Begin) -> Result<(), Error> {
     let config = serde_json::from_slice(config).map_err(Error::ParseConfig)?;
     begin(&config, init);
+    if let Err(error) = spawn::raise_open_files(OPEN_FILES) {
+        say(format_args!("agent: its limit of open files stays low: {error}"));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
     runtime.block_on(serve(config, init))
 }
@@ -129,12 +137,12 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
-    let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked));
+    let mut given_up = std::pin::pin!(shutdown::ask(init, &server, was_asked));
     let (kind, given_up) = loop {
         tokio::select! {
-            kind = &mut end => break (kind?, false),
+            kind = &mut end => break (kind?, None),
             // Nobody else will end it.
-            () = &mut given_up => break (ShutdownKind::Poweroff, true),
+            until = &mut given_up => break (ShutdownKind::Poweroff, Some(until)),
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
@@ -149,8 +157,8 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     // The control task ends by itself once the announcement is out.
     let _ = announce.send(Some(kind));
     let _ = tokio::time::timeout(ANNOUNCE, control).await;
-    if given_up {
-        switch_off::switch_off(init.now()).await;
+    if let Some(until) = given_up {
+        switch_off::switch_off(init.now(), until).await;
         return Ok(());
     }
     server.wait_for_commands(LAST_WORDS).await;
@@ -231,6 +239,12 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr
     }
 }
 
+/// Whether SIGTERM of that process is the word of our own PID 1, which means a reboot. Anybody else
+/// who ends all processes (`kill -TERM -1`) does not mean the machine.
+fn ends_own(sender: i32) -> bool {
+    sender == 1
+}
+
 /// Waits for the signal that ends the guest, and says how it ends.
 async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
     let own_init = init == InitKind::Own;
@@ -248,7 +262,10 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
             _ = user2.recv(), if own_init => return Ok(ShutdownKind::Poweroff),
             _ = terminate.recv() => {
                 if own_init {
-                    return Ok(ShutdownKind::Reboot);
+                    if ends_own(senders.last()) {
+                        return Ok(ShutdownKind::Reboot);
+                    }
+                    continue;
                 }
                 if let Some(kind) = shutdown::announced_by_init(init) {
                     return Ok(kind);
@@ -261,5 +278,45 @@ async fn end_of_guest(init: InitKind) -> Result<ShutdownKind, Error> {
             _ = hang_up.recv() => {}
             _ = interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// The configuration of some VM, without a host key.
+    pub(super) fn config() -> GuestConfig {
+        GuestConfig {
+            hostname: "test".into(),
+            address: Ipv4Addr::LOCALHOST,
+            gateway: Ipv4Addr::LOCALHOST,
+            dns: Ipv4Addr::LOCALHOST,
+            authorized_keys: Vec::new(),
+            host_key: String::new(),
+            control_port: 0,
+            token: banger_proto::guest::BootToken::new([1; 32]),
+            root_device: String::new(),
+            work_device: None,
+            modules_device: None,
+            reads: false,
+            image: banger_policy::ImageConfig::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_pid_1_says_the_end_of_a_guest_without_an_init_of_its_own() {
+        let mut end = std::pin::pin!(end_of_guest(InitKind::Own));
+        let not_yet = async |end: &mut std::pin::Pin<&mut _>, why: &str| {
+            let ended = tokio::time::timeout(Duration::from_millis(200), end).await;
+            assert!(ended.is_err(), "{why}");
+        };
+        not_yet(&mut end, "nothing was sent").await;
+        signals::send(nix::unistd::getpid().as_raw(), libc::SIGTERM).unwrap();
+        not_yet(&mut end, "anybody sends SIGTERM").await;
+        assert!(ends_own(1) && !ends_own(0) && !ends_own(77));
+        signals::send(nix::unistd::getpid().as_raw(), libc::SIGUSR2).unwrap();
+        assert_eq!(end.await.unwrap(), ShutdownKind::Poweroff);
     }
 }

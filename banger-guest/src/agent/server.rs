@@ -6,7 +6,7 @@ use banger_proto::guest::{BootToken, GuestConfig};
 use russh::keys::PrivateKey;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ const LOGIN_GRACE: Duration = Duration::from_secs(30);
 
 /// Commands of `vm exec` at a time. Each takes up to a mebibyte while its client or its own reader
 /// stands still.
-const COMMANDS: usize = 256;
+pub(super) const COMMANDS: usize = 256;
 
 /// Packets of input that wait for a slow command.
 const BUFFERED_PACKETS: usize = 4;
@@ -244,6 +244,11 @@ impl Server {
             let _ = signals::send(-group, if *terminal { libc::SIGHUP } else { libc::SIGTERM });
             let _ = signals::send(-group, libc::SIGCONT);
         }
+    }
+
+    /// The process groups of those that run.
+    pub(super) fn groups(&self) -> BTreeSet<i32> {
+        self.shared.commands().keys().copied().collect()
     }
 
     /// Starts the sessions that are to run in this guest.

@@ -9,10 +9,9 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::process::Child;
 
+use super::command::Abandoned;
 use super::duplex::Pressure;
 use super::exec::{self, Output, Request, Started};
 use super::input::Pending;
@@ -21,14 +20,13 @@ use super::server::{Running, Shared};
 
 /// Bytes of output that are read at once: one SSH packet.
 const CHUNK: usize = 32 * 1024;
-/// How long a command may take to end after SIGHUP when its client has gone.
-const HANG_UP: Duration = Duration::from_secs(2);
 /// Data of this type is standard error (RFC 4254 section 5.2).
 const STDERR: u32 = 1;
 /// For a command of which the kernel says neither status nor signal.
 const UNKNOWN: u32 = 255;
 
-/// Serves the channel until its command has ended, or the client has gone and the command is ended.
+/// Serves the channel until its command has ended. One whose client has gone is hung up, as by
+/// sshd(8), and may go on.
 pub(super) async fn run(
     channel: Channel<Msg>,
     handle: Handle,
@@ -52,23 +50,29 @@ pub(super) async fn run(
     // A child that is not reaped yet has a number, which is also its group's.
     let terminal = started.terminal.is_some();
     let running = started.child.id().map(|pid| shared.running(pid.cast_signed(), terminal));
-    let ended = converse(from_client, &to_client, started, running, pressure).await;
-    if let Some(status) = ended {
-        let _ = to_client.eof().await;
-        send_status(&to_client, &handle, status).await;
+    // Our ends of its streams are closed in between.
+    match converse(from_client, &to_client, started, running, pressure).await {
+        Ok(status) => {
+            let _ = to_client.eof().await;
+            send_status(&to_client, &handle, status).await;
+            let _ = to_client.close().await;
+        }
+        Err(abandoned) => {
+            let _ = to_client.close().await;
+            abandoned.end().await;
+        }
     }
-    let _ = to_client.close().await;
 }
 
-/// Carries bytes and requests until the command has ended and its output is sent: its status.
-/// `None` when the client went first.
+/// Carries bytes and requests until the command has ended and its output is sent: its status. Gives
+/// the command back when the client goes first.
 async fn converse(
     mut from_client: ChannelReadHalf,
     to_client: &ChannelWriteHalf<Msg>,
     started: Started,
     mut running: Option<Running>,
     pressure: Pressure,
-) -> Option<ExitStatus> {
+) -> Result<ExitStatus, Abandoned> {
     let Started { mut child, input, mut output, errors, terminal } = started;
     let mut input = Pending::new(input, pressure);
     let outputs = async {
@@ -89,8 +93,7 @@ async fn converse(
                     if let Err(error) = input.push(&data) {
                         let text = format!("banger-agent: no room for standard input: {error}\n");
                         let _ = to_client.extended_data_bytes(STDERR, text.into_bytes()).await;
-                        end(&mut child, running).await;
-                        return None;
+                        break;
                     }
                 }
                 Some(ChannelMsg::Eof) if terminal.is_none() => input.finish(),
@@ -104,10 +107,7 @@ async fn converse(
                         running.signal(number);
                     }
                 }
-                Some(ChannelMsg::Close) | None => {
-                    end(&mut child, running).await;
-                    return None;
-                }
+                Some(ChannelMsg::Close) | None => break,
                 Some(_) => {}
             },
             () = input.write_some(), if input.has_work() => {}
@@ -118,9 +118,10 @@ async fn converse(
             }
         }
         if sent && let Some(status) = status {
-            return Some(status);
+            return Ok(status);
         }
     }
+    Err(Abandoned { child, running })
 }
 
 /// Sends everything that `output` gives, at the pace of the client. A terminal whose last user is
@@ -139,19 +140,6 @@ async fn copy_out(output: &mut Output, to_client: &ChannelWriteHalf<Msg>, kind: 
         if sent.is_err() {
             return;
         }
-    }
-}
-
-/// Ends a command whose client has gone, its whole process group with it.
-async fn end(child: &mut Child, running: Option<Running>) {
-    let Some(running) = running else {
-        return;
-    };
-    running.signal(libc::SIGHUP);
-    running.signal(libc::SIGCONT);
-    if tokio::time::timeout(HANG_UP, child.wait()).await.is_err() {
-        running.signal(libc::SIGKILL);
-        let _ = child.wait().await;
     }
 }
 

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::farewell::farewell;
+use super::server::Server;
 use crate::init_kind::InitKind;
 use crate::sys::signals;
 
@@ -30,6 +32,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const WITHIN: Duration = Duration::from_secs(90);
 /// What a switch-off without the init takes of that: its waits (`switch_off`), and some.
 const SWITCH_OFF: Duration = Duration::from_secs(15);
+/// What the end takes behind our own PID 1 when processes do not end: the agent's last words, PID
+/// 1's waits, and the disks.
+const OWN_END: Duration = Duration::from_secs(8);
 /// Pipes of sysvinit, newer one first.
 const SYSVINIT_PIPES: &[&str] = &["/run/initctl", "/dev/initctl"];
 /// The pipe of OpenRC's init.
@@ -110,31 +115,46 @@ impl Asked {
     /// How long the init may take. Later the guest is switched off without it: the daemon kills it
     /// soon, and then what is not on the disks would be lost.
     fn limit(self) -> Duration {
-        let within = self.within.map_or(WITHIN, |seconds| Duration::from_secs(seconds.into()));
+        let within = self.whole();
         within.saturating_sub(SWITCH_OFF).max(within / 2)
+    }
+
+    fn whole(self) -> Duration {
+        self.within.map_or(WITHIN, |seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// How long processes may take before our own PID 1 is asked.
+    fn for_processes(self) -> Duration {
+        self.whole().saturating_sub(OWN_END)
     }
 }
 
 /// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the
-/// agent has to end the machine itself.
-pub(super) async fn ask(init: InitKind, mut asked: watch::Receiver<Option<Asked>>) {
+/// agent has to end the machine itself, and processes have until then.
+pub(super) async fn ask(init: InitKind, server: &Server, mut asked: watch::Receiver<Option<Asked>>) -> Instant {
     if asked.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
     }
     let begun = Instant::now();
+    if init == InitKind::Own {
+        let time = || asked.borrow().map_or(Duration::ZERO, Asked::for_processes);
+        farewell(server, || begun + time()).await;
+    }
     let mut told: Option<Instant> = None;
     loop {
-        let limit = asked.borrow().map_or(WITHIN, Asked::limit);
+        // Our own acts when it is told, and has been told late.
+        let of = if init == InitKind::Own { Asked::whole } else { Asked::limit };
+        let limit = asked.borrow().map_or(WITHIN, of);
         let seen = Seen { waited: begun.elapsed(), limit, told: told.map(|at| at.elapsed()), hears: heard_by_init() };
         match step(init.now(), &seen) {
-            Step::GiveUp => return,
+            Step::GiveUp => return begun + limit,
             // It is on its last way, and its signals mean nothing any more.
             _ if announced_by_systemd().is_some() => {}
             Step::Wait => {}
             step => match act(step).await {
                 Heard::Yes => told = Some(Instant::now()),
                 Heard::NotYet => {}
-                Heard::Never => return,
+                Heard::Never => return begun + limit,
             },
         }
         sleep(LOOK).await;
@@ -340,6 +360,9 @@ mod tests {
             assert_eq!(Asked { within }.limit(), Duration::from_secs(limit), "{within:?}");
         }
         assert_eq!(Asked { within: Some(1) }.limit(), Duration::from_millis(500));
+        for (within, limit) in [(None, 82), (Some(90), 82), (Some(10), 2), (Some(5), 0), (Some(0), 0)] {
+            assert_eq!(Asked { within }.for_processes(), Duration::from_secs(limit), "{within:?}");
+        }
     }
 
     #[test]

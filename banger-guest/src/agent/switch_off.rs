@@ -9,13 +9,16 @@ use nix::sys::reboot::{RebootMode, reboot};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::processes::{self, are_left};
 use super::shutdown::init_hears_term;
 use crate::console::say;
 use crate::init_kind::InitKind;
 use crate::sys::signals;
 
-/// How long processes may take to end after SIGTERM.
+/// How long processes may take to end after SIGTERM at least, whatever the user's limit is.
 const TERM_WAIT: Duration = Duration::from_secs(3);
+/// A script that ends on SIGTERM may work for so long after all others have ended.
+const SCRIPT_ALONE: Duration = Duration::from_secs(3);
 /// How long disks may take to be written. A disk that takes longer may be dead, and the machine
 /// ends anyway.
 const SYNC_WAIT: Duration = Duration::from_secs(4);
@@ -23,8 +26,9 @@ const SYNC_WAIT: Duration = Duration::from_secs(4);
 const READ_ONLY_WAIT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Ends everything and the machine. Comes back only when the kernel does not do it.
-pub(super) async fn switch_off(init: InitKind) {
+/// Ends everything and the machine; processes have until `until`. Comes back only when the kernel
+/// does not do it.
+pub(super) async fn switch_off(init: InitKind, until: Instant) {
     say("the agent switches the machine off");
     sync().await;
     if init == InitKind::Script && init_hears_term() {
@@ -32,12 +36,17 @@ pub(super) async fn switch_off(init: InitKind) {
         // has to be on the disks when it is written.
         remount_disks(MsFlags::MS_SYNCHRONOUS);
         let _ = signals::send(1, libc::SIGTERM);
-        sleep(TERM_WAIT).await;
+        let there = processes::all();
+        let left = until.saturating_duration_since(Instant::now());
+        // Half of it for what the script does, and half for what it does not tell.
+        alone(TERM_WAIT.max(left / 2), SCRIPT_ALONE, || !are_left(&there, &processes::all())).await;
     }
+    let there = processes::all();
     // To all but PID 1 and this process (kill(2)).
     let _ = signals::send(-1, libc::SIGTERM);
     let _ = signals::send(-1, libc::SIGCONT);
-    wait_until(TERM_WAIT, || others().is_some_and(|count| count == 0)).await;
+    let left = until.saturating_duration_since(Instant::now());
+    wait_until(TERM_WAIT.max(left), || !are_left(&there, &processes::all())).await;
     let _ = signals::send(-1, libc::SIGKILL);
     sync().await;
     // Makes every file system read-only, also those with files that are open; the remount is for a
@@ -62,6 +71,18 @@ async fn wait_until(bound: Duration, done: impl Fn() -> bool) {
     let end = Instant::now() + bound;
     while !done() && Instant::now() < end {
         sleep(LOOK).await;
+    }
+}
+
+/// Waits until `is_alone` has been true for the time `calm` without a break, at most `bound`.
+async fn alone(bound: Duration, calm: Duration, is_alone: impl Fn() -> bool) {
+    let end = Instant::now() + bound;
+    let mut since = Instant::now();
+    while since.elapsed() < calm && Instant::now() < end {
+        sleep(LOOK).await;
+        if !is_alone() {
+            since = Instant::now();
+        }
     }
 }
 
@@ -95,15 +116,6 @@ fn remount_disks(flags: MsFlags) {
     }
 }
 
-/// Processes beside PID 1, the agent and its supervisor. Threads of the kernel have no command
-/// line, and the dead none either.
-fn others() -> Option<usize> {
-    let ours = [1, std::process::id(), std::os::unix::process::parent_id()];
-    let lives = |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Some(pids.filter(|pid| !ours.contains(pid)).filter(lives).count())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,11 +128,16 @@ mod tests {
         assert_eq!(disks_in(table), [disk("/", false), disk("/root", true)]);
     }
 
-    #[test]
-    fn other_processes_are_counted() {
-        let Ok(mut child) = std::process::Command::new("sleep").arg("100").spawn() else { return };
-        assert!(others().is_some_and(|count| count > 0));
-        let _ = child.kill();
-        let _ = child.wait();
+    #[tokio::test(start_paused = true)]
+    async fn a_script_has_time_while_others_end_and_a_little_more() {
+        let (begun, calm) = (Instant::now(), Duration::from_secs(3));
+        let after = |others: u64| move || begun.elapsed() >= Duration::from_secs(others);
+        alone(Duration::from_secs(40), calm, after(20)).await;
+        let near = |seconds: u64| begun.elapsed().abs_diff(Duration::from_secs(seconds)) < Duration::from_millis(200);
+        assert!(near(23), "{:?}", begun.elapsed());
+        alone(Duration::from_secs(40), calm, || true).await;
+        assert!(near(26), "it stays fast: {:?}", begun.elapsed());
+        alone(Duration::from_secs(40), calm, || false).await;
+        assert!(near(66), "and not for ever: {:?}", begun.elapsed());
     }
 }

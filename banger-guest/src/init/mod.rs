@@ -27,6 +27,7 @@ mod fstab;
 mod identity;
 mod image;
 mod image_init;
+mod keep;
 mod managers;
 mod modules;
 mod mounts;

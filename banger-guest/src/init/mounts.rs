@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::image::Image;
+use super::keep;
 use crate::console::{describe, say};
 use crate::sys::ext4;
 
@@ -58,6 +59,10 @@ pub(super) fn runtime_file_systems() {
 
 /// The rest of what an init would have done, for an image that has none.
 pub(super) fn without_image_init() {
+    // An init makes what its services need there; otherwise the image is all that says it.
+    if let Err(error) = images_run() {
+        say(format_args!("what the image has in /run is not there: {error}"));
+    }
     try_virtual_fs("cgroup2", "/sys/fs/cgroup", BASIC, Some("nsdelegate"));
     for (name, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         let _ = std::os::unix::fs::symlink(target, Path::new("/dev").join(name));
@@ -66,6 +71,24 @@ pub(super) fn without_image_init() {
         say(format_args!("/run/lock: {error}"));
     }
     // /var/run of an image may be a folder with stale pid files or a link to /run: both work.
+}
+
+/// Brings what the image has in `/run` into the file system that covers it.
+fn images_run() -> std::io::Result<()> {
+    const BELOW: &str = ".image";
+    let run = Image::at("/").folder("/run")?;
+    let below = run.join(BELOW);
+    fs::create_dir(&below)?;
+    // Of the root's file system alone, without what is mounted in it.
+    let kept = mount(Some("/"), &below, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(std::io::Error::from);
+    let kept = kept.and_then(|()| {
+        let image = below.join(run.strip_prefix("/").unwrap_or(&run));
+        let kept = keep::keep(&image, &run);
+        umount2(&below, MntFlags::MNT_DETACH)?;
+        kept
+    });
+    fs::remove_dir(&below)?;
+    kept
 }
 
 /// Makes the console the standard streams. The kernel does it only when the initramfs has the node.

@@ -1,8 +1,10 @@
 //! What a command's process does between fork and exec.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Who a process becomes.
 #[derive(Debug)]
@@ -10,6 +12,21 @@ pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+}
+
+/// The limit of open files that commands get; 0 for that of this process.
+static OPEN_FILES: AtomicU64 = AtomicU64::new(0);
+
+/// Raises this process's own limit of open files to `wanted`, as far as it may. What it starts by
+/// [`in_own_session`] has the limit of before.
+pub(crate) fn raise_open_files(wanted: u64) -> Result<(), nix::Error> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < wanted.min(hard) {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard)?;
+        // The first one's: it is what init has set.
+        let _ = OPEN_FILES.compare_exchange(0, soft, Ordering::Relaxed, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// Makes the process the leader of a session of its own, with standard input as its controlling
@@ -21,12 +38,18 @@ pub(crate) fn in_own_session(command: &mut Command, terminal: bool, identity: Id
     // of the kernel's there.
     let switch = identity.uid != 0 || nix::unistd::geteuid().is_root();
     let Identity { uid, gid, groups } = identity;
+    let open_files = OPEN_FILES.load(Ordering::Relaxed);
     let prepare = move || {
         // SAFETY: setsid, ioctl, open, write, close, fchown and the set*id functions are
-        // async-signal-safe (signal-safety(7)) or, setgroups, a bare system call in the child's
-        // only thread; the path and the text are constants, the groups were allocated before the
-        // fork, and no memory is allocated in the child.
+        // async-signal-safe (signal-safety(7)) or, setgroups and the limits, a bare system call in
+        // the child's only thread; the path and the text are constants, the groups were allocated
+        // before the fork, and no memory is allocated in the child.
         unsafe {
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            if open_files > 0 && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+                limit.rlim_cur = open_files.min(limit.rlim_max);
+                libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            }
             if libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -56,4 +79,25 @@ pub(crate) fn in_own_session(command: &mut Command, terminal: bool, identity: Id
     };
     // SAFETY: `prepare` keeps to the rules of a fork child: see its own comment.
     unsafe { command.pre_exec(prepare) };
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn what_is_started_has_the_limit_of_before() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let before = hard / 2;
+        setrlimit(Resource::RLIMIT_NOFILE, before, hard).unwrap();
+        raise_open_files(before + 1).unwrap();
+        raise_open_files(u64::MAX).unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "ulimit -n; ulimit -Hn"]);
+        in_own_session(&mut command, false, Identity { uid: 0, gid: 0, groups: Vec::new() });
+        let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert_eq!(said.lines().collect::<Vec<_>>(), [before.to_string(), hard.to_string()]);
+    }
 }

@@ -213,7 +213,7 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     let is_folder = to.is_dir();
     let kind = if is_folder { Kind::Folder } else { Kind::None };
     let path = std::path::absolute(to)?.to_str().context("the path is not UTF-8")?.to_owned();
-    let look = Look { path, kind, prepared: false, refs_changed: false };
+    let look = Look { path, kind, prepared: false, refs_changed: false, owner: None };
     with_a_name(from)?;
     let (folder, name) = place(&look, target, from)?;
     let (count, asked) = (Arc::clone(count), name.clone());
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn the_copy_is_named_as_cp_names_it() {
         let at = |kind, to: &str, source: &str| {
-            let look = Look { path: "/root/x".into(), kind, prepared: false, refs_changed: false };
+            let look = Look { path: "/root/x".into(), kind, prepared: false, refs_changed: false, owner: None };
             place(&look, to, source).unwrap()
         };
         let pair = |folder: &str, name: &str| (folder.to_owned(), name.to_owned());

@@ -143,27 +143,35 @@ pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Re
     let asked = known.clone();
     if let Some(now) = work::begin(move || workspace::moved(&asked)).await? {
         let before = known.head_commit.as_deref().map_or("no commit", short);
-        if follow {
-            let wanted = Wanted {
-                path: known.source_path.clone().into(),
-                guest_path: Some(known.guest_path.clone()),
-                mode: known.mode,
-                branch: None,
-                from: None,
-                include_untracked: known.include_untracked,
-                force: false,
-            };
-            into(client, &vm, wanted).await.context("cannot prepare the workspace again")?;
-            note(&format!("prepared {} again: its HEAD has moved from {before} to {}", known.repo_root, short(&now)));
-        } else {
-            note(&format!(
-                "note: HEAD of {} has moved from {before} to {} since the workspace was prepared; follow it with: --auto-prepare",
-                known.repo_root,
-                short(&now)
-            ));
+        let moved = format!("HEAD of {} has moved from {before} to {}", known.repo_root, short(&now));
+        match again(&known) {
+            None => note(&format!(
+                "note: {moved}; the workspace stays at {}, from which it was prepared (--from)",
+                known.base_commit.as_deref().map_or("no commit", short)
+            )),
+            Some(wanted) if follow => {
+                into(client, &vm, wanted).await.context("cannot prepare the workspace again")?;
+                note(&format!("prepared {} again: {moved}", known.guest_path));
+            }
+            Some(_) => note(&format!("note: {moved} since the workspace was prepared; follow it with: --auto-prepare")),
         }
     }
     Ok(Some(known.guest_path))
+}
+
+/// What prepares a workspace again, of the host's HEAD of now. `None` when it was prepared from
+/// another commit than HEAD was then: that one does not move.
+fn again(known: &Workspace) -> Option<Wanted> {
+    let branch = known.branch_name.as_ref().filter(|_| known.branch_name != known.current_branch);
+    (known.base_commit == known.head_commit).then(|| Wanted {
+        path: known.source_path.clone().into(),
+        guest_path: Some(known.guest_path.clone()),
+        mode: known.mode,
+        branch: branch.cloned(),
+        from: None,
+        include_untracked: known.include_untracked,
+        force: false,
+    })
 }
 
 /// Nobody but the user says which repository of theirs a VM has.
@@ -173,4 +181,40 @@ fn not_from_here(vm: &VmRecord, said: &Workspace) -> anyhow::Error {
         vm.name, vm.name, said.guest_path
     );
     explained(format!("the workspace was prepared by another user, machine or home, of {}", said.repo_root), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use banger_proto::time::Timestamp;
+
+    #[test]
+    fn a_workspace_is_prepared_again_as_it_was_asked_for() {
+        let known = Workspace {
+            vm_id: banger_policy::VmId::from_bytes([1; 32]).unwrap(),
+            source_path: "/home/alice/tool/src".into(),
+            repo_root: "/home/alice/tool".into(),
+            repo_name: "tool".into(),
+            guest_path: "/root/tool".into(),
+            mode: WorkspaceMode::FullCopy,
+            head_commit: Some("a".repeat(40)),
+            current_branch: Some("main".into()),
+            branch_name: Some("main".into()),
+            base_commit: Some("a".repeat(40)),
+            base_tree: "b".repeat(40),
+            include_untracked: true,
+            prepared_at: Timestamp::from_unix(1),
+        };
+        let wanted = again(&known).unwrap();
+        assert_eq!((wanted.path, wanted.guest_path.as_deref()), ("/home/alice/tool/src".into(), Some("/root/tool")));
+        assert!(wanted.include_untracked && !wanted.force && wanted.mode == WorkspaceMode::FullCopy);
+        assert_eq!(wanted.branch, None, "the host's own, whichever it is now");
+        for current in [Some("main".to_owned()), None] {
+            let known = Workspace { branch_name: Some("fix".into()), current_branch: current, ..known.clone() };
+            assert_eq!(again(&known).unwrap().branch.as_deref(), Some("fix"));
+        }
+        assert!(again(&Workspace { base_commit: Some("c".repeat(40)), ..known.clone() }).is_none());
+        assert!(again(&Workspace { base_commit: None, head_commit: None, ..known }).is_some());
+    }
 }

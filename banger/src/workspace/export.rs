@@ -49,7 +49,7 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
     let mut notes = gathered.notes.clone();
     if let What::Branch { name, force } = &asked.what {
         let made = branch(guest, workspace, gathered, name, *force).await?;
-        return Ok(notes.into_texts().into_iter().chain([made]).collect());
+        return Ok(notes.into_texts().into_iter().chain(made).collect());
     }
     let (source, from, prepared) = (gathered.source.clone(), asked.from.clone(), workspace.base_tree.clone());
     let (git, tree) = (gathered.shop.git(&gathered.source, "none"), gathered.tree.clone());
@@ -180,14 +180,18 @@ async fn branch(
     gathered: Gathered,
     name: &str,
     force: bool,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Vec<String>> {
     let (source, wanted) = (gathered.source.clone(), name.to_owned());
     let old = work::begin(move || before(&source, &wanted)).await??;
-    let theirs = commits(guest, workspace, &gathered).await?;
+    let (theirs, left) = match commits(guest, workspace, &gathered).await? {
+        Theirs::None => (None, None),
+        Theirs::At(head) => (Some(head), None),
+        Theirs::Unrelated => (None, Some(UNRELATED.to_owned())),
+    };
     let (workspace, wanted, shop) = (workspace.clone(), name.to_owned(), Arc::clone(&gathered.shop));
     let tip = work::begin(move || make(&workspace, &gathered, &wanted, force, old, theirs)).await??;
     drop(shop);
-    Ok(format!("branch {name} is at {}", short(&tip)))
+    Ok(left.into_iter().chain([format!("branch {name} is at {}", short(&tip))]).collect())
 }
 
 /// What a branch is before the export; `None` when there is none.
@@ -271,18 +275,32 @@ fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::
     git.text(&words).map(Some)
 }
 
-/// The guest's own commits, brought into the workshop; `None` when its HEAD is what was prepared,
-/// or when it has no git.
-async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) -> anyhow::Result<Option<String>> {
+/// The guest's own commits.
+enum Theirs {
+    /// Its HEAD is what was prepared, or it has no git.
+    None,
+    /// In the workshop, the last of them being this one.
+    At(String),
+    /// They have no commit in common with the one that was prepared: a branch of them would have no
+    /// history. Their files are in the tree all the same.
+    Unrelated,
+}
+
+/// What is told of [`Theirs::Unrelated`].
+const UNRELATED: &str = "the guest's commits do not follow the one that was prepared (amended there?): the branch has \
+                         what they changed as one commit";
+
+/// Brings the guest's own commits into the workshop.
+async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) -> anyhow::Result<Theirs> {
     const LINE: u64 = 4096;
     let folder = workspace.guest_path.as_str();
-    let Some(base) = &workspace.base_commit else { return Ok(None) };
+    let Some(base) = &workspace.base_commit else { return Ok(Theirs::None) };
     let words = ["git", "rev-parse", "--verify", "--quiet", "HEAD^{commit}"];
     let (ran, head) = remote::output_of(guest, &words, Some(folder), LINE).await?;
     let head = String::from_utf8_lossy(&head).trim().to_owned();
     let is_name = head.len() == base.len() && head.bytes().all(|byte| byte.is_ascii_hexdigit());
     if ran.status != 0 || !is_name || head == *base {
-        return Ok(None);
+        return Ok(Theirs::None);
     }
     let bundle = gathered.shop.path("bundle");
     let not = format!("^{base}");
@@ -300,9 +318,8 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
     })
     .await?;
     if ran.status != 0 {
-        // A history without the commit that was prepared, mostly: its files are in the tree all the
-        // same.
-        return Ok(None);
+        // A history without the commit that was prepared, mostly.
+        return Ok(Theirs::Unrelated);
     }
     let git = gathered.shop.git(&gathered.source, "none").for_guests();
     let git = [
@@ -315,12 +332,17 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
     ]
     .into_iter()
     .fold(git, Git::set);
+    let base = base.clone();
     let fetching = move || {
         let path = bundle.to_str().context("the folder's path is not UTF-8")?;
         let words =
             ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path];
         git.bytes(&[&words[..], &["HEAD"]].concat()).context("git refuses the guest's commits")?;
-        Ok(git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.map(|_| head))
+        if git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.is_none() {
+            return Ok(Theirs::None);
+        }
+        let related = git.output(&["merge-base", &base, &head], b"")?.status.success();
+        Ok(if related { Theirs::At(head) } else { Theirs::Unrelated })
     };
     work::begin(fetching).await?
 }

@@ -48,7 +48,18 @@ struct Listed {
     modified: BTreeSet<Vec<u8>>,
     added: BTreeSet<Vec<u8>>,
     deleted: BTreeSet<Vec<u8>>,
+    /// Folders with a repository of their own, which are not looked into.
+    repositories: BTreeSet<Vec<u8>>,
     notes: Notes,
+}
+
+impl Listed {
+    /// Whether a path lies in a folder that was not looked into.
+    fn is_hidden(&self, path: &[u8]) -> bool {
+        let mut folders =
+            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at));
+        folders.any(|folder| self.repositories.contains(folder))
+    }
 }
 
 /// What the user is told: a guest may cause any number of it.
@@ -79,6 +90,8 @@ impl Notes {
 /// When the host's repository is not there any more, when the guest sends more than `most` bytes,
 /// or what git says.
 pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) -> anyhow::Result<Gathered> {
+    // What was built may be of users whose files the image's user cannot read.
+    let guest = &guest.as_root();
     let root = workspace.repo_root.clone();
     let opened = work::begin(move || {
         let source = Source::open(Path::new(&root)).context("the repository cannot be used any more")?;
@@ -104,14 +117,18 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
     let (mut listed, known) = sorting.await??;
     if workspace.mode == WorkspaceMode::MetadataOnly && listed.added.iter().any(|path| known.contains(path)) {
         // No files were prepared, and the guest has checked them out: what is missing was removed.
-        listed.deleted = known.difference(&listed.added).cloned().collect();
+        listed.deleted = known.difference(&listed.added).filter(|path| !listed.is_hidden(path)).cloned().collect();
     }
-    let new: BTreeSet<Vec<u8>> = listed.added.difference(&known).cloned().collect();
+    // What an earlier release has taken over when it prepared the folder again counts as prepared
+    // there, although no tree has it.
+    let new: BTreeSet<Vec<u8>> =
+        listed.modified.union(&listed.added).filter(|path| !known.contains(*path)).cloned().collect();
     if !new.is_empty() {
         rules(guest, workspace, &source, &shop, &listed).await?;
         let git = shop.git_here(&source, "none", &workspace.base_tree);
         for path in work::begin(move || ignored(&git, &new)).await?? {
             listed.added.remove(&path);
+            listed.modified.remove(&path);
         }
     }
     let wanted: Vec<u8> = joined(listed.modified.iter().chain(&listed.added));
@@ -208,7 +225,10 @@ fn sort(changes: Vec<Change>) -> Listed {
             Change::Modified(path) => drop(listed.modified.insert(path)),
             Change::Added(path) => drop(listed.added.insert(path)),
             Change::Deleted(path) => drop(listed.deleted.insert(path)),
-            Change::Repository(path) => odd(&path, "it is a repository of its own", &mut listed.notes),
+            Change::Repository(path) => {
+                odd(&path, "it is a repository of its own", &mut listed.notes);
+                listed.repositories.insert(path);
+            }
         }
     }
     listed

@@ -179,7 +179,8 @@ fn files_of(
     Ok(files)
 }
 
-/// The files of a tree, written by git with the user's filters.
+/// The files of a tree, written by git with the user's filters, as the attributes of that tree ask
+/// for them: an export reads them by the same.
 fn check_out(
     source: &Source,
     shop: &Workshop,
@@ -187,6 +188,7 @@ fn check_out(
     mode: WorkspaceMode,
 ) -> anyhow::Result<Vec<(Tracked, PathBuf)>> {
     let git = shop.git(source, "commit-index").set("core.sparseCheckout=false");
+    let git = git.option(format!("--attr-source={tree}"));
     git.bytes(&["read-tree", tree])?;
     let prefix = format!("--prefix={}/", shop.path("tree").to_str().context("the folder's path is not UTF-8")?);
     if mode != WorkspaceMode::MetadataOnly {
@@ -247,7 +249,13 @@ pub(crate) async fn prepare(
     workspace.check().map_err(|why| anyhow::anyhow!(why))?;
     let sent = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&sent);
-    let replace = ["replace", look.path.as_str()];
+    // Root keeps what others have built there, and gives the workspace to the image's user. An
+    // agent that names no owner knows no other way than that user's own.
+    let (path, root) = (look.path.as_str(), guest.as_root());
+    let (replace, guest) = match look.owner.as_deref() {
+        Some(owner) => (vec!["replace", path, owner], &root),
+        None => (vec!["replace", path], guest),
+    };
     let sending = remote::send(guest, &replace, None, sent, move |to| write(&ready, to));
     let mut sending = std::pin::pin!(sending);
     let mut ticks = tokio::time::interval(Duration::from_millis(200));

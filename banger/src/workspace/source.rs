@@ -206,6 +206,7 @@ impl Workshop {
         // A merge in progress has no tree; what is missing of a partial clone is not needed for its
         // name.
         let staged = git.maybe(&["write-tree", "--missing-ok"])?;
+        look_at_all(source, &git)?;
         // Of nothing, git would say that it matches nothing.
         if !git.bytes(&["ls-files", "-z"])?.is_empty() {
             git.bytes(&["add", "--update", "--", "."]).context("cannot read the working tree")?;
@@ -258,6 +259,31 @@ impl Workshop {
         }
         Ok(())
     }
+}
+
+/// Clears the marks by which git does not look at a file: what is sent is what the working tree
+/// has. Files that are marked and not there are what a sparse checkout leaves out, and stay marked.
+fn look_at_all(source: &Source, git: &Git) -> anyhow::Result<()> {
+    let (mut present, mut assumed) = (Vec::new(), Vec::new());
+    // A capital is SKIP-WORKTREE, a small letter is "assume unchanged", `s` is both
+    // (git-ls-files(1), -v).
+    for line in entries(&git.bytes(&["ls-files", "-v", "-z"])?) {
+        let (Some(mark), Some(path)) = (line.first(), line.get(2..)) else { continue };
+        let name = [path, b"\0"].concat();
+        if mark.is_ascii_lowercase() {
+            assumed.extend_from_slice(&name);
+        }
+        let at = source.root.join(Path::new(std::ffi::OsStr::from_bytes(path)));
+        if mark.eq_ignore_ascii_case(&b'S') && at.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+            present.extend_from_slice(&name);
+        }
+    }
+    for (how, list) in [("--no-assume-unchanged", assumed), ("--no-skip-worktree", present)] {
+        if !list.is_empty() {
+            git.feed(&["update-index", how, "-z", "--stdin"], &list).context("cannot read the working tree")?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes this user's workshops whose processes were killed: nobody else ever would.

@@ -174,7 +174,12 @@ pub(super) async fn serve(mut agent: UnixStream, hub: std::sync::Arc<Hub>) {
     };
     let Ok(Ok(Some((descriptor, request)))) = timeout(PASS, passed).await else { return };
     match descriptor {
-        // The agent itself, at the machine's end.
+        // The agent itself, at the machine's end: how long that waits is not decided here.
+        None if matches!(request, Request::Stop { .. }) => {
+            hub.end();
+            let _ = Answer::Ended(hub.ended().await).write(&mut agent).await;
+        }
+        // And while it watches what is started again.
         None => drop(answer(agent, request, &hub).await),
         Some(descriptor) => {
             drop(agent);

@@ -1,9 +1,9 @@
 //! Sessions on the work disk: a folder each, which outlives the guest's boot.
 //!
 //! `meta.json` says what was started and is locked by the session's process while that lives;
-//! `status.json`, how it ended; [`super::log`] has the rest. A folder whose name begins with a dot
-//! is of a session that does not run yet: the process gives it its name when the command has
-//! started.
+//! `status.json`, which is blank until then, how it ended; [`super::log`] has the rest. A folder whose
+//! name begins with a dot is of a session that does not run yet: the process gives it its name when
+//! the command has started.
 
 use banger_proto::session::{Session, Status, is_name};
 use serde::de::DeserializeOwned;
@@ -24,6 +24,10 @@ pub(super) const MAX_ENTRIES: usize = 4096;
 const MAX_COMMAND: usize = 4096;
 const META: &str = "meta.json";
 const STATUS: &str = "status.json";
+/// Of [`STATUS`], bytes: more than any status.
+const STATUS_ROOM: usize = 256;
+/// Beside the sessions' folders: the last number that was given to one.
+pub(super) const NUMBER: &str = ".number";
 
 /// Where sessions are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -159,11 +163,17 @@ impl Places {
         })
     }
 
-    /// A number that no session has.
-    pub(super) fn next_number(&self) -> u64 {
-        let Ok(entries) = fs::read_dir(&self.folders) else { return 1 };
-        let ids = entries.take(MAX_ENTRIES).flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        ids.filter_map(|id| number(id.trim_start_matches('.'))).max().unwrap_or(0).saturating_add(1)
+    /// A number that no session has or had, those that were removed among them: whoever remembers
+    /// an id never means another session.
+    pub(super) fn take_number(&self) -> io::Result<u64> {
+        let entries = fs::read_dir(&self.folders)?.take(MAX_ENTRIES).flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let there = ids.filter_map(|id| number(id.trim_start_matches('.'))).max().unwrap_or(0);
+        // An earlier release kept none.
+        let last = load::<u64>(&self.folders.join(NUMBER)).unwrap_or(0);
+        let next = there.max(last).saturating_add(1);
+        store(&self.folders, NUMBER, &next)?;
+        Ok(next)
     }
 
     pub(super) fn remove(&self, id: &str) -> io::Result<()> {
@@ -199,6 +209,10 @@ fn number(id: &str) -> Option<u64> {
 pub(super) fn begin(folder: &Path, meta: &Meta) -> io::Result<File> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().mode(0o700).create(folder)?;
+    // Room for the status, which a full disk could not give any more.
+    let mut status = File::create(folder.join(STATUS))?;
+    status.write_all(&[b' '; STATUS_ROOM])?;
+    status.sync_all()?;
     store(folder, META, meta)?;
     let file = File::open(folder.join(META))?;
     file.lock()?;
@@ -210,9 +224,18 @@ pub(super) fn meta(folder: &Path) -> Option<Meta> {
     load(&folder.join(META))
 }
 
-/// Writes how it ended, so that it outlives a power cut.
+/// Writes how it ended, so that it outlives a power cut, where [`begin`] has made room for it. A
+/// reader in that moment sees the blank, or all of it.
 pub(super) fn end(folder: &Path, end: &End) -> io::Result<()> {
-    store(folder, STATUS, end)
+    use std::os::unix::fs::FileExt;
+    let mut text = serde_json::to_vec(end)?;
+    if text.len() > STATUS_ROOM {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    text.resize(STATUS_ROOM, b' ');
+    let file = File::options().write(true).open(folder.join(STATUS))?;
+    file.write_all_at(&text, 0)?;
+    file.sync_all()
 }
 
 /// A file is whole or not there.
@@ -287,7 +310,67 @@ mod tests {
         drop(lock);
         assert_eq!(places.find("web").unwrap().status, Status::LostProcess);
         assert!(places.find("nothing").is_none() && places.find("../folders").is_none());
-        assert_eq!(places.next_number(), 16);
+        assert_eq!(places.take_number().unwrap(), 16);
+    }
+
+    #[test]
+    fn a_number_is_given_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        assert_eq!(places.take_number().unwrap(), 1);
+        ended(&places, "web", 1);
+        assert_eq!(places.take_number().unwrap(), 2);
+        ended(&places, "web", 2);
+        places.remove("web.2").unwrap();
+        places.remove("web.1").unwrap();
+        assert_eq!(places.take_number().unwrap(), 3);
+        assert!(places.list().is_empty());
+        // A file that was damaged.
+        ended(&places, "web", 7);
+        fs::write(places.folders.join(NUMBER), "x").unwrap();
+        assert_eq!(places.take_number().unwrap(), 8);
+    }
+
+    /// On a file system of its own, which is full.
+    #[test]
+    fn a_full_disk_keeps_no_status_away() {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root mounts");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().to_owned();
+        // Mounts of this thread are seen by it alone.
+        let in_thread = move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).unwrap();
+            let places = places(&below);
+            let meta = meta("web", 1, &boot_id());
+            let lock = begin(&places.folder("web.1"), &meta).unwrap();
+            assert_eq!(places.find("web").unwrap().status, Status::Running);
+            let fill = fs::write(below.join("fill"), vec![1; 1 << 20]).unwrap_err();
+            assert_eq!(fill.kind(), io::ErrorKind::StorageFull);
+            end(&places.folder("web.1"), &End { status: Status::Exited(3), ended_at: 9 }).unwrap();
+            drop(lock);
+            assert_eq!(places.find("web").unwrap().status, Status::Exited(3));
+        };
+        std::thread::spawn(in_thread).join().unwrap();
+    }
+
+    #[test]
+    fn every_status_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        drop(begin(&places.folder("web.1"), &meta("web", 1, "other")).unwrap());
+        for status in [Status::Running, Status::Exited(255), Status::Killed(64), Status::LostGuest, Status::LostProcess]
+        {
+            end(&places.folder("web.1"), &End { status, ended_at: u64::MAX }).unwrap();
+            let found = places.find("web").unwrap();
+            assert_eq!((found.status, found.ended_at), (status, Some(u64::MAX)));
+        }
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Sessions {
             if new.name.as_ref().is_some_and(|name| running.iter().any(|one| one.name == *name)) {
                 return Ok(Err(Refusal::NameTaken));
             }
-            let number = places.next_number();
+            let number = places.take_number()?;
             let name = new.name.clone().unwrap_or_else(|| format!("s{number}"));
             if !banger_proto::session::is_name(&name) {
                 return Ok(Err(Refusal::Failed("this is no name of a session".to_owned())));

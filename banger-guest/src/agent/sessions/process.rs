@@ -34,7 +34,7 @@ use crate::console::say;
 use crate::sys::signals;
 
 /// The process's name.
-pub(super) const NAME: &str = "banger-session";
+pub(in crate::agent) const NAME: &str = "banger-session";
 /// The longest order, bytes: a command, and the image's configuration.
 const MAX_ORDER: usize = MAX_START + (256 << 10);
 /// Output that waits for the log.

@@ -1,6 +1,7 @@
 //! Reading a session's log, while it is written or later: from a position, or the last lines.
 
 use banger_proto::session::{Answer, Outputs, Record};
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -111,7 +112,7 @@ pub(super) enum Begin {
 pub(super) struct Selection {
     reader: Reader,
     outputs: Outputs,
-    /// Lines that are left out before the first one.
+    /// Lines of the first record that are left out.
     skip: u64,
 }
 
@@ -136,20 +137,8 @@ impl Selection {
                 (Reader::from(folder, before), 0)
             }
             Begin::Lines(wanted) => {
-                let (mut scan, mut lines, mut open) = (Reader::oldest(folder), 0_u64, false);
-                loop {
-                    match scan.next()? {
-                        Next::Nothing => break,
-                        Next::Gap(_) => {}
-                        Next::Entry(entry) if shows(outputs, entry.kind) => {
-                            lines += newlines(&entry.bytes);
-                            open = entry.bytes.last().map_or(open, |last| *last != b'\n');
-                        }
-                        Next::Entry(_) => {}
-                    }
-                }
-                // A last line without its end is one, too.
-                (Reader::oldest(folder), (lines + u64::from(open)).saturating_sub(wanted))
+                let (at, skip) = last_lines(folder, outputs, wanted)?;
+                (at.map_or_else(|| Reader::oldest(folder), |at| Reader::from(folder, at)), skip)
             }
         };
         Ok(Self { reader, outputs, skip })
@@ -160,14 +149,14 @@ impl Selection {
         loop {
             let entry = match self.reader.next()? {
                 Next::Nothing => return Ok(None),
-                Next::Gap(_) if self.skip > 0 => continue,
-                Next::Gap(bytes) => return Ok(Some(Answer::Gap(bytes))),
+                Next::Gap(bytes) => {
+                    // The first record is gone: newer ones took its place meanwhile.
+                    self.skip = 0;
+                    return Ok(Some(Answer::Gap(bytes)));
+                }
                 Next::Entry(entry) => entry,
             };
             if entry.kind == Kind::Gap {
-                if self.skip > 0 {
-                    continue;
-                }
                 return Ok(Some(Answer::Gap(entry.lost())));
             }
             if !shows(self.outputs, entry.kind) {
@@ -175,11 +164,6 @@ impl Selection {
             }
             let mut bytes = entry.bytes;
             if self.skip > 0 {
-                let count = newlines(&bytes);
-                if count < self.skip {
-                    self.skip -= count;
-                    continue;
-                }
                 bytes = behind(&bytes, self.skip).to_vec();
                 self.skip = 0;
             }
@@ -188,6 +172,47 @@ impl Selection {
             }
         }
     }
+}
+
+/// Where the last lines begin: the position of a record, and how many lines of it come before. A
+/// position is the same whatever is written meanwhile. `None` when all lines are wanted.
+fn last_lines(folder: &Path, outputs: Outputs, wanted: u64) -> io::Result<(Option<u64>, u64)> {
+    let mut scan = Reader::oldest(folder);
+    // The last records in which a line ends, with more lines than are wanted.
+    let (mut ends, mut lines, mut dropped, mut open) = (VecDeque::new(), 0_u64, false, false);
+    loop {
+        let entry = match scan.next()? {
+            Next::Nothing => break,
+            Next::Entry(entry) if shows(outputs, entry.kind) => entry,
+            Next::Entry(_) | Next::Gap(_) => continue,
+        };
+        open = entry.bytes.last().map_or(open, |last| *last != b'\n');
+        let count = newlines(&entry.bytes);
+        if count > 0 {
+            ends.push_back((scan.at - entry.length(), count));
+            lines += count;
+        }
+        while let Some((_, count)) = ends.front().filter(|(_, count)| lines - count > wanted) {
+            lines -= count;
+            ends.pop_front();
+            dropped = true;
+        }
+    }
+    if wanted == 0 {
+        return Ok((Some(scan.at), 0));
+    }
+    // A last line without its end is one, too.
+    let mut skip = (lines + u64::from(open)).saturating_sub(wanted);
+    if skip == 0 && !dropped {
+        return Ok((None, 0));
+    }
+    for (at, count) in ends {
+        if skip <= count {
+            return Ok((Some(at), skip));
+        }
+        skip -= count;
+    }
+    Ok((Some(scan.at), 0))
 }
 
 fn shows(outputs: Outputs, kind: Kind) -> bool {

@@ -35,6 +35,91 @@ async fn what_was_changed_in_the_guest_is_not_replaced() {
 }
 
 #[tokio::test]
+async fn what_the_guest_has_built_is_no_change_however_often_it_is_prepared() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "target/out", "built");
+    for text in ["second", "third", "fourth"] {
+        put(&world.repo(), "README", text);
+        world.prepare(world.wanted()).await.unwrap();
+        assert_eq!(fs::read_to_string(world.theirs().join("target/out")).unwrap(), "built", "{text}");
+        let (patch, _) = world.patch().await.unwrap();
+        assert_eq!(fs::read_to_string(patch).unwrap(), "", "{text}");
+    }
+    // What is not ignored is the guest's own, and is kept and exported as such.
+    put(&world.theirs(), "untracked.c", "int x;\n");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+    for _ in 0..2 {
+        world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+        let (patch, _) = world.patch().await.unwrap();
+        let text = fs::read_to_string(patch).unwrap();
+        assert!(text.contains("+++ b/untracked.c") && !text.contains("target"), "{text}");
+    }
+    // A list of an earlier release, in which what was taken over counts as prepared.
+    let manifest = world.theirs().join(".git/banger/manifest");
+    let mut list = fs::read(&manifest).unwrap();
+    list.extend_from_slice(b"100644,5,1.0,1.0,1 target/out\0");
+    fs::write(&manifest, list).unwrap();
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("untracked.c") && !text.contains("target"), "{text}");
+}
+
+#[tokio::test]
+async fn a_stash_a_tag_and_a_note_of_the_guest_are_not_replaced() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    let stashed: [&[&str]; 3] = [&["stash", "--quiet"], &["tag", "mine"], &["notes", "add", "-m", "a note"]];
+    for words in stashed {
+        put(&world.theirs(), "README", "work of hours\n");
+        git(&world.theirs(), words);
+        put(&world.theirs(), "README", "hello\n");
+        let refused = world.prepare(world.wanted()).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("commits or branches"), "{words:?}: {refused:#}");
+        world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    }
+    // What the guest has fetched is somewhere else.
+    git(&world.theirs(), &["update-ref", "refs/remotes/origin/main", "HEAD"]);
+    world.prepare(world.wanted()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_repository_that_is_begun_in_a_prepared_folder_deletes_nothing() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    let sub = world.theirs().join("src");
+    git(&sub, &["init", "--quiet"]);
+    let (patch, _) = world.patch().await.unwrap();
+    assert_eq!(fs::read_to_string(patch).unwrap(), "");
+    // As git there shows it.
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "");
+    put(&sub, "file-1.txt", "changed\n");
+    put(&sub, "added", "text\n");
+    put(&sub, "own/file", "text\n");
+    git(&sub.join("own"), &["init", "--quiet"]);
+    let (patch, notes) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "M src/file-1.txt\n?? src/added\n?? src/own/");
+    assert!(text.contains("+++ b/src/file-1.txt") && text.contains("+++ b/src/added"), "{text}");
+    assert!(!text.contains("deleted file") && !text.contains("own/file") && !text.contains(".git"), "{text}");
+    assert!(notes.iter().any(|note| note.contains("src/own: left out")), "{notes:?}");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+    world.prepare(Wanted { force: true, ..world.wanted() }).await.unwrap();
+    assert!(sub.join(".git/HEAD").exists(), "the guest's repository is kept");
+}
+
+#[tokio::test]
 async fn the_guest_knows_branch_identity_and_state() {
     if no_git() {
         return;
@@ -89,6 +174,57 @@ async fn a_branch_has_the_guests_commits_and_what_is_not_committed() {
     for name in ["-x", "a..b", "../x", ""] {
         world.export(What::Branch { name: name.into(), force: true }).await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn a_commit_that_was_amended_is_exported_with_the_hosts_history() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    put(&world.repo(), "second", "2\n");
+    commit(&world.repo());
+    let main = git(&world.repo(), &["rev-parse", "HEAD"]);
+    let repo = world.repo();
+    let history = |name: &str| git(&repo, &["log", "--format=%s", name]);
+    let amend = |theirs: &Path| {
+        put(theirs, "second", "amended\n");
+        git(theirs, &["commit", "--quiet", "--all", "--amend", "-m", "amended"]);
+    };
+    world.prepare(world.wanted()).await.unwrap();
+    amend(&world.theirs());
+    let notes = world.export(What::Branch { name: "shallow".into(), force: false }).await.unwrap();
+    assert!(notes.iter().any(|note| note.contains("do not follow")), "{notes:?}");
+    assert_eq!(history("shallow").lines().count(), 3, "{}", history("shallow"));
+    assert_eq!(git(&world.repo(), &["rev-parse", "shallow~1"]), main);
+    assert_eq!(git(&world.repo(), &["show", "shallow:second"]), "amended");
+    // With all of its history, the guest's commit has the parent that it says.
+    world.prepare(Wanted { mode: WorkspaceMode::FullCopy, force: true, ..world.wanted() }).await.unwrap();
+    amend(&world.theirs());
+    world.export(What::Branch { name: "full".into(), force: false }).await.unwrap();
+    assert_eq!(history("full"), "amended\na commit");
+}
+
+#[tokio::test]
+async fn another_commit_is_written_by_its_own_attributes() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    put(&world.repo(), ".gitattributes", "*.txt text eol=crlf\n");
+    commit(&world.repo());
+    put(&world.repo(), ".gitattributes", "README text eol=crlf\n");
+    commit(&world.repo());
+    world.prepare(Wanted { from: Some("HEAD~1".into()), ..world.wanted() }).await.unwrap();
+    let folder = world.theirs();
+    let theirs = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    assert_eq!((theirs("README").as_str(), theirs("src/file-1.txt").contains("\r\n")), ("hello\n", true));
+    assert_eq!(git(&world.theirs(), &["status", "--short"]), "");
+    put(&world.theirs(), "src/file-1.txt", "one\r\ntwo\r\n");
+    put(&world.theirs(), "README", "changed\n");
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("+one\n+two\n") && text.contains("+changed\n"), "{text}");
 }
 
 #[tokio::test]

@@ -14,6 +14,10 @@ async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
     world.patch().await.unwrap();
     assert_eq!(fs::metadata(world.host.path().join("patch")).unwrap().len(), 0);
     git(&world.theirs(), &["checkout", "--quiet", "--", "."]);
+    git(&world.theirs().join("src"), &["init", "--quiet"]);
+    let (patch, _) = world.patch().await.unwrap();
+    assert_eq!(fs::read_to_string(patch).unwrap(), "", "what is not looked into is not deleted");
+    fs::remove_dir_all(world.theirs().join("src/.git")).unwrap();
     edit(&world.theirs());
     world.comes_back("metadata only").await;
 }

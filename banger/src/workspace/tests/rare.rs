@@ -17,6 +17,17 @@ pub(super) fn shapes() -> Vec<Shape> {
             as_it_is,
         ),
         (
+            "not looked at, and changed",
+            |w| {
+                git(&w.repo(), &["update-index", "--skip-worktree", "README"]);
+                git(&w.repo(), &["update-index", "--assume-unchanged", "src/file-5.txt", "src/file-4.txt"]);
+                put(&w.repo(), "README", "local\n");
+                put(&w.repo(), "src/file-5.txt", "local\n");
+                fs::remove_file(w.repo().join("src/file-4.txt")).unwrap();
+            },
+            as_it_is,
+        ),
+        (
             "empty files",
             |w| {
                 put(&w.repo(), "empty", "");

@@ -144,6 +144,26 @@ fn the_last_lines_of_either_output() {
 }
 
 #[test]
+fn what_is_written_while_the_last_lines_are_looked_for_is_shown() {
+    let (folder, mut log) = log(4000);
+    (0..400).for_each(|number| log.append(Kind::Output, 0, format!("line {number:03}\n").into_bytes()));
+    for lines in 1..70 {
+        let shown = select(folder.path(), Outputs::Both, Begin::Lines(lines));
+        let first = format!("line {:03}\n", 400 - lines);
+        assert!(shown.starts_with(&first) && shown.ends_with("line 399\n"), "{lines}: {shown}");
+    }
+    // Fewer and longer lines take the place of all that was there.
+    let mut selection = Selection::new(folder.path(), Outputs::Both, Begin::Lines(3)).unwrap();
+    let mut nothing = Selection::new(folder.path(), Outputs::Both, Begin::Lines(0)).unwrap();
+    (0..20).for_each(|number| log.append(Kind::Output, 0, format!("{number}{}\n", "x".repeat(400)).into_bytes()));
+    for selection in [&mut selection, &mut nothing] {
+        let shown = text(selection);
+        assert!(shown.starts_with('<') && shown.lines().count() > 3, "{shown}");
+        assert!(shown.ends_with(&format!("19{}\n", "x".repeat(400))), "{shown}");
+    }
+}
+
+#[test]
 fn a_full_disk_is_a_gap_that_is_said() {
     let (folder, mut log) = log(CAP);
     log.append(Kind::Output, 1, b"before\n".to_vec());

@@ -95,11 +95,11 @@ async fn a_session_that_is_removed_or_replaced_is_not_started_again() {
     assert_eq!(guest.answer(Request::Remove { session: "app".into() }).await, Answer::Done);
     assert_eq!(orders(), 0);
     guest.start(kept("web", "exit 0")).await;
-    guest.shows("web.1", Status::Exited(0)).await;
+    guest.shows("web.2", Status::Exited(0)).await;
     guest.sh("web", "exit 4").await;
     assert_eq!(orders(), 0);
     sleep(FIRST + Duration::from_secs(1)).await;
-    assert_eq!(guest.ids(), ["web.1", "web.2"]);
+    assert_eq!(guest.ids(), ["web.2", "web.3"]);
     // A command that cannot be started is none to be started again.
     let missing =
         New { start: Start { words: vec![b"no-such-program".to_vec()], ..Start::default() }, ..kept("no", "") };
