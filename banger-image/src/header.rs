@@ -156,7 +156,9 @@ fn number(raw: &[u8]) -> Result<i64, NotANumber> {
             value.checked_mul(256).and_then(|value| value.checked_add(i64::from(*byte))).ok_or(NotANumber)
         });
     }
-    let digits = raw.trim_ascii_start();
+    // As Go reads them: writers pad with either, on either side.
+    let start = raw.iter().position(|byte| *byte != 0 && !byte.is_ascii_whitespace()).unwrap_or(raw.len());
+    let digits = raw.get(start..).unwrap_or_default();
     let end = digits.iter().position(|byte| *byte == 0 || *byte == b' ').unwrap_or(digits.len());
     let digits = digits.get(..end).unwrap_or_default();
     digits.iter().try_fold(0_i64, |value, digit| {
@@ -198,6 +200,9 @@ mod tests {
             (b"644 xxx\0", 0o644),
             (b"\0\0\0\0\0\0\0\0", 0),
             (b"        ", 0),
+            (b"\x0001750\0", 0o1750),
+            (b"\0\000755\0", 0o755),
+            (b" \x0001750 ", 0o1750),
             (b"77777777777\0", 0o77_777_777_777),
             (b"\x80\0\0\0\0\0\x01\0", 256),
             (b"\xff\xff\xff\xff\xff\xff\xff\xfe", -2),

@@ -163,3 +163,17 @@ fn root_may_be_whatever_it_is() {
         fsck(&disk);
     }
 }
+
+/// Writers pad numbers with NULs on either side.
+#[test]
+fn a_number_may_have_nuls_before_its_digits() {
+    let mut archive = Tar::default().dir("etc").file("etc/next", b"1").end();
+    for (field, raw) in [(100..108, b"\0\000711\0"), (108..116, b"\x001750\0\0\0"), (116..124, b" \x0001750 ")] {
+        archive[field].copy_from_slice(raw);
+    }
+    archive[148..156].fill(b' ');
+    let sum: u32 = archive[..512].iter().map(|byte| u32::from(*byte)).sum();
+    archive[148..156].copy_from_slice(format!("\0{sum:06o} ").as_bytes());
+    let found = tree(&archive);
+    assert_eq!((found["etc"].as_str(), found["etc/next"].as_str()), ("folder 711 1000", "file 1"));
+}
