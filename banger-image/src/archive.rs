@@ -288,7 +288,7 @@ impl<'a> Archive<'a> {
                 continue;
             }
             let mut unknown = Vec::new();
-            let value = acl::of_text(&text, &mut unknown);
+            let value = acl::of_text(xattr::acl_for(name), &text, &mut unknown);
             let value = value.ok_or_else(|| self.unsupported(raw, "a malformed ACL".into(), remove))?;
             for user in unknown {
                 progress.warn(&format!("\"{}\": its ACL names {user} without a number", printable(raw)));

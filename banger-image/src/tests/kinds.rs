@@ -164,6 +164,39 @@ fn root_may_be_whatever_it_is() {
     }
 }
 
+/// What an entry's attributes come to: name and value, as ext4 stores it.
+fn attributes(archive: &[u8], path: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let layer = Layer::root(window_of(archive));
+    let mut tree = Tree::new();
+    apply(&mut tree, &layer, 0, &mut Budget::new(u64::MAX, u64::MAX), &()).unwrap();
+    let id = path.split(|byte| *byte == b'/').fold(Tree::ROOT, |id, name| tree.child(id, name).unwrap());
+    tree.node(id).xattrs.iter().map(|xattr| (xattr.name.clone(), xattr.value.clone())).collect()
+}
+
+/// It takes the place of the umask in that folder, as it is; the access ACL of three entries is the
+/// mode.
+#[test]
+fn a_default_acl_of_three_entries_is_kept() {
+    let binary: Vec<u8> = [(1_u16, 7_u16), (4, 5), (32, 0)]
+        .into_iter()
+        .flat_map(|(tag, allowed)| [&tag.to_le_bytes()[..], &allowed.to_le_bytes(), &[0xff; 4]].concat())
+        .collect();
+    let binary = [&2_u32.to_le_bytes()[..], &binary].concat();
+    let text = &b"user::rwx,group::r-x,other::---"[..];
+    let stored = vec![1, 0, 0, 0, 1, 0, 7, 0, 4, 0, 5, 0, 32, 0, 0, 0];
+    for pax in [
+        vec![("SCHILY.acl.default", text), ("SCHILY.acl.access", text)],
+        vec![
+            ("SCHILY.xattr.system.posix_acl_default", &binary[..]),
+            ("SCHILY.xattr.system.posix_acl_access", &binary[..]),
+        ],
+    ] {
+        let tar = Tar::default().add(&Item { pax, ..item(b'5', "etc/shared") }).end();
+        let kept = attributes(&tar, b"etc/shared");
+        assert_eq!(kept, [("system.posix_acl_default".to_owned(), stored.clone())]);
+    }
+}
+
 /// Writers pad numbers with NULs on either side.
 #[test]
 fn a_number_may_have_nuls_before_its_digits() {
