@@ -22,6 +22,7 @@ mod error;
 mod ext4;
 pub mod hashing;
 mod header;
+mod index;
 mod layers;
 mod names;
 mod oci;
