@@ -57,8 +57,8 @@ impl Kinds {
             let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
             kinds.root |= matches!(top, b"bin" | b"sbin" | b"usr" | b"etc");
         }
-        kinds.layout = marker && index;
         // A root file system may have a file of any name.
+        kinds.layout = marker && index && !kinds.root;
         kinds.manifest &= !kinds.root;
         kinds.repositories &= !kinds.root;
         Ok(kinds)

@@ -252,6 +252,44 @@ fn what_cannot_be_read_beside_an_image_is_passed_over() {
     }
 }
 
+/// The archive with everything in a folder.
+fn in_folder(folder: &str, files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let files: Vec<_> = files.iter().map(|(name, data)| (format!("{folder}/{name}"), data.clone())).collect();
+    pack(&files)
+}
+
+#[test]
+fn an_image_that_is_packed_otherwise_is_named_and_is_no_root() {
+    let mut layout = Layout::default();
+    let image = layout.image("x");
+    let layout = layout.files(&[image]);
+    let file = |name: &str, text: &str| (name.to_owned(), text.to_owned().into_bytes());
+    let dir = json!({"schemaVersion": 2, "config": {}, "layers": []}).to_string();
+    let dir = [file("manifest.json", &dir), file("version", "Directory Transport Version: 1.1\n")];
+    let damaged = [file("manifest.json", "[{\"Config\": 5}]")];
+    let chain = [file("repositories", "[]")];
+    for (archive, words, advice) in [
+        (in_folder("app", &layout), "an OCI layout", "tar -C \"app\" -cf image.tar ."),
+        (in_folder("home/app", &layout), "an OCI layout", "tar -C \"home/app\" -cf image.tar ."),
+        (pack(&dir), "dir:", "skopeo copy dir:FOLDER oci-archive:image.tar"),
+        (in_folder("app", &dir), "manifest.json", "tar -C \"app\" -cf image.tar ."),
+        (in_folder("app", &chain), "repositories", "tar -C \"app\" -cf image.tar ."),
+        (pack(&damaged), "manifest.json: invalid type", ""),
+        (pack(&chain), "repositories: invalid type", ""),
+    ] {
+        let error = import_error(&archive).to_string();
+        assert!(error.contains(words) && error.contains(advice), "{words}: {error}");
+    }
+    // A root file system may have such files, wherever they are.
+    for files in [&layout[..], &dir, &damaged, &chain] {
+        for archive in [pack(files), in_folder("srv", files)] {
+            let root = Tar::default().file("etc/x", b"").0;
+            let imported = imported(&[root, archive].concat(), None).unwrap();
+            assert_eq!(imported.source, SourceKind::Tar);
+        }
+    }
+}
+
 /// Go's JSON heeds no case, and so writers get away with any.
 #[test]
 fn the_keys_of_a_saved_manifest_have_any_case() {
