@@ -76,7 +76,7 @@ enum Globals {
 
 impl<'a> Archive<'a> {
     pub(crate) fn new(window: &'a Window, layer: &'a str) -> Self {
-        let globals = Globals::Heeded(Box::default());
+        let globals = Globals::Heeded(Box::new(Pax { of_gnu: true, ..Pax::default() }));
         Self { window, layer, at: 0, ended: false, any: false, globals }
     }
 
@@ -90,10 +90,8 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// All that is wrong with the archive, named by layer and entry.
     pub(crate) fn next(&mut self, budget: &mut Budget, progress: &dyn Progress) -> Result<Option<Entry>, ImageError> {
-        let mut pax = match &self.globals {
-            Globals::PassedOver => Pax::default(),
-            Globals::Heeded(pax) => Pax::clone(pax),
-        };
+        let mut pax = self.global_pax();
+        let (mut name, mut target) = (None, None);
         loop {
             let header_at = self.at;
             let Some(header) = self.header(progress)? else {
@@ -101,15 +99,36 @@ impl<'a> Archive<'a> {
             };
             budget.spend_entry()?;
             match header.kind() {
-                b'x' | b'X' => self.pax(&header, &mut pax)?,
+                // The second of two counts, and nothing of the first.
+                b'x' | b'X' => {
+                    pax = self.global_pax();
+                    self.pax(&header, &mut pax)?;
+                }
                 b'g' => self.global(&header, progress)?,
-                b'L' => pax.path = pax.path.take().or(Some(self.long_name(&header)?)),
-                b'K' => pax.linkpath = pax.linkpath.take().or(Some(self.long_name(&header)?)),
+                b'L' => name = Some(self.long_name(&header)?),
+                b'K' => target = Some(self.long_name(&header)?),
                 // A volume label: a name, no entry.
                 b'V' => self.at = self.skip(header_at, self.size(&header, header_at)?)?,
-                _ => return self.entry(&header, header_at, pax, progress).map(Some),
+                _ => {
+                    pax.path = pax.path.take().or(name);
+                    pax.linkpath = pax.linkpath.take().or(target);
+                    return self.entry(&header, header_at, pax, progress).map(Some);
+                }
             }
         }
+    }
+
+    /// What is said of every entry.
+    fn global_pax(&self) -> Pax {
+        match &self.globals {
+            Globals::PassedOver => Pax::default(),
+            Globals::Heeded(pax) => Pax::clone(pax),
+        }
+    }
+
+    /// Whether this is to be read as Go does it, and not as GNU tar.
+    const fn of_go(&self) -> bool {
+        matches!(self.globals, Globals::PassedOver)
     }
 
     /// The next header block, checked; `None` at the end of the archive.
@@ -131,7 +150,15 @@ impl<'a> Archive<'a> {
             self.ended = true;
             return match self.block()? {
                 Some(second) if !second.is_zero() => {
-                    Err(self.bad(self.at - BLOCK, "there is a lone block of zeros before it"))
+                    if self.of_go() {
+                        return Err(self.bad(self.at - BLOCK, "there is a lone block of zeros before it"));
+                    }
+                    let at = self.at - 2 * BLOCK;
+                    progress.warn(&format!(
+                        "{}: it ends at a lone block of zeros, at byte {at}, and has more behind it",
+                        self.layer
+                    ));
+                    Ok(None)
                 }
                 _ => Ok(None),
             };
@@ -150,6 +177,12 @@ impl<'a> Archive<'a> {
             return Ok(None);
         }
         if left < BLOCK {
+            // What is left of an end-of-archive marker.
+            let rest = self.window.part(self.at, left).filter(|_| self.any && !self.of_go());
+            let rest = rest.map(|rest| rest.read_all()).transpose().map_err(|source| ImageError::Read { source })?;
+            if rest.is_some_and(|rest| rest.iter().all(|byte| *byte == 0)) {
+                return Ok(None);
+            }
             return Err(if self.any { self.truncated("inside a header") } else { self.not_tar() });
         }
         let mut block = [0; 512];
@@ -174,7 +207,7 @@ impl<'a> Archive<'a> {
         mut pax: Pax,
         progress: &dyn Progress,
     ) -> Result<Entry, ImageError> {
-        let raw = pax.sparse.name.take().or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
+        let raw = pax.sparse.name.take().or_else(|| pax.path.take()).unwrap_or_else(|| header.path(self.of_go()));
         let kind = header.kind();
         // These have no data, whatever their size says: GNU tar writes that of the target into hard
         // links, others that of what they have read into folders.
@@ -212,9 +245,17 @@ impl<'a> Archive<'a> {
             b'M' => {
                 return Err(self.unsupported(&raw, "a part on another volume".into(), "make an archive of one volume"));
             }
-            other => {
+            other if self.of_go() => {
                 let what = format!("the unknown type {:?}", char::from(other));
                 return Err(self.unsupported(&raw, what, "make a ustar, GNU or PAX archive"));
+            }
+            // A regular file (POSIX.1-2017, "ustar Interchange Format").
+            other => {
+                let what = format!("the unknown type {:?} is taken for a file", char::from(other));
+                progress.warn(&format!("\"{}\": {what}", printable(&raw)));
+                let offset = self.at;
+                self.at = self.skip(header_at, size)?;
+                Kind::File { offset, size }
             }
         };
         if let Kind::File { size, .. } | Kind::Sparse { size, .. } = &kind
@@ -240,11 +281,8 @@ impl<'a> Archive<'a> {
         progress: &dyn Progress,
     ) -> Result<Meta, ImageError> {
         let mode = self.number(header.mode(), header_at)? & 0o7777;
-        let id = |pax: Option<u64>, own: Result<i64, NotANumber>| {
-            let number = match pax {
-                Some(number) => i64::try_from(number).unwrap_or(i64::MAX),
-                None => self.number(own, header_at)?,
-            };
+        let id = |pax: Option<i64>, own: Result<i64, NotANumber>| {
+            let number = pax.map_or_else(|| self.number(own, header_at), Ok)?;
             // As chown(2) takes them: -2 is 4294967294. -1 means "as it is" there, and is nobody's.
             let id = u32::try_from(number).ok().or_else(|| i32::try_from(number).ok().map(i32::cast_unsigned));
             id.filter(|id| *id != u32::MAX)
