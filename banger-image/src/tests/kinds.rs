@@ -307,6 +307,12 @@ fn what_gnu_tar_reads_with_a_warning_is_read_with_one() {
     }
 }
 
+#[test]
+fn a_symlink_has_the_one_mode_that_linux_gives_it() {
+    let tar = Tar::default().add(&Item { link: b"x", mode: 0o644, ..item(b'2', "etc/link") }).end();
+    assert_eq!(node(&tar, "etc/link").meta.mode, 0o777);
+}
+
 /// GNU tar writes `=` and `%` so, for a key ends at `=`; Go has no names with `=`, and changes none.
 #[test]
 fn the_name_of_an_attribute_may_have_an_equals_sign() {
