@@ -132,6 +132,8 @@ pub struct ImportedRootfs {
     /// What an OCI image says about the commands that run in it. It is no part of `digest`: it
     /// belongs to the name that the image gets, and not to the bytes, which several names share.
     pub config: ImageConfig,
+    /// Whether it carries a container engine (dockerd or containerd).
+    pub docker: bool,
 }
 
 impl ImportedRootfs {
@@ -229,6 +231,16 @@ pub fn import(
         content_bytes,
         entries,
         config,
+        docker: has_engine(&mut tree),
+    })
+}
+
+/// Whether a daemon of a container engine is where programs are.
+fn has_engine(tree: &mut Tree) -> bool {
+    let folders = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin", "sbin"];
+    folders.iter().any(|folder| {
+        let folder = tree.find_dir(folder.as_bytes()).ok().flatten();
+        folder.is_some_and(|id| [&b"dockerd"[..], b"containerd"].iter().any(|name| tree.child(id, name).is_some()))
     })
 }
 

@@ -328,3 +328,16 @@ fn the_name_of_an_attribute_may_have_an_equals_sign() {
     let seed = import_bytes(&tar, folder.path()).unwrap().seed_path;
     assert_eq!(names(node(&std::fs::read(seed).unwrap(), "x")), ["user.a=b%", "user.%41"]);
 }
+
+#[test]
+fn a_container_engine_is_known_by_its_daemon() {
+    let engines = ["usr/bin/dockerd", "usr/sbin/containerd", "usr/local/bin/dockerd", "bin/containerd", "sbin/dockerd"];
+    let others = ["usr/bin/docker", "opt/bin/dockerd", "usr/share/containerd", "etc/x"];
+    for (path, is) in engines.map(|path| (path, true)).into_iter().chain(others.map(|path| (path, false))) {
+        let tar = Tar::default().dir("etc").file(path, b"").end();
+        let found = import_bytes(&tar, tempfile::tempdir().unwrap().path()).unwrap();
+        assert_eq!(found.docker, is, "{path}");
+    }
+    let linked = Tar::default().symlink("bin", "programs").file("programs/dockerd", b"").end();
+    assert!(import_bytes(&linked, tempfile::tempdir().unwrap().path()).unwrap().docker);
+}
