@@ -186,8 +186,8 @@ impl<'a> Search<'a> {
             let mut taken = None;
             for descriptor in &group {
                 let rank = descriptor.rank();
-                let is_another = if depth > 0 { taken.is_some() } else { taken.is_some_and(|taken| taken != rank) };
-                if is_another && (depth > 0 || !descriptor.platform.is_empty()) {
+                let is_variant = |taken| depth > 0 || taken != rank && !descriptor.platform.is_empty();
+                if taken.is_some_and(is_variant) {
                     continue;
                 }
                 let led = self.descriptor(descriptor, &names, depth)?;
