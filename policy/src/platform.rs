@@ -100,7 +100,6 @@ fn variant<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Erro
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]

@@ -242,7 +242,7 @@ fn a_default_acl_of_three_entries_is_kept() {
 #[test]
 fn a_number_may_have_nuls_before_its_digits() {
     let mut archive = Tar::default().dir("etc").file("etc/next", b"1").end();
-    for (field, raw) in [(100..108, b"\0\000711\0"), (108..116, b"\x001750\0\0\0"), (116..124, b" \x0001750 ")] {
+    for (field, raw) in [(100..108, b"\0\x0000711\0"), (108..116, b"\x001750\0\0\0"), (116..124, b" \x0001750 ")] {
         archive[field].copy_from_slice(raw);
     }
     archive[148..156].fill(b' ');
