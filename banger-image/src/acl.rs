@@ -15,12 +15,21 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// What an ACL is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The file itself, beside its mode.
+    Access,
+    /// What is made in a folder: there it takes the place of the umask.
+    Default,
+}
+
 /// Tag, id, permissions: in this order the kernel wants them sorted.
 type Entry = (u16, u32, u16);
 
 /// The value of an extended attribute as ext4 stores it; empty when it says no more than the mode
 /// does. `None` when the kernel would refuse it.
-pub(crate) fn of_archive(value: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn of_archive(purpose: For, value: &[u8]) -> Option<Vec<u8>> {
     let raw = value.strip_prefix(&2_u32.to_le_bytes())?;
     if !raw.len().is_multiple_of(8) {
         return None;
@@ -31,13 +40,13 @@ pub(crate) fn of_archive(value: &[u8]) -> Option<Vec<u8>> {
         let id = if NAMED.contains(&tag) { u32::from_le_bytes([i0, i1, i2, i3]) } else { 0 };
         Some((tag, id, u16::from_le_bytes([p0, p1])))
     });
-    stored(entries.collect::<Option<_>>()?)
+    stored(purpose, entries.collect::<Option<_>>()?)
 }
 
 /// The same from text: `user::rwx,user:1000:r-x,...`, between commas or newlines. Names of users
 /// and groups mean what star writes behind them as a fourth field. Those without a number are left
 /// out, which takes rights and gives none; they are added to `unknown`.
-pub(crate) fn of_text(text: &[u8], unknown: &mut Vec<String>) -> Option<Vec<u8>> {
+pub(crate) fn of_text(purpose: For, text: &[u8], unknown: &mut Vec<String>) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let mut entries = Vec::new();
     for line in text.split([',', '\n']) {
@@ -72,7 +81,7 @@ pub(crate) fn of_text(text: &[u8], unknown: &mut Vec<String>) -> Option<Vec<u8>>
             None => unknown.push(super::names::printable(name.as_bytes())),
         }
     }
-    stored(entries)
+    stored(purpose, entries)
 }
 
 fn permissions(text: &str) -> Option<u16> {
@@ -85,7 +94,7 @@ fn permissions(text: &str) -> Option<u16> {
     })
 }
 
-fn stored(mut entries: Vec<Entry>) -> Option<Vec<u8>> {
+fn stored(purpose: For, mut entries: Vec<Entry>) -> Option<Vec<u8>> {
     entries.sort_unstable();
     let count = |wanted: u16| entries.iter().filter(|(tag, ..)| *tag == wanted).count();
     let named = count(USER) + count(GROUP);
@@ -101,7 +110,7 @@ fn stored(mut entries: Vec<Entry>) -> Option<Vec<u8>> {
     if !one_each || !masked || !known || twice {
         return None;
     }
-    if entries.len() == 3 {
+    if purpose == For::Access && entries.len() == 3 {
         return Some(Vec::new());
     }
     let mut out = 1_u32.to_le_bytes().to_vec();
@@ -149,19 +158,19 @@ mod tests {
             "u::rwx,u:1000:rx,g::rx,m:rx,o:-",
             "default:user::rwx,default:user:1000:r-x,default:group::r-x,default:mask::r-x,default:other::---",
         ] {
-            assert_eq!(of_text(text.as_bytes(), &mut Vec::new()).unwrap(), wanted, "{text}");
+            assert_eq!(of_text(For::Access, text.as_bytes(), &mut Vec::new()).unwrap(), wanted, "{text}");
         }
-        let plain = of_text(b"user::rw-,group::r--,other::r--", &mut Vec::new());
+        let plain = of_text(For::Access, b"user::rw-,group::r--,other::r--", &mut Vec::new());
         assert_eq!(plain, Some(Vec::new()), "no more than the mode");
         let mut unknown = Vec::new();
-        let rest = of_text(b"user::rwx,user:lisa:r-x,group::r-x,mask::r-x,other::---", &mut unknown);
+        let rest = of_text(For::Access, b"user::rwx,user:lisa:r-x,group::r-x,mask::r-x,other::---", &mut unknown);
         assert_eq!(rest, Some(vec![1, 0, 0, 0, 1, 0, 7, 0, 4, 0, 5, 0, 16, 0, 5, 0, 32, 0, 0, 0]));
         assert_eq!(unknown, ["lisa"]);
     }
 
     #[test]
     fn the_mask_stands_for_the_group_in_the_mode() {
-        let bits = |text: &str| mode_bits(&of_text(text.as_bytes(), &mut Vec::new()).unwrap());
+        let bits = |text: &str| mode_bits(&of_text(For::Access, text.as_bytes(), &mut Vec::new()).unwrap());
         assert_eq!(bits("user::rwx,user:1000:r-x,group::r--,mask::---,other::--x"), 0o701);
         assert_eq!(bits("user::rw-,group::r--,group:7:rwx,mask::rwx,other::r--"), 0o674);
     }
@@ -176,9 +185,9 @@ mod tests {
             "owner::rwx,group::r-x,other::---",
             "user::rwx,user:4294967295:r,group::r-x,mask::r,other::---",
         ] {
-            assert_eq!(of_text(text.as_bytes(), &mut Vec::new()), None, "{text}");
+            assert_eq!(of_text(For::Access, text.as_bytes(), &mut Vec::new()), None, "{text}");
         }
-        assert_eq!(of_archive(&[2, 0, 0, 0, 9, 0, 7, 0, 0, 0, 0, 0]), None, "no such tag");
-        assert_eq!(of_archive(&[1, 0, 0, 0]), None, "another version");
+        assert_eq!(of_archive(For::Access, &[2, 0, 0, 0, 9, 0, 7, 0, 0, 0, 0, 0]), None, "no such tag");
+        assert_eq!(of_archive(For::Access, &[1, 0, 0, 0]), None, "another version");
     }
 }

@@ -5,6 +5,7 @@ use super::archive::{Archive, Kind};
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Budget, Progress, Quiet, Window, check};
+use banger_policy::platform::Platform;
 use banger_policy::{Digest, ImageConfig};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -56,8 +57,8 @@ impl Kinds {
             let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
             kinds.root |= matches!(top, b"bin" | b"sbin" | b"usr" | b"etc");
         }
-        kinds.layout = marker && index;
         // A root file system may have a file of any name.
+        kinds.layout = marker && index && !kinds.root;
         kinds.manifest &= !kinds.root;
         kinds.repositories &= !kinds.root;
         Ok(kinds)
@@ -179,10 +180,13 @@ pub(crate) fn regular_files(
 
 /// What of an image's configuration says whether it is for us, and of which layers it is (OCI image
 /// specification, `config.md`). The rest is read of the chosen image alone.
-#[derive(Deserialize)]
 pub(super) struct Config {
-    architecture: Option<String>,
-    os: Option<String>,
+    platform: Platform,
+    diff_ids: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Layered {
     rootfs: Option<RootFs>,
 }
 
@@ -193,40 +197,33 @@ struct RootFs {
 }
 
 impl Config {
+    /// # Errors
+    /// When it is no configuration.
+    pub(super) fn parse(raw: &[u8], name: &str) -> Result<Self, ImageError> {
+        let layered: Layered = json(raw, name)?;
+        Ok(Self { platform: json(raw, name)?, diff_ids: layered.rootfs.map(|rootfs| rootfs.diff_ids) })
+    }
+
     /// Digests of the layers' plain bytes; `None` when this is the configuration of no image.
     pub(super) fn diff_ids(&self) -> Option<&[String]> {
-        self.rootfs.as_ref().map(|rootfs| rootfs.diff_ids.as_slice())
+        self.diff_ids.as_deref()
     }
 
     /// Old images say nothing of it: they are for Linux on x86-64.
     pub(super) fn platform(&self) -> Platform {
-        let or = |word: &Option<String>, usual: &str| {
-            word.as_deref().filter(|word| !word.is_empty()).unwrap_or(usual).to_owned()
-        };
-        Platform { architecture: or(&self.architecture, "amd64"), os: or(&self.os, "linux") }
+        let or = |word: &str, usual: &str| if word.is_empty() { usual.to_owned() } else { word.to_owned() };
+        let Platform { os, architecture, variant } = &self.platform;
+        Platform { os: or(os, OURS[0]), architecture: or(architecture, OURS[1]), variant: variant.clone() }
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Platform {
-    architecture: String,
-    os: String,
-}
+/// What VMs run.
+const OURS: [&str; 2] = ["linux", "amd64"];
 
-impl Platform {
-    pub(super) fn is_ours(&self) -> bool {
-        self.os == "linux" && self.architecture == "amd64"
-    }
-
-    /// What buildx says of attestations.
-    pub(super) fn is_unknown(&self) -> bool {
-        self.os == "unknown"
-    }
-
-    pub(super) fn short(&self) -> String {
-        let short = |word: &str| word.chars().filter(|c| !c.is_control()).take(20).collect::<String>();
-        format!("{}/{}", short(&self.os), short(&self.architecture))
-    }
+/// Whether nothing that is said of the platform speaks against ours.
+pub(super) fn is_ours(platform: &Platform) -> bool {
+    let [os, architecture] = OURS;
+    platform.may_be(os, architecture)
 }
 
 /// One layer of the chosen image, not yet read.

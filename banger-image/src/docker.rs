@@ -2,14 +2,17 @@
 //! and bazel write to this day, and before that with a chain of layers. Source: `image/tarexport`
 //! in Moby, and its image specification v1 to v1.2.
 
-use super::container::{Config, Files, Image, LayerBlob, bad, choose, json, or_default, parse_digest};
+use super::container::{Config, Files, Image, LayerBlob, bad, choose, is_ours, json, parse_digest};
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Progress, check, sha256};
 use super::{SourceKind, configuration, digest};
-use serde::Deserialize;
+use banger_policy::Digest;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Docker's own limit is 127 layers.
 pub(super) const MAX_LAYERS: usize = 512;
@@ -17,59 +20,108 @@ pub(super) const MAX_LAYERS: usize = 512;
 const MAX_IMAGES: usize = 1024;
 
 /// An image in `manifest.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Saved {
+#[derive(Default)]
+pub(super) struct Saved {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "or_default")]
+    tags: Vec<String>,
     layers: Vec<String>,
+}
+
+/// Docker's own JSON heeds no case, and so writers get away with any.
+impl<'de> Deserialize<'de> for Saved {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Saved;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an image with Config and Layers")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Saved, M::Error> {
+                let mut saved = Saved::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    // Typed, so that nothing is kept of what else four megabytes may say.
+                    match key.to_ascii_lowercase().as_str() {
+                        "config" => saved.config = map.next_value()?,
+                        "repotags" => saved.tags = map.next_value::<Option<_>>()?.unwrap_or_default(),
+                        "layers" => saved.layers = map.next_value::<Option<_>>()?.unwrap_or_default(),
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                if saved.config.is_empty() { Err(M::Error::missing_field("Config")) } else { Ok(saved) }
+            }
+        }
+        from.deserialize_map(Keys)
+    }
+}
+
+/// What marks a manifest of the distribution protocol, which skopeo's `dir:` has under that name.
+#[derive(Deserialize)]
+struct Distributed {
+    #[serde(rename = "schemaVersion")]
+    _schema: u32,
 }
 
 /// `json` in the folder of a layer, before 1.10.
 #[derive(Deserialize)]
 struct Chained {
     parent: Option<String>,
-    architecture: Option<String>,
-    os: Option<String>,
 }
 
-/// The image of a `manifest.json`; `None` when that file is something else.
+/// What `manifest.json` says.
+///
+/// # Errors
+/// When it is missing, or something else.
+pub(super) fn manifest(files: &Files) -> Result<Vec<Saved>, ImageError> {
+    let raw = files.small("manifest.json")?;
+    json(&raw, "manifest.json").map_err(|error| match serde_json::from_slice::<Distributed>(&raw) {
+        Ok(_) => ImageError::NotARoot {
+            found: "it is a folder as skopeo writes it under dir:".to_owned(),
+            instead: "make an archive of it: `skopeo copy dir:FOLDER oci-archive:image.tar`".to_owned(),
+        },
+        Err(_) => error,
+    })
+}
+
+/// The image of a `manifest.json`.
 ///
 /// # Errors
 /// No image for linux/amd64, or several.
 pub(super) fn open(
     files: &Files,
+    saved: Vec<Saved>,
     reference: Option<&str>,
     progress: &dyn Progress,
-) -> Result<Option<Image>, ImageError> {
-    // Typed, so that nothing is kept of what else four megabytes of JSON may say.
-    let Ok(saved) = files.small("manifest.json").and_then(|data| json::<Vec<Saved>>(&data, "manifest.json")) else {
-        return Ok(None);
-    };
+) -> Result<Image, ImageError> {
     if saved.len() > MAX_IMAGES {
         return Err(bad(&format!("it holds more than {MAX_IMAGES} images")));
     }
-    let mut found = Vec::new();
+    let mut found: Vec<(Vec<String>, (Digest, Config, Saved))> = Vec::new();
     let mut foreign = None;
     for image in saved {
         check(progress)?;
         let raw = files.small(&image.config)?;
-        let config: Config = json(&raw, &image.config)?;
-        if !config.platform().is_ours() {
-            foreign = Some(config.platform().short());
+        let config = Config::parse(&raw, &image.config)?;
+        if !is_ours(&config.platform()) {
+            foreign = Some(config.platform().shown());
             continue;
         }
         let id = digest(Sha256::digest(&raw).into())?;
-        let mut names = image.repo_tags.unwrap_or_default();
-        names.push(format!("sha256:{id}"));
-        found.push((names, (id, config, image.layers, image.config)));
+        // One image may stand there once for each of its tags.
+        match found.iter_mut().find(|(_, (known, ..))| *known == id) {
+            Some((names, _)) => names.splice(0..0, image.tags).for_each(drop),
+            None => {
+                let mut names = image.tags.clone();
+                names.push(format!("sha256:{id}"));
+                found.push((names, (id, config, image)));
+            }
+        }
     }
     if let (true, Some(platform)) = (found.is_empty(), foreign) {
         return Err(bad(&format!("it is for {platform}; an image for linux/amd64 is needed")));
     }
-    let (id, config, layers, path) = choose(found, reference)?;
+    let (id, config, Saved { layers, config: path, .. }) = choose(found, reference)?;
     let diff_ids = config.diff_ids().unwrap_or_default();
     if layers.len() != diff_ids.len() || layers.len() > MAX_LAYERS {
         return Err(bad("its manifest and its configuration name different numbers of layers, or too many"));
@@ -80,22 +132,15 @@ pub(super) fn open(
     });
     let layers = layers.collect::<Result<_, ImageError>>()?;
     let config = configuration::parse(&files.small(&path)?, &path, progress)?;
-    Ok(Some(Image { kind: SourceKind::Docker, digest: id, layers, config }))
+    Ok(Image { kind: SourceKind::Docker, digest: id, layers, config })
 }
 
-/// The image of a chain of layers; `None` when there is none.
+/// The image of a chain of layers.
 ///
 /// # Errors
 /// As [`open`].
-pub(super) fn open_chain(
-    files: &Files,
-    reference: Option<&str>,
-    progress: &dyn Progress,
-) -> Result<Option<Image>, ImageError> {
-    type Repositories = BTreeMap<String, BTreeMap<String, String>>;
-    let Ok(named) = files.small("repositories").and_then(|data| json::<Repositories>(&data, "repositories")) else {
-        return Ok(None);
-    };
+pub(super) fn open_chain(files: &Files, reference: Option<&str>, progress: &dyn Progress) -> Result<Image, ImageError> {
+    let named: BTreeMap<String, BTreeMap<String, String>> = json(&files.small("repositories")?, "repositories")?;
     let mut images: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, tags) in named {
         for (tag, id) in tags {
@@ -118,8 +163,7 @@ pub(super) fn open_chain(
         if config.is_none() {
             config = Some(configuration::parse(&raw, "json", progress)?);
         }
-        let for_us = |word: Option<String>, ours: &str| word.is_none_or(|word| word.is_empty() || word == ours);
-        if !for_us(described.architecture, "amd64") || !for_us(described.os, "linux") {
+        if !is_ours(&json(&raw, "json")?) {
             return Err(bad("it is not for linux/amd64"));
         }
         let name = format!("{id}/layer.tar");
@@ -130,5 +174,5 @@ pub(super) fn open_chain(
     }
     layers.reverse();
     let digest = digest(whole.finalize().into())?;
-    Ok(Some(Image { kind: SourceKind::Docker, digest, layers, config: config.unwrap_or_default() }))
+    Ok(Image { kind: SourceKind::Docker, digest, layers, config: config.unwrap_or_default() })
 }

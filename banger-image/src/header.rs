@@ -16,6 +16,9 @@ const PREFIX: Range<usize> = 345..500;
 /// star keeps two times behind a shorter prefix.
 const STAR_PREFIX: Range<usize> = 345..476;
 
+/// Of the last access and the last change, in GNU's dialect.
+const GNU_TIMES: [Range<usize>; 2] = [345..357, 357..369];
+
 /// One header block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Header([u8; BLOCK_LEN]);
@@ -79,15 +82,23 @@ impl Header {
         self.0.get(156).copied().unwrap_or_default()
     }
 
-    /// Prefix and name.
-    pub(crate) fn path(&self) -> Vec<u8> {
+    /// Prefix and name. `of_go`: as Go reads them.
+    pub(crate) fn path(&self, of_go: bool) -> Vec<u8> {
         let prefix = match self.dialect() {
             Dialect::Posix => self.text(PREFIX),
             Dialect::Star => self.text(STAR_PREFIX),
+            Dialect::Gnu if of_go && self.has_misplaced_prefix() => self.text(PREFIX),
             Dialect::Gnu | Dialect::Old => &[],
         };
         let name = self.text(0..100);
         if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+    }
+
+    /// Before 1.8 Go wrote a prefix into GNU headers, too. It shows where the times that belong
+    /// there are no numbers (`archive/tar/reader.go`).
+    fn has_misplaced_prefix(&self) -> bool {
+        let is_time = |range: Range<usize>| self.field(range.clone()).first() == Some(&0) || self.number(range).is_ok();
+        !(is_time(GNU_TIMES[0].clone()) && is_time(GNU_TIMES[1].clone())) && self.text(PREFIX).is_ascii()
     }
 
     pub(crate) fn link(&self) -> Vec<u8> {
@@ -156,7 +167,9 @@ fn number(raw: &[u8]) -> Result<i64, NotANumber> {
             value.checked_mul(256).and_then(|value| value.checked_add(i64::from(*byte))).ok_or(NotANumber)
         });
     }
-    let digits = raw.trim_ascii_start();
+    // As Go reads them: writers pad with either, on either side.
+    let start = raw.iter().position(|byte| *byte != 0 && !byte.is_ascii_whitespace()).unwrap_or(raw.len());
+    let digits = raw.get(start..).unwrap_or_default();
     let end = digits.iter().position(|byte| *byte == 0 || *byte == b' ').unwrap_or(digits.len());
     let digits = digits.get(..end).unwrap_or_default();
     digits.iter().try_fold(0_i64, |value, digit| {
@@ -183,11 +196,11 @@ mod tests {
     #[test]
     fn the_prefix_counts_in_every_dialect_that_has_one() {
         for magic in [b"ustar\x0000", b"ustar\0\0\0", b"ustar\0 \0", b"ustar\x0012"] {
-            assert_eq!(header(magic, &[0; 4]).path(), b"where/name", "{magic:?}");
-            assert_eq!(header(magic, b"tar\0").path(), b"where/name");
+            assert_eq!(header(magic, &[0; 4]).path(false), b"where/name", "{magic:?}");
+            assert_eq!(header(magic, b"tar\0").path(false), b"where/name");
         }
-        assert_eq!(header(b"ustar  \0", &[0; 4]).path(), b"name");
-        assert_eq!(header(&[0; 8], &[0; 4]).path(), b"name");
+        assert_eq!(header(b"ustar  \0", &[0; 4]).path(false), b"name");
+        assert_eq!(header(&[0; 8], &[0; 4]).path(false), b"name");
     }
 
     #[test]
@@ -198,6 +211,9 @@ mod tests {
             (b"644 xxx\0", 0o644),
             (b"\0\0\0\0\0\0\0\0", 0),
             (b"        ", 0),
+            (b"\x0001750\0", 0o1750),
+            (b"\0\x0000755\0", 0o755),
+            (b" \x0001750 ", 0o1750),
             (b"77777777777\0", 0o77_777_777_777),
             (b"\x80\0\0\0\0\0\x01\0", 256),
             (b"\xff\xff\xff\xff\xff\xff\xff\xfe", -2),

@@ -112,7 +112,7 @@ fn whiteout<'a>(layer: &Layer, entry: &'a Entry) -> Result<Option<Whiteout<'a>>,
 }
 
 fn place(tree: &mut Tree, window: u32, entry: Entry) -> Result<(), (EntryPath, TreeError)> {
-    let Entry { path, kind, meta, xattrs } = entry;
+    let Entry { path, kind, mut meta, xattrs } = entry;
     let content = |offset, size| Content { window, offset, size };
     let kind = match kind {
         Kind::Hardlink(target) => return tree.link(&path, &target).map_err(|error| (path, error)),
@@ -121,7 +121,11 @@ fn place(tree: &mut Tree, window: u32, entry: Entry) -> Result<(), (EntryPath, T
         Kind::Sparse { offset, stored, size, pieces } => {
             NodeKind::Sparse(Box::new(Sparse { data: content(offset, stored), size, pieces }))
         }
-        Kind::Symlink(target) => NodeKind::Symlink(target),
+        Kind::Symlink(target) => {
+            // Linux gives it this one, whatever is asked for (symlink(7)).
+            meta.mode = 0o777;
+            NodeKind::Symlink(target)
+        }
         Kind::Char(major, minor) => NodeKind::Char(major, minor),
         Kind::Block(major, minor) => NodeKind::Block(major, minor),
         Kind::Fifo => NodeKind::Fifo,

@@ -22,6 +22,7 @@ mod error;
 mod ext4;
 pub mod hashing;
 mod header;
+mod index;
 mod layers;
 mod names;
 mod oci;
@@ -131,6 +132,8 @@ pub struct ImportedRootfs {
     /// What an OCI image says about the commands that run in it. It is no part of `digest`: it
     /// belongs to the name that the image gets, and not to the bytes, which several names share.
     pub config: ImageConfig,
+    /// Whether it carries a container engine (dockerd or containerd).
+    pub docker: bool,
 }
 
 impl ImportedRootfs {
@@ -150,7 +153,7 @@ pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
-const FORMAT: &str = "banger rootfs 3";
+const FORMAT: &str = "banger rootfs 4";
 
 /// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
 /// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
@@ -228,6 +231,16 @@ pub fn import(
         content_bytes,
         entries,
         config,
+        docker: has_engine(&mut tree),
+    })
+}
+
+/// Whether a daemon of a container engine is where programs are.
+fn has_engine(tree: &mut Tree) -> bool {
+    let folders = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin", "sbin"];
+    folders.iter().any(|folder| {
+        let folder = tree.find_dir(folder.as_bytes()).ok().flatten();
+        folder.is_some_and(|id| [&b"dockerd"[..], b"containerd"].iter().any(|name| tree.child(id, name).is_some()))
     })
 }
 

@@ -6,11 +6,13 @@
 /// What the extended headers in front of an entry say about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pax {
+    /// Whether names of attributes are encoded, as GNU tar does it. Go takes them as they are.
+    pub(crate) of_gnu: bool,
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) linkpath: Option<Vec<u8>>,
     pub(crate) size: Option<u64>,
-    pub(crate) uid: Option<u64>,
-    pub(crate) gid: Option<u64>,
+    pub(crate) uid: Option<i64>,
+    pub(crate) gid: Option<i64>,
     pub(crate) mtime: Option<(i64, u32)>,
     pub(crate) devmajor: Option<u64>,
     pub(crate) devminor: Option<u64>,
@@ -62,8 +64,8 @@ impl Pax {
                 "path" => self.path = Some(value.to_vec()),
                 "linkpath" => self.linkpath = Some(value.to_vec()),
                 "size" => self.size = Some(number(value)?),
-                "uid" => self.uid = Some(number(value)?),
-                "gid" => self.gid = Some(number(value)?),
+                "uid" => self.uid = Some(signed(value)?),
+                "gid" => self.gid = Some(signed(value)?),
                 "SCHILY.devmajor" => self.devmajor = Some(number(value)?),
                 "SCHILY.devminor" => self.devminor = Some(number(value)?),
                 "mtime" => self.mtime = Some(time(value)?),
@@ -82,7 +84,8 @@ impl Pax {
                 }
                 _ => {
                     if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-                        self.set_xattr(name, value);
+                        let name = if self.of_gnu { decoded(name) } else { name.to_owned() };
+                        self.set_xattr(&name, value);
                     } else if let Some(word) = key.strip_prefix("GNU.sparse.") {
                         self.sparse.record(word, value)?;
                     } else if let Some(name) = key.strip_prefix("LIBARCHIVE.xattr.") {
@@ -164,6 +167,16 @@ impl Sparse {
     }
 }
 
+/// The name of an attribute as GNU tar writes it: a key of PAX ends at its first `=`.
+pub(crate) fn encoded(name: &str) -> String {
+    name.replace('%', "%25").replace('=', "%3D")
+}
+
+/// The inverse of [`encoded`]. GNU tar leaves every other `%` as it is.
+fn decoded(name: &str) -> String {
+    name.replace("%3D", "=").replace("%25", "%")
+}
+
 /// `%41` for `A` (RFC 3986 section 2.1), as libarchive encodes names.
 fn percent(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -242,6 +255,12 @@ fn number(digits: &[u8]) -> Result<u64, Malformed> {
         .ok_or(Malformed("a PAX number that is none"))
 }
 
+fn signed(text: &[u8]) -> Result<i64, Malformed> {
+    let (negative, digits) = text.strip_prefix(b"-").map_or((false, text), |digits| (true, digits));
+    let number = i64::try_from(number(digits)?).map_err(|_| Malformed("a PAX number that is too large"))?;
+    Ok(if negative { -number } else { number })
+}
+
 /// `[-]seconds[.fraction]`; digits beyond nanoseconds are cut.
 fn time(value: &[u8]) -> Result<(i64, u32), Malformed> {
     const BAD: Malformed = Malformed("a PAX time that is none");
@@ -295,6 +314,15 @@ mod tests {
         assert_eq!(time(b"-1.25"), Ok((-2, 750_000_000)));
         assert_eq!(time(b"-3"), Ok((-3, 0)));
         assert!(time(b"1e9").is_err() && time(b"").is_err() && time(b"--1").is_err());
+    }
+
+    #[test]
+    fn names_of_attributes_survive_their_encoding() {
+        for name in ["user.a=b", "user.a%3Db", "user.%253D", "user.=%=", "user.plain"] {
+            assert!(!encoded(name).contains('='), "{name}");
+            assert_eq!(decoded(&encoded(name)), name);
+        }
+        assert_eq!(decoded("user.%41%3d"), "user.%41%3d");
     }
 
     #[test]

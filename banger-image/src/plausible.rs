@@ -10,6 +10,8 @@ use super::tree::{Names, NodeKind, Tree};
 
 /// One of these is at the top of every root file system.
 const TOP: [&[u8]; 4] = [b"bin", b"sbin", b"usr", b"etc"];
+/// Folders with a single name that are gone through.
+const DEPTH: usize = 8;
 /// Names that a message shows.
 const SHOWN: usize = 6;
 
@@ -39,9 +41,37 @@ pub(crate) fn check(tree: &Tree, progress: &dyn Progress) -> Result<(), ImageErr
         let instead = format!("give what is in it: `tar -C \"{folder}\" -cf root.tar .`");
         return Err(ImageError::NotARoot { found, instead });
     }
+    if let Some((folder, what)) = image_below(tree) {
+        let found = format!("the folder \"{folder}\" holds {what}");
+        let instead = format!("give what is in it: `tar -C \"{folder}\" -cf image.tar .`");
+        return Err(ImageError::NotARoot { found, instead });
+    }
     let names = names.join(", ");
     progress.warn(&format!("nothing of bin, sbin, usr and etc is at its top, which has: {names}{more}; will it boot?"));
     Ok(())
+}
+
+/// The one folder at the top with an image in it, or the one below it, and what marks the image.
+fn image_below(tree: &Tree) -> Option<(String, &'static str)> {
+    let mut path = Vec::new();
+    let mut id = Tree::ROOT;
+    for _ in 0..DEPTH {
+        let NodeKind::Dir(names) = &tree.node(id).kind else { return None };
+        let has = |name: &str| names.contains_key(name.as_bytes());
+        let found = match () {
+            () if has("oci-layout") && has("index.json") => Some("an OCI layout"),
+            () if has("manifest.json") => Some("a manifest.json, as `docker save` and skopeo write it"),
+            () if has("repositories") => Some("repositories, as `docker save` wrote them"),
+            () => None,
+        };
+        if let Some(what) = found.filter(|_| !path.is_empty()) {
+            return Some((path.join("/"), what));
+        }
+        let (name, child) = names.first_key_value().filter(|_| names.len() == 1)?;
+        path.push(printable(name));
+        id = child.id;
+    }
+    None
 }
 
 fn is_root(names: &Names) -> bool {

@@ -57,6 +57,8 @@ pub fn register(source: File, staging: &Path, progress: &dyn Progress) -> Result
         content_bytes: copied.data,
         entries: 0,
         config: ImageConfig::default(),
+        // Its folders are the guest's alone to read.
+        docker: false,
     })
 }
 

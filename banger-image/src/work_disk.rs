@@ -11,9 +11,11 @@ use super::content::Contents;
 use super::error::ImageError;
 use super::ext4::Size;
 use super::layers::{self, Layer};
+use super::pax;
 use super::rootfs::{self, Ext4};
 use super::source::{Budget, Progress, Window, check};
 use super::tree::{Meta, NodeId, NodeKind, Tree};
+use super::xattr::{self, Xattr};
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write as _};
@@ -189,7 +191,8 @@ impl Seed<'_> {
             }
             NodeKind::Fifo => EntryType::Fifo,
         };
-        pax.extend(node.xattrs.iter().map(|x| (format!("SCHILY.xattr.{}", x.name), super::xattr::to_archive(x))));
+        let attribute = |x: &Xattr| (format!("SCHILY.xattr.{}", pax::encoded(&x.name)), xattr::to_archive(x));
+        pax.extend(node.xattrs.iter().map(attribute));
         let pax: Vec<(&str, &[u8])> = pax.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect();
         self.header(path, &node.meta, kind, size, &pax)?;
         let content = match &node.kind {

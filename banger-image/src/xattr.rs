@@ -35,7 +35,7 @@ pub(crate) fn for_ext4(xattrs: Vec<(String, Vec<u8>)>) -> Result<Sorted, String>
     for (name, value) in xattrs {
         let shown = || super::names::printable(name.as_bytes());
         let (suffix, value) = match name.as_str() {
-            ACCESS | DEFAULT => match acl::of_archive(&value) {
+            ACCESS | DEFAULT => match acl::of_archive(acl_for(&name), &value) {
                 Some(acl) if acl.is_empty() => continue,
                 Some(acl) => (0, acl),
                 None => return Err(format!("a malformed {name}")),
@@ -58,6 +58,11 @@ pub(crate) fn for_ext4(xattrs: Vec<(String, Vec<u8>)>) -> Result<Sorted, String>
         return Err(format!("{total} bytes of extended attributes"));
     }
     Ok(sorted)
+}
+
+/// What the ACL in the attribute of this name is for.
+pub(crate) fn acl_for(name: &str) -> acl::For {
+    if name == DEFAULT { acl::For::Default } else { acl::For::Access }
 }
 
 /// The value as system calls and archives carry it: the inverse of [`for_ext4`].

@@ -63,6 +63,9 @@ fn registry(fault: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> S
 /// The real program, without what the environment of the tests may say of registries.
 fn banger(fake: &Fake, arguments: &[&str]) -> Command {
     let mut command = fake.banger(arguments);
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
+        command.env_remove(name);
+    }
     for name in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "SSL_CERT_FILE"] {
         command.env_remove(name);
     }
@@ -230,6 +233,23 @@ fn an_interrupted_pull_leaves_a_part_and_goes_on_from_there() {
     assert!(prune(&["--dry-run"]).starts_with("would remove 2 files"));
     assert!(prune(&[]).starts_with("removed 2 files"));
     assert_eq!(sizes(), [0_u64; 0]);
+}
+
+/// Many desktops set one for every program.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_proxy_that_banger_cannot_use_stops_only_what_would_go_through_it() {
+    let (fake, server) = (daemon(), registry(|_| None));
+    let pull = |name: &str, except: &str| {
+        let mut command = banger(&fake, &["image", "pull", name]);
+        said(&command.env("ALL_PROXY", "socks5h://u:secret@127.0.0.1:1").env("NO_PROXY", except).output().unwrap())
+    };
+    let text = pull(&format!("{}/debian:13", server.address), "");
+    assert!(text.starts_with("pulled"), "{text}");
+    let text = pull("registry.invalid/debian:13", "");
+    assert!(text.contains("ALL_PROXY") && text.contains("socks5h") && !text.contains("secret"), "{text}");
+    let text = pull("registry.invalid/debian:13", "registry.invalid");
+    assert!(text.contains("cannot find registry.invalid"), "{text}");
 }
 
 #[test]

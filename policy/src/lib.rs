@@ -20,6 +20,7 @@ pub mod limits;
 pub mod name;
 pub mod net;
 pub mod network;
+pub mod platform;
 pub mod process;
 pub mod publish;
 pub mod quota;

@@ -2,20 +2,34 @@
 //! makes. `banger-image/tests/README.md` lists all kinds.
 
 use super::super::layers::{Layer, apply};
-use super::super::source::Budget;
-use super::super::tree::{NodeId, NodeKind, Tree};
+use super::super::source::{Budget, Progress};
+use super::super::tree::{Node, NodeId, NodeKind, Tree};
 use super::super::work_disk::{self, WorkDisk};
+use super::super::xattr::Xattr;
 use super::super::{ImageError, ImportedRootfs, SourceKind};
 use super::maker::{Item, Tar, fsck, import_bytes, import_error, item, pack, sha256, window_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Mutex;
+
+fn applied(layer: &Layer, progress: &dyn Progress) -> Result<Tree, ImageError> {
+    let mut tree = Tree::new();
+    apply(&mut tree, layer, 0, &mut Budget::new(u64::MAX, u64::MAX), progress).map(|()| tree)
+}
 
 /// What a root file system comes to: each path, and what is there.
 fn tree(archive: &[u8]) -> BTreeMap<String, String> {
-    let layer = Layer::root(window_of(archive));
-    let mut tree = Tree::new();
-    apply(&mut tree, &layer, 0, &mut Budget::new(u64::MAX, u64::MAX), &()).unwrap();
+    tree_of(&Layer::root(window_of(archive)), &()).unwrap()
+}
+
+/// The same of a layer of an image.
+fn layer(archive: &[u8]) -> Result<BTreeMap<String, String>, ImageError> {
+    tree_of(&Layer { whiteouts: true, ..Layer::root(window_of(archive)) }, &())
+}
+
+fn tree_of(layer: &Layer, progress: &dyn Progress) -> Result<BTreeMap<String, String>, ImageError> {
+    let tree = applied(layer, progress)?;
     let mut found = BTreeMap::new();
     let mut todo: Vec<(NodeId, String)> = vec![(Tree::ROOT, String::new())];
     while let Some((id, path)) = todo.pop() {
@@ -37,7 +51,43 @@ fn tree(archive: &[u8]) -> BTreeMap<String, String> {
         };
         found.insert(path, what);
     }
+    Ok(found)
+}
+
+/// What an entry is, with its metadata.
+fn node(archive: &[u8], path: &str) -> Node {
+    let tree = applied(&Layer::root(window_of(archive)), &()).unwrap();
+    let id = path.split('/').fold(Tree::ROOT, |id, name| tree.child(id, name.as_bytes()).unwrap());
+    tree.node(id).clone()
+}
+
+/// Remembers warnings.
+#[derive(Default)]
+struct Warned(Mutex<Vec<String>>);
+
+impl Progress for Warned {
+    fn warn(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+}
+
+/// The root file system of what GNU tar reads with a warning.
+fn warned(archive: &[u8], words: &str) -> BTreeMap<String, String> {
+    let warned = Warned::default();
+    let found = tree_of(&Layer::root(window_of(archive)), &warned).unwrap();
+    let said = warned.0.lock().unwrap();
+    assert!(said.iter().any(|text| text.contains(words)), "{words}: {said:?}");
     found
+}
+
+/// The archive with another header for the entry that begins at `at`.
+fn changed(mut archive: Vec<u8>, at: usize, change: impl Fn(&mut [u8])) -> Vec<u8> {
+    let header = &mut archive[at..at + 512];
+    change(header);
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    archive
 }
 
 /// The archive with another size in the header of the entry that begins at `at`.
@@ -162,4 +212,132 @@ fn root_may_be_whatever_it_is() {
         work_disk::create(WorkDisk { size: 64 << 20, seed, uuid: [1; 16] }, &disk, &()).unwrap();
         fsck(&disk);
     }
+}
+
+/// It takes the place of the umask in that folder, as it is; the access ACL of three entries is the
+/// mode.
+#[test]
+fn a_default_acl_of_three_entries_is_kept() {
+    let binary: Vec<u8> = [(1_u16, 7_u16), (4, 5), (32, 0)]
+        .into_iter()
+        .flat_map(|(tag, allowed)| [&tag.to_le_bytes()[..], &allowed.to_le_bytes(), &[0xff; 4]].concat())
+        .collect();
+    let binary = [&2_u32.to_le_bytes()[..], &binary].concat();
+    let text = &b"user::rwx,group::r-x,other::---"[..];
+    let stored = vec![1, 0, 0, 0, 1, 0, 7, 0, 4, 0, 5, 0, 32, 0, 0, 0];
+    for pax in [
+        vec![("SCHILY.acl.default", text), ("SCHILY.acl.access", text)],
+        vec![
+            ("SCHILY.xattr.system.posix_acl_default", &binary[..]),
+            ("SCHILY.xattr.system.posix_acl_access", &binary[..]),
+        ],
+    ] {
+        let tar = Tar::default().add(&Item { pax, ..item(b'5', "etc/shared") }).end();
+        let kept = node(&tar, "etc/shared").xattrs.into_vec();
+        assert_eq!(kept, [Xattr { name: "system.posix_acl_default".to_owned(), value: stored.clone() }]);
+    }
+}
+
+/// Writers pad numbers with NULs on either side.
+#[test]
+fn a_number_may_have_nuls_before_its_digits() {
+    let mut archive = Tar::default().dir("etc").file("etc/next", b"1").end();
+    for (field, raw) in [(100..108, b"\0\x0000711\0"), (108..116, b"\x001750\0\0\0"), (116..124, b" \x0001750 ")] {
+        archive[field].copy_from_slice(raw);
+    }
+    archive[148..156].fill(b' ');
+    let sum: u32 = archive[..512].iter().map(|byte| u32::from(*byte)).sum();
+    archive[148..156].copy_from_slice(format!("\0{sum:06o} ").as_bytes());
+    let found = tree(&archive);
+    assert_eq!((found["etc"].as_str(), found["etc/next"].as_str()), ("folder 711 1000", "file 1"));
+}
+
+/// Before 1.8 Go wrote a prefix into GNU headers, where times belong, and heeds it to this day.
+#[test]
+fn an_old_layer_of_docker_has_a_prefix_in_gnu_headers() {
+    let tar = Tar::default().file("x", b"1").end();
+    let with =
+        |prefix: &[u8]| changed(tar.clone(), 0, |header| header[345..345 + prefix.len()].copy_from_slice(prefix));
+    for (prefix, name) in [
+        (&b"usr/share/doc"[..], "usr/share/doc/x"),
+        (b"00000000001\x0000000000002\0", "x"),
+        (b"usr/\xe9", "x"),
+        (b"\0\0\0\0\0\0\0\0\0\0\0\0usr", "usr/x"),
+    ] {
+        let found = layer(&with(prefix)).unwrap();
+        // With NULs at its beginning the field is no text.
+        let name = if prefix[0] == 0 { "x" } else { name };
+        assert_eq!(found[name], "file 1", "{prefix:?}");
+    }
+    assert_eq!(tree(&with(b"usr/share/doc"))["x"], "file 1", "GNU tar takes them for times");
+}
+
+#[test]
+fn of_two_extended_headers_the_second_counts() {
+    let pax = |pax: Vec<(&'static str, &'static [u8])>| Item { data: b"1", pax, ..item(b'0', "etc/x") };
+    let first = Tar::default().add(&pax(vec![("path", b"etc/wrong"), ("uid", b"7")])).0;
+    // Its header alone: two blocks.
+    let tar = Tar([first[..1024].to_vec(), Tar::default().add(&pax(vec![("gid", b"8")])).0].concat()).end();
+    let found = node(&tar, "etc/x");
+    assert_eq!((found.meta.uid, found.meta.gid), (0, 8));
+    let long = Tar::default().gnu_long(b'L', b"etc/wrong").gnu_long(b'L', b"etc/right");
+    let long = long.gnu_long(b'K', b"wrong").gnu_long(b'K', b"right").symlink("short", "short");
+    assert_eq!(tree(&long.end())["etc/right"], "link right");
+}
+
+#[test]
+fn a_negative_owner_is_what_chown_makes_of_it() {
+    let item = Item { pax: vec![("uid", b"-2"), ("gid", b"-3")], ..item(b'0', "etc/x") };
+    let found = node(&Tar::default().add(&item).end(), "etc/x").meta;
+    assert_eq!((found.uid, found.gid), (u32::MAX - 1, u32::MAX - 2));
+}
+
+#[test]
+fn what_gnu_tar_reads_with_a_warning_is_read_with_one() {
+    let file = Tar::default().file("etc/x", b"1");
+    let unknown = Tar::default().add(&Item { data: b"1", ..item(b'Z', "etc/x") }).end();
+    let lone = Tar([&file.0[..], &[0; 512]].concat()).file("etc/behind", b"2").end();
+    let cut_end = [&file.0[..], &[0; 100]].concat();
+    for (archive, words) in
+        [(&unknown, "the unknown type 'Z'"), (&lone, "a lone block of zeros"), (&cut_end, "no end-of-archive marker")]
+    {
+        let found = warned(archive, words);
+        assert_eq!((found["etc/x"].as_str(), found.contains_key("etc/behind")), ("file 1", false), "{words}");
+        assert!(layer(archive).is_err(), "Go refuses it: {words}");
+    }
+}
+
+#[test]
+fn a_symlink_has_the_one_mode_that_linux_gives_it() {
+    let tar = Tar::default().add(&Item { link: b"x", mode: 0o644, ..item(b'2', "etc/link") }).end();
+    assert_eq!(node(&tar, "etc/link").meta.mode, 0o777);
+}
+
+/// GNU tar writes `=` and `%` so, for a key ends at `=`; Go has no names with `=`, and changes none.
+#[test]
+fn the_name_of_an_attribute_may_have_an_equals_sign() {
+    let encoded = vec![("SCHILY.xattr.user.a%3Db%25", &b"v=1"[..]), ("SCHILY.xattr.user.%41", b"2")];
+    let tar = Tar::default().add(&Item { pax: encoded, ..item(b'0', "root/x") }).end();
+    let names = |node: Node| node.xattrs.into_vec().into_iter().map(|xattr| xattr.name).collect::<Vec<_>>();
+    assert_eq!(names(node(&tar, "root/x")), ["user.a=b%", "user.%41"]);
+    let of_layer = applied(&Layer { whiteouts: true, ..Layer::root(window_of(&tar)) }, &()).unwrap();
+    let id = of_layer.child(of_layer.child(Tree::ROOT, b"root").unwrap(), b"x").unwrap();
+    assert_eq!(names(of_layer.node(id).clone()), ["user.a%3Db%25", "user.%41"]);
+    // By way of the seed it stays the same.
+    let folder = tempfile::tempdir().unwrap();
+    let seed = import_bytes(&tar, folder.path()).unwrap().seed_path;
+    assert_eq!(names(node(&std::fs::read(seed).unwrap(), "x")), ["user.a=b%", "user.%41"]);
+}
+
+#[test]
+fn a_container_engine_is_known_by_its_daemon() {
+    let engines = ["usr/bin/dockerd", "usr/sbin/containerd", "usr/local/bin/dockerd", "bin/containerd", "sbin/dockerd"];
+    let others = ["usr/bin/docker", "opt/bin/dockerd", "usr/share/containerd", "etc/x"];
+    for (path, is) in engines.map(|path| (path, true)).into_iter().chain(others.map(|path| (path, false))) {
+        let tar = Tar::default().dir("etc").file(path, b"").end();
+        let found = import_bytes(&tar, tempfile::tempdir().unwrap().path()).unwrap();
+        assert_eq!(found.docker, is, "{path}");
+    }
+    let linked = Tar::default().symlink("bin", "programs").file("programs/dockerd", b"").end();
+    assert!(import_bytes(&linked, tempfile::tempdir().unwrap().path()).unwrap().docker);
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and skips aloud")]
 
 mod configuration;
+mod containers;
 mod dialects;
 mod ext4;
 mod hostile;

@@ -54,7 +54,7 @@ impl Connector {
     }
 
     async fn layers(&self, url: &Url) -> Result<Box<dyn Wire>, Fault> {
-        let stream: Box<dyn Wire> = match self.proxies.towards(url) {
+        let stream: Box<dyn Wire> = match self.proxies.towards(url).map_err(Fault::never)? {
             None => Box::new(tcp(url).await?),
             Some(proxy) => {
                 let through = |fault: Fault| fault.context(format!("through the proxy {}", proxy.url.authority()));
@@ -87,10 +87,15 @@ impl Connector {
         Ok(stream.map(|stream| -> Box<dyn Wire> { Box::new(stream) }))
     }
 
-    /// Does a registry on this host speak plain HTTP? As docker does, TLS is tried first.
-    pub(super) async fn is_plain(&self, url: &Url) -> Result<bool, Fault> {
-        let stream: Box<dyn Wire> = Box::new(tcp(url).await?);
-        match timeout(PROBE, self.handshake(url, stream)).await {
+    /// Does a registry on this host speak plain HTTP? As docker does, TLS is tried first. Without a
+    /// port in its name, each has a port of its own.
+    pub(super) async fn is_plain(&self, secure: &Url, plain: &Url) -> Result<bool, Fault> {
+        let stream: Box<dyn Wire> = match tcp(secure).await {
+            Ok(stream) => Box::new(stream),
+            Err(_) if secure.port != plain.port => return Ok(true),
+            Err(fault) => return Err(fault),
+        };
+        match timeout(PROBE, self.handshake(secure, stream)).await {
             // A certificate that we do not believe comes from somebody who speaks TLS.
             Ok(Ok(Err(error))) => Ok(distrusted(&error).is_none()),
             Ok(Ok(Ok(_))) => Ok(false),

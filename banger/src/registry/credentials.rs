@@ -51,12 +51,13 @@ pub(super) struct Found {
     pub(super) source: String,
 }
 
+/// `null` is written for everything that is not there.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
-    auths: BTreeMap<String, Entry>,
+    auths: Option<BTreeMap<String, Option<Entry>>>,
     #[serde(rename = "credHelpers")]
-    helpers: BTreeMap<String, String>,
+    helpers: Option<BTreeMap<String, Option<String>>>,
     #[serde(rename = "credsStore")]
     store: Option<String>,
 }
@@ -64,10 +65,10 @@ struct Config {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -95,20 +96,23 @@ pub(super) async fn find(file: Option<&Path>, registry: &str) -> anyhow::Result<
     let shown = file.display();
     let Some(config) = read(file)? else { return Ok(none(&format!("there is no {shown}"))) };
     let key = if registry == "docker.io" { DOCKER_KEY } else { registry };
-    let helper = config.helpers.get(registry).or_else(|| config.helpers.get(key));
+    let named = |name: &'_ Option<String>| name.clone().filter(|name| !name.is_empty());
+    let helpers = config.helpers.unwrap_or_default();
+    let helper = helpers.get(registry).or_else(|| helpers.get(key)).and_then(named);
     let mut why = format!("{shown} has none for {registry}");
     if let Some((name, of)) =
-        helper.map(|name| (name, "credHelpers")).or(config.store.as_ref().map(|name| (name, "credsStore")))
+        helper.map(|name| (name, "credHelpers")).or(named(&config.store).map(|name| (name, "credsStore")))
     {
         let source = format!("docker-credential-{name} ({of} of {shown})");
-        match ask_helper(name, key).await {
+        match ask_helper(&name, key).await {
             Ok(Some(login)) => return Ok(Found { login: Some(login), source }),
             Ok(None) => why = format!("{source} has none for {registry}"),
             Err(error) => why = format!("{source} failed: {error:#}"),
         }
     }
-    let entry = config.auths.iter().find(|(name, _)| host_of(name) == host_of(key));
-    Ok(match entry.and_then(|(_, entry)| login(entry)) {
+    let auths = config.auths.unwrap_or_default();
+    let entry = auths.iter().find(|(name, _)| host_of(name) == host_of(key));
+    Ok(match entry.and_then(|(_, entry)| login(entry.as_ref()?)) {
         Some(login) => Found { login: Some(login), source: format!("auths of {shown}") },
         None => none(&why),
     })
@@ -127,6 +131,10 @@ fn read(file: &Path) -> anyhow::Result<Option<Config>> {
     };
     let mut text = String::new();
     opened.take(MAX_FILE).read_to_string(&mut text).with_context(what)?;
+    // As `touch` makes it.
+    if text.trim().is_empty() {
+        return Ok(Some(Config::default()));
+    }
     serde_json::from_str(&text)
         .map(Some)
         .map_err(|error| explained(error.to_string(), "docker and podman write this file; mend it or move it away"))
@@ -140,13 +148,15 @@ fn host_of(key: &str) -> &str {
 }
 
 fn login(entry: &Entry) -> Option<Login> {
-    if !entry.identitytoken.is_empty() {
-        return Some(Login::Refresh(entry.identitytoken.clone()));
+    let word = |word: &Option<String>| word.clone().unwrap_or_default();
+    let (auth, token) = (word(&entry.auth), word(&entry.identitytoken));
+    if !token.is_empty() {
+        return Some(Login::Refresh(token));
     }
-    let (user, password) = if entry.auth.is_empty() {
-        (entry.username.clone(), entry.password.clone())
+    let (user, password) = if auth.is_empty() {
+        (word(&entry.username), word(&entry.password))
     } else {
-        let text = String::from_utf8(BASE64.decode(entry.auth.trim().as_bytes()).ok()?).ok()?;
+        let text = String::from_utf8(BASE64.decode(auth.trim().as_bytes()).ok()?).ok()?;
         let (user, password) = text.split_once(':')?;
         (user.to_owned(), password.trim_end_matches('\0').to_owned())
     };

@@ -5,6 +5,7 @@ use super::endpoint::Endpoint;
 use super::fault::{Fault, Patience};
 use super::http::Answer;
 use super::manifest::{ACCEPTED, Blob};
+use crate::error::explained;
 use anyhow::Context as _;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE};
@@ -125,6 +126,12 @@ async fn rest(
         match answer.status {
             StatusCode::NOT_FOUND => {
                 let name = endpoint.name();
+                if blob.foreign {
+                    return Err(Fault::never(explained(
+                        format!("{name}: it is not distributed with the image (a foreign layer)"),
+                        "banger takes no layers from other places; choose an image without such layers",
+                    )));
+                }
                 return Err(Fault::never(anyhow::anyhow!("{name}: the manifest names it, and it is not there")));
             }
             StatusCode::PARTIAL_CONTENT if begins_at(&answer, has) => {}

@@ -5,7 +5,9 @@
 use super::reference::Reference;
 use crate::error::explained;
 use banger_policy::Digest;
-use serde::Deserialize;
+use banger_policy::platform::{Platform as Described, go_architecture, go_variant, is_image_config};
+use serde::{Deserialize, Deserializer};
+use std::cmp::Reverse;
 use std::fmt;
 
 /// Registries do not take larger ones (OCI distribution specification, "Pushing Manifests").
@@ -30,7 +32,7 @@ pub(crate) struct Platform {
 impl Platform {
     /// What the host's VMs run.
     pub(crate) fn of_host() -> Self {
-        Self { architecture: go_name(std::env::consts::ARCH).to_owned(), variant: None }
+        Self { architecture: go_architecture(std::env::consts::ARCH), variant: None }
     }
 
     /// # Errors
@@ -42,10 +44,10 @@ impl Platform {
         let Some(architecture) = architecture.filter(|_| words.next().is_none()) else {
             return Err(explained(format!("{text:?} is not a platform"), format!("such as: {host}, {host}/v3")));
         };
-        if os != "linux" || go_name(architecture) != host.architecture {
+        if os != "linux" || go_architecture(architecture) != host.architecture {
             return Err(explained(format!("VMs of this host run {host}, and not {text}"), ""));
         }
-        Ok(Self { variant: variant.map(str::to_owned), ..host })
+        Ok(Self { variant: variant.and_then(go_variant), ..host })
     }
 }
 
@@ -56,44 +58,31 @@ impl fmt::Display for Platform {
     }
 }
 
-/// The names of Go, which images use.
-fn go_name(architecture: &str) -> &str {
-    match architecture {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 /// A blob: what it must be when it has arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Blob {
     pub(super) digest: Digest,
     /// Bytes; not 0.
     pub(super) size: u64,
+    /// A layer that its maker lets nobody pass on: the registry may not have it.
+    pub(super) foreign: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct Descriptor {
+    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
+    media_type: String,
     digest: String,
     size: u64,
-    #[serde(default)]
-    platform: Option<Described>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Described {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    platform: Described,
 }
 
 #[derive(Deserialize)]
 struct Document {
     #[serde(rename = "schemaVersion", default)]
     schema: u32,
-    #[serde(rename = "mediaType", default)]
+    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
     media_type: String,
     #[serde(default)]
     manifests: Option<Vec<Descriptor>>,
@@ -101,6 +90,11 @@ struct Document {
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Option<Vec<Descriptor>>,
+}
+
+/// Absent or `null`.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// One of the two.
@@ -132,6 +126,14 @@ impl Manifest {
         let (Some(config), Some(layers)) = (document.config, document.layers) else {
             return Err(anyhow::anyhow!("the manifest names no layers: it is not that of an image"));
         };
+        // Charts, models and the like have layers, too, of any size.
+        if !is_image_config(&config.media_type) {
+            let shown: String = config.media_type.chars().filter(|c| !c.is_control()).take(80).collect();
+            return Err(explained(
+                format!("it is an artifact of type {shown}, and not an image"),
+                "banger pulls images alone; `oras pull` and the program that made it fetch others",
+            ));
+        }
         if layers.len() > MAX_LAYERS {
             return Err(anyhow::anyhow!("the image has {} layers; {MAX_LAYERS} are the most", layers.len()));
         }
@@ -153,23 +155,26 @@ impl Index {
     /// # Errors
     /// With the platforms that there are.
     pub(super) fn choose(&self, wanted: &Platform, reference: &Reference) -> anyhow::Result<Blob> {
-        let fits =
-            |platform: &Described| platform.os == "linux" && go_name(&platform.architecture) == wanted.architecture;
-        let fitting: Vec<&Descriptor> =
-            self.0.iter().filter(|descriptor| descriptor.platform.as_ref().is_none_or(fits)).collect();
-        let variant =
-            |descriptor: &Descriptor| descriptor.platform.as_ref().and_then(|platform| platform.variant.clone());
-        // Without a wish, one for any machine of the architecture comes before one for newer
-        // machines only.
+        let fits = |descriptor: &&Descriptor| descriptor.platform.may_be("linux", &wanted.architecture);
+        let rank = |descriptor: &Descriptor| (descriptor.platform.is_empty(), descriptor.platform.variant.clone());
+        let fitting = self.0.iter().filter(fits);
+        // One for any machine of the architecture comes before one for newer machines only. Who
+        // wishes for a variant has machines that run all that come before it.
         let chosen = match &wanted.variant {
-            Some(_) => fitting.iter().find(|descriptor| variant(descriptor) == wanted.variant),
-            None => fitting.iter().min_by_key(|descriptor| (descriptor.platform.is_none(), variant(descriptor))),
+            Some(_) => {
+                let runs = |descriptor: &&Descriptor| descriptor.platform.variant <= wanted.variant;
+                fitting.filter(runs).min_by_key(|descriptor| {
+                    let (says_nothing, variant) = rank(descriptor);
+                    (says_nothing, Reverse(variant))
+                })
+            }
+            None => fitting.min_by_key(|descriptor| rank(descriptor)),
         };
-        chosen.map(|descriptor| blob(descriptor)).unwrap_or_else(|| {
-            let described = self.0.iter().filter_map(|descriptor| descriptor.platform.as_ref());
+        chosen.map(blob).unwrap_or_else(|| {
+            let described = self.0.iter().map(|descriptor| &descriptor.platform);
             // Attestations stand beside images as "unknown".
             let mut names: Vec<String> =
-                described.filter(|platform| platform.os != "unknown").map(Described::short).collect();
+                described.filter(|platform| platform.os != "unknown").map(Described::shown).collect();
             names.dedup();
             let more = if names.len() > NAMED { ", ..." } else { "" };
             names.truncate(NAMED);
@@ -178,14 +183,6 @@ impl Index {
                 "choose another image, or another tag of this one",
             ))
         })
-    }
-}
-
-impl Described {
-    fn short(&self) -> String {
-        let words = [Some(self.os.as_str()), Some(&self.architecture), self.variant.as_deref()];
-        let words = words.into_iter().flatten().map(|word| word.chars().filter(|c| !c.is_control()).take(20).collect());
-        words.collect::<Vec<String>>().join("/")
     }
 }
 
@@ -198,7 +195,8 @@ fn blob(descriptor: &Descriptor) -> anyhow::Result<Blob> {
     if descriptor.size == 0 {
         return Err(anyhow::anyhow!("the manifest names a blob without a byte, sha256:{digest}"));
     }
-    Ok(Blob { digest, size: descriptor.size })
+    let foreign = ["nondistributable", "foreign"].iter().any(|word| descriptor.media_type.contains(word));
+    Ok(Blob { digest, size: descriptor.size, foreign })
 }
 
 /// What the image's configuration says it is for. Old images say nothing.
@@ -208,12 +206,11 @@ fn blob(descriptor: &Descriptor) -> anyhow::Result<Blob> {
 pub(super) fn check_config(bytes: &[u8], wanted: &Platform) -> anyhow::Result<()> {
     let config: Described = serde_json::from_slice(bytes)
         .map_err(|error| anyhow::anyhow!("the image's configuration cannot be read: {error}"))?;
-    let is = |word: &str, wanted: &str| word.is_empty() || word == wanted;
-    if is(&config.os, "linux") && is(go_name(&config.architecture), &wanted.architecture) {
+    if config.may_be("linux", &wanted.architecture) {
         return Ok(());
     }
     Err(explained(
-        format!("the image is for {}, and VMs of this host run {wanted}", config.short()),
+        format!("the image is for {}, and VMs of this host run {wanted}", config.shown()),
         "choose another tag",
     ))
 }
@@ -256,6 +253,49 @@ mod tests {
         assert_eq!(chosen(&[entry(7, "")], &amd64).unwrap(), 7, "an index with one entry need not say for what");
         let error = chosen(&[all[0].clone(), all[1].clone(), all[4].clone()], &amd64).unwrap_err().to_string();
         assert!(error.contains("windows/amd64, linux/arm64/v8") && !error.contains("unknown"), "{error}");
+    }
+
+    #[test]
+    fn of_variants_the_nearest_that_is_not_newer_is_taken() {
+        let amd64 =
+            |variant: Option<&str>| Platform { architecture: "amd64".into(), variant: variant.map(str::to_owned) };
+        let plain = entry(1, &on("linux", "amd64", ""));
+        let [second, third] = [(2, "v2"), (3, "v3")].map(|(number, v)| entry(number, &on("linux", "amd64", v)));
+        for (entries, wanted, number) in [
+            (vec![&plain, &second], Some("v3"), 2),
+            (vec![&second, &plain], Some("v3"), 2),
+            (vec![&plain, &third], Some("v2"), 1),
+            (vec![&plain, &second, &third], Some("v3"), 3),
+            (vec![&third, &second], None, 2),
+        ] {
+            let entries: Vec<String> = entries.into_iter().cloned().collect();
+            assert_eq!(chosen(&entries, &amd64(wanted)).unwrap(), number, "{wanted:?}");
+        }
+        assert!(chosen(&[third], &amd64(Some("v2"))).is_err(), "a machine of v2 cannot run it");
+    }
+
+    #[test]
+    fn platforms_are_written_in_many_ways() {
+        let amd64 = Platform { architecture: "amd64".into(), variant: None };
+        for words in [
+            r#"{"os":"Linux","architecture":"x86_64"}"#,
+            r#"{"os":"linux","architecture":"AMD64","variant":null}"#,
+            r#"{"os":null,"architecture":null}"#,
+            r#"{"architecture":"amd64"}"#,
+            r#"{"os":"","architecture":""}"#,
+            "{}",
+            "null",
+        ] {
+            let index = [entry(1, &on("linux", "s390x", "")), entry(2, &format!(r#","platform":{words}"#))];
+            assert_eq!(chosen(&index, &amd64).unwrap(), 2, "{words}");
+            if words != "null" {
+                assert!(check_config(words.as_bytes(), &amd64).is_ok(), "{words}");
+            }
+        }
+        let nulls =
+            r#"{"schemaVersion":2,"mediaType":null,"manifests":null,"config":{"mediaType":null,"digest":"sha256:"#;
+        let nulls = format!(r#"{nulls}{}","size":5,"platform":null}},"layers":[]}}"#, "01".repeat(32));
+        assert!(Manifest::parse(nulls.as_bytes()).is_ok());
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Registries {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let settings = settings::read()?;
         let patience = Patience::default();
-        let connector = Connector::new(proxy::Proxies::of_environment()?, patience);
+        let connector = Connector::new(proxy::Proxies::of_environment(), patience);
         Ok(Self {
             http: Arc::new(Http { connector, patience }),
             cache: Cache::new(&settings::caches()?, settings.cache_size),
@@ -112,7 +112,7 @@ impl Registries {
         let mut base = Url::parse(&format!("https://{host}/")).ok_or_else(bad)?;
         if base.is_loopback() {
             let plain = Url::parse(&format!("http://{host}/")).ok_or_else(bad)?;
-            let question = async || self.http.connector.is_plain(&plain).await;
+            let question = async || self.http.connector.is_plain(&base, &plain).await;
             let is_plain = self.patience.ask(question).await.map_err(|fault| fault.context(registry.to_owned()))?;
             base = if is_plain { plain } else { base };
         }

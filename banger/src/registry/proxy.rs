@@ -18,14 +18,20 @@ pub(super) struct Proxy {
 /// What the environment says of proxies.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Proxies {
-    proxy: Option<Proxy>,
+    /// Or why it cannot be used, which stops nothing that needs none.
+    proxy: Option<Result<Proxy, Unusable>>,
     except: Vec<String>,
 }
 
+/// A proxy that we cannot use: what is wrong, and what to do.
+#[derive(Clone, Debug)]
+struct Unusable {
+    why: String,
+    hint: &'static str,
+}
+
 impl Proxies {
-    /// # Errors
-    /// For a proxy that we cannot use.
-    pub(super) fn of_environment() -> anyhow::Result<Self> {
+    pub(super) fn of_environment() -> Self {
         let variable = |names: &[&'static str]| {
             names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(|v| (*name, v)))
         };
@@ -34,27 +40,36 @@ impl Proxies {
         Self::new(proxy.as_ref().map(|(name, value)| (*name, value.as_str())), &except)
     }
 
-    /// # Errors
-    /// As [`Proxies::of_environment`]; the name of the variable is for the message.
-    pub(super) fn new(proxy: Option<(&str, &str)>, except: &str) -> anyhow::Result<Self> {
-        let proxy = proxy.map(|(name, value)| parse(name, value)).transpose()?;
+    /// The name of the variable is for messages.
+    pub(super) fn new(proxy: Option<(&str, &str)>, except: &str) -> Self {
+        let proxy = proxy.map(|(name, value)| parse(name, value));
         let except =
             except.split([',', ' ']).map(|word| word.trim().to_ascii_lowercase()).filter(|word| !word.is_empty());
-        Ok(Self { proxy, except: except.collect() })
+        Self { proxy, except: except.collect() }
     }
 
     /// `None`: the host is reached directly.
-    pub(super) fn towards(&self, url: &Url) -> Option<&Proxy> {
+    ///
+    /// # Errors
+    /// For a proxy that we cannot use.
+    pub(super) fn towards(&self, url: &Url) -> anyhow::Result<Option<&Proxy>> {
         if is_loopback(&url.host) || self.except.iter().any(|word| covers(word, &url.host, url.port)) {
-            return None;
+            return Ok(None);
         }
-        self.proxy.as_ref()
+        match &self.proxy {
+            None => Ok(None),
+            Some(Ok(proxy)) => Ok(Some(proxy)),
+            Some(Err(Unusable { why, hint })) => Err(explained(why.clone(), *hint)),
+        }
     }
 }
 
-fn parse(name: &str, value: &str) -> anyhow::Result<Proxy> {
+fn parse(name: &str, value: &str) -> Result<Proxy, Unusable> {
     // The value may hold a password and is not quoted.
-    let bad = |why: &str| explained(format!("{name} {why}"), "such as: HTTPS_PROXY=http://proxy.example:3128");
+    let bad = |why: &str| Unusable {
+        why: format!("{name} {why}"),
+        hint: "such as: HTTPS_PROXY=http://proxy.example:3128; NO_PROXY names hosts that need none",
+    };
     let (scheme, rest) = value.split_once("://").unwrap_or(("http", value));
     if !matches!(scheme, "http" | "https") {
         return Err(bad(&format!("names a proxy of the kind {scheme}, and banger uses http and https proxies")));
@@ -64,9 +79,10 @@ fn parse(name: &str, value: &str) -> anyhow::Result<Proxy> {
     let url = Url::parse(&format!("{scheme}://{place}/")).ok_or_else(|| bad("is not the address of a proxy"))?;
     let authorization = login.map(|login| {
         let login = decode(login).ok_or_else(|| bad("has a login that is not percent-encoded as it must be"))?;
-        let mut value = HeaderValue::from_str(&format!("Basic {}", BASE64.encode(&login)))?;
+        let value = HeaderValue::from_str(&format!("Basic {}", BASE64.encode(&login)));
+        let mut value = value.map_err(|_| bad("has a login that is too long"))?;
         value.set_sensitive(true);
-        anyhow::Ok(value)
+        Ok(value)
     });
     Ok(Proxy { url, authorization: authorization.transpose()? })
 }
@@ -125,7 +141,7 @@ mod tests {
     #[test]
     fn what_goes_through_a_proxy() {
         let except = "internal.example, .corp,10.0.0.0/8,192.168.1.1,host.x:8443,fd00::/8";
-        let proxies = Proxies::new(Some(("HTTPS_PROXY", "http://u%40x:p@proxy.example:3128")), except).unwrap();
+        let proxies = Proxies::new(Some(("HTTPS_PROXY", "http://u%40x:p@proxy.example:3128")), except);
         for (url, proxied) in [
             ("https://registry-1.docker.io/", true),
             ("https://internal.example/", false),
@@ -141,15 +157,18 @@ mod tests {
             ("https://127.0.0.1:5000/", false),
             ("http://localhost:5000/", false),
         ] {
-            assert_eq!(proxies.towards(&Url::parse(url).unwrap()).is_some(), proxied, "{url}");
+            assert_eq!(proxies.towards(&Url::parse(url).unwrap()).unwrap().is_some(), proxied, "{url}");
         }
-        let proxy = proxies.proxy.unwrap();
+        let proxy = proxies.proxy.unwrap().unwrap();
         assert_eq!(proxy.url.authority(), "proxy.example:3128");
         assert_eq!(proxy.authorization.unwrap().to_str().unwrap(), format!("Basic {}", BASE64.encode(b"u@x:p")));
-        assert!(
-            Proxies::new(Some(("X", "p:3128")), "*").unwrap().towards(&Url::parse("https://x.y/").unwrap()).is_none()
-        );
-        let secret = Proxies::new(Some(("ALL_PROXY", "socks5://u:secret@p:1")), "").unwrap_err();
+        let elsewhere = Url::parse("https://x.y/").unwrap();
+        assert!(Proxies::new(Some(("X", "p:3128")), "*").towards(&elsewhere).unwrap().is_none());
+        let socks = Proxies::new(Some(("ALL_PROXY", "socks5://u:secret@p:1")), "internal.example");
+        let secret = socks.towards(&elsewhere).unwrap_err();
         assert!(!secret.to_string().contains("secret") && secret.to_string().contains("socks5"), "{secret}");
+        for url in ["https://127.0.0.1:5000/", "https://internal.example/"] {
+            assert!(socks.towards(&Url::parse(url).unwrap()).unwrap().is_none(), "{url}");
+        }
     }
 }

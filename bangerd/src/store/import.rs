@@ -198,7 +198,7 @@ impl Store {
                 artifact_dir: text(dir),
                 build_size: made.build_size,
                 allocated_bytes: allocated(&dir.join(ROOTFS_FILE)),
-                docker: false,
+                docker: made.docker,
                 source,
                 manifest_digest: made.manifest(),
                 config: made.config,

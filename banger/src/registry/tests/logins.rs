@@ -61,6 +61,27 @@ async fn the_password_is_for_the_token_server_and_the_token_for_the_registry() {
     assert!(!error.contains("c2VjcmV0") && !error.contains("secret"), "{error}");
 }
 
+/// Programs write `null` for what they have none of, and begin with an empty file.
+#[tokio::test]
+async fn what_is_null_or_empty_in_the_file_of_logins_is_not_there() {
+    let sample = Sample::new(1);
+    let tokens = token_server(None).await;
+    let server = registry(format!("http://{}/token", tokens.address), sample.clone()).await;
+    for config in [
+        "",
+        " \n",
+        r#"{"auths":null,"credHelpers":null,"credsStore":null}"#,
+        r#"{"auths":{"other.example":null}}"#,
+        r#"{"auths":{"other.example":{"auth":null,"username":null,"password":null,"identitytoken":null}}}"#,
+        r#"{"credsStore":"","credHelpers":{"other.example":null}}"#,
+    ] {
+        let user = User::new();
+        write(&user.docker_config(), config);
+        let pulled = user.pull(&server.address).await;
+        is_whole(&pulled.unwrap_or_else(|error| panic!("{config:?}: {}", told(&error))), &sample);
+    }
+}
+
 #[tokio::test]
 async fn a_login_of_another_registry_is_not_sent() {
     let sample = Sample::new(1);

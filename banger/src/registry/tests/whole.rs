@@ -56,6 +56,65 @@ async fn the_manifest_of_this_machine_is_taken_from_an_index() {
     is_whole(&pull(&user.client(), &right).await.unwrap(), &sample);
 }
 
+/// A model has as many gigabytes as twenty images.
+#[tokio::test]
+async fn what_is_no_image_is_refused_before_anything_of_it_is_asked_for() {
+    for (kind, is_image) in [
+        ("application/vnd.cncf.helm.config.v1+json", false),
+        ("application/vnd.docker.ai.model.config.v0.1+json", false),
+        ("application/vnd.oci.empty.v1+json", false),
+        ("application/octet-stream", true),
+        ("text/html", true),
+    ] {
+        let (user, mut sample) = (User::new(), Sample::new(1));
+        let mut manifest: serde_json::Value = serde_json::from_slice(&sample.manifest).unwrap();
+        manifest["config"]["mediaType"] = serde_json::json!(kind);
+        sample.manifest = manifest.to_string().into_bytes();
+        let answers = sample.clone();
+        let server = Server::start(move |seen| answers.answer(seen)).await;
+        match user.pull(&server.address).await {
+            Ok(archive) => {
+                assert!(is_image, "{kind}");
+                is_whole(&archive, &sample);
+            }
+            Err(error) => {
+                let error = told(&error);
+                assert!(!is_image && error.contains(&format!("an artifact of type {kind}")), "{error}");
+                assert_eq!(server.count("/blobs/"), 0, "{kind}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_nobody_may_pass_on_is_named_as_that() {
+    for (kind, has) in [
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", false),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", false),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar", true),
+    ] {
+        let (user, mut sample) = (User::new(), Sample::new(1));
+        let mut manifest: serde_json::Value = serde_json::from_slice(&sample.manifest).unwrap();
+        manifest["layers"][0]["mediaType"] = serde_json::json!(kind);
+        manifest["layers"][0]["urls"] = serde_json::json!(["https://layers.example/x"]);
+        sample.manifest = manifest.to_string().into_bytes();
+        let (answers, layer) = (sample.clone(), sha256(&sample.parts[1]));
+        let lacks = move |seen: &Seen| !has && seen.path.ends_with(&layer);
+        let server =
+            Server::start(move |seen| if lacks(seen) { reply(404, b"{}") } else { answers.answer(seen) }).await;
+        match user.pull(&server.address).await {
+            Ok(archive) => {
+                assert!(has, "{kind}");
+                is_whole(&archive, &sample);
+            }
+            Err(error) => {
+                let error = told(&error);
+                assert!(!has && error.contains("layer 1 of 1") && error.contains("a foreign layer"), "{error}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_damaged_in_the_cache_is_fetched_again() {
     for damage in [&b""[..], b"short", &[0; 100_000]] {

@@ -12,10 +12,21 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 const CERTIFICATE: &str = include_str!("cert.pem");
 const KEY: &str = include_str!("key.pem");
+/// Of the same key: as `openssl req -x509` makes it, which is that of an authority (`CA:TRUE`).
+const SELF_SIGNED: &str = include_str!("self-signed.pem");
+/// The same, until 2021.
+const EXPIRED: &str = include_str!("expired.pem");
 
 /// A registry that speaks TLS; gives its address.
 async fn tls_server(answer: impl Fn(&Seen) -> Reply + Clone + Send + Sync + 'static) -> (Server, String) {
-    let certificates = CertificateDer::pem_slice_iter(CERTIFICATE.as_bytes()).map(Result::unwrap).collect();
+    tls_server_with(CERTIFICATE, answer).await
+}
+
+async fn tls_server_with(
+    certificate: &str,
+    answer: impl Fn(&Seen) -> Reply + Clone + Send + Sync + 'static,
+) -> (Server, String) {
+    let certificates = CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
@@ -69,12 +80,16 @@ async fn proxy(to: String, answer: &'static str) -> (String, Arc<std::sync::Mute
 }
 
 fn client(user: &User, proxy: &str, trusted: bool) -> Registries {
+    client_with(user, proxy, trusted.then_some(CERTIFICATE))
+}
+
+fn client_with(user: &User, proxy: &str, trusted: Option<&str>) -> Registries {
     let own = user.home.path().join("ca.pem");
-    write(&own, CERTIFICATE);
-    let proxies = proxy::Proxies::new(Some(("HTTPS_PROXY", &format!("http://u:p@{proxy}"))), "").unwrap();
+    let proxies = proxy::Proxies::new(Some(("HTTPS_PROXY", &format!("http://u:p@{proxy}"))), "");
     let patience = user.client().patience;
     let mut connector = Connector::new(proxies, patience);
-    if trusted {
+    if let Some(trusted) = trusted {
+        write(&own, trusted);
         connector = connector.trusting(tls::of_bundle(&own).unwrap());
     }
     Registries { http: Arc::new(Http { connector, patience }), ..user.client() }
@@ -106,6 +121,34 @@ async fn who_is_not_trusted_is_told_nothing() {
     assert_eq!(server.seen().len(), 0);
 }
 
+/// The certificate of a registry of one's own has mostly signed itself, and so is an authority's,
+/// too: whoever trusts that certificate trusts its holder.
+#[tokio::test]
+async fn a_registry_whose_certificate_has_signed_itself_is_trusted_by_whoever_trusts_that() {
+    let (user, sample) = (User::new(), Sample::new(1));
+    let both = format!("{CERTIFICATE}{SELF_SIGNED}");
+    for (shown, trusted, reference, why) in [
+        (SELF_SIGNED, SELF_SIGNED, "registry.test/debian:13", None),
+        (SELF_SIGNED, both.as_str(), "registry.test/debian:13", None),
+        (SELF_SIGNED, both.as_str(), "mirror.test/debian:13", Some("not valid for name")),
+        (SELF_SIGNED, CERTIFICATE, "registry.test/debian:13", Some("UnknownIssuer")),
+        (SELF_SIGNED, EXPIRED, "registry.test/debian:13", Some("UnknownIssuer")),
+        (EXPIRED, EXPIRED, "registry.test/debian:13", Some("expired")),
+    ] {
+        let (server, address) = tls_server_with(shown, answers(&sample)).await;
+        let (proxy, _) = proxy(address, OK).await;
+        let pulled = pull(&client_with(&user, &proxy, Some(trusted)), reference).await;
+        match why {
+            None => is_whole(&pulled.unwrap(), &sample),
+            Some(why) => {
+                let error = told(&pulled.unwrap_err());
+                assert!(error.contains(why) && error.contains("certificate is not trusted"), "{why}: {error}");
+                assert_eq!(server.seen().len(), 0, "{why}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_registry_elsewhere_sends_nobody_to_this_host() {
     let user = User::new();
@@ -117,6 +160,25 @@ async fn a_registry_elsewhere_sends_nobody_to_this_host() {
     let error = told(&pull(&client(&user, &proxy, true), "registry.test/debian:13").await.unwrap_err());
     assert!(error.contains("where a password would go unencrypted"), "{error}");
     assert!(server.count("/v2/") > 0 && tokens.seen().is_empty(), "{:?}", tokens.seen());
+}
+
+/// `localhost/app` means two ports: 443 with TLS, and 80 without.
+#[tokio::test]
+async fn without_a_port_a_registry_here_may_speak_either() {
+    let user = User::new();
+    let (_server, tls) = tls_server(|_| reply(500, b"")).await;
+    let plain = Server::start(|_| reply(500, b"")).await;
+    let closed = "127.0.0.1:1";
+    let client = client(&user, closed, true);
+    for (secure, open, is_plain) in
+        [(tls.as_str(), closed, false), (&tls, &plain.address, false), (closed, &plain.address, true)]
+    {
+        let url = |scheme: &str, address: &str| Url::parse(&format!("{scheme}://{address}/")).unwrap();
+        let asked = client.http.connector.is_plain(&url("https", secure), &url("http", open)).await;
+        assert_eq!(asked.map_err(|fault| told(&fault.error)), Ok(is_plain), "{secure} {open}");
+    }
+    let nobody = Url::parse(&format!("http://{closed}/")).unwrap();
+    assert!(client.http.connector.is_plain(&nobody, &nobody).await.is_err());
 }
 
 #[tokio::test]
