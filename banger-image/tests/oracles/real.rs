@@ -88,7 +88,7 @@ fn alone(at: &Path, what: &str) {
     }
 }
 
-/// What umoci makes of the layout `oci:layout:a`, and what becomes of it as `docker save` writes it.
+/// What umoci makes of the layout `oci:layout:a`, and what becomes of it when skopeo saves it.
 fn layout(at: &Path, what: &str, ours: &Seen) {
     let begun = now();
     run(at, "umoci unpack --image layout:a unpacked");
