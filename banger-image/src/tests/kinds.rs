@@ -103,10 +103,13 @@ fn resized(mut archive: Vec<u8>, at: usize, size: u64) -> Vec<u8> {
 
 #[test]
 fn a_type_without_data_has_none_whatever_its_size_says() {
-    for kind in [b'5', b'2', b'3', b'4', b'6'] {
+    for kind in [b'1', b'2', b'3', b'4', b'5', b'6'] {
         let odd = Item { link: b"target", ..item(kind, "etc/odd") };
-        let plain = Tar::default().add(&odd).file("etc/next", b"1").end();
-        assert_eq!(tree(&resized(plain.clone(), 0, 1024)), tree(&plain), "type {}", char::from(kind));
+        let plain = Tar::default().file("target", b"").add(&odd).file("etc/next", b"1").end();
+        // The last one is not even a size.
+        for size in [1024, u64::MAX] {
+            assert_eq!(tree(&resized(plain.clone(), 512, size)), tree(&plain), "type {}, {size}", char::from(kind));
+        }
     }
 }
 

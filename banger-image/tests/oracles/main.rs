@@ -13,6 +13,7 @@
 
 mod dice;
 mod layout;
+mod real;
 mod seen;
 mod stack;
 mod tarball;
@@ -73,10 +74,12 @@ fn has_its_clock(begun: i64, ours: &str, theirs: &str) -> bool {
 /// bsdtar reads ACLs from records of their own (`SCHILY.acl.access`), and not those that stand
 /// among the attributes, as GNU tar's `--xattrs` and docker write them.
 fn bsdtar_differs(begun: i64, ours: &str, theirs: &str) -> bool {
-    let ((ours, acl), (theirs, none)) =
-        (apart(ours, "system.posix_acl_access="), apart(theirs, "system.posix_acl_access="));
+    fn acls_apart(text: &str) -> (Vec<&str>, Vec<&str>) {
+        text.split(' ').partition(|word| word.starts_with("system.posix_acl_"))
+    }
+    let ((acls, ours), (none, theirs)) = (acls_apart(ours), acls_apart(theirs));
     let (ours, theirs) = (ours.join(" "), theirs.join(" "));
-    let is_declared = acl == none || (acl.is_some() && none.is_none());
+    let is_declared = acls == none || none.is_empty();
     is_declared && (ours == theirs || has_its_clock(begun, &ours, &theirs))
 }
 
