@@ -299,7 +299,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A blob's JSON; `None` when it is not there or has another form. `of`: what that is a part of.
+    /// A blob's JSON; `None` when it is not there or has another form. `of`: what that is a part
+    /// of.
     fn read<T: for<'de> Deserialize<'de>>(
         &mut self,
         descriptor: &Descriptor,

@@ -85,7 +85,8 @@ pub trait Kernel: 'static {
     /// The kernel's.
     fn fresh(&self) -> Outcome<u64>;
 
-    /// Makes a tap of a group, create-exclusive, and answers its ifindex. After an error there is none.
+    /// Makes a tap of a group, create-exclusive, and answers its ifindex. After an error there is
+    /// none.
     async fn make_tap(&self, name: &str, alias: &str, group: u32, guest: Ipv4Addr) -> Outcome<u32>;
     /// Looks a link up by number.
     async fn link_by_index(&self, ifindex: u32) -> Outcome<Option<Link>>;

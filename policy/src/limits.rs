@@ -46,3 +46,8 @@ pub const MAX_COWS: usize = 4096;
 /// The fewest digits of an id that mean something of another user's, or of everybody's: a name that
 /// was mistyped, or is gone, may be digits of an id.
 pub const ID_DIGITS_OF_OTHERS: usize = 8;
+/// Flows that the guests of one user may have at once, without those that are closing. A kernel
+/// with 4 GiB or more keeps 262,144 (`nf_conntrack_max`), an established one for five days and
+/// whatever comes after it: 32 users would fill them together. The kernel looks through the user's
+/// flows at each new one, in the time of the VMM that sends it, so there cannot be many more.
+pub const FLOWS_OF_USER: u32 = 8192;

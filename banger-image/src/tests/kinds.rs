@@ -316,7 +316,8 @@ fn a_symlink_has_the_one_mode_that_linux_gives_it() {
     assert_eq!(node(&tar, "etc/link").meta.mode, 0o777);
 }
 
-/// GNU tar writes `=` and `%` so, for a key ends at `=`; Go has no names with `=`, and changes none.
+/// GNU tar writes `=` and `%` so, for a key ends at `=`; Go has no names with `=`, and changes
+/// none.
 #[test]
 fn the_name_of_an_attribute_may_have_an_equals_sign() {
     let encoded = vec![("SCHILY.xattr.user.a%3Db%25", &b"v=1"[..]), ("SCHILY.xattr.user.%41", b"2")];

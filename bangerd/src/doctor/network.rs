@@ -1,18 +1,17 @@
-//! The network of the VMs against the host's: forwarding, the link, connection tracking, the guests'
-//! resolver.
+//! The network of the VMs against the host's: forwarding, the link, connection tracking, the
+//! guests' resolver.
 
 use super::read;
 use crate::config::Config;
+use banger_policy::limits::FLOWS_OF_USER;
 use banger_policy::net::Network;
 use banger_policy::reach::is_public;
 use banger_proto::model::Check;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-/// Flows that the guests of one user may have at once: the firewall stops further ones.
-const FLOWS_OF_USER: u64 = 16_384;
-/// What the host must be able to track at least: those of three users, and as many of its own.
-const TRACKED_FLOOR: u64 = 4 * FLOWS_OF_USER;
+/// What the host must be able to track at least: those of seven users, and as many of its own.
+const TRACKED_FLOOR: u64 = 8 * FLOWS_OF_USER as u64;
 /// What the mend sets at least, which is what Linux takes by itself on a host of 4 GiB.
 const TRACKED: u64 = 262_144;
 
@@ -63,7 +62,8 @@ fn tracking(most: &str, count: &str) -> Check {
     } else {
         format!("{count} of {most} connections: when all are in use, nobody's new ones pass")
     };
-    // At boot the setting is made before anything needs the module, unless the module is named, too.
+    // At boot the setting is made before anything needs the module, unless the module is named,
+    // too.
     Check::warn(
         NAME,
         why,

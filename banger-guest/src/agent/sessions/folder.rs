@@ -1,9 +1,9 @@
 //! Sessions on the work disk: a folder each, which outlives the guest's boot.
 //!
 //! `meta.json` says what was started and is locked by the session's process while that lives;
-//! `status.json`, which is blank until then, how it ended; [`super::log`] has the rest. A folder whose
-//! name begins with a dot is of a session that does not run yet: the process gives it its name when
-//! the command has started.
+//! `status.json`, which is blank until then, how it ended; [`super::log`] has the rest. A folder
+//! whose name begins with a dot is of a session that does not run yet: the process gives it its
+//! name when the command has started.
 
 use banger_proto::session::{Session, Status, is_name};
 use serde::de::DeserializeOwned;

@@ -11,15 +11,11 @@ use super::table::{
     CT_STATE, DROP, DYNAMIC, REG_1, REG_2, TABLE, chain_in, ct_has, expression, from_vm, has, lookup, meta, own_set,
     payload, rule_in, verdict,
 };
+use crate::limits::FLOWS_OF_USER;
 
-/// Flows that the guests of one user may have at once, without those that are closing. A kernel
-/// with 4 GiB or more keeps 262,144 (`nf_conntrack_max`), an established one for five days and
-/// whatever comes after it: 32 users would fill them together. The kernel looks through the user's
-/// flows at each new one, in the time of the VMM that sends it, so there cannot be many more.
-const FLOWS: u32 = 8192;
-/// Fragments that they may send each second, and at once. The kernel keeps fragments of 4 MiB
-/// (`ipfrag_high_thresh`), each for half a minute, and a page or less for one: eight users would
-/// fill that.
+/// Fragments that the guests of one user may send each second, and at once. The kernel keeps
+/// fragments of 4 MiB (`ipfrag_high_thresh`), each for half a minute, and a page or less for one:
+/// eight users would fill that.
 const FRAGMENTS: (u64, u32) = (8, 32);
 /// How long a user is remembered who sends fragments, milliseconds.
 const REMEMBERED: u64 = 60_000;
@@ -54,7 +50,7 @@ pub(super) fn sets(batch: &mut Batch) {
 
 /// Drops what would be a flow too many of the user's.
 pub(super) fn too_many_flows() -> Vec<Attrs> {
-    let count = expression("connlimit", &Attrs::new().u32(1, FLOWS).u32(2, OVER));
+    let count = expression("connlimit", &Attrs::new().u32(1, FLOWS_OF_USER).u32(2, OVER));
     [ct_has(CT_STATE, NEW), over(FLOWS_SET, ADD, &count)].concat()
 }
 
