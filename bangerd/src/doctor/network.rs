@@ -53,6 +53,9 @@ fn tracking(most: &str, count: &str) -> Check {
     let (Ok(most), Ok(count)) = (most.trim().parse::<u64>(), count.trim().parse::<u64>()) else {
         return Check::pass(NAME, "not in use");
     };
+    if most == 0 {
+        return Check::pass(NAME, format!("{count} connections, without a limit"));
+    }
     let full = count >= most.saturating_mul(4) / 5;
     if most >= TRACKED_FLOOR && !full {
         return Check::pass(NAME, format!("{count} of {most} connections"));
@@ -128,6 +131,8 @@ mod tests {
             ("65536\n", "52427\n", Pass),
             ("65536\n", "52428\n", Warn),
             ("65535\n", "0\n", Warn),
+            // No limit (__nf_conntrack_alloc in net/netfilter/nf_conntrack_core.c).
+            ("0\n", "300000\n", Pass),
             ("262144\n", "262144\n", Warn),
         ] {
             assert_eq!(tracking(most, count).status, status, "{most} {count}");
