@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::console::{describe, say};
 use crate::init_kind::InitKind;
@@ -137,7 +138,8 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     let mut network = network_listener().await;
     let mut give_way = tokio::time::interval(GIVE_WAY);
     let mut end = std::pin::pin!(end_of_guest(init));
-    let mut given_up = std::pin::pin!(shutdown::ask(init, &server, was_asked));
+    let farewell = async |until: &dyn Fn() -> Instant| farewell::farewell(&server, until).await;
+    let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked, farewell));
     let (kind, given_up) = loop {
         tokio::select! {
             kind = &mut end => break (kind?, None),

@@ -14,8 +14,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::farewell::farewell;
-use super::server::Server;
 use crate::init_kind::InitKind;
 use crate::sys::signals;
 
@@ -130,15 +128,19 @@ impl Asked {
 }
 
 /// Waits until the daemon asks for the end, then asks the init. Returns when that is of no use: the
-/// agent has to end the machine itself, and processes have until then.
-pub(super) async fn ask(init: InitKind, server: &Server, mut asked: watch::Receiver<Option<Asked>>) -> Instant {
+/// agent has to end the machine itself, and processes have until then. Where PID 1 is our own,
+/// `farewell` gives processes their time before; until when may change meanwhile.
+pub(super) async fn ask(
+    init: InitKind,
+    mut asked: watch::Receiver<Option<Asked>>,
+    farewell: impl AsyncFnOnce(&dyn Fn() -> Instant),
+) -> Instant {
     if asked.wait_for(Option::is_some).await.is_err() {
         std::future::pending::<()>().await;
     }
     let begun = Instant::now();
     if init == InitKind::Own {
-        let time = || asked.borrow().map_or(Duration::ZERO, Asked::for_processes);
-        farewell(server, || begun + time()).await;
+        farewell(&|| begun + asked.borrow().map_or(Duration::ZERO, Asked::for_processes)).await;
     }
     let mut told: Option<Instant> = None;
     loop {
