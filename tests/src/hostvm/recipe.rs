@@ -61,7 +61,7 @@ pub enum Kind {
 }
 
 /// Programs of the distribution that make networks and firewall rules of their own, beyond
-/// [`HOST_PACKAGES`]. None runs until a scenario starts it.
+/// [`HOST_PACKAGES`], and a registry with what fills it. None runs until a scenario starts it.
 pub(super) const NEIGHBOURS: &[&str] = &[
     "docker.io",
     "docker-cli",
@@ -72,6 +72,8 @@ pub(super) const NEIGHBOURS: &[&str] = &[
     "libvirt-daemon-config-network",
     "libvirt-clients",
     "network-manager",
+    "docker-registry",
+    "skopeo",
 ];
 
 /// As [`HOST_SETUP`]. The bench's own connection is not NetworkManager's business.

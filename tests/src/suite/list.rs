@@ -188,6 +188,7 @@ pub(super) fn on_request() -> Vec<Suite> {
         // Until all of it has been seen to pass in the host VM.
         scenarios::clients::SUITE,
         scenarios::containers::SUITE,
+        scenarios::pull::SUITE,
         scenarios::wedged::SUITE,
         scenarios::doctor::SUITE,
         scenarios::operating::SUITE,

@@ -27,6 +27,7 @@ pub(super) mod owners;
 pub(super) mod package;
 pub(super) mod packets;
 pub(super) mod ports;
+pub(super) mod pull;
 pub(super) mod remote;
 pub(super) mod root_disk;
 pub(super) mod services;
