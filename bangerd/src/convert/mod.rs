@@ -332,7 +332,7 @@ mod tests {
         };
         let image_with = |size: u64, config: serde_json::Value| -> Made {
             let value = serde_json::json!({"Image": {"digest": digest, "source": "Tar", "source_digest": digest, "rootfs_path": "x",
-                "seed_path": "y", "build_size": size, "content_bytes": 0, "entries": 0, "config": config}});
+                "seed_path": "y", "build_size": size, "content_bytes": 0, "entries": 0, "docker": false, "config": config}});
             serde_json::from_value(value).unwrap()
         };
         let empty = serde_json::to_value(banger_policy::ImageConfig::default()).unwrap();
