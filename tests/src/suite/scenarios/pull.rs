@@ -65,7 +65,9 @@ fn from_a_registry(scene: &mut Scene) -> Result<Outcome> {
     scene.step("one command from a cold cache", |scene| {
         scene.user("alice", "rm -rf ~/.cache/banger")?.ok()?;
         let words = [&run[..], &["--name", "first"]].concat();
-        scene.start_banger("alice", &words)?.wait(scene.limit(FILLED))?.ok()?.says("pulled").map(drop)
+        let ran = scene.start_banger("alice", &words)?.wait(scene.limit(FILLED))?.ok()?;
+        ensure!(ran.stdout == "first\n" && ran.stderr.contains("pulled"), "{ran}");
+        Ok(())
     })?;
     let first = Guest::known(scene, "alice", "first")?;
     let line = "cat /etc/debian_version; pwd; echo $GREETING";
