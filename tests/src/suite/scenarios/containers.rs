@@ -40,8 +40,10 @@ const PODMAN: &str = "set -e; cd /root; for name in overlay nf_tables tun fuse; 
     mkdir -p box/bin && cp /usr/bin/busybox box/bin/ && tar -C box -cf box.tar . && \
     podman import box.tar localhost/box && podman save --output saved.tar localhost/box && \
     podman --cgroup-manager cgroupfs run --rm localhost/box /bin/busybox echo 'from podman'";
+/// dockerd gives a containerd that it starts itself fifteen seconds, too few under emulation.
 const DOCKER: &str = "set -e; cd /root; trap 'echo \"status $?\"; tail -n 40 dockerd.log' EXIT; \
-    (dockerd > /root/dockerd.log 2>&1 < /dev/null &); docker() { timeout 100 /usr/bin/docker \"$@\"; }; \
+    (containerd > /root/containerd.log 2>&1 < /dev/null &); until ctr version > info 2>&1; do sleep 1; done; \
+    (dockerd --containerd /run/containerd/containerd.sock > /root/dockerd.log 2>&1 < /dev/null &); docker() { timeout 100 /usr/bin/docker \"$@\"; }; \
     n=0; until docker info > info 2>&1; do n=$((n+1)); if [ $n = 100 ]; then cat info; exit 1; fi; sleep 1; done; \
     grep -i 'storage driver' info; docker load --input saved.tar && \
     docker run --rm localhost/box /bin/busybox echo 'from docker' && \
