@@ -8,7 +8,7 @@ mod net;
 use banger_policy::reach::{Mode, Reach};
 use banger_priv::host::Host;
 use banger_priv::ops::Machine;
-use common::{OWNER, Vmm, Wire, mac, run, udp, vm};
+use common::{OWNER, Vmm, Wire, becomes, mac, run, udp, vm};
 use net::{GUEST, HOST, LAN, OTHER, addresses, from_lan, with_uplink};
 use std::net::Ipv4Addr;
 
@@ -39,7 +39,7 @@ fn answers(wire: &mut Wire, question: &[u8]) -> usize {
 fn a_guest_is_one_neighbour_of_the_host() {
     with_uplink(async |_uplink, _folders, machine| {
         run("for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done");
-        let (name, mut wire, _vmm) = guest(&machine, 1, OWNER).await;
+        let (name, mut wire, mut vmm) = guest(&machine, 1, OWNER).await;
         // On every tap made from now on, too.
         run(&format!("echo 0 > /proc/sys/net/ipv4/conf/{name}/rp_filter"));
         assert_eq!(answers(&mut wire, &who_has(GUEST)), 1, "control: it is answered in its own name");
@@ -52,9 +52,18 @@ fn a_guest_is_one_neighbour_of_the_host() {
             assert_eq!(answers(&mut wire, &who_has(sender)), 0, "in the name of {sender}");
         }
         assert_eq!(neighbours(), 1, "{}", run(&format!("ip -4 neigh show dev {name}")));
-        // It is the table's work: an address that is withdrawn asks no more.
         machine.release(vm(1)).await.unwrap_err();
         assert_eq!(answers(&mut wire, &who_has(GUEST)), 1, "what runs is not withdrawn");
+        // Whoever holds the tap then, as another VMM may, has no name at all.
+        vmm.end();
+        let release = {
+            let machine = std::rc::Rc::clone(&machine);
+            tokio::task::spawn_local(async move { machine.release(vm(1)).await })
+        };
+        becomes("withdrawn", || !run("nft list table arp banger").contains(&name)).await;
+        assert_eq!(answers(&mut wire, &who_has(GUEST)), 0, "in the name of a guest that has ended");
+        drop(wire);
+        release.await.unwrap().unwrap();
     });
 }
 
