@@ -88,6 +88,22 @@ fn a_create_that_was_cut_short_after_any_piece_is_undone_at_start() {
 
 /// A large file goes piece by piece; a helper that dies in between goes on at its next start.
 #[test]
+fn an_attempt_that_cannot_be_erased_does_not_end_the_helper() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(vm().to_string());
+    drop(cows(folder.path()).folder().begin(&cow(MIB)).unwrap());
+    // In the place of an inode that the disk does not let go of.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let mut again = cows(folder.path());
+    assert!(again.attempt(&vm()).is_some() && again.get(&vm()).is_none(), "known as what it is");
+    fs::remove_dir(&path).unwrap();
+    assert_eq!(again.folder().erase_piece(&cow(MIB)), Ok(false), "tried again, it goes");
+    again.erased(&vm());
+    assert_eq!(entries(folder.path()), 0);
+}
+
+#[test]
 fn a_large_file_is_freed_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(vm().to_string());

@@ -35,18 +35,19 @@ impl Cows {
     /// The kernel's.
     pub fn open(folder: OwnedFd) -> io::Result<Self> {
         let folder = Folder::new(folder);
-        let (mut kept, mut damaged) = (BTreeMap::new(), BTreeSet::new());
+        let (mut kept, mut attempts, mut damaged) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for vm in folder.names()? {
             match folder.read(&vm)? {
                 Some(cow) if cow.ready => drop(kept.insert(vm, found(&folder, cow))),
-                Some(attempt) => while folder.erase_piece(&attempt).map_err(io::Error::other)? {},
+                Some(attempt) if is_left(&folder, &attempt) => drop(attempts.insert(vm, attempt)),
+                Some(_) => {}
                 None => {
                     log::record(Level::Critical, &format!("cow vm={vm} verdict=quarantined rule=damaged-record"));
                     damaged.insert(vm);
                 }
             }
         }
-        Ok(Self { folder, kept, attempts: BTreeMap::new(), damaged })
+        Ok(Self { folder, kept, attempts, damaged })
     }
 
     /// The files.
@@ -112,16 +113,27 @@ impl Cows {
 /// A finished file; a growth of it that was interrupted is undone.
 fn found(folder: &Folder, cow: Cow) -> Kept {
     let vm = cow.vm;
-    if cow.growing_to.is_some() {
-        match folder.shrink_back(cow.clone()) {
-            Ok(kept) => return kept,
-            // The VM's next call tries again, and is told.
-            Err(KernelError { step, errno }) => {
-                log::record(Level::Critical, &format!("cow vm={vm} verdict=failed rule={step} errno={errno}"));
-            }
-        }
+    if cow.growing_to.is_some()
+        && let Ok(kept) = folder.shrink_back(cow.clone()).map_err(|error| failed(vm, error))
+    {
+        return kept;
     }
     Kept { allocated_bytes: folder.allocated(&vm), cow }
+}
+
+/// Erases an attempt that was interrupted; answers whether something of it is left.
+fn is_left(folder: &Folder, attempt: &Cow) -> bool {
+    let mut more = Ok(true);
+    while more == Ok(true) {
+        more = folder.erase_piece(attempt);
+    }
+    more.map_err(|error| failed(attempt.vm, error)).is_err()
+}
+
+/// The VM's next call tries again, and is told: one file that cannot be changed does not end the
+/// helper, which others need.
+fn failed(vm: VmId, KernelError { step, errno }: KernelError) {
+    log::record(Level::Critical, &format!("cow vm={vm} verdict=failed rule={step} errno={errno}"));
 }
 
 #[cfg(test)]
