@@ -18,6 +18,7 @@ use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName};
 use banger_proto::model::VmSpec;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -190,7 +191,7 @@ impl Vms {
         }
         tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
         let started = tokio::select! {
-            started = self.reader(&row.name, &seat, work_disk) => started,
+            started = self.reader(&row.name, &seat, work_disk, &end) => started,
             () = end.cancelled() => Err(VmError::ChangedMeanwhile(row.name)),
         };
         match started {
@@ -202,10 +203,24 @@ impl Vms {
         }
     }
 
-    async fn reader(&self, name: &VmName, seat: &Seat, work_disk: std::path::PathBuf) -> Result<Arc<Link>, VmError> {
+    async fn reader(
+        &self,
+        name: &VmName,
+        seat: &Seat,
+        work_disk: PathBuf,
+        end: &CancellationToken,
+    ) -> Result<Arc<Link>, VmError> {
         super::shares::take(&self.ctx, seat.owner).await?;
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
         running.ready(self.ctx.config.now().guest_ready_timeout).await?;
-        running.link().ok_or_else(|| VmError::NotRunning { vm: name.clone(), why: String::new() })
+        let link = running.link().ok_or_else(|| VmError::NotRunning { vm: name.clone(), why: String::new() })?;
+        // Whoever watches for its end keeps its console short, too: that lies in memory, and a
+        // kernel of the user's own may write to it without end.
+        let (ended, end) = (running.ended(), end.clone());
+        tokio::spawn(async move {
+            ended.await;
+            end.cancel();
+        });
+        Ok(link)
     }
 }

@@ -76,6 +76,20 @@ fn whatever_changes_the_vm_ends_its_reader() {
 }
 
 #[test]
+fn a_reader_that_ends_by_itself_is_noticed() {
+    let world = World::new();
+    world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    let id = world.life().vms.ctx.readers.ids();
+    world.machine.end(id.first().unwrap(), "out of memory");
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+        way.leave().await;
+    });
+    world.assert_nothing_held();
+}
+
+#[test]
 fn whoever_is_given_a_vm_is_not_read_by_the_one_who_had_it() {
     let world = World::new();
     let vm = world.stopped("web");
