@@ -16,6 +16,7 @@ use banger_policy::quota::{HostLimits, UserLimits};
 use banger_policy::reach::Mode;
 use banger_policy::snapshot::cow_file_bytes;
 use banger_policy::vm::CheckedSpec;
+use banger_proto::helper::HelperError;
 use banger_proto::model::{SetRequest, VmSpec};
 
 impl Actor {
@@ -69,7 +70,15 @@ impl Actor {
         let work = spec.work_disk_size_bytes.saturating_sub(has);
         room::claim("larger disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
         if cow > 0 {
-            let grown = self.ctx.privileged.of(seat.owner).grow_disk(seat.id, seat.owner, root).await;
+            let helper = self.ctx.privileged.of(seat.owner);
+            let mut grown = helper.grow_disk(seat.id, seat.owner, root).await;
+            // Given to its owner since the last start: the helper's record comes to know it here.
+            if grown.as_ref().is_err_and(|error| error.refusal() == Some(HelperError::NotYours)) {
+                grown = match helper.give_disk(seat.id, seat.owner).await {
+                    Ok(()) => helper.grow_disk(seat.id, seat.owner, root).await,
+                    Err(error) => Err(error),
+                };
+            }
             grown.map_err(|error| root_disk_refused(error, &seat.paths.cow, cow))?;
         }
         Ok(())

@@ -50,6 +50,20 @@ fn sizes_change_while_it_is_stopped_and_hold_at_the_next_start() {
 }
 
 #[test]
+fn the_root_disk_grows_for_whom_the_vm_was_given_to() {
+    let world = World::new();
+    let vm = world.running("demo");
+    world.order(STOP, "demo");
+    world.give(&ROOT, "alice/demo", "bob").unwrap();
+    let larger = SetRequest { root_size_bytes: Some(512 << 20), ..SetRequest::default() };
+    let vms = &world.life().vms;
+    let job = world.life().runtime.block_on(vms.order(&BOB, "demo", Ask::Set(larger))).unwrap();
+    let done = world.wait(job);
+    assert!(matches!(done, JobState::Done(_)), "{done:?}");
+    assert_eq!(world.helper.root_bytes(vm.id), Some(512 << 20));
+}
+
+#[test]
 fn what_is_not_possible_is_refused_and_changes_nothing() {
     let world = World::new();
     world.create(CreateRequest { no_start: true, ..named("demo") }, false);
