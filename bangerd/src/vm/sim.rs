@@ -28,6 +28,8 @@ struct State {
     fail: Option<&'static str>,
     /// Guests never say that they are ready.
     deaf: bool,
+    /// Machines end while they boot.
+    short_lived: bool,
     /// What users have of the host.
     shares: HashMap<u32, Share>,
     /// Whom the kernel ended for want of memory.
@@ -58,6 +60,10 @@ impl SimMachine {
 
     pub(super) fn fail(&self, step: Option<&'static str>) {
         self.lock().fail = step;
+    }
+
+    pub(super) fn set_short_lived(&self) {
+        self.lock().short_lived = true;
     }
 
     pub(super) fn set_deaf(&self, deaf: bool) {
@@ -256,7 +262,13 @@ impl Running for SimGuest {
     }
 
     fn boot(&self, _: &Seat, _: &BootDevices) -> BoxFuture<'_, Result<(), MachineError>> {
-        async { self.machine.step("boot") }.boxed()
+        async {
+            if self.machine.lock().short_lived {
+                self.machine.end(&self.vm, "triple fault");
+            }
+            self.machine.step("boot")
+        }
+        .boxed()
     }
 
     fn ready(&self, _: Duration) -> BoxFuture<'_, Result<(), MachineError>> {

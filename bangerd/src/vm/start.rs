@@ -11,15 +11,19 @@ use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::{Cancelled, Job};
 use crate::privileged::PrivilegedError;
+use banger_link::control::NotReady;
 use banger_policy::lifecycle::{Event, Then};
 use banger_policy::network::VmNetwork;
 use banger_proto::helper::{DiskIdentity, HelperError};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Lines of the console that an error shows.
 const CONSOLE_LINES: usize = 15;
 /// How much of each; it is kept in the row and must fit a reply.
 const CONSOLE_COLUMNS: usize = 160;
+/// Within that the end of a machine has been noticed.
+const END_SEEN: Duration = Duration::from_secs(1);
 
 impl Actor {
     /// A start, or its undoing. What the table said of the wish for it is done already.
@@ -116,10 +120,14 @@ impl Actor {
         ctx.handles.seed(seat.id, held.clone());
 
         begin(Step::Api)?;
-        running.boot(seat, &devices).await?;
+        if let Err(error) = running.boot(seat, &devices).await {
+            return Err(self.ended_early(seat, &running, error.into()).await);
+        }
 
         begin(Step::Bind)?;
-        helper.bind_process(seat.id, running.pid()).await.map_err(|error| error.at("the VM's process"))?;
+        if let Err(error) = helper.bind_process(seat.id, running.pid()).await {
+            return Err(self.ended_early(seat, &running, error.at("the VM's process").into()).await);
+        }
 
         begin(Step::Handles)?;
         self.row.mirror = held.mirror();
@@ -145,6 +153,14 @@ impl Actor {
                 helper.attach_disk(seat.id, seat.owner).await
             }
             attached => attached,
+        }
+    }
+
+    /// Of a machine that has ended meanwhile: how, instead of what could not be done with it.
+    async fn ended_early(&self, seat: &Seat, running: &Arc<dyn Running>, error: VmError) -> VmError {
+        match tokio::time::timeout(END_SEEN, running.ended()).await {
+            Ok(reason) => self.with_console(seat, NotReady::Ended(reason).into()),
+            Err(_) => error,
         }
     }
 
