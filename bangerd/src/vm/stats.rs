@@ -16,6 +16,8 @@ use tokio::time::sleep;
 
 /// How often it is looked for VMs that nobody uses.
 const SWEEP: Duration = Duration::from_secs(60);
+/// A clock that gained more than that on the time that passed was set.
+const CLOCK_SET: u64 = 60;
 
 /// Starts both loops; they end with the daemon, and sleep while no VM runs.
 pub(crate) fn spawn(vms: &Arc<Vms>) {
@@ -36,20 +38,45 @@ pub(crate) fn spawn(vms: &Arc<Vms>) {
     let swept = Arc::clone(vms);
     tokio::spawn(async move {
         let mut changes = swept.ctx.config.changes();
+        let mut clock = Clock::now();
         loop {
             swept.ctx.handles.any().await;
+            let was_set = clock.was_set(Clock::now());
             let limit = swept.ctx.config.now().auto_stop_stale_after;
             if limit.is_zero() {
                 changes.next().await;
                 continue;
             }
-            sweep(&swept, limit).await;
+            sweep(&swept, limit, was_set).await;
             tokio::select! {
                 () = sleep(SWEEP) => {}
                 () = changes.next() => {}
             }
         }
     });
+}
+
+/// The host's clock, beside one that nobody sets.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// Seconds since 1970.
+    wall: u64,
+    passed: Instant,
+}
+
+impl Clock {
+    fn now() -> Self {
+        Self { wall: Timestamp::now().unix(), passed: Instant::now() }
+    }
+
+    /// Whether the clock was set forward since the last call: the times of uses that are written
+    /// are then of another clock.
+    fn was_set(&mut self, now: Self) -> bool {
+        let passed = now.passed.saturating_duration_since(self.passed).as_secs();
+        let gained = now.wall.saturating_sub(self.wall).saturating_sub(passed);
+        *self = now;
+        gained > CLOCK_SET
+    }
 }
 
 /// CPU time of each VM when it was last looked at, microseconds.
@@ -104,12 +131,15 @@ fn last_metrics(path: &Path) -> String {
     })
 }
 
-async fn sweep(vms: &Arc<Vms>, limit: Duration) {
+/// With a clock that was set, nobody knows how long a VM was not used: it counts as used now.
+async fn sweep(vms: &Arc<Vms>, limit: Duration, was_set: bool) {
     let now = Timestamp::now().unix();
     for row in vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default() {
         let idle = now.saturating_sub(row.last_touched_at.unix());
         let Some(entry) = entry_of(vms, &row.id).filter(|_| row.state == State::Running) else { continue };
-        if entry.shared.in_use() {
+        if was_set {
+            drop(vms.ctx.db.touch_vm(row.id).await);
+        } else if entry.shared.in_use() {
             vms.touch(row.id).await;
         } else if idle > limit.as_secs() {
             // An actor that is gone has no VM to stop.
@@ -129,5 +159,17 @@ mod tests {
         assert!((percent(7, 7, second)).abs() < 1e-9);
         assert!((percent(9, 3, second)).abs() < 1e-9, "a counter that was reset");
         assert!((percent(0, 1, Duration::ZERO)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_noticed_once() {
+        let start = Clock { wall: 1_000, passed: Instant::now() };
+        let later = |wall, seconds| Clock { wall, passed: start.passed + Duration::from_secs(seconds) };
+        let mut clock = start;
+        assert!(!clock.was_set(later(1_060, 60)), "time passed");
+        assert!(!clock.was_set(later(1_150, 120)), "a slow host");
+        assert!(clock.was_set(later(40_000_000, 180)), "set");
+        assert!(!clock.was_set(later(40_000_060, 240)), "and then it runs on");
+        assert!(!clock.was_set(later(1_000, 300)), "back: the times of uses lie ahead, and nothing is idle");
     }
 }
