@@ -43,6 +43,8 @@ const QUEUE: usize = 4;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long those who read the log slowly are served after the end.
 const LINGER: Duration = Duration::from_secs(600);
+/// The same when the machine ends: its init waits for this process.
+const LEAVING: Duration = Duration::from_secs(2);
 /// Connections at a time.
 const CLIENTS: usize = 64;
 
@@ -227,7 +229,7 @@ impl Begun {
         let _ = ended.send(Some(status));
         let served = async { while clients.join_next().await.is_some() {} };
         tokio::select! {
-            _ = timeout(LINGER, served) => {}
+            _ = timeout(if leaving { LEAVING } else { LINGER }, served) => {}
             () = &mut terminated, if !leaving => {}
         }
         kept

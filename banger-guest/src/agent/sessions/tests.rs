@@ -21,12 +21,13 @@ struct Guest {
 
 pub(super) fn launch_thread(order: &Order, ready: OwnedFd) -> io::Result<()> {
     let order = order.encode()?;
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, process::serve(&order, ready, std::future::pending())).unwrap();
-    });
+    std::thread::spawn(move || in_local_set(process::serve(&order, ready, std::future::pending())).unwrap());
     Ok(())
+}
+
+fn in_local_set<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 fn passwd(folder: &Path) -> PathBuf {
@@ -78,6 +79,23 @@ impl Guest {
 
     async fn sh(&self, name: &str, script: &str) -> Session {
         self.start(New { name: Some(name.into()), ..sh(script) }).await
+    }
+
+    /// What a session's process is told, for tests that start it themselves.
+    fn order(&self, name: &str, script: &str) -> Order {
+        self.places.make().unwrap();
+        let meta = Meta {
+            name: name.into(),
+            number: self.places.take_number().unwrap(),
+            command: vec![script.into()],
+            stdin: false,
+            tty: false,
+            boot_id: folder::boot_id(),
+            started_at: 7,
+            again: false,
+        };
+        let tables = Tables { passwd: self.folder.path().join("passwd"), image: ImageConfig::default() };
+        Order { meta, new: sh(script), tables, places: self.places.clone() }
     }
 
     async fn wait(&self, session: &str) -> Status {
@@ -342,6 +360,29 @@ async fn at_the_machines_end_all_are_told_and_their_status_is_kept() {
     let said = guest.both("polite").await;
     assert!(said.ends_with("bye\n"), "{said}");
     assert_eq!(guest.wait("plain").await, Status::Killed(15));
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_waits_for_nobody_who_stands_still() {
+    let guest = guest();
+    let (end, ends) = tokio::sync::oneshot::channel::<()>();
+    let (mut ready, theirs) = io::pipe().unwrap();
+    let script = "head -c 3000000 /dev/zero; echo done; exec sleep 100";
+    let order = guest.order("flood", script).encode().unwrap();
+    let (ended, has_ended) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let terminated = async move { drop(ends.await) };
+        in_local_set(process::serve(&order, theirs.into(), terminated)).unwrap();
+        let _ = ended.send(());
+    });
+    io::Read::read_to_end(&mut ready, &mut Vec::new()).unwrap();
+    guest.says("flood", "done").await;
+    let stuck = Request::Logs { session: named("flood"), outputs: Outputs::Both, tail: None, follow: true };
+    let mut stuck = guest.ask(stuck).await;
+    assert!(matches!(next(&mut stuck).await, Answer::Record(_)));
+    end.send(()).unwrap();
+    timeout(SOON, has_ended).await.expect("its process waits for one who does not read").unwrap();
+    assert_eq!(guest.wait("flood").await, Status::Killed(15));
 }
 
 #[tokio::test]
