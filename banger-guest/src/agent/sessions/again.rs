@@ -125,7 +125,7 @@ impl Places {
     }
 
     /// The names under which something is to run.
-    fn ordered(&self) -> Vec<String> {
+    pub(super) fn ordered(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.orders()) else { return Vec::new() };
         let names =
             entries.take(folder::MAX_ENTRIES).flatten().filter_map(|entry| entry.file_name().into_string().ok());

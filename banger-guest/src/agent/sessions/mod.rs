@@ -270,8 +270,10 @@ impl Sessions {
             if new.name.as_ref().is_some_and(|name| running.iter().any(|one| one.name == *name)) {
                 return Ok(Err(Refusal::NameTaken));
             }
-            let number = places.take_number()?;
-            let name = new.name.clone().unwrap_or_else(|| format!("s{number}"));
+            let (number, name) = match &new.name {
+                Some(name) => (places.take_number()?, name.clone()),
+                None => places.free_name(&running)?,
+            };
             if !banger_proto::session::is_name(&name) {
                 return Ok(Err(Refusal::Failed("this is no name of a session".to_owned())));
             }
@@ -331,6 +333,19 @@ impl Sessions {
 }
 
 impl Places {
+    /// A number, and a name from it that means no other session: none that runs, and none that is
+    /// to be started again.
+    fn free_name(&self, running: &[Session]) -> io::Result<(u64, String)> {
+        let ordered = self.ordered();
+        loop {
+            let number = self.take_number()?;
+            let name = format!("s{number}");
+            if !ordered.contains(&name) && !running.iter().any(|session| session.name == name) {
+                return Ok((number, name));
+            }
+        }
+    }
+
     /// Gives a client's connection, or none for the agent's own, to a session's process, and waits
     /// until it has it.
     async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {

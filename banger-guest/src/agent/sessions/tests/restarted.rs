@@ -108,6 +108,20 @@ async fn a_session_that_is_removed_or_replaced_is_not_started_again() {
 }
 
 #[tokio::test]
+async fn a_generated_name_is_no_other_sessions() {
+    let guest = guest();
+    let orders = || std::fs::read_dir(guest.folder.path().join("again")).unwrap().count();
+    // One that runs, and one that will run again.
+    guest.sh("s3", "sleep 60").await;
+    guest.start(kept("s4", "sleep 60")).await;
+    assert_eq!(guest.answer(Request::Stop { session: named("s4") }).await, Answer::Ended(Status::Killed(15)));
+    assert_eq!(guest.start(sh("exit 0")).await.id, "s5.5");
+    assert_eq!(orders(), 1);
+    assert_eq!(guest.start(sh("exit 0")).await.id, "s6.6");
+    assert_eq!(guest.answer(Request::Stop { session: named("s3") }).await, Answer::Ended(Status::Killed(15)));
+}
+
+#[tokio::test]
 async fn one_that_always_ends_keeps_few_logs_and_nothing_starts_when_the_guest_ends() {
     let guest = guest();
     guest.start(kept("app", "exit 1")).await;
