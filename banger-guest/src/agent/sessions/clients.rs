@@ -242,7 +242,7 @@ async fn logs(
     mut show: impl AsyncFnMut(Answer) -> io::Result<()>,
 ) -> io::Result<Status> {
     let (mut written, mut ended) = (hub.written.clone(), hub.ended.clone());
-    let mut selection = Selection::new(&hub.folder, outputs, begin)?;
+    let mut selection = Selection::following(&hub.folder, outputs, begin)?;
     loop {
         written.mark_unchanged();
         // What is written when it has ended is all that there is.

@@ -182,7 +182,7 @@ impl Sessions {
         }
     }
 
-    /// What is written until now.
+    /// What is written by now.
     async fn show_log(
         &self,
         to: &mut (impl AsyncWrite + Unpin),
@@ -192,7 +192,7 @@ impl Sessions {
     ) -> io::Result<()> {
         let folder = self.places.folder(&session.id);
         let begin = tail.map_or(Begin::Oldest, Begin::Lines);
-        let mut selection = blocking(move || Selection::new(&folder, outputs, begin)).await?;
+        let mut selection = blocking(move || Selection::until_now(&folder, outputs, begin)).await?;
         loop {
             let next = blocking(move || selection.next().map(|answer| (answer, selection))).await?;
             match next.0 {
