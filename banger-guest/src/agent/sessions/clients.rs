@@ -9,13 +9,13 @@ use banger_proto::session::{Answer, Outputs, Refusal, Request, Status};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
+use super::group::Group;
 use super::read::{Begin, Selection};
 use crate::agent::ending::linger;
 use crate::agent::exec::Input;
@@ -28,8 +28,6 @@ use std::os::fd::OwnedFd;
 const QUEUE: usize = 4;
 /// How long the agent may take to pass a connection on.
 const PASS: Duration = Duration::from_secs(10);
-/// How long a command may take to end after it was asked to.
-const STOP: Duration = Duration::from_secs(10);
 /// What a terminal wrote last, for one who attaches, bytes.
 const SCROLLBACK: u64 = 64 << 10;
 
@@ -39,8 +37,7 @@ pub(super) struct Hub {
     input: Option<mpsc::UnboundedSender<Fed>>,
     input_closed: watch::Receiver<bool>,
     terminal: Option<OwnedFd>,
-    /// The command's process group, until it is reaped.
-    group: Mutex<Option<i32>>,
+    pub(super) group: Group,
     written: watch::Receiver<u64>,
     ended: watch::Receiver<Option<Status>>,
 }
@@ -69,7 +66,7 @@ impl Hub {
             tokio::spawn(feed(input, end, fed, close));
             feed_it
         });
-        let group = Mutex::new(pid.map(u32::cast_signed));
+        let group = Group::new(pid);
         Self { folder: folder.to_owned(), input, input_closed, terminal, group, written, ended }
     }
 
@@ -77,23 +74,11 @@ impl Hub {
         self.terminal.is_some()
     }
 
-    /// The command is reaped: its number may be another's from now on.
-    pub(super) fn gone(&self) {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Sends a signal to the command's process group.
-    pub(super) fn signal(&self, number: i32) {
-        if let Some(group) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = signals::send(-group, number);
-        }
-    }
-
     /// Asks the command to end: as the loss of a terminal does, or by SIGTERM, since a service
     /// reloads on SIGHUP.
     pub(super) fn end(&self) {
-        self.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
-        self.signal(libc::SIGCONT);
+        self.group.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
+        self.group.signal(libc::SIGCONT);
     }
 
     async fn ended(&self) -> Status {
@@ -105,11 +90,12 @@ impl Hub {
     }
 
     async fn stop(&self) -> Status {
+        let killed_at = self.group.stopped();
         self.end();
-        match timeout(STOP, self.ended()).await {
+        match timeout_at(killed_at, self.ended()).await {
             Ok(status) => status,
             Err(_) => {
-                self.signal(libc::SIGKILL);
+                self.group.signal(libc::SIGKILL);
                 self.ended().await
             }
         }
@@ -211,7 +197,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: Request, 
         // A client that goes away does not take it back.
         Request::Stop { .. } => Answer::Ended(hub.stop().await).write(&mut to).await?,
         Request::Kill { signal, .. } => {
-            hub.signal(signal.into());
+            hub.group.signal(signal.into());
             Answer::Done.write(&mut to).await?;
         }
         Request::Send { .. } => return send(from, to, hub).await,
@@ -346,7 +332,7 @@ async fn attach(
     let mut taking = pin!(take_input(from, hub.input.as_ref().unwrap_or(&nowhere), &credit, &waiting, |frame| {
         match frame {
             ToGuest::Resize(cols, rows) => hub.resize((cols, rows)),
-            ToGuest::Signal(number) => hub.signal(number.into()),
+            ToGuest::Signal(number) => hub.group.signal(number.into()),
             _ => {}
         }
     }));

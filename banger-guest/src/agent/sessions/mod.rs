@@ -33,6 +33,7 @@ use read::{Begin, Selection};
 mod again;
 mod clients;
 mod folder;
+mod group;
 mod log;
 pub(super) mod process;
 mod read;

@@ -188,12 +188,10 @@ impl Begun {
         let mut clients = JoinSet::new();
         let mut terminated = std::pin::pin!(terminated);
         let mut leaving = false;
+        let mut has_status = std::pin::pin!(hub.group.ended(&mut child));
         let status = loop {
             tokio::select! {
-                status = child.wait() => {
-                    hub.gone();
-                    break last_frame(status.unwrap_or_default());
-                }
+                status = &mut has_status => break last_frame(status),
                 accepted = listener.accept(), if clients.len() < CLIENTS => {
                     if let Ok((stream, _)) = accepted {
                         clients.spawn_local(clients::serve(stream, Arc::clone(&hub)));

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
 mod restarted;
+mod stopped;
 
 const SOON: Duration = Duration::from_secs(20);
 
