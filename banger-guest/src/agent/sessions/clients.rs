@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{timeout, timeout_at};
 
 use super::group::Group;
@@ -28,6 +28,9 @@ use std::os::fd::OwnedFd;
 const QUEUE: usize = 4;
 /// How long the agent may take to pass a connection on.
 const PASS: Duration = Duration::from_secs(10);
+/// Clients at a time that stay: who reads, writes or waits. One who ends the command is always
+/// heard.
+const CLIENTS: usize = 64;
 /// What a terminal wrote last, for one who attaches, bytes.
 const SCROLLBACK: u64 = 64 << 10;
 
@@ -40,6 +43,7 @@ pub(super) struct Hub {
     pub(super) group: Group,
     written: watch::Receiver<u64>,
     ended: watch::Receiver<Option<Status>>,
+    places: Semaphore,
 }
 
 /// Input of a client.
@@ -67,7 +71,8 @@ impl Hub {
             feed_it
         });
         let group = Group::new(pid);
-        Self { folder: folder.to_owned(), input, input_closed, terminal, group, written, ended }
+        let places = Semaphore::new(CLIENTS);
+        Self { folder: folder.to_owned(), input, input_closed, terminal, group, written, ended, places }
     }
 
     pub(super) fn is_terminal(&self) -> bool {
@@ -169,11 +174,26 @@ pub(super) async fn serve(mut agent: UnixStream, hub: std::sync::Arc<Hub>) {
         None => drop(answer(agent, request, &hub).await),
         Some(descriptor) => {
             drop(agent);
-            if let Ok(client) = FdStream::new(descriptor) {
-                drop(answer(client, request, &hub).await);
+            let Ok(client) = FdStream::new(descriptor) else { return };
+            match stays(&request).then(|| hub.places.try_acquire()) {
+                Some(Err(_)) => {
+                    let refused = refuse(client, format!("{CLIENTS} clients are connected to it"));
+                    let _ = timeout(PASS, refused).await;
+                }
+                _place => drop(answer(client, request, &hub).await),
             }
         }
     }
+}
+
+fn stays(request: &Request) -> bool {
+    matches!(request, Request::Logs { .. } | Request::Attach { .. } | Request::Send { .. } | Request::Wait { .. })
+}
+
+async fn refuse(mut client: impl AsyncRead + AsyncWrite + Unpin, why: String) -> io::Result<()> {
+    Answer::Refused(Refusal::Failed(why)).write(&mut client).await?;
+    linger(client).await;
+    Ok(())
 }
 
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: Request, hub: &Hub) -> io::Result<()> {

@@ -21,7 +21,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::clients::{self, Hub};
 use super::folder::{self, End, Meta, Places};
@@ -45,8 +45,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(600);
 /// The same when the machine ends: its init waits for this process.
 const LEAVING: Duration = Duration::from_secs(2);
-/// Connections at a time.
-const CLIENTS: usize = 64;
+/// Wait after a failed accept, which is a lack of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What is to be started.
 #[derive(Debug, Serialize, Deserialize)]
@@ -192,11 +192,10 @@ impl Begun {
         let status = loop {
             tokio::select! {
                 status = &mut has_status => break last_frame(status),
-                accepted = listener.accept(), if clients.len() < CLIENTS => {
-                    if let Ok((stream, _)) = accepted {
-                        clients.spawn_local(clients::serve(stream, Arc::clone(&hub)));
-                    }
-                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(clients.spawn_local(clients::serve(stream, Arc::clone(&hub)))),
+                    Err(_) => sleep(ACCEPT_RETRY).await,
+                },
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
                 () = &mut terminated, if !leaving => {
                     leaving = true;

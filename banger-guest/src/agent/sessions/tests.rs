@@ -8,6 +8,7 @@ use banger_proto::session::Record;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
+mod many;
 mod restarted;
 mod stopped;
 
