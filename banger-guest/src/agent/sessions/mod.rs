@@ -34,6 +34,7 @@ mod again;
 mod clients;
 mod folder;
 mod group;
+mod input;
 mod log;
 pub(super) mod process;
 mod read;
