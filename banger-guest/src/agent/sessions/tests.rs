@@ -388,6 +388,25 @@ async fn a_machine_that_ends_waits_for_nobody_who_stands_still() {
 }
 
 #[tokio::test]
+async fn a_start_that_nobody_waits_for_any_more_starts_nothing() {
+    let guest = guest();
+    let order = guest.order("late", "touch late; sleep 100").encode().unwrap();
+    let (ready, theirs) = io::pipe().unwrap();
+    drop(ready);
+    let process =
+        std::thread::spawn(move || in_local_set(process::serve(&order, theirs.into(), std::future::pending())));
+    for _ in 0..200 {
+        if process.is_finished() {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(process.is_finished(), "it serves a session: {:?}", guest.places.list());
+    assert_eq!(guest.places.list(), []);
+    assert!(!guest.folder.path().join("late").exists() && !guest.places.socket("late.1").exists());
+}
+
+#[tokio::test]
 async fn another_agent_finds_the_sessions_of_the_first() {
     let first = guest();
     first.start(New { name: Some("cat".into()), stdin: true, ..sh("cat") }).await;
