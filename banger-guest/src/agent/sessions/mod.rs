@@ -338,7 +338,7 @@ impl Places {
     /// A number, and a name from it that means no other session: none that runs, and none that is
     /// to be started again.
     fn free_name(&self, running: &[Session]) -> io::Result<(u64, String)> {
-        let ordered = self.ordered();
+        let ordered = self.ordered()?;
         loop {
             let number = self.take_number()?;
             let name = format!("s{number}");
