@@ -66,7 +66,15 @@ const ANNOUNCE: Duration = Duration::from_millis(1500);
 /// that are left then are the init's to end, like all other processes.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// An image with one of these serves SSH on its network itself.
-const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
+const SSH_DAEMONS: [&str; 6] = [
+    "/usr/sbin/sshd",
+    "/usr/bin/sshd",
+    "/usr/local/sbin/sshd",
+    // NixOS's.
+    "/run/current-system/sw/bin/sshd",
+    "/usr/sbin/dropbear",
+    "/usr/bin/dropbear",
+];
 /// How often the agent looks whether one has been installed. A package unpacks its program some
 /// seconds before it starts it.
 const GIVE_WAY: Duration = Duration::from_secs(1);
@@ -148,7 +156,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
-            _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon()),
+            _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon(Path::new("/"))),
         }
     };
     server.end_commands();
@@ -217,7 +225,7 @@ async fn serve_one<S>(
 /// The same server on the guest's network, while the guest has none of its own: for tools that know
 /// only an address.
 async fn network_listener() -> Option<TcpListener> {
-    if has_ssh_daemon() {
+    if has_ssh_daemon(Path::new("/")) {
         return None;
     }
     let port = u16::try_from(SSH_PORT).ok()?;
@@ -225,8 +233,9 @@ async fn network_listener() -> Option<TcpListener> {
     listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
 }
 
-fn has_ssh_daemon() -> bool {
-    SSH_DAEMONS.iter().any(|path| Path::new(path).exists())
+/// `root`: the guest's.
+fn has_ssh_daemon(root: &Path) -> bool {
+    SSH_DAEMONS.iter().any(|path| root.join(path.trim_start_matches('/')).exists())
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr)> {
@@ -304,6 +313,18 @@ mod tests {
             modules_device: None,
             reads: false,
             image: banger_policy::ImageConfig::default(),
+        }
+    }
+
+    #[test]
+    fn an_ssh_server_is_found_where_images_have_it() {
+        for path in ["usr/sbin/sshd", "usr/local/sbin/sshd", "run/current-system/sw/bin/sshd", "usr/bin/dropbear"] {
+            let root = tempfile::tempdir().unwrap();
+            assert!(!has_ssh_daemon(root.path()));
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            assert!(has_ssh_daemon(root.path()), "{}", path.display());
         }
     }
 
