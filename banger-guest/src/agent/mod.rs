@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::console::{describe, say};
@@ -143,8 +144,9 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     if !config.reads {
         server.resume_sessions(init);
     }
-    let mut network = network_listener().await;
-    let mut give_way = tokio::time::interval(GIVE_WAY);
+    let guests_own: fn() -> bool = || has_ssh_daemon(Path::new("/"));
+    let mut network = network_listener(guests_own).await;
+    let mut give_way = std::pin::pin!(comes(guests_own));
     let mut end = std::pin::pin!(end_of_guest(init));
     let farewell = async |until: &dyn Fn() -> Instant| farewell::farewell(&server, until).await;
     let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked, farewell));
@@ -156,7 +158,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
-            _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon(Path::new("/"))),
+            () = &mut give_way, if network.is_some() => network = None,
         }
     };
     server.end_commands();
@@ -224,13 +226,24 @@ async fn serve_one<S>(
 
 /// The same server on the guest's network, while the guest has none of its own: for tools that know
 /// only an address.
-async fn network_listener() -> Option<TcpListener> {
-    if has_ssh_daemon(Path::new("/")) {
+async fn network_listener(has_own: fn() -> bool) -> Option<TcpListener> {
+    if spawn_blocking(has_own).await.unwrap_or(false) {
         return None;
     }
     let port = u16::try_from(SSH_PORT).ok()?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
     listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
+}
+
+/// Waits until it is there. The disk may not answer, which must not silence the agent.
+async fn comes(is_there: fn() -> bool) {
+    let mut looks = tokio::time::interval(GIVE_WAY);
+    loop {
+        looks.tick().await;
+        if spawn_blocking(is_there).await.unwrap_or(false) {
+            return;
+        }
+    }
 }
 
 /// `root`: the guest's.
@@ -326,6 +339,17 @@ mod tests {
             std::fs::write(&path, "").unwrap();
             assert!(has_ssh_daemon(root.path()), "{}", path.display());
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_silences_nobody() {
+        let looks = comes(|| {
+            std::thread::sleep(Duration::from_secs(2));
+            true
+        });
+        let begun = Instant::now();
+        let early = tokio::time::timeout(Duration::from_millis(100), looks).await;
+        assert!(early.is_err() && begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
