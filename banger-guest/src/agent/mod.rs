@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::console::{describe, say};
@@ -66,7 +67,15 @@ const ANNOUNCE: Duration = Duration::from_millis(1500);
 /// that are left then are the init's to end, like all other processes.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// An image with one of these serves SSH on its network itself.
-const SSH_DAEMONS: [&str; 4] = ["/usr/sbin/sshd", "/usr/bin/sshd", "/usr/sbin/dropbear", "/usr/bin/dropbear"];
+const SSH_DAEMONS: [&str; 6] = [
+    "/usr/sbin/sshd",
+    "/usr/bin/sshd",
+    "/usr/local/sbin/sshd",
+    // NixOS's.
+    "/run/current-system/sw/bin/sshd",
+    "/usr/sbin/dropbear",
+    "/usr/bin/dropbear",
+];
 /// How often the agent looks whether one has been installed. A package unpacks its program some
 /// seconds before it starts it.
 const GIVE_WAY: Duration = Duration::from_secs(1);
@@ -135,8 +144,9 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
     if !config.reads {
         server.resume_sessions(init);
     }
-    let mut network = network_listener().await;
-    let mut give_way = tokio::time::interval(GIVE_WAY);
+    let guests_own: fn() -> bool = || has_ssh_daemon(Path::new("/"));
+    let mut network = network_listener(guests_own).await;
+    let mut give_way = std::pin::pin!(comes(guests_own));
     let mut end = std::pin::pin!(end_of_guest(init));
     let farewell = async |until: &dyn Fn() -> Instant| farewell::farewell(&server, until).await;
     let mut given_up = std::pin::pin!(shutdown::ask(init, was_asked, farewell));
@@ -148,7 +158,7 @@ async fn serve(config: GuestConfig, init: InitKind) -> Result<(), Error> {
             connection = listener.accept() => serve_vsock(&server, connection).await,
             connection = commands.accept() => serve_command(&server, connection).await,
             connection = accept(network.as_ref()) => serve_network(&server, connection).await,
-            _ = give_way.tick(), if network.is_some() => network = network.filter(|_| !has_ssh_daemon()),
+            () = &mut give_way, if network.is_some() => network = None,
         }
     };
     server.end_commands();
@@ -216,8 +226,8 @@ async fn serve_one<S>(
 
 /// The same server on the guest's network, while the guest has none of its own: for tools that know
 /// only an address.
-async fn network_listener() -> Option<TcpListener> {
-    if has_ssh_daemon() {
+async fn network_listener(has_own: fn() -> bool) -> Option<TcpListener> {
+    if spawn_blocking(has_own).await.unwrap_or(false) {
         return None;
     }
     let port = u16::try_from(SSH_PORT).ok()?;
@@ -225,8 +235,20 @@ async fn network_listener() -> Option<TcpListener> {
     listener.inspect_err(|error| say(format_args!("agent: no SSH on the network: {error}"))).ok()
 }
 
-fn has_ssh_daemon() -> bool {
-    SSH_DAEMONS.iter().any(|path| Path::new(path).exists())
+/// Waits until it is there. The disk may not answer, which must not silence the agent.
+async fn comes(is_there: fn() -> bool) {
+    let mut looks = tokio::time::interval(GIVE_WAY);
+    loop {
+        looks.tick().await;
+        if spawn_blocking(is_there).await.unwrap_or(false) {
+            return;
+        }
+    }
+}
+
+/// `root`: the guest's.
+fn has_ssh_daemon(root: &Path) -> bool {
+    SSH_DAEMONS.iter().any(|path| root.join(path.trim_start_matches('/')).exists())
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, IpAddr)> {
@@ -305,6 +327,29 @@ mod tests {
             reads: false,
             image: banger_policy::ImageConfig::default(),
         }
+    }
+
+    #[test]
+    fn an_ssh_server_is_found_where_images_have_it() {
+        for path in ["usr/sbin/sshd", "usr/local/sbin/sshd", "run/current-system/sw/bin/sshd", "usr/bin/dropbear"] {
+            let root = tempfile::tempdir().unwrap();
+            assert!(!has_ssh_daemon(root.path()));
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            assert!(has_ssh_daemon(root.path()), "{}", path.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_silences_nobody() {
+        let looks = comes(|| {
+            std::thread::sleep(Duration::from_secs(2));
+            true
+        });
+        let begun = Instant::now();
+        let early = tokio::time::timeout(Duration::from_millis(100), looks).await;
+        assert!(early.is_err() && begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]

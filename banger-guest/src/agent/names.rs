@@ -46,6 +46,11 @@ fn replace(path: &Path, list: &[u8]) -> io::Result<()> {
     if new == old {
         return Ok(());
     }
+    // Something lies over it (`cover` in init), in memory. Its folder's disk may be full or
+    // read-only.
+    if path.parent().map(Path::metadata).transpose()?.is_some_and(|folder| folder.dev() != found.dev()) {
+        return fs::write(&path, new);
+    }
     // Whoever reads it meanwhile reads all of it, and a disk that is full loses nothing.
     let unfinished = path.with_file_name(UNFINISHED);
     let done = beside(&unfinished, &new, &found).and_then(|()| fs::rename(&unfinished, &path));
@@ -53,7 +58,7 @@ fn replace(path: &Path, list: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&unfinished);
     }
     match done {
-        // Something lies over it (`cover` in init), in memory.
+        // A file of the same disk lies over it.
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => fs::write(&path, new),
         done => done,
     }
@@ -91,6 +96,37 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         fs::remove_file(&real).unwrap();
         assert!(replace(&link, b"172.16.0.3 db").is_err());
+    }
+
+    /// On a file system of its own, with a file of another one over the file.
+    #[test]
+    fn a_file_in_memory_is_written_whatever_the_disk_below_it_says() {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root mounts");
+            return;
+        }
+        let (disk, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (hosts, cover) = (disk.path().join("hosts"), memory.path().join("hosts"));
+        let (disk, memory) = (disk.path().to_owned(), memory.path().to_owned());
+        // Mounts of this thread are seen by it alone.
+        let in_thread = move || {
+            let plain = |from: &str, to: &Path, flags, data| mount(Some(from), to, Some("tmpfs"), flags, data).unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            plain("disk", &disk, MsFlags::empty(), Some("size=64k"));
+            plain("memory", &memory, MsFlags::empty(), None::<&str>);
+            fs::write(&hosts, "").unwrap();
+            fs::write(&cover, "127.0.0.1 localhost\n").unwrap();
+            mount(Some(&cover), &hosts, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+            assert_eq!(fs::write(disk.join("fill"), vec![1; 1 << 20]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+            replace(&hosts, b"172.16.0.3 db").unwrap();
+            plain("disk", &disk, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None);
+            replace(&hosts, b"172.16.0.4 log").unwrap();
+            assert_eq!(fs::read_to_string(&hosts).unwrap(), "127.0.0.1 localhost\n172.16.0.4 log # banger network\n");
+        };
+        std::thread::spawn(in_thread).join().unwrap();
     }
 
     #[tokio::test]

@@ -79,7 +79,7 @@ pub(super) fn check(with: With) -> anyhow::Result<Settings> {
     let texts: Vec<(String, String)> = given.iter().map(|(name, value)| (text(name), text(value))).collect();
     banger_policy::command::check(&texts, working_dir.as_deref(), user.as_deref())?;
     // What is given comes later, and so counts.
-    Ok(Settings { env: environment().into_iter().chain(given).collect(), working_dir, user })
+    Ok(Settings { env: environment(std::env::vars_os()).into_iter().chain(given).collect(), working_dir, user })
 }
 
 /// The variables that were given: `NAME=VALUE`, or a `NAME` whose value is ours, if there is one.
@@ -154,14 +154,14 @@ pub(super) fn start(words: Vec<OsString>, settings: Settings, tty: bool) -> Star
     }
 }
 
-/// What of the caller's environment a guest should know: language, time zone and kind of terminal.
-/// Anything else may be a secret.
-fn environment() -> Vec<(OsString, OsString)> {
+/// What of the caller's environment a guest should know: language, time zone and colours. Anything
+/// else may be a secret. The kind of terminal goes with a terminal only ([`terminal::describe`]).
+fn environment(ours: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
     let wanted = |name: &OsStr| {
         let name = name.as_bytes();
-        [&b"TERM"[..], b"LANG", b"LANGUAGE", b"COLORTERM", b"TZ"].contains(&name) || name.starts_with(b"LC_")
+        [&b"LANG"[..], b"LANGUAGE", b"COLORTERM", b"TZ"].contains(&name) || name.starts_with(b"LC_")
     };
-    std::env::vars_os().filter(|(name, value)| wanted(name) && name.len() + value.len() < 256).take(32).collect()
+    ours.filter(|(name, value)| wanted(name) && name.len() + value.len() < 256).take(32).collect()
 }
 
 pub(super) async fn logs(vm: String, follow: bool, tail: Option<u32>) -> anyhow::Result<u8> {
@@ -181,6 +181,24 @@ mod tests {
         let given = given(&entries, |name| (name == "HERE").then(|| "ours".into()));
         let expected = [("A", "b=c"), ("EMPTY", ""), ("HERE", "ours"), ("A", "last")];
         assert_eq!(given, expected.map(|(name, value)| (name.into(), value.into())));
+    }
+
+    #[test]
+    fn a_guest_knows_language_time_zone_and_colours_of_the_caller() {
+        let long = "x".repeat(256);
+        let ours = [
+            ("LANG", "C"),
+            ("TERM", "xterm"),
+            ("LC_ALL", "C"),
+            ("SECRET", "s"),
+            ("TZ", "UTC"),
+            ("LC_X", long.as_str()),
+        ];
+        let known = environment(ours.into_iter().map(|(name, value)| (name.into(), value.into())));
+        assert_eq!(
+            known,
+            [("LANG", "C"), ("LC_ALL", "C"), ("TZ", "UTC")].map(|(name, value)| (name.into(), value.into()))
+        );
     }
 
     #[test]

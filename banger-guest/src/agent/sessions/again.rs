@@ -4,7 +4,7 @@
 //! be until the guest's next boot: a file below `/run` says so, which an agent that is started
 //! again finds.
 
-use banger_proto::session::{Answer, New, Request, Session, Status};
+use banger_proto::session::{Answer, New, Refusal, Request, Session, Status};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -114,22 +114,30 @@ impl Places {
     }
 
     /// What is to be started under this name; `None` when nothing is, or its user has stopped it.
-    fn order(&self, name: &str) -> Option<New> {
-        if self.stopped(name).exists() {
-            return None;
+    fn order(&self, name: &str) -> io::Result<Option<New>> {
+        if self.stopped(name).try_exists()? {
+            return Ok(None);
         }
         let mut bytes = Vec::new();
-        File::open(self.orders().join(name)).ok()?.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
-        let new: New = serde_json::from_slice(&bytes).ok()?;
-        (new.name.as_deref() == Some(name)).then_some(new)
+        match File::open(self.orders().join(name)) {
+            Ok(file) => file.take(MAX_FILE).read_to_end(&mut bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let new: New = serde_json::from_slice(&bytes)?;
+        if new.name.as_deref() == Some(name) { Ok(Some(new)) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
     /// The names under which something is to run.
-    fn ordered(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.orders()) else { return Vec::new() };
-        let names =
-            entries.take(folder::MAX_ENTRIES).flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names.filter(|name| banger_proto::session::is_name(name)).collect()
+    pub(super) fn ordered(&self) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.orders()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let entries = entries.take(folder::MAX_ENTRIES).collect::<io::Result<Vec<fs::DirEntry>>>()?;
+        let names = entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter(|name| banger_proto::session::is_name(name)).collect())
     }
 
     fn running(&self, name: &str) -> Option<Session> {
@@ -153,8 +161,14 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 
 /// Starts what is to run in this guest.
 pub(in crate::agent) async fn resume(sessions: Arc<Sessions>, init: InitKind) {
-    let places = sessions.places.clone();
-    let names = blocking(move || Ok(places.ordered())).await.unwrap_or_default();
+    let names = loop {
+        let places = sessions.places.clone();
+        match blocking(move || places.ordered()).await {
+            Ok(names) => break names,
+            Err(error) => say(format_args!("agent: cannot read what sessions are to be started: {error}")),
+        }
+        sleep(LONGEST).await;
+    };
     if names.is_empty() {
         return;
     }
@@ -182,13 +196,15 @@ async fn keep(sessions: Arc<Sessions>, name: String, mut begun: bool) {
     let (mut pause, mut failed) = (FIRST, false);
     loop {
         let (places, word) = (sessions.places.clone(), name.clone());
-        let found = blocking(move || Ok(places.order(&word).map(|order| (order, places.running(&word))))).await;
-        let Ok(Some((order, running))) = found else { return };
+        let found = blocking(move || Ok(places.order(&word)?.map(|order| (order, places.running(&word))))).await;
         let began = Instant::now();
-        let started = match running {
-            Some(session) => Ok(Some(session)),
-            None if begun => Ok(None),
-            None => sessions.start_now(order).await.map(Some),
+        let started = match found {
+            Ok(None) => return,
+            Ok(Some((_, Some(session)))) => Ok(Some(session)),
+            Ok(Some((_, None))) if begun => Ok(None),
+            Ok(Some((order, None))) => sessions.start_now(order).await.map(Some),
+            // Too many open files, a disk that does not answer: both may pass.
+            Err(error) => Err(Refusal::Failed(error.to_string())),
         };
         begun = false;
         match started {

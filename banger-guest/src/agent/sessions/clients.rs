@@ -4,18 +4,20 @@
 //! The agent connects to the process's socket, sends a client's connection and what the client
 //! asked for, and is told that both have arrived.
 
-use banger_proto::command::{FromGuest, ToGuest, WINDOW};
+use banger_proto::command::{FromGuest, ToGuest};
 use banger_proto::session::{Answer, Outputs, Refusal, Request, Status};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{timeout, timeout_at};
 
+use super::group::Group;
+use super::input::{Feed, Writer};
 use super::read::{Begin, Selection};
 use crate::agent::ending::linger;
 use crate::agent::exec::Input;
@@ -28,29 +30,21 @@ use std::os::fd::OwnedFd;
 const QUEUE: usize = 4;
 /// How long the agent may take to pass a connection on.
 const PASS: Duration = Duration::from_secs(10);
-/// How long a command may take to end after it was asked to.
-const STOP: Duration = Duration::from_secs(10);
+/// Clients at a time that stay: who reads, writes or waits. One who ends the command is always
+/// heard.
+const CLIENTS: usize = 64;
 /// What a terminal wrote last, for one who attaches, bytes.
 const SCROLLBACK: u64 = 64 << 10;
 
 /// What a session's clients share.
 pub(super) struct Hub {
     folder: PathBuf,
-    input: Option<mpsc::UnboundedSender<Fed>>,
-    input_closed: watch::Receiver<bool>,
+    input: Option<Feed>,
     terminal: Option<OwnedFd>,
-    /// The command's process group, until it is reaped.
-    group: Mutex<Option<i32>>,
+    pub(super) group: Group,
     written: watch::Receiver<u64>,
     ended: watch::Receiver<Option<Status>>,
-}
-
-/// Input of a client.
-enum Fed {
-    /// Bytes, and where the credit for them goes.
-    Bytes(Vec<u8>, mpsc::UnboundedSender<u32>),
-    /// No more of them; a credit of nothing says that it was passed on.
-    End(mpsc::UnboundedSender<u32>),
+    places: Semaphore,
 }
 
 impl Hub {
@@ -62,38 +56,22 @@ impl Hub {
         written: watch::Receiver<u64>,
         ended: watch::Receiver<Option<Status>>,
     ) -> Self {
-        let (close, input_closed) = watch::channel(false);
         let end = terminal.as_ref().map(pty::end_of_file);
-        let input = input.map(|input| {
-            let (feed_it, fed) = mpsc::unbounded_channel();
-            tokio::spawn(feed(input, end, fed, close));
-            feed_it
-        });
-        let group = Mutex::new(pid.map(u32::cast_signed));
-        Self { folder: folder.to_owned(), input, input_closed, terminal, group, written, ended }
+        let input = input.map(|input| Feed::new(input, end));
+        let group = Group::new(pid);
+        let places = Semaphore::new(CLIENTS);
+        Self { folder: folder.to_owned(), input, terminal, group, written, ended, places }
     }
 
     pub(super) fn is_terminal(&self) -> bool {
         self.terminal.is_some()
     }
 
-    /// The command is reaped: its number may be another's from now on.
-    pub(super) fn gone(&self) {
-        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    /// Sends a signal to the command's process group.
-    pub(super) fn signal(&self, number: i32) {
-        if let Some(group) = *self.group.lock().unwrap_or_else(PoisonError::into_inner) {
-            let _ = signals::send(-group, number);
-        }
-    }
-
     /// Asks the command to end: as the loss of a terminal does, or by SIGTERM, since a service
     /// reloads on SIGHUP.
     pub(super) fn end(&self) {
-        self.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
-        self.signal(libc::SIGCONT);
+        self.group.signal(if self.is_terminal() { libc::SIGHUP } else { libc::SIGTERM });
+        self.group.signal(libc::SIGCONT);
     }
 
     async fn ended(&self) -> Status {
@@ -105,11 +83,12 @@ impl Hub {
     }
 
     async fn stop(&self) -> Status {
+        let killed_at = self.group.stopped();
         self.end();
-        match timeout(STOP, self.ended()).await {
+        match timeout_at(killed_at, self.ended()).await {
             Ok(status) => status,
             Err(_) => {
-                self.signal(libc::SIGKILL);
+                self.group.signal(libc::SIGKILL);
                 self.ended().await
             }
         }
@@ -128,40 +107,8 @@ impl Hub {
     }
 }
 
-/// Writes input in the order in which it comes, as fast as the command takes it.
-async fn feed(mut input: Input, end: Option<u8>, mut from: mpsc::UnboundedReceiver<Fed>, close: watch::Sender<bool>) {
-    let mut in_a_line = false;
-    while let Some(fed) = from.recv().await {
-        match fed {
-            Fed::Bytes(bytes, credit) => {
-                if input.write_all(&bytes).await.is_err() {
-                    break;
-                }
-                in_a_line = bytes.last().is_some_and(|last| *last != b'\n' && *last != b'\r');
-                // A client that is gone needs none.
-                let _ = credit.send(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
-            }
-            Fed::End(credit) => {
-                if let Some(character) = end {
-                    // A terminal has no end, but a character for it (termios(3), VEOF).
-                    let _ = input.write_all(&vec![character; 1 + usize::from(in_a_line)]).await;
-                    in_a_line = false;
-                    let _ = credit.send(0);
-                    continue;
-                }
-                let _ = input.shutdown().await;
-                let _ = credit.send(0);
-                break;
-            }
-        }
-    }
-    drop(input);
-    let _ = close.send(true);
-    while from.recv().await.is_some() {}
-}
-
 /// Serves what the agent passes on by this connection.
-pub(super) async fn serve(mut agent: UnixStream, hub: std::sync::Arc<Hub>) {
+pub(super) async fn serve(mut agent: UnixStream, hub: Arc<Hub>) {
     let root_or_we = |uid: u32| uid == 0 || uid == nix::unistd::geteuid().as_raw();
     if !agent.peer_cred().is_ok_and(|peer| root_or_we(peer.uid())) {
         return;
@@ -183,11 +130,27 @@ pub(super) async fn serve(mut agent: UnixStream, hub: std::sync::Arc<Hub>) {
         None => drop(answer(agent, request, &hub).await),
         Some(descriptor) => {
             drop(agent);
-            if let Ok(client) = FdStream::new(descriptor) {
-                drop(answer(client, request, &hub).await);
+            let Ok(client) = FdStream::new(descriptor) else { return };
+            match stays(&request).then(|| hub.places.try_acquire()) {
+                Some(Err(_)) => {
+                    let busy = Refusal::Failed(format!("{CLIENTS} clients are connected to it"));
+                    let (from, to) = tokio::io::split(client);
+                    let _ = timeout(PASS, refuse(from, to, busy)).await;
+                }
+                _place => drop(answer(client, request, &hub).await),
             }
         }
     }
+}
+
+fn stays(request: &Request) -> bool {
+    matches!(request, Request::Logs { .. } | Request::Attach { .. } | Request::Send { .. } | Request::Wait { .. })
+}
+
+async fn refuse(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, why: Refusal) -> io::Result<()> {
+    Answer::Refused(why).write(&mut to).await?;
+    linger(from).await;
+    Ok(())
 }
 
 async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: Request, hub: &Hub) -> io::Result<()> {
@@ -211,7 +174,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: Request, 
         // A client that goes away does not take it back.
         Request::Stop { .. } => Answer::Ended(hub.stop().await).write(&mut to).await?,
         Request::Kill { signal, .. } => {
-            hub.signal(signal.into());
+            hub.group.signal(signal.into());
             Answer::Done.write(&mut to).await?;
         }
         Request::Send { .. } => return send(from, to, hub).await,
@@ -242,7 +205,7 @@ async fn logs(
     mut show: impl AsyncFnMut(Answer) -> io::Result<()>,
 ) -> io::Result<Status> {
     let (mut written, mut ended) = (hub.written.clone(), hub.ended.clone());
-    let mut selection = Selection::new(&hub.folder, outputs, begin)?;
+    let mut selection = Selection::following(&hub.folder, outputs, begin)?;
     loop {
         written.mark_unchanged();
         // What is written when it has ended is all that there is.
@@ -263,23 +226,23 @@ async fn logs(
 
 /// Passes input on; the client is told what was written.
 async fn send(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, hub: &Hub) -> io::Result<()> {
-    let (credit, mut credits) = mpsc::unbounded_channel();
-    let mut closed = hub.input_closed.clone();
-    let Some(input) = hub.input.as_ref().filter(|_| !*closed.borrow()) else {
-        let refusal = if hub.input.is_some() { Refusal::InputClosed } else { Refusal::NoInput };
-        Answer::Refused(refusal).write(&mut to).await?;
-        linger(from).await;
-        return Ok(());
+    let Some(input) = &hub.input else { return refuse(from, to, Refusal::NoInput).await };
+    let mut closed = input.closed();
+    if *closed.borrow() {
+        return refuse(from, to, Refusal::InputClosed).await;
+    }
+    let (writer, mut credits) = match Writer::new(Some(input)) {
+        Ok(writer) => writer,
+        Err(refusal) => return refuse(from, to, refusal).await,
     };
     Answer::Opened.write(&mut to).await?;
-    let waiting = std::sync::atomic::AtomicUsize::new(0);
-    let mut taking = pin!(take_input(from, input, &credit, &waiting, |_| {}));
+    let mut taking = pin!(writer.take(from, |_| {}));
     let telling = async {
         loop {
             tokio::select! {
                 biased;
                 Some(bytes) = credits.recv() => {
-                    give_back(&waiting, bytes);
+                    writer.give_back(bytes);
                     Answer::Credit(bytes).write(&mut to).await?;
                 }
                 status = hub.ended() => return Answer::Ended(status).write(&mut to).await,
@@ -297,35 +260,6 @@ async fn send(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, hub
     Ok(())
 }
 
-fn give_back(waiting: &std::sync::atomic::AtomicUsize, bytes: u32) {
-    waiting.fetch_sub(usize::try_from(bytes).unwrap_or(0), std::sync::atomic::Ordering::AcqRel);
-}
-
-/// Takes what a client sends until it closes, or sends more than its credit.
-async fn take_input(
-    mut from: impl AsyncRead + Unpin,
-    input: &mpsc::UnboundedSender<Fed>,
-    credit: &mpsc::UnboundedSender<u32>,
-    waiting: &std::sync::atomic::AtomicUsize,
-    mut other: impl FnMut(ToGuest),
-) {
-    use std::sync::atomic::Ordering;
-    while let Ok(Some(frame)) = ToGuest::read(&mut from).await {
-        match frame {
-            ToGuest::Input(bytes) => {
-                if waiting.fetch_add(bytes.len(), Ordering::AcqRel).saturating_add(bytes.len()) > WINDOW {
-                    return;
-                }
-                let _ = input.send(Fed::Bytes(bytes, credit.clone()));
-            }
-            ToGuest::InputEnd => {
-                let _ = input.send(Fed::End(credit.clone()));
-            }
-            frame => other(frame),
-        }
-    }
-}
-
 /// Input and output of a session, as of a command that has started.
 async fn attach(
     from: impl AsyncRead + Unpin,
@@ -333,22 +267,20 @@ async fn attach(
     size: Option<(u16, u16)>,
     hub: &Hub,
 ) -> io::Result<()> {
+    let (writer, mut credits) = match Writer::new(hub.input.as_ref()) {
+        Ok(writer) => writer,
+        Err(refusal) => return refuse(from, to, refusal).await,
+    };
     let begin = if hub.is_terminal() { Begin::Bytes(SCROLLBACK) } else { Begin::End(*hub.written.borrow()) };
     Answer::Opened.write(&mut to).await?;
     if let Some(size) = size {
         hub.resize(size);
     }
-    let (credit, mut credits) = mpsc::unbounded_channel();
     let (say, mut said) = mpsc::channel::<FromGuest>(QUEUE);
-    // Without an input, there is nobody who takes what the client sends.
-    let (nowhere, _dropped) = mpsc::unbounded_channel();
-    let waiting = std::sync::atomic::AtomicUsize::new(0);
-    let mut taking = pin!(take_input(from, hub.input.as_ref().unwrap_or(&nowhere), &credit, &waiting, |frame| {
-        match frame {
-            ToGuest::Resize(cols, rows) => hub.resize((cols, rows)),
-            ToGuest::Signal(number) => hub.signal(number.into()),
-            _ => {}
-        }
+    let mut taking = pin!(writer.take(from, |frame| match frame {
+        ToGuest::Resize(cols, rows) => hub.resize((cols, rows)),
+        ToGuest::Signal(number) => hub.group.signal(number.into()),
+        _ => {}
     }));
     let writing = async {
         while let Some(frame) = said.recv().await {
@@ -370,7 +302,7 @@ async fn attach(
         });
         let crediting = async {
             while let Some(bytes) = credits.recv().await {
-                give_back(&waiting, bytes);
+                writer.give_back(bytes);
                 if bytes > 0 && say.send(FromGuest::Credit(bytes)).await.is_err() {
                     break;
                 }

@@ -131,6 +131,11 @@ impl Segment {
         Ok(Self { file, start })
     }
 
+    /// The position behind all that the file has.
+    pub(super) fn end(&self) -> io::Result<u64> {
+        Ok(self.start + self.file.metadata()?.len().saturating_sub(FILE_HEADER as u64))
+    }
+
     /// Where a position is in the file.
     pub(super) fn place(&self, position: u64) -> u64 {
         FILE_HEADER as u64 + position.saturating_sub(self.start)

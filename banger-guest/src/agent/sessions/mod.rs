@@ -33,6 +33,8 @@ use read::{Begin, Selection};
 mod again;
 mod clients;
 mod folder;
+mod group;
+mod input;
 mod log;
 pub(super) mod process;
 mod read;
@@ -182,7 +184,7 @@ impl Sessions {
         }
     }
 
-    /// What is written until now.
+    /// What is written by now.
     async fn show_log(
         &self,
         to: &mut (impl AsyncWrite + Unpin),
@@ -192,7 +194,7 @@ impl Sessions {
     ) -> io::Result<()> {
         let folder = self.places.folder(&session.id);
         let begin = tail.map_or(Begin::Oldest, Begin::Lines);
-        let mut selection = blocking(move || Selection::new(&folder, outputs, begin)).await?;
+        let mut selection = blocking(move || Selection::until_now(&folder, outputs, begin)).await?;
         loop {
             let next = blocking(move || selection.next().map(|answer| (answer, selection))).await?;
             match next.0 {
@@ -270,8 +272,10 @@ impl Sessions {
             if new.name.as_ref().is_some_and(|name| running.iter().any(|one| one.name == *name)) {
                 return Ok(Err(Refusal::NameTaken));
             }
-            let number = places.take_number()?;
-            let name = new.name.clone().unwrap_or_else(|| format!("s{number}"));
+            let (number, name) = match &new.name {
+                Some(name) => (places.take_number()?, name.clone()),
+                None => places.free_name(&running)?,
+            };
             if !banger_proto::session::is_name(&name) {
                 return Ok(Err(Refusal::Failed("this is no name of a session".to_owned())));
             }
@@ -331,6 +335,19 @@ impl Sessions {
 }
 
 impl Places {
+    /// A number, and a name from it that means no other session: none that runs, and none that is
+    /// to be started again.
+    fn free_name(&self, running: &[Session]) -> io::Result<(u64, String)> {
+        let ordered = self.ordered()?;
+        loop {
+            let number = self.take_number()?;
+            let name = format!("s{number}");
+            if !ordered.contains(&name) && !running.iter().any(|session| session.name == name) {
+                return Ok((number, name));
+            }
+        }
+    }
+
     /// Gives a client's connection, or none for the agent's own, to a session's process, and waits
     /// until it has it.
     async fn pass(&self, id: &str, client: Option<BorrowedFd<'_>>, request: &Request) -> io::Result<UnixStream> {

@@ -21,7 +21,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::clients::{self, Hub};
 use super::folder::{self, End, Meta, Places};
@@ -43,8 +43,10 @@ const QUEUE: usize = 4;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long those who read the log slowly are served after the end.
 const LINGER: Duration = Duration::from_secs(600);
-/// Connections at a time.
-const CLIENTS: usize = 64;
+/// The same when the machine ends: its init waits for this process.
+const LEAVING: Duration = Duration::from_secs(2);
+/// Wait after a failed accept, which is a lack of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// What is to be started.
 #[derive(Debug, Serialize, Deserialize)]
@@ -100,7 +102,7 @@ fn begin() -> io::Result<()> {
 pub(super) async fn serve(order: &[u8], ready: OwnedFd, terminated: impl Future<Output = ()>) -> io::Result<()> {
     let mut ready = File::from(ready);
     let begun = match wire::decode(order, MAX_ORDER) {
-        Ok(order) => Begun::new(order),
+        Ok(order) => Begun::new(order, &ready),
         Err(error) => Err(Refusal::Failed(error.to_string())),
     };
     let (answer, begun) = match begun {
@@ -128,11 +130,11 @@ struct Begun {
 }
 
 impl Begun {
-    fn new(order: Order) -> Result<Self, Refusal> {
+    fn new(order: Order, ready: &File) -> Result<Self, Refusal> {
         let Order { meta, new, tables, places } = order;
         let id = meta.id();
         let socket = places.socket(&id);
-        let begun = Self::try_new(&id, &meta, new, tables, &places);
+        let begun = Self::try_new(&id, &meta, &request(new, tables), &places, ready);
         if begun.is_err() {
             let _ = fs::remove_dir_all(places.new_folder(&id));
             let _ = fs::remove_file(socket);
@@ -140,7 +142,7 @@ impl Begun {
         begun
     }
 
-    fn try_new(id: &str, meta: &Meta, new: New, tables: Tables, places: &Places) -> Result<Self, Refusal> {
+    fn try_new(id: &str, meta: &Meta, request: &Request, places: &Places, ready: &File) -> Result<Self, Refusal> {
         let cannot = |error: io::Error| Refusal::Failed(format!("cannot keep the session on the work disk: {error}"));
         let beginning = places.new_folder(id);
         let lock = folder::begin(&beginning, meta).map_err(cannot)?;
@@ -149,8 +151,11 @@ impl Begun {
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket)
             .map_err(|error| Refusal::Failed(format!("cannot listen on {}: {error}", socket.display())))?;
-        let started =
-            exec::start(&request(new, tables)).map_err(|error| Refusal::Command(error.status(), error.to_string()))?;
+        // All this may have waited for the disk so long that the start was called failed.
+        if !is_waited_for(ready) {
+            return Err(Refusal::Failed("its start took too long".to_owned()));
+        }
+        let started = exec::start(request).map_err(|error| Refusal::Command(error.status(), error.to_string()))?;
         let folder = places.folder(id);
         if let Err(error) = fs::rename(&beginning, &folder) {
             if let Some(pid) = started.child.id() {
@@ -186,17 +191,14 @@ impl Begun {
         let mut clients = JoinSet::new();
         let mut terminated = std::pin::pin!(terminated);
         let mut leaving = false;
+        let mut has_status = std::pin::pin!(hub.group.ended(&mut child));
         let status = loop {
             tokio::select! {
-                status = child.wait() => {
-                    hub.gone();
-                    break last_frame(status.unwrap_or_default());
-                }
-                accepted = listener.accept(), if clients.len() < CLIENTS => {
-                    if let Ok((stream, _)) = accepted {
-                        clients.spawn_local(clients::serve(stream, Arc::clone(&hub)));
-                    }
-                }
+                status = &mut has_status => break last_frame(status),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(clients.spawn_local(clients::serve(stream, Arc::clone(&hub)))),
+                    Err(_) => sleep(ACCEPT_RETRY).await,
+                },
                 Some(_) = clients.join_next(), if !clients.is_empty() => {}
                 () = &mut terminated, if !leaving => {
                     leaving = true;
@@ -227,11 +229,21 @@ impl Begun {
         let _ = ended.send(Some(status));
         let served = async { while clients.join_next().await.is_some() {} };
         tokio::select! {
-            _ = timeout(LINGER, served) => {}
+            _ = timeout(if leaving { LEAVING } else { LINGER }, served) => {}
             () = &mut terminated, if !leaving => {}
         }
         kept
     }
+}
+
+/// Whether somebody reads what is written to this pipe.
+fn is_waited_for(pipe: &File) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    // An error is reported whether it was asked for or not (poll(2)).
+    let mut pipe = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut pipe, PollTimeout::ZERO);
+    let closed = pipe.iter().filter_map(PollFd::revents).any(|events| events.contains(PollFlags::POLLERR));
+    polled.is_err() || !closed
 }
 
 fn request(new: New, tables: Tables) -> Request {

@@ -114,17 +114,30 @@ pub(super) struct Selection {
     outputs: Outputs,
     /// Lines of the first record that are left out.
     skip: u64,
+    /// The position behind the last record that is shown; none for one who follows.
+    until: Option<u64>,
 }
 
 impl Selection {
-    /// Reads the log once to find the beginning.
-    pub(super) fn new(folder: &Path, outputs: Outputs, begin: Begin) -> io::Result<Self> {
+    /// Of a log that is followed. Reads the log once to find the beginning.
+    pub(super) fn following(folder: &Path, outputs: Outputs, begin: Begin) -> io::Result<Self> {
+        Self::of(folder, outputs, begin, end(folder), None)
+    }
+
+    /// What is written by now: a log may grow faster than it is shown.
+    pub(super) fn until_now(folder: &Path, outputs: Outputs, begin: Begin) -> io::Result<Self> {
+        let end = end(folder);
+        Self::of(folder, outputs, begin, end, Some(end))
+    }
+
+    /// `end`: where the search for the beginning ends.
+    fn of(folder: &Path, outputs: Outputs, begin: Begin, end: u64, until: Option<u64>) -> io::Result<Self> {
         let (reader, skip) = match begin {
             Begin::Oldest => (Reader::oldest(folder), 0),
             Begin::End(at) => (Reader::from(folder, at), 0),
             Begin::Bytes(bytes) => {
                 let mut scan = Reader::oldest(folder);
-                while scan.next()? != Next::Nothing {}
+                while scan.at < end && scan.next()? != Next::Nothing {}
                 // Where a record begins is found by walking from the first.
                 let from = scan.at.saturating_sub(bytes);
                 let mut walk = Reader::oldest(folder);
@@ -137,22 +150,26 @@ impl Selection {
                 (Reader::from(folder, before), 0)
             }
             Begin::Lines(wanted) => {
-                let (at, skip) = last_lines(folder, outputs, wanted)?;
+                let (at, skip) = last_lines(folder, outputs, wanted, end)?;
                 (at.map_or_else(|| Reader::oldest(folder), |at| Reader::from(folder, at)), skip)
             }
         };
-        Ok(Self { reader, outputs, skip })
+        Ok(Self { reader, outputs, skip, until })
     }
 
-    /// The next answer; `None` at the end of what is written.
+    /// The next answer; `None` at the end of what is written, or of what is shown.
     pub(super) fn next(&mut self) -> io::Result<Option<Answer>> {
         loop {
+            let left = self.until.map_or(u64::MAX, |until| until.saturating_sub(self.reader.at));
+            if left == 0 {
+                return Ok(None);
+            }
             let entry = match self.reader.next()? {
                 Next::Nothing => return Ok(None),
                 Next::Gap(bytes) => {
                     // The first record is gone: newer ones took its place meanwhile.
                     self.skip = 0;
-                    return Ok(Some(Answer::Gap(bytes)));
+                    return Ok(Some(Answer::Gap(bytes.min(left))));
                 }
                 Next::Entry(entry) => entry,
             };
@@ -174,13 +191,18 @@ impl Selection {
     }
 }
 
+/// The position behind what is written by now. A record that is not whole may lie before it.
+fn end(folder: &Path) -> u64 {
+    FILES.iter().filter_map(|name| Segment::open(&folder.join(name))?.end().ok()).max().unwrap_or(0)
+}
+
 /// Where the last lines begin: the position of a record, and how many lines of it come before. A
 /// position is the same whatever is written meanwhile. `None` when all lines are wanted.
-fn last_lines(folder: &Path, outputs: Outputs, wanted: u64) -> io::Result<(Option<u64>, u64)> {
+fn last_lines(folder: &Path, outputs: Outputs, wanted: u64, end: u64) -> io::Result<(Option<u64>, u64)> {
     let mut scan = Reader::oldest(folder);
     // The last records in which a line ends, with more lines than are wanted.
     let (mut ends, mut lines, mut dropped, mut open) = (VecDeque::new(), 0_u64, false, false);
-    loop {
+    while scan.at < end {
         let entry = match scan.next()? {
             Next::Nothing => break,
             Next::Entry(entry) if shows(outputs, entry.kind) => entry,

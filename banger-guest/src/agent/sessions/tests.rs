@@ -8,7 +8,10 @@ use banger_proto::session::Record;
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
+mod by_itself;
+mod many;
 mod restarted;
+mod stopped;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,12 +24,13 @@ struct Guest {
 
 pub(super) fn launch_thread(order: &Order, ready: OwnedFd) -> io::Result<()> {
     let order = order.encode()?;
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, process::serve(&order, ready, std::future::pending())).unwrap();
-    });
+    std::thread::spawn(move || in_local_set(process::serve(&order, ready, std::future::pending())).unwrap());
     Ok(())
+}
+
+fn in_local_set<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 fn passwd(folder: &Path) -> PathBuf {

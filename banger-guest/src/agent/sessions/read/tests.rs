@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 use super::*;
-use crate::agent::sessions::log::{CAP, Log};
+use crate::agent::sessions::log::{CAP, HEADER, Log};
 use std::fs::{self, OpenOptions};
 
 fn log(cap: u64) -> (tempfile::TempDir, Log) {
@@ -32,7 +32,7 @@ fn text(selection: &mut Selection) -> String {
 }
 
 fn select(folder: &Path, outputs: Outputs, begin: Begin) -> String {
-    text(&mut Selection::new(folder, outputs, begin).unwrap())
+    text(&mut Selection::following(folder, outputs, begin).unwrap())
 }
 
 #[test]
@@ -153,14 +153,41 @@ fn what_is_written_while_the_last_lines_are_looked_for_is_shown() {
         assert!(shown.starts_with(&first) && shown.ends_with("line 399\n"), "{lines}: {shown}");
     }
     // Fewer and longer lines take the place of all that was there.
-    let mut selection = Selection::new(folder.path(), Outputs::Both, Begin::Lines(3)).unwrap();
-    let mut nothing = Selection::new(folder.path(), Outputs::Both, Begin::Lines(0)).unwrap();
+    let mut selection = Selection::following(folder.path(), Outputs::Both, Begin::Lines(3)).unwrap();
+    let mut nothing = Selection::following(folder.path(), Outputs::Both, Begin::Lines(0)).unwrap();
     (0..20).for_each(|number| log.append(Kind::Output, 0, format!("{number}{}\n", "x".repeat(400)).into_bytes()));
     for selection in [&mut selection, &mut nothing] {
         let shown = text(selection);
         assert!(shown.starts_with('<') && shown.lines().count() > 3, "{shown}");
         assert!(shown.ends_with(&format!("19{}\n", "x".repeat(400))), "{shown}");
     }
+}
+
+#[test]
+fn one_who_does_not_follow_sees_what_is_written_by_now() {
+    let (folder, mut log) = log(4000);
+    let line = |number: u32| format!("line {number:03}\n").into_bytes();
+    (0..100).for_each(|number| log.append(Kind::Output, 0, line(number)));
+    let select = |begin| Selection::until_now(folder.path(), Outputs::Both, begin).unwrap();
+    let (mut all, mut last, mut lost) = (select(Begin::Oldest), select(Begin::Lines(2)), select(Begin::Lines(90)));
+    (100..140).for_each(|number| log.append(Kind::Output, 0, line(number)));
+    assert_eq!(text(&mut last), "line 098\nline 099\n");
+    let shown = text(&mut all);
+    assert!(shown.starts_with("line 000\n") && shown.ends_with("line 099\n"), "{shown}");
+    // It is written without an end, and what was asked for is gone.
+    let mut answers = Vec::new();
+    while let Some(answer) = lost.next().unwrap() {
+        answers.push(answer);
+        (0..200).for_each(|number| log.append(Kind::Output, 0, line(number)));
+        assert!(answers.len() < 200, "there is no end of it");
+    }
+    assert!(matches!(answers.last(), Some(Answer::Gap(_))), "{answers:?}");
+    let bytes = answers.iter().map(|answer| match answer {
+        Answer::Gap(bytes) => *bytes,
+        Answer::Record(record) => (HEADER + record.bytes.len()) as u64,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(bytes.sum::<u64>(), 90 * (HEADER + line(0).len()) as u64, "and nothing is said of what came since");
 }
 
 #[test]

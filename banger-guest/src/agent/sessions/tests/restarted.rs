@@ -108,6 +108,39 @@ async fn a_session_that_is_removed_or_replaced_is_not_started_again() {
 }
 
 #[tokio::test]
+async fn an_order_that_cannot_be_read_for_a_while_is_tried_again() {
+    let guest = guest();
+    let order = guest.folder.path().join("again/app");
+    guest.start(kept("app", "until [ -e go ]; do sleep 0.05; done; exit 1")).await;
+    // What opens as a folder and reads as an error, in the place of the file in one step.
+    let (aside, link) = (guest.folder.path().join("aside"), guest.folder.path().join("link"));
+    std::fs::copy(&order, &aside).unwrap();
+    std::os::unix::fs::symlink("/", &link).unwrap();
+    std::fs::rename(&link, &order).unwrap();
+    std::fs::write(guest.folder.path().join("go"), "").unwrap();
+    guest.shows("app.1", Status::Exited(1)).await;
+    sleep(FIRST + Duration::from_millis(500)).await;
+    assert_eq!(guest.ids(), ["app.1"]);
+    std::fs::rename(&aside, &order).unwrap();
+    guest.shows("app.2", Status::Exited(1)).await;
+    assert_eq!(guest.answer(Request::Stop { session: named("app") }).await, Answer::Ended(Status::Exited(1)));
+}
+
+#[tokio::test]
+async fn a_generated_name_is_no_other_sessions() {
+    let guest = guest();
+    let orders = || std::fs::read_dir(guest.folder.path().join("again")).unwrap().count();
+    // One that runs, and one that will run again.
+    guest.sh("s3", "sleep 60").await;
+    guest.start(kept("s4", "sleep 60")).await;
+    assert_eq!(guest.answer(Request::Stop { session: named("s4") }).await, Answer::Ended(Status::Killed(15)));
+    assert_eq!(guest.start(sh("exit 0")).await.id, "s5.5");
+    assert_eq!(orders(), 1);
+    assert_eq!(guest.start(sh("exit 0")).await.id, "s6.6");
+    assert_eq!(guest.answer(Request::Stop { session: named("s3") }).await, Answer::Ended(Status::Killed(15)));
+}
+
+#[tokio::test]
 async fn one_that_always_ends_keeps_few_logs_and_nothing_starts_when_the_guest_ends() {
     let guest = guest();
     guest.start(kept("app", "exit 1")).await;
