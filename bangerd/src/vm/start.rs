@@ -52,7 +52,11 @@ impl Actor {
                 let why = error.message();
                 // What the guest said on its console is its owner's, and the journal is not.
                 tracing::warn!("start failed: {}", first_line(&why));
-                match self.apply(Event::StartFailed, None, &why).await {
+                let (event, reason) = match error {
+                    VmError::Cancelled(_) => (Event::StartCancelled, self.row.last_error.clone()),
+                    _ => (Event::StartFailed, why),
+                };
+                match self.apply(event, None, &reason).await {
                     Ok(_) => Err(error),
                     Err(more) => Err(error.also(more)),
                 }
