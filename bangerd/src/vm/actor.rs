@@ -171,6 +171,14 @@ impl Actor {
             job.finish(Err(VmError::NotFound { shown: self.row.name.to_string(), admin: false }));
             return false;
         }
+        // Cancelled before its turn: nothing is begun. What a create or the host's reboot has left
+        // in the row is for them to undo.
+        if !matches!(ask, Ask::Create { .. } | Ask::Resume(_))
+            && let Err(cancelled) = job.go_on()
+        {
+            job.finish(Err(VmError::from(cancelled)));
+            return false;
+        }
         let done = match ask {
             Ask::Create { start, keep } => return self.create(job, start, keep).await,
             Ask::Start => return self.answer(job, Event::Start).await,
