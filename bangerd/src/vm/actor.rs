@@ -152,7 +152,8 @@ impl Actor {
                 }
             }
             Order::Stale(limit) => {
-                if self.row.state == State::Running && !self.shared.in_use() && self.idle().await >= limit {
+                let used = self.shared.in_use() || self.ctx.ports.used(&self.row.id);
+                if self.row.state == State::Running && !used && self.idle().await >= limit {
                     tracing::info!("stopped: nobody used it for long");
                     self.quietly(Event::Stop, "stopped because nobody used it for long").await;
                 }
@@ -190,6 +191,10 @@ impl Actor {
             }
             Ask::HostDown => return self.answer(job, Event::HostDown).await,
             Ask::Delete => return self.answer(job, Event::Delete).await,
+            Ask::Prune => match self.is_idle() {
+                Ok(()) => return self.answer(job, Event::Delete).await,
+                refused => refused,
+            },
             Ask::Kill(signal) => {
                 if signal != KillSignal::Kill
                     && let Some(running) = self.shared.running()

@@ -86,7 +86,7 @@ fn new_id() -> Result<VmId, VmError> {
 #[derive(Debug)]
 pub(crate) enum Way {
     /// The VM runs.
-    Running(Arc<Link>, #[expect(dead_code, reason = "held, and counted")] Visit),
+    Running(Arc<Link>, #[expect(dead_code, reason = "held, and counted")] Option<Visit>),
     /// It does not, and somebody else reads for it.
     Reader(Box<Reader>),
 }
@@ -163,7 +163,10 @@ impl Vms {
     pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, VmError> {
         let row = self.find(peer, word).await?;
         if row.state == State::Running {
-            return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, visit));
+            return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, Some(visit)));
+        }
+        if self.starts(&row.id) {
+            return Err(VmError::Starts(row.name));
         }
         let vm = row.id;
         let work_disk = self.ctx.paths.vm(&vm).work_disk();

@@ -109,7 +109,7 @@ async fn sweep(vms: &Arc<Vms>, limit: Duration) {
     for row in vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default() {
         let idle = now.saturating_sub(row.last_touched_at.unix());
         let Some(entry) = entry_of(vms, &row.id).filter(|_| row.state == State::Running) else { continue };
-        if entry.shared.in_use() {
+        if entry.shared.in_use() || vms.ctx.ports.used(&row.id) {
             vms.touch(row.id).await;
         } else if idle > limit.as_secs() {
             // An actor that is gone has no VM to stop.
