@@ -191,6 +191,11 @@ impl Vms {
             rest.clear().await;
             return Err(VmError::ChangedMeanwhile(row.name));
         }
+        // A start cuts the readers that it finds, after it can be seen here.
+        if self.starts(&vm) {
+            rest.clear().await;
+            return Err(VmError::Starts(row.name));
+        }
         tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
         let started = tokio::select! {
             started = self.reader(&row.name, &seat, work_disk) => started,

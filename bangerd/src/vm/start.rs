@@ -32,6 +32,8 @@ impl Actor {
         let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
+        // However it was ordered: the guest will write to what they read.
+        self.ctx.readers.cut(&seat.id);
         let result = self.bring_up(&seat, job).await;
         self.shared.set_waiting(None);
         let result = match result {
