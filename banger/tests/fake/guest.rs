@@ -118,6 +118,11 @@ async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
 
 /// The agent's own program, as the agent starts it.
 async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, words: &[&str]) {
+    if fake.state().stuck {
+        fake.state().calls.push("files".to_owned());
+        while let Ok(Some(_)) = ToGuest::read(from).await {}
+        return;
+    }
     let (mut input, mut output) = (Vec::new(), Vec::new());
     while let Ok(Some(ToGuest::Input(bytes))) = ToGuest::read(from).await {
         let credit = u32::try_from(bytes.len()).unwrap();

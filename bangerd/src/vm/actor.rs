@@ -5,6 +5,7 @@
 use super::Context;
 use super::error::VmError;
 use super::order::{Ask, Order};
+use super::reconcile::waits_to_resume;
 use super::shared::{SAME_USE, Shared};
 use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
@@ -224,6 +225,14 @@ impl Actor {
         };
         job.finish(result);
         false
+    }
+
+    /// Whether nobody uses it, or is about to.
+    fn is_idle(&self) -> Result<(), VmError> {
+        if self.row.state == State::Running || waits_to_resume(&self.row, &self.ctx) {
+            return Err(VmError::NotIdle(self.row.name.clone()));
+        }
+        Ok(())
     }
 
     async fn stop_to_restart(&mut self, job: &Job) -> Result<(), VmError> {

@@ -187,6 +187,16 @@ impl Vms {
         Ok(job)
     }
 
+    /// Leaves the deletion of a VM that is idle, which is decided when its turn comes. What was
+    /// ordered before is done before.
+    pub(crate) async fn prune(&self, peer: &Peer, word: &str) -> Result<JobId, VmError> {
+        let row = self.find(peer, word).await?;
+        if row.making || self.starts(&row.id) || reconcile::waits_to_resume(&row, &self.ctx) {
+            return Err(VmError::NotIdle(row.name));
+        }
+        self.ask(peer, row, word, Ask::Prune)
+    }
+
     /// The same for a VM that was found by `word`.
     fn ask(&self, peer: &Peer, row: VmRow, word: &str, ask: Ask) -> Result<JobId, VmError> {
         let (vm, title) = (row.id, ask.title(&row.name));
