@@ -140,8 +140,9 @@ async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, w
     for part in output.chunks(60_000) {
         tell(to, FromGuest::Output(part.to_vec())).await;
     }
-    if let Err(error) = &ran {
-        tell(to, FromGuest::ErrorOutput(error.to_string().into_bytes())).await;
+    let said = ran.as_ref().map_or_else(ToString::to_string, |lines| lines.join("\n"));
+    if !said.is_empty() {
+        tell(to, FromGuest::ErrorOutput(said.into_bytes())).await;
     }
     tell(to, FromGuest::Exited(u8::from(ran.is_err()))).await;
 }
