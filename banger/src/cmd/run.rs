@@ -8,7 +8,7 @@ use crate::cmd::session::App;
 use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
 use crate::error::{explained, say, told};
 use crate::interrupt::Interrupts;
-use crate::job::{self, Ended, OnInterrupt};
+use crate::job::{self, Ended};
 use crate::output::{Event, line, ms, note, tell, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
@@ -23,12 +23,12 @@ use std::time::Instant;
 pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
     let what = "cannot create a VM";
     let request = spec::request(options, true).context(what)?;
-    let client = Client::connect().await?;
+    let mut client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     if let Some(status) = pull::missing(&client, &request, false, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
-    match make(&client, request, false, Detail::Live, interrupts).await.context(what)? {
+    match make(&mut client, request, false, Detail::Live, interrupts).await.context(what)? {
         Made::Vm(vm) => {
             line(vm.name.as_str())?;
             Ok(0)
@@ -52,14 +52,14 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
     if let (true, Some(wanted)) = (dry_run, &wanted) {
         return workspace::show(wanted.clone()).await.context(what);
     }
-    let client = Client::connect().await?;
+    let mut client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
     if let Some(status) = pull::missing(&client, &request, json, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
     let detail = if json { Detail::Json } else { Detail::Steps };
-    let vm = match make(&client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
+    let vm = match make(&mut client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
         Made::Vm(vm) => vm,
         Made::Nothing(status) => return Ok(status),
     };
@@ -200,7 +200,7 @@ enum Made {
 }
 
 async fn make(
-    client: &Client,
+    client: &mut Client,
     request: CreateRequest,
     keep_on_error: bool,
     detail: Detail,
@@ -208,7 +208,7 @@ async fn make(
 ) -> anyhow::Result<Made> {
     let job = answer(client.rpc.create_vm(soon(), request, keep_on_error)).await?;
     let mut progress = Progress::new(detail);
-    let ended = job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await?;
+    let ended = job::follow_or_cancel(client, job, &mut progress, &mut interrupts).await?;
     drop(progress);
     match ended {
         Ended::Done(result) => Ok(Made::Vm(Box::new(job::vm(result)?))),
