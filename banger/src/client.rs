@@ -212,7 +212,7 @@ async fn open(place: &Place, purpose: Purpose) -> anyhow::Result<UnixStream> {
             ),
             _ => explained(
                 format!("bangerd closed the connection before it said hello ({error})"),
-                "see: journalctl -u bangerd",
+                "it does so when you have as many connections as a user may have (128): each vm exec, attach, logs -f and ssh holds one; see: journalctl -u bangerd",
             ),
         })
         .with_context(|| match place {

@@ -90,6 +90,10 @@ fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
     let (_, told) = said(&["--auto-prepare"]);
     assert!(told.contains("prepared") && told.contains("again"), "{told}");
     assert_eq!(said(&[]).1, "");
+    // Wherever the command starts.
+    git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "third"]);
+    let (call, told) = said(&["--auto-prepare", "-w", "/srv"]);
+    assert!(call.starts_with("Some(\"/srv\")") && told.contains("prepared"), "{call} {told}");
 }
 
 /// The administrator's configuration, and one of the two files that it names.

@@ -84,7 +84,7 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
     let again = session::again(options.spec.restart);
     let app = entrypoint || (detach && !command.is_empty());
     let purpose = Purpose { app: app.then_some(entrypoint), again, detach, json, stdin: !no_stdin, command, settings };
-    let used = use_it(&client, &vm, purpose, began, &mut interrupts).await;
+    let used = use_it(client, &vm, purpose, began, &mut interrupts).await;
     if rm { delete_after(used, &vm, interrupts, json).await } else { used }
 }
 
@@ -102,7 +102,7 @@ struct Purpose {
 }
 
 async fn use_it(
-    client: &Client,
+    client: Client,
     vm: &VmRecord,
     purpose: Purpose,
     began: Instant,
