@@ -66,20 +66,14 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
     let filled = tokio::select! {
         filled = fill(&client, &vm, wanted, json) => filled,
         status = interrupts.next() => {
-            return lifecycle::delete_at_end(&vm, interrupts).await.map(|()| status);
+            return delete_after(Ok(status), &vm, interrupts, json).await;
         }
     };
     match filled.context(what) {
         Ok(Some(folder)) => settings = settings.within(folder),
         Ok(None) => {}
         Err(error) if keep_on_error => return Err(error),
-        Err(error) => {
-            if let Err(delete) = lifecycle::delete_at_end(&vm, interrupts).await {
-                say(&error);
-                return Err(delete);
-            }
-            return Err(error);
-        }
+        Err(error) => return delete_after(Err(error), &vm, interrupts, json).await,
     }
     let again = session::again(options.spec.restart);
     let app = entrypoint || (detach && !command.is_empty());
@@ -137,8 +131,10 @@ async fn delete_after(
     json: bool,
 ) -> anyhow::Result<u8> {
     match (used, lifecycle::delete_at_end(vm, interrupts).await) {
-        (Ok(status), Ok(())) if json => tell(&Event::Deleted { vm: vm.name.as_str() }).map(|()| status),
-        (used, Ok(())) => used,
+        (used, Ok(())) => {
+            let told = if json { tell(&Event::Deleted { vm: vm.name.as_str() }) } else { Ok(()) };
+            used.and_then(|status| told.map(|()| status))
+        }
         (Err(used), Err(delete)) => {
             say(&used);
             Err(delete)
