@@ -35,6 +35,15 @@ pub enum Error {
     /// More than whoever unpacks will take.
     #[error("it is more than {0}")]
     Limit(String),
+    /// What no archive carries was asked for by its name.
+    #[error("{} is a socket, a pipe or a device, which is not copied", .0.display())]
+    Special(PathBuf),
+    /// A device, pipe or socket has the name of what comes.
+    #[error("{0:?} is a device, a pipe or a socket, which is not replaced")]
+    InTheWay(String),
+    /// The archive is whole, and lacks what could not be read: a line for each.
+    #[error("{0}")]
+    Incomplete(String),
     /// A file changed while it was read.
     #[error("{} changed while it was read: try again", .0.display())]
     Changed(PathBuf),

@@ -20,7 +20,7 @@ mod unpack;
 
 pub use error::Error;
 pub use manifest::{Change, parse_changes};
-pub use pack::Packer;
+pub use pack::{Left, Packer};
 pub use place::{Kind, Look};
 pub use unpack::{Limits, Unpacked, open_folder, unpack, unpack_named, unpack_only};
 

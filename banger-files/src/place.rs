@@ -35,6 +35,12 @@ pub struct Look {
     /// of earlier releases do not say it.
     #[serde(default)]
     pub owner: Option<String>,
+    /// The path without links, as far as it is there. Agents of earlier releases do not say it.
+    #[serde(default)]
+    pub resolved: Option<String>,
+    /// The path itself is a link.
+    #[serde(default)]
+    pub link: bool,
 }
 
 /// The path that a user means: `~` is the home, and a relative path begins where the command was
@@ -47,6 +53,21 @@ pub(crate) fn absolute(path: &Path, home: &Path) -> Result<PathBuf, Error> {
         return Ok(path.to_owned());
     }
     Ok(std::env::current_dir().map_err(Error::path(path))?.join(path))
+}
+
+/// The path without links: of what is not there yet, the names below what is.
+fn resolve(path: &Path) -> Option<PathBuf> {
+    match path.canonicalize() {
+        Ok(resolved) => Some(resolved),
+        Err(_) => {
+            let around = resolve(path.parent()?)?;
+            // Without a name it ends in `..`.
+            Some(
+                path.file_name()
+                    .map_or_else(|| around.parent().unwrap_or(&around).to_owned(), |name| around.join(name)),
+            )
+        }
+    }
 }
 
 pub(crate) fn look(path: &Path) -> Result<Look, Error> {
@@ -68,5 +89,7 @@ pub(crate) fn look(path: &Path) -> Result<Look, Error> {
     let text = path.to_str().ok_or_else(|| Error::Name(path.to_string_lossy().into_owned()))?.to_owned();
     let refs_changed = prepared && before.ok() != Some(refs(path));
     let owner = format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    Ok(Look { path: text, kind, prepared, refs_changed, owner: Some(owner) })
+    let resolved = resolve(path).and_then(|path| path.to_str().map(str::to_owned));
+    let link = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
+    Ok(Look { path: text, kind, prepared, refs_changed, owner: Some(owner), resolved, link })
 }

@@ -6,7 +6,8 @@
 //! - `put FOLDER`: the same with any names.
 //! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in
 //!   the folder's place; without an owner, as one of whoever runs it.
-//! - `pack PATH NAME`: a tar of the path and what is in it, under that name.
+//! - `pack PATH NAME`: a tar of the path and what is in it, under that name. What is not in it is
+//!   named on standard error; the status is 1 when it should be.
 //! - `changes FOLDER`: what is not as it was prepared.
 //! - `get FOLDER`: the files whose names standard input has, each with a zero byte after it, as a
 //!   tar.
@@ -15,7 +16,7 @@ use crate::manifest;
 use crate::pack::as_path;
 use crate::place::{absolute, look};
 use crate::replace::{Owner, replace};
-use crate::{Error, Limits, Packer, open_folder, unpack, unpack_named};
+use crate::{Error, Left, Limits, Packer, open_folder, unpack, unpack_named};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -24,11 +25,17 @@ use std::path::Path;
 /// A list of names is not longer.
 const MAX_NAMES: u64 = 256 * 1024 * 1024;
 
-/// Does what the words say; `home` is what `~` means.
+/// Does what the words say; `home` is what `~` means. Gives lines for standard error.
 ///
 /// # Errors
 /// Why not, for standard error.
-pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut dyn Write) -> Result<(), Error> {
+pub fn run(
+    words: &[OsString],
+    home: &Path,
+    input: &mut dyn Read,
+    output: &mut dyn Write,
+) -> Result<Vec<String>, Error> {
+    let mut left = Left::default();
     let words: Vec<&Path> = words.iter().map(Path::new).collect();
     match words.as_slice() {
         [verb, path, rest @ ..] => {
@@ -55,9 +62,9 @@ pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut d
                     replace(&path, Some(owner), input)?;
                 }
                 (b"pack", [name]) => {
-                    let mut packer = Packer::new(&mut *output);
+                    let mut packer = Packer::of_what_changes(&mut *output);
                     packer.add_tree(name.as_os_str().as_bytes(), &path)?;
-                    packer.finish()?;
+                    left = packer.finish()?;
                 }
                 (b"changes", []) => manifest::write_changes(&manifest::changes(&path)?, output)?,
                 (b"get", []) => get(&path, input, output)?,
@@ -66,7 +73,8 @@ pub fn run(words: &[OsString], home: &Path, input: &mut dyn Read, output: &mut d
         }
         _ => return Err(Error::Usage("these words are not understood".to_owned())),
     }
-    output.flush().map_err(Error::Stream)
+    output.flush().map_err(Error::Stream)?;
+    if left.lost.is_empty() { Ok(left.lines()) } else { Err(Error::Incomplete(left.lines().join("\n"))) }
 }
 
 fn get(folder: &Path, input: &mut dyn Read, output: &mut dyn Write) -> Result<(), Error> {

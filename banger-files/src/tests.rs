@@ -3,7 +3,7 @@
 
 use super::*;
 use std::fs;
-use std::io::Write as _;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use tar::{EntryType, Header};
@@ -310,4 +310,124 @@ fn a_workspace_is_replaced_in_one_step_and_knows_its_changes() {
     for bad in [&["look"][..], &["eat", "x"], &[], &["pack", "x"], &["changes", "~"]] {
         program(home.path(), bad, b"").unwrap_err();
     }
+}
+
+fn packed(path: &Path) -> (Result<(), Error>, Left, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let mut packer = Packer::of_what_changes(&mut bytes);
+    let added = packer.add_tree(b"x", path);
+    let left = packer.finish().unwrap();
+    (added, left, bytes)
+}
+
+#[test]
+fn a_file_that_says_to_be_empty_and_is_not_is_packed_with_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    for (path, least) in
+        [("/proc/self/status", 200), ("/proc/cpuinfo", 20), ("/sys/kernel/mm/transparent_hugepage/enabled", 5)]
+    {
+        let Ok(text) = fs::read(path) else { continue };
+        let (added, left, bytes) = packed(Path::new(path));
+        added.unwrap();
+        into(folder.path(), &bytes).unwrap();
+        let copy = fs::read(folder.path().join("x")).unwrap();
+        assert!(copy.len() >= least && copy.get(..5) == text.get(..5) && copy.last() != Some(&0), "{path}");
+        assert_eq!(left, Left::default());
+    }
+    fs::write(folder.path().join("empty"), "").unwrap();
+    let (added, _, bytes) = packed(&folder.path().join("empty"));
+    added.unwrap();
+    into(folder.path(), &bytes).unwrap();
+    assert_eq!(fs::read(folder.path().join("x")).unwrap(), b"");
+}
+
+#[test]
+fn what_vanishes_or_shrinks_meanwhile_is_named_and_the_rest_is_packed() {
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let large = folder.path().join("large");
+    fs::write(&large, vec![7; 1 << 20]).unwrap();
+    // The archive's reader does it, between two pieces.
+    struct Shrinks<'a>(Vec<u8>, &'a Path);
+    impl Write for Shrinks<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.0.len() > 100_000 {
+                fs::File::options().write(true).open(self.1).unwrap().set_len(200_000).unwrap();
+            }
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut to = Shrinks(Vec::new(), &large);
+    let mut packer = Packer::of_what_changes(&mut to);
+    packer.add_tree(b"x", folder.path()).unwrap();
+    let left = packer.finish().unwrap();
+    assert!(left.lost.len() == 1 && left.lost[0].0 == b"x/large" && left.lost[0].1.contains("shorter"), "{left:?}");
+    into(copy.path(), &to.0).unwrap();
+    let came = fs::read(copy.path().join("x/large")).unwrap();
+    assert_eq!((came.len(), came[0], came[came.len() - 1]), (1 << 20, 7, 0));
+    // Of two files, the second is gone when its turn comes.
+    struct Removes<'a>(Vec<u8>, &'a Path);
+    impl Write for Removes<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if self.0.len() >= 512 {
+                drop((fs::remove_file(self.1.join("a")), fs::remove_file(self.1.join("b"))));
+            }
+            self.0.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let changes = folder.path().join("changes");
+    fs::create_dir(&changes).unwrap();
+    let removes = || {
+        ["a", "b"].iter().for_each(|name| fs::write(changes.join(name), "text").unwrap());
+        Removes(Vec::new(), &changes)
+    };
+    let mut to = removes();
+    let mut packer = Packer::of_what_changes(&mut to);
+    packer.add_tree(b"y", &changes).unwrap();
+    let left = packer.finish().unwrap();
+    assert!(left.lost.len() == 1 && left.lines()[0].contains("No such file"), "{left:?}");
+    into(copy.path(), &to.0).unwrap();
+    assert_eq!(fs::read_dir(copy.path().join("y")).unwrap().count(), 1);
+    // Whoever does not say that it may change hears of it.
+    Packer::new(removes()).add_tree(b"y", &changes).unwrap_err();
+    // The agent's words: all that could be read, and then an error.
+    let mut to = removes();
+    let said = program::run(&words(&["pack", changes.to_str().unwrap(), "z"]), folder.path(), &mut &b""[..], &mut to);
+    assert!(matches!(said, Err(Error::Incomplete(_))), "{said:?}");
+    into(copy.path(), &to.0).unwrap();
+    assert_eq!(fs::read_dir(copy.path().join("z")).unwrap().count(), 1);
+}
+
+#[test]
+fn what_no_archive_carries_is_named_and_an_error_when_it_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::write(folder.path().join("file"), "text").unwrap();
+    let (added, left, _) = packed(folder.path());
+    added.unwrap();
+    assert_eq!(left.skipped, [b"x/socket".to_vec()]);
+    assert_eq!(left.lines(), ["x/socket is left out: a socket, pipe or device"]);
+    assert!(matches!(packed(&socket).0, Err(Error::Special(_))));
+}
+
+#[test]
+fn a_device_pipe_or_socket_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let kinds: [(EntryType, &[u8], &[u8]); 2] =
+        [(EntryType::Regular, b"", b"text"), (EntryType::Symlink, b"target", b"")];
+    for (kind, target, data) in kinds {
+        let refused = into(folder.path(), &archive(&[(kind, b"socket", target, data)])).unwrap_err();
+        assert!(matches!(refused, Error::InTheWay(_)), "{refused}");
+    }
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -331,8 +331,8 @@ fn leads_out(path: &[u8], target: &[u8], within: &[u8]) -> bool {
 }
 
 /// Makes a file or link beside the last name of `path` and puts it in that place when `fill` has
-/// finished it: whatever ends the stream before, what had the name keeps it. A folder stays, and is
-/// an error.
+/// finished it: whatever ends the stream before, what had the name keeps it. A folder, device, pipe
+/// or socket stays, and is an error.
 fn put<T>(
     parent: &OwnedFd,
     path: &[u8],
@@ -343,6 +343,10 @@ fn put<T>(
     match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => {
             return Err(at()(Errno::ISDIR));
+        }
+        // Whoever may make a file in /dev would replace a device by it.
+        Ok(found) if !matches!(FileType::from_raw_mode(found.st_mode), FileType::RegularFile | FileType::Symlink) => {
+            return Err(Error::InTheWay(shown(path)));
         }
         Ok(_) | Err(Errno::NOENT) => {}
         Err(error) => return Err(at()(error)),

@@ -17,7 +17,10 @@ pub(crate) fn main() -> ExitCode {
     let mut input = BufReader::with_capacity(BUFFER, stdin().lock());
     let mut output = BufWriter::with_capacity(BUFFER, stdout().lock());
     match banger_files::program::run(&words, &home, &mut input, &mut output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(lines) => {
+            lines.iter().for_each(|line| drop(writeln!(stderr(), "{line}")));
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             drop(writeln!(stderr(), "{error}"));
             ExitCode::FAILURE

@@ -127,4 +127,6 @@ pub trait Daemon {
     async fn unpublish_ports(vm: String, ports: Vec<String>) -> Result<JobId, ApiError>;
     /// What a VM's network mode has refused its guest.
     async fn refused(vm: String) -> Result<RefusedList, ApiError>;
+    /// As `delete_vm`; refused when the VM runs or is about to: it interrupts nothing.
+    async fn prune_vm(vm: String) -> Result<JobId, ApiError>;
 }

@@ -148,11 +148,11 @@ pub enum GuestEvent {
     },
     /// Sent each [`HEARTBEAT_MS`], and as the answer to [`GuestCommand::Speak`].
     Heartbeat,
-    /// So many commands of `vm exec` and `vm ssh` run, sent with a heartbeat when it is another
-    /// number than before, none at first. The VM is in use, also when a daemon that has begun since
-    /// does not know of them. Unknown to earlier daemons.
+    /// So many commands of `vm exec` and `vm ssh`, and sessions, run, sent with a heartbeat when it
+    /// is another number than before, none at first. The VM is in use, also when a daemon that has
+    /// begun since does not know of them. Unknown to earlier daemons.
     InUse {
-        /// Without sessions, which run for nobody's eyes.
+        /// How many.
         commands: u32,
     },
     /// The guest is about to end by itself or because it was asked to.

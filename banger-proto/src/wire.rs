@@ -8,7 +8,7 @@ use bincode::Options;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of everything in this crate. Peers of different versions do not talk.
-pub const PROTOCOL_VERSION: u16 = 8;
+pub const PROTOCOL_VERSION: u16 = 9;
 /// Size of a [`Hello`], bytes.
 pub const HELLO_BYTES: usize = 32;
 const MAGIC: [u8; 4] = *b"BNGR";

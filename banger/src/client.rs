@@ -6,7 +6,7 @@ use crate::handover::{self, Received};
 use crate::machine::{self, Address};
 use anyhow::Context as _;
 use banger_proto::daemon::{DaemonClient, OpenStream};
-use banger_proto::model::ApiError;
+use banger_proto::model::{ApiError, ErrorCode};
 use banger_proto::stream::StreamRequest;
 use banger_proto::transport::{self, DAEMON_LIMITS};
 use banger_proto::wire::Purpose;
@@ -18,6 +18,7 @@ use tarpc::client::RpcError;
 use tarpc::context::Context;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
+use tokio::time::sleep;
 
 /// Where the package's socket unit listens.
 const DEFAULT_SOCKET: &str = "/run/banger/bangerd.sock";
@@ -30,6 +31,13 @@ pub(crate) const GROUP: &str = "banger";
 const HELLO: Duration = Duration::from_secs(20);
 /// How long an ordinary call may take; what takes longer is a job.
 const CALL: Duration = Duration::from_secs(30);
+/// A daemon that is being restarted is back within a second; it gets three.
+const RECONNECTS: u32 = 10;
+const RECONNECT: Duration = Duration::from_millis(300);
+/// A daemon that is busy, or a user who asks too often, is waited for: half a minute.
+const BUSY_TRIES: u32 = 60;
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
 /// The daemon answers a watch after 30 s at the latest.
 const WATCH: Duration = Duration::from_secs(45);
 
@@ -91,6 +99,20 @@ impl Client {
         Ok(Self { rpc, place })
     }
 
+    /// The same a while after a loss: the daemon may be gone for a moment.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub(crate) async fn connect_again() -> anyhow::Result<Self> {
+        for _ in 0..RECONNECTS {
+            if let Ok(client) = Self::connect().await {
+                return Ok(client);
+            }
+            sleep(RECONNECT).await;
+        }
+        Self::connect().await
+    }
+
     /// Opens a connection to a guest: to its agent for a command, or to its SSH server.
     ///
     /// # Errors
@@ -118,6 +140,21 @@ impl Client {
         stream.write_all(&opened.ticket.0).await.map_err(lost)?;
         Ok((stream, opened))
     }
+}
+
+/// A call that is made again while the daemon is busy, or its user has asked too often.
+pub(crate) async fn patiently<T>(
+    call: impl AsyncFn() -> Result<Result<T, ApiError>, RpcError>,
+) -> Result<Result<T, ApiError>, RpcError> {
+    for _ in 0..BUSY_TRIES {
+        match call().await {
+            Ok(Err(refused)) if refused.code == ErrorCode::Limit => {}
+            Err(RpcError::Server(error)) if error.kind != io::ErrorKind::InvalidData => {}
+            answered => return answered,
+        }
+        sleep(BUSY_PAUSE).await;
+    }
+    call().await
 }
 
 /// The daemon's answer to a call, with both kinds of failure made one.
@@ -175,7 +212,7 @@ async fn open(place: &Place, purpose: Purpose) -> anyhow::Result<UnixStream> {
             ),
             _ => explained(
                 format!("bangerd closed the connection before it said hello ({error})"),
-                "see: journalctl -u bangerd",
+                "it does so when you have as many connections as a user may have (128): each vm exec, attach, logs -f and ssh holds one; see: journalctl -u bangerd",
             ),
         })
         .with_context(|| match place {

@@ -29,7 +29,12 @@ impl Interrupts {
     /// When the handlers cannot be installed.
     pub(crate) fn listen() -> anyhow::Result<Self> {
         let open = |kind| signal(kind).context("cannot listen for signals");
-        let mut signals = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?, open(SignalKind::hangup())?);
+        let mut signals = [
+            open(SignalKind::interrupt())?,
+            open(SignalKind::quit())?,
+            open(SignalKind::terminate())?,
+            open(SignalKind::hangup())?,
+        ];
         let (tell, seen) = watch::channel(Seen::default());
         tokio::spawn(async move {
             loop {
@@ -53,15 +58,22 @@ impl Interrupts {
         }
     }
 
+    /// The status to end with, if somebody interrupted already.
+    pub(crate) fn came(&self) -> Option<u8> {
+        let seen = *self.seen.borrow();
+        (seen.count > self.handled).then_some(seen.status)
+    }
+
     /// Forgets what came in so far.
     pub(crate) fn forget(&mut self) {
         self.handled = self.seen.borrow().count;
     }
 }
 
-async fn next((int, term, hup): &mut (Signal, Signal, Signal)) -> u8 {
+async fn next([int, quit, term, hup]: &mut [Signal; 4]) -> u8 {
     tokio::select! {
         _ = int.recv() => status(2),
+        _ = quit.recv() => status(3),
         _ = term.recv() => status(15),
         _ = hup.recv() => status(1),
     }

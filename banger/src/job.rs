@@ -1,10 +1,13 @@
 //! Following a job to its end, and cancelling it when the user interrupts.
 
-use crate::client::{Client, answer, soon, watching};
+use crate::client::{Client, answer, patiently, soon, watching};
 use crate::error::Explained;
 use crate::interrupt::Interrupts;
 use crate::progress::Progress;
+use banger_proto::daemon::DaemonClient;
 use banger_proto::model::{ImageRecord, JobId, JobResult, JobState, JobView, KernelRecord, VmRecord};
+use std::future::ready;
+use tarpc::client::RpcError;
 
 /// How a job that we followed ended. A failure is an error.
 #[derive(Debug)]
@@ -22,8 +25,18 @@ pub(crate) enum OnInterrupt {
     /// The first one cancels it and waits for the rollback, the second one leaves that to the
     /// daemon.
     Cancel,
+    /// The same for what cannot be undone once it has begun.
+    Withdraw,
     /// The job goes on, without us: it is a clean-up.
     Leave,
+}
+
+/// Why nothing came of a job, as far as we know.
+enum Trouble {
+    /// It has failed.
+    Failed(anyhow::Error),
+    /// Its end was not seen.
+    Unseen(anyhow::Error),
 }
 
 /// Waits for the end of a job.
@@ -37,26 +50,92 @@ pub(crate) async fn follow(
     interrupts: &mut Interrupts,
     on_interrupt: OnInterrupt,
 ) -> anyhow::Result<Ended> {
+    let ended = watch(client, &mut None, job, progress, interrupts, on_interrupt).await;
+    ended.map_err(|(Trouble::Failed(error) | Trouble::Unseen(error))| error)
+}
+
+/// The same for a job whose result is nobody's when we do not see it: then the job is cancelled, by
+/// a connection of its own. After a loss, `client` is another connection.
+///
+/// # Errors
+/// As [`follow`].
+pub(crate) async fn follow_or_cancel(
+    client: &mut Client,
+    job: JobId,
+    progress: &mut Progress,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Ended> {
+    let mut again = None;
+    let ended = watch(client, &mut again, job, progress, interrupts, OnInterrupt::Cancel).await;
+    if let Some(again) = again {
+        *client = again;
+    }
+    match ended {
+        Ok(ended) => Ok(ended),
+        Err(Trouble::Failed(error)) => Err(error),
+        Err(Trouble::Unseen(error)) => {
+            let cancelled = async {
+                let client = Client::connect_again().await?;
+                answer(patiently(async || client.rpc.cancel_job(soon(), job).await)).await
+            };
+            Err(match cancelled.await {
+                Ok(()) => error.context(format!("{job} was cancelled, because its end could not be seen")),
+                Err(_) => error.context(format!("the end of {job} could not be seen; see: banger job list")),
+            })
+        }
+    }
+}
+
+/// The next view; after a loss by another connection, once.
+async fn view(rpc: &DaemonClient, again: &mut Option<Client>, job: JobId, seq: u64) -> anyhow::Result<JobView> {
+    let watch = async |rpc: &DaemonClient| patiently(async || rpc.watch_job(watching(), job, seq).await).await;
+    match watch(again.as_ref().map_or(rpc, |client| &client.rpc)).await {
+        // No loss of the connection. A daemon that is silent may have been replaced.
+        Err(RpcError::Server(error)) => answer(ready(Err(RpcError::Server(error)))).await,
+        Err(lost) => {
+            let Ok(client) = Client::connect_again().await else { return answer(ready(Err(lost))).await };
+            let answered = watch(&client.rpc).await;
+            *again = Some(client);
+            answer(ready(answered)).await
+        }
+        answered => answer(ready(answered)).await,
+    }
+}
+
+async fn watch(
+    client: &Client,
+    again: &mut Option<Client>,
+    job: JobId,
+    progress: &mut Progress,
+    interrupts: &mut Interrupts,
+    on_interrupt: OnInterrupt,
+) -> Result<Ended, Trouble> {
     let mut interrupted = None;
     let mut seq = 0;
     loop {
         let view = tokio::select! {
-            view = answer(client.rpc.watch_job(watching(), job, seq)) => view?,
+            view = view(&client.rpc, again, job, seq) => view.map_err(Trouble::Unseen)?,
             status = interrupts.next() => {
                 if interrupted.is_some() || on_interrupt == OnInterrupt::Leave {
                     progress.say(&format!("not waiting any longer: bangerd finishes {job} by itself"));
                     return Ok(Ended::Interrupted(status, None));
                 }
                 interrupted = Some(status);
-                progress.say("interrupted: undoing what was done (interrupt again to leave that to bangerd)");
-                answer(client.rpc.cancel_job(soon(), job)).await?;
+                progress.say(if on_interrupt == OnInterrupt::Withdraw {
+                    "interrupted: what has begun of it cannot be undone (interrupt again to leave that to bangerd)"
+                } else {
+                    "interrupted: undoing what was done (interrupt again to leave that to bangerd)"
+                });
+                let rpc = again.as_ref().map_or(&client.rpc, |client| &client.rpc);
+                let cancelled = patiently(async || rpc.cancel_job(soon(), job).await);
+                answer(cancelled).await.map_err(Trouble::Unseen)?;
                 continue;
             }
         };
         seq = view.seq;
         progress.update(&view);
         if let Some(ended) = end_of(view, interrupted) {
-            return ended;
+            return ended.map_err(Trouble::Failed);
         }
     }
 }

@@ -55,6 +55,17 @@ pub(crate) enum Guest<'a> {
 }
 
 impl Guest<'_> {
+    /// Whether both are the same VM, as far as their words say.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Vm { vm, .. }, Self::Vm { vm: other, .. }) => vm == other,
+            #[cfg(test)]
+            (Self::Folder(home), Self::Folder(other)) => home == other,
+            #[cfg(test)]
+            _ => false,
+        }
+    }
+
     /// The same guest, and its root does it: the owner of the machine, who may read everything
     /// there.
     pub(crate) fn as_root(&self) -> Self {
@@ -377,7 +388,7 @@ mod tests {
             if first == COMMAND {
                 let (mut from, mut to) = (&in_theirs, std::io::BufWriter::new(&out_theirs));
                 let ran = banger_files::program::run(rest, &home, &mut from, &mut to);
-                let errors = ran.as_ref().err().map(ToString::to_string).unwrap_or_default();
+                let errors = ran.as_ref().map_or_else(ToString::to_string, |lines| lines.join("\n"));
                 return Ran { status: u8::from(ran.is_err()), errors };
             }
             let ran = Command::new(first).args(rest).current_dir(folder).stdin(Stdio::null()).output();

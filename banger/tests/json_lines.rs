@@ -47,6 +47,16 @@ fn run_tells_stages_output_and_the_exit() {
 }
 
 #[test]
+fn a_run_whose_command_could_not_be_run_tells_that_the_vm_is_gone() {
+    let fake = demo();
+    let output = fake.banger(&["vm", "run", "--json", "--rm", "--name", "new", "--", "cut"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let events = events(&output);
+    assert_eq!(names(&events).split_off(events.len() - 2), ["deleted", "error"], "{events:?}");
+    assert_eq!(fake.state().calls.last().unwrap(), "delete new");
+}
+
+#[test]
 fn a_session_is_told_and_nothing_else_is_printed() {
     let fake = demo();
     let output = fake.banger(&["vm", "run", "--json", "-d", "--name", "new", "--", "serve"]).output().unwrap();

@@ -90,6 +90,10 @@ fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
     let (_, told) = said(&["--auto-prepare"]);
     assert!(told.contains("prepared") && told.contains("again"), "{told}");
     assert_eq!(said(&[]).1, "");
+    // Wherever the command starts.
+    git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "third"]);
+    let (call, told) = said(&["--auto-prepare", "-w", "/srv"]);
+    assert!(call.starts_with("Some(\"/srv\")") && told.contains("prepared"), "{call} {told}");
 }
 
 /// The administrator's configuration, and one of the two files that it names.
@@ -128,6 +132,36 @@ fn a_workspace_that_was_not_prepared_from_here_opens_no_repository() {
         let told = text(&output.stderr);
         assert!(!output.status.success() && told.contains("by another user, machine or home"), "{told}");
     }
+}
+
+#[test]
+fn configured_files_that_do_not_go_are_said() {
+    let (fake, _host, _) = world();
+    let config = configure(&fake);
+    let banger = |words: &[&str]| {
+        let mut banger = fake.banger(words);
+        banger.env("BANGER_CONFIG", &config);
+        banger
+    };
+    let warning = |output: &Output| text(&output.stderr).contains("warning: file_sync was not applied to new:");
+    ok(&fake, &["vm", "create", "--name", "new"]);
+    // They take for ever: an interruption ends that.
+    fake.state().stuck = true;
+    let child = banger(&["vm", "start", "new"]).spawn().unwrap();
+    while fake.state().calls.last().is_none_or(|call| call != "files") {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.code() == Some(130) && warning(&output), "{output:?}");
+    fake.state().stuck = false;
+    for (state, warns) in [(State::Error, true), (State::Stopped, false)] {
+        fake.state().vms.iter_mut().filter(|vm| vm.name.as_str() == "new").for_each(|vm| vm.state = state);
+        let output = banger(&["vm", "start", "new"]).output().unwrap();
+        assert!(output.status.success() && warning(&output) == warns, "{state}: {output:?}");
+    }
+    assert!(!fake.guest_home().join(".netrc").exists());
 }
 
 #[test]

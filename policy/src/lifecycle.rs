@@ -54,8 +54,10 @@ pub enum Event {
     Start,
     /// The last step of a start is done.
     Started,
-    /// A step of a start failed, or the start was cancelled.
+    /// A step of a start failed.
     StartFailed,
+    /// The start was cancelled before its last step: the VM is what it was.
+    StartCancelled,
     /// Somebody asks for a clean stop.
     Stop,
     /// The host goes down: a clean stop, and the VM counts as one that ran.
@@ -78,10 +80,11 @@ pub enum Event {
 
 impl Event {
     /// All of them, for tables.
-    pub const ALL: [Event; 12] = [
+    pub const ALL: [Event; 13] = [
         Event::Start,
         Event::Started,
         Event::StartFailed,
+        Event::StartCancelled,
         Event::Stop,
         Event::HostDown,
         Event::Kill,
@@ -136,7 +139,8 @@ impl Effect {
 pub enum Then {
     /// The VM is in this state.
     Is(State),
-    /// The steps of a start; they end in [`Event::Started`] or [`Event::StartFailed`].
+    /// The steps of a start; they end in [`Event::Started`], [`Event::StartFailed`] or
+    /// [`Event::StartCancelled`].
     BringUp,
     /// There is no VM any more.
     Gone,
@@ -190,6 +194,9 @@ pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
         (State::Created | State::Stopped | State::Error, Event::StartFailed) => {
             to(State::Error, &[KillProcesses, TearDown, ClearHandles])
         }
+        (State::Created | State::Stopped | State::Error, Event::StartCancelled) => {
+            to(state, &[KillProcesses, TearDown, ClearHandles])
+        }
 
         (State::Running, Event::Stop | Event::HostDown) => {
             to(State::Stopped, &[ShutDownGuest, KillProcesses, TearDown, ClearHandles])
@@ -227,7 +234,7 @@ pub fn next(state: State, event: Event) -> Result<Outcome, Illegal> {
             Ok(Outcome { effects: &[KillProcesses, TearDown, DropHandles, RemoveFiles, RemoveRow], then: Then::Gone })
         }
 
-        (State::Running, Event::Started | Event::StartFailed)
+        (State::Running, Event::Started | Event::StartFailed | Event::StartCancelled)
         | (State::Created | State::Stopped | State::Error, Event::Ended) => Err(Illegal::Unexpected { state, event }),
     }
 }
@@ -309,11 +316,12 @@ mod tests {
     }
 
     #[test]
-    fn a_start_leads_to_running_or_error_from_every_state() {
+    fn a_start_leads_to_running_or_error_from_every_state_and_cancelled_to_where_it_began() {
         for state in [State::Created, State::Stopped, State::Error] {
             assert_eq!(next(state, Event::Start).map(|o| o.then), Ok(Then::BringUp));
             assert_eq!(next(state, Event::Started).map(|o| o.then), Ok(Then::Is(State::Running)));
             assert_eq!(next(state, Event::StartFailed).map(|o| o.then), Ok(Then::Is(State::Error)));
+            assert_eq!(next(state, Event::StartCancelled).map(|o| o.then), Ok(Then::Is(state)));
         }
         assert_eq!(next(State::Running, Event::Start), Err(Illegal::AlreadyRunning));
     }

@@ -188,9 +188,10 @@ impl Server {
         super::command::serve(stream, Arc::clone(&self.shared)).await;
     }
 
-    /// Commands of `vm exec` and `vm ssh` that run.
+    /// Commands of `vm exec` and `vm ssh`, and sessions, that run.
     pub(super) fn open_commands(&self) -> u32 {
-        u32::try_from(self.shared.commands().len()).unwrap_or(u32::MAX)
+        let commands = self.shared.commands().len();
+        u32::try_from(commands.saturating_add(self.shared.sessions.running())).unwrap_or(u32::MAX)
     }
 
     #[cfg(test)]

@@ -116,9 +116,9 @@ pub(crate) enum Vm {
     /// Copy files and folders to a VM, from a VM, or between VMs
     Cp {
         /// VM:PATH, a path of this host, or - for a tar stream on standard input
-        from: String,
+        from: OsString,
         /// VM:PATH, a path of this host, or - for a tar stream to standard output
-        to: String,
+        to: OsString,
     },
     /// A repository of yours in a VM, and what was done there back to you
     #[command(subcommand)]

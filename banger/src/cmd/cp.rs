@@ -9,17 +9,24 @@ use crate::input;
 use crate::interrupt::Interrupts;
 use crate::output::{self, Streams, note};
 use crate::progress::{Detail, Progress};
-use crate::remote::{self, Guest};
+use crate::remote::{self, Guest, Ran};
 use crate::sessions;
 use anyhow::Context as _;
 use banger_files::{COMMAND, Kind, Limits, Look, Packer, Unpacked, open_folder, unpack_named};
 use banger_policy::lifecycle::State;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
+
+/// Of a tar stream, bytes; the first one of an empty archive is zeros.
+const BLOCK: u64 = 512;
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,19 +38,26 @@ enum End {
 }
 
 /// `VM:PATH`, `-`, or a path of the host; `./a:b` is one, too.
-fn parse(word: &str) -> End {
-    match word.split_once(':') {
-        _ if word == "-" => End::Stream,
-        Some((vm, path)) if !vm.is_empty() && !vm.starts_with(['/', '.', '~']) => {
-            End::Vm(vm.to_owned(), if path.is_empty() { ".".to_owned() } else { path.to_owned() })
+fn parse(word: &OsStr) -> anyhow::Result<End> {
+    let bytes = word.as_bytes();
+    let (vm, path) = match bytes.iter().position(|byte| *byte == b':') {
+        _ if bytes == b"-" => return Ok(End::Stream),
+        Some(at) if !bytes.starts_with(b":") && !bytes.starts_with(b"/") && !bytes.starts_with(b".") => {
+            (bytes.get(..at).unwrap_or_default(), bytes.get(at + 1..).unwrap_or_default())
         }
-        _ => End::Host(word.into()),
+        _ => return Ok(End::Host(word.into())),
+    };
+    if vm.starts_with(b"~") {
+        return Ok(End::Host(word.into()));
     }
+    let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).context("a path in a VM must be UTF-8");
+    let path = text(path)?;
+    Ok(End::Vm(text(vm)?, if path.is_empty() { ".".to_owned() } else { path }))
 }
 
-pub(super) async fn cp(from: &str, to: &str) -> anyhow::Result<u8> {
-    let what = format!("cannot copy {from} to {to}");
-    let ends = (parse(from), parse(to));
+pub(super) async fn cp(from: &OsStr, to: &OsStr) -> anyhow::Result<u8> {
+    let what = format!("cannot copy {} to {}", from.display(), to.display());
+    let ends = (parse(from).with_context(|| what.clone())?, parse(to).with_context(|| what.clone())?);
     if !matches!(ends, (End::Vm(..), _) | (_, End::Vm(..))) {
         return Err(explained("neither is in a VM", "name a file in a VM as VM:PATH")).context(what);
     }
@@ -76,7 +90,8 @@ async fn copy(client: &Client, ends: (End, End)) -> anyhow::Result<()> {
             }
             (End::Vm(vm, path), End::Stream) => {
                 let guest = source(client, vm, &path).await?;
-                let name = base_name(&path);
+                // `~` is no name: what is in the folder.
+                let name = if path == "~" { ".".to_owned() } else { base_name(&path) };
                 to_output(&guest, &["pack", &path, &name]).await
             }
             (End::Vm(vm, path), End::Vm(other, to)) => {
@@ -141,17 +156,26 @@ fn base_name(path: &str) -> String {
 }
 
 /// The folder into which is unpacked, and the name of the copy there; `.` for the contents of a
-/// folder alone.
-fn place(look: &Look, to: &str, source: &str) -> anyhow::Result<(String, String)> {
-    if matches!(look.kind, Kind::Folder | Kind::Empty) || to.ends_with('/') {
-        return Ok((look.path.clone(), if source.ends_with("/.") { ".".to_owned() } else { base_name(source) }));
+/// folder alone. `whole` is the target `to`, absolute.
+fn place(kind: Kind, whole: &Path, to: &OsStr, source: &OsStr) -> anyhow::Result<(PathBuf, OsString)> {
+    if source.as_bytes().ends_with(b"/.") {
+        return Ok((whole.to_owned(), ".".into()));
     }
-    if source.ends_with("/.") {
-        return Ok((look.path.clone(), ".".to_owned()));
+    if matches!(kind, Kind::Folder | Kind::Empty) || to.as_bytes().ends_with(b"/") {
+        return Ok((whole.to_owned(), Path::new(source).file_name().unwrap_or(OsStr::new(".")).to_owned()));
     }
-    let path = Path::new(&look.path);
-    let (folder, name) = (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str()));
-    Ok((folder.context("it has no name")?.to_owned(), name.context("it has no name")?.to_owned()))
+    let (folder, name) = (whole.parent().context("it has no name")?, whole.file_name().context("it has no name")?);
+    Ok((folder.to_owned(), name.to_owned()))
+}
+
+/// The same in a guest.
+fn place_in(look: &Look, to: &str, source: &OsStr) -> anyhow::Result<(String, OsString)> {
+    let (folder, name) = place(look.kind, Path::new(&look.path), OsStr::new(to), source)?;
+    Ok((utf8(folder.as_os_str())?, name))
+}
+
+fn utf8(name: &OsStr) -> anyhow::Result<String> {
+    Ok(name.to_str().context("a name in a VM must be UTF-8")?.to_owned())
 }
 
 async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
@@ -160,24 +184,41 @@ async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> {
 }
 
 async fn to_guest(guest: &Guest<'_>, from: &Path, to: &str, sent: Arc<AtomicU64>) -> anyhow::Result<()> {
-    from.symlink_metadata().with_context(|| from.display().to_string())?;
-    let source = from.to_str().context("the path is not UTF-8")?.to_owned();
-    let source = if base_name(&source) == "." && !source.ends_with("/.") {
-        // `.` and `..` have names as well.
-        let whole = fs::canonicalize(from)?;
-        whole.to_str().context("the path is not UTF-8")?.to_owned()
-    } else {
-        source
-    };
-    let (folder, name) = place(&look(guest, to).await?, to, &source)?;
+    is_carried(from)?;
+    // `.` and `..` have names as well.
+    let nameless = from.file_name().is_none() && !from.as_os_str().as_bytes().ends_with(b"/.");
+    let source = if nameless { fs::canonicalize(from)? } else { from.to_owned() };
+    let (folder, name) = place_in(&look(guest, to).await?, to, source.as_os_str())?;
     let work = move |to: &mut dyn std::io::Write| {
-        let mut packer = Packer::new(to);
-        packer.add_tree(name.as_bytes(), Path::new(&source))?;
+        let mut packer = Packer::of_what_changes(to);
+        packer.add_tree(name.as_bytes(), &source)?;
         Ok(packer.finish()?)
     };
-    let skipped = remote::send(guest, &["put", &folder], None, sent, work).await?;
-    for name in skipped {
-        note(&format!("note: {} is left out: a socket, pipe or device", String::from_utf8_lossy(&name)));
+    let left = remote::send(guest, &["put", &folder], None, sent, work).await?;
+    if left.lost.is_empty() {
+        left.lines().iter().for_each(|line| note(&format!("note: {line}")));
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("not all could be read: {}", left.lines().join("\n")))
+}
+
+/// Refuses what a copy could not be of: pipes and the like, and links to a process's open files,
+/// such as `/dev/stdin` and what a shell's `<(...)` stands for.
+fn is_carried(from: &Path) -> anyhow::Result<()> {
+    let at = || from.display().to_string();
+    let found = from.symlink_metadata().with_context(at)?;
+    let kind = found.file_type();
+    let refused = if kind.is_symlink() {
+        let target = fs::read_link(from).unwrap_or_default();
+        let is_open_file = target.starts_with("/proc/self") || from.starts_with("/dev/fd") || from.starts_with("/proc");
+        let meant = fs::metadata(from).map(|meant| meant.file_type());
+        is_open_file || meant.is_ok_and(|kind| kind.is_fifo() || kind.is_socket())
+    } else {
+        !kind.is_file() && !kind.is_dir()
+    };
+    if refused {
+        let hint = "pass its bytes on: banger vm exec VM -- sh -c 'cat > FILE' < PATH";
+        return Err(explained(format!("{} is not a file, folder or plain link", from.display()), hint));
     }
     Ok(())
 }
@@ -209,16 +250,14 @@ async fn from_input(guest: &Guest<'_>, to: &str, sent: &AtomicU64) -> anyhow::Re
 }
 
 async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<AtomicU64>) -> anyhow::Result<()> {
-    let target = to.to_str().context("the path is not UTF-8")?;
-    let is_folder = to.is_dir();
-    let kind = if is_folder { Kind::Folder } else { Kind::None };
-    let path = std::path::absolute(to)?.to_str().context("the path is not UTF-8")?.to_owned();
-    let look = Look { path, kind, prepared: false, refs_changed: false, owner: None };
+    let kind = if to.is_dir() { Kind::Folder } else { Kind::None };
     with_a_name(from)?;
-    let (folder, name) = place(&look, target, from)?;
+    let (folder, name) = place(kind, &std::path::absolute(to)?, to.as_os_str(), OsStr::new(from))?;
+    let name = utf8(&name)?;
     let (count, asked) = (Arc::clone(count), name.clone());
-    let work = move |from: &mut dyn std::io::Read| take(Counted { from, count }, Path::new(&folder), &asked);
-    let taken = remote::fetch(guest, &["pack", from, &name], None, Vec::new(), work).await?;
+    let work = move |from: &mut dyn std::io::Read| take(Counted { from, count }, &folder, &asked);
+    let words = [COMMAND, "pack", from, &name];
+    let (ran, taken) = remote::receive(guest, &words, None, Vec::new(), work).await?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     for (name, target) in &taken.outside {
         note(&format!("note: {} is a link that leads out of what was copied, to {}", text(name), text(target)));
@@ -226,13 +265,22 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     if taken.more_outside > 0 {
         note(&format!("note: and {} more links", taken.more_outside));
     }
-    Ok(())
+    packed(ran)
+}
+
+/// How the packing ended in a guest: what it left out is said, and is an error when it should be
+/// there.
+fn packed(ran: Ran) -> anyhow::Result<()> {
+    if ran.status == 0 {
+        ran.errors.lines().for_each(|line| note(&format!("note: {line}")));
+    }
+    ran.ok()
 }
 
 /// Refuses a path without a name, such as `/` or `..`: only `PATH/.` leaves it to the guest what
 /// the names of the copies are.
 fn with_a_name(path: &str) -> anyhow::Result<()> {
-    if base_name(path) != "." || path.ends_with("/.") {
+    if (base_name(path) != "." && path != "~") || path.ends_with("/.") {
         return Ok(());
     }
     let hint =
@@ -242,7 +290,12 @@ fn with_a_name(path: &str) -> anyhow::Result<()> {
 
 /// Unpacks what a guest sends: all that the user has room for, under the name that was asked for. A
 /// guest does not choose which files of the folder it replaces.
-fn take(from: impl std::io::Read, folder: &Path, name: &str) -> anyhow::Result<Unpacked> {
+fn take(mut from: impl std::io::Read, folder: &Path, name: &str) -> anyhow::Result<Unpacked> {
+    // A guest that has nothing to send says why, and no folder is made for that.
+    let mut first = Vec::new();
+    from.by_ref().take(BLOCK).read_to_end(&mut first)?;
+    anyhow::ensure!(first.iter().any(|byte| *byte != 0), "nothing came");
+    let from = first.chain(from);
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let limits = Limits { mask: umask(), ..Limits::NONE };
     Ok(unpack_named(from, &open_folder(folder)?, limits, name.as_bytes())?)
@@ -266,7 +319,7 @@ async fn to_output(guest: &Guest<'_>, words: &[&str]) -> anyhow::Result<()> {
     };
     let (ran, shown) = tokio::join!(running, showing);
     shown?;
-    ran?.ok()
+    packed(ran?)
 }
 
 async fn between(
@@ -277,7 +330,12 @@ async fn between(
     count: &Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     with_a_name(path)?;
-    let (folder, name) = place(&look(to, target).await?, target, path)?;
+    let found = look(to, target).await?;
+    let (folder, name) = place_in(&found, target, OsStr::new(path))?;
+    let name = utf8(&name)?;
+    if from.is(to) {
+        not_into_itself(&look(from, path).await?, &found, &folder, &name)?;
+    }
     let (reader, writer) = tokio::net::UnixStream::pair()?;
     let reader = reader.into_std()?;
     reader.set_nonblocking(false)?;
@@ -289,12 +347,22 @@ async fn between(
         let mut from = &reader;
         Ok(std::io::copy(&mut from, to).map(drop)?)
     });
-    let (packed, unpacked) = tokio::join!(packing, unpacking);
-    match packed {
+    let (ran, unpacked) = tokio::join!(packing, unpacking);
+    match ran {
         // What the source says explains an archive that ended too early.
-        Ok(ran) => ran.ok().and(unpacked),
+        Ok(ran) => packed(ran).and(unpacked),
         Err(error) => unpacked.and(Err(error)),
     }
+}
+
+/// Refuses a copy of a folder that would be in that folder: it would copy what it copies.
+fn not_into_itself(source: &Look, look: &Look, folder: &str, name: &str) -> anyhow::Result<()> {
+    let is_folder = matches!(source.kind, Kind::Folder | Kind::Empty) && !source.link;
+    let (Some(source), Some(target)) = (&source.resolved, &look.resolved) else { return Ok(()) };
+    let below = name != "." && Path::new(folder) == Path::new(&look.path);
+    let copy = if below { Path::new(target).join(name) } else { PathBuf::from(target) };
+    anyhow::ensure!(!is_folder || !copy.starts_with(source), "the copy would be in the folder that is copied");
+    Ok(())
 }
 
 struct Counted<'a> {
@@ -347,7 +415,7 @@ mod tests {
         fs::write(home.path().join("sub/.bashrc"), "theirs").unwrap();
         let guest = Guest::Folder(home.path().to_owned());
         let path = |below: &str| format!("{}{below}", home.path().display());
-        for bad in ["/", ".", "..", &path("/sub/..")] {
+        for bad in ["/", ".", "..", "~", &path("/sub/..")] {
             let refused = from_guest(&guest, bad, host.path(), &Arc::default()).await.unwrap_err();
             assert!(refused.to_string().contains("has no name"), "{bad}: {refused:#}");
             Box::pin(between(&guest, bad, &guest, &path("/sub"), &Arc::default())).await.unwrap_err();
@@ -369,6 +437,7 @@ mod tests {
 
     #[test]
     fn a_word_with_a_colon_is_in_a_vm() {
+        let parse = |word: &str| parse(OsStr::new(word)).unwrap();
         assert_eq!(parse("demo:/etc"), End::Vm("demo".into(), "/etc".into()));
         assert_eq!(parse("alice/demo:x:y"), End::Vm("alice/demo".into(), "x:y".into()));
         assert_eq!(parse("demo:"), End::Vm("demo".into(), ".".into()));
@@ -381,10 +450,9 @@ mod tests {
     #[test]
     fn the_copy_is_named_as_cp_names_it() {
         let at = |kind, to: &str, source: &str| {
-            let look = Look { path: "/root/x".into(), kind, prepared: false, refs_changed: false, owner: None };
-            place(&look, to, source).unwrap()
+            place(kind, Path::new("/root/x"), OsStr::new(to), OsStr::new(source)).unwrap()
         };
-        let pair = |folder: &str, name: &str| (folder.to_owned(), name.to_owned());
+        let pair = |folder: &str, name: &str| (PathBuf::from(folder), OsString::from(name));
         assert_eq!(at(Kind::Folder, "x", "a/b"), pair("/root/x", "b"));
         assert_eq!(at(Kind::None, "x", "a/b"), pair("/root", "x"));
         assert_eq!(at(Kind::None, "x/", "a/b"), pair("/root/x", "b"));
@@ -421,10 +489,84 @@ mod tests {
         assert_eq!(fs::read_link(back.join("sub/link")).unwrap(), Path::new("file"));
         let missing = from_guest(&guest, "~/nothing", &back, &Arc::default()).await.unwrap_err();
         assert!(format!("{missing:#}").contains("nothing"), "{missing:#}");
+        let nowhere = host.path().join("new/dir/x");
+        from_guest(&guest, "~/nothing", &nowhere, &Arc::default()).await.unwrap_err();
+        assert!(!host.path().join("new").exists(), "a folder for nothing");
         // One guest to another.
         let other = tempfile::tempdir().unwrap();
         let into = Guest::Folder(other.path().to_owned());
         Box::pin(between(&guest, "~/copy", &into, "~/there", &Arc::default())).await.unwrap();
         assert!(other.path().join("there/sub/file").exists());
+    }
+
+    #[test]
+    fn a_path_of_this_machine_need_not_be_text() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let odd = OsString::from_vec(b"/tmp/\xff".to_vec());
+        assert_eq!(parse(&odd).unwrap(), End::Host(odd.into()));
+        parse(&OsString::from_vec(b"demo:\xff".to_vec())).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_to_a_guest_whatever_the_name_of_its_folder_is() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let (host, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let odd = host.path().join(OsString::from_vec(b"\xff".to_vec()));
+        fs::write(&odd, "odd").unwrap();
+        let guest = Guest::Folder(home.path().to_owned());
+        to_guest(&guest, &odd, "~", Arc::default()).await.unwrap();
+        assert_eq!(fs::read(home.path().join(OsString::from_vec(b"\xff".to_vec()))).unwrap(), b"odd");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_refused_and_not_copied_as_a_link() {
+        let (host, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let guest = Guest::Folder(home.path().to_owned());
+        let path = |name: &str| host.path().join(name);
+        let (read, _write) = std::io::pipe().unwrap();
+        let open = PathBuf::from(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&read)));
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::os::unix::fs::symlink("socket", path("link")).unwrap();
+        for bad in [open.as_path(), Path::new("/dev/stdin"), Path::new("/dev/null"), &path("socket"), &path("link")] {
+            let refused = to_guest(&guest, bad, "~", Arc::default()).await.unwrap_err();
+            assert!(refused.to_string().contains("is not a file"), "{}: {refused:#}", bad.display());
+        }
+        // In a folder it is left out; of a guest the same.
+        to_guest(&guest, host.path(), "~/tree", Arc::default()).await.unwrap();
+        assert!(home.path().join("tree/link").is_symlink() && !home.path().join("tree/socket").exists());
+        let _socket = std::os::unix::net::UnixListener::bind(home.path().join("tree/socket")).unwrap();
+        from_guest(&guest, "~/tree", &path("back"), &Arc::default()).await.unwrap();
+        let refused = from_guest(&guest, "~/tree/socket", &path("copy"), &Arc::default()).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("a socket, a pipe or a device"), "{refused:#}");
+        assert!(path("back").is_dir() && !path("copy").exists());
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_not_copied_into_itself() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir_all(home.path().join("work/sub")).unwrap();
+        fs::write(home.path().join("work/file"), "text").unwrap();
+        std::os::unix::fs::symlink("work/sub", home.path().join("way")).unwrap();
+        let guest = Guest::Folder(home.path().to_owned());
+        let copy = async |from: &str, to: &str| Box::pin(between(&guest, from, &guest, to, &Arc::default())).await;
+        for (from, to) in [
+            ("~/work", "~/work/backup"),
+            ("~/work", "~/work"),
+            ("~/work", "~/work/sub"),
+            ("~/work", "~/way"),
+            ("~/work", "~/way/new/deep"),
+            ("~/work", "~/nothing/../work/sub/"),
+            ("~/work/.", "~/work/backup"),
+            ("~/work", "~"),
+        ] {
+            let refused = copy(from, to).await.unwrap_err();
+            assert!(refused.to_string().contains("in the folder that is copied"), "{from} {to}: {refused:#}");
+        }
+        for (from, to) in
+            [("~/work", "~/workshop"), ("~/work/sub", "~"), ("~/way", "~/work/sub"), ("~/work/file", "~/work")]
+        {
+            copy(from, to).await.unwrap();
+        }
+        assert!(home.path().join("workshop/file").exists() && home.path().join("work/sub/way").is_symlink());
     }
 }

@@ -47,7 +47,8 @@ async fn enter(options: Exec) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     // A preparation that is interrupted removes what it has made here.
     let mut interrupts = if options.auto_prepare { Some(Interrupts::listen()?) } else { None };
-    if settings.working_dir.is_none() {
+    // Where the command starts, unless somebody says so; and what is to be followed in any case.
+    if settings.working_dir.is_none() || options.auto_prepare {
         let entering = workspace::enter(&client, &options.vm, options.auto_prepare);
         let entered = match &mut interrupts {
             None => entering.await,
@@ -56,10 +57,11 @@ async fn enter(options: Exec) -> anyhow::Result<u8> {
                 status = interrupts.next() => return Ok(status),
             },
         };
-        settings.working_dir = entered.with_context(|| what.clone())?;
+        let folder = entered.with_context(|| what.clone())?;
+        settings.working_dir = settings.working_dir.or(folder);
     }
     let how = How { tty, stdin: !options.no_stdin, json, settings };
-    command(&client, options.vm, options.command, how, interrupts.as_mut()).await.context(what)
+    command(client, options.vm, options.command, how, interrupts.as_mut()).await.context(what)
 }
 
 impl Settings {
@@ -104,7 +106,7 @@ fn given(env: &[OsString], ours: impl Fn(&OsStr) -> Option<OsString>) -> Vec<(Os
 /// # Errors
 /// Why it could not be run.
 pub(super) async fn command(
-    client: &Client,
+    client: Client,
     vm: String,
     words: Vec<OsString>,
     how: How,
@@ -119,19 +121,22 @@ pub(super) async fn command(
             status = interrupts.next() => return Ok(status),
         },
     };
+    // A command may take days: of the connections that its user may have, it has one.
+    drop(client);
     let done = guest::run(opened, start, how.stdin, how.json).await;
-    because(client, vm, done).await
+    because(vm, done).await
 }
 
 /// A lost connection is explained by what has become of the VM. The daemon may hear of that later
 /// than we do.
-pub(super) async fn because<T>(client: &Client, vm: String, done: anyhow::Result<T>) -> anyhow::Result<T> {
+pub(super) async fn because<T>(vm: String, done: anyhow::Result<T>) -> anyhow::Result<T> {
     const LOOKS: u32 = 15;
     const PAUSE: Duration = Duration::from_millis(200);
     let Err(lost) = done else { return done };
     if !guest::is_loss(&lost) {
         return Err(lost);
     }
+    let Ok(client) = Client::connect_again().await else { return Err(lost) };
     for _ in 0..LOOKS {
         match answer(client.rpc.show_vm(soon(), vm.clone())).await {
             Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
@@ -168,6 +173,7 @@ pub(super) async fn logs(vm: String, follow: bool, tail: Option<u32>) -> anyhow:
     let what = format!("cannot show the console of {vm}");
     let client = Client::connect().await?;
     let (stream, _) = client.stream(StreamRequest::Logs { vm, follow, tail }).await.context(what.clone())?;
+    drop(client);
     session::text(stream).await.context(what)
 }
 

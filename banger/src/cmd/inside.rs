@@ -45,7 +45,9 @@ pub(super) async fn stats(vm: String, watch: bool, json: Json) -> anyhow::Result
     let client = Client::connect().await?;
     loop {
         let stats = both(&client, &vm).await.with_context(what)?;
-        if json.json {
+        if json.json && watch {
+            output::json_line(&stats)?;
+        } else if json.json {
             output::json(&stats)?;
         } else {
             facts(&shown(&stats))?;

@@ -1,8 +1,8 @@
 //! `vm start`, `stop`, `restart`, `kill`, `delete`: the same work on several VMs at once. One that
 //! cannot be done does not stop the others, and the exit status says so.
 
-use crate::client::{Client, answer, soon};
-use crate::error::{FAILED, explained, say};
+use crate::client::{Client, answer, patiently, soon};
+use crate::error::{FAILED, explained, is, say};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended, OnInterrupt};
 use crate::output::{line, note, took};
@@ -10,16 +10,13 @@ use crate::progress::{Detail, Progress};
 use anyhow::Context as _;
 use banger_policy::lifecycle::State;
 use banger_proto::daemon::KillSignal;
-use banger_proto::model::{SetRequest, VmRecord};
+use banger_proto::model::{ErrorCode, SetRequest, VmRecord};
 use futures::StreamExt as _;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// VMs worked on at a time; the daemon takes up 32 calls of a connection.
 const AT_ONCE: usize = 16;
-/// A daemon that is being restarted is back within a second; it gets three.
-const RECONNECTS: u32 = 10;
-const RECONNECT: Duration = Duration::from_millis(300);
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -33,6 +30,8 @@ pub(super) enum Verb {
     Kill(KillSignal),
     Set(SetRequest),
     Delete,
+    /// If it is idle when its turn comes.
+    Prune,
 }
 
 impl Verb {
@@ -43,7 +42,14 @@ impl Verb {
             Verb::Restart => ("restart", "restarted"),
             Verb::Kill(_) => ("kill", "killed"),
             Verb::Set(_) => ("change", "changed"),
-            Verb::Delete => ("delete", "deleted"),
+            Verb::Delete | Verb::Prune => ("delete", "deleted"),
+        }
+    }
+
+    fn on_interrupt(&self) -> OnInterrupt {
+        match self {
+            Verb::Start | Verb::Restart | Verb::Set(_) => OnInterrupt::Cancel,
+            Verb::Stop(_) | Verb::HostDown | Verb::Kill(_) | Verb::Delete | Verb::Prune => OnInterrupt::Withdraw,
         }
     }
 }
@@ -152,6 +158,11 @@ async fn one(
 ) -> anyhow::Result<u8> {
     let (present, past) = verb.words();
     let what = || format!("cannot {present} {}", vm.name);
+    // Whose turn has not come is let be.
+    if let Some(status) = interrupts.came() {
+        note(&format!("{} was not {past}", vm.name));
+        return Ok(status);
+    }
     let began = Instant::now();
     let id = vm.id.to_string();
     let rpc = &client.rpc;
@@ -163,27 +174,76 @@ async fn one(
         Verb::Kill(signal) => answer(rpc.kill_vm(soon(), id, signal)).await,
         Verb::Set(request) => answer(rpc.set_vm(soon(), id, request)).await,
         Verb::Delete => answer(rpc.delete_vm(soon(), id)).await,
+        Verb::Prune => answer(rpc.prune_vm(soon(), id)).await,
     };
-    let job = job.with_context(what)?;
     let mut progress = Progress::new(detail);
-    let ended =
-        job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await.with_context(what)?;
+    let ended = match job {
+        Ok(job) => job::follow(client, job, &mut progress, &mut interrupts, verb.on_interrupt()).await,
+        Err(error) => Err(error),
+    };
     drop(progress);
+    let ended = match ended {
+        // It came into use after it was listed.
+        Err(error) if matches!(verb, Verb::Prune) && is(&error, ErrorCode::AlreadyRunning) => {
+            note(&format!("{} is left: {error}", vm.name));
+            return Ok(0);
+        }
+        ended => ended.with_context(what)?,
+    };
     match ended {
         Ended::Interrupted(status, None) => {
             note(&format!("{} was not {past}", vm.name));
             Ok(status)
         }
         ended => {
-            if matches!((&verb, &ended), (Verb::Delete, Ended::Done(_))) {
-                crate::workspace::kept::forget(&vm.id);
-            }
-            if matches!((verb, vm.state, &ended), (Verb::Start | Verb::Restart, State::Created, Ended::Done(_))) {
-                super::sync::new_vm(client, vm).await.with_context(what)?;
-            }
+            let interrupted = if let Ended::Interrupted(status, _) = ended { Some(status) } else { None };
+            let status = match verb {
+                Verb::Delete | Verb::Prune => {
+                    crate::workspace::kept::forget(&vm.id);
+                    interrupted
+                }
+                Verb::Start | Verb::Restart => {
+                    sync(client, vm, interrupted, &mut interrupts).await.with_context(what)?
+                }
+                _ => interrupted,
+            };
             line(&format!("{past} {} in {}", vm.name, took(began.elapsed())))?;
-            Ok(if let Ended::Interrupted(status, _) = ended { status } else { 0 })
+            Ok(status.unwrap_or(0))
         }
+    }
+}
+
+/// The configured files of a VM that was started for the first time. Gives the status of an
+/// interruption, this one's or that of the start.
+async fn sync(
+    client: &Client,
+    vm: &VmRecord,
+    interrupted: Option<u8>,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Option<u8>> {
+    let left_out = |why: &str| {
+        if super::sync::is_wanted(vm) {
+            note(&format!("warning: file_sync was not applied to {}: {why}; copy them: banger vm cp", vm.name));
+        }
+    };
+    match (vm.state, interrupted) {
+        (State::Created, None) => tokio::select! {
+            copied = super::sync::new_vm(client, vm) => copied.map(|()| None),
+            status = interrupts.next() => {
+                left_out("it was interrupted");
+                Ok(Some(status))
+            }
+        },
+        (State::Created, Some(status)) => {
+            left_out("the start was interrupted");
+            Ok(Some(status))
+        }
+        // Nobody knows whether it has run before.
+        (State::Error, _) => {
+            left_out("an earlier start may have failed, and the files only go with the first one");
+            Ok(interrupted)
+        }
+        (State::Stopped | State::Running, _) => Ok(interrupted),
     }
 }
 
@@ -195,16 +255,9 @@ async fn one(
 pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> anyhow::Result<()> {
     let what = || format!("cannot delete {}", vm.name);
     interrupts.forget();
-    let mut client = Client::connect().await;
-    for _ in 0..RECONNECTS {
-        if client.is_ok() {
-            break;
-        }
-        tokio::time::sleep(RECONNECT).await;
-        client = Client::connect().await;
-    }
-    let client = client.with_context(what)?;
-    let job = answer(client.rpc.delete_vm(soon(), vm.id.to_string())).await.with_context(what)?;
+    let client = Client::connect_again().await.with_context(what)?;
+    let asked = patiently(async || client.rpc.delete_vm(soon(), vm.id.to_string()).await);
+    let job = answer(asked).await.with_context(what)?;
     let mut progress = Progress::new(Detail::Live);
     let ended = job::follow(&client, job, &mut progress, &mut interrupts, OnInterrupt::Leave).await;
     ended.with_context(what)?;

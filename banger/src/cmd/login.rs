@@ -48,6 +48,7 @@ pub(super) async fn proxy(host: &str) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let access = access(&client, &Store::locate()?, vm).await.context(what.clone())?;
     let opened = client.guest(StreamRequest::Ssh { vm: access.vm.to_string() }).await.context(what.clone())?;
+    drop(client);
     session::bytes(opened).await.context(what)
 }
 

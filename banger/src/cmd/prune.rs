@@ -26,7 +26,7 @@ pub(super) async fn run(force: bool) -> anyhow::Result<u8> {
         vms = idle(&client).await?;
         vms.retain(|vm| shown.contains(&vm.id));
     }
-    lifecycle::on_all(&client, Verb::Delete, &vms, 0).await
+    lifecycle::on_all(&client, Verb::Prune, &vms, 0).await
 }
 
 async fn idle(client: &Client) -> anyhow::Result<Vec<VmRecord>> {

@@ -8,7 +8,7 @@ use crate::cmd::session::App;
 use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
 use crate::error::{explained, say, told};
 use crate::interrupt::Interrupts;
-use crate::job::{self, Ended, OnInterrupt};
+use crate::job::{self, Ended};
 use crate::output::{Event, line, ms, note, tell, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
@@ -23,12 +23,12 @@ use std::time::Instant;
 pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
     let what = "cannot create a VM";
     let request = spec::request(options, true).context(what)?;
-    let client = Client::connect().await?;
+    let mut client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     if let Some(status) = pull::missing(&client, &request, false, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
-    match make(&client, request, false, Detail::Live, interrupts).await.context(what)? {
+    match make(&mut client, request, false, Detail::Live, interrupts).await.context(what)? {
         Made::Vm(vm) => {
             line(vm.name.as_str())?;
             Ok(0)
@@ -52,39 +52,33 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
     if let (true, Some(wanted)) = (dry_run, &wanted) {
         return workspace::show(wanted.clone()).await.context(what);
     }
-    let client = Client::connect().await?;
+    let mut client = Client::connect().await?;
     let mut interrupts = Interrupts::listen()?;
     let began = Instant::now();
     if let Some(status) = pull::missing(&client, &request, json, &mut interrupts).await.context(what)? {
         return Ok(status);
     }
     let detail = if json { Detail::Json } else { Detail::Steps };
-    let vm = match make(&client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
+    let vm = match make(&mut client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
         Made::Vm(vm) => vm,
         Made::Nothing(status) => return Ok(status),
     };
     let filled = tokio::select! {
         filled = fill(&client, &vm, wanted, json) => filled,
         status = interrupts.next() => {
-            return lifecycle::delete_at_end(&vm, interrupts).await.map(|()| status);
+            return delete_after(Ok(status), &vm, interrupts, json).await;
         }
     };
     match filled.context(what) {
         Ok(Some(folder)) => settings = settings.within(folder),
         Ok(None) => {}
         Err(error) if keep_on_error => return Err(error),
-        Err(error) => {
-            if let Err(delete) = lifecycle::delete_at_end(&vm, interrupts).await {
-                say(&error);
-                return Err(delete);
-            }
-            return Err(error);
-        }
+        Err(error) => return delete_after(Err(error), &vm, interrupts, json).await,
     }
     let again = session::again(options.spec.restart);
     let app = entrypoint || (detach && !command.is_empty());
     let purpose = Purpose { app: app.then_some(entrypoint), again, detach, json, stdin: !no_stdin, command, settings };
-    let used = use_it(&client, &vm, purpose, began, &mut interrupts).await;
+    let used = use_it(client, &vm, purpose, began, &mut interrupts).await;
     if rm { delete_after(used, &vm, interrupts, json).await } else { used }
 }
 
@@ -102,7 +96,7 @@ struct Purpose {
 }
 
 async fn use_it(
-    client: &Client,
+    client: Client,
     vm: &VmRecord,
     purpose: Purpose,
     began: Instant,
@@ -137,8 +131,10 @@ async fn delete_after(
     json: bool,
 ) -> anyhow::Result<u8> {
     match (used, lifecycle::delete_at_end(vm, interrupts).await) {
-        (Ok(status), Ok(())) if json => tell(&Event::Deleted { vm: vm.name.as_str() }).map(|()| status),
-        (used, Ok(())) => used,
+        (used, Ok(())) => {
+            let told = if json { tell(&Event::Deleted { vm: vm.name.as_str() }) } else { Ok(()) };
+            used.and_then(|status| told.map(|()| status))
+        }
         (Err(used), Err(delete)) => {
             say(&used);
             Err(delete)
@@ -200,7 +196,7 @@ enum Made {
 }
 
 async fn make(
-    client: &Client,
+    client: &mut Client,
     request: CreateRequest,
     keep_on_error: bool,
     detail: Detail,
@@ -208,7 +204,7 @@ async fn make(
 ) -> anyhow::Result<Made> {
     let job = answer(client.rpc.create_vm(soon(), request, keep_on_error)).await?;
     let mut progress = Progress::new(detail);
-    let ended = job::follow(client, job, &mut progress, &mut interrupts, OnInterrupt::Cancel).await?;
+    let ended = job::follow_or_cancel(client, job, &mut progress, &mut interrupts).await?;
     drop(progress);
     match ended {
         Ended::Done(result) => Ok(Made::Vm(Box::new(job::vm(result)?))),

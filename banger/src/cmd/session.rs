@@ -110,7 +110,7 @@ pub(super) struct App {
 /// # Errors
 /// As [`begin`].
 pub(super) async fn run_app(
-    client: &Client,
+    client: Client,
     vm: &VmRecord,
     app: New,
     how: App,
@@ -119,7 +119,7 @@ pub(super) async fn run_app(
     let what = || format!("cannot start the session {APP} in {}", vm.name);
     let id = vm.id.to_string();
     let begun = tokio::select! {
-        begun = begin(client, &id, app) => begun.with_context(what)?,
+        begun = begin(&client, &id, app) => begun.with_context(what)?,
         status = interrupts.next() => return Ok(status),
     };
     let App { detach, json } = how;
@@ -136,7 +136,8 @@ pub(super) async fn run_app(
         return Ok(0);
     }
     let request = Request::Logs { session: session.id, outputs: Outputs::Both, tail: None, follow: true };
-    let mut opened = ask(client, &id, &request).await?;
+    let mut opened = ask(&client, &id, &request).await?;
+    drop(client);
     let shown = Shown { outputs: Outputs::Both, times: false, json, follow: true };
     tokio::select! {
         status = sessions::logs(&mut opened, vm.name.as_str(), APP, shown) => ended(status?, APP),
@@ -281,6 +282,7 @@ async fn logs(options: Logs) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let request = Request::Logs { session: session.clone(), outputs, tail, follow };
     let mut opened = ask(&client, &vm, &request).await.context(what.clone())?;
+    drop(client);
     sessions::logs(&mut opened, &vm, &session, Shown { outputs, times, json: false, follow }).await.context(what)?;
     Ok(0)
 }
@@ -323,6 +325,7 @@ async fn attach(one: One) -> anyhow::Result<u8> {
     let tty = session.tty && terminal::interactive();
     let request = Request::Attach { session: session.id, size: if tty { terminal::window() } else { None } };
     let mut opened = ask(&client, &one.vm, &request).await.context(what.clone())?;
+    drop(client);
     match answer(&mut opened, &one.vm, &one.session).await.context(what.clone())? {
         Answer::Opened => {}
         _ => return Err(odd()),
@@ -332,7 +335,7 @@ async fn attach(one: One) -> anyhow::Result<u8> {
         note(&format!("the guest says that session {} has a terminal: it steers yours until ~.", one.session));
     }
     let left = guest::converse(opened.guest, Terms { tty, input: session.stdin, attached: true, json: false }).await;
-    match exec::because(&client, one.vm.clone(), left).await.context(what)? {
+    match exec::because(one.vm.clone(), left).await.context(what)? {
         Left::Ended(status) => Ok(status),
         Left::HungUp(_) => {
             note(&format!("\ndetached; session {} of {} goes on", one.session, one.vm));
@@ -346,6 +349,7 @@ async fn wait(one: One) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let request = Request::Wait { session: one.session.clone() };
     let mut opened = ask(&client, &one.vm, &request).await.context(what.clone())?;
+    drop(client);
     match answer_whenever(&mut opened, &one.vm, &one.session).await.context(what)? {
         Answer::Ended(status) => ended(status, &one.session),
         _ => Err(odd()),

@@ -45,13 +45,7 @@ struct Configured {
 /// # Errors
 /// When the guest does not answer, or has no room.
 pub(super) async fn new_vm(client: &Client, vm: &VmRecord) -> anyhow::Result<()> {
-    // The configuration of this machine is about VMs of this machine. And whoever starts the VM of
-    // somebody else, as administrators may, has no files for it.
-    if machine::chosen().is_some() || vm.owner != getuid().as_raw() {
-        return Ok(());
-    }
-    let path = std::env::var_os(CONFIG_VARIABLE).map_or_else(|| PathBuf::from(CONFIG), PathBuf::from);
-    let entries = configured(&path).unwrap_or_else(|error| {
+    let entries = entries_for(vm).unwrap_or_else(|(path, error)| {
         note(&format!("warning: file_sync of {} is left out: {error:#}", path.display()));
         Vec::new()
     });
@@ -61,6 +55,21 @@ pub(super) async fn new_vm(client: &Client, vm: &VmRecord) -> anyhow::Result<()>
     let guest = Guest::Vm { client, vm: vm.id.to_string(), user: Some("root"), reads: false };
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     copy(&guest, entries, home).await.context("cannot copy the configured files (file_sync)")
+}
+
+/// Whether files are configured for this VM.
+pub(super) fn is_wanted(vm: &VmRecord) -> bool {
+    entries_for(vm).is_ok_and(|entries| !entries.is_empty())
+}
+
+fn entries_for(vm: &VmRecord) -> Result<Vec<FileSync>, (PathBuf, anyhow::Error)> {
+    // The configuration of this machine is about VMs of this machine. And whoever starts the VM of
+    // somebody else, as administrators may, has no files for it.
+    if machine::chosen().is_some() || vm.owner != getuid().as_raw() {
+        return Ok(Vec::new());
+    }
+    let path = std::env::var_os(CONFIG_VARIABLE).map_or_else(|| PathBuf::from(CONFIG), PathBuf::from);
+    configured(&path).map_err(|error| (path, error))
 }
 
 /// The entries of a file that only root, or the caller, can write.

@@ -21,6 +21,8 @@ use rmcp::model::{
 use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler, ServiceExt as _};
 use serde_json::json;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -234,7 +236,13 @@ fn file(tar: &[u8]) -> anyhow::Result<CallToolResult> {
     unpack(tar, &open_folder(folder.path())?, limits).context("this is not one file of at most 1 MiB")?;
     let entry = std::fs::read_dir(folder.path())?.next().context("there is no file")??;
     let stat = entry.path().symlink_metadata()?;
+    if stat.is_symlink() {
+        let target = std::fs::read_link(entry.path())?;
+        return Ok(failed(&format!("it is a link to {}: read that", target.display())));
+    }
     anyhow::ensure!(stat.is_file() && stat.len() <= MAX_FILE as u64, "this is no file of at most 1 MiB");
+    // Whatever the guest lets its users do with it.
+    std::fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
     bytes(&std::fs::read(entry.path())?)
 }
 

@@ -4,7 +4,6 @@
 use super::*;
 use serde_json::Value;
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, ReadHalf, WriteHalf};
 use tokio::task::JoinHandle;
 
@@ -118,6 +117,7 @@ async fn files_go_both_ways_within_their_bounds() {
     let script = r#"
         if [ "$4" = - ]; then
             [ "$3" = demo:/big ] && exec head -c 9000000 /dev/zero
+            [ "$3" = demo:/secret ] && exec tar --mode=000 -c stored
             [ "$3" = demo:/link ] && { ln -sf /etc/passwd link; exec tar c link; }
             exec tar c stored
         fi
@@ -138,6 +138,10 @@ async fn files_go_both_ways_within_their_bounds() {
     assert!(failed && text.contains("more than"), "{text}");
     let (text, failed) = client.call("file_read", json!({ "vm": "demo", "path": "/link" })).await;
     assert!(failed && !text.contains("root:"), "a guest's link leads nowhere on the host: {text}");
+    assert!(text.contains("it is a link to /etc/passwd"), "{text}");
+    // Not as root, who reads whatever the mode is.
+    let (text, failed) = client.call("file_read", json!({ "vm": "demo", "path": "/secret" })).await;
+    assert!(!failed, "{text}");
 }
 
 #[tokio::test]

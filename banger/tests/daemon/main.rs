@@ -180,7 +180,7 @@ fn run_detached_prints_the_name_alone() {
 
 #[test]
 fn an_interruption_cancels_at_the_daemon_and_waits_for_the_rollback() {
-    for (number, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+    for (number, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGQUIT, 131)] {
         let fake = demo();
         fake.state().slow = true;
         let child = fake.banger(&["vm", "run", "--name", "new"]).spawn().unwrap();
@@ -286,6 +286,114 @@ fn prune_removes_what_does_not_run_and_asks_before() {
         );
         assert_eq!(fake.state().vms.len(), left, "{answer:?}: {}", all(&output));
     }
+}
+
+#[test]
+fn an_interrupted_delete_orders_no_more_vms_away() {
+    for words in [&["vm", "delete"][..], &["vm", "prune", "-f"]] {
+        let names: Vec<String> = (0..40).map(|number| format!("vm-{number}")).collect();
+        let mut vms: Vec<_> = names.iter().map(|name| vm(name, State::Stopped)).collect();
+        for (number, vm) in (1..).zip(&mut vms) {
+            vm.id = banger_policy::VmId::from_bytes([number; 32]).unwrap();
+        }
+        let all = vms.len();
+        let fake = Fake::start(vms);
+        fake.state().slow = true;
+        let mut words = words.to_vec();
+        if words[1] == "delete" {
+            words.extend(names.iter().map(String::as_str));
+        }
+        let child = fake.banger(&words).spawn().unwrap();
+        let deletes = |fake: &Fake| fake.state().calls.iter().filter(|call| call.starts_with("delete")).count();
+        wait_for("the first ones", || deletes(&fake) == 16);
+        signal(&child, Signal::SIGINT);
+        let output = child.wait_with_output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!((output.status.code(), deletes(&fake)), (Some(130), 16), "{said}");
+        assert_eq!((fake.state().vms.len(), said.matches(" was not deleted").count()), (all, all), "{said}");
+        assert!(said.contains("cannot be undone") && !said.contains("undoing"), "{said}");
+    }
+}
+
+#[test]
+fn a_prune_leaves_what_has_come_into_use() {
+    let fake = Fake::start(vec![vm("old", State::Stopped), vm("starting", State::Stopped)]);
+    let output = fake.banger(&["vm", "prune", "-f"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", all(&output));
+    assert_eq!(text(&output.stderr).trim(), "starting is left: starting runs, or is about to");
+    assert_eq!(fake.state().vms.iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>(), ["starting"]);
+}
+
+#[test]
+fn a_job_is_followed_through_a_busy_daemon_and_a_lost_connection() {
+    let fake = demo();
+    (fake.state().too_often, fake.state().cuts) = (2, 1);
+    let output = fake.banger(&["vm", "run", "--name", "new", "--rm", "--", "exit", "3"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", all(&output));
+    assert_eq!(fake.state().calls, ["create new no_start=false keep=false", "delete new"]);
+}
+
+#[test]
+fn a_vm_whose_making_cannot_be_followed_is_not_left() {
+    for command in [&["vm", "run", "--rm", "--name", "new"][..], &["vm", "create", "--name", "new"]] {
+        let fake = demo();
+        (fake.state().slow, fake.state().blind) = (true, true);
+        let output = fake.banger(command).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("job-1 was cancelled"), "{said}");
+        assert_eq!(fake.state().calls.last().unwrap(), "cancel job-1");
+    }
+    // Others go on, as they do when their command line ends.
+    let fake = demo();
+    fake.state().blind = true;
+    let output = fake.banger(&["vm", "stop", "demo"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fake.state().calls, ["stop demo"]);
+}
+
+#[test]
+fn a_command_that_lasts_holds_no_connection_for_calls() {
+    let commands: [&[&str]; 3] = [
+        &["vm", "exec", "-n", "demo", "--", "signal"],
+        &["vm", "run", "--name", "new", "-n", "--", "signal"],
+        &["vm", "session", "attach", "demo", "web"],
+    ];
+    for words in commands {
+        let fake = demo();
+        let mut child = fake.banger(words).stdin(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line == "waiting\n" || line == "now\n", "{line}");
+        wait_for("no connection", || fake.state().connections == 0);
+        signal(&child, Signal::SIGTERM);
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_connection_that_is_closed_at_once_is_explained_by_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let output = Command::new(env!("CARGO_BIN_EXE_banger")).arg("ps").env("BANGER_SOCKET", &socket).output().unwrap();
+    closing.join().unwrap();
+    assert!(text(&output.stderr).contains("as many connections as a user may have (128)"), "{}", all(&output));
+}
+
+#[test]
+fn what_is_watched_as_json_is_an_object_a_line() {
+    let fake = demo();
+    let mut child = fake.banger(&["vm", "stats", "--watch", "--json", "demo"]).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..2 {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["vm"]["name"], "demo");
+    }
+    signal(&child, Signal::SIGTERM);
+    child.wait().unwrap();
 }
 
 /// Escape sequences, their one-byte forms, turned text, a line of its own.

@@ -118,6 +118,11 @@ async fn hand_over(fake: &Fake, client: UnixStream, request: &StreamRequest) {
 
 /// The agent's own program, as the agent starts it.
 async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, words: &[&str]) {
+    if fake.state().stuck {
+        fake.state().calls.push("files".to_owned());
+        while let Ok(Some(_)) = ToGuest::read(from).await {}
+        return;
+    }
     let (mut input, mut output) = (Vec::new(), Vec::new());
     while let Ok(Some(ToGuest::Input(bytes))) = ToGuest::read(from).await {
         let credit = u32::try_from(bytes.len()).unwrap();
@@ -135,8 +140,9 @@ async fn files(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, w
     for part in output.chunks(60_000) {
         tell(to, FromGuest::Output(part.to_vec())).await;
     }
-    if let Err(error) = &ran {
-        tell(to, FromGuest::ErrorOutput(error.to_string().into_bytes())).await;
+    let said = ran.as_ref().map_or_else(ToString::to_string, |lines| lines.join("\n"));
+    if !said.is_empty() {
+        tell(to, FromGuest::ErrorOutput(said.into_bytes())).await;
     }
     tell(to, FromGuest::Exited(u8::from(ran.is_err()))).await;
 }

@@ -28,8 +28,18 @@ pub struct State {
     pub vms: Vec<VmRecord>,
     /// In the order in which they came.
     pub calls: Vec<String>,
-    /// `create_vm` does not end before it is cancelled.
+    /// `create_vm`, `delete_vm` and `start_vm` do not end before they are cancelled.
     pub slow: bool,
+    /// So many looks at a job are refused: the user asks too often.
+    pub too_often: u32,
+    /// No job can be looked at.
+    pub blind: bool,
+    /// So many looks at a job end their connection.
+    pub cuts: u32,
+    /// Connections for calls that are open.
+    pub connections: usize,
+    /// Commands of the guest's that carry files do not end.
+    pub stuck: bool,
     /// The user has none, and none is shared.
     pub no_kernel: bool,
     /// Stands in every text that is free: what a hostile daemon, guest or user would put there.
@@ -81,6 +91,8 @@ impl State {
 pub struct Fake {
     state: Arc<Mutex<State>>,
     folder: Arc<tempfile::TempDir>,
+    /// Ends the connections for calls.
+    cut: Arc<tokio::sync::Notify>,
 }
 
 impl Fake {
@@ -88,7 +100,7 @@ impl Fake {
     pub fn start(vms: Vec<VmRecord>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = State { vms, ..State::default() };
-        let fake = Self { state: Arc::new(Mutex::new(state)), folder: Arc::new(folder) };
+        let fake = Self { state: Arc::new(Mutex::new(state)), folder: Arc::new(folder), cut: Arc::default() };
         let (ready, listening) = std::sync::mpsc::channel();
         let serving = fake.clone();
         std::thread::spawn(move || {
@@ -133,8 +145,14 @@ impl Fake {
         let Ok(hello) = transport::accept(&mut stream).await else { return };
         match hello.purpose {
             Purpose::Calls => {
+                self.state().connections += 1;
+                let cut = Arc::clone(&self.cut);
                 let channel = BaseChannel::with_defaults(transport::server(stream, DAEMON_LIMITS));
-                channel.execute(self.serve()).for_each_concurrent(None, |call| call).await;
+                tokio::select! {
+                    () = channel.execute(self.clone().serve()).for_each_concurrent(None, |call| call) => {}
+                    () = cut.notified() => {}
+                }
+                self.state().connections -= 1;
             }
             Purpose::Stream => {
                 let mut ticket = [0; 32];

@@ -105,6 +105,9 @@ impl Daemon for Fake {
     }
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        if self.state().slow {
+            return Ok(JobId(self.state().job("start", JobState::Running)));
+        }
         self.state().simple("start", &vm, VmState::Running)
     }
 
@@ -132,8 +135,20 @@ impl Daemon for Fake {
         let mut state = self.state();
         let found = state.find(&vm)?;
         state.calls.push(format!("delete {}", found.name));
+        if state.slow {
+            return Ok(JobId(state.job("delete", JobState::Running)));
+        }
         state.vms.retain(|known| known.id != found.id);
         Ok(JobId(state.job("delete", JobState::Done(JobResult::Text("deleted".into())))))
+    }
+
+    /// Those whose names begin with `starting` are being started.
+    async fn prune_vm(self, context: Context, vm: String) -> Result<JobId, ApiError> {
+        let found = self.state().find(&vm)?;
+        if found.state == VmState::Running || found.name.as_str().starts_with("starting") {
+            return Err(ApiError::new(ErrorCode::AlreadyRunning, format!("{} runs, or is about to", found.name)));
+        }
+        self.delete_vm(context, vm).await
     }
 
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
@@ -340,6 +355,22 @@ impl Daemon for Fake {
     }
 
     async fn watch_job(self, _: Context, job: JobId, after_seq: u64) -> Result<JobView, ApiError> {
+        let cuts = {
+            let mut state = self.state();
+            if state.blind {
+                return Err(ApiError::new(ErrorCode::Internal, "the records cannot be read"));
+            }
+            if state.too_often > 0 {
+                state.too_often -= 1;
+                return Err(ApiError::new(ErrorCode::Limit, "too many calls"));
+            }
+            state.cuts > 0
+        };
+        if cuts {
+            self.state().cuts -= 1;
+            self.cut.notify_waiters();
+            std::future::pending::<()>().await;
+        }
         for _ in 0..100 {
             let view = self.state().jobs.get(&job.0).cloned();
             match view {

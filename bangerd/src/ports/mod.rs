@@ -49,7 +49,8 @@ struct Port {
 
 #[derive(Debug)]
 enum State {
-    Open(CancellationToken, JoinHandle<()>),
+    /// With the places that are left for connections.
+    Open(CancellationToken, JoinHandle<()>, Arc<Semaphore>),
     Problem(String),
 }
 
@@ -111,14 +112,20 @@ impl Ports {
             places: Arc::new(Semaphore::new(PER_PORT)),
             refused: Mutex::default(),
         });
-        let token = CancellationToken::new();
+        let (token, places) = (CancellationToken::new(), Arc::clone(&port.places));
         let task = self.runtime.spawn(serve(bound, port, token.clone()));
-        self.lock().entry(vm).or_default().push((published, State::Open(token, task)));
+        self.lock().entry(vm).or_default().push((published, State::Open(token, task, places)));
     }
 
     /// The VM runs, and the host does not listen.
     pub(crate) fn failed(&self, vm: VmId, published: Published, problem: String) {
         self.lock().entry(vm).or_default().push((published, State::Problem(problem)));
+    }
+
+    /// Whether anything is passed on to the VM now.
+    pub(crate) fn used(&self, vm: &VmId) -> bool {
+        let taken = |state: &State| matches!(state, State::Open(.., places) if places.available_permits() < PER_PORT);
+        self.lock().get(vm).is_some_and(|ports| ports.iter().any(|(_, state)| taken(state)))
     }
 
     /// Why the host does not listen for a VM that runs.
@@ -143,7 +150,7 @@ impl Ports {
         }
         let mut tasks = Vec::new();
         for (_, state) in closed {
-            if let State::Open(token, task) = state {
+            if let State::Open(token, task, _) = state {
                 token.cancel();
                 tasks.push(task);
             }

@@ -363,3 +363,21 @@ fn datagrams_wait_for_the_users_turn_both_ways() {
         to.recv_from(&mut buffer).unwrap();
     }
 }
+
+#[test]
+fn a_connection_through_a_port_is_use_of_the_vm_as_long_as_it_is_open() {
+    let world = World::new(Caller::Uid(OWNER));
+    let port = world.publish(echo(), Protocol::Tcp, |port| port);
+    let becomes = |used: bool| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while world.ports.used(&vm()) != used {
+            assert!(Instant::now() < deadline, "never {used}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    assert!(!world.ports.used(&vm()));
+    let open = connect(port);
+    becomes(true);
+    drop(open);
+    becomes(false);
+}

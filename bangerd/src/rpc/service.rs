@@ -128,6 +128,11 @@ impl banger_proto::daemon::Daemon for Service {
         self.order(&peer, &vm, Ask::Delete).await
     }
 
+    async fn prune_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
+        let peer = self.pay().await?;
+        Ok(self.daemon.vms.prune(&peer, &vm).await?)
+    }
+
     async fn ssh_access(self, _: Context, vm: String, public_key: String) -> Result<SshAccess, ApiError> {
         let peer = self.pay().await?;
         Ok(self.daemon.vms.ssh_access(&peer, &vm, &public_key).await?)

@@ -30,10 +30,11 @@ pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) 
             daemon.vms.console(peer, vm).await?;
             return Ok(Work::Serve(request));
         }
-        StreamRequest::Command { vm, .. }
-        | StreamRequest::Inside { vm }
-        | StreamRequest::Session { vm, .. }
-        | StreamRequest::Ssh { vm } => {
+        StreamRequest::Inside { vm } => {
+            daemon.vms.look_into(peer, vm).await?;
+            return Ok(Work::Serve(request));
+        }
+        StreamRequest::Command { vm, .. } | StreamRequest::Session { vm, .. } | StreamRequest::Ssh { vm } => {
             daemon.vms.link(peer, vm).await?;
             return Ok(Work::Serve(request));
         }
@@ -83,7 +84,7 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
             return guest(io, &peer, way, async |link| link.session().await).await;
         }
         StreamRequest::Inside { vm } => {
-            let way = way(daemon, &peer, &vm, false).await;
+            let way = daemon.vms.look_into(&peer, &vm).await.map(|link| Way::Running(link, None));
             return guest(io, &peer, way, async |link| link.inside().await).await;
         }
         StreamRequest::Ssh { vm } => {
@@ -109,7 +110,7 @@ async fn way(daemon: &Daemon, peer: &Peer, vm: &str, reads: bool) -> Result<Way,
     if reads {
         return daemon.vms.way_to_read(peer, vm).await;
     }
-    daemon.vms.link(peer, vm).await.map(|(link, visit)| Way::Running(link, visit))
+    daemon.vms.link(peer, vm).await.map(|(link, visit)| Way::Running(link, Some(visit)))
 }
 
 /// Opens a connection to a guest, and hands it over. The visit lasts as long as the client keeps

@@ -154,6 +154,7 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
             kill_vm(name(), KillSignal::Term),
             give_vm(name(), name()),
             delete_vm(name()),
+            prune_vm(name()),
             ssh_access(name(), String::new()),
             open_stream(upload("new")),
             list_images(false, None),

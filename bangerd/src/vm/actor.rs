@@ -5,6 +5,7 @@
 use super::Context;
 use super::error::VmError;
 use super::order::{Ask, Order};
+use super::reconcile::waits_to_resume;
 use super::shared::{SAME_USE, Shared};
 use crate::db::{DbError, VmRow};
 use crate::error::OverLimit;
@@ -152,7 +153,8 @@ impl Actor {
                 }
             }
             Order::Stale(limit) => {
-                if self.row.state == State::Running && !self.shared.in_use() && self.idle().await >= limit {
+                let used = self.shared.in_use() || self.ctx.ports.used(&self.row.id);
+                if self.row.state == State::Running && !used && self.idle().await >= limit {
                     tracing::info!("stopped: nobody used it for long");
                     self.quietly(Event::Stop, "stopped because nobody used it for long").await;
                 }
@@ -171,6 +173,14 @@ impl Actor {
             job.finish(Err(VmError::NotFound { shown: self.row.name.to_string(), admin: false }));
             return false;
         }
+        // Cancelled before its turn: nothing is begun. What a create or the host's reboot has left
+        // in the row is for them to undo.
+        if !matches!(ask, Ask::Create { .. } | Ask::Resume(_))
+            && let Err(cancelled) = job.go_on()
+        {
+            job.finish(Err(VmError::from(cancelled)));
+            return false;
+        }
         let done = match ask {
             Ask::Create { start, keep } => return self.create(job, start, keep).await,
             Ask::Start => return self.answer(job, Event::Start).await,
@@ -182,6 +192,10 @@ impl Actor {
             }
             Ask::HostDown => return self.answer(job, Event::HostDown).await,
             Ask::Delete => return self.answer(job, Event::Delete).await,
+            Ask::Prune => match self.is_idle() {
+                Ok(()) => return self.answer(job, Event::Delete).await,
+                refused => refused,
+            },
             Ask::Kill(signal) => {
                 if signal != KillSignal::Kill
                     && let Some(running) = self.shared.running()
@@ -211,6 +225,14 @@ impl Actor {
         };
         job.finish(result);
         false
+    }
+
+    /// Whether nobody uses it, or is about to.
+    fn is_idle(&self) -> Result<(), VmError> {
+        if self.row.state == State::Running || waits_to_resume(&self.row, &self.ctx) {
+            return Err(VmError::NotIdle(self.row.name.clone()));
+        }
+        Ok(())
     }
 
     async fn stop_to_restart(&mut self, job: &Job) -> Result<(), VmError> {

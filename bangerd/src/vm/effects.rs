@@ -40,6 +40,16 @@ impl Actor {
             if failed.is_err() && effect.needs_success() {
                 continue;
             }
+            if event == Event::Delete && matches!(effect, Effect::KillProcesses | Effect::RemoveFiles) {
+                let asked = job.map_or(Ok(()), Job::go_on);
+                if let Err(cancelled) = asked {
+                    // Its guest has ended for it already, or what it held is released.
+                    if self.row.state == State::Running || effect == Effect::RemoveFiles {
+                        Box::pin(self.apply(Event::Kill, None, "")).await?;
+                    }
+                    return Err(cancelled.into());
+                }
+            }
             if let Some(job) = job
                 && let Some(stage) = stage_of(effect)
             {

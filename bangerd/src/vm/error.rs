@@ -99,6 +99,8 @@ pub(crate) enum VmError {
     ChangedMeanwhile(VmName),
     #[error("{0} is already running")]
     AlreadyRunning(VmName),
+    #[error("{0} runs, or is about to: it is being made or started, or waits for its start")]
+    NotIdle(VmName),
     #[error("{0} is running: its vCPUs, memory and disks cannot be changed")]
     RunsWithItsSize(VmName),
     #[error("{0} is running: it cannot be given away")]

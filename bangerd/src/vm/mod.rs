@@ -187,6 +187,16 @@ impl Vms {
         Ok(job)
     }
 
+    /// Leaves the deletion of a VM that is idle, which is decided when its turn comes. What was
+    /// ordered before is done before.
+    pub(crate) async fn prune(&self, peer: &Peer, word: &str) -> Result<JobId, VmError> {
+        let row = self.find(peer, word).await?;
+        if row.making || self.starts(&row.id) || reconcile::waits_to_resume(&row, &self.ctx) {
+            return Err(VmError::NotIdle(row.name));
+        }
+        self.ask(peer, row, word, Ask::Prune)
+    }
+
     /// The same for a VM that was found by `word`.
     fn ask(&self, peer: &Peer, row: VmRow, word: &str, ask: Ask) -> Result<JobId, VmError> {
         let (vm, title) = (row.id, ask.title(&row.name));
@@ -338,20 +348,33 @@ impl Vms {
         }
     }
 
-    /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
-    pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), VmError> {
+    /// Whether a VM whose row says otherwise is being started.
+    fn starts(&self, vm: &VmId) -> bool {
+        entry_of(self, vm).is_some_and(|entry| entry.shared.starts())
+    }
+
+    async fn reach(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, VmId, Entry), VmError> {
         let row = self.find(peer, word).await?;
         let id = row.id;
         let not_running = VmError::not_running(&row);
         if row.state != State::Running {
-            let entry = self.ctx.actors.lock().get(&id).cloned();
-            let starts = entry.is_some_and(|entry| entry.shared.starts());
-            return Err(if starts { VmError::Starts(row.name) } else { not_running });
+            return Err(if self.starts(&id) { VmError::Starts(row.name) } else { not_running });
         }
         let entry = self.actor(row);
         let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or(not_running)?;
+        Ok((link, id, entry))
+    }
+
+    /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
+    pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), VmError> {
+        let (link, id, entry) = self.reach(peer, word).await?;
         self.touch(id).await;
         Ok((link, entry.shared.enter()))
+    }
+
+    /// The same for a look at how the guest is, which is no use.
+    pub(crate) async fn look_into(&self, peer: &Peer, word: &str) -> Result<Arc<Link>, VmError> {
+        self.reach(peer, word).await.map(|(link, ..)| link)
     }
 
     /// The console's file of a VM of the peer's, and until when it is the peer's to read.

@@ -40,6 +40,8 @@ pub(crate) enum Ask {
     /// the start.
     Resume(OwnedSemaphorePermit),
     Delete,
+    /// A delete, unless the VM runs or is about to when its turn comes.
+    Prune,
 }
 
 impl Ask {
@@ -56,7 +58,7 @@ impl Ask {
             Ask::Publish(_) => format!("publish ports of {vm}"),
             Ask::Unpublish(_) => format!("unpublish ports of {vm}"),
             Ask::Resume(_) => format!("start {vm} after a reboot of the host"),
-            Ask::Delete => format!("delete {vm}"),
+            Ask::Delete | Ask::Prune => format!("delete {vm}"),
         }
     }
 
@@ -66,7 +68,7 @@ impl Ask {
             Ask::Kill(_) => &[Wait::Start, Wait::Shutdown],
             Ask::Stop { .. } | Ask::HostDown | Ask::Delete => &[Wait::Start],
             Ask::Create { .. } | Ask::Start | Ask::Restart | Ask::Resume(_) => &[],
-            Ask::Set(_) | Ask::Give(_) | Ask::Publish(_) | Ask::Unpublish(_) => &[],
+            Ask::Set(_) | Ask::Give(_) | Ask::Publish(_) | Ask::Unpublish(_) | Ask::Prune => &[],
         }
     }
 

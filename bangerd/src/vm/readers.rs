@@ -87,7 +87,7 @@ fn new_id() -> Result<VmId, VmError> {
 #[derive(Debug)]
 pub(crate) enum Way {
     /// The VM runs.
-    Running(Arc<Link>, #[expect(dead_code, reason = "held, and counted")] Visit),
+    Running(Arc<Link>, #[expect(dead_code, reason = "held, and counted")] Option<Visit>),
     /// It does not, and somebody else reads for it.
     Reader(Box<Reader>),
 }
@@ -164,7 +164,10 @@ impl Vms {
     pub(crate) async fn way_to_read(&self, peer: &Peer, word: &str) -> Result<Way, VmError> {
         let row = self.find(peer, word).await?;
         if row.state == State::Running {
-            return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, visit));
+            return self.link(peer, word).await.map(|(link, visit)| Way::Running(link, Some(visit)));
+        }
+        if self.starts(&row.id) {
+            return Err(VmError::Starts(row.name));
         }
         let vm = row.id;
         let work_disk = self.ctx.paths.vm(&vm).work_disk();
@@ -188,6 +191,11 @@ impl Vms {
         if !now.is_some_and(|now| now.id == vm && now.who() == row.who() && now.state == row.state && !now.making) {
             rest.clear().await;
             return Err(VmError::ChangedMeanwhile(row.name));
+        }
+        // A start cuts the readers that it finds, after it can be seen here.
+        if self.starts(&vm) {
+            rest.clear().await;
+            return Err(VmError::Starts(row.name));
         }
         tracing::info!(banger_vm = %vm, banger_uid = peer.uid, "its work disk is read");
         let started = tokio::select! {

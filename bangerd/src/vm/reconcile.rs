@@ -39,6 +39,11 @@ pub(super) fn holds(holding: &Holding) -> bool {
     holding.tap.is_some() || holding.disk.is_some() || holding.reach != Mode::None || holding.pid.is_some()
 }
 
+/// The VM ran when the host went down, and is started again when its turn comes.
+pub(super) fn waits_to_resume(row: &VmRow, ctx: &Context) -> bool {
+    rebooted(row, ctx) && row.restart == RestartPolicy::Always
+}
+
 fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
     Recorded {
         state: row.state,

@@ -36,6 +36,8 @@ impl Actor {
         let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
+        // However it was ordered: the guest will write to what they read.
+        self.ctx.readers.cut(&seat.id);
         let result = self.bring_up(&seat, job).await;
         self.shared.set_waiting(None);
         let result = match result {
@@ -56,7 +58,11 @@ impl Actor {
                 let why = error.message();
                 // What the guest said on its console is its owner's, and the journal is not.
                 tracing::warn!("start failed: {}", first_line(&why));
-                match self.apply(Event::StartFailed, None, &why).await {
+                let (event, reason) = match error {
+                    VmError::Cancelled(_) => (Event::StartCancelled, self.row.last_error.clone()),
+                    _ => (Event::StartFailed, why),
+                };
+                match self.apply(event, None, &reason).await {
                     Ok(_) => Err(error),
                     Err(more) => Err(error.also(more)),
                 }

@@ -139,7 +139,7 @@ async fn sweep(vms: &Arc<Vms>, limit: Duration, was_set: bool) {
         let Some(entry) = entry_of(vms, &row.id).filter(|_| row.state == State::Running) else { continue };
         if was_set {
             drop(vms.ctx.db.touch_vm(row.id).await);
-        } else if entry.shared.in_use() {
+        } else if entry.shared.in_use() || vms.ctx.ports.used(&row.id) {
             vms.touch(row.id).await;
         } else if idle > limit.as_secs() {
             // An actor that is gone has no VM to stop.

@@ -150,6 +150,13 @@ impl Sessions {
         spawn_blocking(move || places.list()).await.unwrap_or_default()
     }
 
+    /// How many run. Asked with each heartbeat, which waits for no disk: the kernel's list of
+    /// sockets (proc(5), `/proc/net/unix`) has that of each session's process as long as it lives.
+    pub(super) fn running(&self) -> usize {
+        let bytes = std::fs::read("/proc/net/unix").unwrap_or_default();
+        String::from_utf8_lossy(&bytes).lines().filter(|line| self.places.is_listener(line)).count()
+    }
+
     async fn find(&self, word: &str) -> Option<Session> {
         let (places, word) = (self.places.clone(), word.to_owned());
         spawn_blocking(move || places.find(&word)).await.ok()?
@@ -346,6 +353,14 @@ impl Places {
                 return Ok((number, name));
             }
         }
+    }
+
+    /// Whether a line of `/proc/net/unix` is of a session's socket that listens (`__SO_ACCEPTCON`
+    /// of its flags), and not of a connection to it, which has the same name.
+    fn is_listener(&self, line: &str) -> bool {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, _, flags, _, _, _, path] = fields.as_slice() else { return false };
+        *flags == "00010000" && Path::new(path).parent() == Some(&self.sockets)
     }
 
     /// Gives a client's connection, or none for the agent's own, to a session's process, and waits

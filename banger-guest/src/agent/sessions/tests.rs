@@ -362,3 +362,28 @@ async fn another_agent_finds_the_sessions_of_the_first() {
     second.says("cat", "still there").await;
     assert_eq!(second.answer(Request::Stop { session: named("cat") }).await, Answer::Ended(Status::Killed(15)));
 }
+
+#[tokio::test]
+async fn a_session_that_runs_is_use_of_the_guest_and_one_that_has_ended_is_none() {
+    let guest = guest();
+    assert_eq!(guest.server.open_commands(), 0);
+    guest.sh("web", "sleep 60").await;
+    guest.sh("other", "sleep 60").await;
+    // Whoever looks at one is no second one.
+    let _logs =
+        guest.ask(Request::Logs { session: named("web"), outputs: Outputs::Both, tail: None, follow: true }).await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(guest.server.open_commands(), 2);
+    for left in [1, 0] {
+        let session = if left == 1 { "web" } else { "other" };
+        guest.answer(Request::Kill { session: named(session), signal: 9 }).await;
+        assert_eq!(guest.wait(session).await, Status::Killed(9));
+        for _ in 0..100 {
+            if guest.server.open_commands() == left {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(guest.server.open_commands(), left);
+    }
+}

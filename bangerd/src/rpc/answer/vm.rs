@@ -83,7 +83,9 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::RunsForItsOwner(_) => {
             (ErrorCode::AlreadyRunning, "Stop it first: what is open to it belongs to its owner.")
         }
-        VmError::AlreadyRunning(_) | VmError::Illegal(Illegal::AlreadyRunning) => (ErrorCode::AlreadyRunning, ""),
+        VmError::AlreadyRunning(_) | VmError::NotIdle(_) | VmError::Illegal(Illegal::AlreadyRunning) => {
+            (ErrorCode::AlreadyRunning, "")
+        }
         VmError::Illegal(Illegal::Unexpected { .. }) | VmError::NoName => (ErrorCode::Internal, ""),
         VmError::Taken(_) => (ErrorCode::AlreadyExists, "Choose another name, or delete that VM."),
         VmError::TakenBy { .. } => {

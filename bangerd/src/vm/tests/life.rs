@@ -240,3 +240,93 @@ fn a_vm_that_somebody_is_in_is_not_stopped_for_want_of_use() {
     entry.orders.send(Order::Stale(0)).unwrap();
     world.until("demo", State::Stopped);
 }
+
+#[test]
+fn an_order_that_is_cancelled_before_its_turn_is_not_begun() {
+    for ask in [|| Ask::Delete, || Ask::Start, || Ask::Restart] {
+        let world = World::new();
+        world.running("demo");
+        world.machine.set_deaf(true);
+        let stop = world.begin(STOP, "demo");
+        world.until_stage(stop, "guest shutdown");
+        let order = world.begin(ask(), "demo");
+        world.life().vms.ctx.jobs.cancel(&ALICE, order).unwrap();
+        assert!(matches!(world.order(Ask::Kill(KillSignal::Kill), "demo"), JobState::Done(_)));
+        assert_eq!(world.wait(order), JobState::Cancelled);
+        let stages = world.life().vms.ctx.jobs.list(&ALICE, None, 10).jobs;
+        assert!(stages.iter().find(|job| job.id == order).unwrap().stages.is_empty(), "{stages:?}");
+        assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Stopped);
+        assert_eq!(world.helper.cows(), 1);
+    }
+}
+
+#[test]
+fn a_delete_that_is_cancelled_while_the_guest_shuts_down_leaves_a_stopped_vm() {
+    let world = World::new();
+    world.running("demo");
+    world.machine.set_deaf(true);
+    let delete = world.begin(Ask::Delete, "demo");
+    world.until_stage(delete, "guest shutdown");
+    world.life().vms.ctx.jobs.cancel(&ALICE, delete).unwrap();
+    // Ends the wait for the guest.
+    world.begin(Ask::Kill(KillSignal::Kill), "demo");
+    assert_eq!(world.wait(delete), JobState::Cancelled);
+    assert_eq!(world.show(ALICE, "demo").unwrap().state, State::Stopped);
+    world.assert_nothing_held();
+    assert_eq!(world.helper.cows(), 1);
+    world.machine.set_deaf(false);
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
+}
+
+#[test]
+fn a_prune_takes_what_is_idle_and_interrupts_nothing() {
+    let world = World::new();
+    let prune = |vm: &str| world.life().runtime.block_on(world.life().vms.prune(&ALICE, vm)).map_err(ApiError::from);
+    let refused = |vm: &str| match prune(vm).map(|job| world.wait(job)) {
+        Err(error) | Ok(JobState::Failed(error)) => error.code == ErrorCode::AlreadyRunning,
+        other => panic!("{other:?}"),
+    };
+    world.running("demo");
+    assert!(refused("demo"));
+    // Ordered to start before its turn comes.
+    world.machine.set_deaf(true);
+    let stop = world.begin(STOP, "demo");
+    world.until_stage(stop, "guest shutdown");
+    let start = world.begin(Ask::Start, "demo");
+    let job = prune("demo").unwrap();
+    world.machine.set_deaf(false);
+    let kill = world.begin(Ask::Kill(KillSignal::Kill), "demo");
+    assert!(matches!(world.wait(job), JobState::Failed(error) if error.code == ErrorCode::AlreadyRunning));
+    assert!(matches!((world.wait(start), world.wait(kill)), (JobState::Done(_), JobState::Done(_))));
+    // Being started, and being made.
+    world.machine.set_deaf(true);
+    let start = world.begin(Ask::Start, "demo");
+    world.until_true("it starts", || world.machine.processes() == 1);
+    assert!(refused("demo"));
+    let made = world.begin_create(ALICE, named("new"), false).unwrap();
+    world.until_true("it is made", || world.machine.processes() == 2);
+    assert!(refused("new"));
+    for (job, vm) in [(start, "demo"), (made, "new")] {
+        world.until_stage(job, "guest ready");
+        assert!(world.show(ALICE, vm).is_ok());
+        world.life().vms.ctx.jobs.cancel(&ALICE, job).unwrap();
+        assert_eq!(world.wait(job), JobState::Cancelled);
+    }
+    assert!(matches!(world.wait(prune("demo").unwrap()), JobState::Done(_)));
+    world.assert_nothing_at_all();
+}
+
+#[test]
+fn a_look_at_how_the_guest_is_is_no_use() {
+    let world = World::new();
+    let vm = world.running("demo");
+    let used = || world.show(ALICE, "demo").unwrap().last_touched_at.unix();
+    let life = world.life();
+    sql(&world, "UPDATE vms SET last_touched_at = 7");
+    let link = life.runtime.block_on(life.vms.look_into(&ALICE, "demo")).unwrap();
+    let entry = life.vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    assert_eq!((used(), entry.shared.sessions()), (7, 0));
+    drop(link);
+    let (_link, _visit) = life.runtime.block_on(life.vms.link(&ALICE, "demo")).unwrap();
+    assert!(used() > 7 && entry.shared.sessions() == 1);
+}

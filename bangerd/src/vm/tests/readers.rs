@@ -144,3 +144,26 @@ fn what_a_crash_leaves_of_a_reader_is_released_at_once() {
         world.machine.processes() == 0 && sockets == 0
     });
 }
+
+#[test]
+fn what_is_being_started_is_read_by_nobody() {
+    let world = World::new();
+    let vm = world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    world.machine.set_deaf(true);
+    // As the daemon itself does it after a reboot of the host: past the door.
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    let job = world.life().vms.ctx.jobs.begin(&ALICE, "start web".to_owned()).unwrap();
+    let start = job.id();
+    entry.orders.send(Order::Asked(job, Box::new(Ask::Start))).unwrap();
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+        way.leave().await;
+    });
+    world.until_stage(start, "guest ready");
+    let refused = world.read(&ALICE, "web").unwrap_err();
+    assert!(refused.message.contains("is being started"), "{refused:?}");
+    assert_eq!(world.machine.processes(), 1, "the VM");
+    assert!(matches!(world.order(STOP, "web"), JobState::Done(_)));
+    assert_eq!(world.wait(start), JobState::Cancelled);
+}

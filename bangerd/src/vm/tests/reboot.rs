@@ -160,3 +160,16 @@ fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
         world.show(ALICE, "again").unwrap().state == State::Running
     });
 }
+
+#[test]
+fn what_waits_for_its_turn_is_not_pruned() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.machine.fail(Some("preflight"));
+    world.reboot();
+    world.until("again", State::Stopped);
+    let refused = world.life().runtime.block_on(world.life().vms.prune(&ALICE, "again")).unwrap_err();
+    assert!(refused.to_string().contains("waits for its start"), "{refused}");
+    world.machine.fail(None);
+    world.until("again", State::Running);
+}

@@ -200,3 +200,31 @@ fn without_the_helper_nothing_is_begun() {
     world.helper.set_unreachable(false);
     world.assert_nothing_at_all();
 }
+
+#[test]
+fn a_start_that_is_cancelled_leaves_the_vm_as_it_was() {
+    let world = World::new();
+    world.create(CreateRequest { no_start: true, ..named("demo") }, false);
+    let cancelled = |before: (State, &str)| {
+        world.machine.set_deaf(true);
+        let start = world.begin(Ask::Start, "demo");
+        world.until_stage(start, "guest ready");
+        world.life().vms.ctx.jobs.cancel(&ALICE, start).unwrap();
+        assert_eq!(world.wait(start), JobState::Cancelled);
+        world.machine.set_deaf(false);
+        let vm = world.show(ALICE, "demo").unwrap();
+        assert_eq!((vm.state, vm.runtime.last_error.as_str()), before);
+        world.assert_nothing_held();
+    };
+    cancelled((State::Created, ""));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Done(_)));
+    let vm = world.show(ALICE, "demo").unwrap();
+    world.machine.end(&vm.id, "guest powered off");
+    world.until("demo", State::Stopped);
+    cancelled((State::Stopped, "guest powered off"));
+    world.machine.fail(Some("launch"));
+    assert!(matches!(world.order(Ask::Start, "demo"), JobState::Failed(_)));
+    let failed = world.show(ALICE, "demo").unwrap().runtime.last_error;
+    world.machine.fail(None);
+    cancelled((State::Error, &failed));
+}

@@ -26,15 +26,15 @@ struct Case {
 const CASES: &[Case] = &[
     Case { verb: "run", before: "gone", killed: &["gone", "running"], interrupted: &["gone"] },
     Case { verb: "create", before: "gone", killed: &["gone", "created"], interrupted: &["gone", "created"] },
-    Case {
-        verb: "start",
-        before: "created",
-        killed: &["created", "running"],
-        // `error`: a start that did not come to its end, with the reason that it was cancelled.
-        interrupted: &["created", "error", "running"],
-    },
+    Case { verb: "start", before: "created", killed: &["created", "running"], interrupted: &["created", "running"] },
     Case { verb: "stop", before: "running", killed: &["running", "stopped"], interrupted: &["running", "stopped"] },
-    Case { verb: "delete", before: "running", killed: &["running", "gone"], interrupted: &["running", "gone"] },
+    Case {
+        verb: "delete",
+        before: "running",
+        killed: &["running", "gone"],
+        // `stopped`: interrupted while its guest shut down.
+        interrupted: &["running", "stopped", "gone"],
+    },
     Case { verb: "import", before: "gone", killed: &["gone"], interrupted: &["gone"] },
 ];
 
