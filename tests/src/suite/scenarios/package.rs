@@ -118,7 +118,7 @@ fn life(scene: &mut Scene) -> Result<()> {
         }
         let altered = scene.root_any(&rpm("--verify --nodeps banger"))?;
         ensure!(altered.status.success(), "{altered}");
-        scene.root(&inside("/usr/lib/banger/bangerd --check && banger completion bash >/dev/null")).map(drop)
+        scene.root(&inside("/usr/libexec/banger/bangerd --check && banger completion bash >/dev/null")).map(drop)
     })?;
     scene.step("it is the older one that refuses a newer database", |scene| {
         // dash's printf knows octal escapes only.

@@ -7,7 +7,7 @@ const SET: &str = "sed -i -e '/^default_dns *=/d' -e '1i default_dns = \"127.0.0
                    systemctl reload bangerd";
 const SET_PRIVATE: &str = "sed -i -e '/^default_dns *=/d' -e '1i default_dns = \"10.0.0.53\"' \
                            /etc/banger/banger.toml && systemctl reload bangerd";
-const RESOLVED_OFF: &str = "/usr/lib/banger/resolver-link remove; systemctl stop systemd-resolved.service; \
+const RESOLVED_OFF: &str = "/usr/libexec/banger/resolver-link remove; systemctl stop systemd-resolved.service; \
                             rm -rf /run/systemd/resolve";
 
 pub(super) const ROWS: &[Row] = &[
@@ -145,7 +145,7 @@ pub(super) const ROWS: &[Row] = &[
         "names::resolver",
         ("a-resolver-that-does-not-ask", "names through the resolver"),
         "systemctl start systemd-resolved.service && systemctl start banger-resolver.service && \
-         /usr/lib/banger/resolver-link remove",
+         /usr/libexec/banger/resolver-link remove",
         "does not ask for names of VMs",
     )
     .after(RESOLVED_OFF),

@@ -63,7 +63,7 @@ pub(super) const ROWS: &[Row] = &[
     fail(
         "product::guest_binary",
         ("the-guest-init-is-gone", "guest init"),
-        "mv /usr/lib/banger/banger-guest /run/bench-guest",
+        "mv /usr/libexec/banger/banger-guest /run/bench-guest",
         "is missing",
     )
     .after("rm /run/bench-guest"),
