@@ -2,6 +2,10 @@
 # each script, in the place of the line "#STEPS#". Each step may be run again, and none of them
 # touches a running VM: KillMode=process lets VMs outlive both services. No step uses the network.
 
+# The commands below are about this machine's daemon, whatever machine or daemon root's own commands ask.
+export BANGER_HOST=local
+unset BANGER_SOCKET BANGER_CONFIG
+
 UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd-metrics.socket bangerd-refused.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
 # bangerd-refused.socket starts and stops with bangerd.service.
 START='banger-priv.socket bangerd.socket bangerd-metrics.socket banger-priv.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'

@@ -1,0 +1,146 @@
+//! The packages' scripts, run in a folder that stands for the host, with programs that write down
+//! what they are asked.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::stage::{STEPS, with_steps};
+
+/// Folders of the host in the scripts, each with a counterpart in the test's.
+const FOLDERS: [&str; 7] = ["/usr/lib/", "/usr/libexec/", "/run/", "/sys/", "/etc/", "/var/lib/", "/boot/"];
+const PROGRAMS: [&str; 14] = [
+    "banger",
+    "deb-systemd-helper",
+    "deb-systemd-invoke",
+    "firewall-cmd",
+    "ip",
+    "modprobe",
+    "networkctl",
+    "nft",
+    "nmcli",
+    "sleep",
+    "systemctl",
+    "systemd-sysusers",
+    "systemd-tmpfiles",
+    "udevadm",
+];
+
+struct Host {
+    dir: tempfile::TempDir,
+    /// As root may have them in a shell.
+    variables: Vec<(&'static str, &'static str)>,
+}
+
+struct Ended {
+    good: bool,
+    said: String,
+}
+
+impl Host {
+    /// A host that runs and has the units of the package.
+    fn new() -> Self {
+        let host = Self { dir: tempfile::tempdir().unwrap(), variables: Vec::new() };
+        for program in PROGRAMS {
+            host.program(program, "");
+        }
+        host.put("run/systemd/system/.keep", "");
+        for unit in fs::read_dir(packaging("systemd")).unwrap() {
+            host.put(&format!("usr/lib/systemd/system/{}", unit.unwrap().file_name().display()), "");
+        }
+        for script in ["host-firewall", "resolver-link"] {
+            host.executable(&format!("usr/libexec/banger/{script}"), &logged(script, ""));
+        }
+        host.executable("usr/lib/systemd/systemd-sysctl", &logged("systemd-sysctl", ""));
+        host
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn executable(&self, path: &str, text: &str) {
+        self.put(path, text);
+        fs::set_permissions(self.at(path), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    /// A program that writes its words down, and then does what `body` says.
+    fn program(&self, name: &str, body: &str) {
+        self.executable(&format!("programs/{name}"), &logged(name, body));
+    }
+
+    fn guests(&self, run: bool) {
+        let events = "sys/fs/cgroup/system.slice/bangerd.service/vms/cgroup.events";
+        self.put(events, if run { "populated 1\nfrozen 0\n" } else { "populated 0\nfrozen 0\n" });
+    }
+
+    /// `script`: such as `deb/prerm`; with `lines` behind it.
+    fn run_with(&self, script: &str, words: &[&str], lines: &str) -> Ended {
+        let steps = fs::read_to_string(packaging("scripts/steps.sh")).unwrap().replace("#SCHEMA#", "4");
+        let text = if script.is_empty() { format!("set -e\n{STEPS}") } else { read(script) };
+        let mut text = with_steps(&text, &steps).unwrap() + lines;
+        let root = self.dir.path().display().to_string();
+        for folder in FOLDERS {
+            text = text.replace(folder, &format!("{root}{folder}"));
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", &text, "script"]).args(words).envs(self.variables.iter().copied());
+        let ended = command.env("PATH", format!("{root}/programs:/usr/bin:/bin")).env("ROOT", &root).output().unwrap();
+        let said = [ended.stdout, ended.stderr].concat();
+        Ended { good: ended.status.success(), said: String::from_utf8(said).unwrap() }
+    }
+
+    fn run(&self, script: &str, words: &[&str]) -> Ended {
+        self.run_with(script, words, "")
+    }
+
+    /// What the programs were asked since the last time.
+    fn log(&self) -> Vec<String> {
+        let log = self.at("log");
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        drop(fs::remove_file(log));
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+fn packaging(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(packaging(path)).unwrap()
+}
+
+fn logged(name: &str, body: &str) -> String {
+    format!("#!/bin/sh\necho \"{name} $*\" >> \"$ROOT/log\"\n{body}\n")
+}
+
+/// The place of the first line that begins so.
+fn place(log: &[String], start: &str) -> usize {
+    let found = log.iter().position(|line| line.starts_with(start));
+    found.unwrap_or_else(|| panic!("{start} is not in {log:#?}"))
+}
+
+#[test]
+fn root_may_work_with_another_machine_and_the_package_is_this_ones() {
+    let mut host = Host::new();
+    host.variables = vec![("BANGER_HOST", "ssh://root@elsewhere"), ("BANGER_SOCKET", "/tmp/other.sock")];
+    host.program("banger", "echo \"asks ${BANGER_HOST-} ${BANGER_SOCKET-the default}\" >> \"$ROOT/log\"");
+    host.guests(true);
+    assert!(host.run_with("", &[], "shut_down_guests || :\nkernel=/boot/k; import_kernel\n").good);
+    let log = host.log();
+    assert!(log.contains(&"asks local the default".to_owned()), "{log:#?}");
+    assert!(!log.iter().any(|line| line.contains("elsewhere") || line.contains("other.sock")), "{log:#?}");
+    // systemd's own variables (systemctl set-environment) may name one, too.
+    let unit = read("systemd/banger-guests.service");
+    assert!(
+        unit.contains("exec /usr/bin/banger --host local vm stop") && unit.contains("UnsetEnvironment=BANGER_SOCKET")
+    );
+}
