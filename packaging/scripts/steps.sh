@@ -7,8 +7,8 @@ export BANGER_HOST=local
 unset BANGER_SOCKET BANGER_CONFIG
 
 UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd-metrics.socket bangerd-refused.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
-# bangerd-refused.socket starts and stops with bangerd.service.
-START='banger-priv.socket bangerd.socket bangerd-metrics.socket banger-priv.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
+# bangerd-metrics.socket and bangerd-refused.socket start and stop with bangerd.service.
+START='banger-priv.socket bangerd.socket banger-priv.service bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
 # The daemon comes before the helper, which it calls while it stops.
 STOP='banger-host-firewall.timer banger-host-firewall.service bangerd.socket bangerd-metrics.socket bangerd.service banger-priv.socket banger-priv.service'
 # The cgroup of all VMs: what it says is true whatever the daemon's state.
@@ -64,6 +64,40 @@ bring_up_host() {
     /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
     if systemctl --quiet is-active firewalld.service; then
         firewall-cmd --quiet --reload || true
+# bangerd-metrics.socket was enabled for sockets.target once, and started a daemon whose files were being copied.
+move_links() {
+    old=/etc/systemd/system/sockets.target.wants/bangerd-metrics.socket
+    [ -L "$old" ] || return 0
+    rm -f "$old"
+    mkdir -p /etc/systemd/system/bangerd.service.wants
+    ln -sf /usr/lib/systemd/system/bangerd-metrics.socket /etc/systemd/system/bangerd.service.wants/
+}
+
+bring_up_host() {
+    systemctl --system daemon-reload
+    # A module that is not there is reported by `banger doctor`, with what to do.
+    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
+    udevadm control --reload || true
+    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
+    if systemctl --quiet is-active firewalld.service; then
+        firewall-cmd --quiet --reload || true
+# bangerd-metrics.socket was enabled for sockets.target once, and started a daemon whose files were being copied.
+move_links() {
+    old=/etc/systemd/system/sockets.target.wants/bangerd-metrics.socket
+    [ -L "$old" ] || return 0
+    rm -f "$old"
+    mkdir -p /etc/systemd/system/bangerd.service.wants
+    ln -sf /usr/lib/systemd/system/bangerd-metrics.socket /etc/systemd/system/bangerd.service.wants/
+}
+
+# Whether firewalld has the package's zone as it is in its file. A reload ends what others have set at run time.
+zone_is_known() {
+    known=$(firewall-cmd --info-zone=banger 2>/dev/null) || return 1
+    for words in 'target: ACCEPT' 'interfaces: .*bgr+' 'forward: yes'; do
+        echo "$known" | grep -q "$words" || return 1
+    done
+}
+
     fi
     if systemctl --quiet is-active systemd-networkd.service; then
         networkctl reload || true

@@ -2,7 +2,7 @@
 //! what they are asked.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -143,4 +143,47 @@ fn root_may_work_with_another_machine_and_the_package_is_this_ones() {
     assert!(
         unit.contains("exec /usr/bin/banger --host local vm stop") && unit.contains("UnsetEnvironment=BANGER_SOCKET")
     );
+}
+
+/// What a socket hears while the daemon is stopped must not start it: its files are being copied.
+#[test]
+fn only_the_socket_of_calls_starts_a_daemon_that_was_stopped() {
+    let mut of_the_daemon = 0;
+    for unit in fs::read_dir(packaging("systemd")).unwrap() {
+        let path = unit.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let has = |line: &str| text.lines().any(|there| there == line);
+        if !name.ends_with(".socket") || !has("Service=bangerd.service") {
+            continue;
+        }
+        of_the_daemon += 1;
+        let wanted: Vec<&str> = text.lines().filter(|line| line.starts_with("WantedBy=")).collect();
+        assert!(has("PartOf=bangerd.service") && wanted == ["WantedBy=bangerd.service"], "{name}");
+        // A disabled socket stays disabled.
+        let daemon = read("systemd/bangerd.service");
+        assert!(!daemon.lines().any(|line| line.starts_with("Wants=") && line.contains(&name)), "{name}");
+        let steps = read("scripts/steps.sh");
+        let start = steps.lines().find(|line| line.starts_with("START=")).unwrap();
+        assert!(!start.contains(&name), "{name}");
+    }
+    assert_eq!(of_the_daemon, 2);
+}
+
+#[test]
+fn an_upgrade_takes_the_socket_of_metrics_from_sockets_target_where_it_was_enabled() {
+    for (script, words) in [("deb/postinst", ["configure", "0.1.0"].as_slice()), ("rpm/post", &["2"])] {
+        let links = "etc/systemd/system";
+        let (old, new) = (
+            format!("{links}/sockets.target.wants/bangerd-metrics.socket"),
+            format!("{links}/bangerd.service.wants/bangerd-metrics.socket"),
+        );
+        let host = Host::new();
+        assert!(host.run(script, words).good);
+        assert!(host.at(&new).symlink_metadata().is_err(), "{script}: it was disabled");
+        host.put(&format!("{links}/sockets.target.wants/other"), "");
+        symlink("/usr/lib/systemd/system/bangerd-metrics.socket", host.at(&old)).unwrap();
+        assert!(host.run(script, words).good);
+        assert!(host.at(&old).symlink_metadata().is_err() && host.at(&new).symlink_metadata().is_ok(), "{script}");
+    }
 }

@@ -107,7 +107,7 @@ fn life(scene: &mut Scene) -> Result<()> {
         ensure!(owners == "2710 bangerd:root\n700 root:root\n", "{owners}");
         for link in [
             "sockets.target.wants/bangerd.socket",
-            "sockets.target.wants/bangerd-metrics.socket",
+            "bangerd.service.wants/bangerd-metrics.socket",
             "bangerd.service.wants/bangerd-refused.socket",
             "sockets.target.wants/banger-priv.socket",
             "timers.target.wants/banger-host-firewall.timer",
