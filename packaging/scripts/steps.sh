@@ -9,10 +9,10 @@ unset BANGER_SOCKET BANGER_CONFIG
 UNITS='banger-priv.socket banger-priv.service bangerd.socket bangerd-metrics.socket bangerd-refused.socket bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
 # bangerd-metrics.socket and bangerd-refused.socket start and stop with bangerd.service.
 START='banger-priv.socket bangerd.socket banger-priv.service bangerd.service banger-host-firewall.service banger-host-firewall.timer banger-resolver.service banger-guests.service'
-# The daemon comes before the helper, which it calls while it stops.
-STOP='banger-host-firewall.timer banger-host-firewall.service bangerd.socket bangerd-metrics.socket bangerd.service banger-priv.socket banger-priv.service'
 # The cgroup of all VMs: what it says is true whatever the daemon's state.
 VMS=/sys/fs/cgroup/system.slice/bangerd.service/vms/cgroup.events
+# The helper's ledger, a file for each VM that has a tap or a disk, named by the VM's id.
+LEDGER=/run/banger-priv
 DATABASE=/var/lib/banger/banger.db
 # The newest schema of the database that this package knows.
 SCHEMA='#SCHEMA#'
@@ -126,6 +126,10 @@ banger is installed.
   - Check this host:          banger doctor
   - Firecracker is not part of this package: put it into /usr/bin or /usr/local/bin.
   - NOTE: net.ipv4.ip_forward is now 1, so this host routes packets between its networks. Guests cannot reach
+holds_anything() {
+    ls "$LEDGER" 2>/dev/null | grep -qE '^[0-9a-f]{64}$'
+}
+
     out without it. If the host has several networks, look at its FORWARD rules.
 TEXT
 }
@@ -141,6 +145,41 @@ shut_down_guests() {
     banger vm stop --everyone || true
     guests_run || return 0
     cat >&2 <<'TEXT'
+# Shuts all guests down and stops all services. $1: the command that does as `systemctl` does. Status 1: guests still
+# run, or something of them is still there; then the services run again, and the package has to stay.
+stop_everything() {
+    for turn in 1 2; do
+        shut_down_guests || return 1
+        # Its stop asks the daemon, so it comes before the daemon's.
+        $1 stop banger-guests.service || true
+        $1 stop $(present banger-host-firewall.timer banger-host-firewall.service) || true
+        # In one call: while its socket is being stopped, nothing starts the daemon. It comes before the helper, which
+        # it calls while it stops.
+        $1 stop $(present bangerd.socket bangerd-metrics.socket bangerd.service) || true
+        # What a start that was at work then has left, guests too: they outlive the daemon (KillMode=process).
+        if ! guests_run && ! holds_anything; then
+            $1 stop $(present banger-priv.socket banger-priv.service) || true
+            # systemd keeps the daemon's sockets for names, and with them the unit.
+            systemctl clean --what=fdstore bangerd.service 2>/dev/null || true
+            return 0
+        fi
+        $1 start $(present $START) || true
+        # A daemon that starts removes what belongs to no VM.
+        wait=30
+        while [ "$wait" -gt 0 ] && holds_anything && ! guests_run; do
+            sleep 1
+            wait=$((wait - 1))
+        done
+    done
+    cat >&2 <<'TEXT'
+banger: taps or disks of guests are still there, so the package is not removed.
+  See what they are:          banger doctor --leaks
+  Remove what belongs to no guest:  banger doctor --leaks --fix
+  A restart of the host removes all of them.
+TEXT
+    return 1
+}
+
 banger: guests still run, so the package is not removed.
   See whose they are:         banger vm list --all
   Shut them down:             banger vm stop --everyone

@@ -187,3 +187,62 @@ fn an_upgrade_takes_the_socket_of_metrics_from_sockets_target_where_it_was_enabl
         assert!(host.at(&old).symlink_metadata().is_err() && host.at(&new).symlink_metadata().is_ok(), "{script}");
     }
 }
+
+const REMOVALS: [(&str, &str, &str); 2] =
+    [("deb/prerm", "remove", "deb-systemd-invoke stop "), ("rpm/preun", "0", "systemctl stop ")];
+
+#[test]
+fn a_removal_stops_the_socket_with_the_daemon_and_the_helper_last() {
+    for (script, word, stop) in REMOVALS {
+        let host = Host::new();
+        let ended = host.run(script, &[word]);
+        assert!(ended.good, "{script}: {}", ended.said);
+        let log = host.log();
+        let daemon = place(&log, &format!("{stop}bangerd.socket"));
+        assert!(log[daemon].ends_with(" bangerd.service"), "in one call: {log:#?}");
+        assert!(place(&log, &format!("{stop}banger-guests.service")) < daemon, "{log:#?}");
+        assert!(daemon < place(&log, &format!("{stop}banger-priv.socket")), "{log:#?}");
+        place(&log, "systemctl clean --what=fdstore bangerd.service");
+    }
+}
+
+/// KillMode=process: a guest whose start was at work outlives the daemon.
+#[test]
+fn a_guest_that_started_while_all_was_stopped_keeps_the_package() {
+    for (script, word, stop) in REMOVALS {
+        let host = Host::new();
+        let events = "$ROOT/sys/fs/cgroup/system.slice/bangerd.service/vms";
+        let begins = format!(
+            "case \"$*\" in stop*bangerd.service) mkdir -p {events}; echo 'populated 1' > {events}/cgroup.events ;; esac"
+        );
+        host.program(stop.split(' ').next().unwrap(), &begins);
+        let ended = host.run(script, &[word]);
+        assert!(!ended.good && ended.said.contains("guests still run"), "{script}: {}", ended.said);
+        let log = host.log();
+        let start = place(&log, &stop.replace("stop", "start"));
+        assert!(log[start].contains(" bangerd.socket ") && !log.iter().any(|line| line.contains("stop banger-priv")));
+        assert!(start < place(&log, "banger vm stop --everyone"), "it is shut down like any other: {log:#?}");
+        // And when that succeeds, the package goes.
+        host.program("banger", &format!("rm -f {events}/cgroup.events"));
+        host.program(stop.split(' ').next().unwrap(), "");
+        assert!(host.run(script, &[word]).good);
+    }
+}
+
+#[test]
+fn what_a_start_has_left_is_removed_by_the_daemon_or_keeps_the_package() {
+    let row = format!("run/banger-priv/{}", "ab".repeat(32));
+    for (script, word, stop) in REMOVALS {
+        let host = Host::new();
+        host.put("run/banger-priv/.lock", "");
+        host.put(&row, "{}");
+        let ended = host.run(script, &[word]);
+        assert!(!ended.good && ended.said.contains("doctor --leaks --fix"), "{script}: {}", ended.said);
+        assert!(!host.log().iter().any(|line| line.contains("stop banger-priv")));
+        // The daemon that is started once more sweeps.
+        host.program(stop.split(' ').next().unwrap(), &format!("case \"$1\" in start) rm -f \"$ROOT/{row}\" ;; esac"));
+        let ended = host.run(script, &[word]);
+        assert!(ended.good, "{script}: {}", ended.said);
+        place(&host.log(), &format!("{stop}banger-priv.socket"));
+    }
+}
