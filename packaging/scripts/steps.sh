@@ -17,6 +17,9 @@ DATABASE=/var/lib/banger/banger.db
 # The newest schema of the database that this package knows.
 SCHEMA='#SCHEMA#'
 
+# Of the .rpm: the units that were there before an upgrade.
+FORMER_UNITS=/run/banger-former-units
+
 # Whether systemd runs this host. It does not in a chroot, where images of hosts are made.
 booted() {
     [ -d /run/systemd/system ]
@@ -29,6 +32,11 @@ present() {
             echo "$unit"
         fi
     done
+}
+
+# Whether the package before this one did not have the unit. Where nobody wrote down what it had, none is new.
+is_new() {
+    [ -r "$FORMER_UNITS" ] && ! grep -qxF "$1" "$FORMER_UNITS"
 }
 
 # SQLite keeps the schema's number in bytes 60 to 63 of the file (sqlite.org/fileformat.html).

@@ -246,3 +246,31 @@ fn what_a_start_has_left_is_removed_by_the_daemon_or_keeps_the_package() {
         place(&host.log(), &format!("{stop}banger-priv.socket"));
     }
 }
+
+/// `systemctl enable A B C` enables nothing when one of them is masked.
+#[test]
+fn each_unit_is_enabled_by_itself_and_at_an_upgrade_those_that_are_new() {
+    let host = Host::new();
+    host.program(
+        "systemctl",
+        "case \"$*\" in *'enable '*' '*' '*masked*) exit 1 ;; is-enabled*|*' is-enabled '*) exit 1 ;; esac",
+    );
+    let enabled = |host: &Host| -> Vec<String> {
+        let log = host.log();
+        let units = log.iter().filter_map(|line| line.strip_prefix("systemctl --quiet --no-reload enable "));
+        units.map(str::to_owned).collect()
+    };
+    assert!(host.run("rpm/post", &["1"]).good);
+    let all = enabled(&host);
+    assert!(all.len() == 10 && all.iter().all(|unit| !unit.contains(' ')), "{all:?}");
+    // An upgrade from a package that did not have the resolver's; the others are disabled.
+    let unit = host.at("usr/lib/systemd/system/banger-resolver.service");
+    fs::remove_file(&unit).unwrap();
+    assert!(host.run("rpm/pre", &["2"]).good);
+    fs::write(&unit, "").unwrap();
+    assert!(host.run("rpm/post", &["2"]).good);
+    assert_eq!(enabled(&host), ["banger-resolver.service"]);
+    // Nobody knows what was there before: the administrator's choice is kept.
+    assert!(host.run("rpm/post", &["2"]).good);
+    assert_eq!(enabled(&host), Vec::<String>::new());
+}
