@@ -87,6 +87,14 @@ bring_up_host() {
     modprobe --quiet --all dm_mod dm_snapshot loop tun || true
     udevadm control --reload || true
     /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
+    if systemctl --quiet is-active firewalld.service && ! zone_is_known; then
+        firewall-cmd --quiet --reload || true
+bring_up_host() {
+    systemctl --system daemon-reload
+    # A module that is not there is reported by `banger doctor`, with what to do.
+    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
+    udevadm control --reload || true
+    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
     if systemctl --quiet is-active firewalld.service; then
         firewall-cmd --quiet --reload || true
 # bangerd-metrics.socket was enabled for sockets.target once, and started a daemon whose files were being copied.
