@@ -223,5 +223,12 @@ remove_remains() {
 }
 
 erase_state() {
-    rm -rf /var/lib/banger /var/lib/banger-priv /run/banger /run/banger-priv /run/bangerd
+    for folder in /var/lib/banger /var/lib/banger-priv /run/banger /run/banger-priv /run/bangerd; do
+        if [ -d "$folder" ] && [ ! -L "$folder" ]; then
+            find "$folder" -xdev -mindepth 1 -delete || true
+            rmdir "$folder" 2>/dev/null || echo "banger: $folder stays: something is mounted there"
+        else
+            rm -f "$folder"
+        fi
+    done
 }

@@ -291,3 +291,18 @@ fn firewalld_is_reloaded_only_when_it_does_not_have_the_zone() {
         assert_eq!(log.iter().any(|line| line == "firewall-cmd --quiet --reload"), reloads, "{known}: {log:#?}");
     }
 }
+
+#[test]
+fn a_purge_empties_a_file_system_of_its_own_and_leaves_it() {
+    let host = Host::new();
+    host.put("var/lib/banger/vms/a/disk", "x");
+    host.put("run/banger/bangerd.sock", "");
+    // As for a mount point.
+    let busy = "case \"$*\" in */var/lib/banger|*/var/lib/banger' '*) /bin/rm -rf \"$ROOT\"/var/lib/banger/*; echo busy >&2; exit 1 ;; esac";
+    host.program("rm", &format!("{busy}\nexec /bin/rm \"$@\""));
+    host.program("rmdir", "case \"$*\" in */var/lib/banger) exit 1 ;; esac\nexec /bin/rmdir \"$@\"");
+    let ended = host.run("deb/postrm", &["purge"]);
+    assert!(ended.good, "{}", ended.said);
+    assert_eq!(host.at("var/lib/banger").read_dir().unwrap().count(), 0);
+    assert!(!host.at("run/banger").exists() && ended.said.contains("/var/lib/banger stays"), "{}", ended.said);
+}
