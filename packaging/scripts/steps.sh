@@ -53,8 +53,8 @@ so this package is not installed and nothing has changed. One of these helps:
   Keep the newer package.
   Bring back a database from before the upgrade, which forgets the VMs made since:
     systemctl stop bangerd.socket bangerd.service
-    cp /var/lib/banger/backups/COPY $DATABASE
-    rm -f $DATABASE-wal $DATABASE-shm
+    runuser -u bangerd -- cp /var/lib/banger/backups/COPY $DATABASE
+    runuser -u bangerd -- rm -f $DATABASE-wal $DATABASE-shm
 TEXT
     return 1
 }

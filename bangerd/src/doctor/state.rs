@@ -42,7 +42,7 @@ fn database(answered: &Counts) -> Check {
         Err(error) => Check::fail(
             "database",
             crate::error::chain(error),
-            "sudo /usr/libexec/banger/bangerd --check   # says what is wrong with it, and what to do",
+            "sudo -u bangerd /usr/libexec/banger/bangerd --check   # says what is wrong with it, and what to do",
         ),
     }
 }

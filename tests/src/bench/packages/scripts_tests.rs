@@ -306,3 +306,16 @@ fn a_purge_empties_a_file_system_of_its_own_and_leaves_it() {
     assert_eq!(host.at("var/lib/banger").read_dir().unwrap().count(), 0);
     assert!(!host.at("run/banger").exists() && ended.said.contains("/var/lib/banger stays"), "{}", ended.said);
 }
+
+#[test]
+fn root_writes_nothing_into_the_folder_of_the_daemon() {
+    let host = Host::new();
+    let mut header = vec![0_u8; 100];
+    header[63] = 9;
+    host.put("var/lib/banger/banger.db", "");
+    fs::write(host.at("var/lib/banger/banger.db"), header).unwrap();
+    let ended = host.run("deb/preinst", &["upgrade"]);
+    let commands: Vec<&str> = ended.said.lines().map(str::trim).filter(|line| line.contains("/banger.db")).collect();
+    let as_daemon = commands.iter().filter(|line| line.starts_with("runuser -u bangerd -- ")).count();
+    assert!(!ended.good && as_daemon == 2 && commands.len() == 3, "{}", ended.said);
+}
