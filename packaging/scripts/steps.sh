@@ -64,39 +64,6 @@ make_users_and_folders() {
     systemd-tmpfiles --create banger.conf
 }
 
-bring_up_host() {
-    systemctl --system daemon-reload
-    # A module that is not there is reported by `banger doctor`, with what to do.
-    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
-    udevadm control --reload || true
-    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
-    if systemctl --quiet is-active firewalld.service; then
-        firewall-cmd --quiet --reload || true
-# bangerd-metrics.socket was enabled for sockets.target once, and started a daemon whose files were being copied.
-move_links() {
-    old=/etc/systemd/system/sockets.target.wants/bangerd-metrics.socket
-    [ -L "$old" ] || return 0
-    rm -f "$old"
-    mkdir -p /etc/systemd/system/bangerd.service.wants
-    ln -sf /usr/lib/systemd/system/bangerd-metrics.socket /etc/systemd/system/bangerd.service.wants/
-}
-
-bring_up_host() {
-    systemctl --system daemon-reload
-    # A module that is not there is reported by `banger doctor`, with what to do.
-    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
-    udevadm control --reload || true
-    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
-    if systemctl --quiet is-active firewalld.service && ! zone_is_known; then
-        firewall-cmd --quiet --reload || true
-bring_up_host() {
-    systemctl --system daemon-reload
-    # A module that is not there is reported by `banger doctor`, with what to do.
-    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
-    udevadm control --reload || true
-    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
-    if systemctl --quiet is-active firewalld.service; then
-        firewall-cmd --quiet --reload || true
 # bangerd-metrics.socket was enabled for sockets.target once, and started a daemon whose files were being copied.
 move_links() {
     old=/etc/systemd/system/sockets.target.wants/bangerd-metrics.socket
@@ -114,6 +81,14 @@ zone_is_known() {
     done
 }
 
+bring_up_host() {
+    systemctl --system daemon-reload
+    # A module that is not there is reported by `banger doctor`, with what to do.
+    modprobe --quiet --all dm_mod dm_snapshot loop tun || true
+    udevadm control --reload || true
+    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
+    if systemctl --quiet is-active firewalld.service && ! zone_is_known; then
+        firewall-cmd --quiet --reload || true
     fi
     if systemctl --quiet is-active systemd-networkd.service; then
         networkctl reload || true
@@ -136,22 +111,23 @@ import_kernel() {
 }
 
 say_what_is_next() {
-    cat <<'TEXT'
+    if booted; then now='is now'; else now='will be'; fi
+    cat <<TEXT
 banger is installed.
   - Let USER use it:          usermod --append --groups banger USER   (then log in again)
   - Check this host:          banger doctor
   - Firecracker is not part of this package: put it into /usr/bin or /usr/local/bin.
-  - NOTE: net.ipv4.ip_forward is now 1, so this host routes packets between its networks. Guests cannot reach
-holds_anything() {
-    ls "$LEDGER" 2>/dev/null | grep -qE '^[0-9a-f]{64}$'
-}
-
+  - NOTE: net.ipv4.ip_forward $now 1, so this host routes packets between its networks. Guests cannot reach
     out without it. If the host has several networks, look at its FORWARD rules.
 TEXT
 }
 
 guests_run() {
     [ -e "$VMS" ] && grep -qx 'populated 1' "$VMS"
+}
+
+holds_anything() {
+    ls "$LEDGER" 2>/dev/null | grep -qE '^[0-9a-f]{64}$'
 }
 
 # Status 1: guests still run, so the package has to stay.
@@ -161,6 +137,14 @@ shut_down_guests() {
     banger vm stop --everyone || true
     guests_run || return 0
     cat >&2 <<'TEXT'
+banger: guests still run, so the package is not removed.
+  See whose they are:         banger vm list --all
+  Shut them down:             banger vm stop --everyone
+  End them without saving:    banger vm kill NAME...
+TEXT
+    return 1
+}
+
 # Shuts all guests down and stops all services. $1: the command that does as `systemctl` does. Status 1: guests still
 # run, or something of them is still there; then the services run again, and the package has to stay.
 stop_everything() {
@@ -196,14 +180,6 @@ TEXT
     return 1
 }
 
-banger: guests still run, so the package is not removed.
-  See whose they are:         banger vm list --all
-  Shut them down:             banger vm stop --everyone
-  End them without saving:    banger vm kill NAME...
-TEXT
-    return 1
-}
-
 # What outlives the helper on purpose, so that guests stay confined while it restarts. A link is
 # banger's only by its alias, which needs CAP_NET_ADMIN to set.
 remove_remains() {
@@ -222,6 +198,7 @@ remove_remains() {
     fi
 }
 
+# A folder may be a file system of its own, which stays, empty. What is mounted below it is not looked into.
 erase_state() {
     for folder in /var/lib/banger /var/lib/banger-priv /run/banger /run/banger-priv /run/bangerd; do
         if [ -d "$folder" ] && [ ! -L "$folder" ]; then

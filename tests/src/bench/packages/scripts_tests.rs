@@ -319,3 +319,11 @@ fn root_writes_nothing_into_the_folder_of_the_daemon() {
     let as_daemon = commands.iter().filter(|line| line.starts_with("runuser -u bangerd -- ")).count();
     assert!(!ended.good && as_daemon == 2 && commands.len() == 3, "{}", ended.said);
 }
+
+#[test]
+fn a_host_that_does_not_run_is_not_said_to_forward_already() {
+    let host = Host::new();
+    assert!(host.run_with("", &[], "say_what_is_next\n").said.contains("ip_forward is now 1"));
+    fs::remove_dir_all(host.at("run/systemd")).unwrap();
+    assert!(host.run_with("", &[], "say_what_is_next\n").said.contains("ip_forward will be 1"));
+}
