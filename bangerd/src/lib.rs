@@ -90,6 +90,10 @@ fn run(args: &Args) -> Result<(), StartError> {
             };
             println!("{}: {verdict}", path.display());
         }
+        Mode::PrintDns => {
+            let config = config::load(&args.paths.config, args.config_named)?;
+            println!("{} {}", config.bridge_name, config.dns.said());
+        }
         Mode::CheckConfig => {
             config::load(&args.paths.config, args.config_named).and_then(|config| log::check(&config.log_level))?;
             println!("{}: ok", args.paths.config.display());
