@@ -80,7 +80,7 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Version => println!("bangerd {}", env!("CARGO_PKG_VERSION")),
         Mode::Help => print!("{}", args::HELP),
         Mode::Check => {
-            config::load(&args.paths.config, args.config_named)?;
+            config::load(&args.paths.config, args.config_named).and_then(|config| log::check(&config.log_level))?;
             println!("{}: ok", args.paths.config.display());
             let path = args.paths.database();
             let verdict = match db::inspect(&path)? {
@@ -194,4 +194,29 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     }
     rpc::serve(sockets.calls, daemon).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// Those who look before a start are told what the start would say.
+    #[test]
+    fn a_log_level_that_is_none_is_said_by_each_look_at_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("banger.toml");
+        let looked = |mode: &str| {
+            let words = [mode, "--config", config.to_str().unwrap(), "--state-dir", dir.path().to_str().unwrap()];
+            run(&args::parse(words.into_iter().map(Into::into), |_| None).unwrap())
+        };
+        for (level, good) in [("info", true), ("bangerd=loud", false)] {
+            std::fs::write(&config, format!("log_level = \"{level}\"")).unwrap();
+            for mode in ["--check", "--check-config"] {
+                let seen = looked(mode);
+                assert!(seen.is_ok() == good, "{mode} {level}: {seen:?}");
+                assert!(good || matches!(seen, Err(StartError::LogLevel(_))), "{mode} {level}");
+            }
+        }
+    }
 }
