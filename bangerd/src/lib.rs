@@ -99,6 +99,7 @@ fn run(args: &Args) -> Result<(), StartError> {
             println!("{}: ok", args.paths.config.display());
         }
         Mode::Serve => {
+            let file = config::FileState::of(&args.paths.config);
             let config = config::load(&args.paths.config, args.config_named)?;
             let level = log::init(&config.log_level)?;
             // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon
@@ -107,7 +108,7 @@ fn run(args: &Args) -> Result<(), StartError> {
             nix::sys::prctl::set_dumpable(false).map_err(StartError::Dumpable)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(StartError::Runtime)?;
-            let ended = runtime.block_on(serve(args, config, level));
+            let ended = runtime.block_on(serve(args, config::Live::of(config, file), level));
             // An import on a blocking thread is not waited for: the next start removes what it
             // left.
             runtime.shutdown_timeout(END_LIMIT);
@@ -119,8 +120,7 @@ fn run(args: &Args) -> Result<(), StartError> {
 
 /// The start-up order. Nothing is answered before the socket is bound and said to be; what users
 /// ask is answered while the VMs of an earlier run are still being looked for.
-async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result<(), StartError> {
-    let config = config::Live::new(config);
+async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(), StartError> {
     args.paths.check()?;
     listen::make_folders(&args.paths)?;
     let mut args = args.clone();

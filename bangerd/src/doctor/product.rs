@@ -2,6 +2,7 @@
 //! configuration.
 
 use super::Doctor;
+use crate::config::FileState;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
 use crate::vm::program::Program;
@@ -10,7 +11,6 @@ use banger_policy::vmm::{NEWEST_TESTED, OLDEST, Release};
 use banger_proto::model::{ApiError, Check};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::time::SystemTime;
 
 /// What brings a helper back that does not answer.
 pub(super) const RESTART: &str = "sudo systemctl restart banger-priv bangerd   # VMs go on running";
@@ -23,7 +23,7 @@ pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Ve
         socket("helper's socket", &ctx.paths.helper_socket, "banger-priv.socket"),
         vmm(program, &doctor.place()),
         guest_binary(&ctx.paths.guest_binary, family),
-        configuration(modified(&ctx.paths.config), ctx.config.read_at()),
+        configuration(&FileState::of(&ctx.paths.config), &ctx.config.read_of(), &ctx.config.waiting()),
         leftover_configuration(&ctx.paths.config),
     ];
     if let Some((meta, path)) = binary {
@@ -111,15 +111,20 @@ fn guest_binary(path: &Path, family: Family) -> Check {
     Check::fail(NAME, format!("{} is missing", path.display()), family.reinstall())
 }
 
-/// The configuration counts as it was when it was last read.
-fn configuration(changed: Option<SystemTime>, read: SystemTime) -> Check {
+/// The configuration counts as it was when it was last read. `waiting`: keys that count after a
+/// restart.
+fn configuration(there: &FileState, read: &FileState, waiting: &[&str]) -> Check {
     const NAME: &str = "configuration";
-    match changed {
-        Some(changed) if changed > read => {
-            Check::warn(NAME, "it was changed after bangerd has read it", "sudo systemctl reload bangerd")
-        }
-        Some(_) => Check::pass(NAME, "in force as it stands in the file"),
-        None => Check::pass(NAME, "there is no file: the defaults are in force"),
+    if there != read {
+        return Check::warn(NAME, "it was changed after bangerd has read it", "sudo systemctl reload bangerd");
+    }
+    if !waiting.is_empty() {
+        let found = format!("not in force yet: {}", waiting.join(", "));
+        return Check::warn(NAME, found, RESTART);
+    }
+    match there {
+        FileState::Absent => Check::pass(NAME, "there is no file: the defaults are in force"),
+        FileState::There { .. } => Check::pass(NAME, "in force as it stands in the file"),
     }
 }
 
@@ -144,10 +149,6 @@ fn leftover_configuration(config: &Path) -> Check {
             ),
         ),
     }
-}
-
-fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().ok()?.modified().ok()
 }
 
 #[cfg(test)]
@@ -201,12 +202,25 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_changed_after_the_start_is_not_in_force() {
-        let early = SystemTime::UNIX_EPOCH;
-        let late = early + Duration::from_secs(1);
-        assert_eq!(configuration(Some(late), early).status, Warn);
-        assert_eq!(configuration(Some(early), late).status, Pass);
-        assert_eq!(configuration(None, late).status, Pass);
+    fn a_configuration_that_is_not_the_one_that_was_read_is_not_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.toml");
+        let absent = FileState::of(&path);
+        std::fs::write(&path, "cidr = 24").unwrap();
+        let first = FileState::of(&path);
+        assert_eq!(configuration(&absent, &absent, &[]).status, Pass);
+        assert_eq!(configuration(&first, &absent, &[]).status, Warn, "it was made");
+        assert_eq!(configuration(&absent, &first, &[]).status, Warn, "it was removed");
+        assert_eq!(configuration(&first, &first, &[]).status, Pass);
+        // As `mv` and `cp --preserve` of an older file do it: its time is of long ago.
+        let older = dir.path().join("older");
+        std::fs::write(&older, "cidr = 20").unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        std::fs::File::options().write(true).open(&older).unwrap().set_modified(long_ago).unwrap();
+        std::fs::rename(&older, &path).unwrap();
+        assert_eq!(configuration(&FileState::of(&path), &first, &[]).status, Warn);
+        let waits = configuration(&first, &first, &["dns", "cidr"]);
+        assert!(waits.status == Warn && waits.detail.ends_with(": dns, cidr") && waits.mend == RESTART, "{waits:?}");
     }
 
     #[test]

@@ -74,6 +74,12 @@ pub(super) const ROWS: &[Row] = &[
         "changed after bangerd has read it",
     ),
     warn(
+        "product::configuration",
+        ("a-configuration-that-waits-for-a-restart", "configuration"),
+        "printf '\n[publish]\nnetworks = []\n' >> /etc/banger/banger.toml && systemctl reload bangerd",
+        "not in force yet: publish",
+    ),
+    warn(
         "product::leftover_configuration",
         ("what-an-upgrade-left-of-the-configuration", "configuration's other version"),
         "echo 'log_level = \"info\"' > /etc/banger/banger.toml.dpkg-dist",
