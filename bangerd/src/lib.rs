@@ -161,6 +161,7 @@ async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(
         actors: Arc::default(),
         refusals: Arc::default(),
         programs: Arc::default(),
+        names_port: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
     let sockets = listen::bind(&args.paths)?;
@@ -178,9 +179,7 @@ async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(
         let vms = Arc::clone(&running);
         async move { vms.ctx.handles.any().await }
     });
-    if let Some(address) = config.dns.listen {
-        dns::serve(address, Arc::clone(&vms));
-    }
+    dns::serve(Arc::clone(&vms), sockets.names);
     if let Some(socket) = sockets.refused {
         let running = Arc::clone(&vms);
         let whose = move |address| running.ctx.handles.at(address);
