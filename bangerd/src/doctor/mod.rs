@@ -93,7 +93,7 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     found.extend(network::checks(&ctx.config.now()));
     found.extend(subnet::checks(ctx).await);
     found.extend(neighbours::checks(family));
-    found.extend(names::checks(&ctx.config.now().dns).await);
+    found.extend(names::checks(ctx, family).await);
     found.extend(state::checks(ctx).await);
     found
 }

@@ -131,13 +131,15 @@ pub(super) const ROWS: &[Row] = &[
         "systemctl disable --now banger-host-firewall.timer",
         "is not enabled",
     ),
-    warn(
-        "names::own",
+    not_here("names::own", "a daemon that has its port answers there"),
+    fail(
+        "names::taken",
         ("the-port-of-names-is-taken", "names of VMs"),
-        "systemctl stop bangerd.service && \
+        // systemd keeps the daemon's sockets.
+        "systemctl stop bangerd.socket bangerd.service && systemctl clean --what=fdstore bangerd.service && \
          systemd-run --quiet --unit=bench-port socat TCP4-LISTEN:42069,bind=127.0.0.1,fork,reuseaddr EXEC:true && \
          sleep 2 && systemctl start bangerd.socket bangerd.service",
-        "nothing answers at 127.0.0.1:42069",
+        "uid 0 has that port",
     )
     .after("systemctl stop bench-port"),
     not_here("names::resolver", "what mends it is a resolver, and the host VM's network is closed"),
