@@ -250,7 +250,7 @@ fn not_admitted(socket: &Path) -> anyhow::Error {
     } else {
         (
             format!("you are not in group {GROUP}"),
-            format!("ask an administrator to run: adduser {user} {GROUP}, then log in again"),
+            format!("ask an administrator to run: usermod --append --groups {GROUP} {user}, then log in again"),
         )
     };
     explained(message, hint).context(format!("may not use {}", socket.display()))

@@ -2,7 +2,8 @@
 
 use crate::error::explained;
 use crate::machine::{self, Address, HOST_VARIABLE, LOCAL};
-use anyhow::{Context as _, ensure};
+use crate::private::{self, Missing};
+use anyhow::Context as _;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -156,17 +157,19 @@ fn read_as(caller: Uid, file: &Path) -> anyhow::Result<Contexts> {
     toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
 }
 
+/// Under `sudo`, HOME may be another user's, who may have made a link of any part of the path.
+///
 /// # Errors
-/// When it cannot be written.
+/// When it cannot be written, or somebody else has a hand in a folder on the way to it.
 pub(crate) fn write(file: &Path, contexts: &Contexts) -> anyhow::Result<()> {
+    write_as(geteuid(), file, contexts)
+}
+
+fn write_as(caller: Uid, file: &Path, contexts: &Contexts) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", file.display());
     let folder = file.parent().with_context(what)?;
-    std::fs::create_dir_all(folder).with_context(what)?;
-    ensure!(
-        std::fs::metadata(folder).with_context(what)?.uid() == geteuid().as_raw(),
-        "{}: the folder is another user's. Set HOME to your own",
-        what()
-    );
+    // Links of the caller's own are followed, as in a home that is kept in a repository.
+    private::open(folder, Path::new(""), caller, Missing::Make).with_context(what)?;
     let mut new = tempfile::NamedTempFile::new_in(folder).with_context(what)?;
     new.write_all(toml::to_string(contexts).with_context(what)?.as_bytes()).with_context(what)?;
     new.persist(file).with_context(what)?;
@@ -207,6 +210,27 @@ mod tests {
         assert_eq!(read(&file).unwrap().current.as_deref(), Some("lab"));
         let other = Uid::from_raw(geteuid().as_raw() + 1);
         assert_eq!(read_as(other, &file).unwrap(), Contexts::default());
+    }
+
+    /// Root with the HOME of a user who has made a link of `.config`, or of a folder below it.
+    #[test]
+    fn nothing_is_written_through_another_users_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, target) = (dir.path().join("alice"), dir.path().join("roots"));
+        std::fs::create_dir_all(&home).unwrap();
+        std::fs::create_dir_all(&target).unwrap();
+        std::os::unix::fs::symlink(&target, home.join(".config")).unwrap();
+        // Root gives the home away; anybody else looks at it as another user.
+        let me = if geteuid().is_root() {
+            std::os::unix::fs::lchown(home.join(".config"), Some(65_534), None).unwrap();
+            std::os::unix::fs::chown(&home, Some(65_534), None).unwrap();
+            geteuid()
+        } else {
+            Uid::from_raw(geteuid().as_raw() + 1)
+        };
+        let refused = write_as(me, &home.join(".config/banger/contexts.toml"), &Contexts::default()).unwrap_err();
+        assert!(format!("{refused:#}").contains(" belongs to "), "{refused:#}");
+        assert_eq!(target.read_dir().unwrap().count(), 0);
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn a_stranger_is_told_how_to_get_in() {
     assert_eq!(
         text,
         "banger: may not use SOCKET: you are not in group banger\n  \
-         ask an administrator to run: adduser nobody banger, then log in again\n"
+         ask an administrator to run: usermod --append --groups banger nobody, then log in again\n"
     );
     assert_eq!(output.status.code(), Some(1));
 }

@@ -30,6 +30,8 @@ pub(crate) enum Mode {
     Serve,
     Check,
     CheckConfig,
+    /// For the script that tells the host's resolver; not in the help.
+    PrintDns,
     Version,
     Help,
 }
@@ -74,6 +76,7 @@ pub(crate) fn parse(
         match word.as_str() {
             "--check" => args.mode = Mode::Check,
             "--check-config" => args.mode = Mode::CheckConfig,
+            "--print-dns" => args.mode = Mode::PrintDns,
             "--version" | "-V" => args.mode = Mode::Version,
             "--help" | "-h" => args.mode = Mode::Help,
             _ => {

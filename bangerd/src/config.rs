@@ -16,7 +16,7 @@ use banger_policy::reach::Mode;
 use banger_policy::{ByteSize, ImageName};
 use dns::{Dns, RawDns};
 use limits::{Limits, RawLimits};
-pub(crate) use live::{Live, Reloaded, reload};
+pub(crate) use live::{FileState, Live, Reloaded, reload};
 use serde::Deserialize;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

@@ -80,7 +80,7 @@ fn run(args: &Args) -> Result<(), StartError> {
         Mode::Version => println!("bangerd {}", env!("CARGO_PKG_VERSION")),
         Mode::Help => print!("{}", args::HELP),
         Mode::Check => {
-            config::load(&args.paths.config, args.config_named)?;
+            config::load(&args.paths.config, args.config_named).and_then(|config| log::check(&config.log_level))?;
             println!("{}: ok", args.paths.config.display());
             let path = args.paths.database();
             let verdict = match db::inspect(&path)? {
@@ -90,11 +90,16 @@ fn run(args: &Args) -> Result<(), StartError> {
             };
             println!("{}: {verdict}", path.display());
         }
+        Mode::PrintDns => {
+            let config = config::load(&args.paths.config, args.config_named)?;
+            println!("{} {}", config.bridge_name, config.dns.said());
+        }
         Mode::CheckConfig => {
             config::load(&args.paths.config, args.config_named).and_then(|config| log::check(&config.log_level))?;
             println!("{}: ok", args.paths.config.display());
         }
         Mode::Serve => {
+            let file = config::FileState::of(&args.paths.config);
             let config = config::load(&args.paths.config, args.config_named)?;
             let level = log::init(&config.log_level)?;
             // VMMs are of the same user: neither /proc/PID/mem nor ptrace shows them the daemon
@@ -103,7 +108,7 @@ fn run(args: &Args) -> Result<(), StartError> {
             nix::sys::prctl::set_dumpable(false).map_err(StartError::Dumpable)?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             let runtime = runtime.map_err(StartError::Runtime)?;
-            let ended = runtime.block_on(serve(args, config, level));
+            let ended = runtime.block_on(serve(args, config::Live::of(config, file), level));
             // An import on a blocking thread is not waited for: the next start removes what it
             // left.
             runtime.shutdown_timeout(END_LIMIT);
@@ -115,8 +120,7 @@ fn run(args: &Args) -> Result<(), StartError> {
 
 /// The start-up order. Nothing is answered before the socket is bound and said to be; what users
 /// ask is answered while the VMs of an earlier run are still being looked for.
-async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result<(), StartError> {
-    let config = config::Live::new(config);
+async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(), StartError> {
     args.paths.check()?;
     listen::make_folders(&args.paths)?;
     let mut args = args.clone();
@@ -157,6 +161,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
         actors: Arc::default(),
         refusals: Arc::default(),
         programs: Arc::default(),
+        names_port: Arc::default(),
     };
     let vms = vm::Vms::new(context, Arc::clone(&store));
     let sockets = listen::bind(&args.paths)?;
@@ -174,9 +179,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
         let vms = Arc::clone(&running);
         async move { vms.ctx.handles.any().await }
     });
-    if let Some(address) = config.dns.listen {
-        dns::serve(address, Arc::clone(&vms));
-    }
+    dns::serve(Arc::clone(&vms), sockets.names);
     if let Some(socket) = sockets.refused {
         let running = Arc::clone(&vms);
         let whose = move |address| running.ctx.handles.at(address);
@@ -190,4 +193,29 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     }
     rpc::serve(sockets.calls, daemon).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// Those who look before a start are told what the start would say.
+    #[test]
+    fn a_log_level_that_is_none_is_said_by_each_look_at_the_configuration() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("banger.toml");
+        let looked = |mode: &str| {
+            let words = [mode, "--config", config.to_str().unwrap(), "--state-dir", dir.path().to_str().unwrap()];
+            run(&args::parse(words.into_iter().map(Into::into), |_| None).unwrap())
+        };
+        for (level, good) in [("info", true), ("bangerd=loud", false)] {
+            std::fs::write(&config, format!("log_level = \"{level}\"")).unwrap();
+            for mode in ["--check", "--check-config"] {
+                let seen = looked(mode);
+                assert!(seen.is_ok() == good, "{mode} {level}: {seen:?}");
+                assert!(good || matches!(seen, Err(StartError::LogLevel(_))), "{mode} {level}");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Folders, the socket, and what systemd is told: the edges of the process.
 
+use crate::dns::Kept;
 use crate::paths::Paths;
 use crate::start_error::StartError;
 use nix::libc;
@@ -49,6 +50,8 @@ pub(crate) struct Sockets {
     /// The kernel's word of what was refused; only read. Optional for the same reason, and because
     /// only systemd can make it.
     pub(crate) refused: Option<OwnedFd>,
+    /// Of the daemon before this one.
+    pub(crate) names: Kept,
 }
 
 /// The sockets that systemd passed, else our own.
@@ -59,13 +62,16 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
     let refused = |source| StartError::Listen { path: paths.socket.clone(), source };
     let mut inherited = listenfd::ListenFd::from_env();
     let count = inherited.len();
-    let (mut calls, mut metrics, mut told) = (None, None, None);
+    let (mut calls, mut metrics, mut told, mut names) = (None, None, None, Kept::default());
     for index in 0..count {
         // It is left where it is when it is another socket.
         if let Ok(Some(socket)) = inherited.take_custom::<OwnedFd>(index, libc::AF_NETLINK, libc::SOCK_RAW, "netlink") {
             if told.replace(socket).is_some() {
                 return Err(StartError::Inherited(count));
             }
+            continue;
+        }
+        if names.take(&mut inherited, index).map_err(refused)? {
             continue;
         }
         let listener = inherited.take_unix_listener(index).map_err(refused)?.ok_or(StartError::Inherited(count))?;
@@ -86,7 +92,7 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
         metrics = Some(bind_own(path).map_err(refused)?);
     }
     let metrics = metrics.map(ready).transpose().map_err(refused)?;
-    Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics, refused: told })
+    Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics, refused: told, names })
 }
 
 /// The socket's own name says what it is for: the unit's is `/run/banger/metrics.sock`.
@@ -167,6 +173,7 @@ mod tests {
             assert!(address.as_pathname().unwrap().ends_with("bangerd.sock"));
             let told = sockets.refused.unwrap();
             assert!(sockets.metrics.is_some() && rustix::io::fcntl_getfd(&told).unwrap().contains(FdFlags::CLOEXEC));
+            assert!(sockets.names.has_both(), "{:?}", sockets.names);
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -187,8 +194,10 @@ mod tests {
             again.env("LISTEN_FDS_FIRST_FD", passed[0].as_raw_fd().to_string());
             again.output().unwrap()
         };
-        let three = [listener("metrics.sock"), netlink(), listener("bangerd.sock")];
-        let ended = run(&three);
+        let datagrams = OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let connections = OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let all = [listener("metrics.sock"), netlink(), listener("bangerd.sock"), datagrams, connections];
+        let ended = run(&all);
         assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
         for wrong in
             [[listener("other.sock"), netlink(), netlink()], [netlink(), listener("a.sock"), listener("b.sock")]]

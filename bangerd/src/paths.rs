@@ -51,7 +51,7 @@ impl Default for Paths {
             socket: "/run/banger/bangerd.sock".into(),
             metrics_socket: None,
             helper_socket: "/run/banger/priv.sock".into(),
-            guest_binary: "/usr/lib/banger/banger-guest".into(),
+            guest_binary: "/usr/libexec/banger/banger-guest".into(),
             config: "/etc/banger/banger.toml".into(),
             cow: "/var/lib/banger-priv/cow".into(),
             socket_key: SocketKey::default(),

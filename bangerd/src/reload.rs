@@ -2,7 +2,7 @@
 //! whole, and swapped. systemd waits for the end of it (sd_notify(3), `Type=notify-reload`).
 
 use crate::args::Args;
-use crate::config::{self, Live, Reloaded};
+use crate::config::{self, FileState, Live, Reloaded};
 use crate::listen;
 use crate::log::Level;
 use crate::start_error::StartError;
@@ -30,8 +30,9 @@ pub(crate) fn at_each(mut signals: Signal, args: Args, level: Level, config: Liv
 }
 
 fn once(args: &Args, level: &Level, live: &Live) -> Result<Reloaded, StartError> {
+    let file = FileState::of(&args.paths.config);
     let read = || config::load(&args.paths.config, args.config_named);
-    let done = config::reload(live, read, |new| level.set(new));
+    let done = config::reload(live, file, read, |new| level.set(new));
     match &done {
         Ok(done) => {
             tracing::info!("{}", said_of(done));

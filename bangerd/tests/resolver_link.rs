@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 const SCRIPT: &str = include_str!("../../packaging/resolver/resolver-link");
 
@@ -25,30 +25,60 @@ impl Bench {
         program("systemctl", if active { "#!/bin/sh\nexit 0\n" } else { "#!/bin/sh\nexit 3\n" });
         let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin\n";
         assert!(SCRIPT.contains(path), "a fixed PATH");
-        program("script", &SCRIPT.replace(path, &format!("PATH={}:/usr/bin:/bin\n", dir.path().display())));
+        let bangerd = "BANGERD=/usr/libexec/banger/bangerd\n";
+        assert!(SCRIPT.contains(bangerd), "the daemon's program says what its configuration is");
+        let script = SCRIPT.replace(path, &format!("PATH={}:/usr/bin:/bin\n", dir.path().display()));
+        program("script", &script.replace(bangerd, concat!("BANGERD=", env!("CARGO_BIN_EXE_bangerd"), "\n")));
         std::fs::write(dir.path().join("banger.toml"), config).unwrap();
         Self { dir }
     }
 
-    fn asked(&self, arguments: &[&str]) -> Vec<String> {
+    fn run(&self, arguments: &[&str]) -> Output {
         let at = |name: &str| self.dir.path().join(name);
         let mut command = Command::new(at("script"));
-        let ended = command.args(arguments).env("BANGER_CONFIG", at("banger.toml")).status().unwrap();
-        assert!(ended.success());
-        let asked = std::fs::read_to_string(at("asked")).unwrap_or_default();
+        command.args(arguments).env("BANGER_CONFIG", at("banger.toml")).output().unwrap()
+    }
+
+    fn asked(&self, arguments: &[&str]) -> Vec<String> {
+        let ended = self.run(arguments);
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        let asked = std::fs::read_to_string(self.dir.path().join("asked")).unwrap_or_default();
         asked.lines().map(str::to_owned).collect()
     }
 }
 
 #[test]
 fn resolved_is_told_of_one_domain_on_one_link_and_never_globally() {
-    // Only the section's key counts, and `lo` stands for the link.
-    let config = "bridge_name = \"lo\"\n[other]\nlisten = \"127.0.0.9:1\"\n[dns]\nlisten = \"127.0.0.1:5300\" # here\n";
+    // `lo` stands for the link.
+    let config = "bridge_name = \"lo\"\n[dns]\nlisten = \"127.0.0.1:5300\" # here\n";
     let asked = Bench::new(true, config).asked(&[]);
     for line in ["dns lo 127.0.0.1:5300", "domain lo ~vm", "default-route lo no", "dnssec lo no", "dnsovertls lo no"] {
         assert!(asked.iter().any(|asked| asked == line), "{line}: {asked:?}");
     }
     assert!(asked.iter().all(|line| line.split(' ').nth(1) == Some("lo")), "{asked:?}");
+}
+
+/// Whatever bangerd understands counts.
+#[test]
+fn the_configuration_may_be_written_in_any_way() {
+    for config in [
+        "bridge_name = 'lo'\n[dns] # names\nlisten = '127.0.0.1:5300'\n",
+        "bridge_name = \"\"\"lo\"\"\"\ndns = { listen = \"127.0.0.1:5300\", resolvers = [] }\n",
+        "bridge_name = \"lo\"\ndns.listen = \"127.0.0.1:5300\"\n",
+        "\"bridge_name\" = \"l\\u006f\"\n[ dns ]\n\"listen\" = \"127.0.0.1:5300\"\n",
+    ] {
+        let asked = Bench::new(true, config).asked(&[]);
+        assert!(asked.contains(&"dns lo 127.0.0.1:5300".to_owned()), "{config}: {asked:?}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_said_and_nobody_is_told_a_guess() {
+    let bench = Bench::new(true, "bridge_name = \"lo\"\n[dns]\nlisten = 5300\n");
+    let ended = bench.run(&[]);
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && said.contains("line 3"), "{said}");
+    assert!(!bench.dir.path().join("asked").exists());
 }
 
 #[test]

@@ -4,8 +4,10 @@
 use super::{doctor, job, list};
 use crate::cli::Bug;
 use crate::client::{Client, answer, soon};
+use crate::machine::{self, Address};
 use crate::{output, programs};
 use anyhow::Context as _;
+use banger_proto::model::JobView;
 use banger_proto::time::Timestamp;
 use flate2::{Compression, GzBuilder};
 use serde::Serialize;
@@ -44,7 +46,7 @@ Values behind words such as password or token, and logins in addresses, are cros
 pub(super) async fn run(asked: Bug) -> anyhow::Result<u8> {
     let now = Timestamp::now();
     let path = asked.output.unwrap_or_else(|| PathBuf::from(format!("banger-bug-{}.tar.gz", now.unix())));
-    let mut files = vec![("README.txt".to_owned(), README.to_owned())];
+    let mut files = vec![("README.txt".to_owned(), README.to_owned() + &of_which_machines(machine::chosen()))];
     files.push(("doctor.json".to_owned(), json(&doctor::all().await)?));
     files.extend(of_daemon().await);
     for (name, path) in HOST {
@@ -58,6 +60,16 @@ pub(super) async fn run(asked: Bug) -> anyhow::Result<u8> {
     output::line(&path.display().to_string())?;
     output::note("look through it before you send it: tar tzf, and the file README.txt in it says what is there");
     Ok(0)
+}
+
+/// With `--host` a bundle is about two machines.
+fn of_which_machines(other: Option<&Address>) -> String {
+    let Some(other) = other else { return String::new() };
+    format!(
+        "\nIt is about two machines. Of {other}: versions.json, vms.json, jobs.json, and what bangerd says in\n\
+         doctor.json. Of the machine where it was written: host/, journal.txt, and the first checks of doctor.json\n\
+         (before \"bangerd\").\n"
+    )
 }
 
 /// What the daemon tells this user; why not, where it does not.
@@ -77,9 +89,18 @@ async fn of_daemon() -> Vec<(String, String)> {
         }
         json(&vms)
     });
-    let jobs = job::views(&client).await.and_then(|jobs| json(&jobs));
+    let jobs = own_jobs(&client).await.and_then(|jobs| json(&jobs));
     let named = [("versions.json", versions), ("vms.json", vms), ("jobs.json", jobs)];
     named.map(|(name, text)| (name.to_owned(), text.unwrap_or_else(|error| format!("{error:#}\n")))).into()
+}
+
+/// Root and administrators are given everybody's jobs.
+async fn own_jobs(client: &Client) -> anyhow::Result<Vec<JobView>> {
+    let all = job::views(client).await?;
+    // On another machine the user has another number, which the daemon there knows.
+    let page = answer(client.rpc.quotas(soon(), false, None)).await?;
+    let me = page.quotas.first().context("bangerd does not say whose jobs are yours")?.owner;
+    Ok(all.into_iter().filter(|job| job.owner == me).collect())
 }
 
 fn json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<String> {
@@ -179,6 +200,13 @@ mod tests {
         ] {
             assert_eq!(crossed_out(text), shown);
         }
+    }
+
+    #[test]
+    fn a_bundle_of_two_machines_says_which_part_is_of_which() {
+        assert_eq!(of_which_machines(None), "");
+        let said = of_which_machines(Some(&"ssh://alice@lab".parse().unwrap()));
+        assert!(said.contains("Of ssh://alice@lab: versions.json") && said.contains("host/, journal.txt"), "{said}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Doctor, leaks and the bundle for a bug report.
 
 use super::*;
+use banger_proto::model::{JobId, JobState, JobView};
 
 #[test]
 fn leaks_are_shown_and_what_is_left_is_a_failure() {
@@ -26,14 +27,34 @@ fn doctor_fails_with_what_the_daemon_found() {
     assert!(shown.contains("-> switch virtualisation on in the firmware"), "{}", all(&output));
 }
 
+/// As an administrator is shown them: alice's, and bob's about a VM of the same name.
+fn two_users_jobs(fake: &Fake) {
+    for (id, title, owner) in [(98, "restart demo", 1001), (99, "kill demo", 1002)] {
+        let job = JobView {
+            id: JobId(id),
+            title: title.to_owned(),
+            owner,
+            seq: 1,
+            started_at: Timestamp::now(),
+            stages: Vec::new(),
+            warnings: Vec::new(),
+            state: JobState::Cancelled,
+        };
+        fake.state().jobs.insert(id, job);
+    }
+}
+
 #[test]
 fn doctor_of_a_vm_shows_its_state_its_jobs_and_its_console() {
-    let output = demo().banger(&["doctor", "vm", "demo"]).output().unwrap();
+    let fake = demo();
+    two_users_jobs(&fake);
+    let output = fake.banger(&["doctor", "vm", "demo"]).output().unwrap();
     let shown = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", all(&output));
-    for words in ["name", "demo", "state", "running", "console"] {
+    for words in ["name", "demo", "state", "running", "console", "restart demo"] {
         assert!(shown.contains(words), "{words}: {}", all(&output));
     }
+    assert!(!shown.contains("kill demo"), "of another user's VM with that name: {}", all(&output));
     let broken = demo().banger(&["doctor", "vm", "nobody"]).output().unwrap();
     assert_eq!(broken.status.code(), Some(1), "{}", all(&broken));
 }
@@ -42,13 +63,16 @@ fn doctor_of_a_vm_shows_its_state_its_jobs_and_its_console() {
 fn a_bundle_for_a_bug_report_has_what_the_daemon_says_and_no_console() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bug.tar.gz");
-    let output = demo().banger(&["bug", "--output", path.to_str().unwrap()]).output().unwrap();
+    let fake = demo();
+    two_users_jobs(&fake);
+    let output = fake.banger(&["bug", "--output", path.to_str().unwrap()]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", all(&output));
     assert_eq!(text(&output.stdout).trim(), path.to_str().unwrap());
     let listed =
         Command::new("tar").args(["--extract", "--gzip", "--to-stdout", "--file"]).arg(&path).output().unwrap();
     let bundle = text(&listed.stdout);
     assert!(bundle.contains("\"demo\"") && bundle.contains("Firecracker v1.16.0"), "{bundle}");
+    assert!(bundle.contains("restart demo") && !bundle.contains("kill demo"), "jobs of the user alone: {bundle}");
     assert!(!bundle.contains("\x1b[2J"), "the console is in it: {bundle}");
     let again = demo().banger(&["bug", "--output", path.to_str().unwrap()]).output().unwrap();
     assert_eq!(again.status.code(), Some(1), "a file that is there is not replaced: {}", all(&again));

@@ -7,7 +7,7 @@ use banger_policy::publish::Mapping;
 use banger_proto::daemon::{Daemon, KillSignal, OpenStream, SshAccess};
 use banger_proto::model::{
     ApiError, Check, CreateRequest, DaemonInfo, ErrorCode, ImageRecord, JobId, JobPage, JobResult, JobState, JobView,
-    KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, QuotaPage, RefusedList,
+    KernelRecord, Leak, LeakKind, Leaks, LinkRequest, PublishRequest, PublishedPort, Quota, QuotaPage, RefusedList,
     SetRequest, StoreKey, StorePage, VmPage, VmRecord, Workspace,
 };
 use banger_proto::stream::{StreamRequest, Ticket};
@@ -203,7 +203,8 @@ impl Daemon for Fake {
     }
 
     async fn quotas(self, _: Context, _: bool, _: Option<(u32, String)>) -> Result<QuotaPage, ApiError> {
-        Ok(QuotaPage { quotas: Vec::new(), next: None, host: Vec::new() })
+        let own = Quota { owner: 1001, owner_name: "alice".into(), limits: Vec::new() };
+        Ok(QuotaPage { quotas: vec![own], next: None, host: Vec::new() })
     }
 
     async fn publish_ports(self, _: Context, vm: String, request: PublishRequest) -> Result<JobId, ApiError> {

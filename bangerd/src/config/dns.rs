@@ -21,6 +21,13 @@ pub(crate) struct Dns {
     pub(crate) resolvers: Vec<String>,
 }
 
+impl Dns {
+    /// `listen` as the file would have it.
+    pub(crate) fn said(&self) -> String {
+        self.listen.map_or_else(|| OFF.to_owned(), |address| address.to_string())
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawDns {

@@ -6,19 +6,47 @@
 
 use super::Config;
 use crate::start_error::StartError;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::sync::watch;
 
 /// A handle to the shared value; clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Live(Arc<watch::Sender<Read>>);
 
-/// A configuration, and when its file was read.
+/// A configuration, and of which file it is.
 #[derive(Clone, Debug)]
 struct Read {
     config: Arc<Config>,
-    at: SystemTime,
+    file: FileState,
+    /// Keys of that file that count after a restart.
+    waiting: Vec<&'static str>,
+}
+
+/// What tells a file from the one that it was. Its time of modification is not enough: `mv`, and
+/// `cp --preserve`, bring files with times of long ago.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum FileState {
+    #[default]
+    Absent,
+    There {
+        device: u64,
+        inode: u64,
+        /// Seconds and nanoseconds of the last change of content or attributes (inode(7)).
+        changed: (i64, i64),
+    },
+}
+
+impl FileState {
+    /// To be asked before the file is read: a change meanwhile is seen then.
+    pub(crate) fn of(path: &Path) -> Self {
+        path.metadata().map_or(Self::Absent, |meta| Self::There {
+            device: meta.dev(),
+            inode: meta.ino(),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
 }
 
 /// What a reload did.
@@ -31,8 +59,15 @@ pub(crate) struct Reloaded {
 }
 
 impl Live {
+    /// `file`: the one that was read.
+    pub(crate) fn of(config: Config, file: FileState) -> Self {
+        Self(Arc::new(watch::Sender::new(Read { config: Arc::new(config), file, waiting: Vec::new() })))
+    }
+
+    /// One that is of no file.
+    #[cfg(test)]
     pub(crate) fn new(config: Config) -> Self {
-        Self(Arc::new(watch::Sender::new(Read { config: Arc::new(config), at: SystemTime::now() })))
+        Self::of(config, FileState::Absent)
     }
 
     /// As it is at this moment. Values that must fit each other come from one call.
@@ -40,9 +75,14 @@ impl Live {
         Arc::clone(&self.0.borrow().config)
     }
 
-    /// When the file was last read and taken.
-    pub(crate) fn read_at(&self) -> SystemTime {
-        self.0.borrow().at
+    /// The file as it was when it was last read and taken.
+    pub(crate) fn read_of(&self) -> FileState {
+        self.0.borrow().file.clone()
+    }
+
+    /// The keys whose values in that file count after a restart of the services.
+    pub(crate) fn waiting(&self) -> Vec<&'static str> {
+        self.0.borrow().waiting.clone()
     }
 
     /// Says when another configuration has come. Ask for it before the first look at the values.
@@ -52,7 +92,7 @@ impl Live {
 
     /// Takes over `new`, except for the keys of the network. The helper reads those too, and the
     /// addresses of VMs that run follow from them.
-    pub(crate) fn take(&self, new: Config) -> Reloaded {
+    pub(crate) fn take(&self, new: Config, file: FileState) -> Reloaded {
         let old = self.now();
         let done = compare(&old, &new);
         let config = Config {
@@ -62,7 +102,7 @@ impl Live {
             publish: old.publish.clone(),
             ..new
         };
-        self.0.send_replace(Read { config: Arc::new(config), at: SystemTime::now() });
+        self.0.send_replace(Read { config: Arc::new(config), file, waiting: done.restart.clone() });
         done
     }
 }
@@ -129,12 +169,13 @@ fn compare(old: &Config, new: &Config) -> Reloaded {
 /// Why the file was refused. Then nothing has changed.
 pub(crate) fn reload(
     live: &Live,
+    file: FileState,
     read: impl FnOnce() -> Result<Config, StartError>,
     log: impl FnOnce(&str) -> Result<(), StartError>,
 ) -> Result<Reloaded, StartError> {
     let new = read()?;
     log(&new.log_level)?;
-    Ok(live.take(new))
+    Ok(live.take(new, file))
 }
 
 #[cfg(test)]
@@ -156,6 +197,7 @@ mod tests {
         let mut level = String::new();
         let done = reload(
             &live,
+            FileState::Absent,
             || parsed(text),
             |new| {
                 new.clone_into(&mut level);
@@ -170,27 +212,31 @@ mod tests {
         assert_eq!((now.limits.of(1, "bob", &[]).vms, now.stats_poll_interval.as_secs()), (5, 3));
         assert_eq!((&now.bridge_name, now.network), (&before.bridge_name, before.network));
         // The same file once more: the keys that wait are still named.
-        let again = live.take(parsed(text).unwrap());
+        let again = live.take(parsed(text).unwrap(), FileState::Absent);
         assert_eq!((again.applied.is_empty(), again.restart), (true, done.restart));
+        assert_eq!(live.waiting(), ["bridge_name", "bridge_ip or cidr"]);
+        live.take(parsed("").unwrap(), FileState::Absent);
+        assert!(live.waiting().is_empty(), "it was taken back");
     }
 
     #[test]
     fn a_wrong_file_changes_nothing_and_says_why() {
         let live = Live::new(parsed("").unwrap());
-        let (before, at) = (live.now(), live.read_at());
-        let refused = reload(&live, || parsed("[limits.user]\nvms = \"many\""), |_| Ok(())).unwrap_err();
+        let (before, of) = (live.now(), live.read_of());
+        let other = FileState::There { device: 1, inode: 2, changed: (3, 4) };
+        let refused = reload(&live, other.clone(), || parsed("[limits.user]\nvms = \"many\""), |_| Ok(())).unwrap_err();
         assert!(refused.to_string().contains("line 2"), "{refused}");
         let level = |level: &str| Err(StartError::LogLevel(level.to_owned()));
-        let refused = reload(&live, || parsed("log_level = \"loud=\""), level).unwrap_err();
+        let refused = reload(&live, other, || parsed("log_level = \"loud=\""), level).unwrap_err();
         assert!(refused.to_string().contains("loud"), "{refused}");
-        assert_eq!((live.now(), live.read_at()), (before, at));
+        assert_eq!((live.now(), live.read_of()), (before, of));
     }
 
     #[tokio::test]
     async fn who_waits_for_a_change_hears_of_it() {
         let live = Live::new(parsed("").unwrap());
         let mut changes = live.changes();
-        live.take(parsed("stats_poll_interval = \"7s\"").unwrap());
+        live.take(parsed("stats_poll_interval = \"7s\"").unwrap(), FileState::Absent);
         changes.next().await;
         assert_eq!(live.now().stats_poll_interval.as_secs(), 7);
     }

@@ -54,16 +54,30 @@ fn inspect_copy(path: &Path) -> Result<Verdict, DbError> {
     let create = |source| DbError::Create { path: path.to_owned(), source };
     let folder = tempfile::tempdir().map_err(create)?;
     let copy = folder.path().join("banger.db");
-    std::fs::copy(path, &copy).map_err(create)?;
+    copy_file(path, &copy)?;
     let log = beside(path, "-wal");
     if log.exists() {
-        std::fs::copy(log, beside(&copy, "-wal")).map_err(create)?;
+        copy_file(&log, &beside(&copy, "-wal"))?;
     }
     let connection = Connection::open(&copy).map_err(|error| refused(path, error))?;
     check(&connection, path)?;
     let known = super::known();
     let found = schema(&connection, path, known)?;
     Ok(if found == known { Verdict::Fine { schema: found } } else { Verdict::Migrate { from: found, to: known } })
+}
+
+/// Not a link to another file, and nothing that never ends: an administrator looks into a folder of
+/// the daemon's.
+fn copy_file(from: &Path, to: &Path) -> Result<(), DbError> {
+    let failed = |source| DbError::Create { path: from.to_owned(), source };
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut opened = std::fs::File::options().read(true).custom_flags(flags).open(from).map_err(failed)?;
+    if !opened.metadata().map_err(failed)?.is_file() {
+        return Err(DbError::Damaged { path: from.to_owned(), what: "it is no file".to_owned() });
+    }
+    let mut copy = std::fs::File::create_new(to).map_err(failed)?;
+    std::io::copy(&mut opened, &mut copy).map_err(failed)?;
+    Ok(())
 }
 
 /// Is the file sound, as far as SQLite can tell quickly (`PRAGMA quick_check`)?
@@ -324,6 +338,21 @@ mod tests {
         assert_eq!(raw.query_row("SELECT name FROM vms", [], |row| row.get::<_, String>(0)).unwrap(), "demo");
         drop(raw);
         assert_eq!(std::fs::read(&path).unwrap().len(), before.len());
+    }
+
+    #[test]
+    fn what_is_no_file_is_called_so_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.db");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (reply, answer) = std::sync::mpsc::channel();
+        let fifo = path.clone();
+        std::thread::spawn(move || reply.send(inspect(&fifo)));
+        let seen = answer.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(matches!(&seen, Err(DbError::Damaged { what, .. }) if what == "it is no file"), "{seen:?}");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(matches!(inspect(&path), Err(DbError::Create { .. })));
     }
 
     #[test]

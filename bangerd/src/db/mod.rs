@@ -70,7 +70,9 @@ pub(crate) enum DbError {
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error(
-        "{} is damaged ({what}): run `systemctl stop bangerd.socket bangerd.service`, move it and the files -wal and -shm of its name away, and put a copy from the folder backups beside it in its place",
+        "{} is damaged ({what}): run `systemctl stop bangerd.socket bangerd.service`, move it and the files -wal and -shm of its name away, and put a copy in its place: runuser -u bangerd -- cp {}/backups/COPY {}",
+        .path.display(),
+        .path.parent().unwrap_or(.path).display(),
         .path.display()
     )]
     Damaged { path: PathBuf, what: String },

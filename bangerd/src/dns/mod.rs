@@ -6,6 +6,7 @@
 //! ([`crate::net::caller`]).
 
 mod asker;
+mod kept;
 pub(crate) mod message;
 mod socket;
 mod zone;
@@ -18,8 +19,10 @@ use crate::vm::Vms;
 use asker::Askers;
 use banger_policy::publish::Protocol;
 use banger_policy::publish::rules::Caller;
+pub(crate) use kept::Kept;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use zone::Zone;
 
@@ -27,6 +30,16 @@ use zone::Zone;
 const AT_ONCE: usize = 64;
 /// How long is waited for an address that somebody else has.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// Whether the daemon has both ports. Until it has, whoever answers there is another program.
+#[derive(Debug, Default)]
+pub(crate) struct Held(AtomicBool);
+
+impl Held {
+    pub(crate) fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Finds out whose sockets talk to ours, each by a question to the kernel.
 type WhoTalks = fn(Protocol, &[SocketAddrV4], SocketAddrV4) -> Vec<Option<u32>>;
@@ -40,16 +53,26 @@ struct Server {
     at_once: Arc<tokio::sync::Semaphore>,
 }
 
-/// Answers at `address` for as long as the daemon runs. A port that is taken costs the names, and
-/// nothing else: `banger doctor` says so.
-pub(crate) fn serve(address: SocketAddrV4, vms: Arc<Vms>) {
+/// Answers at the configured address for as long as the daemon runs, with the sockets of the former
+/// daemon where systemd has `kept` them. A port that is taken costs the names, and nothing else:
+/// `banger doctor` says so.
+pub(crate) fn serve(vms: Arc<Vms>, kept: Kept) {
+    let address = vms.ctx.config.now().dns.listen;
+    let kept = kept.at(address);
+    let Some(address) = address else { return };
+    let held = Arc::clone(&vms.ctx.names_port);
     let server = Arc::new(Server::new(vms, by_the_kernel));
     tokio::spawn(async move {
-        let mut said = false;
+        let (mut kept, mut said) = (kept, false);
         loop {
-            match socket::bind(address).await {
+            let sockets = match kept.take() {
+                Some(kept) => socket::of(kept, address),
+                None => socket::bind(address).await.inspect(|sockets| kept::keep(sockets.as_fds())),
+            };
+            match sockets {
                 Ok(sockets) => {
                     tracing::info!("names of VMs are answered at {address}");
+                    held.0.store(true, Ordering::Relaxed);
                     sockets.serve(server).await;
                     return;
                 }

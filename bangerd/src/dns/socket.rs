@@ -7,7 +7,8 @@ use banger_policy::dns::Asker;
 use banger_policy::publish::Protocol;
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener as StdTcp, UdpSocket as StdUdp};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -42,6 +43,12 @@ pub(super) async fn bind(address: SocketAddrV4) -> io::Result<Sockets> {
     Ok(Sockets { datagrams: Arc::new(UdpSocket::bind(own).await?), connections, own })
 }
 
+/// Those of a former daemon.
+pub(super) fn of((datagrams, connections): (StdUdp, StdTcp), own: SocketAddrV4) -> io::Result<Sockets> {
+    let datagrams = Arc::new(UdpSocket::from_std(datagrams)?);
+    Ok(Sockets { datagrams, connections: TcpListener::from_std(connections)?, own })
+}
+
 fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
     match address {
         SocketAddr::V4(address) => Some(address),
@@ -50,6 +57,10 @@ fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
 }
 
 impl Sockets {
+    pub(super) fn as_fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.datagrams.as_fd(), self.connections.as_fd()]
+    }
+
     /// For ever.
     pub(super) async fn serve(self, server: Arc<Server>) {
         let datagrams = serve_datagrams(self.datagrams, self.own, Arc::clone(&server));

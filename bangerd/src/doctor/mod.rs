@@ -89,11 +89,11 @@ async fn checks(ctx: &Context, doctor: &Doctor) -> Vec<Check> {
     let family = Family::of(&read(OS_RELEASE));
     let mut found = product::checks(ctx, doctor, family).await;
     found.extend(host::checks(ctx));
-    found.extend(upkeep::checks());
+    found.extend(upkeep::checks(family));
     found.extend(network::checks(&ctx.config.now()));
     found.extend(subnet::checks(ctx).await);
     found.extend(neighbours::checks(family));
-    found.extend(names::checks(&ctx.config.now().dns).await);
+    found.extend(names::checks(ctx, family).await);
     found.extend(state::checks(ctx).await);
     found
 }

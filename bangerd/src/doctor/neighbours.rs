@@ -8,6 +8,9 @@ use banger_proto::model::Check;
 use std::path::Path;
 
 const TIMER: &str = "/etc/systemd/system/timers.target.wants/banger-host-firewall.timer";
+/// What `systemctl mask` makes of them (systemctl(1)).
+const MASKS: [&str; 2] =
+    ["/etc/systemd/system/banger-host-firewall.timer", "/etc/systemd/system/banger-host-firewall.service"];
 const ZONE: &str = "/usr/lib/firewalld/zones/banger.xml";
 /// Links of VPNs by name: tun(4), WireGuard, Tailscale and others that name theirs so.
 const VPN_NAMES: [&str; 6] = ["tun", "wg", "tailscale", "ppp", "nordlynx", "proton"];
@@ -16,6 +19,8 @@ const VPN_NAMES: [&str; 6] = ["tun", "wg", "tailscale", "ppp", "nordlynx", "prot
 struct Host<'a> {
     family: Family,
     there: &'a dyn Fn(&str) -> bool,
+    /// Whether the timer or its service is masked: then what enables it has no effect.
+    masked: bool,
     /// Names of all links.
     links: Vec<String>,
     ufw: String,
@@ -27,7 +32,9 @@ pub(super) fn checks(family: Family) -> Vec<Check> {
     let links = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     let links = links.map(|link| link.file_name().to_string_lossy().into_owned()).collect();
     let there = |path: &str| Path::new(path).exists();
-    let host = Host { family, there: &there, links, ufw: read("/etc/ufw/ufw.conf"), routes: read("/proc/net/route") };
+    let masked = MASKS.iter().any(|unit| std::fs::read_link(unit).is_ok_and(|link| link == Path::new("/dev/null")));
+    let host =
+        Host { family, there: &there, masked, links, ufw: read("/etc/ufw/ufw.conf"), routes: read("/proc/net/route") };
     host.checks()
 }
 
@@ -58,7 +65,7 @@ impl Host<'_> {
 
     /// Whoever drops at the end of the FORWARD chain needs our rules in that chain.
     fn drops(&self, name: &'static str, what: &str) -> Check {
-        if self.there(TIMER) {
+        if self.timer_is_enabled() {
             return Check::pass(
                 name,
                 format!("{what}; banger-host-firewall.timer keeps guests' packets from its drop"),
@@ -67,8 +74,18 @@ impl Host<'_> {
         Check::warn(
             name,
             format!("{what}, and banger-host-firewall.timer is not enabled: guests may not reach out"),
-            "sudo systemctl enable --now banger-host-firewall.timer banger-host-firewall.service",
+            self.enable_timer(),
         )
+    }
+
+    fn timer_is_enabled(&self) -> bool {
+        self.there(TIMER) && !self.masked
+    }
+
+    fn enable_timer(&self) -> String {
+        let units = "banger-host-firewall.timer banger-host-firewall.service";
+        let enable = format!("sudo systemctl enable --now {units}");
+        if self.masked { format!("sudo systemctl unmask {units} && {enable}") } else { enable }
     }
 
     fn docker(&self) -> Option<Check> {
@@ -171,13 +188,13 @@ impl Host<'_> {
     /// The unit that keeps guests' packets from a `DROP` of the host's own FORWARD chain.
     fn timer(&self) -> Check {
         const NAME: &str = "host firewall";
-        if self.there(TIMER) {
+        if self.timer_is_enabled() {
             return Check::pass(NAME, "banger-host-firewall.timer looks after the FORWARD chain");
         }
         Check::warn(
             NAME,
             "banger-host-firewall.timer is not enabled: Docker or ufw may stop what guests send",
-            "sudo systemctl enable --now banger-host-firewall.timer banger-host-firewall.service",
+            self.enable_timer(),
         )
     }
 }
@@ -196,8 +213,14 @@ mod tests {
     fn check(name: &str, files: &[&str], links: &[&str], ufw: &str, routes: &str) -> Option<Check> {
         let there = |path: &str| files.iter().any(|file| path.ends_with(file));
         let links = links.iter().map(|link| (*link).to_owned()).collect();
-        let host =
-            Host { family: Family::Debian, there: &there, links, ufw: ufw.to_owned(), routes: routes.to_owned() };
+        let host = Host {
+            family: Family::Debian,
+            there: &there,
+            masked: files.contains(&"masked"),
+            links,
+            ufw: ufw.to_owned(),
+            routes: routes.to_owned(),
+        };
         let found = host.checks();
         found.iter().for_each(|check| assert_eq!(check.mend.is_empty(), check.status == Pass, "{check:?}"));
         found.into_iter().find(|check| check.name == name)
@@ -219,6 +242,8 @@ mod tests {
         }
         assert_eq!(said("neighbour ufw", &[], &[], "ENABLED=no\n", ""), None);
         assert_eq!(said("host firewall", &[], &[], "", ""), Some(Warn));
+        let masked = check("host firewall", &[TIMER_FILE, "masked"], &[], "", "").unwrap();
+        assert!(masked.status == Warn && masked.mend.starts_with("sudo systemctl unmask banger-host"), "{masked:?}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! configuration.
 
 use super::Doctor;
+use crate::config::FileState;
 use crate::privileged::PrivilegedError;
 use crate::vm::Context;
 use crate::vm::program::Program;
@@ -9,25 +10,24 @@ use banger_policy::distribution::Family;
 use banger_policy::vmm::{NEWEST_TESTED, OLDEST, Release};
 use banger_proto::model::{ApiError, Check};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
 
 /// What brings a helper back that does not answer.
 pub(super) const RESTART: &str = "sudo systemctl restart banger-priv bangerd   # VMs go on running";
 
 pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Vec<Check> {
     let program = doctor.program().await;
-    let binary = doctor.vmm().ok().and_then(|path| Some((path.metadata().ok()?, path)));
+    let binary = doctor.vmm().ok();
     let mut found = vec![
         helper(ctx).await,
         socket("helper's socket", &ctx.paths.helper_socket, "banger-priv.socket"),
         vmm(program, &doctor.place()),
         guest_binary(&ctx.paths.guest_binary, family),
-        configuration(modified(&ctx.paths.config), ctx.config.read_at()),
+        configuration(&FileState::of(&ctx.paths.config), &ctx.config.read_of(), &ctx.config.waiting()),
         leftover_configuration(&ctx.paths.config),
     ];
-    if let Some((meta, path)) = binary {
-        found.push(vmm_owner(&path, meta.uid(), meta.mode()));
+    if let Some(path) = binary {
+        found.push(vmm_owner(&path, way(&path)));
     }
     found
 }
@@ -89,18 +89,52 @@ fn vmm(program: Result<Program, ApiError>, place: &Path) -> Check {
     }
 }
 
+/// A file, link or folder on the way to a program: path, owner and mode.
+type Step = (PathBuf, u32, u32);
+
+/// Everything whose owner decides what the path leads to: the program, links, and each folder above
+/// one of them.
+fn way(path: &Path) -> Vec<Step> {
+    let (mut steps, mut next) = (Vec::<Step>::new(), vec![path.to_owned()]);
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        let Some(path) = next.pop() else { break };
+        for part in path.ancestors() {
+            let Ok(meta) = part.symlink_metadata() else { continue };
+            if meta.file_type().is_symlink()
+                && let Ok(target) = part.read_link()
+            {
+                // What stands behind the link is looked at on the other side of it.
+                let target = part.parent().unwrap_or(Path::new("/")).join(target);
+                // Joined with nothing it would end in a slash, behind which a link is followed.
+                let rest = path.strip_prefix(part).ok().filter(|rest| *rest != Path::new(""));
+                next.push(rest.map_or(target.clone(), |rest| target.join(rest)));
+            }
+            // The mode of a link says nothing (symlink(7)).
+            let mode = if meta.file_type().is_symlink() { 0 } else { meta.mode() };
+            steps.push((part.to_owned(), meta.uid(), mode));
+        }
+    }
+    steps
+}
+
 /// Whoever can replace it runs programs as the daemon's user.
-fn vmm_owner(path: &Path, uid: u32, mode: u32) -> Check {
+fn vmm_owner(path: &Path, way: Vec<Step>) -> Check {
     const NAME: &str = "firecracker's owner";
-    let path = path.display();
-    if uid != 0 {
-        return Check::fail(NAME, format!("{path} belongs to uid {uid}"), format!("sudo chown root:root {path}"));
+    for (step, uid, mode) in way {
+        let step = step.display();
+        if uid != 0 {
+            // Of a link itself, not of what it leads to.
+            let mend = format!("sudo chown --no-dereference root:root {step}");
+            return Check::fail(NAME, format!("{step} belongs to uid {uid}"), mend);
+        }
+        // In a sticky folder nobody moves what is another's (inode(7)).
+        if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+            let found = format!("others than root may write {step} (mode {:o})", mode & 0o7777);
+            return Check::fail(NAME, found, format!("sudo chmod go-w {step}"));
+        }
     }
-    if mode & 0o022 != 0 {
-        let found = format!("others than root may write {path} (mode {:o})", mode & 0o7777);
-        return Check::fail(NAME, found, format!("sudo chmod go-w {path}"));
-    }
-    Check::pass(NAME, format!("{path} is root's"))
+    Check::pass(NAME, format!("{} is root's, and so are the folders above it", path.display()))
 }
 
 fn guest_binary(path: &Path, family: Family) -> Check {
@@ -111,15 +145,20 @@ fn guest_binary(path: &Path, family: Family) -> Check {
     Check::fail(NAME, format!("{} is missing", path.display()), family.reinstall())
 }
 
-/// The configuration counts as it was when it was last read.
-fn configuration(changed: Option<SystemTime>, read: SystemTime) -> Check {
+/// The configuration counts as it was when it was last read. `waiting`: keys that count after a
+/// restart.
+fn configuration(there: &FileState, read: &FileState, waiting: &[&str]) -> Check {
     const NAME: &str = "configuration";
-    match changed {
-        Some(changed) if changed > read => {
-            Check::warn(NAME, "it was changed after bangerd has read it", "sudo systemctl reload bangerd")
-        }
-        Some(_) => Check::pass(NAME, "in force as it stands in the file"),
-        None => Check::pass(NAME, "there is no file: the defaults are in force"),
+    if there != read {
+        return Check::warn(NAME, "it was changed after bangerd has read it", "sudo systemctl reload bangerd");
+    }
+    if !waiting.is_empty() {
+        let found = format!("not in force yet: {}", waiting.join(", "));
+        return Check::warn(NAME, found, RESTART);
+    }
+    match there {
+        FileState::Absent => Check::pass(NAME, "there is no file: the defaults are in force"),
+        FileState::There { .. } => Check::pass(NAME, "in force as it stands in the file"),
     }
 }
 
@@ -144,10 +183,6 @@ fn leftover_configuration(config: &Path) -> Check {
             ),
         ),
     }
-}
-
-fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().ok()?.modified().ok()
 }
 
 #[cfg(test)]
@@ -181,10 +216,39 @@ mod tests {
 
     #[test]
     fn a_firecracker_that_others_may_replace_is_named() {
-        let path = Path::new("/usr/bin/firecracker");
-        assert_eq!(vmm_owner(path, 0, 0o100_755).status, Pass);
-        assert_eq!(vmm_owner(path, 1001, 0o100_755).mend, "sudo chown root:root /usr/bin/firecracker");
-        assert_eq!(vmm_owner(path, 0, 0o100_775).mend, "sudo chmod go-w /usr/bin/firecracker");
+        let path = Path::new("/opt/fc/firecracker");
+        let check = |uid, mode, folders| {
+            vmm_owner(path, vec![(path.into(), uid, mode), ("/opt/fc".into(), 0, folders), ("/".into(), 0, 0o40_755)])
+        };
+        assert_eq!(check(0, 0o100_755, 0o40_755).status, Pass);
+        let owned = "sudo chown --no-dereference root:root /opt/fc/firecracker";
+        assert_eq!(check(1001, 0o100_755, 0o40_755).mend, owned);
+        assert_eq!(check(0, 0o100_775, 0o40_755).mend, "sudo chmod go-w /opt/fc/firecracker");
+        assert_eq!(check(0, 0o100_755, 0o40_775).mend, "sudo chmod go-w /opt/fc");
+        assert_eq!(check(0, 0o100_755, 0o41_777).status, Pass);
+    }
+
+    #[test]
+    fn the_way_to_firecracker_has_its_links_and_the_folders_of_both_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        for folder in ["bin", "releases/1.16"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::fs::write(at("releases/1.16/firecracker"), "").unwrap();
+        std::os::unix::fs::symlink("1.16", at("releases/new")).unwrap();
+        std::os::unix::fs::symlink("../releases/new/firecracker", at("bin/firecracker")).unwrap();
+        std::fs::set_permissions(at("releases"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let way = way(&at("bin/firecracker"));
+        let has = |path: &Path| way.iter().any(|(step, ..)| *step == path);
+        for path in ["bin", "bin/firecracker", "bin/../releases/new", "bin/../releases/1.16/firecracker"] {
+            assert!(has(&at(path)), "{path}: {way:?}");
+        }
+        assert!(
+            has(Path::new("/")) && way.iter().any(|(step, _, mode)| step.ends_with("releases") && mode & 0o002 != 0)
+        );
+        std::os::unix::fs::symlink("circle", at("circle")).unwrap();
+        assert!(!super::way(&at("circle")).is_empty(), "a circle of links ends");
     }
 
     #[test]
@@ -201,12 +265,25 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_changed_after_the_start_is_not_in_force() {
-        let early = SystemTime::UNIX_EPOCH;
-        let late = early + Duration::from_secs(1);
-        assert_eq!(configuration(Some(late), early).status, Warn);
-        assert_eq!(configuration(Some(early), late).status, Pass);
-        assert_eq!(configuration(None, late).status, Pass);
+    fn a_configuration_that_is_not_the_one_that_was_read_is_not_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("banger.toml");
+        let absent = FileState::of(&path);
+        std::fs::write(&path, "cidr = 24").unwrap();
+        let first = FileState::of(&path);
+        assert_eq!(configuration(&absent, &absent, &[]).status, Pass);
+        assert_eq!(configuration(&first, &absent, &[]).status, Warn, "it was made");
+        assert_eq!(configuration(&absent, &first, &[]).status, Warn, "it was removed");
+        assert_eq!(configuration(&first, &first, &[]).status, Pass);
+        // As `mv` and `cp --preserve` of an older file do it: its time is of long ago.
+        let older = dir.path().join("older");
+        std::fs::write(&older, "cidr = 20").unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        std::fs::File::options().write(true).open(&older).unwrap().set_modified(long_ago).unwrap();
+        std::fs::rename(&older, &path).unwrap();
+        assert_eq!(configuration(&FileState::of(&path), &first, &[]).status, Warn);
+        let waits = configuration(&first, &first, &["dns", "cidr"]);
+        assert!(waits.status == Warn && waits.detail.ends_with(": dns, cidr") && waits.mend == RESTART, "{waits:?}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn database(answered: &Counts) -> Check {
         Err(error) => Check::fail(
             "database",
             crate::error::chain(error),
-            "sudo /usr/lib/banger/bangerd --check   # says what is wrong with it, and what to do",
+            "sudo -u bangerd /usr/libexec/banger/bangerd --check   # says what is wrong with it, and what to do",
         ),
     }
 }
@@ -110,13 +110,21 @@ fn few_files(left: u64, folder: &Path) -> Check {
 
 fn kernel(counts: &Counts) -> Check {
     const NAME: &str = "kernel of guests";
-    let mend = "sudo banger kernel import --shared /boot/vmlinuz-$(uname -r)";
+    let in_boot = format!("/boot/vmlinuz-{}", rustix::system::uname().release().to_string_lossy());
+    let mend = import(Path::new(&in_boot).try_exists().unwrap_or(true));
     match counts {
         Ok((0, 0)) => Check::fail(NAME, "there is none: no VM can start", mend),
         Ok((0, _)) => Check::warn(NAME, "none is shared: each user needs one of their own", mend),
         Ok((shared, _)) => Check::pass(NAME, format!("{shared} shared with everybody")),
         Err(_) => Check::warn(NAME, "the database does not answer", "see the check of the database"),
     }
+}
+
+/// The host's own kernel. Where it is not in /boot, Fedora and its kin have it beside its modules,
+/// which the daemon cannot see (ProtectKernelModules= of its unit).
+fn import(in_boot: bool) -> String {
+    let own = if in_boot { "/boot/vmlinuz-$(uname -r)" } else { "/lib/modules/$(uname -r)/vmlinuz" };
+    format!("sudo banger kernel import --shared {own}")
 }
 
 fn image(counts: &Counts) -> Check {
@@ -194,6 +202,8 @@ mod tests {
         assert_eq!(kernel(&Ok((0, 0))).status, Fail);
         assert_eq!((kernel(&Ok((0, 2))).status, kernel(&Ok((1, 2))).status), (Warn, Pass));
         assert_eq!(image(&Ok((0, 0))).status, Pass);
+        assert!(import(false).ends_with(" /lib/modules/$(uname -r)/vmlinuz"));
+        assert!(import(true).ends_with(" /boot/vmlinuz-$(uname -r)"));
     }
 
     #[test]

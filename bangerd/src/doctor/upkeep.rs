@@ -2,6 +2,7 @@
 //! that are not used up. Nothing here stops a VM from starting today.
 
 use super::read;
+use banger_policy::distribution::Family;
 use banger_proto::model::Check;
 use std::path::Path;
 
@@ -15,6 +16,8 @@ const CLOCK_SIGNS: [&str; 6] = [
     "/run/openntpd.pid",
     "/run/ntpd-rs/observe",
 ];
+/// Where programs that set the clock say so to timedatectl (systemd-timedated.service(8)).
+const NTP_UNITS: [&str; 2] = ["/usr/lib/systemd/ntp-units.d", "/etc/systemd/ntp-units.d"];
 /// Where journald keeps what outlives the boot. Without the folder it keeps nothing
 /// (journald.conf(5), `Storage=auto`).
 const JOURNAL: &str = "/var/log/journal";
@@ -24,15 +27,20 @@ const LOOP_DEVICES: usize = 1 << 20;
 /// From this share on it is said, percent.
 const MUCH: usize = 80;
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn checks(family: Family) -> Vec<Check> {
     vec![
-        clock_is_set(CLOCK_SIGNS.iter().any(|path| Path::new(path).exists())),
+        clock_is_set(CLOCK_SIGNS.iter().any(|path| Path::new(path).exists()), clock_setters(), family),
         journal(Path::new(JOURNAL)),
         loop_devices(Path::new("/dev/loop-control").exists(), used_loops(Path::new("/sys/block"))),
     ]
 }
 
-fn clock_is_set(set: bool) -> Check {
+/// Whether a program is installed that timedatectl can switch on.
+fn clock_setters() -> bool {
+    NTP_UNITS.iter().any(|folder| std::fs::read_dir(folder).is_ok_and(|mut lists| lists.next().is_some()))
+}
+
+fn clock_is_set(set: bool, installed: bool, family: Family) -> Check {
     const NAME: &str = "time";
     if set {
         return Check::pass(NAME, "a program sets the clock");
@@ -40,7 +48,11 @@ fn clock_is_set(set: bool) -> Check {
     Check::warn(
         NAME,
         "no program is known to set the clock: the times of VMs and of logs drift",
-        "sudo timedatectl set-ntp true; timedatectl",
+        if installed {
+            "sudo timedatectl set-ntp true; timedatectl".to_owned()
+        } else {
+            family.install("systemd-timesyncd", "chrony && sudo systemctl enable --now chronyd")
+        },
     )
 }
 
@@ -82,9 +94,15 @@ mod tests {
 
     #[test]
     fn a_clock_that_nobody_sets() {
-        assert_eq!(clock_is_set(true).status, Pass);
-        let check = clock_is_set(false);
-        assert!(check.status == Warn && check.mend.contains("timedatectl"), "{check:?}");
+        assert_eq!(clock_is_set(true, true, Family::Debian).status, Pass);
+        for (installed, family, mend) in [
+            (true, Family::Fedora, "sudo timedatectl set-ntp true; timedatectl"),
+            (false, Family::Debian, "sudo apt install systemd-timesyncd"),
+            (false, Family::Fedora, "sudo dnf install chrony && sudo systemctl enable --now chronyd"),
+        ] {
+            let check = clock_is_set(false, installed, family);
+            assert!(check.status == Warn && check.mend == mend, "{check:?}");
+        }
     }
 
     #[test]

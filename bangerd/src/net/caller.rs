@@ -77,6 +77,26 @@ impl Callers for Kernel {
     }
 }
 
+impl Kernel {
+    /// Whose sockets wait at an address of this host, for datagrams or connections.
+    pub(crate) fn listeners(&self, address: SocketAddr) -> Vec<u32> {
+        let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+        let port = SocketAddr::new(any.ip(), address.port());
+        let ask = |protocol, family| self.ask(protocol, REQUEST | DUMP, family, port, any).unwrap_or_default();
+        let all = [(TCP, AF_INET), (TCP, AF_INET6), (UDP, AF_INET), (UDP, AF_INET6)];
+        let all = all.into_iter().flat_map(|(protocol, family)| ask(protocol, family));
+        let here = |socket: &Found| {
+            let ip = socket.local.ip();
+            let at = ip == address.ip() || ip.is_unspecified();
+            at && socket.local.port() == address.port() && socket.remote.port() == 0 && socket.inode != 0
+        };
+        let mut uids: Vec<u32> = all.filter(here).map(|socket| socket.uid).collect();
+        uids.sort_unstable();
+        uids.dedup();
+        uids
+    }
+}
+
 impl Found {
     /// A socket that no process has any more has no inode, and root's number.
     fn caller(&self) -> Caller {
@@ -239,6 +259,22 @@ mod tests {
         let both = UdpSocket::bind("[::]:0").unwrap();
         let peer = SocketAddr::new("127.0.0.1".parse().unwrap(), both.local_addr().unwrap().port());
         assert_eq!(kernel.udp(peer), me(), "a socket of IPv6 sends as IPv4");
+    }
+
+    #[test]
+    fn who_waits_at_an_address() {
+        let kernel = Kernel::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let uid = nix::unistd::geteuid().as_raw();
+        assert_eq!(kernel.listeners(address), [uid]);
+        assert_eq!(kernel.listeners(SocketAddr::new("127.0.0.2".parse().unwrap(), address.port())), Vec::<u32>::new());
+        // Who is connected there does not wait there.
+        let client = TcpStream::connect(address).unwrap();
+        let from = client.local_addr().unwrap();
+        assert_eq!(kernel.listeners(from), Vec::<u32>::new());
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(kernel.listeners(datagrams.local_addr().unwrap()), [uid]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Caller {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, FileState};
     use crate::users::{Account, Named};
     use std::sync::Mutex as Plain;
     use std::sync::PoisonError;
@@ -99,7 +99,7 @@ mod tests {
 
         let limits = toml::from_str("[users.dora]\nvms = 1\n").map(crate::config::limits::check);
         let Ok(Ok(limits)) = limits else { unreachable!("{limits:?}") };
-        config.take(Config { limits, ..Config::built_in() });
+        config.take(Config { limits, ..Config::built_in() }, FileState::Absent);
         assert_eq!(caller.at(begin + FRESH * 4).await.limits.vms, 1);
 
         host.set(Named::Unknown, "banger");

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Where a VMM is looked for when nobody says where it is.
-const VMM_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/lib/banger"];
+const VMM_FOLDERS: [&str; 3] = ["/usr/bin", "/usr/local/bin", "/usr/libexec/banger"];
 /// What a VMM may take beyond its guest's memory, MiB: its own, page tables, and the page cache of
 /// its disks.
 const MEMORY_OVERHEAD_MIB: u64 = 256;

@@ -107,6 +107,8 @@ pub(crate) struct Context {
     pub(crate) refusals: Arc<Refusals>,
     /// What is known of the VMMs' binaries.
     pub(crate) programs: Arc<program::Programs>,
+    /// Whether names of VMs are answered by this daemon.
+    pub(crate) names_port: Arc<crate::dns::Held>,
 }
 
 /// The actors by VM.

@@ -92,7 +92,7 @@ fn systemd_of(booted: bool, version: Option<u32>) -> Check {
 }
 
 fn file(socket: &Path) -> Check {
-    let restart = "sudo systemctl restart bangerd.socket";
+    let restart = starting(&["bangerd.socket"], "sudo systemctl restart bangerd.socket".to_owned());
     match socket.metadata() {
         Err(error) => Check::fail("socket", format!("{}: {error}", socket.display()), restart),
         Ok(meta) if !meta.file_type().is_socket() => {
@@ -119,14 +119,37 @@ fn unit(name: &str, target: &str) -> Check {
     unit_of(
         name,
         links.iter().any(|folder| Path::new(&format!("{folder}/{target}.wants/{name}")).symlink_metadata().is_ok()),
+        is_masked(name),
     )
 }
 
-fn unit_of(name: &str, enabled: bool) -> Check {
-    if enabled {
-        return Check::pass(name, "enabled");
+/// `systemctl mask` makes the unit a link to nothing (systemctl(1)).
+fn is_masked(unit: &str) -> bool {
+    let link = |folder: &str| std::fs::read_link(Path::new(folder).join(unit));
+    ["/etc/systemd/system", "/run/systemd/system"].iter().any(|folder| leads_nowhere(link(folder)))
+}
+
+fn leads_nowhere(link: std::io::Result<PathBuf>) -> bool {
+    link.is_ok_and(|target| target == Path::new("/dev/null"))
+}
+
+/// A command that starts units, which nothing does as long as one of them is masked.
+fn starting(units: &[&str], command: String) -> String {
+    let masked: Vec<&str> = units.iter().copied().filter(|unit| is_masked(unit)).collect();
+    if masked.is_empty() { command } else { format!("sudo systemctl unmask {} && {command}", masked.join(" ")) }
+}
+
+fn unit_of(name: &str, enabled: bool, masked: bool) -> Check {
+    let enable = format!("sudo systemctl enable --now {name}");
+    match (masked, enabled) {
+        // What made it start with the host is still there, and has no effect.
+        (true, _) => {
+            let unmask = format!("sudo systemctl unmask {name} && {enable}");
+            Check::warn(name, "masked: nothing can start it", unmask)
+        }
+        (false, true) => Check::pass(name, "enabled"),
+        (false, false) => Check::warn(name, "not enabled: it does not start with the host", enable),
     }
-    Check::warn(name, "not enabled: it does not start with the host", format!("sudo systemctl enable --now {name}"))
 }
 
 /// What the database of groups says of the user, and what this process has been given at the login.
@@ -238,7 +261,9 @@ pub(super) fn restart() -> Option<String> {
     let own = std::env::var_os(SOCKET_VARIABLE).is_some_and(|path| !path.is_empty());
     let denied = access(&socket_path(), AccessFlags::W_OK) == Err(nix::errno::Errno::EACCES);
     (!own && !denied).then(|| {
-        "sudo systemctl restart bangerd.socket bangerd   # sudo journalctl --unit bangerd says why it ended".to_owned()
+        let restart =
+            "sudo systemctl restart bangerd.socket bangerd   # sudo journalctl --unit bangerd says why it ended";
+        starting(&["bangerd.socket", "bangerd.service"], restart.to_owned())
     })
 }
 
@@ -318,8 +343,15 @@ mod tests {
         assert_eq!(owner(&path, Some("banger"), 0o660).status, Pass);
         assert_eq!(owner(&path, Some("banger"), 0o666).status, Fail);
         assert_eq!(owner(&path, None, 0o660).status, Fail);
-        assert_eq!(unit_of("bangerd.socket", true).status, Pass);
-        assert_eq!(unit_of("bangerd.socket", false).mend, "sudo systemctl enable --now bangerd.socket");
+        assert_eq!(unit_of("bangerd.socket", true, false).status, Pass);
+        assert_eq!(unit_of("bangerd.socket", false, false).mend, "sudo systemctl enable --now bangerd.socket");
+        let link = dir.path().join("bangerd.socket");
+        assert!(!leads_nowhere(std::fs::read_link(&link)));
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        assert!(leads_nowhere(std::fs::read_link(&link)));
+        let masked = unit_of("bangerd.socket", true, true);
+        let mend = "sudo systemctl unmask bangerd.socket && sudo systemctl enable --now bangerd.socket";
+        assert!(masked.status == Warn && masked.mend == mend, "{masked:?}");
     }
 
     #[test]

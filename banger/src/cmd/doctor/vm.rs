@@ -27,7 +27,7 @@ pub(super) async fn run(vm: String, json: Json) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let what = format!("cannot look at {vm}");
     let record = answer(client.rpc.show_vm(soon(), vm)).await.with_context(|| what.clone())?;
-    let jobs = about(job::views(&client).await?, record.name.as_str());
+    let jobs = about(job::views(&client).await?, &record);
     let request = StreamRequest::Logs { vm: record.id.to_string(), follow: false, tail: Some(TAIL) };
     let (stream, _) = client.stream(request).await.with_context(|| what.clone())?;
     let console = session::collect(stream).await.context(what)?;
@@ -39,10 +39,11 @@ pub(super) async fn run(vm: String, json: Json) -> anyhow::Result<u8> {
     Ok(if record.state == State::Error { FAILED } else { 0 })
 }
 
-/// The jobs whose title names the VM, newest first.
-fn about(jobs: Vec<JobView>, name: &str) -> Vec<JobView> {
-    let names = |title: &str| title.split_whitespace().any(|word| word == name);
-    jobs.into_iter().filter(|job| names(&job.title)).take(JOBS).collect()
+/// The owner's jobs whose title names the VM, newest first. An administrator is given everybody's
+/// jobs, and the VMs of two users may have one name.
+fn about(jobs: Vec<JobView>, vm: &VmRecord) -> Vec<JobView> {
+    let names = |title: &str| title.split_whitespace().any(|word| word == vm.name.as_str());
+    jobs.into_iter().filter(|job| job.owner == vm.owner && names(&job.title)).take(JOBS).collect()
 }
 
 fn show(vm: &VmRecord, jobs: &[JobView], console: &str) -> anyhow::Result<()> {

@@ -229,6 +229,7 @@ impl World {
                 actors: Arc::default(),
                 refusals: Arc::new(refusals),
                 programs: Arc::default(),
+                names_port: Arc::default(),
             };
             (Vms::new(context, Arc::clone(&store)), store)
         });

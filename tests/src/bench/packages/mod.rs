@@ -6,6 +6,8 @@
 
 mod check;
 mod files;
+#[cfg(test)]
+mod scripts_tests;
 mod stage;
 
 use std::path::Path;

@@ -18,7 +18,7 @@ pub(super) const RPM_METADATA: &str = "target/package/rpm.toml";
 
 /// The line of a script in whose place the common steps come, and what stands for the database's
 /// schema in them.
-const STEPS: &str = "#STEPS#\n";
+pub(super) const STEPS: &str = "#STEPS#\n";
 const SCHEMA: &str = "#SCHEMA#";
 
 /// The .rpm's scripts, by the name that its tool gives them.
@@ -67,7 +67,7 @@ fn schema() -> Result<usize> {
     Ok(count)
 }
 
-fn with_steps(script: &str, steps: &str) -> Result<String> {
+pub(super) fn with_steps(script: &str, steps: &str) -> Result<String> {
     let (before, after) = script.split_once(STEPS).context("a script has no line #STEPS#")?;
     Ok(format!("{before}{steps}{after}"))
 }

@@ -28,7 +28,7 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-const HELPER: &str = "/usr/lib/banger/banger-priv";
+const HELPER: &str = "/usr/libexec/banger/banger-priv";
 /// NET_ADMIN (12) and SYS_ADMIN (21).
 const TWO: &str = "0000000000201000";
 const NONE: &str = "0000000000000000";

@@ -104,7 +104,7 @@ fn through_resolved(scene: &mut Scene) -> Result<Outcome> {
     scene.root("systemctl start systemd-resolved.service")?;
     let result = hooked_up(scene);
     scene.root(
-        "/usr/lib/banger/resolver-link remove; systemctl stop systemd-resolved.service; rm -rf /run/systemd/resolve",
+        "/usr/libexec/banger/resolver-link remove; systemctl stop systemd-resolved.service; rm -rf /run/systemd/resolve",
     )?;
     result?;
     scene.passed()

@@ -78,7 +78,7 @@ fn reloads(scene: &mut Scene, guest: &Guest) -> Result<()> {
         ensure!(!ended.status.success(), "the reload says that it is done: {ended}");
         let journal = scene.journal(DAEMON)?;
         ensure!(journal.contains("stats_poll") && journal.contains("line 1"), "{journal}");
-        let checked = scene.root_any("/usr/lib/banger/bangerd --check-config")?;
+        let checked = scene.root_any("/usr/libexec/banger/bangerd --check-config")?;
         checked.refused(&["stats_poll", "line 1"])?;
         refused(scene)
     })?;

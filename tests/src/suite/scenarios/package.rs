@@ -107,7 +107,7 @@ fn life(scene: &mut Scene) -> Result<()> {
         ensure!(owners == "2710 bangerd:root\n700 root:root\n", "{owners}");
         for link in [
             "sockets.target.wants/bangerd.socket",
-            "sockets.target.wants/bangerd-metrics.socket",
+            "bangerd.service.wants/bangerd-metrics.socket",
             "bangerd.service.wants/bangerd-refused.socket",
             "sockets.target.wants/banger-priv.socket",
             "timers.target.wants/banger-host-firewall.timer",
@@ -118,7 +118,7 @@ fn life(scene: &mut Scene) -> Result<()> {
         }
         let altered = scene.root_any(&rpm("--verify --nodeps banger"))?;
         ensure!(altered.status.success(), "{altered}");
-        scene.root(&inside("/usr/lib/banger/bangerd --check && banger completion bash >/dev/null")).map(drop)
+        scene.root(&inside("/usr/libexec/banger/bangerd --check && banger completion bash >/dev/null")).map(drop)
     })?;
     scene.step("it is the older one that refuses a newer database", |scene| {
         // dash's printf knows octal escapes only.

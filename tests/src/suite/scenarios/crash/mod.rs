@@ -248,7 +248,7 @@ fn damaged_database(scene: &mut Scene) -> Result<Outcome> {
     scene.root("systemctl stop bangerd.socket bangerd.service")?;
     let unchanged = scene.root(&format!("cmp {DB} /run/damaged.db"));
     scene.root(&format!("cp --archive /run/sound.db {DB}; rm /run/sound.db /run/damaged.db"))?;
-    scene.root("runuser -u bangerd -- /usr/lib/banger/bangerd --check")?;
+    scene.root("runuser -u bangerd -- /usr/libexec/banger/bangerd --check")?;
     scene.root("systemctl start bangerd.socket bangerd.service")?;
     result?;
     unchanged?;
@@ -265,7 +265,7 @@ fn on_a_damaged_database(scene: &mut Scene) -> Result<()> {
         "printf 'this was a database' | dd of={DB} conv=notrunc status=none; cp {DB} /run/damaged.db"
     ))?;
     scene.step("bangerd --check says so", |scene| {
-        let checked = scene.root_any("runuser -u bangerd -- /usr/lib/banger/bangerd --check")?.exits(1)?;
+        let checked = scene.root_any("runuser -u bangerd -- /usr/libexec/banger/bangerd --check")?.exits(1)?;
         ensure!(checked.stderr.contains("is damaged") && checked.stderr.contains("backups"), "{checked}");
         Ok(())
     })?;

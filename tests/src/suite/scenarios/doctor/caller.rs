@@ -37,6 +37,12 @@ pub(super) const ROWS: &[Row] = &[
         "systemctl disable banger-guests.service",
         "not enabled",
     ),
+    warn(
+        "caller::unit_of",
+        ("a-socket-that-is-masked", "banger-priv.socket"),
+        "systemctl mask banger-priv.socket",
+        "masked",
+    ),
     fail("caller::groups", ("a-session-from-before-the-group", "group banger"), "", "began before that")
         .asked_in(EARLY),
     warn("caller::groups", ("a-session-from-after-the-group", "group banger"), "", "no longer is")

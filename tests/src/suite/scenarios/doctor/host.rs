@@ -7,7 +7,7 @@ const SET: &str = "sed -i -e '/^default_dns *=/d' -e '1i default_dns = \"127.0.0
                    systemctl reload bangerd";
 const SET_PRIVATE: &str = "sed -i -e '/^default_dns *=/d' -e '1i default_dns = \"10.0.0.53\"' \
                            /etc/banger/banger.toml && systemctl reload bangerd";
-const RESOLVED_OFF: &str = "/usr/lib/banger/resolver-link remove; systemctl stop systemd-resolved.service; \
+const RESOLVED_OFF: &str = "/usr/libexec/banger/resolver-link remove; systemctl stop systemd-resolved.service; \
                             rm -rf /run/systemd/resolve";
 
 pub(super) const ROWS: &[Row] = &[
@@ -131,13 +131,15 @@ pub(super) const ROWS: &[Row] = &[
         "systemctl disable --now banger-host-firewall.timer",
         "is not enabled",
     ),
-    warn(
-        "names::own",
+    not_here("names::own", "a daemon that has its port answers there"),
+    fail(
+        "names::taken",
         ("the-port-of-names-is-taken", "names of VMs"),
-        "systemctl stop bangerd.service && \
+        // systemd keeps the daemon's sockets.
+        "systemctl stop bangerd.socket bangerd.service && systemctl clean --what=fdstore bangerd.service && \
          systemd-run --quiet --unit=bench-port socat TCP4-LISTEN:42069,bind=127.0.0.1,fork,reuseaddr EXEC:true && \
          sleep 2 && systemctl start bangerd.socket bangerd.service",
-        "nothing answers at 127.0.0.1:42069",
+        "uid 0 has that port",
     )
     .after("systemctl stop bench-port"),
     not_here("names::resolver", "what mends it is a resolver, and the host VM's network is closed"),
@@ -145,7 +147,7 @@ pub(super) const ROWS: &[Row] = &[
         "names::resolver",
         ("a-resolver-that-does-not-ask", "names through the resolver"),
         "systemctl start systemd-resolved.service && systemctl start banger-resolver.service && \
-         /usr/lib/banger/resolver-link remove",
+         /usr/libexec/banger/resolver-link remove",
         "does not ask for names of VMs",
     )
     .after(RESOLVED_OFF),

@@ -63,7 +63,7 @@ pub(super) const ROWS: &[Row] = &[
     fail(
         "product::guest_binary",
         ("the-guest-init-is-gone", "guest init"),
-        "mv /usr/lib/banger/banger-guest /run/bench-guest",
+        "mv /usr/libexec/banger/banger-guest /run/bench-guest",
         "is missing",
     )
     .after("rm /run/bench-guest"),
@@ -72,6 +72,12 @@ pub(super) const ROWS: &[Row] = &[
         ("a-configuration-that-is-not-in-force", "configuration"),
         "touch /etc/banger/banger.toml",
         "changed after bangerd has read it",
+    ),
+    warn(
+        "product::configuration",
+        ("a-configuration-that-waits-for-a-restart", "configuration"),
+        "printf '\n[publish]\nnetworks = []\n' >> /etc/banger/banger.toml && systemctl reload bangerd",
+        "not in force yet: publish",
     ),
     warn(
         "product::leftover_configuration",

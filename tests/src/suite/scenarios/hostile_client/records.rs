@@ -16,7 +16,7 @@ use crate::suite::peer::place::Who;
 use crate::suite::peer::vm;
 use crate::suite::scene::Scene;
 
-const HELPER: &str = "/usr/lib/banger/banger-priv";
+const HELPER: &str = "/usr/libexec/banger/banger-priv";
 /// How often a process is bound that is bound already.
 const AGAIN: usize = 20;
 

@@ -108,7 +108,7 @@ fn through_foreign_rules(scene: &mut Scene, net: &mut Net, iptables: &str, timer
         same(&before, &foreign(scene, iptables)?)
     })?;
     scene.step("taken out, nothing of ours is left", |scene| {
-        scene.root("/usr/lib/banger/host-firewall remove")?;
+        scene.root("/usr/libexec/banger/host-firewall remove")?;
         let left = scene.root("iptables-nft-save; iptables-legacy-save; true")?;
         ensure!(!left.contains(MARK) && !left.contains("bgr"), "left:\n{left}");
         same(&before, &foreign(scene, iptables)?)?;

@@ -100,7 +100,7 @@ pub(super) fn removal(scene: &mut Scene) -> Result<Outcome> {
             [
                 "/bangerd.service",
                 "/run/banger",
-                "/usr/lib/banger/",
+                "/usr/libexec/banger/",
                 "bgr",
                 "br-fc",
                 "BANGER-",
