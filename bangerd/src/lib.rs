@@ -12,6 +12,7 @@ mod fail;
 mod handles;
 mod held;
 mod jobs;
+mod known;
 mod listen;
 mod log;
 mod net;

@@ -114,7 +114,7 @@ fn a_vm_is_made_listed_and_deleted_by_calls() {
 async fn costs<T>(daemon: &Daemon, call: impl AsyncFn() -> Result<T, ApiError>) -> bool {
     // A token comes back every 10 ms: one may come between the last one's end and the call.
     for _ in 0..100 {
-        while daemon.calls.take(ALICE.uid) {}
+        while daemon.calls.take(Who::Uid(ALICE.uid)) {}
         let too_many = |error: &ApiError| error.code == ErrorCode::Limit && error.message.contains("too many calls");
         if call().await.is_err_and(|error| too_many(&error)) {
             return true;
@@ -181,7 +181,7 @@ fn every_call_costs_its_user_a_token_and_nobody_else() {
         all![link_image(link.clone())];
         assert!(missing.is_empty(), "{missing:?}");
         // Everybody else has tokens of their own.
-        while door.daemon.calls.take(ALICE.uid) {}
+        while door.daemon.calls.take(Who::Uid(ALICE.uid)) {}
         assert!(door.client(BOB).await.list_vms(now(), false, None).await.unwrap().is_ok());
     });
 }
