@@ -183,7 +183,7 @@ impl Vms {
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let job = self.ask(peer, row, word, ask)?;
-        self.touch(vm).await;
+        self.touch(&self.ctx.db.of(peer.uid), vm).await;
         Ok(job)
     }
 
@@ -205,11 +205,11 @@ impl Vms {
     }
 
     /// Somebody uses it: the sweep for stale VMs leaves it alone.
-    async fn touch(&self, vm: VmId) {
+    async fn touch(&self, db: &Db, vm: VmId) {
         if entry_of(self, &vm).is_some_and(|entry| !entry.shared.is_new_use()) {
             return;
         }
-        if let Err(error) = self.ctx.db.touch_vm(vm).await {
+        if let Err(error) = db.touch_vm(vm).await {
             tracing::warn!(banger_vm = %vm, "cannot note the use: {}", crate::error::chain(&error));
         }
     }
@@ -350,7 +350,7 @@ impl Vms {
         }
         let entry = self.actor(row);
         let link = entry.shared.found_running().await.and_then(|running| running.link()).ok_or(not_running)?;
-        self.touch(id).await;
+        self.touch(&self.ctx.db.of(peer.uid), id).await;
         Ok((link, entry.shared.enter()))
     }
 
