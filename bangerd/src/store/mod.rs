@@ -96,7 +96,7 @@ impl Store {
             jobs,
             config,
             publishing: Mutex::new(()),
-            imports: Turns::new(import::AT_ONCE),
+            imports: Turns::new(import::AT_ONCE, 1),
             spooled: Arc::default(),
             converter,
         })

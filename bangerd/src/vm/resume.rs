@@ -8,6 +8,7 @@ use super::order::{Ask, Order};
 use super::reconcile::rebooted;
 use crate::error::chain;
 use crate::jobs::Job;
+use crate::turns;
 use banger_policy::Peer;
 use banger_policy::lifecycle::Event;
 use banger_policy::quota::UserLimits;
@@ -17,8 +18,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// Starts at a time.
-const STARTS: usize = 4;
+/// Starts at a time, and of one user.
+const STARTS: (usize, usize) = (4, 2);
 /// KVM may come a while after the daemon when the host boots. What is still missing then, the start
 /// says.
 const HOST_WAIT: Duration = Duration::from_secs(60);
@@ -31,13 +32,13 @@ const LOOKS: usize = 16;
 /// Whose turn it is, when the daemon has much to do by itself.
 #[derive(Debug)]
 pub(crate) struct Turns {
-    starts: Arc<Semaphore>,
+    starts: Arc<turns::Turns>,
     pub(super) looks: Semaphore,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { starts: Arc::new(Semaphore::new(STARTS)), looks: Semaphore::new(LOOKS) }
+        Self { starts: turns::Turns::new(STARTS.0, STARTS.1), looks: Semaphore::new(LOOKS) }
     }
 }
 
@@ -45,7 +46,7 @@ impl Default for Turns {
 impl Turns {
     /// No start waits for its turn or is under way: whoever has part in one holds the semaphore.
     pub(super) fn starts_are_over(&self) -> bool {
-        Arc::strong_count(&self.starts) == 1
+        self.starts.are_over()
     }
 }
 
@@ -71,8 +72,7 @@ impl Actor {
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
         let (owner, name) = (self.row.who(), self.row.name.clone());
         tokio::spawn(async move {
-            // The semaphore is never closed.
-            let Ok(turn) = turns.acquire_owned().await else { return };
+            let Some(turn) = turns.take(owner.uid).await else { return };
             let deadline = Instant::now() + HOST_WAIT;
             while ctx.machine.preflight(&seat).await.is_err() && Instant::now() < deadline {
                 sleep(LOOK_AGAIN).await;
