@@ -53,6 +53,11 @@ pub(crate) struct VmRow {
 }
 
 impl VmRow {
+    /// The host's shutdown has ended it, and it is to be started again.
+    pub(crate) fn waits_to_run(&self) -> bool {
+        self.state != State::Running && self.restart == RestartPolicy::Always && self.boot_id.is_some()
+    }
+
     /// Whose it is.
     pub(crate) fn who(&self) -> Owner {
         Owner { uid: self.owner, name: self.owner_name.clone().into() }

@@ -59,6 +59,13 @@ impl Actor {
             return;
         }
         self.answer(job, Event::Start).await;
+        // It has had its turn, and no longer counts as one that will run.
+        if rebooted(&self.row, &self.ctx) {
+            let (state, reason) = (self.row.state, self.row.last_error.clone());
+            if let Err(error) = self.set_state(state, &reason, None).await {
+                tracing::error!("{}", error.message());
+            }
+        }
         // Or it would be idle since before the reboot.
         if let Err(error) = self.ctx.db.touch_vm(self.row.id).await {
             tracing::warn!("cannot note the use: {}", chain(&error));
@@ -79,7 +86,7 @@ impl Actor {
             }
             // Deleted meanwhile: then there is nobody to start.
             let Some(orders) = orders.upgrade() else { return };
-            // What ran before runs again: nobody has asked for more.
+            // What ran before runs again: it has counted as running all the time.
             let owner = Peer { uid: owner.uid, name: owner.name, admin: false, limits: UserLimits::NONE };
             let ask = Ask::Resume(turn);
             match ctx.jobs.begin(&owner, ask.title(&name)) {

@@ -27,6 +27,10 @@ impl Actor {
         if sized && self.row.state == State::Running {
             return Err(VmError::RunsWithItsSize(self.row.name.clone()));
         }
+        // It counts with the memory that it has, and is started with it whatever the limits are.
+        if request.memory_mib.is_some() && self.row.waits_to_run() {
+            return Err(VmError::WaitsWithItsMemory(self.row.name.clone()));
+        }
         let network_was = self.row.network.clone();
         let network = network_was.changed(&request.network)?;
         let spec = VmSpec { nat_enabled: network.mode == Mode::Nat, ..changed(was, &request)? };
