@@ -131,7 +131,7 @@ async fn serve(args: &Args, config: config::Config, level: log::Level) -> Result
     fail::arm(&args.paths.state, &cgroups);
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
     let jobs = jobs::Jobs::load(db.clone()).await?;
-    let converter = convert::Converter::Process(Launch::self_exe());
+    let converter = convert::Converter::Process(Launch::self_exe(), cgroups.clone());
     let host = vm::host::Host::new(&args, config.clone(), cgroups, converter.clone());
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), converter);
     store.remove_leftovers().await?;
