@@ -332,7 +332,7 @@ impl Vms {
         match publish::reserve(&self.ctx, row.id, &row.who(), limits, ports).await {
             Ok(_) => Ok(self.ctx.db.vm(row.id).await?.unwrap_or(row)),
             Err(error) => {
-                self.ctx.db.delete_vm(row.id).await?;
+                self.ctx.db.of_vms(row.owner).delete_vm(row.id).await?;
                 Err(error)
             }
         }

@@ -44,7 +44,7 @@ impl Default for Turns {
 
 #[cfg(test)]
 impl Turns {
-    /// No start waits for its turn or is under way: whoever has part in one holds the semaphore.
+    /// No start waits for its turn or is under way.
     pub(super) fn starts_are_over(&self) -> bool {
         self.starts.are_over()
     }
@@ -67,7 +67,7 @@ impl Actor {
             }
         }
         // Or it would be idle since before the reboot.
-        if let Err(error) = self.ctx.db.touch_vm(self.row.id).await {
+        if let Err(error) = self.db().touch_vm(self.row.id).await {
             tracing::warn!("cannot note the use: {}", chain(&error));
         }
     }

@@ -106,7 +106,7 @@ impl Actor {
         limits: UserLimits,
         host: HostLimits,
     ) -> Result<(), VmError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
+        let set = self.db().set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.network, self.row.restart) = (spec, network, restart);
         self.ctx.fellows.changed();
