@@ -56,8 +56,19 @@ pub(crate) enum Thing {
     Image(String),
 }
 
-/// Every content that has a name of the owner, once, and what it takes.
-const STORED: &str = "SELECT coalesce(sum(bytes), 0) AS bytes FROM (
+/// Of names, those that somebody may use, `?1` with the login name `?2`; all, when that is NULL.
+pub(super) const SEEN: &str = "(?1 IS NULL OR shared OR (owner = ?1 AND owner_name = ?2))";
+
+/// Every content that has a name of the owner, once, and what it takes; and what nobody has a name for
+/// any more, but a VM or an image of the owner's still needs.
+const STORED: &str = "WITH
+    image_users AS (SELECT image_id AS id, owner, owner_name FROM vms
+        WHERE image_id NOT IN (SELECT image_id FROM image_names)),
+    kernel_users AS (SELECT kernel_id AS id, owner, owner_name FROM vms
+        WHERE kernel_id NOT IN (SELECT kernel_id FROM kernel_names)
+        UNION ALL SELECT kernel_id, owner, owner_name FROM image_names
+        WHERE kernel_id NOT IN (SELECT kernel_id FROM kernel_names))
+    SELECT coalesce(sum(bytes), 0) AS bytes FROM (
     SELECT allocated_bytes AS bytes FROM images
         WHERE id IN (SELECT image_id FROM image_names WHERE owner = ?1 AND owner_name = ?2)
     UNION ALL

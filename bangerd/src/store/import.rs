@@ -134,7 +134,7 @@ impl Store {
         let spool = tempfile::tempfile_in(self.paths.staging()).map_err(StoreError::Spool)?;
         let for_upload = spool.try_clone().map_err(StoreError::Spool)?;
         let room = Room::of(&self.paths.staging());
-        let used = self.db.stored_by(peer.owner()).await?;
+        let used = self.db.of(peer.uid).stored_by(peer.owner()).await?;
         // Until nothing is left of the file.
         let (mut spooled, over) = (self.spooled.begin(peer.uid), OnceLock::new());
         let progress = |bytes: u64| {

@@ -189,7 +189,8 @@ impl Store {
         if all && !peer.admin {
             return Err(StoreError::SeeAll);
         }
-        let mut found = T::all(&self.db, &self.paths).await?;
+        let by = (!all).then(|| peer.owner());
+        let mut found = T::all(&self.db.of(peer.uid), &self.paths, by).await?;
         found.retain(|one| all || policy::sees(peer, &one.entry()));
         found.iter_mut().for_each(|one| self.as_told_to(peer, one));
         Ok(found)
@@ -210,7 +211,8 @@ impl Store {
 
     /// What a word means to the peer.
     async fn named<T: Stored>(&self, peer: &Peer, word: &str) -> Result<T, StoreError> {
-        let all = T::all(&self.db, &self.paths).await?;
+        let by = (!peer.admin).then(|| peer.owner());
+        let all = T::all(&self.db.of(peer.uid), &self.paths, by).await?;
         let meant = policy::resolve(peer, &entries(&all), word);
         let (kind, shown) = (T::KIND, word.chars().filter(|c| !c.is_control()).take(160).collect());
         take(all, meant).map_err(|why| match why {
@@ -224,7 +226,7 @@ impl Store {
         if let Some(word) = word {
             return self.named(peer, word).await;
         }
-        let images = self.db.images(&self.paths).await?;
+        let images = self.db.of(peer.uid).images(&self.paths, Some(peer.owner())).await?;
         let config = self.config.now();
         let configured = config.default_image_name.as_ref().map(ImageName::as_str);
         let picked = policy::default_image(peer, &entries(&images), configured);
@@ -239,7 +241,7 @@ impl Store {
         if let Some(word) = word {
             return self.named(peer, word).await;
         }
-        let kernels = self.db.kernels().await?;
+        let kernels = self.db.of(peer.uid).kernels(Some(peer.owner())).await?;
         let picked = policy::default_kernel(peer, &entries(&kernels));
         take(kernels, picked).map_err(|_| StoreError::NoneYet(&KERNELS))
     }
@@ -253,7 +255,7 @@ impl Store {
         word: Option<&str>,
     ) -> Result<KernelRecord, StoreError> {
         let Some(id) = image.kernel_id.filter(|_| word.is_none()) else { return self.pick_kernel(peer, word).await };
-        let kernels = self.db.kernels().await?;
+        let kernels = self.db.of(peer.uid).kernels(Some(peer.owner())).await?;
         let usable = policy::usable(peer, &entries(&kernels), id);
         take(kernels, usable).map_err(|_| StoreError::ImagesKernel(image.name.to_string()))
     }

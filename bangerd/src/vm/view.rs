@@ -91,7 +91,7 @@ impl Vms {
     /// By exact name first, then id, then unique prefix of an id; another user's, for an
     /// administrator, by `user/name` or id. What the peer may not see does not exist.
     pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, VmError> {
-        let mut rows = self.ctx.db.find_vms(peer, word.to_owned()).await?;
+        let mut rows = self.ctx.db.of(peer.uid).find_vms(peer, word.to_owned()).await?;
         let no_such = || {
             let shown = word.chars().filter(|c| !c.is_control()).take(80).collect();
             VmError::NotFound { shown, admin: peer.admin }
