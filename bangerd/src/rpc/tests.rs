@@ -295,6 +295,8 @@ fn nobody_is_given_content_that_is_not_what_the_own_import_has_made() {
             std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
             let last = std::fs::File::options().write(true).open(&path).unwrap();
             std::os::unix::fs::FileExt::write_all_at(&last, b"changed", 1 << 10).unwrap();
+            // Nobody who publishes waits for the comparison.
+            let _publishing = door.daemon.store.publishing().await;
             let other = import(&door, BOB, "other", &archive).await;
             assert!(
                 matches!(&other, JobState::Failed(why) if why.message.contains("not what its digest stands for")),

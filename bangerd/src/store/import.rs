@@ -2,10 +2,10 @@
 //! on a blocking thread in a staging folder, published by one rename and a row.
 
 use super::error::StoreError;
-use super::staging::Staging;
+use super::staging::{Folder, Staging};
 use super::stored::Stored;
 use super::wanted::{Wanted, WantedImage, WantedKernel};
-use super::{Store, remove, unmark};
+use super::{Store, remove, set_aside_or_remove, unmark};
 use crate::convert::{ConvertError, Made, What};
 use crate::db::DbError;
 use crate::db::store::Kind;
@@ -274,25 +274,70 @@ impl Store {
         job: &Job,
         record: impl FnOnce(&Path) -> T + Send,
     ) -> Result<JobResult, StoreError> {
-        let _publishing = self.publishing.lock().await;
-        job.go_on()?;
         job.stage("publish");
         let dir = T::folder(&self.paths, &id);
-        let known = self.db.contents(T::KIND).await?.contains(&id);
-        if known {
-            staging.is_same(&dir, files).await?;
-        } else {
+        let mut compared: Option<Folder> = None;
+        let (publishing, known) = loop {
+            let is_compared = || compared.as_ref().is_some_and(|folder| folder.is_at(&dir));
+            // Gigabytes: nobody else waits for that.
+            if self.knows::<T>(&id).await? && !is_compared() {
+                compared = self.compared::<T>(staging, &id, &files, job).await?;
+                continue;
+            }
+            let publishing = self.publishing.lock().await;
+            job.go_on()?;
+            let known = self.knows::<T>(&id).await?;
+            if !known || is_compared() {
+                break (publishing, known);
+            }
+        };
+        if !known {
             staging.publish(&dir)?;
         }
         let record = record(&dir);
         if let Err(error) = record.clone().insert(&self.db, peer, pulled).await {
-            if !known {
-                remove(&dir);
+            let aside = if known { None } else { set_aside_or_remove(&dir) };
+            drop(publishing);
+            if let Some(aside) = aside {
+                remove(&aside);
             }
             return Err(not_inserted(peer, T::KIND, record.entry().name, error));
         }
         unmark(&dir);
         Ok(record.result())
+    }
+
+    async fn knows<T: Stored>(&self, id: &Digest) -> Result<bool, StoreError> {
+        Ok(self.db.contents(T::KIND).await?.contains(id))
+    }
+
+    /// The folder of the content, when what was made is the same; `None` when that folder has gone
+    /// meanwhile.
+    async fn compared<T: Stored>(
+        &self,
+        staging: &Staging,
+        id: &Digest,
+        files: &[PathBuf],
+        job: &Job,
+    ) -> Result<Option<Folder>, StoreError> {
+        job.go_on()?;
+        let dir = T::folder(&self.paths, id);
+        let folder = Folder::open(&dir);
+        let same = match &folder {
+            Ok(_) => staging.is_same(&dir, files, job.cancelled().clone()).await,
+            Err(error) => Err(StoreError::Files(error.kind().into())),
+        };
+        match same {
+            Ok(()) => Ok(folder.ok()),
+            // The row goes before the folder.
+            Err(_) if !self.knows::<T>(id).await? => Ok(None),
+            Err(StoreError::Files(_) | StoreError::OtherContent)
+                if folder.as_ref().is_ok_and(|folder| dir.exists() && !folder.is_at(&dir)) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

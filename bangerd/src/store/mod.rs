@@ -32,8 +32,9 @@ use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ImageRecord, KernelRecord};
 use error::{StoreError, UsedBy};
 use spooled::Spooled;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use stored::{Named, Stored};
 use tokio::sync::Mutex;
 
@@ -71,6 +72,28 @@ fn unmark(folder: &Path) {
     remove(&folder.join(MARK));
 }
 
+/// Takes a folder that is to be removed out of the way of whoever publishes the same content
+/// meanwhile; `None`: there is none. If a crash leaves it, the next start removes it as it does a
+/// staging folder.
+fn set_aside(folder: &Path) -> std::io::Result<Option<PathBuf>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let aside = folder.with_file_name(format!("{STAGING}removed-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    match std::fs::rename(folder, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same, for whoever goes on in any case: what cannot be moved is removed where it is, while
+/// nobody publishes.
+fn set_aside_or_remove(folder: &Path) -> Option<PathBuf> {
+    set_aside(folder).unwrap_or_else(|_| {
+        remove(folder);
+        None
+    })
+}
+
 /// The store.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -102,6 +125,12 @@ impl Store {
         })
     }
 
+    /// While this is held, nothing is published or removed.
+    #[cfg(test)]
+    pub(crate) async fn publishing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.publishing.lock().await
+    }
+
     /// Removes what imports and removals left that a crash cut short: staging folders, and marked
     /// folders without a row.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
@@ -131,12 +160,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Known`], and what the file system says.
     pub(crate) async fn remove_unknown(&self, folder: &Path) -> Result<(), StoreError> {
-        let _publishing = self.publishing.lock().await;
+        let publishing = self.publishing.lock().await;
         let known = [self.db.contents(&IMAGES).await?, self.db.contents(&KERNELS).await?].concat();
         if digest_of(folder).is_some_and(|id| known.contains(&id)) {
             return Err(StoreError::Known);
         }
-        let folder = folder.to_owned();
+        let Some(folder) = set_aside(folder).map_err(StoreError::Files)? else { return Ok(()) };
+        drop(publishing);
         let removed = move || match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Files(error)),
             _ => Ok(()),
@@ -159,23 +189,30 @@ impl Store {
     }
 
     async fn collect(&self) -> Result<(), DbError> {
-        let _publishing = self.publishing.lock().await;
-        self.collect_of::<ImageRecord>().await?;
-        self.collect_of::<KernelRecord>().await
+        let mut aside = Vec::new();
+        let publishing = self.publishing.lock().await;
+        let done = match self.collect_of::<ImageRecord>(&mut aside).await {
+            Ok(()) => self.collect_of::<KernelRecord>(&mut aside).await,
+            failed => failed,
+        };
+        drop(publishing);
+        // Gigabytes take a while, and nobody else waits for it.
+        let removed = blocking(move || {
+            aside.iter().for_each(|folder| remove(folder));
+            Ok::<_, WorkerEnded>(())
+        });
+        drop(removed.await);
+        done
     }
 
-    async fn collect_of<T: Stored>(&self) -> Result<(), DbError> {
+    /// What is to be removed is put into `aside`.
+    async fn collect_of<T: Stored>(&self, aside: &mut Vec<PathBuf>) -> Result<(), DbError> {
         for id in self.db.unused(T::KIND).await? {
             let folder = T::folder(&self.paths, &id);
             mark(&folder);
             if self.db.remove_unused(T::KIND, id).await? {
                 tracing::info!(%id, "{}: nobody uses it any more; removed", T::KIND.word);
-                // Gigabytes take a while. What is left of it is marked.
-                let removed = blocking(move || {
-                    remove(&folder);
-                    Ok::<_, WorkerEnded>(())
-                });
-                drop(removed.await);
+                aside.extend(set_aside_or_remove(&folder));
             } else {
                 unmark(&folder);
             }

@@ -473,7 +473,7 @@ fn content_is_compared_before_two_are_one() {
         path
     };
     let one = file("one", 5 << 30, b"the same");
-    let same = |other: &Path| staging::same_bytes(&one, other).unwrap();
+    let same = |other: &Path| staging::same_bytes(&one, other, &|| true).unwrap();
     assert!(same(&file("same", 5 << 30, b"the same")));
     assert!(!same(&file("changed", 5 << 30, b"the s\0me")));
     assert!(!same(&file("elsewhere", 6 << 30, b"the same")));
@@ -485,4 +485,48 @@ fn content_is_compared_before_two_are_one() {
     let shorter = dir.path().join("shorter");
     std::fs::write(&shorter, b"the same").unwrap();
     assert!(!same(&shorter));
+}
+
+/// Gigabytes take a while to remove, and what is moved away is in nobody's way.
+#[test]
+fn what_is_removed_is_out_of_the_way_of_the_next_import_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join(id(1).to_string());
+    std::fs::create_dir(&folder).unwrap();
+    let aside = set_aside(&folder).unwrap().unwrap();
+    assert!(!folder.exists() && aside.is_dir() && is_unfinished(&aside) && !is_finished(&aside));
+    assert_eq!(set_aside(&folder).unwrap(), None);
+    std::fs::create_dir(&folder).unwrap();
+    assert_ne!(set_aside(&folder).unwrap().unwrap(), aside);
+}
+
+#[test]
+fn a_comparison_ends_when_its_job_is_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    std::fs::write(&one, vec![1; 3 << 20]).unwrap();
+    std::fs::copy(&one, &other).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let go_on = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 2
+    };
+    assert!(!staging::same_bytes(&one, &other, &go_on).unwrap());
+    assert_eq!(asked.get(), 2, "of three MiB");
+}
+
+/// What is not to be seen is not even read.
+#[test]
+fn another_users_rows_cost_nobody_anything() {
+    let world = world(&[image(&ALICE, "hers", 1), image(&BOB, "his", 2)], &[kernel(&BOB, "his", 3)]);
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    sql.execute("UPDATE image_names SET config = 'none' WHERE owner_name = 'bob'", []).unwrap();
+    sql.execute("UPDATE kernels SET modules = 'none'", []).unwrap();
+    world.store(async |store| {
+        assert_eq!(store.list::<ImageRecord>(&ALICE, false).await.unwrap().len(), 1);
+        assert_eq!(store.pick_image(&ALICE, Some("hers")).await.unwrap().id, id(1));
+        assert_eq!(store.pick_image(&ALICE, None).await.unwrap().id, id(1));
+        assert_eq!(store.list::<KernelRecord>(&ALICE, false).await.unwrap().len(), 0);
+        assert!(store.list::<ImageRecord>(&BOB, false).await.is_err(), "it is his row");
+    });
 }
