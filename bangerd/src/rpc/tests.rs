@@ -288,6 +288,8 @@ fn nobody_is_given_content_that_is_not_what_the_own_import_has_made() {
         world.life().runtime.block_on(async {
             let made = import(&door, ALICE, "hers", &archive).await;
             let JobState::Done(JobResult::Image(image)) = &made else { unreachable!("{made:?}") };
+            let all = crate::util::allocated_below(&world.paths().image_dir(&image.id));
+            assert!(all > 0 && image.allocated_bytes == all, "both files count: {} of {all}", image.allocated_bytes);
             let same = import(&door, BOB, "same", &archive).await;
             assert!(matches!(&same, JobState::Done(JobResult::Image(same)) if same.id == image.id), "{same:?}");
             // In the place of a converter that says the digest of something else.

@@ -13,7 +13,7 @@ use crate::error::OverLimit;
 use crate::jobs::{Cancelled, Job};
 use crate::room::Room;
 use crate::stream;
-use crate::util::{WorkerEnded, allocated, blocking, text};
+use crate::util::{WorkerEnded, allocated_below, blocking, text};
 use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{Progress, ROOTFS_FILE, SEED_FILE};
 use banger_policy::quota::{self, Limited};
@@ -197,7 +197,7 @@ impl Store {
                 work_seed_path: Some(text(&dir.join(SEED_FILE))),
                 artifact_dir: text(dir),
                 build_size: made.build_size,
-                allocated_bytes: allocated(&dir.join(ROOTFS_FILE)),
+                allocated_bytes: allocated_below(dir),
                 docker: made.docker,
                 source,
                 manifest_digest: made.manifest(),
@@ -236,7 +236,7 @@ impl Store {
             shared: wanted.shared,
             version: made.version,
             modules: made.modules,
-            size_bytes: dir.join(VMLINUX_FILE).metadata().map_or(0, |meta| meta.len()),
+            size_bytes: allocated_below(dir),
             created_at: Timestamp::now(),
         };
         self.publish(peer, &staging, (id, files), false, job, record).await

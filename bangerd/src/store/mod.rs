@@ -26,7 +26,7 @@ use crate::db::{Db, DbError, Unshared};
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::util::{WorkerEnded, blocking};
+use crate::util::{WorkerEnded, allocated_below, blocking};
 use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ImageRecord, KernelRecord};
@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// Removes what imports and removals left that a crash cut short: staging folders, and marked
-    /// folders without a row.
+    /// folders without a row. Counts what the others take.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
         self.remove_leftovers_of::<ImageRecord>().await?;
         self.remove_leftovers_of::<KernelRecord>().await
@@ -140,10 +140,12 @@ impl Store {
 
     async fn remove_leftovers_of<T: Stored>(&self) -> Result<(), DbError> {
         let known = self.db.contents(T::KIND).await?;
+        let mut taken = Vec::new();
         for entry in std::fs::read_dir(T::root(&self.paths)).into_iter().flatten().flatten() {
             let path = entry.path();
-            if digest_of(&path).is_some_and(|id| known.contains(&id)) {
+            if let Some(id) = digest_of(&path).filter(|id| known.contains(id)) {
                 unmark(&path);
+                taken.push((id, allocated_below(&path)));
             } else if is_unfinished(&path) {
                 tracing::warn!(path = %path.display(), "an import or a removal was cut short; removed");
                 remove(&path);
@@ -151,7 +153,8 @@ impl Store {
                 tracing::warn!(path = %path.display(), "not known, and not of an import that was cut short: kept");
             }
         }
-        Ok(())
+        // Earlier releases counted one file of each.
+        self.db.set_taken(T::KIND, taken).await
     }
 
     /// Removes the folder of content that has no row, as somebody has seen. An import may have
