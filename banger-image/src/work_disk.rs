@@ -18,7 +18,7 @@ use super::tree::{Meta, NodeId, NodeKind, Tree};
 use super::xattr::{self, Xattr};
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter, Read, Seek as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use tar::{Builder, EntryType, Header};
@@ -27,6 +27,9 @@ use tar::{Builder, EntryType, Header};
 /// folder with a hundred thousand files has 10 MB of them; two million entries with paths of 4 KB
 /// would make 8 GB out of a small archive.
 const MAX_PATHS: u64 = 128 << 20;
+
+/// What becomes a hole in a seed when it is zero, bytes.
+const STRETCH: usize = 64 << 10;
 
 /// What a work disk is made of.
 #[derive(Debug)]
@@ -101,6 +104,25 @@ pub(super) fn write_seed(
         io::ErrorKind::QuotaExceeded if source.raw_os_error().is_none() => ImageError::LongPaths { limit: MAX_PATHS },
         _ => ImageError::Write { path: path.to_owned(), source },
     })
+}
+
+/// Copies to the end. Long stretches of zeros become holes: an archive may have gigabytes of them in a
+/// few bytes.
+fn copy(from: &mut impl Read, to: &mut BufWriter<File>) -> io::Result<()> {
+    let mut stretch = Vec::new();
+    loop {
+        stretch.clear();
+        let length = from.take(STRETCH as u64).read_to_end(&mut stretch)?;
+        if length < STRETCH {
+            return to.write_all(&stretch);
+        }
+        if stretch.iter().all(|byte| *byte == 0) {
+            // What follows is never nothing: an archive ends with a block.
+            to.seek_relative(STRETCH as i64)?;
+        } else {
+            to.write_all(&stretch)?;
+        }
+    }
 }
 
 fn dir_meta() -> Meta {
@@ -206,7 +228,7 @@ impl Seed<'_> {
             let window = window.ok_or(io::ErrorKind::UnexpectedEof)?;
             let out = self.out.get_mut();
             out.write_all(map.as_bytes())?;
-            io::copy(&mut window.reader(), out)?;
+            copy(&mut window.reader(), out)?;
             let padding = usize::try_from(size.next_multiple_of(512) - size).unwrap_or_default();
             out.write_all(&vec![0; padding])?;
         }

@@ -6,6 +6,7 @@
 //! kernel). Without delegation, in a build folder, a pidfd stands in and there are no limits.
 //! Called by the VM's actor and by [`crate::launch`]; it must not touch any group outside `vms`.
 
+mod converters;
 mod share;
 mod usage;
 

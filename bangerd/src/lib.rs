@@ -12,6 +12,7 @@ mod fail;
 mod handles;
 mod held;
 mod jobs;
+mod known;
 mod listen;
 mod log;
 mod net;
@@ -134,7 +135,7 @@ async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(
     fail::arm(&args.paths.state, &cgroups);
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);
     let jobs = jobs::Jobs::load(db.clone()).await?;
-    let converter = convert::Converter::Process(Launch::self_exe());
+    let converter = convert::Converter::Process(Launch::self_exe(), cgroups.clone());
     let host = vm::host::Host::new(&args, config.clone(), cgroups, converter.clone());
     let store = store::Store::new(args.paths.clone(), db.clone(), Arc::clone(&jobs), config.clone(), converter);
     store.remove_leftovers().await?;

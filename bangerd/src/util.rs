@@ -34,6 +34,18 @@ pub(crate) fn allocated(path: &Path) -> u64 {
     path.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
+/// What all files in a folder and below take on the disk, bytes; 0 without the folder. Links are not
+/// followed.
+pub(crate) fn allocated_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let of = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => allocated_below(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.map(of).sum()
+}
+
 /// A path as it is shown.
 pub(crate) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()

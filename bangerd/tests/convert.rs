@@ -3,6 +3,7 @@
 
 use banger_image::hashing::Hasher;
 use banger_image::{Limits, Progress};
+use banger_vmm::cgroup::Cgroups;
 use bangerd::convert::{ConvertError, Converter, Made, What};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 const MOST: u64 = 256 << 20;
 
 fn bangerd() -> Converter {
-    Converter::Process(env!("CARGO_BIN_EXE_bangerd").into())
+    Converter::Process(env!("CARGO_BIN_EXE_bangerd").into(), Cgroups::untracked())
 }
 
 fn tar(files: &[(&str, usize)]) -> File {
@@ -150,7 +151,7 @@ fn a_converter_that_misbehaves_fails_its_own_import() {
         let path = folder.path().join("program");
         fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        Converter::Process(path)
+        Converter::Process(path, Cgroups::untracked())
     };
     for (line, words) in [
         ("exit 0", "without a result"),
@@ -165,7 +166,12 @@ fn a_converter_that_misbehaves_fails_its_own_import() {
         assert!(error.to_string().contains(words), "{line}: {error}");
         assert!(begun.elapsed() < Duration::from_secs(20), "{line}");
     }
-    let missing = image(&Converter::Process("/nonexistent".into()), tar(&[("etc/x", 1)]), folder.path(), &());
+    let missing = image(
+        &Converter::Process("/nonexistent".into(), Cgroups::untracked()),
+        tar(&[("etc/x", 1)]),
+        folder.path(),
+        &(),
+    );
     assert!(matches!(missing, Err(ConvertError::Host(_))), "{missing:?}");
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 pub struct UserLimits {
     /// VMs, running or not. Each has an address of the host's network, which has about 250.
     pub vms: u64,
-    /// VMs that run or are being started.
+    /// VMs that run, are being started, or will be after a reboot of the host.
     pub running: u64,
     /// What the disks of all VMs may grow to, bytes.
     pub disk: u64,

@@ -280,3 +280,20 @@ fn an_image_that_holds_more_than_is_allowed_says_what_it_needs() {
     let why = import(file_of(&tar), dir.path(), 128 << 20, None, limits, &hasher(), &()).unwrap_err().to_string();
     assert!(why.contains("128M") && why.contains("larger size"), "{why}");
 }
+
+/// Eight MB of an archive may have gigabytes of them.
+#[test]
+fn zeros_in_root_become_holes_of_the_seed_and_are_the_same_bytes() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut data = vec![0; 3 << 20];
+    data[1 << 20] = 7;
+    let tar = Tar::default().add(&Item { data: &data, ..item(b'0', "root/zeros") }).end();
+    let (_dir, result) = imported(&tar);
+    let meta = std::fs::metadata(&result.seed_path).unwrap();
+    assert!(meta.len() > 3 << 20 && meta.blocks() * 512 < 1 << 20, "{} in {} bytes", meta.blocks() * 512, meta.len());
+    let mut archive = tar::Archive::new(std::fs::File::open(&result.seed_path).unwrap());
+    let mut entry = archive.entries().unwrap().map(Result::unwrap).find(|entry| entry.size() > 1 << 20).unwrap();
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut entry, &mut read).unwrap();
+    assert!(read == data);
+}

@@ -65,7 +65,7 @@ pub struct KernelRecord {
     pub version: String,
     /// Modules that go into the initramfs, in load order.
     pub modules: Vec<String>,
-    /// Size of the ELF image, bytes.
+    /// What it and its modules take on the host, bytes.
     pub size_bytes: u64,
     /// When it was imported.
     pub created_at: Timestamp,

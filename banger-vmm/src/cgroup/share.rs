@@ -61,22 +61,25 @@ impl Tree {
                 set(&group.join(file), &value)?;
             }
         }
-        if self.controllers.iter().any(|have| have == IO) {
-            // Which of the two there is depends on the kernel; it may have neither.
-            for (file, weight) in [("io.weight", share.io_weight), ("io.bfq.weight", share.io_weight.min(MOST_OF_BFQ))]
-            {
-                match set(&group.join(file), &format!("default {weight}")) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && group.exists() => {}
-                    done => done?,
-                }
-            }
-        }
-        Ok(())
+        weigh_io(self, group, share.io_weight)
     }
 }
 
+pub(super) fn weigh_io(tree: &Tree, group: &Path, weight: u64) -> io::Result<()> {
+    if tree.controllers.iter().any(|have| have == IO) {
+        // Which of the two there is depends on the kernel; it may have neither.
+        for (file, weight) in [("io.weight", weight), ("io.bfq.weight", weight.min(MOST_OF_BFQ))] {
+            match set(&group.join(file), &format!("default {weight}")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && group.exists() => {}
+                done => done?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file of the kernel's, which is there or is not.
-fn set(path: &Path, value: &str) -> io::Result<()> {
+pub(super) fn set(path: &Path, value: &str) -> io::Result<()> {
     let opened = fs::File::options().write(true).truncate(true).open(path);
     opened.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|error| at(path, &error))
 }

@@ -107,3 +107,16 @@ fn whose_limit_ended_a_vm_is_told_by_the_kernels_counts() {
     write(own, "memory.events.local", "oom 1\n");
     assert_eq!(group.out_of_memory(), Some(OutOfMemory::Vm));
 }
+
+#[test]
+fn who_parses_has_a_small_share_beside_vms() {
+    let (dir, groups) = folder("memory pids cpu io");
+    let group = dir.path().join("convert");
+    files_of_the_kernel(&group);
+    groups.hold_converter(4711).unwrap();
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap();
+    assert_eq!([read("cgroup.procs"), read("cpu.weight"), read("io.weight")], ["4711", "20", "default 20"]);
+    assert_eq!(read("memory.max"), (5_u64 << 30).to_string());
+    assert!(groups.all().is_empty() && groups.owners().is_empty(), "it is no VM and no user");
+    Cgroups::untracked().hold_converter(4711).unwrap();
+}

@@ -12,7 +12,7 @@ use banger_policy::lifecycle::State;
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::{ErrorCode, SetRequest, VmRecord};
 use futures::StreamExt as _;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// VMs worked on at a time; the daemon takes up 32 calls of a connection.
@@ -95,6 +95,7 @@ pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyho
             continue;
         }
         stopped += vms.len();
+        let vms = in_turns(vms, |vm| (vm.owner, vm.owner_name.clone()));
         status = on_all(&client, if host_down { Verb::HostDown } else { Verb::Stop(within) }, &vms, status).await?;
         if status > FAILED {
             // Interrupted.
@@ -102,6 +103,21 @@ pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyho
         }
     }
     Ok(status)
+}
+
+/// The first of each user, then the second of each: the host goes down with what has no time left, and
+/// that shall not be all of one user's.
+fn in_turns<T, U: Ord>(all: Vec<T>, user: impl Fn(&T) -> U) -> Vec<T> {
+    let mut seen = BTreeMap::new();
+    let turn = |one: T| {
+        let count: &mut usize = seen.entry(user(&one)).or_default();
+        *count += 1;
+        (*count, one)
+    };
+    let mut turns: Vec<(usize, T)> = all.into_iter().map(turn).collect();
+    // Those of one turn stay in order.
+    turns.sort_by_key(|(turn, _)| *turn);
+    turns.into_iter().map(|(_, one)| one).collect()
 }
 
 /// # Errors
@@ -268,6 +284,13 @@ pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_take_turns_when_the_host_goes_down() {
+        let all = vec![("alice", 1), ("alice", 2), ("alice", 3), ("bob", 1), ("carol", 1), ("carol", 2)];
+        let turns = in_turns(all, |(user, _)| *user);
+        assert_eq!(turns, [("alice", 1), ("bob", 1), ("carol", 1), ("alice", 2), ("carol", 2), ("alice", 3)]);
+    }
 
     #[test]
     fn signals_by_name_and_number() {

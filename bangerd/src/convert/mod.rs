@@ -14,6 +14,7 @@ use banger_image::hashing::Hasher;
 use banger_image::work_disk::{self, WorkDisk};
 use banger_image::{ImageError, ImportedRootfs, Limits, Progress, WORK_DISK_FILE};
 use banger_policy::limits::{MAX_DISK_BYTES, ROOT_STEP_BYTES};
+use banger_vmm::cgroup::Cgroups;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -110,8 +111,8 @@ enum Said {
 /// Where conversions are done.
 #[derive(Clone, Debug)]
 pub enum Converter {
-    /// In a process of this program.
-    Process(PathBuf),
+    /// In a process of this program, in the group that such processes have.
+    Process(PathBuf, Cgroups),
     /// Here: in unit tests, which are another program.
     #[cfg(test)]
     Here,
@@ -125,7 +126,7 @@ impl Converter {
     pub fn run(&self, what: What, source: File, staging: &Path, progress: &dyn Progress) -> Result<Made, ConvertError> {
         let orders = Orders { staging: staging.to_owned(), what };
         match self {
-            Self::Process(program) => in_a_process(program, &orders, source, progress),
+            Self::Process(program, cgroups) => in_a_process(program, cgroups, &orders, source, progress),
             #[cfg(test)]
             Self::Here => {
                 let hasher = Hasher::start(|| Ok(())).map_err(|error| ConvertError::host("no thread", &error))?;
@@ -212,12 +213,16 @@ impl ConvertError {
     }
 }
 
-fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Progress) -> Result<Made, ConvertError> {
+fn in_a_process(
+    program: &Path,
+    cgroups: &Cgroups,
+    orders: &Orders,
+    source: File,
+    progress: &dyn Progress,
+) -> Result<Made, ConvertError> {
     let broken = |error: io::Error| ConvertError::host("the converter", &error);
     let (mut ours, theirs) = UnixStream::pair().map_err(broken)?;
     let orders = serde_json::to_string(orders).map_err(|error| ConvertError::Host(error.to_string()))?;
-    // In the socket's buffer before anybody reads it: some hundred bytes.
-    writeln!(ours, "{orders}").map_err(broken)?;
     ours.set_read_timeout(Some(LOOK)).map_err(broken)?;
     let child = Command::new(program)
         .arg(child::COMMAND)
@@ -228,7 +233,17 @@ fn in_a_process(program: &Path, orders: &Orders, source: File, progress: &dyn Pr
         .spawn()
         .map_err(|error| ConvertError::host("cannot start the converter", &error))?;
     // From here on it is ended and waited for, whatever comes.
+    let pid = child.id();
     let mut running = Running(Some(child));
+    // It has no orders yet. One that cannot be moved takes of the daemon's share.
+    if let Err(error) = cgroups.hold_converter(pid) {
+        tracing::warn!("a conversion is not in the group of conversions: {error}");
+    }
+    // Into the socket's buffer: some hundred bytes. What has ended already says so by its silence.
+    match writeln!(ours, "{orders}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(broken(error)),
+        _ => {}
+    }
     let said = listen(&ours, progress);
     let status = running.end(if progress.cancelled() { Duration::ZERO } else { PATIENCE });
     match said {

@@ -13,20 +13,24 @@ use rusqlite::{Transaction, named_params, params};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holdings {
     pub(crate) vms: u64,
-    /// And those that are being started.
+    /// And those that are being started, or will be after a reboot: see [`RUNS`].
     pub(crate) running: u64,
     pub(crate) disk: u64,
-    /// Of those that run or are being started, bytes.
+    /// Of those that count as running, bytes.
     pub(crate) memory: u64,
 }
+
+/// Rows that count as running. What the host's shutdown has ended and starts again keeps its room
+/// until it runs, or until somebody stops it: else others would take it meanwhile.
+const RUNS: &str = "(state = 'running' OR starting OR (restart = 'always' AND boot_id IS NOT NULL))";
 
 impl Holdings {
     /// Without one VM, when that is asked for; `None`: of everybody.
     pub(super) fn of(sql: &Transaction<'_>, owner: Option<&Owner>, without: Option<VmId>) -> Result<Self, DbError> {
         let query = format!(
-            "SELECT count(*) AS vms, coalesce(sum(state = 'running' OR starting), 0) AS running,
+            "SELECT count(*) AS vms, coalesce(sum({RUNS}), 0) AS running,
              coalesce(sum(system_overlay_size_bytes + work_disk_size_bytes), 0) AS disk,
-             coalesce(sum(CASE WHEN state = 'running' OR starting THEN {COMMITTED_SQL} ELSE 0 END), 0) AS memory
+             coalesce(sum(CASE WHEN {RUNS} THEN {COMMITTED_SQL} ELSE 0 END), 0) AS memory
              FROM vms WHERE (:uid IS NULL OR (owner = :uid AND owner_name = :name)) AND (:vm IS NULL OR id != :vm)"
         );
         let (uid, name) = owner.map(|owner| (owner.uid, owner.name.clone())).unzip();
@@ -170,6 +174,18 @@ mod tests {
         assert_eq!(after.first().map(|has| &*has.owner.name), Some("carol"));
 
         let (user, host) = (UserLimits::NONE, HostLimits::NONE);
+        // What ran when the host went down, and is to run again, counts.
+        let waits = |restart: &str, boot: Option<&str>| {
+            let update = "UPDATE vms SET restart = ?1, boot_id = ?2 WHERE owner_name = 'alice' AND state = 'stopped' AND NOT starting";
+            Connection::open(&path).unwrap().execute(update, params![restart, boot]).unwrap()
+        };
+        for (restart, boot, running) in
+            [("always", Some("earlier"), 6), ("no", Some("earlier"), 5), ("always", None, 5)]
+        {
+            assert_eq!(waits(restart, boot), 1);
+            let has = db.has(Some(ALICE), None, 1).await.unwrap().remove(0).vms;
+            assert_eq!((has.running, has.memory), (running, running * each), "{restart} {boot:?}");
+        }
         for (user, host, refused) in [
             (user, host, None),
             (UserLimits { running: 6, ..user }, host, None),

@@ -1,6 +1,6 @@
 //! Rows of images.
 
-use super::store::{IMAGES, bytes_fit, name_fits, stored};
+use super::store::{IMAGES, SEEN, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Json, Text, is_unique, signed, time, unsigned};
 use crate::paths::Paths;
 use crate::util::text;
@@ -54,13 +54,15 @@ impl Db {
         .await
     }
 
-    /// All names of images, by name.
-    pub(crate) async fn images(&self, paths: &Paths) -> Result<Vec<ImageRecord>, DbError> {
+    /// The names of images that somebody may use, or all, by name.
+    pub(crate) async fn images(&self, paths: &Paths, by: Option<Owner>) -> Result<Vec<ImageRecord>, DbError> {
         let paths = paths.clone();
         self.read(move |sql| {
             let order = "ORDER BY image_names.name, image_names.owner, image_names.owner_name";
-            let mut query = sql.prepare_cached(&format!("{NAMED} {order}"))?;
-            let rows = query.query_map([], |columns| row(columns, &paths))?.collect::<Result<_, _>>()?;
+            let mut query = sql.prepare_cached(&format!("{NAMED} WHERE {SEEN} {order}"))?;
+            let (uid, name) = by.map(|owner| (owner.uid, owner.name)).unzip();
+            let rows =
+                query.query_map(params![uid, name], |columns| row(columns, &paths))?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await
@@ -208,7 +210,7 @@ mod tests {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (images, vm) = runtime.block_on(async {
             let db = Db::open(&path).await.unwrap();
-            let images = db.images(&Paths::default()).await.unwrap();
+            let images = db.images(&Paths::default(), None).await.unwrap();
             (images, db.vm(id.parse().unwrap()).await.unwrap().unwrap())
         });
         assert_eq!((images.len(), images[0].source.as_str(), &images[0].config), (1, "x.tar", &ImageConfig::default()));
@@ -233,12 +235,12 @@ mod tests {
         .unwrap();
         drop(raw);
         let db = Db::open(&path).await.unwrap();
-        let old = db.images(&Paths::default()).await.unwrap().remove(0);
+        let old = db.images(&Paths::default(), None).await.unwrap().remove(0);
         assert_eq!((old.name.as_str(), old.managed, &old.kernel, old.kernel_id), ("old", true, &None, None));
         let kernel_id = Some(digest.parse().unwrap());
         let new = ImageRecord { name: "new".parse().unwrap(), managed: false, kernel_id, ..old };
         db.insert_image(new, UserLimits::NONE).await.unwrap();
-        let new = db.images(&Paths::default()).await.unwrap().remove(0);
+        let new = db.images(&Paths::default(), None).await.unwrap().remove(0);
         assert_eq!((new.name.as_str(), new.managed, new.kernel_id), ("new", false, kernel_id));
         assert_eq!(new.kernel.unwrap().as_str(), "k");
     }

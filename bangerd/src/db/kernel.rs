@@ -1,11 +1,11 @@
 //! Rows of kernels.
 
-use super::store::{KERNELS, bytes_fit, name_fits, stored};
+use super::store::{KERNELS, SEEN, bytes_fit, name_fits, stored};
 use super::{Db, DbError, Json, Text, is_unique, signed, time, unsigned};
 use banger_policy::access::Owner;
 use banger_policy::quota::UserLimits;
 use banger_proto::model::KernelRecord;
-use rusqlite::{Row, named_params};
+use rusqlite::{Row, named_params, params};
 
 impl Db {
     /// A name, and the content unless it is there.
@@ -38,14 +38,15 @@ impl Db {
         .await
     }
 
-    /// All names of kernels, newest first.
-    pub(crate) async fn kernels(&self) -> Result<Vec<KernelRecord>, DbError> {
+    /// The names of kernels that somebody may use, or all, newest first.
+    pub(crate) async fn kernels(&self, by: Option<Owner>) -> Result<Vec<KernelRecord>, DbError> {
         self.read(move |sql| {
-            let mut query = sql.prepare_cached(
+            let mut query = sql.prepare_cached(&format!(
                 "SELECT * FROM kernel_names JOIN kernels ON kernels.id = kernel_names.kernel_id
-                 ORDER BY created_at DESC, kernel_names.rowid DESC",
-            )?;
-            let rows = query.query_map([], row)?.collect::<Result<_, _>>()?;
+                 WHERE {SEEN} ORDER BY created_at DESC, kernel_names.rowid DESC"
+            ))?;
+            let (uid, name) = by.map(|owner| (owner.uid, owner.name)).unzip();
+            let rows = query.query_map(params![uid, name], row)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
         .await

@@ -40,7 +40,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use writer::{Record, Write, work_off};
 
-/// Transactions of one user that wait for their turn.
+/// Transactions of one user's calls that wait for their turn, those of the user's VMs, and readings.
 const WAITING: usize = 2;
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
 const MIGRATIONS: [&str; 8] = [
@@ -112,11 +112,27 @@ type Work = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(crate) struct Db {
     work: mpsc::Sender<Write>,
     reads: mpsc::Sender<Work>,
-    places: Arc<Places>,
-    /// Of the user on whose behalf it is written.
+    places: Arc<AllPlaces>,
+    /// Of the user on whose behalf it is written, and read.
     own: Option<Arc<Semaphore>>,
+    own_reads: Option<Arc<Semaphore>>,
     /// Something of the store may have lost its last user.
     pub(crate) unused: Arc<Notify>,
+}
+
+/// The places of users in the queues.
+#[derive(Debug)]
+struct AllPlaces {
+    calls: Places,
+    /// Not the same: what becomes of a VM waits for no call.
+    vms: Places,
+    reads: Places,
+}
+
+impl Default for AllPlaces {
+    fn default() -> Self {
+        Self { calls: Places::new(WAITING), vms: Places::new(WAITING), reads: Places::new(WAITING) }
+    }
 }
 
 impl Db {
@@ -132,18 +148,30 @@ impl Db {
             }
         };
         let reads = Self::thread(path, open_to_read, read).await?;
-        Ok(Self { work, reads, places: Arc::new(Places::new(WAITING)), own: None, unused: Arc::default() })
+        Ok(Self { work, reads, places: Arc::default(), own: None, own_reads: None, unused: Arc::default() })
     }
 
     /// The same on behalf of a user. Each commit waits for the disk: so each user has a few in the
     /// queue at the most, and waits for a few of each of the others'.
     pub(crate) fn of(&self, owner: u32) -> Self {
-        Self { own: Some(self.places.of(owner)), ..self.clone() }
+        let (own, own_reads) = (self.places.calls.of(owner), self.places.reads.of(owner));
+        Self { own: Some(own), own_reads: Some(own_reads), ..self.clone() }
     }
 
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+    /// The same on behalf of a user's VMs, whose actors write what becomes of them.
+    pub(crate) fn of_vms(&self, owner: u32) -> Self {
+        Self { own: Some(self.places.vms.of(owner)), own_reads: None, ..self.clone() }
+    }
+
+    /// How many more transactions of a user's VMs find a place at once.
+    #[cfg(test)]
+    pub(crate) fn vms_places(&self, owner: u32) -> usize {
+        self.places.vms.of(owner).available_permits()
+    }
+
+    async fn place(own: Option<&Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
         // Never closed.
-        Arc::clone(self.own.as_ref()?).acquire_owned().await.ok()
+        Arc::clone(own?).acquire_owned().await.ok()
     }
 
     async fn thread<T: Send + 'static>(
@@ -178,8 +206,10 @@ impl Db {
         look: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, DbError> {
         let (reply, answer) = oneshot::channel();
+        let place = Self::place(self.own_reads.as_ref()).await;
         let work: Work = Box::new(move |connection| {
             let seen = connection.transaction().map_err(DbError::from).and_then(|transaction| look(&transaction));
+            drop(place);
             drop(reply.send(seen));
         });
         self.reads.send(work).map_err(|_| DbError::Closed)?;
@@ -195,7 +225,7 @@ impl Db {
         let (reply, answer) = oneshot::channel();
         let name = crate::fail::function_around(&work);
         // Given back when it is done, whether somebody still waits for that or not.
-        let place = self.place().await;
+        let place = Self::place(self.own.as_ref()).await;
         let work: Work = Box::new(move |connection| {
             let rows = connection.total_changes();
             let result = (|| {

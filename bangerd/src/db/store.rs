@@ -1,7 +1,7 @@
 //! What images and kernels have in common: content by digest, names by owner. Content goes when it
 //! has no name, no VM uses it, and no image names it as its kernel.
 
-use super::{Db, DbError, Text, is_unique, unsigned};
+use super::{Db, DbError, Text, is_unique, signed, unsigned};
 use banger_policy::Digest;
 use banger_policy::access::Owner;
 use banger_policy::quota::{self, Limited, UserLimits};
@@ -14,6 +14,8 @@ pub(crate) struct Kind {
     pub(crate) word: &'static str,
     content: &'static str,
     names: &'static str,
+    /// What the content takes on the disk, in its table.
+    bytes: &'static str,
     /// Refers to the content, in the table of names and in those of its users.
     column: &'static str,
     /// The tables of what needs the content beside its names.
@@ -28,6 +30,7 @@ pub(crate) static IMAGES: Kind = Kind {
     word: "image",
     content: "images",
     names: "image_names",
+    bytes: "allocated_bytes",
     column: "image_id",
     users: &[("vms", Thing::Vm)],
     limited: Limited::Images,
@@ -36,6 +39,7 @@ pub(crate) static KERNELS: Kind = Kind {
     word: "kernel",
     content: "kernels",
     names: "kernel_names",
+    bytes: "size_bytes",
     column: "kernel_id",
     users: &[("vms", Thing::Vm), ("image_names", Thing::Image)],
     limited: Limited::Kernels,
@@ -56,13 +60,26 @@ pub(crate) enum Thing {
     Image(String),
 }
 
-/// Every content that has a name of the owner, once, and what it takes.
-const STORED: &str = "SELECT coalesce(sum(bytes), 0) AS bytes FROM (
+/// Of names, those that somebody may use, `?1` with the login name `?2`; all, when that is NULL.
+pub(super) const SEEN: &str = "(?1 IS NULL OR shared OR (owner = ?1 AND owner_name = ?2))";
+
+/// Every content that has a name of the owner, once, and what it takes; and what nobody has a name for
+/// any more, but a VM or an image of the owner's still needs.
+const STORED: &str = "WITH
+    image_users AS (SELECT image_id AS id, owner, owner_name FROM vms
+        WHERE image_id NOT IN (SELECT image_id FROM image_names)),
+    kernel_users AS (SELECT kernel_id AS id, owner, owner_name FROM vms
+        WHERE kernel_id NOT IN (SELECT kernel_id FROM kernel_names)
+        UNION ALL SELECT kernel_id, owner, owner_name FROM image_names
+        WHERE kernel_id NOT IN (SELECT kernel_id FROM kernel_names))
+    SELECT coalesce(sum(bytes), 0) AS bytes FROM (
     SELECT allocated_bytes AS bytes FROM images
         WHERE id IN (SELECT image_id FROM image_names WHERE owner = ?1 AND owner_name = ?2)
+        OR id IN (SELECT id FROM image_users WHERE owner = ?1 AND owner_name = ?2)
     UNION ALL
     SELECT size_bytes AS bytes FROM kernels
-        WHERE id IN (SELECT kernel_id FROM kernel_names WHERE owner = ?1 AND owner_name = ?2))";
+        WHERE id IN (SELECT kernel_id FROM kernel_names WHERE owner = ?1 AND owner_name = ?2)
+        OR id IN (SELECT id FROM kernel_users WHERE owner = ?1 AND owner_name = ?2))";
 
 /// May the owner have one more name? To be asked in the transaction that adds it.
 pub(super) fn name_fits(sql: &Transaction<'_>, kind: &Kind, owner: &Owner, limits: &UserLimits) -> Result<(), DbError> {
@@ -90,6 +107,20 @@ impl Db {
     /// What all that an owner has stored takes, bytes.
     pub(crate) async fn stored_by(&self, owner: Owner) -> Result<u64, DbError> {
         self.read(move |sql| stored(sql, &owner)).await
+    }
+
+    /// What content takes, as it was counted anew.
+    pub(crate) async fn set_taken(&self, kind: &'static Kind, taken: Vec<(Digest, u64)>) -> Result<(), DbError> {
+        self.transaction(move |sql| {
+            let Kind { content, bytes, .. } = kind;
+            let mut update =
+                sql.prepare(&format!("UPDATE {content} SET {bytes} = ?2 WHERE id = ?1 AND {bytes} != ?2"))?;
+            for (id, bytes) in taken {
+                update.execute(params![Text(id), signed(bytes)])?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Ids of all content.

@@ -53,6 +53,11 @@ pub(crate) struct VmRow {
 }
 
 impl VmRow {
+    /// The host's shutdown has ended it, and it is to be started again.
+    pub(crate) fn waits_to_run(&self) -> bool {
+        self.state != State::Running && self.restart == RestartPolicy::Always && self.boot_id.is_some()
+    }
+
     /// Whose it is.
     pub(crate) fn who(&self) -> Owner {
         Owner { uid: self.owner, name: self.owner_name.clone().into() }
@@ -247,6 +252,7 @@ impl Db {
     pub(crate) async fn give_vm(&self, vm: VmId, to: Owner, limits: UserLimits) -> Result<(), DbError> {
         self.transaction(move |sql| {
             let from = owner_of(sql, vm)?;
+            let stored = super::store::stored(sql, &to)?;
             if from != to {
                 let has = Holdings::of(sql, Some(&to), None)?;
                 quota::fits(Limited::Vms, &limits, has.vms, 1)?;
@@ -260,10 +266,12 @@ impl Db {
                  network = json_remove(network, '$.private') WHERE id = ?1",
                 params![Text(vm), to.uid, to.name, now],
             );
-            given
-                .map_err(|error| if is_unique(&error) { DbError::Taken(to.name.into_owned()) } else { error.into() })?;
+            given.map_err(|error| {
+                if is_unique(&error) { DbError::Taken(to.name.clone().into_owned()) } else { error.into() }
+            })?;
             // The host listened for its owner: the next one decides anew.
             super::ports::withdraw_all(sql, vm)?;
+            super::store::bytes_fit(sql, &to, stored, &limits)?;
             forget_keys(sql)
         })
         .await

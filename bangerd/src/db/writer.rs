@@ -144,6 +144,68 @@ mod tests {
         assert!(at <= 2, "{order:?}");
     }
 
+    /// Ends of VMs are written while a user's calls stand in the queue, and do not fill it either.
+    #[tokio::test]
+    async fn what_becomes_of_vms_waits_for_no_call_of_their_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("banger.db")).await.unwrap();
+        let (go, done) = (hold(&db), Arc::new(Mutex::new(Vec::new())));
+        let write = |db: Db, what: &'static str| {
+            let done = Arc::clone(&done);
+            tokio::spawn(async move {
+                let work = db.transaction(move |_| {
+                    done.lock().unwrap().push(what);
+                    Ok(())
+                });
+                work.await.unwrap();
+            })
+        };
+        let calls: Vec<_> = (0..20).map(|_| write(db.of(1), "call")).collect();
+        let vms: Vec<_> = (0..20).map(|_| write(db.of_vms(1), "vm")).collect();
+        let others = write(db.of(2), "other");
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        drop(go);
+        for one in calls.into_iter().chain(vms).chain([others]) {
+            one.await.unwrap();
+        }
+        let order = done.lock().unwrap().clone();
+        let at = |what: &str| order.iter().position(|one| *one == what).unwrap();
+        assert!(at("vm") <= 2 && at("other") <= 4, "{order:?}");
+    }
+
+    #[tokio::test]
+    async fn one_users_questions_do_not_fill_the_queue_in_front_of_anothers() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("banger.db")).await.unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let ask = |db: Db, uid: u32, look: Box<dyn FnOnce() + Send>| {
+            let done = Arc::clone(&done);
+            tokio::spawn(async move {
+                let read = db.read(move |_| {
+                    look();
+                    done.lock().unwrap().push(uid);
+                    Ok(())
+                });
+                read.await.unwrap();
+            })
+        };
+        let first = ask(db.clone(), 0, Box::new(move || drop(wait.recv())));
+        tokio::task::yield_now().await;
+        let his: Vec<_> = (0..20).map(|_| ask(db.of(1), 1, Box::new(|| {}))).collect();
+        tokio::task::yield_now().await;
+        let hers = ask(db.of(2), 2, Box::new(|| {}));
+        tokio::task::yield_now().await;
+        drop(go);
+        for one in his.into_iter().chain([first, hers]) {
+            one.await.unwrap();
+        }
+        let order = done.lock().unwrap().clone();
+        assert!(order.iter().position(|uid| *uid == 2).unwrap() <= 3, "{order:?}");
+    }
+
     #[tokio::test]
     async fn what_is_there_already_is_not_written_again() {
         let dir = tempfile::tempdir().unwrap();

@@ -27,7 +27,7 @@ use std::time::Duration;
 use zone::Zone;
 
 /// Questions that are being answered at the same time; the next ones are dropped, and asked again.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 128;
 /// How long is waited for an address that somebody else has.
 const AGAIN: Duration = Duration::from_secs(30);
 

@@ -3,6 +3,7 @@
 
 use super::Server;
 use super::message::{self, Heard, LONGEST};
+use crate::known::Who;
 use banger_policy::dns::Asker;
 use banger_policy::publish::Protocol;
 use std::collections::HashMap;
@@ -113,9 +114,9 @@ async fn serve_connections(listener: TcpListener, own: SocketAddrV4, server: Arc
         let (Some(from), who) = (v4(from), server.who) else { continue };
         let uid = tokio::task::spawn_blocking(move || who(Protocol::Tcp, &[from], own)).await;
         let uid = uid.ok().and_then(|uids| uids.first().copied().flatten());
-        let (Some(place), server) = (places.take(uid), Arc::clone(&server)) else { continue };
+        let (Some(place), server) = (places.take(server.askers.who(uid)), Arc::clone(&server)) else { continue };
         tokio::spawn(async move {
-            let (counted, asks_for_all) = server.askers.counted_as(uid).await;
+            let Some((counted, asks_for_all)) = server.askers.counted_as(uid).await else { return };
             let Some(place) = place.known_as(counted, asks_for_all) else { return };
             // How it ends says nothing to anybody.
             drop(converse(stream, uid, &server).await);
@@ -158,24 +159,26 @@ impl Server {
     }
 }
 
-/// Places for connections, by uid.
+/// Places for connections.
 #[derive(Clone, Debug, Default)]
-struct Places(Arc<Mutex<HashMap<Option<u32>, usize>>>);
+struct Places(Arc<Mutex<HashMap<Who, usize>>>);
 
 struct Place {
     places: Places,
-    uid: Option<u32>,
+    who: Who,
 }
 
 impl Places {
-    fn take(&self, uid: Option<u32>) -> Option<Place> {
+    fn take(&self, who: Who) -> Option<Place> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = taken.get(&uid).copied().unwrap_or(0);
-        if own >= CONNECTIONS.0 || taken.values().sum::<usize>() >= CONNECTIONS.1 {
+        let own = taken.get(&who).copied().unwrap_or(0);
+        // A resolver that asks for the first time finds room among those that are not known.
+        let most = if let Who::Strangers(_) = who { CONNECTIONS.1 - LEFT_FREE } else { CONNECTIONS.1 };
+        if own >= CONNECTIONS.0 || taken.values().sum::<usize>() >= most {
             return None;
         }
-        taken.insert(uid, own + 1);
-        Some(Place { places: self.clone(), uid })
+        taken.insert(who, own + 1);
+        Some(Place { places: self.clone(), who })
     }
 
     fn all(&self) -> usize {
@@ -185,18 +188,18 @@ impl Places {
 
 impl Place {
     /// Now it is known for whom it asks.
-    fn known_as(self, uid: Option<u32>, asks_for_all: bool) -> Option<Self> {
+    fn known_as(self, who: Who, asks_for_all: bool) -> Option<Self> {
         if !asks_for_all && self.places.all() > CONNECTIONS.1 - LEFT_FREE {
             return None;
         }
-        if uid == self.uid { Some(self) } else { self.places.take(uid) }
+        if who == self.who { Some(self) } else { self.places.take(who) }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = taken.get_mut(&self.uid) {
+        if let Some(own) = taken.get_mut(&self.who) {
             *own = own.saturating_sub(1);
         }
         taken.retain(|_, count| *count > 0);
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn users_who_take_all_places_leave_some_to_those_who_ask_for_everybody() {
         let places = Places::default();
-        let enter = |uid, asks_for_all| places.take(Some(uid))?.known_as(Some(uid), asks_for_all);
+        let enter = |uid, asks_for_all| places.take(Who::Uid(uid))?.known_as(Who::Uid(uid), asks_for_all);
         let held: Vec<Place> =
             (1..=20).flat_map(|uid| [uid; CONNECTIONS.0]).filter_map(|uid| enter(uid, false)).collect();
         assert_eq!(held.len(), CONNECTIONS.1 - LEFT_FREE);
@@ -222,9 +225,20 @@ mod tests {
     #[test]
     fn numbers_without_a_name_have_one_share() {
         let places = Places::default();
-        let nobody = |uid| places.take(Some(uid))?.known_as(None, false);
-        let held: Vec<Place> = (100_000..100_100).filter_map(nobody).collect();
+        let nobody = |number: u16| places.take(Who::Strangers(number))?.known_as(Who::Nameless, false);
+        let held: Vec<Place> = (0..100).filter_map(nobody).collect();
         assert_eq!(held.len(), CONNECTIONS.0);
-        assert!(places.take(Some(1)).is_some());
+        assert!(places.take(Who::Uid(1)).is_some());
+    }
+
+    #[test]
+    fn numbers_that_are_not_known_yet_leave_room_for_those_that_are() {
+        let (places, askers) = (Places::default(), super::super::asker::tests::nobody());
+        let held: Vec<Place> = (100_000..165_536).filter_map(|uid| places.take(askers.who(Some(uid)))).collect();
+        assert_eq!(held.len(), 2 * CONNECTIONS.0, "in two ranges");
+        // Of many who have such numbers.
+        let more: Vec<Place> = (10..200).filter_map(|range| places.take(Who::Strangers(range))).collect();
+        assert_eq!(held.len() + more.len(), CONNECTIONS.1 - LEFT_FREE);
+        assert!(places.take(Who::ROOT).is_some_and(|place| place.known_as(Who::ROOT, true).is_some()));
     }
 }

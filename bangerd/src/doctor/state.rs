@@ -18,9 +18,9 @@ const COPY_AGE: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 const PRUNE: &str = "banger vm prune   # and: banger image list; for all users: banger vm list --all";
 
 pub(super) async fn checks(ctx: &Context) -> Vec<Check> {
-    let kernels = ctx.db.kernels().await;
+    let kernels = ctx.db.kernels(None).await;
     let kernels = kernels.map(|all| (all.iter().filter(|kernel| kernel.shared).count(), all.len()));
-    let images = ctx.db.images(&ctx.paths).await;
+    let images = ctx.db.images(&ctx.paths, None).await;
     let images = images.map(|all| (all.iter().filter(|image| image.shared).count(), all.len()));
     vec![
         database(&kernels),

@@ -32,9 +32,9 @@ impl Store {
     /// Remembers handles: file first, cache second, so that a crash between the two leaves the disk
     /// ahead, which the next start can repair; then the mirror. A file that cannot be written is
     /// logged and no more.
-    pub(crate) async fn record(&self, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
+    pub(crate) async fn record(&self, owner: u32, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
         self.keep(vm, paths, handles);
-        self.db.set_vm_mirror(vm, handles.mirror()).await
+        self.db.of_vms(owner).set_vm_mirror(vm, handles.mirror()).await
     }
 
     /// File and cache without the mirror, for whoever writes that together with the state: a row
@@ -83,8 +83,8 @@ impl Store {
     ///
     /// # Errors
     /// The mirror's; file and cache are cleared nevertheless.
-    pub(crate) async fn clear(&self, vm: VmId, paths: &VmPaths) -> Result<(), DbError> {
-        let mirror = self.db.set_vm_mirror(vm, Handles::default()).await;
+    pub(crate) async fn clear(&self, owner: u32, vm: VmId, paths: &VmPaths) -> Result<(), DbError> {
+        let mirror = self.db.of_vms(owner).set_vm_mirror(vm, Handles::default()).await;
         if let Err(error) = file::remove(&paths.handles()) {
             tracing::warn!("{}: cannot remove the handles: {error}", paths.handles().display());
         }
@@ -129,9 +129,9 @@ mod tests {
         store.seed(two, Handles::default());
         store.any().await;
         // Neither has a row: what the database says of them is not asked here.
-        drop(store.clear(one, &paths.vm(&one)).await);
+        drop(store.clear(1, one, &paths.vm(&one)).await);
         assert!(store.any().now_or_never().is_some(), "the other one runs");
-        drop(store.clear(two, &paths.vm(&two)).await);
+        drop(store.clear(1, two, &paths.vm(&two)).await);
         assert!(store.any().now_or_never().is_none());
     }
 }

@@ -29,6 +29,8 @@ const REQUEST: u16 = 1;
 const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// Sockets with one UDP port that are looked at. A user may have one at each address of loopback.
+const MOST: usize = 64;
 /// `struct nlmsghdr` and `struct inet_diag_msg`, bytes.
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
@@ -39,9 +41,16 @@ pub(crate) trait Callers: Send + Sync + Debug {
     fn udp(&self, peer: SocketAddr) -> Caller;
 }
 
-/// The kernel's answers.
+/// The kernel's answers. Who asks about connections does not wait for what is asked about datagrams.
 #[derive(Debug, Default)]
-pub(crate) struct Kernel(Mutex<Option<(OwnedFd, u32)>>);
+pub(crate) struct Kernel {
+    tcp: Diag,
+    udp: Diag,
+}
+
+/// A socket to the kernel, and the number of the last question.
+#[derive(Debug, Default)]
+struct Diag(Mutex<Option<(OwnedFd, u32)>>);
 
 /// A socket, as the kernel describes it.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +63,7 @@ struct Found {
 
 impl Callers for Kernel {
     fn tcp(&self, peer: SocketAddr, local: SocketAddr) -> Caller {
-        let found = self.ask(TCP, REQUEST, family(peer.ip()), peer, local).unwrap_or_default();
+        let found = self.tcp.ask(TCP, REQUEST, family(peer.ip()), peer, local, |_| false).unwrap_or_default();
         // Where no connection is, the kernel looks for a socket that listens on the peer's port.
         let same = |socket: &&Found| socket.local == canonical(peer) && socket.remote == canonical(local);
         found.iter().find(same).map_or(Caller::Unknown, Found::caller)
@@ -63,17 +72,19 @@ impl Callers for Kernel {
     fn udp(&self, peer: SocketAddr) -> Caller {
         let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
         let port = SocketAddr::new(any.ip(), peer.port());
-        let ask = |family| self.ask(UDP, REQUEST | DUMP, family, port, any);
+        // Two users, or too many sockets: more of them make no difference.
+        let enough = |found: &[Found]| found.len() > MOST || !Found::are_of_one(found);
+        let ask = |family| self.udp.ask(UDP, REQUEST | DUMP, family, port, any, enough);
         // A socket of IPv6 sends as IPv4, too.
         let (Ok(mut all), Ok(more)) = (ask(AF_INET), ask(AF_INET6)) else { return Caller::Unknown };
         all.extend(more);
         all.retain(|socket| socket.local.port() == peer.port());
+        if enough(&all) {
+            return Caller::Unknown;
+        }
         let peer = peer.ip().to_canonical();
         let may_send = |socket: &Found| socket.local.ip() == peer || socket.local.ip().is_unspecified();
-        let Some(sender) = all.iter().find(|socket| may_send(socket)).map(Found::caller) else {
-            return Caller::Unknown;
-        };
-        if all.iter().all(|socket| socket.caller() == sender) { sender } else { Caller::Unknown }
+        all.iter().find(|socket| may_send(socket)).map_or(Caller::Unknown, Found::caller)
     }
 }
 
@@ -102,9 +113,14 @@ impl Found {
     fn caller(&self) -> Caller {
         if self.inode == 0 { Caller::Unknown } else { Caller::Uid(self.uid) }
     }
+
+    fn are_of_one(all: &[Self]) -> bool {
+        all.iter().all(|socket| all.first().is_some_and(|first| first.caller() == socket.caller()))
+    }
 }
 
-impl Kernel {
+impl Diag {
+    /// `enough`: the rest of the answer is not read.
     fn ask(
         &self,
         protocol: u8,
@@ -112,6 +128,7 @@ impl Kernel {
         family: u8,
         local: SocketAddr,
         remote: SocketAddr,
+        enough: impl Fn(&[Found]) -> bool,
     ) -> io::Result<Vec<Found>> {
         // Nothing is left half done: a socket with an answer to come is not used again.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,6 +146,9 @@ impl Kernel {
             let ended = read(buffer.get(..size).unwrap_or_default(), number, &mut found);
             if ended || flags & DUMP == 0 {
                 break;
+            }
+            if enough(&found) {
+                return Ok(found);
             }
         }
         *held = Some((diag, number));
@@ -296,6 +316,29 @@ mod tests {
         assert_eq!(kernel.udp(peer), if root { Caller::Unknown } else { me() });
         drop(other);
         assert_eq!(kernel.udp(peer), me());
+    }
+
+    #[test]
+    fn of_a_port_with_very_many_sockets_a_few_are_looked_at() {
+        let kernel = Kernel::default();
+        let first = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let peer = first.local_addr().unwrap();
+        let address = |n: u8| SocketAddr::new(std::net::Ipv4Addr::new(127, 0, 1, n).into(), peer.port());
+        let many: Vec<UdpSocket> = (1..=250).filter_map(|n| UdpSocket::bind(address(n)).ok()).collect();
+        assert!(many.len() > 2 * MOST);
+        assert_eq!(kernel.udp(peer), Caller::Unknown);
+        drop(many);
+        // What was still to come of that answer is part of no other.
+        assert_eq!(kernel.udp(peer), me());
+    }
+
+    #[test]
+    fn who_asks_about_a_connection_waits_for_no_question_about_datagrams() {
+        let kernel = Kernel::default();
+        let _asked = kernel.udp.0.lock().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(kernel.tcp(client.local_addr().unwrap(), listener.local_addr().unwrap()), me());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::rate::Rates;
 use crate::config::limits::Limits;
+use crate::known::{Known, Who};
 use crate::users::{Named, UserDatabase};
 use banger_policy::Peer;
 use nix::unistd::Uid;
@@ -10,7 +11,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::UnixStream;
 
-/// Connections of one user. A user's shell loop must not keep the others out.
+/// Connections of one user, and of neighbours who are not known yet. A user's shell loop must not
+/// keep the others out.
 const PER_USER: usize = 128;
 /// Connections of all users; below the limit on descriptors that the unit sets. Root's places are
 /// root's alone: whoever has to end what others do gets in.
@@ -21,19 +23,11 @@ const NAMELESS: usize = 16;
 /// Who sees everyone's VMs.
 const ADMIN_GROUP: &str = "banger-admin";
 
-/// Whose a place is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Holder {
-    Uid(u32),
-    Nameless,
-}
-
-const ROOT: Holder = Holder::Uid(0);
-
 /// Connections by whose they are.
 #[derive(Debug)]
 pub(super) struct Admission {
-    places: Mutex<HashMap<Holder, usize>>,
+    places: Mutex<HashMap<Who, usize>>,
+    known: Known,
     /// Who gets no place. VMMs run under the daemon's uid: a guest that broke out must not give
     /// orders.
     refused: Option<u32>,
@@ -48,7 +42,7 @@ pub(super) struct Admission {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) peer: Peer,
-    holder: Holder,
+    holder: Who,
     admission: Arc<Admission>,
 }
 
@@ -58,47 +52,49 @@ impl Admission {
     pub(super) fn of_daemon(daemon: Uid) -> Self {
         Self {
             places: Mutex::default(),
+            known: Known::default(),
             refused: (!daemon.is_root()).then_some(daemon.as_raw()),
             arrivals: Rates::calls(),
             notes: Rates::notes(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Holder, usize>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Who, usize>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, uid: u32, what: &str) {
-        if self.notes.take(uid) {
+    fn note(&self, uid: u32, who: Who, what: &str) {
+        if self.notes.take(who) {
             tracing::warn!(banger_uid = uid, "{what}");
         }
     }
 
     /// A place, or why not in the log.
     pub(super) fn enter(self: &Arc<Self>, peer: Peer) -> Option<Place> {
+        let holder = self.known.who(peer.uid);
         if self.refused == Some(peer.uid) {
-            self.note(peer.uid, "refused a connection of the daemon's own user");
+            self.note(peer.uid, holder, "refused a connection of the daemon's own user");
             return None;
         }
-        if !self.arrivals.take(peer.uid) {
-            self.note(peer.uid, "too many connections in a second");
+        if !self.arrivals.take(holder) {
+            self.note(peer.uid, holder, "too many connections in a second");
             return None;
         }
-        let holder = Holder::Uid(peer.uid);
         self.take(peer, holder)
     }
 
-    fn take(self: &Arc<Self>, peer: Peer, holder: Holder) -> Option<Place> {
+    fn take(self: &Arc<Self>, peer: Peer, holder: Who) -> Option<Place> {
         let mut all = self.lock();
         let own = all.get(&holder).copied().unwrap_or(0);
-        let others: usize = all.iter().filter(|(holder, _)| **holder != ROOT).map(|(_, count)| count).sum();
+        let others: usize = all.iter().filter(|(holder, _)| **holder != Who::ROOT).map(|(_, count)| count).sum();
         let room = match holder {
-            ROOT => own < PER_USER,
-            Holder::Uid(_) => own < PER_USER && others < ALL - PER_USER,
-            Holder::Nameless => own < NAMELESS,
+            Who::ROOT => own < PER_USER,
+            Who::Uid(_) | Who::Strangers(_) => own < PER_USER && others < ALL - PER_USER,
+            Who::Nameless => own < NAMELESS,
         };
         if !room {
-            self.note(peer.uid, "too many connections");
+            drop(all);
+            self.note(peer.uid, holder, "too many connections");
             return None;
         }
         all.insert(holder, own + 1);
@@ -107,10 +103,16 @@ impl Admission {
 }
 
 impl Place {
-    /// Now it is known whose it is. Without a name it is one of few.
-    fn known_as(mut self, peer: Peer) -> Option<Self> {
-        if self.holder != ROOT && peer.name.is_empty() {
-            return self.admission.take(peer, Holder::Nameless);
+    /// Now it is known whose it is. Without a name it is one of few. `None`: the user database did
+    /// not answer.
+    fn known_as(mut self, peer: Option<Peer>) -> Option<Self> {
+        if let Some(peer) = &peer {
+            self.admission.known.learned(peer.uid, !peer.name.is_empty());
+        }
+        let peer = peer.unwrap_or_else(|| self.peer.clone());
+        let holder = Who::of(&peer);
+        if holder != self.holder {
+            return self.admission.take(peer, holder);
         }
         self.peer = peer;
         Some(self)
@@ -145,9 +147,8 @@ pub(super) async fn admit(
     };
     // A place first: the user database may be slow, and whoever asks it is counted.
     let nobody = Peer::new(uid, "", false);
-    let place = admission.enter(nobody.clone())?;
-    let peer = ask_users(move || who(uid, &*users, &limits)).await.flatten();
-    place.known_as(peer.unwrap_or(nobody))
+    let place = admission.enter(nobody)?;
+    place.known_as(ask_users(move || who(uid, &*users, &limits)).await.flatten())
 }
 
 /// Asks the host's user database, on a thread of its own: imports and disks in the making may hold
@@ -187,6 +188,7 @@ mod tests {
     fn one_user_cannot_take_all_places_and_places_come_back() {
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
         let peer = |uid| Peer::new(uid, "somebody", false);
+        [1, 2].iter().for_each(|uid| admission.known.learned(*uid, true));
         let held: Vec<Place> = (0..PER_USER).map(|_| admission.enter(peer(1)).unwrap()).collect();
         assert!(admission.enter(peer(1)).is_none());
         assert!(admission.enter(peer(2)).is_some());
@@ -198,6 +200,7 @@ mod tests {
     #[test]
     fn users_who_take_all_that_they_can_do_not_keep_root_out() {
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        (1..=11).for_each(|uid| admission.known.learned(uid, true));
         let enter = |uid| admission.enter(Peer::new(uid, "somebody", uid == 0));
         let held: Vec<Place> = (1..=10).flat_map(|uid| [uid; PER_USER]).filter_map(enter).collect();
         assert!(held.len() < ALL && enter(11).is_none());
@@ -211,18 +214,40 @@ mod tests {
     fn numbers_without_a_name_have_few_places_together() {
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
         let nobody = |uid| Peer::new(uid, "", false);
-        let enter = |uid| admission.enter(nobody(uid)).unwrap().known_as(nobody(uid));
-        let held: Vec<Place> = (100_000..102_000).filter_map(enter).collect();
+        let enter = |uid| admission.enter(nobody(uid)).unwrap().known_as(Some(nobody(uid)));
+        let held: Vec<Place> = (100_000..100_500).filter_map(enter).collect();
         assert_eq!(held.len(), NAMELESS);
-        assert!(admission.enter(nobody(1)).unwrap().known_as(Peer::new(1, "alice", false)).is_some());
+        assert!(admission.enter(nobody(1)).unwrap().known_as(Some(Peer::new(1, "alice", false))).is_some());
         assert!(enter(0).is_some(), "root is root by its number");
         drop(held);
         assert!(enter(100_000).is_some());
     }
 
+    /// While the user database answers slowly, somebody comes as each number of a user namespace,
+    /// whose numbers lie in two ranges. Whoever was never here before has neighbours with names.
+    #[test]
+    fn whoever_comes_as_another_number_each_time_keeps_nobody_out() {
+        let lines = Lines::default();
+        let _here = tracing::subscriber::set_default(lines.clone());
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        let enter = |uid| admission.enter(Peer::new(uid, "", false));
+        let held: Vec<Place> = (100_000..165_536).filter_map(enter).collect();
+        assert_eq!(held.len(), 2 * PER_USER);
+        drop(held);
+        // Each asks the user database, on a thread of its own.
+        let asked = (100_000..165_536).filter_map(enter).count();
+        assert!(asked < 5_000, "{asked}");
+        let written = lines.0.load(Ordering::Relaxed);
+        assert!((10..200).contains(&written), "{written}");
+        let alice = enter(1001).unwrap().known_as(Some(Peer::new(1001, "alice", false)));
+        assert!(alice.is_some_and(|place| place.holder == Who::Uid(1001)));
+        assert_eq!(admission.known.who(1001), Who::Uid(1001));
+    }
+
     #[test]
     fn who_comes_too_often_is_not_asked_about() {
         let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        admission.known.learned(2, true);
         let come = |uid| admission.enter(Peer::new(uid, "", false)).is_some();
         let came = (0..10_000).filter(|_| come(1)).count();
         assert!((1_000..5_000).contains(&came), "{came}");

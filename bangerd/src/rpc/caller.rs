@@ -6,6 +6,7 @@
 
 use super::admission::{ask_users, who};
 use crate::config::Live;
+use crate::known::Who;
 use crate::users::UserDatabase;
 use banger_policy::Peer;
 use std::sync::Arc;
@@ -21,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Whose the calls of one connection are.
 #[derive(Debug)]
 pub(super) struct Caller {
-    pub(super) uid: u32,
+    uid: u32,
+    /// Whose tokens its calls cost.
+    pub(super) counted: Who,
     users: Arc<dyn UserDatabase>,
     config: Live,
     /// Who it was when it was last asked.
@@ -31,7 +34,7 @@ pub(super) struct Caller {
 impl Caller {
     /// Of a connection that was let in just now as the peer's.
     pub(super) fn new(peer: Peer, users: Arc<dyn UserDatabase>, config: Live) -> Self {
-        Self { uid: peer.uid, users, config, last: Mutex::new((Instant::now(), peer)) }
+        Self { uid: peer.uid, counted: Who::of(&peer), users, config, last: Mutex::new((Instant::now(), peer)) }
     }
 
     /// Who it is now. While the user database does not answer, who it was.

@@ -12,9 +12,11 @@ mod ticket;
 
 use crate::args::Args;
 use crate::doctor::Doctor;
+use crate::known::Who;
 use crate::store::Store;
 use crate::vm::Vms;
 use admission::{Admission, Place};
+use banger_policy::Peer;
 use banger_proto::daemon::Daemon as _;
 use banger_proto::model::DaemonInfo;
 use banger_proto::time::Timestamp;
@@ -66,9 +68,9 @@ impl Daemon {
         }
     }
 
-    /// Whether a line about this user's connections may be written to the log.
-    fn may_note(&self, uid: u32) -> bool {
-        self.notes.take(uid)
+    /// Whether a line about this peer's connections may be written to the log.
+    fn may_note(&self, peer: &Peer) -> bool {
+        self.notes.take(Who::of(peer))
     }
 }
 
@@ -111,14 +113,13 @@ pub(crate) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) {
 }
 
 async fn connection(mut stream: UnixStream, place: Place, daemon: Arc<Daemon>) {
-    let uid = place.peer.uid;
     match transport::accept(&mut stream).await {
         Ok(hello) => match hello.purpose {
             Purpose::Calls => calls(stream, &place, daemon).await,
             Purpose::Stream => streams::serve(stream, &place, &daemon).await,
         },
-        Err(error) if daemon.may_note(uid) => {
-            tracing::info!(banger_uid = uid, "a connection without a hello: {error}");
+        Err(error) if daemon.may_note(&place.peer) => {
+            tracing::info!(banger_uid = place.peer.uid, "a connection without a hello: {error}");
         }
         Err(_) => {}
     }

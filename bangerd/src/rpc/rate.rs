@@ -2,6 +2,7 @@
 //! makes a process, asks the helper, writes the database or logs, so that no user's loop takes the
 //! daemon from the others.
 
+use crate::known::Who;
 use banger_policy::rate::Bucket;
 use banger_proto::model::{ApiError, ErrorCode};
 use std::collections::HashMap;
@@ -16,11 +17,11 @@ const NOTES: (u32, u32) = (1, 10);
 /// A bucket that nobody has touched for so long is full, and need not be kept.
 const FULL: Duration = Duration::from_secs(60);
 
-/// Buckets by uid.
+/// A bucket for each.
 #[derive(Debug)]
 pub(crate) struct Rates {
     limit: (u32, u32),
-    buckets: Mutex<HashMap<u32, (Bucket, Instant)>>,
+    buckets: Mutex<HashMap<Who, (Bucket, Instant)>>,
 }
 
 impl Rates {
@@ -36,19 +37,19 @@ impl Rates {
         Self { limit, buckets: Mutex::default() }
     }
 
-    /// Whether this user has a token left, which is taken.
-    pub(crate) fn take(&self, uid: u32) -> bool {
-        self.take_at(uid, Instant::now())
+    /// Whether there is a token left, which is taken.
+    pub(crate) fn take(&self, who: Who) -> bool {
+        self.take_at(who, Instant::now())
     }
 
-    fn take_at(&self, uid: u32, now: Instant) -> bool {
+    fn take_at(&self, who: Who, now: Instant) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         // As many as there are users of group `banger` who were here in the last minute.
-        if !buckets.contains_key(&uid) {
+        if !buckets.contains_key(&who) {
             buckets.retain(|_, (_, seen)| now.saturating_duration_since(*seen) < FULL);
         }
         let (per_second, burst) = self.limit;
-        let (bucket, seen) = buckets.entry(uid).or_insert_with(|| (Bucket::new(per_second, burst), now));
+        let (bucket, seen) = buckets.entry(who).or_insert_with(|| (Bucket::new(per_second, burst), now));
         let passed = now.saturating_duration_since(*seen);
         *seen = now;
         bucket.take(passed)
@@ -70,9 +71,9 @@ mod tests {
     fn one_users_loop_costs_nobody_else_a_call() {
         let rates = Rates::new((2, 3));
         let start = Instant::now();
-        assert_eq!([0; 4].map(|_| rates.take_at(1, start)), [true, true, true, false]);
-        assert!(rates.take_at(2, start), "another user has a bucket of their own");
-        assert!(rates.take_at(1, start + Duration::from_secs(1)));
+        assert_eq!([0; 4].map(|_| rates.take_at(Who::Uid(1), start)), [true, true, true, false]);
+        assert!(rates.take_at(Who::Uid(2), start), "another user has a bucket of their own");
+        assert!(rates.take_at(Who::Uid(1), start + Duration::from_secs(1)));
     }
 
     #[test]
@@ -80,9 +81,9 @@ mod tests {
         let rates = Rates::new((2, 3));
         let start = Instant::now();
         for uid in 0..1_000 {
-            assert!(rates.take_at(uid, start));
+            assert!(rates.take_at(Who::Uid(uid), start));
         }
-        assert!(rates.take_at(5_000, start + FULL));
+        assert!(rates.take_at(Who::Uid(5_000), start + FULL));
         assert_eq!(rates.buckets.lock().unwrap_or_else(PoisonError::into_inner).len(), 1);
     }
 }

@@ -32,7 +32,11 @@ pub(super) struct Service {
 impl Service {
     /// Who calls, for the price of a call: before anything is done for it.
     async fn pay(&self) -> Result<Peer, ApiError> {
-        if self.daemon.calls.take(self.caller.uid) { Ok(self.caller.now().await) } else { Err(super::rate::refuse()) }
+        if self.daemon.calls.take(self.caller.counted) {
+            Ok(self.caller.now().await)
+        } else {
+            Err(super::rate::refuse())
+        }
     }
 
     async fn order(&self, peer: &Peer, vm: &str, ask: Ask) -> Result<JobId, ApiError> {

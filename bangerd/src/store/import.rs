@@ -2,10 +2,10 @@
 //! on a blocking thread in a staging folder, published by one rename and a row.
 
 use super::error::StoreError;
-use super::staging::Staging;
+use super::staging::{Folder, Staging};
 use super::stored::Stored;
 use super::wanted::{Wanted, WantedImage, WantedKernel};
-use super::{Store, remove, unmark};
+use super::{Store, remove, set_aside_or_remove, unmark};
 use crate::convert::{ConvertError, Made, What};
 use crate::db::DbError;
 use crate::db::store::Kind;
@@ -13,7 +13,7 @@ use crate::error::OverLimit;
 use crate::jobs::{Cancelled, Job};
 use crate::room::Room;
 use crate::stream;
-use crate::util::{WorkerEnded, allocated, blocking, text};
+use crate::util::{WorkerEnded, allocated_below, blocking, text};
 use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{Progress, ROOTFS_FILE, SEED_FILE};
 use banger_policy::quota::{self, Limited};
@@ -134,7 +134,7 @@ impl Store {
         let spool = tempfile::tempfile_in(self.paths.staging()).map_err(StoreError::Spool)?;
         let for_upload = spool.try_clone().map_err(StoreError::Spool)?;
         let room = Room::of(&self.paths.staging());
-        let used = self.db.stored_by(peer.owner()).await?;
+        let used = self.db.of(peer.uid).stored_by(peer.owner()).await?;
         // Until nothing is left of the file.
         let (mut spooled, over) = (self.spooled.begin(peer.uid), OnceLock::new());
         let progress = |bytes: u64| {
@@ -197,7 +197,7 @@ impl Store {
                 work_seed_path: Some(text(&dir.join(SEED_FILE))),
                 artifact_dir: text(dir),
                 build_size: made.build_size,
-                allocated_bytes: allocated(&dir.join(ROOTFS_FILE)),
+                allocated_bytes: allocated_below(dir),
                 docker: made.docker,
                 source,
                 manifest_digest: made.manifest(),
@@ -236,7 +236,7 @@ impl Store {
             shared: wanted.shared,
             version: made.version,
             modules: made.modules,
-            size_bytes: dir.join(VMLINUX_FILE).metadata().map_or(0, |meta| meta.len()),
+            size_bytes: allocated_below(dir),
             created_at: Timestamp::now(),
         };
         self.publish(peer, &staging, (id, files), false, job, record).await
@@ -274,25 +274,70 @@ impl Store {
         job: &Job,
         record: impl FnOnce(&Path) -> T + Send,
     ) -> Result<JobResult, StoreError> {
-        let _publishing = self.publishing.lock().await;
-        job.go_on()?;
         job.stage("publish");
         let dir = T::folder(&self.paths, &id);
-        let known = self.db.contents(T::KIND).await?.contains(&id);
-        if known {
-            staging.is_same(&dir, files).await?;
-        } else {
+        let mut compared: Option<Folder> = None;
+        let (publishing, known) = loop {
+            let is_compared = || compared.as_ref().is_some_and(|folder| folder.is_at(&dir));
+            // Gigabytes: nobody else waits for that.
+            if self.knows::<T>(&id).await? && !is_compared() {
+                compared = self.compared::<T>(staging, &id, &files, job).await?;
+                continue;
+            }
+            let publishing = self.publishing.lock().await;
+            job.go_on()?;
+            let known = self.knows::<T>(&id).await?;
+            if !known || is_compared() {
+                break (publishing, known);
+            }
+        };
+        if !known {
             staging.publish(&dir)?;
         }
         let record = record(&dir);
         if let Err(error) = record.clone().insert(&self.db, peer, pulled).await {
-            if !known {
-                remove(&dir);
+            let aside = if known { None } else { set_aside_or_remove(&dir) };
+            drop(publishing);
+            if let Some(aside) = aside {
+                remove(&aside);
             }
             return Err(not_inserted(peer, T::KIND, record.entry().name, error));
         }
         unmark(&dir);
         Ok(record.result())
+    }
+
+    async fn knows<T: Stored>(&self, id: &Digest) -> Result<bool, StoreError> {
+        Ok(self.db.contents(T::KIND).await?.contains(id))
+    }
+
+    /// The folder of the content, when what was made is the same; `None` when that folder has gone
+    /// meanwhile.
+    async fn compared<T: Stored>(
+        &self,
+        staging: &Staging,
+        id: &Digest,
+        files: &[PathBuf],
+        job: &Job,
+    ) -> Result<Option<Folder>, StoreError> {
+        job.go_on()?;
+        let dir = T::folder(&self.paths, id);
+        let folder = Folder::open(&dir);
+        let same = match &folder {
+            Ok(_) => staging.is_same(&dir, files, job.cancelled().clone()).await,
+            Err(error) => Err(StoreError::Files(error.kind().into())),
+        };
+        match same {
+            Ok(()) => Ok(folder.ok()),
+            // The row goes before the folder.
+            Err(_) if !self.knows::<T>(id).await? => Ok(None),
+            Err(StoreError::Files(_) | StoreError::OtherContent)
+                if folder.as_ref().is_ok_and(|folder| dir.exists() && !folder.is_at(&dir)) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

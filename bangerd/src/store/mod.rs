@@ -26,14 +26,15 @@ use crate::db::{Db, DbError, Unshared};
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::util::{WorkerEnded, blocking};
+use crate::util::{WorkerEnded, allocated_below, blocking};
 use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ImageRecord, KernelRecord};
 use error::{StoreError, UsedBy};
 use spooled::Spooled;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use stored::{Named, Stored};
 use tokio::sync::Mutex;
 
@@ -71,6 +72,28 @@ fn unmark(folder: &Path) {
     remove(&folder.join(MARK));
 }
 
+/// Takes a folder that is to be removed out of the way of whoever publishes the same content
+/// meanwhile; `None`: there is none. If a crash leaves it, the next start removes it as it does a
+/// staging folder.
+fn set_aside(folder: &Path) -> std::io::Result<Option<PathBuf>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let aside = folder.with_file_name(format!("{STAGING}removed-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    match std::fs::rename(folder, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same, for whoever goes on in any case: what cannot be moved is removed where it is, while
+/// nobody publishes.
+fn set_aside_or_remove(folder: &Path) -> Option<PathBuf> {
+    set_aside(folder).unwrap_or_else(|_| {
+        remove(folder);
+        None
+    })
+}
+
 /// The store.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -96,14 +119,20 @@ impl Store {
             jobs,
             config,
             publishing: Mutex::new(()),
-            imports: Turns::new(import::AT_ONCE),
+            imports: Turns::new(import::AT_ONCE, 1),
             spooled: Arc::default(),
             converter,
         })
     }
 
+    /// While this is held, nothing is published or removed.
+    #[cfg(test)]
+    pub(crate) async fn publishing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.publishing.lock().await
+    }
+
     /// Removes what imports and removals left that a crash cut short: staging folders, and marked
-    /// folders without a row.
+    /// folders without a row. Counts what the others take.
     pub(crate) async fn remove_leftovers(&self) -> Result<(), DbError> {
         self.remove_leftovers_of::<ImageRecord>().await?;
         self.remove_leftovers_of::<KernelRecord>().await
@@ -111,10 +140,12 @@ impl Store {
 
     async fn remove_leftovers_of<T: Stored>(&self) -> Result<(), DbError> {
         let known = self.db.contents(T::KIND).await?;
+        let mut taken = Vec::new();
         for entry in std::fs::read_dir(T::root(&self.paths)).into_iter().flatten().flatten() {
             let path = entry.path();
-            if digest_of(&path).is_some_and(|id| known.contains(&id)) {
+            if let Some(id) = digest_of(&path).filter(|id| known.contains(id)) {
                 unmark(&path);
+                taken.push((id, allocated_below(&path)));
             } else if is_unfinished(&path) {
                 tracing::warn!(path = %path.display(), "an import or a removal was cut short; removed");
                 remove(&path);
@@ -122,7 +153,8 @@ impl Store {
                 tracing::warn!(path = %path.display(), "not known, and not of an import that was cut short: kept");
             }
         }
-        Ok(())
+        // Earlier releases counted one file of each.
+        self.db.set_taken(T::KIND, taken).await
     }
 
     /// Removes the folder of content that has no row, as somebody has seen. An import may have
@@ -131,12 +163,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Known`], and what the file system says.
     pub(crate) async fn remove_unknown(&self, folder: &Path) -> Result<(), StoreError> {
-        let _publishing = self.publishing.lock().await;
+        let publishing = self.publishing.lock().await;
         let known = [self.db.contents(&IMAGES).await?, self.db.contents(&KERNELS).await?].concat();
         if digest_of(folder).is_some_and(|id| known.contains(&id)) {
             return Err(StoreError::Known);
         }
-        let folder = folder.to_owned();
+        let Some(folder) = set_aside(folder).map_err(StoreError::Files)? else { return Ok(()) };
+        drop(publishing);
         let removed = move || match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Files(error)),
             _ => Ok(()),
@@ -159,23 +192,30 @@ impl Store {
     }
 
     async fn collect(&self) -> Result<(), DbError> {
-        let _publishing = self.publishing.lock().await;
-        self.collect_of::<ImageRecord>().await?;
-        self.collect_of::<KernelRecord>().await
+        let mut aside = Vec::new();
+        let publishing = self.publishing.lock().await;
+        let done = match self.collect_of::<ImageRecord>(&mut aside).await {
+            Ok(()) => self.collect_of::<KernelRecord>(&mut aside).await,
+            failed => failed,
+        };
+        drop(publishing);
+        // Gigabytes take a while, and nobody else waits for it.
+        let removed = blocking(move || {
+            aside.iter().for_each(|folder| remove(folder));
+            Ok::<_, WorkerEnded>(())
+        });
+        drop(removed.await);
+        done
     }
 
-    async fn collect_of<T: Stored>(&self) -> Result<(), DbError> {
+    /// What is to be removed is put into `aside`.
+    async fn collect_of<T: Stored>(&self, aside: &mut Vec<PathBuf>) -> Result<(), DbError> {
         for id in self.db.unused(T::KIND).await? {
             let folder = T::folder(&self.paths, &id);
             mark(&folder);
             if self.db.remove_unused(T::KIND, id).await? {
                 tracing::info!(%id, "{}: nobody uses it any more; removed", T::KIND.word);
-                // Gigabytes take a while. What is left of it is marked.
-                let removed = blocking(move || {
-                    remove(&folder);
-                    Ok::<_, WorkerEnded>(())
-                });
-                drop(removed.await);
+                aside.extend(set_aside_or_remove(&folder));
             } else {
                 unmark(&folder);
             }
@@ -189,7 +229,8 @@ impl Store {
         if all && !peer.admin {
             return Err(StoreError::SeeAll);
         }
-        let mut found = T::all(&self.db, &self.paths).await?;
+        let by = (!all).then(|| peer.owner());
+        let mut found = T::all(&self.db.of(peer.uid), &self.paths, by).await?;
         found.retain(|one| all || policy::sees(peer, &one.entry()));
         found.iter_mut().for_each(|one| self.as_told_to(peer, one));
         Ok(found)
@@ -210,7 +251,8 @@ impl Store {
 
     /// What a word means to the peer.
     async fn named<T: Stored>(&self, peer: &Peer, word: &str) -> Result<T, StoreError> {
-        let all = T::all(&self.db, &self.paths).await?;
+        let by = (!peer.admin).then(|| peer.owner());
+        let all = T::all(&self.db.of(peer.uid), &self.paths, by).await?;
         let meant = policy::resolve(peer, &entries(&all), word);
         let (kind, shown) = (T::KIND, word.chars().filter(|c| !c.is_control()).take(160).collect());
         take(all, meant).map_err(|why| match why {
@@ -224,7 +266,7 @@ impl Store {
         if let Some(word) = word {
             return self.named(peer, word).await;
         }
-        let images = self.db.images(&self.paths).await?;
+        let images = self.db.of(peer.uid).images(&self.paths, Some(peer.owner())).await?;
         let config = self.config.now();
         let configured = config.default_image_name.as_ref().map(ImageName::as_str);
         let picked = policy::default_image(peer, &entries(&images), configured);
@@ -239,7 +281,7 @@ impl Store {
         if let Some(word) = word {
             return self.named(peer, word).await;
         }
-        let kernels = self.db.kernels().await?;
+        let kernels = self.db.of(peer.uid).kernels(Some(peer.owner())).await?;
         let picked = policy::default_kernel(peer, &entries(&kernels));
         take(kernels, picked).map_err(|_| StoreError::NoneYet(&KERNELS))
     }
@@ -253,7 +295,7 @@ impl Store {
         word: Option<&str>,
     ) -> Result<KernelRecord, StoreError> {
         let Some(id) = image.kernel_id.filter(|_| word.is_none()) else { return self.pick_kernel(peer, word).await };
-        let kernels = self.db.kernels().await?;
+        let kernels = self.db.of(peer.uid).kernels(Some(peer.owner())).await?;
         let usable = policy::usable(peer, &entries(&kernels), id);
         take(kernels, usable).map_err(|_| StoreError::ImagesKernel(image.name.to_string()))
     }

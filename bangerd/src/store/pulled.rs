@@ -207,9 +207,9 @@ mod tests {
             ))
             .unwrap();
         let db = crate::db::Db::open(&path).await.unwrap();
-        let images = db.images(&crate::paths::Paths::default()).await.unwrap();
+        let images = db.images(&crate::paths::Paths::default(), None).await.unwrap();
         assert_eq!((images[0].name.as_str(), images[0].manifest_digest, images[0].shared), ("old", None, true));
         db.insert_pulled(pulled(&ALICE, "new", 1), false, UserLimits::NONE).await.unwrap();
-        assert_eq!(db.images(&crate::paths::Paths::default()).await.unwrap().len(), 2);
+        assert_eq!(db.images(&crate::paths::Paths::default(), None).await.unwrap().len(), 2);
     }
 }

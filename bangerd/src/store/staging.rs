@@ -2,11 +2,12 @@
 
 use super::error::StoreError;
 use super::{STAGING, mark, remove};
-use crate::jobs::Job;
+use crate::jobs::{Cancelled, Job};
 use crate::util::blocking;
 use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
 
 /// A staging folder; what is still there at its end is removed.
 pub(super) struct Staging(PathBuf);
@@ -33,13 +34,17 @@ impl Staging {
     pub(super) async fn is_same(
         &self,
         published: &Path,
-        files: impl IntoIterator<Item = PathBuf>,
+        files: &[PathBuf],
+        cancel: CancellationToken,
     ) -> Result<(), StoreError> {
-        let pairs: Vec<_> = files.into_iter().map(|file| (self.0.join(&file), published.join(&file))).collect();
+        let pairs: Vec<_> = files.iter().map(|file| (self.0.join(file), published.join(file))).collect();
         let compare = move || {
             for (made, known) in &pairs {
-                if !same_bytes(made, known).map_err(StoreError::Files)? {
-                    return Err(StoreError::OtherContent);
+                let go_on = || !cancel.is_cancelled();
+                match same_bytes(made, known, &go_on).map_err(StoreError::Files)? {
+                    _ if cancel.is_cancelled() => return Err(Cancelled.into()),
+                    true => {}
+                    false => return Err(StoreError::OtherContent),
                 }
             }
             Ok(())
@@ -57,22 +62,38 @@ impl Staging {
     }
 }
 
+/// A folder of the store that was looked into. While it is open, no other folder has its number.
+pub(super) struct Folder(File);
+
+impl Folder {
+    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    /// Is it still what has this name?
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        let number = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        self.0.metadata().map(number).is_ok_and(|own| path.symlink_metadata().map(number).is_ok_and(|at| at == own))
+    }
+}
+
 impl Drop for Staging {
     fn drop(&mut self) {
         remove(&self.0);
     }
 }
 
-/// Whether two sparse files have the same bytes: what has data in one of them is compared.
-pub(super) fn same_bytes(one: &Path, other: &Path) -> std::io::Result<bool> {
+/// Whether two sparse files have the same bytes: what has data in one of them is compared, for as
+/// long as `go_on` says so.
+pub(super) fn same_bytes(one: &Path, other: &Path, go_on: &dyn Fn() -> bool) -> std::io::Result<bool> {
     let (one, other) = (File::open(one)?, File::open(other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }
-    Ok(data_is_in(&one, &other)? && data_is_in(&other, &one)?)
+    Ok(data_is_in(&one, &other, go_on)? && data_is_in(&other, &one, go_on)?)
 }
 
-fn data_is_in(one: &File, other: &File) -> std::io::Result<bool> {
+fn data_is_in(one: &File, other: &File, go_on: &dyn Fn() -> bool) -> std::io::Result<bool> {
     const CHUNK: u64 = 1 << 20;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -91,7 +112,7 @@ fn data_is_in(one: &File, other: &File) -> std::io::Result<bool> {
             theirs.resize(length, 0);
             one.read_exact_at(&mut ours, at)?;
             other.read_exact_at(&mut theirs, at)?;
-            if ours != theirs {
+            if ours != theirs || !go_on() {
                 return Ok(false);
             }
             at += length as u64;

@@ -27,8 +27,8 @@ pub(crate) trait Stored: Named + Clone + Sized + Send + 'static {
         Self::root(paths).join(id.to_string())
     }
 
-    /// All names of this kind.
-    fn all(db: &Db, paths: &Paths) -> impl Future<Output = Result<Vec<Self>, DbError>> + Send;
+    /// The names of this kind that somebody may use, or all.
+    fn all(db: &Db, paths: &Paths, by: Option<Owner>) -> impl Future<Output = Result<Vec<Self>, DbError>> + Send;
 
     /// The rows of a new name; `pulled`: of one that may be there already, and moves.
     fn insert(self, db: &Db, peer: &Peer, pulled: bool) -> impl Future<Output = Result<(), DbError>> + Send;
@@ -73,8 +73,8 @@ impl Stored for ImageRecord {
         paths.images()
     }
 
-    async fn all(db: &Db, paths: &Paths) -> Result<Vec<Self>, DbError> {
-        db.images(paths).await
+    async fn all(db: &Db, paths: &Paths, by: Option<Owner>) -> Result<Vec<Self>, DbError> {
+        db.images(paths, by).await
     }
 
     async fn insert(self, db: &Db, peer: &Peer, pulled: bool) -> Result<(), DbError> {
@@ -123,8 +123,8 @@ impl Stored for KernelRecord {
         paths.kernels()
     }
 
-    async fn all(db: &Db, _: &Paths) -> Result<Vec<Self>, DbError> {
-        db.kernels().await
+    async fn all(db: &Db, _: &Paths, by: Option<Owner>) -> Result<Vec<Self>, DbError> {
+        db.kernels(by).await
     }
 
     async fn insert(self, db: &Db, peer: &Peer, _: bool) -> Result<(), DbError> {

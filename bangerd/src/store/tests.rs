@@ -473,7 +473,7 @@ fn content_is_compared_before_two_are_one() {
         path
     };
     let one = file("one", 5 << 30, b"the same");
-    let same = |other: &Path| staging::same_bytes(&one, other).unwrap();
+    let same = |other: &Path| staging::same_bytes(&one, other, &|| true).unwrap();
     assert!(same(&file("same", 5 << 30, b"the same")));
     assert!(!same(&file("changed", 5 << 30, b"the s\0me")));
     assert!(!same(&file("elsewhere", 6 << 30, b"the same")));
@@ -485,4 +485,112 @@ fn content_is_compared_before_two_are_one() {
     let shorter = dir.path().join("shorter");
     std::fs::write(&shorter, b"the same").unwrap();
     assert!(!same(&shorter));
+}
+
+/// What users of the content have: a VM of the image, with the kernel.
+fn vm_of(world: &World, peer: &Peer, name: &str, image: u8, kernel: u8) {
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    let values = rusqlite::params![name, peer.uid, peer.name, id(image).to_string(), id(kernel).to_string()];
+    sql.execute(
+        "INSERT INTO vms (id, owner, owner_name, name, image_id, image_name, kernel_id, state, making, created_at, updated_at,
+         last_touched_at, vcpu_count, memory_mib, system_overlay_size_bytes, work_disk_size_bytes, nat_enabled)
+         VALUES (?1, ?2, ?3, ?1, ?4, 'x', ?5, 'stopped', 0, 1, 1, 1, 1, 256, 100, 11, 0)",
+        values,
+    )
+    .unwrap();
+}
+
+#[test]
+fn what_only_vms_still_use_counts_for_their_owners() {
+    let kernels = [kernel(&ROOT, "all", 1), kernel(&ALICE, "hers", 2)];
+    let world = world(&[image(&ROOT, "all", 3)], &kernels);
+    world.store(async |store| {
+        store.share::<KernelRecord>(&ROOT, "all", true).await.unwrap();
+        store.share::<ImageRecord>(&ROOT, "all", true).await.unwrap();
+        let stored = async |peer: &Peer| store.db.stored_by(peer.owner()).await.unwrap();
+        vm_of(&world, &BOB, "his", 3, 1);
+        assert_eq!((stored(&BOB).await, stored(&ROOT).await), (0, 110), "what everybody has is its owner's");
+
+        let limits = UserLimits { store: 250, ..UserLimits::BUILT_IN };
+        let pull = |first: u8| {
+            let source = "registry.example/x".to_owned();
+            store.db.insert_pulled(ImageRecord { source, ..image(&ALICE, "x", first) }, false, limits)
+        };
+        pull(4).await.unwrap();
+        vm_of(&world, &ALICE, "one", 4, 2);
+        pull(5).await.unwrap();
+        assert_eq!(stored(&ALICE).await, 210, "the name has moved, and a VM needs what it meant");
+        vm_of(&world, &ALICE, "two", 5, 2);
+        let refused = pull(6).await.unwrap_err();
+        assert!(matches!(&refused, DbError::Limit(why) if why.to_string().contains("limit store")), "{refused}");
+
+        // A kernel that is nobody's any more stays for what names it.
+        store.db.insert_image(ImageRecord { kernel_id: Some(id(1)), ..image(&BOB, "named", 7) }, limits).await.unwrap();
+        let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+        sql.execute("DELETE FROM kernel_names WHERE owner = 0", []).unwrap();
+        assert_eq!(stored(&BOB).await, 110);
+    });
+}
+
+/// Earlier releases counted one file of each.
+#[test]
+fn what_is_stored_is_counted_anew_when_the_daemon_starts() {
+    let world = world(&[image(&ALICE, "i", 1)], &[kernel(&ALICE, "k", 2)]);
+    let (image, kernel) = (world.paths().image_dir(&id(1)), world.paths().kernel_dir(&id(2)));
+    std::fs::create_dir(kernel.join("modules")).unwrap();
+    let files = [image.join("rootfs.ext4"), image.join("work-seed.tar"), kernel.join("modules/00-a.ko")];
+    for file in &files {
+        std::fs::write(file, [1; 10_000]).unwrap();
+        std::fs::File::open(file).unwrap().sync_all().unwrap();
+    }
+    world.store(async |store| {
+        store.remove_leftovers().await.unwrap();
+        let taken: u64 = files.iter().map(|file| crate::util::allocated(file)).sum();
+        assert!(taken >= 30_000);
+        assert_eq!(store.db.stored_by(ALICE.owner()).await.unwrap(), taken);
+    });
+}
+
+/// Gigabytes take a while to remove, and what is moved away is in nobody's way.
+#[test]
+fn what_is_removed_is_out_of_the_way_of_the_next_import_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join(id(1).to_string());
+    std::fs::create_dir(&folder).unwrap();
+    let aside = set_aside(&folder).unwrap().unwrap();
+    assert!(!folder.exists() && aside.is_dir() && is_unfinished(&aside) && !is_finished(&aside));
+    assert_eq!(set_aside(&folder).unwrap(), None);
+    std::fs::create_dir(&folder).unwrap();
+    assert_ne!(set_aside(&folder).unwrap().unwrap(), aside);
+}
+
+#[test]
+fn a_comparison_ends_when_its_job_is_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (dir.path().join("one"), dir.path().join("other"));
+    std::fs::write(&one, vec![1; 3 << 20]).unwrap();
+    std::fs::copy(&one, &other).unwrap();
+    let asked = std::cell::Cell::new(0);
+    let go_on = || {
+        asked.set(asked.get() + 1);
+        asked.get() < 2
+    };
+    assert!(!staging::same_bytes(&one, &other, &go_on).unwrap());
+    assert_eq!(asked.get(), 2, "of three MiB");
+}
+
+/// What is not to be seen is not even read.
+#[test]
+fn another_users_rows_cost_nobody_anything() {
+    let world = world(&[image(&ALICE, "hers", 1), image(&BOB, "his", 2)], &[kernel(&BOB, "his", 3)]);
+    let sql = rusqlite::Connection::open(world.paths().database()).unwrap();
+    sql.execute("UPDATE image_names SET config = 'none' WHERE owner_name = 'bob'", []).unwrap();
+    sql.execute("UPDATE kernels SET modules = 'none'", []).unwrap();
+    world.store(async |store| {
+        assert_eq!(store.list::<ImageRecord>(&ALICE, false).await.unwrap().len(), 1);
+        assert_eq!(store.pick_image(&ALICE, Some("hers")).await.unwrap().id, id(1));
+        assert_eq!(store.pick_image(&ALICE, None).await.unwrap().id, id(1));
+        assert_eq!(store.list::<KernelRecord>(&ALICE, false).await.unwrap().len(), 0);
+        assert!(store.list::<ImageRecord>(&BOB, false).await.is_err(), "it is his row");
+    });
 }

@@ -7,7 +7,7 @@ use super::error::VmError;
 use super::order::{Ask, Order};
 use super::reconcile::waits_to_resume;
 use super::shared::{SAME_USE, Shared};
-use crate::db::{DbError, VmRow};
+use crate::db::{Db, DbError, VmRow};
 use crate::error::OverLimit;
 use crate::jobs::Job;
 use crate::net::names::Known;
@@ -283,6 +283,11 @@ impl Actor {
             DbError::Limit(why) => OverLimit::of(&self.row.who(), why).into(),
             error => error.into(),
         }
+    }
+
+    /// The database, on behalf of its owner's VMs.
+    pub(super) fn db(&self) -> Db {
+        self.ctx.db.of_vms(self.row.owner)
     }
 
     pub(super) fn id(&self) -> VmId {

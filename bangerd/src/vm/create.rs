@@ -101,7 +101,7 @@ impl Actor {
 
     /// From here on it is a VM, whatever becomes of it: no later look removes it.
     async fn made(&mut self) -> Result<(), VmError> {
-        self.ctx.db.set_vm_made(self.id()).await?;
+        self.db().set_vm_made(self.id()).await?;
         self.row.making = false;
         Ok(())
     }

@@ -118,7 +118,7 @@ impl Actor {
             Effect::TearDown => self.tear_down(seat).await,
             Effect::ClearHandles | Effect::DropHandles => self.clear_handles(seat).await,
             Effect::RemoveFiles => {
-                match self.ctx.db.set_vm_unmade(seat.id).await {
+                match self.db().set_vm_unmade(seat.id).await {
                     Ok(()) => self.row.making = true,
                     // A crash before the row is removed then leaves a VM that says which disk is
                     // gone.
@@ -128,7 +128,7 @@ impl Actor {
                 }
                 self.remove_files(seat).await
             }
-            Effect::RemoveRow => Ok(self.ctx.db.delete_vm(seat.id).await?),
+            Effect::RemoveRow => Ok(self.db().delete_vm(seat.id).await?),
         }
     }
 
@@ -156,7 +156,7 @@ impl Actor {
     ) -> Result<(), VmError> {
         let reason: String = reason.chars().take(REASON).collect();
         let mirror = if state == State::Stopped { Handles::default() } else { self.row.mirror.clone() };
-        let set = self.ctx.db.set_vm_state(self.row.id, state, reason.clone(), boot_id.clone(), mirror.clone()).await;
+        let set = self.db().set_vm_state(self.row.id, state, reason.clone(), boot_id.clone(), mirror.clone()).await;
         set?;
         // Only what is recorded is so: otherwise the next look would have nothing to mend.
         (self.row.state, self.row.boot_id, self.row.mirror) = (state, boot_id, mirror);

@@ -103,6 +103,8 @@ pub(crate) enum VmError {
     NotIdle(VmName),
     #[error("{0} is running: its vCPUs, memory and disks cannot be changed")]
     RunsWithItsSize(VmName),
+    #[error("{0} is to run again after the reboot of the host: its memory cannot be changed until then")]
+    WaitsWithItsMemory(VmName),
     #[error("{0} is running: it cannot be given away")]
     RunsForItsOwner(VmName),
     #[error(transparent)]

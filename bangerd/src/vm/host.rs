@@ -66,7 +66,7 @@ impl Host {
             firecracker: args.firecracker.clone(),
             stand_in: StandIn::from_variable(std::env::var_os(confine::STAND_IN)),
             cgroups,
-            work_disks: Turns::new(WORK_DISKS),
+            work_disks: Turns::new(WORK_DISKS, 1),
             converter,
         }
     }

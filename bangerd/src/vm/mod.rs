@@ -185,7 +185,7 @@ impl Vms {
         let row = self.find(peer, word).await?;
         let vm = row.id;
         let job = self.ask(peer, row, word, ask)?;
-        self.touch(vm).await;
+        self.touch(&self.ctx.db.of(peer.uid), vm).await;
         Ok(job)
     }
 
@@ -217,11 +217,11 @@ impl Vms {
     }
 
     /// Somebody uses it: the sweep for stale VMs leaves it alone.
-    async fn touch(&self, vm: VmId) {
+    async fn touch(&self, db: &Db, vm: VmId) {
         if entry_of(self, &vm).is_some_and(|entry| !entry.shared.is_new_use()) {
             return;
         }
-        if let Err(error) = self.ctx.db.touch_vm(vm).await {
+        if let Err(error) = db.touch_vm(vm).await {
             tracing::warn!(banger_vm = %vm, "cannot note the use: {}", crate::error::chain(&error));
         }
     }
@@ -344,7 +344,7 @@ impl Vms {
         match publish::reserve(&self.ctx, row.id, &row.who(), limits, ports).await {
             Ok(_) => Ok(self.ctx.db.vm(row.id).await?.unwrap_or(row)),
             Err(error) => {
-                self.ctx.db.delete_vm(row.id).await?;
+                self.ctx.db.of_vms(row.owner).delete_vm(row.id).await?;
                 Err(error)
             }
         }
@@ -370,7 +370,7 @@ impl Vms {
     /// The way into a running VM of the peer's; the use is noted, and lasts as long as the visit.
     pub(crate) async fn link(&self, peer: &Peer, word: &str) -> Result<(Arc<Link>, shared::Visit), VmError> {
         let (link, id, entry) = self.reach(peer, word).await?;
-        self.touch(id).await;
+        self.touch(&self.ctx.db.of(peer.uid), id).await;
         Ok((link, entry.shared.enter()))
     }
 

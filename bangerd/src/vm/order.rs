@@ -4,12 +4,12 @@ use super::publish::Wanted;
 use super::shared::Wait;
 use crate::jobs::Job;
 use crate::net::names::Found;
+use crate::turns::Turn;
 use banger_policy::publish::PortName;
 use banger_policy::{Peer, VmName};
 use banger_proto::daemon::KillSignal;
 use banger_proto::model::SetRequest;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// What somebody asks of a VM, from the door to the actor that does it.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) enum Ask {
     Unpublish(Vec<PortName>),
     /// The host is back: start what ran, unless somebody has done it meanwhile. The turn ends with
     /// the start.
-    Resume(OwnedSemaphorePermit),
+    Resume(Turn),
     Delete,
     /// A delete, unless the VM runs or is about to when its turn comes.
     Prune,

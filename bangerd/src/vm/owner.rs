@@ -52,7 +52,7 @@ impl Actor {
             self.kill_processes(&seat).await?;
         }
         let name = &self.row.name;
-        let given = self.ctx.db.give_vm(self.id(), to.owner(), to.limits).await;
+        let given = self.db().give_vm(self.id(), to.owner(), to.limits).await;
         given.map_err(|error| match error {
             DbError::Taken(user) => VmError::TakenBy { user, vm: name.clone() },
             DbError::Limit(why) => OverLimit::of(&to.owner(), why).into(),

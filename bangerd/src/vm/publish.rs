@@ -84,7 +84,7 @@ pub(super) async fn reserve(
             bound.push(one);
         }
         let rows = bound.iter().map(|(published, _)| *published).collect();
-        match ctx.db.publish(vm, rows, limits).await {
+        match ctx.db.of_vms(owner.uid).publish(vm, rows, limits).await {
             Ok(()) => return Ok(bound),
             Err(DbError::PortTaken(_)) if chosen_by_us && attempt < ATTEMPTS => {}
             Err(DbError::PortTaken(other)) => {
@@ -170,7 +170,7 @@ impl Actor {
         }
         let meant = |port: &Published| names.is_empty() || names.iter().any(|name| name.means(port));
         let gone: Vec<Published> = published.iter().copied().filter(meant).collect();
-        self.ctx.db.unpublish(self.id(), gone).await?;
+        self.db().unpublish(self.id(), gone).await?;
         self.ctx.ports.close(&self.id(), meant).await;
         Ok(())
     }

@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 const PAGE: usize = 16;
 /// Pages for which the user database is asked at a time, one of a user: it may be slow, and all
 /// work that blocks shares one pool of threads.
-static ASKING: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(4));
+static ASKING: LazyLock<Arc<Turns>> = LazyLock::new(|| Turns::new(4, 1));
 
 impl Vms {
     /// The peer's own; everyone's who has something, in pages, for an administrator with `all`.

@@ -43,7 +43,7 @@ pub(crate) struct Readers {
 
 impl Default for Readers {
     fn default() -> Self {
-        Self { turns: Turns::new(AT_ONCE), open: Mutex::default() }
+        Self { turns: Turns::new(AT_ONCE, 1), open: Mutex::default() }
     }
 }
 

@@ -11,7 +11,7 @@ impl Actor {
     /// Nothing of the VM runs: what held its last address is gone.
     pub(super) async fn renumber(&mut self, job: &Job) -> Result<(), VmError> {
         let network = self.ctx.config.now().network;
-        let leased = self.ctx.db.lease_again(self.row.id, network).await.map_err(|error| match error {
+        let leased = self.db().lease_again(self.row.id, network).await.map_err(|error| match error {
             DbError::NoAddress(all) => VmError::NoAddress(all),
             error => error.into(),
         })?;

@@ -8,6 +8,7 @@ use super::order::{Ask, Order};
 use super::reconcile::rebooted;
 use crate::error::chain;
 use crate::jobs::Job;
+use crate::turns;
 use banger_policy::Peer;
 use banger_policy::lifecycle::Event;
 use banger_policy::quota::UserLimits;
@@ -17,8 +18,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// Starts at a time.
-const STARTS: usize = 4;
+/// Starts at a time, and of one user.
+const STARTS: (usize, usize) = (4, 2);
 /// KVM may come a while after the daemon when the host boots. What is still missing then, the start
 /// says.
 const HOST_WAIT: Duration = Duration::from_secs(60);
@@ -31,21 +32,21 @@ const LOOKS: usize = 16;
 /// Whose turn it is, when the daemon has much to do by itself.
 #[derive(Debug)]
 pub(crate) struct Turns {
-    starts: Arc<Semaphore>,
+    starts: Arc<turns::Turns>,
     pub(super) looks: Semaphore,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { starts: Arc::new(Semaphore::new(STARTS)), looks: Semaphore::new(LOOKS) }
+        Self { starts: turns::Turns::new(STARTS.0, STARTS.1), looks: Semaphore::new(LOOKS) }
     }
 }
 
 #[cfg(test)]
 impl Turns {
-    /// No start waits for its turn or is under way: whoever has part in one holds the semaphore.
+    /// No start waits for its turn or is under way.
     pub(super) fn starts_are_over(&self) -> bool {
-        Arc::strong_count(&self.starts) == 1
+        self.starts.are_over()
     }
 }
 
@@ -58,8 +59,15 @@ impl Actor {
             return;
         }
         self.answer(job, Event::Start).await;
+        // It has had its turn, and no longer counts as one that will run.
+        if rebooted(&self.row, &self.ctx) {
+            let (state, reason) = (self.row.state, self.row.last_error.clone());
+            if let Err(error) = self.set_state(state, &reason, None).await {
+                tracing::error!("{}", error.message());
+            }
+        }
         // Or it would be idle since before the reboot.
-        if let Err(error) = self.ctx.db.touch_vm(self.row.id).await {
+        if let Err(error) = self.db().touch_vm(self.row.id).await {
             tracing::warn!("cannot note the use: {}", chain(&error));
         }
     }
@@ -71,15 +79,14 @@ impl Actor {
         let (ctx, orders, turns) = (Arc::clone(&self.ctx), self.own_orders.clone(), Arc::clone(&self.ctx.turns.starts));
         let (owner, name) = (self.row.who(), self.row.name.clone());
         tokio::spawn(async move {
-            // The semaphore is never closed.
-            let Ok(turn) = turns.acquire_owned().await else { return };
+            let Some(turn) = turns.take(owner.uid).await else { return };
             let deadline = Instant::now() + HOST_WAIT;
             while ctx.machine.preflight(&seat).await.is_err() && Instant::now() < deadline {
                 sleep(LOOK_AGAIN).await;
             }
             // Deleted meanwhile: then there is nobody to start.
             let Some(orders) = orders.upgrade() else { return };
-            // What ran before runs again: nobody has asked for more.
+            // What ran before runs again: it has counted as running all the time.
             let owner = Peer { uid: owner.uid, name: owner.name, admin: false, limits: UserLimits::NONE };
             let ask = Ask::Resume(turn);
             match ctx.jobs.begin(&owner, ask.title(&name)) {

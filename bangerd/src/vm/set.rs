@@ -28,6 +28,10 @@ impl Actor {
         if sized && self.row.state == State::Running {
             return Err(VmError::RunsWithItsSize(self.row.name.clone()));
         }
+        // It counts with the memory that it has, and is started with it whatever the limits are.
+        if request.memory_mib.is_some() && self.row.waits_to_run() {
+            return Err(VmError::WaitsWithItsMemory(self.row.name.clone()));
+        }
         let network_was = self.row.network.clone();
         let network = network_was.changed(&request.network)?;
         let spec = VmSpec { nat_enabled: network.mode == Mode::Nat, ..changed(was, &request)? };
@@ -111,7 +115,7 @@ impl Actor {
         limits: UserLimits,
         host: HostLimits,
     ) -> Result<(), VmError> {
-        let set = self.ctx.db.set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
+        let set = self.db().set_vm_spec(self.row.id, spec, network.clone(), restart, limits, host).await;
         set.map_err(|error| self.refused(error))?;
         (self.row.spec, self.row.network, self.row.restart) = (spec, network, restart);
         self.ctx.fellows.changed();

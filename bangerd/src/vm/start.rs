@@ -33,7 +33,7 @@ impl Actor {
         let config = self.ctx.config.now();
         let seat = Seat::new(&self.row, &self.ctx.paths, config.network)?;
         let (limits, host) = (job.limits_of(&self.row.who()), config.limits.host());
-        let counted = self.ctx.db.begin_start(seat.id, limits, host).await;
+        let counted = self.db().begin_start(seat.id, limits, host).await;
         counted.map_err(|error| self.refused(error))?;
         self.shared.set_waiting(Some((Wait::Start, job.cancelled().clone())));
         // However it was ordered: the guest will write to what they read.
@@ -137,7 +137,7 @@ impl Actor {
 
         begin(Step::Handles)?;
         self.row.mirror = held.mirror();
-        ctx.handles.record(seat.id, &seat.paths, &held).await?;
+        ctx.handles.record(seat.owner, seat.id, &seat.paths, &held).await?;
 
         begin(Step::GuestReady)?;
         tokio::select! {

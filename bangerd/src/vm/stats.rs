@@ -3,6 +3,7 @@
 use super::order::Order;
 use super::{Vms, entry_of};
 use crate::util::allocated;
+use banger_policy::VmId;
 use banger_policy::lifecycle::State;
 use banger_proto::model::VmStats;
 use banger_proto::time::Timestamp;
@@ -12,12 +13,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How often it is looked for VMs that nobody uses.
 const SWEEP: Duration = Duration::from_secs(60);
 /// A clock that gained more than that on the time that passed was set.
 const CLOCK_SET: u64 = 60;
+/// How long the helper may take to say what root disks take. Without an answer it is what it was.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Starts both loops; they end with the daemon, and sleep while no VM runs.
 pub(crate) fn spawn(vms: &Arc<Vms>) {
@@ -80,10 +83,11 @@ impl Clock {
 }
 
 /// CPU time of each VM when it was last looked at, microseconds.
-type CpuTimes = HashMap<banger_policy::VmId, (Instant, u64)>;
+pub(super) type CpuTimes = HashMap<VmId, (Instant, u64)>;
 
-async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
+pub(super) async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
     let rows = vms.ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default();
+    let overlays = timeout(PATIENCE, overlays(vms)).await.ok().flatten();
     let mut now = CpuTimes::new();
     for row in rows.iter().filter(|row| row.state == State::Running) {
         let Some(entry) = entry_of(vms, &row.id) else { continue };
@@ -92,20 +96,37 @@ async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
         };
         let looked = Instant::now();
         let paths = vms.ctx.paths.vm(&row.id);
-        let overlay = vms.ctx.privileged.of(row.owner).identity(row.id).await.ok().and_then(|held| held.cow);
+        let system_overlay_bytes = match &overlays {
+            Some(overlays) => overlays.get(&row.id).copied().unwrap_or(0),
+            None => entry.shared.stats().map_or(0, |last| last.system_overlay_bytes),
+        };
         let pid = vms.ctx.handles.cached(&row.id).and_then(|held| held.pid);
         entry.shared.set_stats(VmStats {
             collected_at: Timestamp::now(),
             cpu_percent: before.get(&row.id).map_or(0.0, |(at, usec)| percent(*usec, cpu_usec, looked - *at)),
             rss_bytes,
             vsz_bytes: pid.and_then(vsz_of).unwrap_or(0),
-            system_overlay_bytes: overlay.map_or(0, |cow| cow.allocated_bytes),
+            system_overlay_bytes,
             work_disk_bytes: allocated(&paths.work_disk()),
             metrics_raw: last_metrics(&paths.metrics()),
         });
         now.insert(row.id, (looked, cpu_usec));
     }
     now
+}
+
+/// What root disks take, by the helper's list: a question about one VM would wait for the other calls
+/// of that VM and its owner, which may wait for the disk.
+async fn overlays(vms: &Vms) -> Option<HashMap<VmId, u64>> {
+    let (mut all, mut after) = (HashMap::new(), None);
+    loop {
+        let page = vms.ctx.privileged.list(after).await.ok()?;
+        all.extend(page.holdings.iter().filter_map(|held| Some((held.vm, held.cow.as_ref()?.allocated_bytes))));
+        after = page.next;
+        if after.is_none() {
+            return Some(all);
+        }
+    }
 }
 
 fn percent(before: u64, after: u64, passed: Duration) -> f64 {
@@ -140,7 +161,7 @@ async fn sweep(vms: &Arc<Vms>, limit: Duration, was_set: bool) {
         if was_set {
             drop(vms.ctx.db.touch_vm(row.id).await);
         } else if entry.shared.in_use() || vms.ctx.ports.used(&row.id) {
-            vms.touch(row.id).await;
+            vms.touch(&vms.ctx.db, row.id).await;
         } else if idle > limit.as_secs() {
             // An actor that is gone has no VM to stop.
             drop(entry.orders.send(Order::Stale(limit.as_secs())));

@@ -56,7 +56,7 @@ impl Actor {
 
     pub(super) async fn clear_handles(&mut self, seat: &Seat) -> Result<(), VmError> {
         self.row.mirror = Handles::default();
-        let cleared = self.ctx.handles.clear(seat.id, &seat.paths).await;
+        let cleared = self.ctx.handles.clear(seat.owner, seat.id, &seat.paths).await;
         self.ctx.refusals.forget(&seat.id);
         Ok(cleared?)
     }

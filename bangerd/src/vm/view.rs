@@ -6,11 +6,16 @@ use crate::db::VmRow;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, access};
 use banger_proto::model::{RefusedList, VmPage, VmRecord, VmStats};
+use banger_proto::transport::DAEMON_LIMITS;
+use banger_proto::wire::encoded_bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// VMs per page of a list; a page fits a frame.
-const PAGE: u32 = 16;
+/// VMs per page of a list, as far as they fit; so many fit always.
+const PAGE: usize = 64;
+const FIT: usize = 16;
+/// What a page may have, bytes: a frame without what stands around it.
+const BYTES: usize = DAEMON_LIMITS.max_frame - 1024;
 
 impl Vms {
     /// A page of the peer's VMs; of everyone's for an administrator with `all`.
@@ -20,11 +25,19 @@ impl Vms {
         }
         let owner = if all { None } else { Some(peer.owner()) };
         let settled = self.settled();
-        let rows = self.ctx.db.vms(owner, after, PAGE + 1).await?;
-        let more = rows.len() > usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let page = usize::try_from(PAGE).unwrap_or(usize::MAX);
-        let vms: Vec<VmRecord> = rows.iter().take(page).map(|row| record::brief(self.record(row, &settled))).collect();
-        let next = vms.last().map(|vm| vm.id).filter(|_| more);
+        let limit = u32::try_from(PAGE + 1).unwrap_or(u32::MAX);
+        let rows = self.ctx.db.of(peer.uid).vms(owner, after, limit).await?;
+        let mut bytes = 0_usize;
+        let mut vms: Vec<VmRecord> = Vec::new();
+        for row in rows.iter().take(PAGE) {
+            let vm = record::brief(self.record(row, &settled));
+            bytes = bytes.saturating_add(encoded_bytes(&vm));
+            if bytes > BYTES && vms.len() >= FIT {
+                break;
+            }
+            vms.push(vm);
+        }
+        let next = vms.last().map(|vm| vm.id).filter(|_| rows.len() > vms.len());
         Ok(VmPage { vms, next })
     }
 
@@ -78,7 +91,7 @@ impl Vms {
     /// By exact name first, then id, then unique prefix of an id; another user's, for an
     /// administrator, by `user/name` or id. What the peer may not see does not exist.
     pub(super) async fn find(&self, peer: &Peer, word: &str) -> Result<VmRow, VmError> {
-        let mut rows = self.ctx.db.find_vms(peer, word.to_owned()).await?;
+        let mut rows = self.ctx.db.of(peer.uid).find_vms(peer, word.to_owned()).await?;
         let no_such = || {
             let shown = word.chars().filter(|c| !c.is_control()).take(80).collect();
             VmError::NotFound { shown, admin: peer.admin }

@@ -80,6 +80,12 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::RunsWithItsSize(vm) => {
             return (ErrorCode::AlreadyRunning, format!("Stop it first with `banger vm stop {vm}`."));
         }
+        VmError::WaitsWithItsMemory(vm) => {
+            return (
+                ErrorCode::AlreadyRunning,
+                format!("Stop it first with `banger vm stop {vm}`, or wait until it runs."),
+            );
+        }
         VmError::RunsForItsOwner(_) => {
             (ErrorCode::AlreadyRunning, "Stop it first: what is open to it belongs to its owner.")
         }

@@ -15,10 +15,11 @@ use super::{Context, Vms, reconcile};
 use crate::error::chain;
 use crate::store::Store;
 use banger_policy::VmId;
+use banger_proto::helper::Holding;
 use banger_proto::model::Leaks;
 use orphans::{Orphan, Seen, look};
 use release::{Data, release};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -95,10 +96,10 @@ async fn release_after_a_crash(ctx: &Context, found: &[Orphan]) {
 /// not release while the helper was away, or could not record on a full disk. The look is an order
 /// like any other: one that is at work now explains what is seen.
 fn order_second_looks(ctx: &Context, seen: &Seen) {
+    let holdings: HashMap<VmId, &Holding> = seen.held.iter().map(|holding| (holding.vm, holding)).collect();
     for row in &seen.rows {
-        let holding = seen.held.iter().find(|holding| holding.vm == row.id);
         let Some(entry) = ctx.actors.lock().get(&row.id).cloned() else { continue };
-        let held = holding.is_some_and(reconcile::holds);
+        let held = holdings.get(&row.id).is_some_and(|holding| reconcile::holds(holding));
         if entry.shared.is_settled() && reconcile::disagrees(row, ctx, &entry.shared, held) {
             // An actor that is gone has no VM to look at.
             drop(entry.orders.send(Order::Look));

@@ -3,6 +3,7 @@
 
 mod another_database;
 mod crash;
+mod fair;
 mod handles_lost;
 mod life;
 mod many;

@@ -162,6 +162,42 @@ fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
 }
 
 #[test]
+fn what_waits_for_its_turn_keeps_its_room_and_its_size() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.machine.fail(Some("preflight"));
+    world.reboot();
+    world.until("again", State::Stopped);
+    let one = || Peer { limits: UserLimits { running: 1, ..UserLimits::BUILT_IN }, ..ALICE };
+    let other = |world: &World| world.wait(world.begin_create(one(), named("other"), false).unwrap());
+    let JobState::Failed(error) = other(&world) else { panic!("there was room") };
+    assert!(error.message.contains("limit running is 1"), "{}", error.message);
+    let larger = SetRequest { memory_mib: Some(4096), ..SetRequest::default() };
+    let JobState::Failed(error) = world.order(Ask::Set(larger.clone()), "again") else { panic!("it grew") };
+    assert!(error.message.contains("is to run again") && error.hint.contains("banger vm stop again"), "{error:?}");
+    // Whoever does not want it to run has the room, and may change it.
+    assert!(matches!(world.order(STOP, "again"), JobState::Done(_)));
+    world.machine.fail(None);
+    assert!(matches!(world.order(Ask::Set(larger), "again"), JobState::Done(_)));
+    assert!(matches!(other(&world), JobState::Done(_)));
+}
+
+/// Without an owner it is not even begun to be started.
+#[test]
+fn what_could_not_be_started_again_keeps_no_room() {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.users.set(ALICE.uid, None);
+    world.reboot();
+    world.looked();
+    world.starts_are_over();
+    let db = &world.life().vms.ctx.db;
+    let row = world.life().runtime.block_on(db.find_vms(&ALICE, "again".into())).unwrap().remove(0);
+    assert_eq!((row.state, row.boot_id), (State::Stopped, None));
+    assert_eq!(world.life().runtime.block_on(db.host_has()).unwrap().running, 0);
+}
+
+#[test]
 fn what_waits_for_its_turn_is_not_pruned() {
     let mut world = World::new();
     assert!(matches!(world.create(always("again"), false), JobState::Done(_)));

@@ -110,7 +110,7 @@ fn five_hundred_rows_are_listed_in_pages_and_the_daemon_answers() {
     let (mut listed, mut after) = (0, None);
     loop {
         let page = world.life().runtime.block_on(world.life().vms.list(&ROOT, true, after)).unwrap();
-        assert!(page.vms.len() <= 16);
+        assert!(page.vms.len() <= 64);
         listed += page.vms.len();
         after = page.next;
         if after.is_none() {
