@@ -192,7 +192,7 @@ mod tests {
                 read.await.unwrap();
             })
         };
-        let first = ask(db.clone(), 0, Box::new(move || drop(wait.recv())));
+        let first = ask(db.clone(), 0, Box::new(move || wait.recv().unwrap_or_default()));
         tokio::task::yield_now().await;
         let his: Vec<_> = (0..20).map(|_| ask(db.of(1), 1, Box::new(|| {}))).collect();
         tokio::task::yield_now().await;

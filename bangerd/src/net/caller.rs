@@ -93,7 +93,8 @@ impl Kernel {
     pub(crate) fn listeners(&self, address: SocketAddr) -> Vec<u32> {
         let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
         let port = SocketAddr::new(any.ip(), address.port());
-        let ask = |protocol, family| self.ask(protocol, REQUEST | DUMP, family, port, any).unwrap_or_default();
+        let ask =
+            |protocol, family| self.udp.ask(protocol, REQUEST | DUMP, family, port, any, |_| false).unwrap_or_default();
         let all = [(TCP, AF_INET), (TCP, AF_INET6), (UDP, AF_INET), (UDP, AF_INET6)];
         let all = all.into_iter().flat_map(|(protocol, family)| ask(protocol, family));
         let here = |socket: &Found| {
