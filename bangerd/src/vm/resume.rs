@@ -3,6 +3,7 @@
 //! overrun.
 
 use super::actor::Actor;
+use super::error::VmError;
 use super::machine::Seat;
 use super::order::{Ask, Order};
 use super::reconcile::rebooted;
@@ -10,7 +11,7 @@ use crate::error::chain;
 use crate::jobs::Job;
 use crate::turns;
 use banger_policy::Peer;
-use banger_policy::lifecycle::Event;
+use banger_policy::lifecycle::{Event, State};
 use banger_policy::quota::UserLimits;
 use banger_policy::vm::RestartPolicy;
 use std::sync::Arc;
@@ -58,14 +59,23 @@ impl Actor {
             job.finish(self.record().await);
             return;
         }
-        self.answer(job, Event::Start).await;
-        // It has had its turn, and no longer counts as one that will run.
+        let started = self.carry_out(Event::Start, &job, "").await;
+        // It has had its turn, and no longer counts as one that will run. What failed before the
+        // first step is said here; a start that went further has said so.
         if rebooted(&self.row, &self.ctx) {
-            let (state, reason) = (self.row.state, self.row.last_error.clone());
+            let (state, reason) = match &started {
+                Err(error) if !matches!(error, VmError::Cancelled(_)) => (State::Error, error.message()),
+                _ => (self.row.state, self.row.last_error.clone()),
+            };
             if let Err(error) = self.set_state(state, &reason, None).await {
                 tracing::error!("{}", error.message());
             }
         }
+        let result = match started {
+            Ok(_) => self.record().await,
+            Err(error) => Err(error),
+        };
+        job.finish(result);
         // Or it would be idle since before the reboot.
         if let Err(error) = self.db().touch_vm(self.row.id).await {
             tracing::warn!("cannot note the use: {}", chain(&error));

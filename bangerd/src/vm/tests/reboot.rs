@@ -193,7 +193,8 @@ fn what_could_not_be_started_again_keeps_no_room() {
     world.starts_are_over();
     let db = &world.life().vms.ctx.db;
     let row = world.life().runtime.block_on(db.find_vms(&ALICE, "again".into())).unwrap().remove(0);
-    assert_eq!((row.state, row.boot_id), (State::Stopped, None));
+    assert_eq!((row.state, row.boot_id), (State::Error, None), "said, and not repeated");
+    assert!(row.last_error.contains("alice"), "{}", row.last_error);
     assert_eq!(world.life().runtime.block_on(db.host_has()).unwrap().running, 0);
 }
 
