@@ -106,8 +106,8 @@ pub(super) fn write_seed(
     })
 }
 
-/// Copies to the end. Long stretches of zeros become holes: an archive may have gigabytes of them in a
-/// few bytes.
+/// Copies to the end. Long stretches of zeros become holes: an archive may have gigabytes of them
+/// in a few bytes.
 fn copy(from: &mut impl Read, to: &mut BufWriter<File>) -> io::Result<()> {
     let mut stretch = Vec::new();
     loop {

@@ -1,9 +1,9 @@
 //! As whom a number counts at the doors. Whoever has numbers of their own in a user namespace
-//! (subuid(5)) can come as each of them, and keeps the group that the socket's mode asks for. None of
-//! these numbers has a login name, but to learn that costs a question to the user database. So a
+//! (subuid(5)) can come as each of them, and keeps the group that the socket's mode asks for. None
+//! of these numbers has a login name, but to learn that costs a question to the user database. So a
 //! number counts by itself only while it is known to have had a name lately. Before that it shares
-//! the allowance of one user with its neighbours: ranges of a user namespace have 65,536 numbers, and
-//! begin above those of login names.
+//! the allowance of one user with its neighbours: ranges of a user namespace have 65,536 numbers,
+//! and begin above those of login names.
 
 use banger_policy::Peer;
 use std::collections::HashMap;

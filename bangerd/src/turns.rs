@@ -1,6 +1,6 @@
-//! Work that takes memory and a thread for long (an import, the making of a work disk, a start after
-//! a reboot): a few at once on the host, and one or two of a user, so that users take turns however
-//! much one of them has ordered.
+//! Work that takes memory and a thread for long (an import, the making of a work disk, a start
+//! after a reboot): a few at once on the host, and one or two of a user, so that users take turns
+//! however much one of them has ordered.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,8 +48,8 @@ impl Turns {
 
     /// Waits for this user's turn. Dropping the wait gives up the place in the queue.
     ///
-    /// The user's own place comes first: so each user stands in the host's queue as often as they may
-    /// have a turn at once, and that queue is served in the order of arrival.
+    /// The user's own place comes first: so each user stands in the host's queue as often as they
+    /// may have a turn at once, and that queue is served in the order of arrival.
     pub(crate) async fn take(&self, uid: u32) -> Option<Turn> {
         // Neither is ever closed.
         let _user = self.users.of(uid).acquire_owned().await.ok()?;

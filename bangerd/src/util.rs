@@ -34,8 +34,8 @@ pub(crate) fn allocated(path: &Path) -> u64 {
     path.metadata().map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// What all files in a folder and below take on the disk, bytes; 0 without the folder. Links are not
-/// followed.
+/// What all files in a folder and below take on the disk, bytes; 0 without the folder. Links are
+/// not followed.
 pub(crate) fn allocated_below(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let of = |entry: std::fs::DirEntry| match entry.metadata() {

@@ -1,5 +1,5 @@
-//! The group of the processes that parse what users bring, beside that of all VMs. They are nobody's
-//! in particular, so they take of the host's CPUs and disks what VMs and the daemon leave.
+//! The group of the processes that parse what users bring, beside that of all VMs. They are
+//! nobody's in particular, so they take of the host's CPUs and disks what VMs and the daemon leave.
 
 use super::share::{set, weigh_io};
 use super::{Cgroups, Kind, make, write};
@@ -9,8 +9,8 @@ use std::io;
 const GROUP: &str = "convert";
 /// `cpu.weight` and `io.weight`; VMs together and the daemon have 100 each.
 const WEIGHT: u64 = 20;
-/// `memory.max`, bytes: of four at a time, each of which limits itself to 1 GiB, and of what the kernel
-/// keeps of their files.
+/// `memory.max`, bytes: of four at a time, each of which limits itself to 1 GiB, and of what the
+/// kernel keeps of their files.
 const MEMORY: u64 = 5 << 30;
 
 impl Cgroups {

@@ -105,8 +105,8 @@ pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyho
     Ok(status)
 }
 
-/// The first of each user, then the second of each: the host goes down with what has no time left, and
-/// that shall not be all of one user's.
+/// The first of each user, then the second of each: the host goes down with what has no time left,
+/// and that shall not be all of one user's.
 fn in_turns<T, U: Ord>(all: Vec<T>, user: impl Fn(&T) -> U) -> Vec<T> {
     let mut seen = BTreeMap::new();
     let turn = |one: T| {

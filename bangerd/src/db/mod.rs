@@ -40,7 +40,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use writer::{Record, Write, work_off};
 
-/// Transactions of one user's calls that wait for their turn, those of the user's VMs, and readings.
+/// Transactions of one user's calls that wait for their turn, those of the user's VMs, and
+/// readings.
 const WAITING: usize = 2;
 /// Step N makes version N out of version N - 1. Never changed once released, only added to.
 const MIGRATIONS: [&str; 8] = [

@@ -63,8 +63,8 @@ pub(crate) enum Thing {
 /// Of names, those that somebody may use, `?1` with the login name `?2`; all, when that is NULL.
 pub(super) const SEEN: &str = "(?1 IS NULL OR shared OR (owner = ?1 AND owner_name = ?2))";
 
-/// Every content that has a name of the owner, once, and what it takes; and what nobody has a name for
-/// any more, but a VM or an image of the owner's still needs.
+/// Every content that has a name of the owner, once, and what it takes; and what nobody has a name
+/// for any more, but a VM or an image of the owner's still needs.
 const STORED: &str = "WITH
     image_users AS (SELECT image_id AS id, owner, owner_name FROM vms
         WHERE image_id NOT IN (SELECT image_id FROM image_names)),

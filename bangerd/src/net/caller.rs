@@ -41,7 +41,8 @@ pub(crate) trait Callers: Send + Sync + Debug {
     fn udp(&self, peer: SocketAddr) -> Caller;
 }
 
-/// The kernel's answers. Who asks about connections does not wait for what is asked about datagrams.
+/// The kernel's answers. Who asks about connections does not wait for what is asked about
+/// datagrams.
 #[derive(Debug, Default)]
 pub(crate) struct Kernel {
     tcp: Diag,

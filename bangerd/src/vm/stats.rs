@@ -115,8 +115,8 @@ pub(super) async fn measure(vms: &Arc<Vms>, before: &CpuTimes) -> CpuTimes {
     now
 }
 
-/// What root disks take, by the helper's list: a question about one VM would wait for the other calls
-/// of that VM and its owner, which may wait for the disk.
+/// What root disks take, by the helper's list: a question about one VM would wait for the other
+/// calls of that VM and its owner, which may wait for the disk.
 async fn overlays(vms: &Vms) -> Option<HashMap<VmId, u64>> {
     let (mut all, mut after) = (HashMap::new(), None);
     loop {

@@ -116,8 +116,9 @@ fn a_machine_that_ends_while_it_boots_says_how_and_what_its_console_had() {
     for failing in [Some("boot"), None] {
         let world = World::new();
         world.machine.set_short_lived();
-        // Without an error of the boot, it is the helper that finds no process.
         world.machine.fail(failing);
+        // Without an error of the boot, it is the helper that finds no process.
+        world.helper.refuse("bind the process", HelperError::NotYours, 1);
         let JobState::Failed(error) = world.create(named("demo"), false) else { panic!("it did not fail") };
         assert!(error.message.contains("ended before it was ready: triple fault"), "{error}");
         assert!(error.message.contains("Kernel panic"), "{error}");
