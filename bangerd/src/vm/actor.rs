@@ -138,7 +138,7 @@ impl Actor {
         match order {
             Order::Asked(job, ask) => {
                 let span = tracing::info_span!("job", banger_job = %job.id());
-                return self.asked(job, *ask).instrument(span).await;
+                return self.asked(*job, *ask).instrument(span).await;
             }
             Order::Disowned(reason) => {
                 if self.row.state == State::Running {

@@ -212,7 +212,7 @@ impl Vms {
         }
         // Only an actor whose VM was just deleted takes no more orders.
         let gone = |_| VmError::JustDeleted(word.to_owned());
-        entry.orders.send(Order::Asked(job, Box::new(ask))).map_err(gone)?;
+        entry.orders.send(Order::Asked(Box::new(job), Box::new(ask))).map_err(gone)?;
         Ok(id)
     }
 
@@ -290,7 +290,7 @@ impl Vms {
                     }
                     job.finish(Err(error));
                 }
-                Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(job, Box::new(ask)))),
+                Ok(row) => place.work(Arc::clone(&vms.ctx), row, Some(Order::Asked(Box::new(job), Box::new(ask)))),
             }
         });
         Ok(job_id)

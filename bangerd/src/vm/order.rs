@@ -82,7 +82,7 @@ impl Ask {
 #[derive(Debug)]
 pub(super) enum Order {
     /// What somebody asks for, with the job that shows how far it is.
-    Asked(Job, Box<Ask>),
+    Asked(Box<Job>, Box<Ask>),
     /// The monitor of boot number `boot` saw its end.
     Ended { boot: u64, reason: String },
     /// Nobody used it for so many seconds.

@@ -100,7 +100,7 @@ impl Actor {
             let owner = Peer { uid: owner.uid, name: owner.name, admin: false, limits: UserLimits::NONE };
             let ask = Ask::Resume(turn);
             match ctx.jobs.begin(&owner, ask.title(&name)) {
-                Ok(job) => drop(orders.send(Order::Asked(job, Box::new(ask)))),
+                Ok(job) => drop(orders.send(Order::Asked(Box::new(job), Box::new(ask)))),
                 Err(error) => tracing::error!("not started again: {}", chain(&error)),
             }
         });

@@ -172,7 +172,7 @@ fn orders_behind_a_deletion_make_nothing_and_say_so() {
     let late = world.life().runtime.block_on(async { world.life().vms.actor(row) });
     let job = world.life().vms.ctx.jobs.begin(&ALICE, "late".into()).unwrap();
     let id = job.id();
-    if late.orders.send(Order::Asked(job, Box::new(Ask::Start))).is_ok() {
+    if late.orders.send(Order::Asked(Box::new(job), Box::new(Ask::Start))).is_ok() {
         assert!(matches!(world.wait(id), JobState::Failed(_)));
     }
     world.assert_nothing_at_all();
@@ -187,7 +187,7 @@ fn an_order_that_meets_a_creation_waits_for_it() {
     world.until_true("a place for its orders", || entry().is_some());
     let delete = world.life().vms.ctx.jobs.begin(&ALICE, "delete demo".into()).unwrap();
     let id = delete.id();
-    entry().unwrap().orders.send(Order::Asked(delete, Box::new(Ask::Delete))).unwrap();
+    entry().unwrap().orders.send(Order::Asked(Box::new(delete), Box::new(Ask::Delete))).unwrap();
     world.helper.set_busy(false);
     assert!(matches!(world.wait(create), JobState::Done(_)));
     assert!(matches!(world.wait(id), JobState::Done(_)));

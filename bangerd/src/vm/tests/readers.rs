@@ -155,7 +155,7 @@ fn what_is_being_started_is_read_by_nobody() {
     let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
     let job = world.life().vms.ctx.jobs.begin(&ALICE, "start web".to_owned()).unwrap();
     let start = job.id();
-    entry.orders.send(Order::Asked(job, Box::new(Ask::Start))).unwrap();
+    entry.orders.send(Order::Asked(Box::new(job), Box::new(Ask::Start))).unwrap();
     world.life().runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
         way.leave().await;
