@@ -115,8 +115,8 @@ impl Host<'_> {
 
     fn firewalld(&self) -> Option<Check> {
         const NAME: &str = "neighbour firewalld";
-        let here = self.there("/run/firewalld") || self.runs("firewalld");
-        here.then(|| {
+        // Its folder in /run stays when it has ended.
+        self.runs("firewalld").then(|| {
             if self.there(ZONE) {
                 return Check::pass(NAME, "the zone banger lets guests' packets through");
             }
@@ -263,8 +263,10 @@ mod tests {
 
     #[test]
     fn firewalld_needs_the_zone() {
-        assert_eq!(said("neighbour firewalld", &["/run/firewalld"], &[], "", ""), Some(Fail));
-        assert_eq!(said("neighbour firewalld", &["/run/firewalld", "zones/banger.xml"], &[], "", ""), Some(Pass));
+        let runs = "system.slice/firewalld.service";
+        assert_eq!(said("neighbour firewalld", &[runs], &[], "", ""), Some(Fail));
+        assert_eq!(said("neighbour firewalld", &[runs, "zones/banger.xml"], &[], "", ""), Some(Pass));
+        assert_eq!(said("neighbour firewalld", &["/run/firewalld"], &[], "", ""), None, "it ran once");
     }
 
     #[test]

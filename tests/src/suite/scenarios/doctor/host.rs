@@ -119,11 +119,11 @@ pub(super) const ROWS: &[Row] = &[
     fail(
         "neighbours::firewalld",
         ("firewalld-without-the-zone", "neighbour firewalld"),
-        "mkdir /run/firewalld && mv /usr/lib/firewalld/zones/banger.xml /run/bench-zone && \
-         ln -s /bin/true /usr/local/bin/firewall-cmd",
+        "mkdir /sys/fs/cgroup/system.slice/firewalld.service && \
+         mv /usr/lib/firewalld/zones/banger.xml /run/bench-zone && ln -s /bin/true /usr/local/bin/firewall-cmd",
         "zone of banger is missing",
     )
-    .after("rm -r /run/firewalld /run/bench-zone /usr/local/bin/firewall-cmd"),
+    .after("rmdir /sys/fs/cgroup/system.slice/firewalld.service; rm -r /run/bench-zone /usr/local/bin/firewall-cmd"),
     not_here("neighbours::vpn", "what mends it is a setting of the VPN's own"),
     warn(
         "neighbours::timer",
