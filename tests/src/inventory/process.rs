@@ -40,6 +40,10 @@ const ON_SCHEDULE: &str = "/system.slice/banger-host-firewall.service";
 /// until the service ends (systemd's CGROUP_DELEGATION.md). What runs in it is seen as a process.
 const RELOADED: &str = "/system.slice/bangerd.service/.control";
 
+/// Made by the daemon for the first process that parses an import, and there until the daemon ends.
+/// What runs in it is seen as a process.
+const CONVERT: &str = "/system.slice/bangerd.service/convert";
+
 /// A run of it that is older hangs, and has leaked.
 const ONE_RUN: Duration = Duration::from_secs(60);
 
@@ -151,7 +155,7 @@ fn cgroups(folder: &Path, name: &str, inventory: &mut Inventory) -> Result<()> {
             continue;
         }
         let child = format!("{name}/{}", entry.file_name().display());
-        if on_demand(&child) || child == ON_SCHEDULE || child == RELOADED {
+        if on_demand(&child) || child == ON_SCHEDULE || child == RELOADED || child == CONVERT {
             continue;
         }
         let path = entry.path();
