@@ -428,29 +428,29 @@ mod tests {
     #[tokio::test]
     async fn a_folder_is_not_copied_into_itself() {
         let home = tempfile::tempdir().unwrap();
-        fs::create_dir_all(home.path().join("work/sub")).unwrap();
-        fs::write(home.path().join("work/file"), "text").unwrap();
-        std::os::unix::fs::symlink("work/sub", home.path().join("way")).unwrap();
+        fs::create_dir_all(home.path().join("tree/sub")).unwrap();
+        fs::write(home.path().join("tree/file"), "text").unwrap();
+        std::os::unix::fs::symlink("tree/sub", home.path().join("way")).unwrap();
         let guest = Guest::Folder(home.path().to_owned());
         let copy = async |from: &str, to: &str| Box::pin(between(&guest, from, &guest, to, &Arc::default())).await;
         for (from, to) in [
-            ("~/work", "~/work/backup"),
-            ("~/work", "~/work"),
-            ("~/work", "~/work/sub"),
-            ("~/work", "~/way"),
-            ("~/work", "~/way/new/deep"),
-            ("~/work", "~/nothing/../work/sub/"),
-            ("~/work/.", "~/work/backup"),
-            ("~/work", "~"),
+            ("~/tree", "~/tree/backup"),
+            ("~/tree", "~/tree"),
+            ("~/tree", "~/tree/sub"),
+            ("~/tree", "~/way"),
+            ("~/tree", "~/way/new/deep"),
+            ("~/tree", "~/nothing/../tree/sub/"),
+            ("~/tree/.", "~/tree/backup"),
+            ("~/tree", "~"),
         ] {
             let refused = copy(from, to).await.unwrap_err();
             assert!(refused.to_string().contains("in the folder that is copied"), "{from} {to}: {refused:#}");
         }
         for (from, to) in
-            [("~/work", "~/workshop"), ("~/work/sub", "~"), ("~/way", "~/work/sub"), ("~/work/file", "~/work")]
+            [("~/tree", "~/treetop"), ("~/tree/sub", "~"), ("~/way", "~/tree/sub"), ("~/tree/file", "~/tree")]
         {
             copy(from, to).await.unwrap();
         }
-        assert!(home.path().join("workshop/file").exists() && home.path().join("work/sub/way").is_symlink());
+        assert!(home.path().join("treetop/file").exists() && home.path().join("tree/sub/way").is_symlink());
     }
 }
