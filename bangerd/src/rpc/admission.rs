@@ -20,6 +20,10 @@ const ALL: usize = 1024;
 /// Connections of all numbers without a login name together: one user may have thousands of them,
 /// in a user namespace (subuid(5)).
 const NAMELESS: usize = 16;
+/// Connections of all numbers together of which it is not known yet whether they have a name: one
+/// user may have been given many ranges, and users who are known need the rest. A place is theirs
+/// only while the user database is asked.
+const STRANGERS: usize = 512;
 /// Who sees everyone's VMs.
 const ADMIN_GROUP: &str = "banger-admin";
 
@@ -86,10 +90,14 @@ impl Admission {
     fn take(self: &Arc<Self>, peer: Peer, holder: Who) -> Option<Place> {
         let mut all = self.lock();
         let own = all.get(&holder).copied().unwrap_or(0);
-        let others: usize = all.iter().filter(|(holder, _)| **holder != Who::ROOT).map(|(_, count)| count).sum();
+        let sum = |counts: fn(&Who) -> bool| -> usize {
+            all.iter().filter(|(holder, _)| counts(holder)).map(|(_, count)| count).sum()
+        };
+        let room_of_users = own < PER_USER && sum(|holder| *holder != Who::ROOT) < ALL - PER_USER;
         let room = match holder {
             Who::ROOT => own < PER_USER,
-            Who::Uid(_) | Who::Strangers(_) => own < PER_USER && others < ALL - PER_USER,
+            Who::Uid(_) => room_of_users,
+            Who::Strangers(_) => room_of_users && sum(|holder| matches!(holder, Who::Strangers(_))) < STRANGERS,
             Who::Nameless => own < NAMELESS,
         };
         if !room {
@@ -242,6 +250,21 @@ mod tests {
         let alice = enter(1001).unwrap().known_as(Some(Peer::new(1001, "alice", false)));
         assert!(alice.is_some_and(|place| place.holder == Who::Uid(1001)));
         assert_eq!(admission.known.who(1001), Who::Uid(1001));
+    }
+
+    /// A user may have been given more ranges than there are places for.
+    #[test]
+    fn many_ranges_of_numbers_leave_room_for_users_who_are_known() {
+        let admission = Arc::new(Admission::of_daemon(Uid::from_raw(0)));
+        admission.known.learned(1001, true);
+        let enter = |uid| admission.enter(Peer::new(uid, "", false));
+        let ranges = (2..40).flat_map(|range| [range << 16; PER_USER]);
+        let held: Vec<Place> = ranges.filter_map(enter).collect();
+        assert_eq!(held.len(), STRANGERS);
+        let alices: Vec<Place> = (0..PER_USER).filter_map(|_| enter(1001)).collect();
+        assert_eq!(alices.len(), PER_USER);
+        drop(held);
+        assert!(enter(2 << 16).is_some());
     }
 
     #[test]
