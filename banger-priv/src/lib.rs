@@ -56,7 +56,7 @@ pub enum StartError {
     #[error(transparent)]
     Confine(#[from] ConfineError),
     /// Neither systemd's nor one of its own.
-    #[error("no listening socket: start banger-priv.socket, or give --socket in a build folder")]
+    #[error("no listening socket: restart banger-priv.socket, or give --socket in a build folder")]
     NoSocket,
     /// The kernel.
     #[error(transparent)]

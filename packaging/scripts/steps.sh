@@ -98,6 +98,19 @@ bring_up_host() {
     fi
 }
 
+# A socket unit that was masked while it listened has lost its socket at systemd's next reload, and still says that it
+# listens. Nobody notices before the service behind it is restarted; then only a restart of the socket helps, which
+# restarts the service too. /proc/net/unix has what listens. $1: the command that does as `systemctl` does.
+reopen_sockets() {
+    for name in priv bangerd; do
+        unit=banger-priv.socket
+        [ "$name" = priv ] || unit=bangerd.socket
+        if systemctl --quiet is-active "$unit" && ! grep -q " /run/banger/$name.sock\$" /proc/net/unix; then
+            $1 restart "$unit" || true
+        fi
+    done
+}
+
 # The host's own kernel, for everybody. Without it the package works all the same, so nothing here
 # fails. Only at the first installation: what an administrator has deleted since stays deleted.
 import_kernel() {

@@ -144,6 +144,8 @@ fn unit_of(name: &str, enabled: bool, masked: bool) -> Check {
     match (masked, enabled) {
         // What made it start with the host is still there, and has no effect.
         (true, _) => {
+            // A socket that was masked while it listened is lost, and started it counts already.
+            let enable = format!("sudo systemctl enable {name} && sudo systemctl restart {name}");
             let unmask = format!("sudo systemctl unmask {name} && {enable}");
             Check::warn(name, "masked: nothing can start it", unmask)
         }
@@ -350,7 +352,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();
         assert!(leads_nowhere(std::fs::read_link(&link)));
         let masked = unit_of("bangerd.socket", true, true);
-        let mend = "sudo systemctl unmask bangerd.socket && sudo systemctl enable --now bangerd.socket";
+        let mend = "sudo systemctl unmask bangerd.socket && sudo systemctl enable bangerd.socket && sudo systemctl restart bangerd.socket";
         assert!(masked.status == Warn && masked.mend == mend, "{masked:?}");
     }
 

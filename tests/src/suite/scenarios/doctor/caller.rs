@@ -42,7 +42,9 @@ pub(super) const ROWS: &[Row] = &[
         ("a-socket-that-is-masked", "banger-priv.socket"),
         "systemctl mask banger-priv.socket",
         "masked",
-    ),
+    )
+    // A unit that says that it listens may have no socket any more: its service finds out.
+    .after("systemctl restart banger-priv.service"),
     fail("caller::groups", ("a-session-from-before-the-group", "group banger"), "", "began before that")
         .asked_in(EARLY),
     warn("caller::groups", ("a-session-from-after-the-group", "group banger"), "", "no longer is")
