@@ -76,7 +76,7 @@ pub(super) const ROWS: &[Row] = &[
     warn(
         "product::configuration",
         ("a-configuration-that-waits-for-a-restart", "configuration"),
-        "printf '\n[publish]\nnetworks = []\n' >> /etc/banger/banger.toml && systemctl reload bangerd",
+        "sed -i 's/^networks = .*/networks = []/' /etc/banger/banger.toml && systemctl reload bangerd",
         "not in force yet: publish",
     ),
     warn(
