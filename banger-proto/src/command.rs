@@ -30,6 +30,9 @@ pub const VERSION: u8 = 1;
 pub const WINDOW: usize = 256 * 1024;
 /// The longest payload, bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// What input and output are sent in, bytes: with its header, such a frame is one packet of vsock,
+/// which has at most 64 KiB (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` in Linux).
+pub const PIECE: usize = MAX_PAYLOAD - frame::HEADER;
 /// The longest [`Start`], bytes: what the kernel takes as arguments and environment by default
 /// (execve(2), a quarter of a stack of 8 MiB) fits.
 pub const MAX_START: usize = 2 << 20;

@@ -6,6 +6,9 @@
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+/// Kind and length, bytes.
+pub(crate) const HEADER: usize = 5;
+
 /// What is wrong with the other side's bytes.
 pub(crate) fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("malformed frame: {what}"))
@@ -15,7 +18,7 @@ pub(crate) fn malformed(what: &str) -> io::Error {
 pub(crate) async fn write<W: AsyncWrite + Unpin>(to: &mut W, kind: u8, payload: &[u8], max: usize) -> io::Result<()> {
     let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= max);
     let length = length.ok_or_else(|| malformed("payload over the limit"))?;
-    let mut bytes = Vec::with_capacity(payload.len().saturating_add(5));
+    let mut bytes = Vec::with_capacity(payload.len().saturating_add(HEADER));
     bytes.push(kind);
     bytes.extend(length.to_be_bytes());
     bytes.extend(payload);

@@ -1,6 +1,7 @@
 //! Standard input, read on a thread of its own, because a read of a terminal cannot be cancelled.
 
 use crate::terminal::Escape;
+use banger_proto::command::PIECE;
 use banger_proto::signal::status;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -8,8 +9,6 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-/// Input is sent in pieces of this, bytes.
-const CHUNK: usize = 32 * 1024;
 /// What a shell reports for a program that SIGINT ended.
 const INTERRUPTED: u8 = status(2);
 
@@ -28,7 +27,7 @@ pub(crate) fn read(hang_up: Option<Sender<u8>>) -> Receiver<Chunk> {
     std::thread::spawn(move || {
         let mut escape = hang_up.as_ref().map(|_| Escape::new());
         let mut stdin = io::stdin().lock();
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; PIECE];
         loop {
             let bytes = match piece(&mut stdin, &mut buffer) {
                 Ok(0) => break,

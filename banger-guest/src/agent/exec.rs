@@ -6,6 +6,7 @@
 //! image's variables.
 
 use banger_policy::ImageConfig;
+use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -25,6 +26,9 @@ use super::pty::Terminal;
 use crate::sys::spawn::{self, Identity};
 use crate::sys::stream::FdStream;
 
+/// Of a command's input and output, bytes: the command goes on while the agent sends or receives the
+/// pieces before. A pipe has 64 KiB by itself (pipe(7)).
+const PIPE_SIZE: i32 = 256 * 1024;
 /// Where distributions keep OpenSSH's sftp server.
 const SFTP_SERVERS: [&str; 4] = [
     "/usr/lib/openssh/sftp-server",
@@ -212,9 +216,14 @@ fn with_pipes(mut command: std::process::Command, identity: Identity) -> io::Res
     spawn::in_own_session(&mut command, false, identity);
     let mut child = tokio::process::Command::from(command).spawn()?;
     let missing = || io::Error::other("a pipe is missing");
+    let (input, output) = (child.stdin.take().ok_or_else(missing)?, child.stdout.take().ok_or_else(missing)?);
+    for pipe in [input.as_fd(), output.as_fd()] {
+        // It is as long as it is at first where that is refused.
+        let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
+    }
     Ok(Started {
-        input: Box::new(child.stdin.take().ok_or_else(missing)?),
-        output: Box::new(child.stdout.take().ok_or_else(missing)?),
+        input: Box::new(input),
+        output: Box::new(output),
         errors: Some(Box::new(child.stderr.take().ok_or_else(missing)?)),
         terminal: None,
         child,

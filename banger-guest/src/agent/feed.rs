@@ -1,13 +1,18 @@
 //! A command's standard input: written as fast as the command reads it, and credit for what it has
 //! taken.
 
-use banger_proto::command::FromGuest;
+use banger_proto::command::{FromGuest, MAX_PAYLOAD, WINDOW};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::exec::Input;
+
+/// Credit is given for so many bytes at once: each frame of it costs as much as one of input. What
+/// is left to the client is still enough for the longest frame.
+const ENOUGH: usize = WINDOW / 4;
+const _: () = assert!(WINDOW - ENOUGH >= MAX_PAYLOAD, "a client waits for credit that is not given");
 
 /// What the client sends.
 pub(super) enum Feed {
@@ -28,7 +33,7 @@ pub(super) async fn feed(
     say: mpsc::Sender<FromGuest>,
     waiting: Arc<AtomicUsize>,
 ) {
-    let mut in_a_line = false;
+    let (mut in_a_line, mut taken) = (false, 0);
     while let Some(fed) = from.recv().await {
         let (bytes, credit) = match fed {
             Feed::Bytes(bytes) => {
@@ -45,9 +50,10 @@ pub(super) async fn feed(
         if input.write_all(&bytes).await.is_err() {
             break;
         }
-        if credit > 0 {
-            waiting.fetch_sub(credit, Ordering::AcqRel);
-            let credit = u32::try_from(credit).unwrap_or(u32::MAX);
+        waiting.fetch_sub(credit, Ordering::AcqRel);
+        taken += credit;
+        if taken >= ENOUGH {
+            let credit = u32::try_from(std::mem::take(&mut taken)).unwrap_or(u32::MAX);
             if say.send(FromGuest::Credit(credit)).await.is_err() {
                 return;
             }

@@ -1,7 +1,7 @@
 //! What a command writes, on its way to the client: at the client's pace, and not waited for after
 //! the command's end.
 
-use banger_proto::command::FromGuest;
+use banger_proto::command::{FromGuest, PIECE};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
@@ -10,8 +10,6 @@ use tokio::time::{Instant, timeout_at};
 use super::exec::Output;
 use crate::sys::unread::unread;
 
-/// Bytes that are read at once.
-const CHUNK: usize = 32 * 1024;
 /// A terminal hands over what was written by a task of the kernel's own: nothing for so long is the
 /// end.
 const QUIET: Duration = Duration::from_millis(50);
@@ -34,7 +32,7 @@ impl Stream {
             // Nothing is read before there is room for it: so a client that does not read stops the
             // command.
             let Ok(room) = self.say.reserve().await else { return };
-            let mut chunk = Vec::with_capacity(CHUNK);
+            let mut chunk = Vec::with_capacity(PIECE);
             tokio::select! {
                 biased;
                 _ = ended.wait_for(|ended| *ended) => break,
@@ -52,8 +50,8 @@ impl Stream {
     async fn rest_of_pipe(self, mut from: Output) {
         let mut left = unread(&from).unwrap_or(0);
         while left > 0 {
-            let mut chunk = Vec::with_capacity(left.min(CHUNK));
-            let limit = u64::try_from(left.min(CHUNK)).unwrap_or(0);
+            let mut chunk = Vec::with_capacity(left.min(PIECE));
+            let limit = u64::try_from(left.min(PIECE)).unwrap_or(0);
             match (&mut from).take(limit).read_buf(&mut chunk).await {
                 Ok(count @ 1..) => left = left.saturating_sub(count),
                 Ok(0) | Err(_) => return,
@@ -67,7 +65,7 @@ impl Stream {
     async fn rest_of_terminal(self, mut from: Output) {
         let end = Instant::now() + LONGEST;
         while Instant::now() < end {
-            let mut chunk = Vec::with_capacity(CHUNK);
+            let mut chunk = Vec::with_capacity(PIECE);
             match timeout_at(end.min(Instant::now() + QUIET), from.read_buf(&mut chunk)).await {
                 Ok(Ok(1..)) => {}
                 Ok(Ok(0) | Err(_)) | Err(_) => return,

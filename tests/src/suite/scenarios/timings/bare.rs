@@ -122,8 +122,9 @@ fn commands(scene: &mut Scene, bare: &Bare) -> Result<()> {
 
 fn bytes(scene: &mut Scene, bare: &Bare) -> Result<()> {
     scene.root(&format!("head -c {BYTES} /dev/zero > /tmp/beside-file; chmod 644 /tmp/beside-file"))?;
-    let exec_in = "banger vm exec -T beside -- sh -c 'cat > /dev/null' < /tmp/beside-file".to_owned();
-    let exec_out = format!("banger vm exec -T -n beside -- head -c {BYTES} /dev/zero > /dev/null");
+    // dd writes and reads what the bare program does at once: others take longer than the way does.
+    let exec_in = "banger vm exec -T beside -- dd of=/dev/null bs=64k < /tmp/beside-file".to_owned();
+    let exec_out = format!("banger vm exec -T -n beside -- dd if=/dev/zero bs=64k count={} > /dev/null", BYTES >> 16);
     let cp_in = "banger vm cp /tmp/beside-file beside:/dev/shm/file".to_owned();
     let cp_out = "d=$(mktemp -d) && banger vm cp beside:/dev/shm/file $d/ && rm -r $d".to_owned();
     let sent = best(|| bare.send())?;
