@@ -206,8 +206,8 @@ async fn who_sends_more_than_the_credit_is_hung_up() {
         tell(&mut stream, ToGuest::Input(vec![0; 32_768])).await;
     }
     assert!(!ends_soon(&pid).await, "it has used its credit and no more");
-    // What lies in the pipe is taken, too.
-    for _ in 0..3 {
+    // What lies in the pipe is taken, too: 256 KiB.
+    for _ in 0..9 {
         tell(&mut stream, ToGuest::Input(vec![0; 32_768])).await;
     }
     assert!(ends(&pid).await);
