@@ -142,6 +142,11 @@ impl Client {
     }
 }
 
+/// What to do when the daemon is not there as it should be. Most users may read neither journal nor
+/// units.
+pub(crate) const LOOK: &str = "banger doctor says what is wrong; an administrator finds more with: \
+                               systemctl status bangerd.socket bangerd, journalctl -u bangerd";
+
 /// A call that is made again while the daemon is busy, or its user has asked too often.
 pub(crate) async fn patiently<T>(
     call: impl AsyncFn() -> Result<Result<T, ApiError>, RpcError>,
@@ -165,10 +170,9 @@ pub(crate) async fn answer<T>(call: impl Future<Output = Result<Result<T, ApiErr
     match call.await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(refused)) => Err(anyhow::Error::new(Explained::from(refused))),
-        Err(RpcError::DeadlineExceeded) => Err(explained(
-            format!("bangerd did not answer within {} s", CALL.as_secs()),
-            "see: systemctl status bangerd, journalctl -u bangerd",
-        )),
+        Err(RpcError::DeadlineExceeded) => {
+            Err(explained(format!("bangerd did not answer within {} s", CALL.as_secs()), LOOK))
+        }
         Err(RpcError::Send(error)) => Err(anyhow::anyhow!("the request cannot be sent: {error}")),
         Err(RpcError::Server(error)) if error.kind == io::ErrorKind::InvalidData => {
             Err(explained(error.to_string(), "this is a defect of bangerd: please report it"))
@@ -180,7 +184,7 @@ pub(crate) async fn answer<T>(call: impl Future<Output = Result<Result<T, ApiErr
 
 /// The connection ended in the middle of something.
 pub(crate) fn lost(error: io::Error) -> anyhow::Error {
-    let hint = "bangerd may have been restarted: try again; see: systemctl status bangerd, journalctl -u bangerd";
+    let hint = format!("bangerd may have been restarted: try again; {LOOK}");
     explained(format!("the connection to bangerd was lost: {error}"), hint)
 }
 
@@ -208,11 +212,11 @@ async fn open(place: &Place, purpose: Purpose) -> anyhow::Result<UnixStream> {
             io::ErrorKind::InvalidData => anyhow::Error::new(error),
             io::ErrorKind::TimedOut => explained(
                 format!("it does not answer within {} s: it may be failing to start", HELLO.as_secs()),
-                "see: systemctl status bangerd, journalctl -u bangerd",
+                LOOK,
             ),
             _ => explained(
                 format!("bangerd closed the connection before it said hello ({error})"),
-                "it does so when you have as many connections as a user may have (128): each vm exec, attach, logs -f and ssh holds one; see: journalctl -u bangerd",
+                "it does so when you have as many connections as a user may have (128): each vm exec, attach, logs -f and ssh holds one; an administrator finds more with: journalctl -u bangerd",
             ),
         })
         .with_context(|| match place {
@@ -226,15 +230,13 @@ fn unreachable_daemon(socket: &Path, error: &io::Error) -> anyhow::Error {
     let place = socket.display();
     let (message, hint) = match error.kind() {
         io::ErrorKind::PermissionDenied => return not_admitted(socket),
-        io::ErrorKind::NotFound => (
-            format!("there is no socket {place}"),
-            "the service is not installed or not started; see: systemctl status bangerd.socket".to_owned(),
-        ),
-        io::ErrorKind::ConnectionRefused => (
-            format!("nobody listens on {place}"),
-            "the service is not running; see: systemctl status bangerd.socket bangerd".to_owned(),
-        ),
-        _ => (format!("{place}: {error}"), "see: systemctl status bangerd".to_owned()),
+        io::ErrorKind::NotFound => {
+            (format!("there is no socket {place}"), format!("the service is not installed or not started; {LOOK}"))
+        }
+        io::ErrorKind::ConnectionRefused => {
+            (format!("nobody listens on {place}"), format!("the service is not running; {LOOK}"))
+        }
+        _ => (format!("{place}: {error}"), LOOK.to_owned()),
     };
     explained(message, hint).context("cannot reach bangerd")
 }

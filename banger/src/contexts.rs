@@ -78,7 +78,10 @@ impl Contexts {
     pub(crate) fn add(&mut self, name: &str, address: &Address) -> anyhow::Result<()> {
         let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !letters || name.is_empty() || name.len() > MAX_NAME || name.starts_with(['-', '.']) {
-            return Err(explained("this is no name for a context", "letters, digits, - and _, such as: lab"));
+            return Err(explained(
+                "this is no name for a context",
+                "letters, digits, - and _, and dots behind the first letter, such as: lab",
+            ));
         }
         if name == LOCAL {
             return Err(explained("the context local is this machine, always", "take another name"));
@@ -154,7 +157,10 @@ fn read_as(caller: Uid, file: &Path) -> anyhow::Result<Contexts> {
     }
     let mut text = String::new();
     (&mut opened).take(LONGEST).read_to_string(&mut text).with_context(what)?;
-    toml::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
+    toml::from_str(&text).map_err(|error| {
+        let hint = "correct or remove that file; --host local works meanwhile";
+        explained(error.to_string().trim(), hint).context(what())
+    })
 }
 
 /// Under `sudo`, HOME may be another user's, who may have made a link of any part of the path.
@@ -237,6 +243,11 @@ mod tests {
     fn an_address_in_the_file_is_checked_like_any_other() {
         let contexts: Contexts = toml::from_str("[hosts]\nlab = \"ssh://-oProxyCommand=sh\"").unwrap();
         assert!(contexts.address("lab").is_err());
-        assert!(toml::from_str::<Contexts>("hots = 1").is_err());
+        // The file is read before every command: nobody must be stuck with it.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("contexts.toml");
+        std::fs::write(&file, "hots = 1").unwrap();
+        let said = crate::error::said(&read(&file).unwrap_err());
+        assert!(said.contains("contexts.toml") && said.contains("--host local works meanwhile"), "{said}");
     }
 }

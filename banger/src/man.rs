@@ -26,22 +26,43 @@ fn overview(root: &Command) -> String {
     for leaf in leaves(root) {
         page += &format!(".TP\n.BR {} (1)\n{}\n", escape(&page_name(leaf)), escape(&about(leaf)));
     }
+    page += &options(root);
     let after = root.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let (notes, environment) = after.split_once("Environment:").unwrap_or((after.as_str(), ""));
-    page += &format!(".SH NOTES\n{}\n.SH ENVIRONMENT\n", escape(notes.trim()));
-    for line in environment.trim().lines() {
-        let (name, meaning) = line.trim().split_once("  ").unwrap_or((line, ""));
-        page += &format!(".TP\n.B {}\n{}\n", escape(name), escape(meaning.trim()));
-    }
+    let (notes, rest) = after.split_once("Environment:\n").unwrap_or((after.as_str(), ""));
+    let (environment, files) = rest.split_once("Files:\n").unwrap_or((rest, ""));
+    page += &format!(".SH NOTES\n{}\n.SH ENVIRONMENT\n{}", escape(notes.trim()), entries(environment));
     page += EXIT_STATUS;
-    page += ".SH FILES\n.TP\n.B /etc/banger/banger.toml\nThe configuration of the daemon.\n.TP\n\
+    page += &format!(".SH FILES\n{}", entries(files));
+    page += ".TP\n.B /etc/banger/banger.toml\nThe configuration of the daemon.\n.TP\n\
              .B ~/.local/share/banger/ssh\nThe key and the pinned host keys of \\fBvm ssh\\fR.\n";
     page + SEE_ALSO + ".BR ssh (1),\n.BR systemctl (1)\n"
 }
 
-const EXIT_STATUS: &str = ".SH EXIT STATUS\nThat of the command for \\fBvm run\\fR, \\fBvm exec\\fR and \\fBvm \
-                           ssh\\fR; else 0, 1 after a failure, 2 for a command line that is not understood, 130 after \
-                           Ctrl\\-C.\n";
+/// What docs/contract.md promises, for all commands.
+const EXIT_STATUS: &str = ".SH EXIT STATUS\n0 when everything that was asked for is done, 1 after a failure, 2 for a \
+                           command line that is not understood, 128 + n when signal n interrupted banger (130 after \
+                           Ctrl\\-C), 141 when the reader of standard output went away. \\fBvm run\\fR and \\fBvm \
+                           exec\\fR end with the status of their command, \\fBvm session wait\\fR and \\fBvm session \
+                           attach\\fR with that of the session, \\fBvm ssh\\fR with that of ssh.\n";
+
+/// A list of the help: a name and its meaning, behind two spaces or on the lines below, which are
+/// indented further.
+fn entries(list: &str) -> String {
+    let mut page = String::new();
+    for line in list.lines().filter(|line| !line.trim().is_empty()) {
+        let words = line.trim_start();
+        if line.len() - words.len() > 2 {
+            page += &format!("{}\n.br\n", escape(words));
+            continue;
+        }
+        let (name, meaning) = words.split_once("  ").unwrap_or((words, ""));
+        page += &format!(".TP\n.B {}\n", escape(name));
+        if !meaning.is_empty() {
+            page += &format!("{}\n", escape(meaning.trim()));
+        }
+    }
+    page
+}
 
 /// The page of one command.
 fn page(command: &Command) -> String {
@@ -50,18 +71,18 @@ fn page(command: &Command) -> String {
     page += &format!(".SH SYNOPSIS\n{}\n", escape(usage.trim_start_matches("Usage: ")));
     let long = command.get_long_about().map(ToString::to_string).unwrap_or_else(|| about(command));
     page += &format!(".SH DESCRIPTION\n{}\n", escape(&long));
-    let shown = |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
-    let mut arguments = command.get_arguments().filter(shown).peekable();
-    if arguments.peek().is_some() {
-        page += ".SH OPTIONS\n";
-    }
-    for arg in arguments {
-        page += &format!(".TP\n.B {}\n{}\n", escape(&name(arg)), escape(&meaning(arg)));
-    }
+    page += &options(command);
     if let Some(after) = command.get_after_help() {
         page += &format!(".SH NOTES\n{}\n", escape(&after.to_string()));
     }
     page + EXIT_STATUS + SEE_ALSO + ".BR banger (1)\n"
+}
+
+fn options(command: &Command) -> String {
+    let shown = |arg: &&Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    let of_one = |arg: &Arg| format!(".TP\n.B {}\n{}\n", escape(&name(arg)), escape(&meaning(arg)));
+    let all: String = command.get_arguments().filter(shown).map(of_one).collect();
+    if all.is_empty() { all } else { format!(".SH OPTIONS\n{all}") }
 }
 
 fn head(name: &str, command: &Command) -> String {
@@ -146,5 +167,26 @@ mod tests {
         assert!(run.contains(".B \\-\\-name NAME") && run.contains(".SH DESCRIPTION\n"), "{run}");
         assert!(pages["banger.1"].contains(".BR banger\\-vm\\-run (1)"));
         assert!(!pages.contains_key("banger-vm.1"), "a group does nothing by itself");
+    }
+
+    #[test]
+    fn the_page_of_banger_has_variables_files_and_options_each_in_its_place() {
+        let pages: BTreeMap<String, String> = pages().into_iter().collect();
+        let section = |title: &str| {
+            let (_, rest) = pages["banger.1"].split_once(&format!(".SH {title}\n")).unwrap();
+            rest.split("\n.SH ").next().unwrap().to_owned()
+        };
+        let environment = section("ENVIRONMENT");
+        let names: Vec<&str> = environment.lines().filter_map(|line| line.strip_prefix(".B ")).collect();
+        assert!(names.len() > 5, "{environment}");
+        let is_variable = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        assert!(names.iter().all(is_variable), "{names:?}");
+        let files = section("FILES");
+        assert!(
+            files.lines().filter_map(|line| line.strip_prefix(".B ")).all(|name| name.starts_with(['~', '/'])),
+            "{files}"
+        );
+        assert!(files.contains("\ncache_size = \"10G\"\n"), "{files}");
+        assert!(section("OPTIONS").contains(".B \\-\\-host HOST\n"), "{}", section("OPTIONS"));
     }
 }

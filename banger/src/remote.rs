@@ -196,7 +196,7 @@ impl Ran {
             0 => Ok(()),
             NO_PROGRAM => Err(explained(
                 "the guest's agent does not know how to pack files",
-                "it is of an earlier release: restart the VM with: banger vm restart",
+                "it is of an earlier release: restart the VM with: banger vm restart VM",
             )),
             status if self.errors.is_empty() => Err(anyhow::anyhow!("the guest's agent ended with status {status}")),
             _ => Err(anyhow::anyhow!("in the guest: {}", self.errors)),

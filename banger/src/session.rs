@@ -1,6 +1,6 @@
 //! What is neither a call nor a command: a guest's console, and raw bytes for `ssh`.
 
-use crate::client::{Opened, lost};
+use crate::client::{LOOK, Opened, lost};
 use crate::error::explained;
 use crate::input::{self, Chunk};
 use crate::output::Streams;
@@ -26,10 +26,7 @@ pub(crate) async fn text(mut from: UnixStream) -> anyhow::Result<u8> {
             Some(Frame::Failed(why)) => return Err(explained(why, "")),
             Some(_) => return Err(anyhow::anyhow!("bangerd sent a frame that does not belong here")),
             None => {
-                return Err(explained(
-                    "the connection to bangerd ended",
-                    "see: systemctl status bangerd, journalctl -u bangerd",
-                ));
+                return Err(explained("the connection to bangerd ended", LOOK));
             }
         }
     }

@@ -89,7 +89,10 @@ pub(crate) fn refused(refusal: &Refusal, vm: &str, word: &str) -> anyhow::Error 
             "name the command: banger vm run -- COMMAND".to_owned(),
         ),
         Refusal::Command(_, why) => (format!("the command cannot be started: {}", first_line(why)), String::new()),
-        Refusal::Failed(why) => (format!("the guest could not do it: {}", first_line(why)), String::new()),
+        Refusal::Failed(why) => (
+            format!("the guest could not do it: {}", first_line(why)),
+            format!("see how the guest is: banger vm health {vm}, banger vm logs {vm}"),
+        ),
     };
     explained(message, hint)
 }

@@ -288,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_page_for_administrators_is_valid() {
+        let page = include_str!("../../docs/admin.md");
+        let examples: Vec<&str> = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert!(!examples.is_empty());
+        for example in examples {
+            assert_ne!(parse(example, Path::new("docs/admin.md")).unwrap(), parse("", Path::new("")).unwrap());
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_refused_with_name_and_line() {
         let why = refusal("log_level = \"info\"\n\nbrige_name = \"br-fc\"\n");
         assert!(why.contains("banger.toml") && why.contains("line 3") && why.contains("brige_name"), "{why}");

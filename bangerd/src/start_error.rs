@@ -32,7 +32,7 @@ pub(crate) enum StartError {
     Listen { path: PathBuf, source: io::Error },
     /// The descriptors that systemd passed.
     #[error(
-        "systemd passed {0} sockets, and not one of bangerd.socket and at most one of bangerd-metrics.socket and bangerd-refused.socket: look at these units"
+        "systemd passed {0} sockets; expected is one of bangerd.socket, and at most one of bangerd-metrics.socket and of bangerd-refused.socket: see `systemctl cat bangerd.socket bangerd-metrics.socket bangerd-refused.socket`, or install the package again"
     )]
     Inherited(usize),
     /// The cgroup tree.

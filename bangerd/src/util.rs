@@ -7,7 +7,7 @@ use tokio::task::JoinError;
 
 /// The kernel gave no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("random numbers")]
+#[error("cannot get random numbers")]
 pub(crate) struct NoRandom(#[source] io::Error);
 
 /// A thread that did work for somebody ended without an answer.

@@ -77,13 +77,14 @@ pub(crate) enum Command {
     /// banger on this host in numbers
     #[command(subcommand)]
     System(System),
-    /// Show your limits, what you have of each, and where they come from
+    /// Show your limits that are counted, what you have of each, and where they come from
     Quota(List),
     /// Show what VMs that run use, again and again; q ends it
     Top(Top),
     /// Check that this host and this user can run VMs
     Doctor(Doctor),
-    /// Write a file for a bug report: versions, checks, your VMs and jobs, without secrets
+    /// Write a file for a bug report: versions, checks, your VMs and jobs, the host and its
+    /// configuration, and the journal if you may read it; what looks like a secret is crossed out
     Bug(Bug),
     /// Let ssh, scp, sftp, rsync and git reach VMs as VM.banger; print the configuration of ssh
     /// that does it

@@ -56,7 +56,7 @@ pub(crate) struct PrepareWorkspace {
     pub(crate) guest_path: Option<String>,
     #[command(flatten)]
     pub(crate) repository: Repository,
-    /// Replace what is there, though it is not on this host
+    /// Replace the folder in the VM even if it holds work that is not on this host
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum System {
-    /// Show versions, what VMs, images and kernels there are, and what they take
+    /// Show versions, and how many VMs and jobs there are and what the VMs use
     Status(List),
     /// Print the same numbers as Prometheus reads them, for node_exporter's folder of text files
     Metrics(Metrics),

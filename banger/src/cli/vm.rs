@@ -81,14 +81,14 @@ pub(crate) enum Vm {
         #[command(flatten)]
         json: Json,
     },
-    /// List where a VM wanted to go and its network mode did not let it
+    /// List the destinations that a VM's network mode has refused
     Refused {
         /// The VM
         vm: String,
         #[command(flatten)]
         json: Json,
     },
-    /// Let this host listen for a VM and pass on what comes, for you and root only
+    /// Publish ports of a VM on this host, for you and root only
     Publish(Publish),
     /// Take published ports back
     Unpublish {
@@ -101,7 +101,7 @@ pub(crate) enum Vm {
         #[arg(long)]
         all: bool,
     },
-    /// Look after a VM, layer by layer; status 1 when one is not well
+    /// Check a VM layer by layer; the exit status is 1 if a layer is unhealthy
     Health {
         /// The VM
         vm: String,
@@ -123,8 +123,8 @@ pub(crate) enum Vm {
     /// A repository of yours in a VM, and what was done there back to you
     #[command(subcommand)]
     Workspace(Workspace),
-    /// Log in with ssh, which reads no configuration; what follows the name is ssh's: options, then
-    /// a command
+    /// Log in with ssh, without your ~/.ssh/config; what follows the VM is passed to ssh: options,
+    /// then a command
     Ssh {
         /// The VM
         vm: String,
@@ -241,7 +241,7 @@ pub(crate) struct Run {
     pub(crate) repository: Repository,
     /// A git repository: it is prepared in the VM, and the shell or command starts there
     pub(crate) path: Option<PathBuf>,
-    /// The command; its exit status is ours [default: a login shell]
+    /// The command; banger exits with its status [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
@@ -277,12 +277,13 @@ pub(crate) struct Exec {
     /// Say what happens as JSON on standard output, an object a line: output, exit, errors
     #[arg(long, conflicts_with = "tty")]
     pub(crate) json: bool,
-    /// When HEAD of the workspace's repository has moved here, prepare it again before
+    /// If HEAD of the repository on this host has moved, prepare the workspace again before the
+    /// command runs
     #[arg(long)]
     pub(crate) auto_prepare: bool,
     #[command(flatten)]
     pub(crate) with: With,
-    /// The command; its exit status is ours [default: a login shell]
+    /// The command; banger exits with its status [default: a login shell]
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }

@@ -22,7 +22,8 @@ use std::time::Instant;
 /// Ubuntu and others keep kernels from users; the bytes are public all the same.
 const DENIED: &str = "this system keeps its kernels readable for root only. Either ask an administrator to run the\n\
     same import once, for everybody: sudo banger kernel import --shared PATH\n\
-    or import the public package: apt-get download linux-image-VERSION && banger kernel import linux-image-*.deb";
+    or import the public packages: apt-get download linux-image-VERSION linux-modules-VERSION &&\n\
+    banger kernel import linux-image-*.deb linux-modules-*.deb   (Debian has the modules in linux-image-VERSION)";
 
 pub(super) async fn run(command: Kernel) -> anyhow::Result<u8> {
     match command {

@@ -15,7 +15,7 @@ pub(super) async fn run(force: bool) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let mut vms = idle(&client).await?;
     if vms.is_empty() {
-        output::note("all of your VMs run; nothing to remove");
+        output::note("none of your VMs is stopped; nothing to remove");
         return Ok(0);
     }
     list::show_table(&vms, false)?;

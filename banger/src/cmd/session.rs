@@ -140,14 +140,17 @@ pub(super) async fn run_app(
     drop(client);
     let shown = Shown { outputs: Outputs::Both, times: false, json, follow: true };
     tokio::select! {
-        status = sessions::logs(&mut opened, vm.name.as_str(), APP, shown) => ended(status?, APP),
+        status = sessions::logs(&mut opened, vm.name.as_str(), APP, shown) => ended(status?, vm.name.as_str(), APP),
         status = interrupts.next() => Ok(status),
     }
 }
 
 /// The session's exit status as ours.
-fn ended(status: Status, session: &str) -> anyhow::Result<u8> {
-    let lost = || explained(format!("session {session} has no exit status: {}", words(status)), "");
+fn ended(status: Status, vm: &str, session: &str) -> anyhow::Result<u8> {
+    let lost = || {
+        let hint = format!("what it wrote: banger vm session logs {vm} {session}");
+        explained(format!("session {session} has no exit status: {}", words(status)), hint)
+    };
     exit_status(status).ok_or_else(lost)
 }
 
@@ -351,7 +354,7 @@ async fn wait(one: One) -> anyhow::Result<u8> {
     let mut opened = ask(&client, &one.vm, &request).await.context(what.clone())?;
     drop(client);
     match answer_whenever(&mut opened, &one.vm, &one.session).await.context(what)? {
-        Answer::Ended(status) => ended(status, &one.session),
+        Answer::Ended(status) => ended(status, &one.vm, &one.session),
         _ => Err(odd()),
     }
 }

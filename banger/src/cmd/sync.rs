@@ -81,7 +81,11 @@ fn configured(path: &Path) -> anyhow::Result<Vec<FileSync>> {
     };
     let stat = file.metadata()?;
     let trusted = (stat.uid() == 0 || stat.uid() == getuid().as_raw()) && stat.mode() & 0o022 == 0;
-    anyhow::ensure!(trusted, "others than root may write to it");
+    anyhow::ensure!(
+        trusted,
+        "others than root may write to it; an administrator closes it with: chown root {0} && chmod go-w {0}",
+        path.display()
+    );
     let mut text = String::new();
     file.take(MAX_CONFIG).read_to_string(&mut text)?;
     let Configured { file_sync } = toml::from_str(&text).map_err(|error| anyhow::anyhow!("{}", error.message()))?;

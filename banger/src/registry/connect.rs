@@ -139,7 +139,8 @@ fn of_tls(error: &io::Error) -> Fault {
     }
     let is_ours = error.get_ref().is_some_and(|inner| inner.is::<TlsError>());
     let again = if is_ours { Again::Never } else { Again::Soon };
-    Fault { again, error: anyhow::anyhow!("TLS: {error}") }
+    let hint = format!("check this host's clock, {}, and HTTPS_PROXY where a proxy is needed", tls::VARIABLE);
+    Fault { again, error: explained(format!("TLS: {error}"), hint) }
 }
 
 async fn tunnel(mut stream: Box<dyn Wire>, proxy: &Proxy, url: &Url) -> Result<Box<dyn Wire>, Fault> {

@@ -45,7 +45,8 @@ pub(super) fn read() -> anyhow::Result<Settings> {
 }
 
 fn parse(text: &str) -> anyhow::Result<Settings> {
-    let File { cache_size, mirrors } = toml::from_str(text)?;
+    let File { cache_size, mirrors } =
+        toml::from_str(text).map_err(|error| explained(error.to_string().trim(), "correct or remove that file"))?;
     let cache_size = cache_size.map(|size| size.parse::<ByteSize>()).transpose().context("cache_size")?;
     let mirror = |text: &String| {
         let url = Url::parse(text).filter(|url| url.https || url.is_loopback());

@@ -28,8 +28,8 @@ const FIXED: [&str; 19] = [
     "KbdInteractiveAuthentication no",
     "HostbasedAuthentication no",
     "NumberOfPasswordPrompts 0",
-    // A sandbox gets the user's agent and display only when asked for (`-A`, `-X`), never by
-    // `Host *`.
+    // A sandbox gets the user's agent only when asked for (`-A`), never by `Host *`. The guest's
+    // agent refuses X11; ssh should not ask.
     "ForwardAgent no",
     "ForwardX11 no",
     "AddKeysToAgent no",

@@ -48,7 +48,7 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
     let gathered = gather(guest, workspace, asked.most).await?;
     let mut notes = gathered.notes.clone();
     if let What::Branch { name, force } = &asked.what {
-        let made = branch(guest, workspace, gathered, name, *force).await?;
+        let made = branch(guest, workspace, gathered, (name, *force), asked.most).await?;
         return Ok(notes.into_texts().into_iter().chain(made).collect());
     }
     let (source, from, prepared) = (gathered.source.clone(), asked.from.clone(), workspace.base_tree.clone());
@@ -178,12 +178,12 @@ async fn branch(
     guest: &Guest<'_>,
     workspace: &Workspace,
     gathered: Gathered,
-    name: &str,
-    force: bool,
+    (name, force): (&str, bool),
+    most: u64,
 ) -> anyhow::Result<Vec<String>> {
     let (source, wanted) = (gathered.source.clone(), name.to_owned());
     let old = work::begin(move || before(&source, &wanted)).await??;
-    let (theirs, left) = match commits(guest, workspace, &gathered).await? {
+    let (theirs, left) = match commits(guest, workspace, &gathered, most).await? {
         Theirs::None => (None, None),
         Theirs::At(head) => (Some(head), None),
         Theirs::Unrelated => (None, Some(UNRELATED.to_owned())),
@@ -290,8 +290,15 @@ enum Theirs {
 const UNRELATED: &str = "the guest's commits do not follow the one that was prepared (amended there?): the branch has \
                          what they changed as one commit";
 
-/// Brings the guest's own commits into the workshop.
-async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) -> anyhow::Result<Theirs> {
+fn too_many(most: u64) -> anyhow::Error {
+    explained(
+        format!("the guest's commits are more than {} MiB", most >> 20),
+        "allow more with --max-size, or export without --branch, which sends files only",
+    )
+}
+
+/// Brings the guest's own commits into the workshop, fewer than `most` bytes of them.
+async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered, most: u64) -> anyhow::Result<Theirs> {
     const LINE: u64 = 4096;
     let folder = workspace.guest_path.as_str();
     let Some(base) = &workspace.base_commit else { return Ok(Theirs::None) };
@@ -308,13 +315,8 @@ async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered) 
     let to = bundle.clone();
     let (ran, ()) = remote::receive(guest, &words, Some(folder), Vec::new(), move |from| {
         let mut file = std::fs::File::create(&to)?;
-        let copied = std::io::copy(&mut std::io::Read::take(from, super::DEFAULT_MOST), &mut file)?;
-        anyhow::ensure!(
-            copied < super::DEFAULT_MOST,
-            "the guest's commits are more than {} MiB",
-            super::DEFAULT_MOST >> 20
-        );
-        Ok(())
+        let copied = std::io::copy(&mut std::io::Read::take(from, most), &mut file)?;
+        if copied < most { Ok(()) } else { Err(too_many(most)) }
     })
     .await?;
     if ran.status != 0 {

@@ -105,7 +105,7 @@ fn prune_removes_what_does_not_run_and_asks_before() {
     assert!(output.status.success(), "{}", all(&output));
     assert_eq!(fake.state().vms.iter().map(|vm| vm.name.to_string()).collect::<Vec<_>>(), ["busy"]);
     let output = fake.banger(&["vm", "prune"]).output().unwrap();
-    assert_eq!(all(&output), "all of your VMs run; nothing to remove\nstatus Some(0)\n");
+    assert_eq!(all(&output), "none of your VMs is stopped; nothing to remove\nstatus Some(0)\n");
     for (answer, left) in [("n", 4), ("", 4), ("y", 1)] {
         let fake = world();
         let mut script = Command::new("script");

@@ -50,6 +50,16 @@ pub(crate) fn inspect(path: &Path) -> Result<Verdict, DbError> {
     seen
 }
 
+/// What puts a copy in the place of the database, as commands; `COPY` is chosen from the folder.
+pub(super) fn restored(database: &Path) -> String {
+    let (path, folder) = (database.display(), database.parent().unwrap_or(database).join(crate::paths::BACKUPS));
+    format!(
+        "systemctl stop bangerd.socket bangerd.service; ls {0}; runuser -u bangerd -- rm -f {path}-wal {path}-shm; \
+         runuser -u bangerd -- cp {0}/COPY {path}; systemctl start bangerd.socket bangerd.service",
+        folder.display()
+    )
+}
+
 fn inspect_copy(path: &Path) -> Result<Verdict, DbError> {
     let create = |source| DbError::Create { path: path.to_owned(), source };
     let folder = tempfile::tempdir().map_err(create)?;

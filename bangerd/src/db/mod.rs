@@ -66,15 +66,13 @@ pub(crate) enum DbError {
     #[error("cannot open {}", .path.display())]
     Open { path: PathBuf, source: rusqlite::Error },
     #[error(
-        "{} was written by a newer banger (schema {found}, this one knows {known}): install that version again, or restore a copy from before the upgrade",
-        .path.display()
+        "{} was written by a newer banger (schema {found}, this one knows {known}): install that version again, or restore a copy from before the upgrade, which forgets the VMs made since: {}",
+        .path.display(), care::restored(.path)
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error(
-        "{} is damaged ({what}): run `systemctl stop bangerd.socket bangerd.service`, move it and the files -wal and -shm of its name away, and put a copy in its place: runuser -u bangerd -- cp {}/backups/COPY {}",
-        .path.display(),
-        .path.parent().unwrap_or(.path).display(),
-        .path.display()
+        "{} is damaged ({what}): keep a copy of it elsewhere, and put one of the daily copies in its place: {}",
+        .path.display(), care::restored(.path)
     )]
     Damaged { path: PathBuf, what: String },
     #[error(

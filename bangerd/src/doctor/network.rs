@@ -34,7 +34,7 @@ fn forwarding(value: &str) -> Check {
     }
     Check::fail(
         "forwarding",
-        "net.ipv4.ip_forward is not 1: guests with --nat cannot reach out",
+        "net.ipv4.ip_forward is not 1: no guest can reach out, whatever its --net or --allow says",
         "sudo sysctl --write net.ipv4.ip_forward=1   # and look for the file in /etc/sysctl.d that sets it to 0",
     )
 }

@@ -49,7 +49,7 @@ pub(crate) enum PrivilegedError {
     #[error("banger-priv did not answer in time when asked to {operation}")]
     TimedOut { operation: &'static str },
     /// It answered something else, or more than fits.
-    #[error("banger-priv gave no answer that is one")]
+    #[error("banger-priv sent an answer that bangerd does not understand")]
     Confused,
 }
 

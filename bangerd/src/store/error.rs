@@ -69,13 +69,13 @@ pub(crate) enum StoreError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
 
-    #[error("the spool file")]
+    #[error("cannot write the upload")]
     Spool(#[source] io::Error),
-    #[error("the staging folder")]
+    #[error("cannot make the staging folder")]
     Staging(#[source] io::Error),
-    #[error("the store")]
+    #[error("cannot change the store")]
     Files(#[source] io::Error),
-    #[error("the upload")]
+    #[error("the upload failed")]
     Upload(#[from] UploadError),
     /// What was being made of the upload, and why it was not.
     #[error("{what}")]

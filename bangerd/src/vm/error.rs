@@ -139,9 +139,9 @@ pub(crate) enum VmError {
     RootDiskGone(VmId),
     #[error("the work disk is gone: {}", .0.display())]
     WorkDiskGone(PathBuf),
-    #[error("the work disk")]
+    #[error("cannot grow the work disk")]
     GrowWorkDisk(#[source] io::Error),
-    #[error("the guest's keys")]
+    #[error("cannot give the guest its users' keys")]
     GuestKeys(#[source] LinkError),
     #[error(transparent)]
     Helper(#[from] Unhelped),

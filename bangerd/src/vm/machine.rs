@@ -90,37 +90,37 @@ pub(crate) enum MachineError {
     NoKernel(PathBuf),
     #[error("the VM's image is missing: {}", .0.display())]
     NoImage(PathBuf),
-    #[error("the VM's host key")]
+    #[error("cannot make or read the VM's host key")]
     HostKey(#[from] KeyError),
-    #[error("the boot's token")]
+    #[error("cannot write or read the boot's token")]
     Token(#[source] io::Error),
     /// For what belongs to a reader.
-    #[error("the reader's folder")]
+    #[error("cannot make the reader's folder")]
     Folder(#[source] io::Error),
-    #[error("the initramfs")]
+    #[error("cannot make the initramfs")]
     Initramfs(#[from] InitramfsError),
-    #[error("the metrics file")]
+    #[error("cannot make the metrics file")]
     Metrics(#[source] io::Error),
-    #[error("the VM's cgroup")]
+    #[error("cannot make or remove the VM's cgroup")]
     Cgroup(#[source] io::Error),
-    #[error("the share of its owner")]
+    #[error("cannot set the share of its owner")]
     Share(#[source] io::Error),
-    #[error("the control channel")]
+    #[error("cannot open the control channel")]
     Control(#[source] io::Error),
-    #[error("the VMM")]
+    #[error("cannot start the VMM")]
     Vmm(#[from] VmmError),
-    #[error("the VM's processes")]
+    #[error("cannot find the VM's processes")]
     Find(#[source] VmmError),
-    #[error("the VM's processes")]
+    #[error("cannot end the VM's processes")]
     End(#[source] io::Error),
-    #[error("the work disk")]
+    #[error("cannot make the work disk")]
     WorkDisk(#[source] ConvertError),
-    #[error("the image's /root, from which work disks are made")]
+    #[error("cannot read the image's /root, from which work disks are made")]
     Seed(#[source] io::Error),
     /// The converter was taken over, or is of another version.
     #[error("what makes the work disk has made something else")]
     NoWorkDisk,
-    #[error("the work disk")]
+    #[error("cannot put the work disk in its place")]
     NameWorkDisk(#[source] io::Error),
     #[error(transparent)]
     NotReady(#[from] NotReady),

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Linux and systemd below these have no branches here: major and minor, and the version.
 const LINUX_FLOOR: (u32, u32) = (6, 12);
 const SYSTEMD_FLOOR: u32 = 254;
-const FLOOR: &str = "boot Linux 6.12 and systemd 254 or newer: Debian 13, Ubuntu 26.04, RHEL 10, Fedora";
+const FLOOR: &str = "boot Linux 6.12 and systemd 254 or newer: Debian 13, Ubuntu 26.04 (24.04: linux-generic-hwe-24.04), RHEL 10, Fedora";
 /// Where the library lies whose name has systemd's version in it; asking `systemctl` would cost a
 /// process.
 const SYSTEMD_FOLDERS: [&str; 5] = [

@@ -26,7 +26,7 @@ struct Report<'a> {
 pub(super) async fn run(vm: String, json: Json) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
     let what = format!("cannot look at {vm}");
-    let record = answer(client.rpc.show_vm(soon(), vm)).await.with_context(|| what.clone())?;
+    let record = answer(client.rpc.show_vm(soon(), vm.clone())).await.with_context(|| what.clone())?;
     let jobs = about(job::views(&client).await?, &record);
     let request = StreamRequest::Logs { vm: record.id.to_string(), follow: false, tail: Some(TAIL) };
     let (stream, _) = client.stream(request).await.with_context(|| what.clone())?;
@@ -34,7 +34,7 @@ pub(super) async fn run(vm: String, json: Json) -> anyhow::Result<u8> {
     if json.json {
         output::json(&Report { vm: &record, jobs: &jobs, console: &console })?;
     } else {
-        show(&record, &jobs, &console)?;
+        show(&vm, &record, &jobs, &console)?;
     }
     Ok(if record.state == State::Error { FAILED } else { 0 })
 }
@@ -46,7 +46,7 @@ fn about(jobs: Vec<JobView>, vm: &VmRecord) -> Vec<JobView> {
     jobs.into_iter().filter(|job| job.owner == vm.owner && names(&job.title)).take(JOBS).collect()
 }
 
-fn show(vm: &VmRecord, jobs: &[JobView], console: &str) -> anyhow::Result<()> {
+fn show(word: &str, vm: &VmRecord, jobs: &[JobView], console: &str) -> anyhow::Result<()> {
     let runtime = &vm.runtime;
     let held = [&runtime.tap_device, &runtime.dm_dev, &runtime.base_loop, &runtime.cow_loop];
     let held: Vec<&str> = held.into_iter().flatten().map(String::as_str).collect();
@@ -55,7 +55,7 @@ fn show(vm: &VmRecord, jobs: &[JobView], console: &str) -> anyhow::Result<()> {
         ("state", vm.state.to_string()),
         ("reason", runtime.last_error.clone()),
         ("holds", if held.is_empty() { "nothing but its disks".to_owned() } else { held.join(", ") }),
-        ("next", next(vm).to_owned()),
+        ("next", next(word, vm.state)),
     ])?;
     for job in jobs {
         output::print("\n")?;
@@ -81,11 +81,13 @@ fn ended(job: &JobView) -> String {
     }
 }
 
-/// What somebody who asks this will want to do.
-fn next(vm: &VmRecord) -> &'static str {
-    match vm.state {
-        State::Running => "banger vm health NAME asks the guest itself",
-        State::Error => "mend what the reason names, then: banger vm start NAME, or banger vm delete NAME",
-        _ => "banger vm start NAME",
+/// What somebody who asks this will want to do, with the VM as it was named.
+fn next(word: &str, state: State) -> String {
+    match state {
+        State::Running => format!("banger vm health {word} asks the guest itself"),
+        State::Error => {
+            format!("mend what the reason names, then: banger vm start {word}, or banger vm delete {word}")
+        }
+        _ => format!("banger vm start {word}"),
     }
 }

@@ -1,9 +1,10 @@
 //! Errors about images and kernels.
 
-use super::{FULL, answer, failed, job, no_room, over_limit, records};
+use super::{DEFECT, FULL, LOOK, answer, failed, job, no_room, over_limit, records};
 use crate::convert::ConvertError;
 use crate::db::store::{IMAGES, Kind, Thing};
 use crate::store::error::{StoreError, UsedBy};
+use crate::stream::UploadError;
 use banger_proto::model::{ApiError, ErrorCode};
 
 impl From<StoreError> for ApiError {
@@ -31,7 +32,7 @@ pub(super) fn told(error: &StoreError) -> (ErrorCode, String) {
             let word = kind.word;
             return (ErrorCode::Ambiguous, format!("Choose one with --{word}; `banger {word} list` shows them."));
         }
-        StoreError::SeeAll => (ErrorCode::Denied, ""),
+        StoreError::SeeAll => (ErrorCode::Denied, "Leave --all out to see your own, or run it as root."),
         StoreError::Denied { .. } => (ErrorCode::Denied, "Root or a member of the group banger-admin can."),
         StoreError::ImportShared(_) => (ErrorCode::Denied, "Import it without --shared, for yourself."),
         StoreError::SharedAlready { kind, .. } => {
@@ -65,6 +66,10 @@ pub(super) fn told(error: &StoreError) -> (ErrorCode, String) {
         StoreError::Job(error) => return job(error),
         StoreError::Cancelled(_) => (ErrorCode::Cancelled, ""),
 
+        StoreError::Upload(UploadError::Client(_) | UploadError::Idle | UploadError::TooLong) => {
+            (ErrorCode::OperationFailed, "Try again.")
+        }
+        StoreError::Upload(UploadError::TooLarge(_)) => (ErrorCode::OperationFailed, ""),
         StoreError::Spool(_) | StoreError::Staging(_) | StoreError::Files(_) | StoreError::Upload(_) => {
             return failed(error);
         }
@@ -72,14 +77,14 @@ pub(super) fn told(error: &StoreError) -> (ErrorCode, String) {
             ConvertError::Cancelled => (ErrorCode::Cancelled, ""),
             ConvertError::Full => (ErrorCode::NoSpace, FULL),
             ConvertError::Refused(_) => (ErrorCode::BadRequest, ""),
-            ConvertError::Host(_) => (ErrorCode::OperationFailed, ""),
+            ConvertError::Host(_) => (ErrorCode::OperationFailed, LOOK),
         },
         StoreError::OtherContent => {
             (ErrorCode::OperationFailed, "Import it again. If that fails, too, tell an administrator of this host.")
         }
         StoreError::Known => (ErrorCode::OperationFailed, ""),
         StoreError::Records(error) => return records(error),
-        StoreError::OtherKind | StoreError::WorkerEnded(_) | StoreError::TaskEnded(_) => (ErrorCode::Internal, ""),
+        StoreError::OtherKind | StoreError::WorkerEnded(_) | StoreError::TaskEnded(_) => (ErrorCode::Internal, DEFECT),
     };
     (code, hint.to_owned())
 }

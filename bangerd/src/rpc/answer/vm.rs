@@ -1,6 +1,6 @@
 //! Errors about VMs.
 
-use super::{FULL, answer, failed, job, no_room, over_limit, records, unhelped};
+use super::{DEFECT, FULL, LOOK, answer, failed, job, no_room, over_limit, records, unhelped};
 use crate::ports::bound::NotBound;
 use crate::vm::error::{AdminsOnly, VmError, size};
 use crate::vm::machine::MachineError;
@@ -34,10 +34,19 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         ),
         VmError::NotFound { .. } => (ErrorCode::NotFound, "`banger vm list` shows the VMs that there are."),
         VmError::Ambiguous(_) => (ErrorCode::Ambiguous, "Name it by its whole id: `banger vm list --json` shows them."),
-        VmError::JustDeleted(_) | VmError::Deleted(_) | VmError::ImageGone => (ErrorCode::NotFound, ""),
-        VmError::AdminsOnly(AdminsOnly::SeeAllVms | AdminsOnly::SeeLeaks | AdminsOnly::Give) | VmError::NotTheOwner => {
-            (ErrorCode::Denied, "")
+        VmError::JustDeleted(_) | VmError::Deleted(_) => {
+            (ErrorCode::NotFound, "`banger vm list` shows the VMs that there are.")
         }
+        VmError::ImageGone => {
+            (ErrorCode::NotFound, "`banger image list` and `banger kernel list` show what there is; then try again.")
+        }
+        VmError::AdminsOnly(AdminsOnly::SeeAllVms) => {
+            (ErrorCode::Denied, "Leave --all out to see your own, or run it as root.")
+        }
+        VmError::AdminsOnly(AdminsOnly::SeeLeaks | AdminsOnly::Give) => {
+            (ErrorCode::Denied, "Ask an administrator of this host, or run it as root.")
+        }
+        VmError::NotTheOwner => (ErrorCode::Denied, ""),
 
         VmError::Name(_) | VmError::Id(_) | VmError::Spec(_) | VmError::Key(_) | VmError::Workspace(_) => {
             (ErrorCode::BadRequest, "")
@@ -76,7 +85,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
             let hint = format!("Try again when that has ended, or start it with `banger vm start {vm}`.");
             return (ErrorCode::Limit, hint);
         }
-        VmError::ChangedMeanwhile(_) => (ErrorCode::Cancelled, ""),
+        VmError::ChangedMeanwhile(_) => (ErrorCode::Cancelled, "Try again."),
         VmError::RunsWithItsSize(vm) => {
             return (ErrorCode::AlreadyRunning, format!("Stop it first with `banger vm stop {vm}`."));
         }
@@ -92,7 +101,8 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::AlreadyRunning(_) | VmError::NotIdle(_) | VmError::Illegal(Illegal::AlreadyRunning) => {
             (ErrorCode::AlreadyRunning, "")
         }
-        VmError::Illegal(Illegal::Unexpected { .. }) | VmError::NoName => (ErrorCode::Internal, ""),
+        VmError::Illegal(Illegal::Unexpected { .. }) => (ErrorCode::Internal, DEFECT),
+        VmError::NoName => (ErrorCode::Internal, "Name it yourself with --name."),
         VmError::Taken(_) => (ErrorCode::AlreadyExists, "Choose another name, or delete that VM."),
         VmError::TakenBy { .. } => {
             (ErrorCode::AlreadyExists, "VMs are not renamed: delete one of the two, or give it to somebody else.")
@@ -100,12 +110,17 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::OwnerGone { .. } => {
             (ErrorCode::Denied, "An administrator gives the VM to somebody: `banger vm chown USER VM`.")
         }
-        VmError::OwnerUnknown(_) => (ErrorCode::HostNotReady, "Try again, or look at nsswitch.conf(5)."),
+        VmError::OwnerUnknown(uid) => {
+            let hint = format!("Try again; if it stays, an administrator checks `getent passwd {uid}` on this host.");
+            return (ErrorCode::HostNotReady, hint);
+        }
 
         VmError::Limit(why) => return over_limit(why),
-        VmError::NoAddress(_) => {
-            (ErrorCode::Limit, "Delete VMs that are not needed, or give them a larger network with cidr.")
-        }
+        VmError::NoAddress(_) => (
+            ErrorCode::Limit,
+            "Delete VMs that are not needed. An administrator gives VMs a larger network by a smaller `cidr` in \
+             /etc/banger/banger.toml (20 is 16 times 24), and `systemctl restart banger-priv bangerd`.",
+        ),
         VmError::AddressGone { .. } => {
             (ErrorCode::Limit, "Set bridge_ip and cidr in /etc/banger/banger.toml back to what they were.")
         }
@@ -126,7 +141,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::Machine(error) => return machine(error),
         VmError::Guest { source, .. } => {
             let (code, hint) = machine(source);
-            if !hint.is_empty() {
+            if !hint.is_empty() && hint != LOOK {
                 return (code, hint);
             }
             (code, "With --keep-on-error the VM stays, and `banger vm logs` shows the whole console.")
@@ -136,7 +151,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::Job(error) => return job(error),
         VmError::Store(error) => return super::store::told(error),
         VmError::Records(error) => return records(error),
-        VmError::WorkerEnded(_) => (ErrorCode::Internal, ""),
+        VmError::WorkerEnded(_) => (ErrorCode::Internal, DEFECT),
         VmError::Several(all) => return several(all),
     };
     (code, hint.to_owned())
@@ -152,12 +167,11 @@ fn several(all: &[VmError]) -> (ErrorCode, String) {
 
 fn machine(error: &MachineError) -> (ErrorCode, String) {
     let (code, hint) = match error {
-        MachineError::NoKvm(why) if why.kind() == io::ErrorKind::NotFound => {
-            (ErrorCode::HostNotReady, "Switch virtualisation on in the firmware, or load kvm_intel or kvm_amd.")
-        }
-        MachineError::NoKvm(_) => {
-            (ErrorCode::HostNotReady, "The daemon's user must be in the group that owns /dev/kvm.")
-        }
+        MachineError::NoKvm(why) if why.kind() == io::ErrorKind::NotFound => (
+            ErrorCode::HostNotReady,
+            "Switch virtualisation on in the firmware (nested virtualisation in a cloud instance), or load kvm_intel or kvm_amd.",
+        ),
+        MachineError::NoKvm(_) => (ErrorCode::HostNotReady, "`banger doctor` prints the command for an administrator."),
         MachineError::NotAProgram(_) | MachineError::NoVmm(_) => (
             ErrorCode::HostNotReady,
             "Install Firecracker 1.16 or newer, or set firecracker_bin in /etc/banger/banger.toml.",
@@ -167,9 +181,9 @@ fn machine(error: &MachineError) -> (ErrorCode, String) {
         MachineError::NoImage(_) => (ErrorCode::HostNotReady, "Import it again with `banger image import`."),
         MachineError::NotReady(_) => (ErrorCode::GuestNotReady, ""),
         MachineError::Cancelled(_) => (ErrorCode::Cancelled, ""),
-        MachineError::WorkerEnded(_) => (ErrorCode::Internal, ""),
+        MachineError::WorkerEnded(_) => (ErrorCode::Internal, DEFECT),
         error if crate::error::is_full(error) => (ErrorCode::NoSpace, FULL),
-        _ => (ErrorCode::OperationFailed, ""),
+        _ => (ErrorCode::OperationFailed, LOOK),
     };
     (code, hint.to_owned())
 }

@@ -132,4 +132,54 @@ mod tests {
         }
         assert!(!named("systemd-other/unit"));
     }
+
+    /// The pages lie below `/usr/share/doc/banger` as they lie in the tree: a link to another page of
+    /// a user or an administrator leads there.
+    #[test]
+    fn links_between_installed_pages_lead_somewhere() {
+        /// For those who have the tree.
+        const OF_THE_TREE: &[&str] = &["CONTRIBUTING.md", "LICENSE-APACHE", "LICENSE-MIT"];
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let installed: Vec<Asset> =
+            of_deb(MANIFEST).unwrap().into_iter().filter(|asset| asset.source.ends_with(".md")).collect();
+        assert!(installed.iter().any(|asset| asset.source == "../docs/*.md"));
+        for asset in &installed {
+            let place = asset.source.trim_start_matches("../");
+            let (folder, _) = place.rsplit_once('/').map_or(("", place), |(folder, name)| (folder, name));
+            let dest = format!("/usr/share/doc/banger/{folder}");
+            assert_eq!(
+                asset.dest.trim_end_matches('/'),
+                dest.trim_end_matches('/'),
+                "{place} lies elsewhere in the tree"
+            );
+        }
+        let here = |path: &str| {
+            installed.iter().any(|asset| {
+                let source = asset.source.trim_start_matches("../");
+                source == path || (source == "docs/*.md" && path.starts_with("docs/") && path.ends_with(".md"))
+            })
+        };
+        let mut pages: Vec<String> = std::fs::read_dir(root.join("docs"))
+            .unwrap()
+            .map(|entry| format!("docs/{}", entry.unwrap().file_name().display()))
+            .filter(|page| page.ends_with(".md"))
+            .collect();
+        pages.extend(["README.md", "SECURITY.md", "CHANGELOG.md"].map(str::to_owned));
+        for page in &pages {
+            assert!(here(page), "{page} is in no package");
+            let text = std::fs::read_to_string(root.join(page)).unwrap();
+            for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+                let path = link.split('#').next().unwrap_or_default();
+                if path.is_empty() || path.contains("://") || OF_THE_TREE.contains(&path.trim_start_matches("../")) {
+                    continue;
+                }
+                let path = match (page.split_once('/'), path.strip_prefix("../")) {
+                    (Some(_), Some(above)) => above.to_owned(),
+                    (Some((folder, _)), None) => format!("{folder}/{path}"),
+                    (None, _) => path.to_owned(),
+                };
+                assert!(root.join(&path).exists() && here(&path), "{page}: the link to {path} leads nowhere");
+            }
+        }
+    }
 }
