@@ -48,7 +48,8 @@ async fn input_that_was_given_up_is_bounded_and_makes_room_when_it_is_read() {
     let new = New { name: Some("deaf".into()), stdin: true, ..sh("until [ -e read ]; do sleep 0.1; done; cat >read") };
     guest.start(new).await;
     let send = || Request::Send { session: named("deaf") };
-    for _ in 0..MOST {
+    // What the first one sends lies in the pipe.
+    for _ in 0..=MOST {
         let mut writer = guest.ask(send()).await;
         assert_eq!(next(&mut writer).await, Answer::Opened);
         for _ in 0..8 {
@@ -69,7 +70,7 @@ async fn input_that_was_given_up_is_bounded_and_makes_room_when_it_is_read() {
     }
     let read = guest.folder.path().join("read");
     std::fs::write(&read, "").unwrap();
-    let all = (MOST * WINDOW) as u64;
+    let all = ((MOST + 1) * WINDOW) as u64;
     for _ in 0..400 {
         if read.metadata().unwrap().len() == all {
             break;
