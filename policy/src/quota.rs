@@ -23,7 +23,7 @@ pub struct UserLimits {
     pub jobs: u64,
     /// Published ports, of VMs that run or not.
     pub ports: u64,
-    /// The host's ports that are the user's to publish; `None`: all above 1024.
+    /// The host's ports that are the user's to publish; `None`: all that are published.
     pub port_range: Option<PortRange>,
     /// What VMs that run were given together with what their VMMs need, bytes.
     pub memory: u64,

@@ -10,7 +10,8 @@ use banger_proto::model::Check;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-/// What the host must be able to track at least: those of seven users, and as many of its own.
+/// What the host must be able to track at least: what the guests of four users take with their closed
+/// ones, and some of its own.
 const TRACKED_FLOOR: u64 = 8 * FLOWS_OF_USER as u64;
 /// What the mend sets at least, which is what Linux takes by itself on a host of 4 GiB.
 const TRACKED: u64 = 262_144;
