@@ -7,7 +7,7 @@ use std::fmt;
 /// The most that one user may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserLimits {
-    /// VMs, running or not. Each has an address of the host's network, which has about 250.
+    /// VMs, running or not. Each has an address of the host's network, which has about 4,000.
     pub vms: u64,
     /// VMs that run, are being started, or will be after a reboot of the host.
     pub running: u64,

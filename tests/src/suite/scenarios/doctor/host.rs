@@ -103,6 +103,7 @@ pub(super) const ROWS: &[Row] = &[
         "172.16.0.0/12 by bench-vpn",
     )
     .after("ip link delete bench-vpn"),
+    not_here("subnet::free_addresses", "more than three thousand VMs would have to be made"),
     warn(
         "subnet::addresses",
         ("a-vm-with-an-earlier-address", "addresses of VMs"),
