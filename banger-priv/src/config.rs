@@ -25,7 +25,7 @@ banger-priv: the root helper of banger. Started by systemd; see banger-priv.serv
   --state DIR             COW files and their records (default /var/lib/banger-priv)
   --runtime DIR           the ledger; must be a tmpfs (default /run/banger-priv)
   --config FILE           where bridge_name, bridge_ip and cidr are read (default /etc/banger/banger.toml;
-                          a file that is not there means the defaults br-fc, 172.16.0.1 and 24)
+                          a file that is not there means the defaults br-fc, 172.16.0.1 and 20)
   --boot-id HEX           the host's boot id, where /proc/sys is hidden from the helper (systemd's %b)
   --socket PATH           make this socket instead of taking systemd's: for a build folder only
   --check-config          check the flags and end
@@ -228,7 +228,7 @@ mod tests {
             panic!("refused")
         };
         assert_eq!(config.unit.as_deref(), Some("x.slice/y"));
-        assert_eq!(Ok(config.bridge.network()), Network::new(Ipv4Addr::new(172, 16, 0, 1), 24));
+        assert_eq!(Ok(config.bridge.network()), Network::new(Ipv4Addr::new(172, 16, 0, 1), 20));
         assert_eq!(config.state, PathBuf::from("/s"));
         assert!(matches!(ask("--daemon-user nobody --check-config"), Ok(Asked::Say(""))));
         assert!(matches!(ask("--daemon-user nobody --self-check"), Ok(Asked::Check(_, None))));

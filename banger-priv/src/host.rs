@@ -54,6 +54,11 @@ const GIVEN: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP).union(Mode::W
 /// The mark on the link that carries the bridge address.
 const BRIDGE_ALIAS: &str = "banger:1:bridge";
 
+/// Does it carry a bridge address for the VMs?
+fn is_ours(link: &Link) -> bool {
+    link.kind == LinkKind::Dummy && link.alias == BRIDGE_ALIAS
+}
+
 impl Host {
     /// Opens devices and sockets. A host without device-mapper or loop devices can still make taps.
     ///
@@ -72,13 +77,17 @@ impl Host {
     }
 
     /// Makes the link that carries the bridge address: a dummy, because a bridge without ports has
-    /// no carrier. A link of that name which is not ours is left alone.
+    /// no carrier. A link of that name which is not ours is left alone. One of ours of another name
+    /// is an earlier configuration's: it would keep that network and its names.
     ///
     /// # Errors
     /// EEXIST when the name is somebody else's.
     pub async fn make_bridge(&self, name: &str) -> Outcome<()> {
+        for former in self.links.all().await?.iter().filter(|link| is_ours(link) && link.name != name) {
+            self.links.delete(former.ifindex).await?;
+        }
         match self.links.by_name(name).await? {
-            Some(link) if link.kind == LinkKind::Dummy && link.alias == BRIDGE_ALIAS => {}
+            Some(link) if is_ours(&link) => {}
             Some(_) => return Err(KernelError { step: "bridge-foreign", errno: libc::EEXIST }),
             None => match self.links.make_dummy(name).await {
                 // Taps carry the address too; only names through the host's resolver need this

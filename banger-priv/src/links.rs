@@ -131,15 +131,8 @@ impl Links {
     /// # Errors
     /// The kernel's.
     pub async fn all(&self) -> Outcome<Vec<Link>> {
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .set_filter_mask(AddressFamily::Unspec, vec![])
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("link-list", &error))?;
+        let links = self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![]).execute();
+        let links: Vec<LinkMessage> = links.try_collect().await.map_err(|error| failed("link-list", &error))?;
         Ok(links.iter().map(read).collect())
     }
 

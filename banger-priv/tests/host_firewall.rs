@@ -70,7 +70,14 @@ fn its_rules_stand_behind_everything_that_is_somebodys_will() {
         // An earlier version's, which kept guests of one private network apart.
         run("iptables-nft -I FORWARD 1 -i bgr+ -o bgr+ -m comment --comment banger-static -j DROP");
         assert_chain(&apart, "an earlier version's");
-        run("iptables-nft -C FORWARD -i bgr+ -m comment --comment banger-static -j ACCEPT");
+        run("iptables-nft -C FORWARD -i bgr-+ -m comment --comment banger-static -j ACCEPT");
+        // Nor does an earlier version's let through what comes from a link of an administrator's.
+        run(&format!("{SCRIPT} remove; iptables-nft -A FORWARD -i bgr+ -m comment --comment banger-static -j ACCEPT"));
+        run(
+            "iptables-nft -A FORWARD -o bgr+ -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment banger-static -j ACCEPT",
+        );
+        assert_chain(&apart, "an earlier version's, in its place");
+        assert!(!run("iptables-nft -S FORWARD").contains("bgr+"));
         run(&format!("{SCRIPT} remove"));
         assert_eq!(chain(), apart[..4], "removed again");
 

@@ -8,7 +8,7 @@ mod net;
 use banger_policy::reach::{Mode, Reach};
 use banger_policy::refused::{GROUP, read};
 use common::{OWNER, Vmm, Wire, mac, run, tcp, udp, vm};
-use net::{GUEST, HOST, LAN, OTHER, with_uplink};
+use net::{GUEST, HOST, LAN, OTHER, ping, with_protocol, with_uplink};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
 };
@@ -43,23 +43,6 @@ fn told(socket: &OwnedFd) -> (Vec<Told>, Vec<u32>) {
     (all, links)
 }
 
-/// The same packet with another protocol; the sum of its header stays right.
-fn protocol(mut frame: Vec<u8>, number: u8) -> Vec<u8> {
-    let change = i32::from(number) - i32::from(frame[23]);
-    frame[23] = number;
-    let sum = i32::from(u16::from_be_bytes([frame[24], frame[25]])) - change;
-    frame[24..26].copy_from_slice(&u16::try_from(sum.rem_euclid(0xffff)).unwrap().to_be_bytes());
-    frame
-}
-
-/// The same packet as a question of ICMP.
-fn ping(frame: Vec<u8>) -> Vec<u8> {
-    let mut frame = protocol(frame, 1);
-    // Type, code, checksum, identifier, number, and four bytes of data.
-    frame[34..46].copy_from_slice(&[8, 0, 0xf7, 0xfd, 0, 1, 0, 1, 0, 0, 0, 0]);
-    frame
-}
-
 #[test]
 fn each_way_to_be_refused_is_told_and_what_passes_is_not() {
     with_uplink(async |_uplink, _folders, machine| {
@@ -82,7 +65,7 @@ fn each_way_to_be_refused_is_told_and_what_passes_is_not() {
         guest.send(&to(LAN, 53));
         guest.send(&tcp(gateway, (GUEST, 4000), (WORLD, 443), 2, 1, 0, b""));
         guest.send(&ping(to(WORLD, 9)));
-        guest.send(&protocol(to(WORLD, 9), 253));
+        guest.send(&with_protocol(to(WORLD, 9), 253));
         guest.send(&to(HOST, 22));
         guest.send(&to(METADATA, 80));
         guest.send(&to(OTHER, 7));
@@ -111,9 +94,11 @@ fn each_way_to_be_refused_is_told_and_what_passes_is_not() {
         machine.set_network(vm(1), Reach::of(Mode::Nat)).await.unwrap();
         guest.send(&to(LAN, 3));
         guest.send(&to(METADATA, 4));
-        // By a chain behind routing.
+        // By a chain behind routing: another guest, and a protocol that could be the host's own.
         guest.send(&to(OTHER, 5));
-        assert_eq!(told(&socket).0, [(GUEST, METADATA, 17, Some(4)), (GUEST, OTHER, 17, Some(5))]);
+        guest.send(&with_protocol(to(LAN, 6), 253));
+        let expected = [(GUEST, METADATA, 17, Some(4)), (GUEST, OTHER, 17, Some(5)), (GUEST, LAN, 253, None)];
+        assert_eq!(told(&socket).0, expected);
         let target = "10.9.9.9/32:7/udp".to_owned().try_into().unwrap();
         machine.set_network(vm(1), Reach { mode: Mode::Allow, targets: vec![target], group: None }).await.unwrap();
         guest.send(&to(LAN, 7));

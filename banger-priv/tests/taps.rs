@@ -7,7 +7,7 @@ mod net;
 use banger_policy::reach::{Mode, Reach};
 use banger_priv::kernel::Kernel;
 use banger_proto::helper::{HelperError, TapIdentity};
-use common::{Folders, OWNER, Vmm, Wire, in_namespace, is_root, run, vm, works};
+use common::{Folders, OWNER, Vmm, Wire, in_namespace, is_root, run, skipped, vm, works};
 use net::can_run;
 use std::time::Duration;
 
@@ -174,6 +174,25 @@ fn a_restart_keeps_what_is_held_and_sweeps_what_nobody_speaks_of() {
         assert_eq!(run("ip -o link; ip route"), all, "the second recovery changes nothing");
         drop(vmm);
         machine.release(vm(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn the_link_of_an_earlier_name_goes_and_nobody_elses() {
+    if !is_root() {
+        return;
+    }
+    in_namespace(async {
+        if !works("ip link add mine type dummy && ip addr add 192.0.2.1/24 dev mine") {
+            return skipped("this kernel has no dummy links");
+        }
+        let folders = Folders::new();
+        let machine = folders.start().await;
+        machine.kernel().make_bridge("br-a").await.unwrap();
+        assert!(works("ip link show dev br-a"), "control");
+        machine.kernel().make_bridge("br-b").await.unwrap();
+        assert!(!works("ip link show dev br-a"));
+        assert!(works("ip link show dev br-b && ip link show dev mine"));
     });
 }
 

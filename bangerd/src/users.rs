@@ -48,13 +48,15 @@ impl UserDatabase for Nss {
 
     fn account(&self, name: &str) -> Option<Account> {
         let user = User::from_name(name).ok().flatten().filter(|user| user.name == name)?;
-        Some(Account { uid: user.uid.as_raw(), groups: groups(&user.name, user.gid), name: user.name })
+        Some(Account { uid: user.uid.as_raw(), groups: groups(&user.name, user.gid)?, name: user.name })
     }
 }
 
-fn groups(name: &str, gid: Gid) -> Vec<String> {
-    let gids = CString::new(name).ok().and_then(|name| getgrouplist(&name, gid).ok()).unwrap_or_default();
-    gids.into_iter().filter_map(|gid| Some(Group::from_gid(gid).ok().flatten()?.name)).collect()
+/// `None`: the database did not answer.
+fn groups(name: &str, gid: Gid) -> Option<Vec<String>> {
+    let gids = getgrouplist(&CString::new(name).ok()?, gid).ok()?;
+    let groups = gids.into_iter().filter_map(|gid| Group::from_gid(gid).map(|group| Some(group?.name)).transpose());
+    groups.collect::<Result<_, _>>().ok()
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ move_links() {
 # Whether firewalld has the package's zone as it is in its file. A reload ends what others have set at run time.
 zone_is_known() {
     known=$(firewall-cmd --info-zone=banger 2>/dev/null) || return 1
-    for words in 'target: ACCEPT' 'interfaces: .*bgr+' 'forward: yes'; do
+    for words in 'target: ACCEPT' 'interfaces: .*bgr-+' 'forward: yes'; do
         echo "$known" | grep -q "$words" || return 1
     done
 }

@@ -46,8 +46,22 @@ pub const MAX_COWS: usize = 4096;
 /// The fewest digits of an id that mean something of another user's, or of everybody's: a name that
 /// was mistyped, or is gone, may be digits of an id.
 pub const ID_DIGITS_OF_OTHERS: usize = 8;
-/// Flows that the guests of one user may have at once, without those that are closing. A kernel
+/// Flows that the guests of one user may have at once, without those that are closed. A kernel
 /// with 4 GiB or more keeps 262,144 (`nf_conntrack_max`), an established one for five days and
-/// whatever comes after it: 32 users would fill them together. The kernel looks through the user's
-/// flows at each new one, in the time of the VMM that sends it, so there cannot be many more.
+/// whatever comes after it: with the closed ones, 18 users would fill them together. The kernel
+/// looks through the user's flows at each new one, in the time of the VMM that sends it, so there
+/// cannot be many more.
 pub const FLOWS_OF_USER: u32 = 8192;
+/// Flows that the guests of one user may begin in a second, and at once.
+pub const NEW_FLOWS_OF_USER: (u64, u32) = (400, 2048);
+/// How long a closed flow of a guest is remembered, seconds: a last segment that was lost is sent
+/// again within that time.
+pub const CLOSED_FLOW_SECONDS: u32 = 10;
+/// Flows that the guests of one user may have to one address outside: seven users would take all of
+/// [`MASQUERADED`].
+pub const FLOWS_TO_ONE: u32 = 2048;
+/// The host's ports from which guests' flows leave, the first and the last. No service of the host
+/// may have one of them, for a guest would take what is sent to it: see `publish::HIGHEST_PORT`.
+/// They lie above the ports of WireGuard (51820) and Tailscale (41641), of which both ends are
+/// known.
+pub const MASQUERADED: (u16, u16) = (52_000, 65_535);

@@ -60,7 +60,7 @@ pub struct BridgeKeys {
 
 impl Default for BridgeKeys {
     fn default() -> Self {
-        Self { bridge_name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 24 }
+        Self { bridge_name: "br-fc".to_owned(), bridge_ip: Ipv4Addr::new(172, 16, 0, 1), cidr: 20 }
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 /// The most that one user may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserLimits {
-    /// VMs, running or not. Each has an address of the host's network, which has about 250.
+    /// VMs, running or not. Each has an address of the host's network, which has about 4,000.
     pub vms: u64,
     /// VMs that run, are being started, or will be after a reboot of the host.
     pub running: u64,
@@ -23,7 +23,7 @@ pub struct UserLimits {
     pub jobs: u64,
     /// Published ports, of VMs that run or not.
     pub ports: u64,
-    /// The host's ports that are the user's to publish; `None`: all above 1024.
+    /// The host's ports that are the user's to publish; `None`: all that are published.
     pub port_range: Option<PortRange>,
     /// What VMs that run were given together with what their VMMs need, bytes.
     pub memory: u64,

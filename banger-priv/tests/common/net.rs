@@ -8,6 +8,7 @@
 )]
 
 use super::common::{Folders, Wire, in_namespace, is_root, run, skipped, works};
+use banger_policy::limits::MASQUERADED;
 use banger_priv::host::Host;
 use banger_priv::ops::Machine;
 use std::net::Ipv4Addr;
@@ -64,6 +65,13 @@ pub(crate) fn from_lan(gateway: [u8; 6], from: u16, to: u16) -> Vec<u8> {
     frame
 }
 
+/// From which of the host's ports the first of these packets to the neighbour has left: its choice.
+pub(crate) fn left_from(packets: &[Vec<u8>]) -> u16 {
+    let port = packets.iter().find(|packet| addresses(packet) == (UPLINK, LAN)).map(|packet| ports(packet).0);
+    assert!(port.is_some_and(|port| port >= MASQUERADED.0), "{port:?} of {packets:?}");
+    port.unwrap()
+}
+
 pub(crate) fn protocol(packet: &[u8]) -> u8 {
     packet[9]
 }
@@ -78,4 +86,21 @@ pub(crate) fn addresses(packet: &[u8]) -> (Ipv4Addr, Ipv4Addr) {
 pub(crate) fn ports(packet: &[u8]) -> (u16, u16) {
     let at = |n: usize| u16::from_be_bytes([packet[n], packet[n + 1]]);
     (at(20), at(22))
+}
+
+/// The same packet with another protocol; the sum of its header stays right.
+pub(crate) fn with_protocol(mut frame: Vec<u8>, number: u8) -> Vec<u8> {
+    let change = i32::from(number) - i32::from(frame[23]);
+    frame[23] = number;
+    let sum = i32::from(u16::from_be_bytes([frame[24], frame[25]])) - change;
+    frame[24..26].copy_from_slice(&u16::try_from(sum.rem_euclid(0xffff)).unwrap().to_be_bytes());
+    frame
+}
+
+/// The same packet as a question of ICMP.
+pub(crate) fn ping(frame: Vec<u8>) -> Vec<u8> {
+    let mut frame = with_protocol(frame, 1);
+    // Type, code, checksum, identifier, number, and four bytes of data.
+    frame[34..46].copy_from_slice(&[8, 0, 0xf7, 0xfd, 0, 1, 0, 1, 0, 0, 0, 0]);
+    frame
 }

@@ -192,7 +192,7 @@ mod tests {
     fn what_can_be_applied_counts_at_once_and_the_network_waits_for_a_restart() {
         let live = Live::new(parsed("").unwrap());
         let before = live.now();
-        let text = "log_level = \"debug\"\nstats_poll_interval = \"3s\"\nbridge_name = \"br-x\"\ncidr = 20\n\
+        let text = "log_level = \"debug\"\nstats_poll_interval = \"3s\"\nbridge_name = \"br-x\"\ncidr = 22\n\
                     [limits.user]\nvms = 5\n";
         let mut level = String::new();
         let done = reload(

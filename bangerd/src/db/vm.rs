@@ -133,7 +133,7 @@ impl Db {
                 error if is_reference(&error) => DbError::Gone,
                 error => error.into(),
             })?;
-            let index = address::lowest_free(sql, network)?;
+            let index = address::lowest_free(sql, network, &[])?;
             sql.execute("INSERT INTO leases (address_index, vm_id) VALUES (?1, ?2)", params![index.get(), Text(vm.id)])?;
             Ok(sql.query_row(&format!("{SELECT} WHERE vms.id = ?1"), [Text(vm.id)], row)?)
         })

@@ -161,7 +161,11 @@ impl Query<'_> {
         reply.build_bytes_vec_compressed().ok()
     }
 
-    /// "Ask again over TCP."
+    /// "Ask again over TCP", whatever the answer is.
+    pub(crate) fn over_tcp(&self) -> Option<Vec<u8>> {
+        self.truncated(RCODE::NoError)
+    }
+
     fn truncated(&self, code: RCODE) -> Option<Vec<u8>> {
         let mut reply = self.header(code);
         reply.set_flags(PacketFlag::TRUNCATION);

@@ -99,7 +99,8 @@ fn by_the_kernel(protocol: Protocol, peers: &[SocketAddrV4], own: SocketAddrV4) 
     let uid = |peer: &SocketAddrV4| {
         let caller = match protocol {
             Protocol::Tcp => kernel.tcp((*peer).into(), own.into()),
-            Protocol::Udp => kernel.udp((*peer).into()),
+            // Who gets the answer. Somebody else may have sent the question, who learns nothing.
+            Protocol::Udp => kernel.receiver((*peer).into(), own.into()),
         };
         match caller {
             Caller::Uid(uid) => Some(uid),

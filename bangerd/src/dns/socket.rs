@@ -150,6 +150,9 @@ impl Server {
             Heard::Reply(reply) => Some(reply),
             Heard::Query(query) => {
                 let verdict = match query.about() {
+                    // Over TCP the kernel knows whose the connection is. That there is no such name
+                    // would be the last word.
+                    Ok(_) if datagram && *asker == Asker::Unknown => return query.over_tcp(),
                     Ok(about) => self.zone.answer(about, asker, &self.askers).await,
                     Err(verdict) => verdict,
                 };

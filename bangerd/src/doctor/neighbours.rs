@@ -103,7 +103,7 @@ impl Host<'_> {
         here.then(|| {
             Check::pass(
                 "neighbour podman",
-                "guests with --net nat may reach its containers, those with --net public do not; `iptables -I FORWARD -i bgr+ -o podman+ -j DROP` keeps them apart",
+                "guests with --net nat may reach its containers, those with --net public do not; `iptables -I FORWARD -i bgr-+ -o podman+ -j DROP` keeps them apart",
             )
         })
     }
@@ -147,7 +147,7 @@ impl Host<'_> {
         here.then(|| {
             Check::pass(
                 "neighbour libvirt",
-                "guests with --net nat may reach its routed networks, those with --net public do not; `iptables -I FORWARD -i bgr+ -o virbr+ -j DROP` keeps them apart",
+                "guests with --net nat may reach its routed networks, those with --net public do not; `iptables -I FORWARD -i bgr-+ -o virbr+ -j DROP` keeps them apart",
             )
         })
     }

@@ -10,8 +10,14 @@ use banger_proto::model::Check;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-/// What the host must be able to track at least: those of seven users, and as many of its own.
+/// What the host must be able to track at least: what the guests of four users take with their
+/// closed ones, and some of its own.
 const TRACKED_FLOOR: u64 = 8 * FLOWS_OF_USER as u64;
+/// Neighbours that the host must be able to keep at least: those of one user's flows, and as many
+/// of others.
+const NEIGHBOURS_FLOOR: u64 = 2 * FLOWS_OF_USER as u64;
+/// What the mend sets, as the package does.
+const NEIGHBOURS: u64 = 65_536;
 /// What the mend sets at least, which is what Linux takes by itself on a host of 4 GiB.
 const TRACKED: u64 = 262_144;
 
@@ -24,6 +30,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
             &read("/proc/sys/net/netfilter/nf_conntrack_max"),
             &read("/proc/sys/net/netfilter/nf_conntrack_count"),
         ),
+        neighbours(&read("/proc/sys/net/ipv4/neigh/default/gc_thresh3")),
         resolver(config.default_dns, config.network),
     ]
 }
@@ -77,6 +84,27 @@ fn tracking(most: &str, count: &str) -> Check {
             most.saturating_mul(2).max(TRACKED)
         ),
     )
+}
+
+/// When the table of neighbours is full, nobody finds a new one, the gateway of the host included.
+fn neighbours(most: &str) -> Check {
+    const NAME: &str = "neighbour table";
+    match most.trim().parse::<u64>() {
+        Ok(most) if most < NEIGHBOURS_FLOOR => Check::warn(
+            NAME,
+            format!(
+                "net.ipv4.neigh.default.gc_thresh3 is {most}: too few beside the {FLOWS_OF_USER} addresses that the \
+                 guests of one user may send to"
+            ),
+            format!(
+                "printf 'net.ipv4.neigh.default.gc_thresh2 = {}\\nnet.ipv4.neigh.default.gc_thresh3 = {NEIGHBOURS}\\n' | \
+                 sudo tee /etc/sysctl.d/zz-neighbours.conf && sudo sysctl --load=/etc/sysctl.d/zz-neighbours.conf",
+                NEIGHBOURS / 2
+            ),
+        ),
+        Ok(most) => Check::pass(NAME, format!("room for {most}")),
+        Err(_) => Check::pass(NAME, "not known"),
+    }
 }
 
 /// The command that puts lines into the configuration in the place of keys that stand before its
@@ -140,6 +168,14 @@ mod tests {
         let mends = |most, count, set: &str| tracking(most, count).mend.contains(&format!("_max={set} |"));
         assert!(mends("1000", "10", "262144") && mends("262144", "250000", "524288"));
         assert!(tracking("1000", "10").detail.contains("is 1000"));
+    }
+
+    #[test]
+    fn neighbours_that_the_host_can_keep() {
+        for (most, status) in [("65536\n", Pass), ("16384\n", Pass), ("16383\n", Warn), ("1024\n", Warn), ("", Pass)] {
+            assert_eq!(neighbours(most).status, status, "{most}");
+        }
+        assert!(neighbours("1024\n").mend.contains("gc_thresh3 = 65536"));
     }
 
     #[test]

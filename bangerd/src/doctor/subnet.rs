@@ -11,7 +11,11 @@ use banger_proto::model::Check;
 pub(super) async fn checks(ctx: &Context) -> Vec<Check> {
     let config = ctx.config.now();
     let rows = ctx.db.vms(None, None, u32::MAX).await.unwrap_or_default();
-    vec![routes(config.network, &subnet::routes(&config.bridge_name)), addresses(config.network, &rows)]
+    vec![
+        routes(config.network, &subnet::routes(&config.bridge_name)),
+        addresses(config.network, &rows),
+        free_addresses(config.network, rows.len()),
+    ]
 }
 
 fn routes(network: Network, routes: &[Route]) -> Check {
@@ -58,6 +62,32 @@ fn addresses(network: Network, rows: &[VmRow]) -> Check {
     }
 }
 
+/// Each VM has one, whether it runs or not.
+fn free_addresses(network: Network, taken: usize) -> Check {
+    const NAME: &str = "free addresses";
+    let all = usize::from(network.guests());
+    if taken < all.saturating_mul(4) / 5 {
+        return Check::pass(NAME, format!("VMs have {taken} of {all}"));
+    }
+    // At least four times as wide, where the network's first address stays the first.
+    let mut wider = (16..network.prefix().saturating_sub(1)).rev();
+    let wider = wider.find_map(|prefix| Network::new(network.gateway(), prefix).ok());
+    Check::warn(
+        NAME,
+        format!("VMs have {taken} of {all}, also those that do not run: without a free one nobody can make a VM"),
+        wider.map_or_else(
+            || {
+                "banger vm list --all   # delete what nobody needs, or choose another bridge_ip with a smaller cidr"
+                    .into()
+            },
+            |wider| {
+                super::network::set(&format!("cidr = {}", wider.prefix()), &["cidr"])
+                    + " && sudo systemctl restart banger-priv bangerd   # VMs keep their addresses"
+            },
+        ),
+    )
+}
+
 /// Address of the network, and prefix.
 fn shown(network: Network) -> String {
     let first = network.gateway().to_bits().saturating_sub(1);
@@ -99,6 +129,19 @@ mod tests {
             assert_eq!(routes(free, &parse("br-fc", &table, "")).status, Pass);
         }
         assert_eq!(check("").status, Pass);
+    }
+
+    #[test]
+    fn addresses_that_come_to_an_end() {
+        for (taken, status) in [(0, Pass), (201, Pass), (202, Warn), (253, Warn), (300, Warn)] {
+            assert_eq!(free_addresses(network(), taken).status, status, "{taken}");
+        }
+        assert!(free_addresses(network(), 253).mend.contains("cidr = 22"));
+        // Where the first address of the network is not that of a wider one, and at the widest.
+        for (gateway, prefix) in [([172, 16, 5, 1], 24), ([172, 16, 0, 1], 16)] {
+            let network = Network::new(gateway.into(), prefix).unwrap();
+            assert!(free_addresses(network, 65_000).mend.starts_with("banger vm list --all"), "{gateway:?}");
+        }
     }
 
     #[test]

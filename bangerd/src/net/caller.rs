@@ -4,7 +4,9 @@
 //!
 //! What a sender can do: close the socket at once (the kernel then names root, and no inode: not
 //! known), and, for UDP, send from an address of this host that another socket has. So a UDP caller
-//! is known only when all sockets with that port are the same user's, whatever their address.
+//! is known only when all sockets with that port that can send so are the same user's, whatever
+//! their address. Where it is enough to know who gets an answer, the kernel says that exactly, and
+//! no other socket makes a difference.
 
 use banger_policy::publish::rules::Caller;
 use nix::sys::socket::{
@@ -29,6 +31,8 @@ const REQUEST: u16 = 1;
 const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// `INET_DIAG_SKV6ONLY`.
+const IPV6_ONLY: u16 = 11;
 /// Sockets with one UDP port that are looked at. A user may have one at each address of loopback.
 const MOST: usize = 64;
 /// `struct nlmsghdr` and `struct inet_diag_msg`, bytes.
@@ -60,6 +64,9 @@ struct Found {
     remote: SocketAddr,
     uid: u32,
     inode: u32,
+    /// It sends nothing as IPv4. The kernel sets this for each socket that is bound to an address
+    /// of IPv6, and says it of those that are not connected.
+    ipv6_only: bool,
 }
 
 impl Callers for Kernel {
@@ -73,14 +80,20 @@ impl Callers for Kernel {
     fn udp(&self, peer: SocketAddr) -> Caller {
         let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
         let port = SocketAddr::new(any.ip(), peer.port());
-        // Two users, or too many sockets: more of them make no difference.
-        let enough = |found: &[Found]| found.len() > MOST || !Found::are_of_one(found);
+        let as_ipv4 = peer.ip().to_canonical().is_ipv4();
+        // Two users, or too many sockets: more of them make no difference. Those that cannot have
+        // sent do not count, for they keep nobody from having the same port.
+        let enough = |found: &mut Vec<Found>| {
+            found.retain(|socket| !(as_ipv4 && socket.ipv6_only));
+            found.len() > MOST || !Found::are_of_one(found)
+        };
         let ask = |family| self.udp.ask(UDP, REQUEST | DUMP, family, port, any, enough);
-        // A socket of IPv6 sends as IPv4, too.
-        let (Ok(mut all), Ok(more)) = (ask(AF_INET), ask(AF_INET6)) else { return Caller::Unknown };
+        // A socket of IPv6 may send as IPv4, but not the other way.
+        let of_ipv4 = if as_ipv4 { ask(AF_INET) } else { Ok(Vec::new()) };
+        let (Ok(mut all), Ok(more)) = (of_ipv4, ask(AF_INET6)) else { return Caller::Unknown };
         all.extend(more);
         all.retain(|socket| socket.local.port() == peer.port());
-        if enough(&all) {
+        if enough(&mut all) {
             return Caller::Unknown;
         }
         let peer = peer.ip().to_canonical();
@@ -90,6 +103,14 @@ impl Callers for Kernel {
 }
 
 impl Kernel {
+    /// Who gets a datagram that is sent from `own` to `peer`: the kernel looks for the socket as it
+    /// does for the datagram.
+    pub(crate) fn receiver(&self, peer: SocketAddr, own: SocketAddr) -> Caller {
+        let found = self.udp.ask(UDP, REQUEST, family(peer.ip()), own, peer, |_| false).unwrap_or_default();
+        let here = |socket: &&Found| socket.local.port() == peer.port();
+        found.iter().find(here).map_or(Caller::Unknown, Found::caller)
+    }
+
     /// Whose sockets wait at an address of this host, for datagrams or connections.
     pub(crate) fn listeners(&self, address: SocketAddr) -> Vec<u32> {
         let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -122,7 +143,7 @@ impl Found {
 }
 
 impl Diag {
-    /// `enough`: the rest of the answer is not read.
+    /// `enough`: the rest of the answer is not read. It may take out what does not count.
     fn ask(
         &self,
         protocol: u8,
@@ -130,7 +151,7 @@ impl Diag {
         family: u8,
         local: SocketAddr,
         remote: SocketAddr,
-        enough: impl Fn(&[Found]) -> bool,
+        enough: impl Fn(&mut Vec<Found>) -> bool,
     ) -> io::Result<Vec<Found>> {
         // Nothing is left half done: a socket with an answer to come is not used again.
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,10 +167,11 @@ impl Diag {
         loop {
             let size = recv(fd, &mut buffer, MsgFlags::empty())?;
             let ended = read(buffer.get(..size).unwrap_or_default(), number, &mut found);
+            let enough = enough(&mut found);
             if ended || flags & DUMP == 0 {
                 break;
             }
-            if enough(&found) {
+            if enough {
                 return Ok(found);
             }
         }
@@ -221,7 +243,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn socket_of(message: &[u8]) -> Option<Found> {
-    let message = message.get(..MESSAGE)?;
+    let (message, attributes) = message.split_at_checked(MESSAGE)?;
     let port = |at: usize| message.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
     let address = |at: usize| -> Option<IpAddr> {
         if message.first() == Some(&AF_INET) {
@@ -235,7 +257,21 @@ fn socket_of(message: &[u8]) -> Option<Found> {
         remote: SocketAddr::new(address(24)?, port(6)?),
         uid: u32_at(message, 64)?,
         inode: u32_at(message, 68)?,
+        ipv6_only: attribute(attributes, IPV6_ONLY).is_some_and(|value| value.first() == Some(&1)),
     })
+}
+
+/// `struct rtattr` (rtnetlink(7)): the value of the first of this type.
+fn attribute(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    let two = |bytes: &[u8], at: usize| bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
+    loop {
+        let size = usize::from(two(rest, 0)?);
+        let value = rest.get(4..size)?;
+        if two(rest, 2)? == wanted {
+            return Some(value);
+        }
+        rest = rest.get(size.next_multiple_of(4)..)?;
+    }
 }
 
 #[cfg(test)]
@@ -306,18 +342,58 @@ mod tests {
         let first = UdpSocket::bind("127.0.0.1:0").unwrap();
         let peer = first.local_addr().unwrap();
         let second = SocketAddr::new("127.0.0.2".parse().unwrap(), peer.port());
+        let other = of_another(second);
+        // Only root can be two users; the same user twice is one.
+        assert_eq!(kernel.udp(peer), if root { Caller::Unknown } else { me() });
+        drop(other);
+        assert_eq!(kernel.udp(peer), me());
+    }
+
+    /// As another user, where the test is root's.
+    fn of_another(address: SocketAddr) -> UdpSocket {
+        let root = nix::unistd::geteuid().is_root();
         let make = move || {
             // Of this thread alone.
             if root {
                 nix::unistd::setfsuid(nix::unistd::Uid::from_raw(12_345));
             }
-            UdpSocket::bind(second).unwrap()
+            UdpSocket::bind(address).unwrap()
         };
-        let other = std::thread::spawn(make).join().unwrap();
-        // Only root can be two users; the same user twice is one.
-        assert_eq!(kernel.udp(peer), if root { Caller::Unknown } else { me() });
-        drop(other);
+        std::thread::spawn(make).join().unwrap()
+    }
+
+    /// Nobody's port is excluded by a socket of IPv6 at the same number: who has them all would
+    /// make all senders unknown.
+    #[test]
+    fn a_socket_that_sends_no_ipv4_makes_no_sender_of_it_unknown() {
+        let kernel = Kernel::default();
+        let first = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let peer = first.local_addr().unwrap();
+        let _other = of_another(SocketAddr::new("::1".parse().unwrap(), peer.port()));
         assert_eq!(kernel.udp(peer), me());
+        let first = UdpSocket::bind("[::1]:0").unwrap();
+        let peer = first.local_addr().unwrap();
+        let _other = of_another(SocketAddr::new("127.0.0.1".parse().unwrap(), peer.port()));
+        assert_eq!(kernel.udp(peer), me());
+    }
+
+    #[test]
+    fn who_gets_an_answer_is_known_whoever_has_the_same_port_elsewhere() {
+        let kernel = Kernel::default();
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let own = server.local_addr().unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(own).unwrap();
+        let peer = client.local_addr().unwrap();
+        let at = |text: &str| SocketAddr::new(text.parse().unwrap(), peer.port());
+        let _others = [of_another(at("127.77.0.1")), of_another(at("::1"))];
+        assert_eq!(kernel.receiver(peer, own), me());
+        // Whoever is connected to another address gets nothing from this one.
+        assert_eq!(kernel.receiver(peer, SocketAddr::new(own.ip(), own.port() ^ 1)), Caller::Unknown);
+        drop(client);
+        assert_eq!(kernel.receiver(peer, own), Caller::Unknown);
+        let anywhere = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(kernel.receiver(SocketAddr::new(own.ip(), anywhere.local_addr().unwrap().port()), own), me());
     }
 
     #[test]

@@ -19,11 +19,12 @@ use tokio::time::timeout;
 
 /// Names of one user that are asked for at once.
 const AT_ONCE: usize = 4;
-/// How long all names of a VM may take together. What has not come by then is asked for again with
-/// the next refresh.
+/// How long the resolver may take for a name, and all names of a VM together at its start. What has
+/// not come by then is asked for again with the next refresh.
 const LIMIT: Duration = Duration::from_secs(5);
-/// How long an address counts after its name was last seen to have it: names of large services take
-/// turns with their addresses, and a guest keeps one as long as its own resolver says.
+/// How long an address counts after its name was last seen to have it, up to an answer without it:
+/// names of large services take turns with their addresses, and a guest keeps one as long as its
+/// own resolver says.
 const KEEP: Duration = Duration::from_secs(600);
 /// Addresses of one name.
 const ADDRESSES: usize = 64;
@@ -49,7 +50,8 @@ impl Resolver for HostResolver {
     }
 }
 
-/// What was found of some names. One that is missing could not be resolved.
+/// What was answered about some names: no address of one that could not be resolved. A name that is
+/// missing was not answered.
 pub(crate) type Found = Vec<(HostName, Vec<Ipv4Addr>)>;
 
 /// Looks names up.
@@ -57,6 +59,7 @@ pub(crate) type Found = Vec<(HostName, Vec<Ipv4Addr>)>;
 pub(crate) struct Names {
     resolver: Arc<dyn Resolver>,
     places: Arc<Places>,
+    limit: Duration,
 }
 
 impl Names {
@@ -65,13 +68,19 @@ impl Names {
     }
 
     pub(crate) fn of(resolver: Arc<dyn Resolver>) -> Self {
-        Self { resolver, places: Arc::new(Places::new(AT_ONCE)) }
+        Self { resolver, places: Arc::new(Places::new(AT_ONCE)), limit: LIMIT }
     }
 
-    /// The addresses of a user's names, as far as they are found in time.
+    /// The addresses of a user's names, as far as they are found while somebody waits for them.
     pub(crate) async fn look_up(&self, owner: u32, names: Vec<HostName>) -> Found {
-        let asked = names.into_iter().map(|name| timeout(LIMIT, self.one(owner, name)));
+        let asked = names.into_iter().map(|name| timeout(self.limit, self.one(owner, name)));
         join_all(asked).await.into_iter().filter_map(|found| found.ok().flatten()).collect()
+    }
+
+    /// The same when nobody waits: each name in its turn, so that none of which the resolver says
+    /// nothing keeps another from being asked for.
+    pub(crate) async fn refresh(&self, owner: u32, names: Vec<HostName>) -> Found {
+        join_all(names.into_iter().map(|name| self.one(owner, name))).await.into_iter().flatten().collect()
     }
 
     async fn one(&self, owner: u32, name: HostName) -> Option<(HostName, Vec<Ipv4Addr>)> {
@@ -81,15 +90,10 @@ impl Names {
             // Until the resolver answers: a wait that was given up frees no place.
             let _place = place;
             let found = resolver.resolve(name.as_str());
-            found.map(|addresses| (name, addresses))
+            let found = found.inspect_err(|error| tracing::debug!("a name of a list is not resolved: {error}"));
+            (name, found.unwrap_or_default())
         });
-        match resolved.await.ok()? {
-            Ok(found) => Some(found),
-            Err(error) => {
-                tracing::debug!("a name of a list is not resolved: {error}");
-                None
-            }
-        }
+        timeout(self.limit, resolved).await.ok()?.ok()
     }
 }
 
@@ -108,11 +112,11 @@ impl Known {
         for (name, addresses) in found {
             let known = self.addresses.entry(name).or_default();
             known.extend(addresses.into_iter().filter(|address| is_public(*address)).map(|address| (address, now)));
+            known.retain(|_, seen| now.saturating_duration_since(*seen) < KEEP);
         }
         let names = network.names();
         self.addresses.retain(|name, _| names.contains(&name));
         for known in self.addresses.values_mut() {
-            known.retain(|_, seen| now.saturating_duration_since(*seen) < KEEP);
             while known.len() > ADDRESSES {
                 let oldest = known.iter().min_by_key(|(_, seen)| **seen).map(|(address, _)| *address);
                 oldest.map(|address| known.remove(&address));
@@ -214,10 +218,12 @@ mod tests {
         known.learn(&network, found(&network, &[[9, 9, 9, 9]]), begin);
         known.learn(&network, found(&network, &[[8, 8, 8, 8]]), begin + KEEP / 2);
         assert_eq!(texts(&known, &network)[2..], ["8.8.8.8/32", "9.9.9.9/32"]);
-        // Names that are not resolved for a while are no reason to cut anything.
-        known.learn(&network, Vec::new(), begin + KEEP - Duration::from_secs(1));
+        // Names that are not resolved for a while are no reason to cut anything, and neither is one
+        // that is not answered at all, however long.
+        known.learn(&network, found(&network, &[]), begin + KEEP - Duration::from_secs(1));
+        known.learn(&network, Vec::new(), begin + 9 * KEEP);
         assert_eq!(texts(&known, &network).len(), 4);
-        known.learn(&network, Vec::new(), begin + KEEP);
+        known.learn(&network, found(&network, &[]), begin + KEEP);
         assert_eq!(texts(&known, &network)[2..], ["8.8.8.8/32"]);
         known.learn(&VmNetwork::default(), Vec::new(), begin + KEEP);
         assert_eq!(known.addresses.len(), 0, "nothing is kept of a name that is not in the list any more");
@@ -248,6 +254,33 @@ mod tests {
             self.now.fetch_sub(1, Ordering::SeqCst);
             Ok(vec![Ipv4Addr::new(9, 9, 9, 9)])
         }
+    }
+
+    /// Says nothing for long about names that begin with "dead".
+    #[derive(Debug)]
+    struct Lame;
+
+    impl Resolver for Lame {
+        fn resolve(&self, name: &str) -> io::Result<Vec<Ipv4Addr>> {
+            if name.starts_with("dead") {
+                std::thread::sleep(Duration::from_millis(400));
+            }
+            Ok(vec![Ipv4Addr::new(9, 9, 9, 9)])
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_the_resolver_does_not_answer_keep_no_other_from_being_asked_for() {
+        let names = Names { limit: Duration::from_millis(50), ..Names::of(Arc::new(Lame)) };
+        let words: Vec<String> = (0..AT_ONCE).map(|n| format!("dead{n}.example.org")).collect();
+        let words = words.iter().map(String::as_str).chain(["registry.example.org"]).collect::<Vec<_>>();
+        let all: Vec<HostName> = network(&words).names().into_iter().cloned().collect();
+        let found = |found: Found| found.iter().map(|(name, _)| name.as_str().to_owned()).collect::<Vec<_>>();
+        for _ in 0..2 {
+            assert_eq!(found(names.refresh(1, all.clone()).await), ["registry.example.org"]);
+        }
+        // A start does not wait so long.
+        assert!(found(names.look_up(1, all).await).len() <= 1);
     }
 
     #[tokio::test]

@@ -57,6 +57,12 @@ impl Route {
         address.to_bits() & mask == self.target.to_bits() & mask
     }
 
+    /// The one address that it leads to, when it is in the main table: there the host's own route
+    /// to a guest has no place beside it.
+    pub(crate) fn only(&self) -> Option<Ipv4Addr> {
+        (self.prefix == 32 && matches!(self.via, Via::Device(_))).then_some(self.target)
+    }
+
     /// Is there an address in both? The route to everywhere is no clash: a narrower one wins.
     /// Neither are its two halves, by which a VPN takes its place.
     fn overlaps(&self, network: Network) -> bool {
@@ -189,6 +195,17 @@ pub(crate) mod tests {
         assert_eq!(said, ["172.16.0.0/20 in routing table 52"]);
         assert!(routes.iter().any(|route| route.contains([100, 64, 0, 9].into())));
         assert!(clashing(Network::new([10, 1, 2, 1].into(), 24).unwrap(), &routes).is_empty());
+    }
+
+    #[test]
+    fn a_route_to_one_address_is_told_from_others() {
+        let text = format!(
+            "{HEADER}{}{}",
+            route("wg0", [172, 16, 0, 7], [255; 4]),
+            route("tun0", [172, 16, 0, 0], [255, 255, 0, 0])
+        );
+        let only: Vec<Ipv4Addr> = parse("br-fc", &text, TRIE).iter().filter_map(Route::only).collect();
+        assert_eq!(only, [Ipv4Addr::new(172, 16, 0, 7)], "that of another table is in nobody's way");
     }
 
     #[test]

@@ -175,12 +175,15 @@ impl Actor {
         Ok(())
     }
 
-    /// The VM runs: the host listens for it.
+    /// The VM runs: the host listens for it. When its owner has started it, what was published must
+    /// still be one of the owner's ports: the administrator may have given them to somebody else.
     pub(super) async fn open_ports(&self, job: Option<&Job>) {
         self.close_ports().await;
         let Ok(seat) = Seat::new(&self.row, &self.ctx.paths, self.ctx.config.now().network) else { return };
+        let range = job.and_then(|job| job.limits_of(&self.row.who()).port_range);
         for published in &self.row.published {
-            match self.ctx.ports.bind(published) {
+            let may = rules::has(published.host_port, range).map_err(NotBound::from);
+            match may.and_then(|()| self.ctx.ports.bind(published)) {
                 Ok(bound) => self.ctx.ports.open(seat.id, seat.owner, seat.address, *published, bound),
                 Err(error) => {
                     let why = chain(&error);

@@ -95,7 +95,7 @@ impl Actor {
         self.names_asked = true;
         let (looks, owner) = (self.ctx.names.clone(), self.row.owner);
         tokio::spawn(async move {
-            let found = looks.look_up(owner, names).await;
+            let found = looks.refresh(owner, names).await;
             // An actor that is gone needs no names.
             drop(orders.send(Order::Names(found)));
         });

@@ -3,6 +3,7 @@
 
 pub mod rules;
 
+use crate::limits::MASQUERADED;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,6 +12,9 @@ use std::str::FromStr;
 /// The lowest host port that is published: those below belong to root (ip(7)), and 1024 itself is
 /// left out so that "above 1024" is true.
 pub const LOWEST_PORT: u16 = 1025;
+/// The highest: from those behind it, guests' connections leave, and whatever comes to such a port
+/// may be an answer for a guest.
+pub const HIGHEST_PORT: u16 = MASQUERADED.0 - 1;
 /// Ports from which a free one is chosen when nobody has given the user a range. They lie below
 /// those that Linux gives to outgoing connections by default (32768, ip(7)), so that a port which
 /// was chosen once is free again at the next start.
@@ -75,7 +79,7 @@ pub enum PortError {
     #[error("{0:?} lacks a port: write ADDRESS:PORT:PORT, or ADDRESS::PORT for a free one")]
     OnePort(String),
     /// Not `FIRST-LAST`.
-    #[error("{0:?} is not a range of ports above 1024, such as 20000-20099")]
+    #[error("{0:?} is not a range of ports from {LOWEST_PORT} to {HIGHEST_PORT}, such as 20000-20099")]
     Range(String),
 }
 
@@ -125,7 +129,7 @@ impl FromStr for PortRange {
         let range = || {
             let (first, last) = text.split_once('-')?;
             let (first, last) = (port(first.trim()).ok()?, port(last.trim()).ok()?);
-            (LOWEST_PORT <= first && first <= last).then_some(Self { first, last })
+            (LOWEST_PORT <= first && first <= last && last <= HIGHEST_PORT).then_some(Self { first, last })
         };
         range().ok_or_else(|| PortError::Range(shown(text)))
     }
@@ -356,8 +360,8 @@ mod tests {
     }
 
     #[test]
-    fn a_range_begins_above_1024_and_does_not_end_before_it_begins() {
-        for bad in ["", "20000", "1024-2000", "20-10", "3000-2000", "2000-65536", "a-b", "-"] {
+    fn a_range_begins_above_1024_and_ends_below_what_guests_leave_from_and_not_before_it_begins() {
+        for bad in ["", "20000", "1024-2000", "20-10", "3000-2000", "2000-65536", "2000-52000", "a-b", "-"] {
             assert!(bad.parse::<PortRange>().is_err(), "{bad}");
         }
         let range: PortRange = "2000-2000".parse().unwrap();

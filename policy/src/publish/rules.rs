@@ -1,6 +1,6 @@
 //! Which ports may be published, and who may use one that is.
 
-use super::{LOWEST_PORT, Mapping, PortRange, Protocol};
+use super::{HIGHEST_PORT, LOWEST_PORT, Mapping, PortRange, Protocol};
 use crate::decision::Decision;
 use crate::net::Network;
 use std::fmt;
@@ -85,6 +85,9 @@ pub enum Refused {
     /// Below the lowest.
     #[error("port {0} is the system's: published ports begin with {LOWEST_PORT}")]
     Low(u16),
+    /// Above the highest.
+    #[error("from port {0} guests may reach out: published ports end with {HIGHEST_PORT}")]
+    High(u16),
     /// Outside the user's range.
     #[error("port {port} is not one of yours, which are {range}")]
     NotYours {
@@ -126,7 +129,8 @@ pub fn is_guests(address: IpAddr, guests: Network) -> bool {
     }
 }
 
-/// Whether a port may be published so. `range`: the user's ports; without, all above 1024.
+/// Whether a port may be published so. `range`: the user's ports; without, all from the lowest to
+/// the highest.
 ///
 /// # Errors
 /// The first rule that is against it.
@@ -138,14 +142,7 @@ pub fn may(
     rules: &Rules,
 ) -> Result<(), Refused> {
     let address = wanted.address;
-    if let Some(port) = wanted.host_port {
-        if port < LOWEST_PORT {
-            return Err(Refused::Low(port));
-        }
-        if let Some(range) = range.filter(|range| !range.has(port)) {
-            return Err(Refused::NotYours { port, range });
-        }
-    }
+    wanted.host_port.map_or(Ok(()), |port| has(port, range))?;
     if wanted.protocol == Protocol::Udp {
         if proxy_protocol {
             return Err(Refused::ProxyUdp);
@@ -155,6 +152,23 @@ pub fn may(
         }
     }
     listen(address, public, rules)
+}
+
+/// Whether a port that was published may still be the user's.
+///
+/// # Errors
+/// As [`may`].
+pub fn has(port: u16, range: Option<PortRange>) -> Result<(), Refused> {
+    if port < LOWEST_PORT {
+        return Err(Refused::Low(port));
+    }
+    if port > HIGHEST_PORT {
+        return Err(Refused::High(port));
+    }
+    match range.filter(|range| !range.has(port)) {
+        Some(range) => Err(Refused::NotYours { port, range }),
+        None => Ok(()),
+    }
 }
 
 /// Whether the host may listen on an address. Asked again whenever a VM starts: the administrator
@@ -255,6 +269,9 @@ mod tests {
             ("0.0.0.0:5353:53/udp", true, &all, Err(Refused::EverywhereUdp(ip("0.0.0.0")))),
             ("1024:80", false, &[], Err(Refused::Low(1024))),
             ("1025:80", false, &[], Ok(())),
+            ("51999:80", false, &[], Ok(())),
+            ("52000:80", false, &[], Err(Refused::High(52_000))),
+            ("192.0.2.7:65535:80", true, &lan, Err(Refused::High(65_535))),
         ] {
             assert_eq!(answer(mapping, public, networks), want, "{mapping} {public} {networks:?}");
         }
@@ -309,7 +326,7 @@ mod tests {
             if may(&mapping, public, false, None, &rules).is_ok() {
                 prop_assert!(!is_guests(mapping.address, rules.guests));
                 prop_assert!(public || address.is_loopback());
-                prop_assert!(port >= LOWEST_PORT);
+                prop_assert!((LOWEST_PORT..=HIGHEST_PORT).contains(&port));
                 prop_assert!(!address.is_multicast() && !address.is_broadcast());
             }
         }

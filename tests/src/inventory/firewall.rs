@@ -108,15 +108,14 @@ mod tests {
 
     #[test]
     fn counters_of_iptables_are_not_part_of_a_name() {
-        let text =
-            "# Generated\n*filter\n:INPUT ACCEPT [12:345]\n:FORWARD DROP [0:0]\n-A FORWARD -i bgr+ -j ACCEPT\nCOMMIT\n";
+        let text = "# Generated\n*filter\n:INPUT ACCEPT [12:345]\n:FORWARD DROP [0:0]\n-A FORWARD -i bgr-+ -j ACCEPT\nCOMMIT\n";
         let mut inventory = Inventory::default();
         saved("iptables-nft", text, &mut inventory);
         let seen: Vec<_> = inventory.of(Kind::Iptables).collect();
         assert_eq!(
             seen,
             [
-                ("iptables-nft filter -A FORWARD -i bgr+ -j ACCEPT", ""),
+                ("iptables-nft filter -A FORWARD -i bgr-+ -j ACCEPT", ""),
                 ("iptables-nft filter chain FORWARD", "policy DROP"),
                 ("iptables-nft filter chain INPUT", "policy ACCEPT")
             ]

@@ -119,7 +119,7 @@ fn told(error: &VmError) -> (ErrorCode, String) {
         VmError::NoAddress(_) => (
             ErrorCode::Limit,
             "Delete VMs that are not needed. An administrator gives VMs a larger network by a smaller `cidr` in \
-             /etc/banger/banger.toml (20 is 16 times 24), and `systemctl restart banger-priv bangerd`.",
+             /etc/banger/banger.toml (18 is 4 times 20), and `systemctl restart banger-priv bangerd`.",
         ),
         VmError::AddressGone { .. } => {
             (ErrorCode::Limit, "Set bridge_ip and cidr in /etc/banger/banger.toml back to what they were.")

@@ -69,7 +69,7 @@ impl Default for SimUsers {
 }
 
 impl SimUsers {
-    /// `None`: the user is removed.
+    /// `None`: the user is removed. An empty name: the database does not answer about this number.
     pub(crate) fn set(&self, uid: u32, name: Option<&str>) {
         let mut users = self.0.lock().unwrap();
         users.remove(&uid);
@@ -79,7 +79,11 @@ impl SimUsers {
 
 impl UserDatabase for SimUsers {
     fn name_of(&self, uid: u32) -> Named {
-        self.0.lock().unwrap().get(&uid).map_or(Named::Gone, |name| Named::As(name.clone()))
+        match self.0.lock().unwrap().get(&uid) {
+            Some(name) if name.is_empty() => Named::Unknown,
+            Some(name) => Named::As(name.clone()),
+            None => Named::Gone,
+        }
     }
 
     fn account(&self, name: &str) -> Option<Account> {

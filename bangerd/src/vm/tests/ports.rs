@@ -60,6 +60,23 @@ fn a_port_is_open_while_its_vm_runs_whatever_is_restarted() {
 }
 
 #[test]
+fn a_port_that_is_no_longer_its_owners_stays_closed_at_the_next_start() {
+    let world = World::new();
+    world.running("demo");
+    let published = world.publish(ALICE, "demo", &["80"]).unwrap();
+    let port = at(&published[0]);
+    assert!(matches!(world.order(STOP, "demo"), JobState::Done(_)));
+    let range = if port.port() < 26_000 { "30000-30009" } else { "20000-20009" };
+    let limits = UserLimits { port_range: Some(range.parse().unwrap()), ..ALICE.limits };
+    let alice = Peer { limits, ..ALICE };
+    assert!(matches!(world.order_of(&alice, Ask::Start, "demo"), JobState::Done(_)));
+    assert!(!listens(port));
+    let shown = world.show(ALICE, "demo").unwrap().published.unwrap();
+    let problem = shown[0].problem.as_deref().unwrap_or_default();
+    assert!(problem.contains("not one of yours") && problem.contains(range), "{problem}");
+}
+
+#[test]
 fn a_port_in_use_says_by_whom_as_far_as_the_asker_may_know() {
     let world = World::new();
     for (name, peer) in [("demo", ALICE), ("other", ALICE), ("bobs", BOB)] {

@@ -78,6 +78,25 @@ fn a_share_is_there_before_anything_runs_and_again_after_a_restart() {
     assert_eq!(world.machine.share_of(ALICE.uid), Some(Share { cpu_weight: 7, ..Share::BUILT_IN }));
 }
 
+/// What holds for everybody may be less than what VMs that run have in use.
+#[test]
+fn who_cannot_be_found_out_keeps_the_share() {
+    let mut world = World::new();
+    world.running("web");
+    world.config.limits = Limits::with_cpu_weight(7);
+    world.restart();
+    for name in [Some(""), None] {
+        world.users.set(ALICE.uid, name);
+        let ctx = Arc::clone(&world.life().vms.ctx);
+        world.life().runtime.block_on(crate::vm::shares::give_all(&ctx));
+        assert_eq!(world.machine.share_of(ALICE.uid), Some(Share::BUILT_IN), "{name:?}");
+        let taken = world.life().runtime.block_on(crate::vm::shares::take(&ctx, ALICE.uid));
+        let refused = matches!(taken, Err(VmError::OwnerUnknown(1001)));
+        assert_eq!(refused, name.is_some(), "{name:?}");
+        assert_eq!(world.machine.share_of(ALICE.uid), Some(Share::BUILT_IN), "{name:?}");
+    }
+}
+
 #[test]
 fn a_vm_that_was_ended_for_want_of_memory_says_so() {
     let mut world = World::new();

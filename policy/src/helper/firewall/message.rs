@@ -24,6 +24,7 @@ pub(super) enum Kind {
     NewSet = 9,
     NewElement = 12,
     DelElement = 14,
+    NewObject = 18,
 }
 
 /// The families used (linux/netfilter.h): what routes IPv4 and IPv6, and what answers ARP.

@@ -1,10 +1,11 @@
 //! The VMs' firewall: what its sets hold for each VM (`elements`) and how that changes, the whole
-//! table (`table`), what of the host's memory guests may fill
-//! (`bounds`), the end of a guest's flows (`flows`), and all of it as messages for the kernel
+//! table (`table`), what of the host's memory guests may fill (`bounds`), what their rules are made
+//! of (`expr`), the end of a guest's flows (`flows`), and all of it as messages for the kernel
 //! (`message`). The table has fixed rules; all that is a VM's are elements of these sets.
 
 mod bounds;
 mod elements;
+mod expr;
 mod flows;
 mod message;
 mod table;

@@ -22,6 +22,9 @@
 //!     ct state new,untracked update @asked { ip saddr limit rate 5/second burst 20 packets } meta nftrace set 1
 //!     drop }
 //! set flows { type devgroup; size 65535; flags dynamic }      # users whose guests have flows
+//! set towards { type devgroup . ipv4_addr; size 65535; flags dynamic }           # and to where
+//! set begun { type devgroup; size 65535; flags dynamic,timeout; timeout 1m }     # or begin them
+//! ct timeout closed { protocol tcp; l3proto ip; policy = { time_wait: 10, close: 10 } }
 //! set fragments { type devgroup; size 65535; flags dynamic,timeout; timeout 1m }   # or send fragments
 //! chain guard {                            # before anything is put together or remembered
 //!     type filter hook prerouting priority -450
@@ -48,10 +51,15 @@
 //! chain forward {
 //!     type filter hook forward priority filter
 //!     iifname "bgr-*" ct status dnat drop
+//!     iifname "bgr-*" ct state new ct status ! confirmed \
+//!         update @begun { iifgroup limit rate over 400/second burst 2048 packets } drop
 //!     iifname "bgr-*" ct state new add @flows { iifgroup ct count over 8192 } drop
+//!     iifname "bgr-*" ct timeout set "closed"
 //!     iifname "bgr-*" oifname "bgr-*" ip saddr . ip daddr @peers accept
 //!     iifname "bgr-*" oifname "bgr-*" goto refuse
 //!     iifname "bgr-*" ip saddr != @nat goto refuse
+//!     iifname "bgr-*" meta l4proto != { tcp, udp, icmp } goto refuse
+//!     iifname "bgr-*" ct state new add @towards { iifgroup . ip daddr ct count over 2048 } drop
 //!     oifname "bgr-*" <answers> accept
 //!     oifname "bgr-*" drop }
 //! chain output {                           # host to guest: its owner, the daemon and root
@@ -61,9 +69,9 @@
 //!     oifname "bgr-*" meta skuid >= 0 drop
 //!     oifname "bgr-*" ct state established,related accept
 //!     oifname "bgr-*" drop }
-//! chain masquerade {
-//!     type nat hook postrouting priority srcnat
-//!     oifname != "bgr-*" ip saddr @nat masquerade }
+//! chain masquerade {                       # before whatever the host has for others
+//!     type nat hook postrouting priority srcnat - 1
+//!     oifname != "bgr-*" ip saddr @nat masquerade to :52000-65535 fully-random }
 //! table arp banger {
 //!     set live { type ifname . ipv4_addr }     # the same elements
 //!     chain input {
@@ -80,6 +88,12 @@
 //! kernel itself sends has no socket with a user: the rest of a connection whose program has closed
 //! it, resets, ICMP errors. That passes within a flow.
 //!
+//! What leaves for a guest leaves from a port of the host on which nothing of the host listens, and
+//! which nobody can foretell. The host takes what comes to that port for the guest's: if the guest
+//! chose the port (CVE-2021-3773), it would get what is sent to a service there. Of a protocol
+//! without ports the host cannot tell what is its own from what is a guest's: only TCP, UDP and
+//! ICMP leave, and ICMP has numbers of its own for that.
+//!
 //! What the host remembers for guests has its bounds (`bounds`): neighbours, flows, fragments.
 //!
 //! What a network mode refuses goes through `refuse`: the kernel then says to the members of its
@@ -92,20 +106,20 @@
 
 use super::super::holding::Registration;
 use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
+use super::expr::{
+    ACCEPT, AT_LEAST, CT_STATE, CT_STATUS, DROP, EQUAL, ESTABLISHED_RELATED, NOT_EQUAL, REG_1, REG_2, WORDS, aimed_at,
+    answers, compare, ct_has, destination, destination_type, expression, from_vm, goto_refuse, lookup, meta,
+    nfproto_ipv4, source, to_vm, verdict,
+};
 use super::message::{ARP, Attrs, Batch, INET, Kind};
 use super::{Change, Element, LIVE, NAT, OWNERS, SETS, Set, bounds, elements};
-use crate::id::DEVICE_PREFIX;
+use crate::limits::MASQUERADED;
 use std::net::Ipv4Addr;
 
 /// The table's name.
 pub const TABLE: &str = "banger";
 /// `NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST`.
 const OWNED: u32 = 2 | 4;
-/// Registers: the first holds 16 bytes (an interface name), the next one directly follows it.
-pub(super) const REG_1: u32 = 1;
-pub(super) const REG_2: u32 = 2;
-/// The same place as words of four bytes, for keys of several fields.
-const WORDS: [u32; 4] = [8, 9, 10, 11];
 /// Of sets (`enum nft_set_flags`).
 const INTERVAL: u32 = 4;
 /// `NFT_SET_TIMEOUT | NFT_SET_EVAL`: elements that rules make, and that go by themselves.
@@ -121,32 +135,19 @@ const CONCAT: u32 = 0x80;
 const INTERVAL_END: u32 = 1;
 /// The most elements in one message: its length has 16 bits.
 const CHUNK: usize = 512;
-/// How `cmp` compares (`enum nft_cmp_ops`).
-const EQUAL: u32 = 0;
-pub(super) const NOT_EQUAL: u32 = 1;
-const AT_LEAST: u32 = 5;
 /// What `meta` loads of the transport protocol, and sets to tell (`enum nft_meta_keys`).
 const L4PROTO: u32 = 16;
+/// The protocols that leave for guests: TCP, UDP, ICMP.
+const LEAVING: [u8; 3] = [6, 17, 1];
+/// `NF_NAT_RANGE_PROTO_SPECIFIED | NF_NAT_RANGE_PROTO_RANDOM_FULLY`: one of these ports, by chance.
+const RANDOM_OF_RANGE: u32 = (1 << 1) | (1 << 4);
 const NFTRACE: u32 = 12;
-/// What `ct` loads (`enum nft_ct_keys`).
-pub(super) const CT_STATE: u32 = 0;
-const CT_DIRECTION: u32 = 1;
-const CT_STATUS: u32 = 2;
 /// Bits of a state, and of a status (`IPS_DST_NAT`).
-const ESTABLISHED_RELATED: u32 = 2 | 4;
 const NEW_UNTRACKED: u32 = 8 | 64;
 const DST_NAT: u32 = 1 << 5;
-/// What `fib` loads, of which address, the one type that may pass, and that of the host's own
-/// addresses (linux/rtnetlink.h).
-const FIB_ADDRTYPE: u32 = 3;
-const FIB_DADDR: u32 = 2;
+/// The one type of address that may pass, and that of the host's own (linux/rtnetlink.h).
 const RTN_UNICAST: u32 = 1;
 const RTN_LOCAL: u32 = 2;
-/// `NF_DROP` and `NF_ACCEPT`; a drop is final, an accept is not.
-pub(super) const DROP: u32 = 0;
-const ACCEPT: u32 = 1;
-/// `NFT_GOTO`, which is -4.
-const GOTO: u32 = 0xffff_fffc;
 /// The chain of what is refused.
 pub const REFUSE: &str = "refuse";
 /// Addresses at which clouds hand out credentials of the host: link-local (all), Azure, Alibaba,
@@ -248,10 +249,15 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     rule(batch, "input", &[from_vm(), vec![verdict(DROP)]]);
     chain(batch, "forward", "filter", 2, 0);
     rule(batch, "forward", &[from_vm(), ct_has(CT_STATUS, DST_NAT), vec![verdict(DROP)]]);
+    rule(batch, "forward", &[from_vm(), bounds::too_many_at_once()]);
     rule(batch, "forward", &[from_vm(), bounds::too_many_flows()]);
+    rule(batch, "forward", &[from_vm(), bounds::forgets_closed()]);
     rule(batch, "forward", &[from_vm(), to_vm(true), peers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[from_vm(), to_vm(true), vec![goto_refuse()]]);
     rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![goto_refuse()]]);
+    let others = LEAVING.map(|protocol| compare(REG_2, NOT_EQUAL, &[protocol]));
+    rule(batch, "forward", &[from_vm(), vec![meta(L4PROTO, REG_2)], others.to_vec(), vec![goto_refuse()]]);
+    rule(batch, "forward", &[from_vm(), bounds::too_many_to_one()]);
     rule(batch, "forward", &[to_vm(true), answers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[to_vm(true), vec![verdict(DROP)]]);
     chain(batch, "output", "filter", 3, 0);
@@ -266,12 +272,24 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     rule(batch, "output", &[to_vm(true), anybody]);
     rule(batch, "output", &[to_vm(true), ct_has(CT_STATE, ESTABLISHED_RELATED), vec![verdict(ACCEPT)]]);
     rule(batch, "output", &[to_vm(true), vec![verdict(DROP)]]);
-    chain(batch, "masquerade", "nat", 4, 100);
-    let leaving = vec![source(REG_1), lookup(NAT, REG_1, false), expression("masq", &Attrs::new())];
-    rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
+    masquerade(batch);
     bounds::neighbours(batch);
     let all: Vec<Element> = registrations.iter().flat_map(|registration| elements(Some(registration))).collect();
     put_elements(batch, Kind::NewElement, &all);
+}
+
+/// Source NAT is at 100. The first chain that speaks of a flow decides: a host that masquerades
+/// everything would leave guests' ports as they are.
+fn masquerade(batch: &mut Batch) {
+    chain(batch, "masquerade", "nat", 4, 99);
+    let (first, last) = MASQUERADED;
+    let port = |register, port: u16| {
+        let value = Attrs::new().bytes(1, &port.to_be_bytes());
+        expression("immediate", &Attrs::new().u32(1, register).nest(2, &value))
+    };
+    let masq = expression("masq", &Attrs::new().u32(1, RANDOM_OF_RANGE).u32(2, REG_1).u32(3, REG_2));
+    let leaving = vec![source(REG_1), lookup(NAT, REG_1, false), port(REG_1, first), port(REG_2, last), masq];
+    rule(batch, "masquerade", &[to_vm(false), nfproto_ipv4(true), leaving]);
 }
 
 /// The end of `aim`: only what a guest may reach goes on.
@@ -337,98 +355,4 @@ fn rule(batch: &mut Batch, chain: &str, parts: &[Vec<Attrs>]) {
 pub(super) fn rule_in(batch: &mut Batch, family: u8, chain: &str, parts: &[Vec<Attrs>]) {
     let list = parts.iter().flatten().fold(Attrs::new(), |list, part| list.nest(1, part));
     batch.add_to(family, Kind::NewRule, &Attrs::new().text(1, TABLE).text(2, chain).nest(4, &list));
-}
-
-pub(super) fn expression(name: &str, data: &Attrs) -> Attrs {
-    Attrs::new().text(1, name).nest(2, data)
-}
-
-pub(super) fn meta(key: u32, register: u32) -> Attrs {
-    expression("meta", &Attrs::new().u32(1, register).u32(2, key))
-}
-
-pub(super) fn compare(register: u32, how: u32, value: &[u8]) -> Attrs {
-    let data = Attrs::new().bytes(1, value);
-    expression("cmp", &Attrs::new().u32(1, register).u32(2, how).nest(3, &data))
-}
-
-/// `iifname "bgr-*"`: the name's first bytes; the register keeps the whole name for a lookup.
-pub(super) fn from_vm() -> Vec<Attrs> {
-    vec![meta(6, REG_1), compare(REG_1, EQUAL, DEVICE_PREFIX.as_bytes())]
-}
-
-fn to_vm(is: bool) -> Vec<Attrs> {
-    vec![meta(7, REG_1), compare(REG_1, equal(is), DEVICE_PREFIX.as_bytes())]
-}
-
-fn equal(is: bool) -> u32 {
-    if is { EQUAL } else { NOT_EQUAL }
-}
-
-fn nfproto_ipv4(is: bool) -> Vec<Attrs> {
-    vec![meta(15, REG_2), compare(REG_2, equal(is), &[2])]
-}
-
-/// The IPv4 source address; only after the packet is known to be IPv4.
-fn source(register: u32) -> Attrs {
-    payload(register, 12, 4)
-}
-
-fn aimed_at(register: u32) -> Attrs {
-    payload(register, 16, 4)
-}
-
-fn destination(prefix: &[u8]) -> Vec<Attrs> {
-    let length = u32::try_from(prefix.len()).unwrap_or(4);
-    vec![payload(REG_2, 16, length), compare(REG_2, EQUAL, prefix)]
-}
-
-/// From the network header (base 1).
-pub(super) fn payload(register: u32, offset: u32, length: u32) -> Attrs {
-    expression("payload", &Attrs::new().u32(1, register).u32(2, 1).u32(3, offset).u32(4, length))
-}
-
-/// `fib daddr type`: the host's own addresses, or else broadcast and multicast.
-fn destination_type(how: u32, kind: u32) -> Vec<Attrs> {
-    let loaded = expression("fib", &Attrs::new().u32(1, REG_2).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR));
-    vec![loaded, compare(REG_2, how, &kind.to_ne_bytes())]
-}
-
-/// `ct direction reply ct state established,related`.
-fn answers() -> Vec<Attrs> {
-    let reply = vec![ct(CT_DIRECTION), compare(REG_2, EQUAL, &[1])];
-    [reply, ct_has(CT_STATE, ESTABLISHED_RELATED)].concat()
-}
-
-fn ct(key: u32) -> Attrs {
-    expression("ct", &Attrs::new().u32(1, REG_2).u32(2, key))
-}
-
-pub(super) fn ct_has(key: u32, bits: u32) -> Vec<Attrs> {
-    [vec![ct(key)], has(&bits.to_ne_bytes())].concat()
-}
-
-/// One of these bits of the second register is set.
-pub(super) fn has(bits: &[u8]) -> Vec<Attrs> {
-    let zeros = vec![0; bits.len()];
-    let length = u32::try_from(bits.len()).unwrap_or(0);
-    let (wanted, none) = (Attrs::new().bytes(1, bits), Attrs::new().bytes(1, &zeros));
-    let masked = Attrs::new().u32(1, REG_2).u32(2, REG_2).u32(3, length).nest(4, &wanted).nest(5, &none);
-    vec![expression("bitwise", &masked), compare(REG_2, NOT_EQUAL, &zeros)]
-}
-
-pub(super) fn lookup(set: Set, register: u32, inverted: bool) -> Attrs {
-    expression("lookup", &Attrs::new().text(1, set.name).u32(2, register).u32(5, u32::from(inverted)))
-}
-
-pub(super) fn verdict(code: u32) -> Attrs {
-    verdict_of(&Attrs::new().u32(1, code))
-}
-
-fn goto_refuse() -> Attrs {
-    verdict_of(&Attrs::new().u32(1, GOTO).text(2, REFUSE))
-}
-
-fn verdict_of(verdict: &Attrs) -> Attrs {
-    expression("immediate", &Attrs::new().u32(1, 0).nest(2, &Attrs::new().nest(2, verdict)))
 }

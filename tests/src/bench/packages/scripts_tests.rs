@@ -278,11 +278,11 @@ fn each_unit_is_enabled_by_itself_and_at_an_upgrade_those_that_are_new() {
 #[test]
 fn firewalld_is_reloaded_only_when_it_does_not_have_the_zone() {
     let zone = read("host-firewall/firewalld-zone.xml");
-    assert!(zone.contains("target=\"ACCEPT\"") && zone.contains("name=\"bgr+\"") && zone.contains("<forward/>"));
+    assert!(zone.contains("target=\"ACCEPT\"") && zone.contains("name=\"bgr-+\"") && zone.contains("<forward/>"));
     for (known, reloads) in [
         ("exit 112", true),
         ("printf 'banger\\n  target: default\\n  interfaces: \\n  forward: no\\n'", true),
-        ("printf 'banger (active)\\n  target: ACCEPT\\n  interfaces: bgr+\\n  forward: yes\\n'", false),
+        ("printf 'banger (active)\\n  target: ACCEPT\\n  interfaces: bgr-+\\n  forward: yes\\n'", false),
     ] {
         let host = Host::new();
         host.program("firewall-cmd", &format!("case \"$*\" in --info-zone=banger) {known} ;; esac"));

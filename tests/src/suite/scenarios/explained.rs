@@ -8,7 +8,7 @@ use crate::inventory::{Allow, Inventory, Kind, leaks};
 /// Things of a sort whose name matches, and the words of the page's table that explain them.
 const EXPLAINED: &[(Kind, &str, &str)] = &[
     (Kind::Link, "br-fc", "link `br-fc`"),
-    (Kind::Address, "* dev br-fc", "172.16.0.1/24"),
+    (Kind::Address, "* dev br-fc", "172.16.0.1/20"),
     (Kind::Route, "* dev br-fc table *", "the routes to it"),
     (Kind::Nft, "* inet banger*", "tables `inet banger`"),
     (Kind::Nft, "* arp banger*", "`arp banger`"),

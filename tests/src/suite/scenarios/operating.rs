@@ -57,7 +57,7 @@ fn reloads(scene: &mut Scene, guest: &Guest) -> Result<()> {
         // The first of the two: the other is an example for a group.
         scene.root(&format!(
             "sed -i -e '0,/^#:vms = /s//vms = 1 #/' -e 's/^stats_poll_interval = .*/stats_poll_interval = \"3s\"/' \
-             -e 's/^cidr = .*/cidr = 20/' {CONFIG} && systemctl reload {DAEMON}"
+             -e 's/^cidr = .*/cidr = 22/' {CONFIG} && systemctl reload {DAEMON}"
         ))?;
         let journal = scene.journal(DAEMON)?;
         ensure!(journal.contains("changed: stats_poll_interval, limits"), "{journal}");

@@ -87,6 +87,13 @@ pub(super) const ROWS: &[Row] = &[
         "sysctl --quiet --write net.netfilter.nf_conntrack_max=$(cat /run/bench-tracked) && \
          rm /run/bench-tracked /etc/sysctl.d/zz-nf-conntrack.conf /etc/modules-load.d/zz-nf-conntrack.conf",
     ),
+    warn(
+        "network::neighbours",
+        ("a-small-table-of-neighbours", "neighbour table"),
+        "sysctl --quiet --write net.ipv4.neigh.default.gc_thresh3=1024",
+        "gc_thresh3 is 1024",
+    )
+    .after("rm /etc/sysctl.d/zz-neighbours.conf"),
     fail("network::resolver", ("a-resolver-of-the-host-alone", "resolver"), SET, "answers none of them"),
     warn("network::resolver", ("a-resolver-that-is-not-public", "resolver"), SET_PRIVATE, "no public address"),
     fail(
@@ -96,6 +103,7 @@ pub(super) const ROWS: &[Row] = &[
         "172.16.0.0/12 by bench-vpn",
     )
     .after("ip link delete bench-vpn"),
+    not_here("subnet::free_addresses", "more than three thousand VMs would have to be made"),
     warn(
         "subnet::addresses",
         ("a-vm-with-an-earlier-address", "addresses of VMs"),

@@ -49,7 +49,7 @@ pub(super) fn old_flows(scene: &mut Scene) -> Result<Outcome> {
                     ensure!(net.alice.heard(text) == 0, "bob's guest has heard {text}");
                 }
                 ensure!(datagrams(&socket).is_empty(), "bob's guest has answered alice's old socket");
-                // Last, for its flow has the ports of the old one, and would let the answer in.
+                // Last, so that no flow of it lets the answer in.
                 net.must_reach_out(|net| &net.alice, scene.limit(ARRIVES))
             })?;
             scene.step("what came back through NAT comes no more when it is switched off", |scene| {
