@@ -153,7 +153,7 @@ pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
-const FORMAT: &str = "banger rootfs 4";
+const FORMAT: &str = "banger rootfs 5";
 
 /// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
 /// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
