@@ -92,7 +92,10 @@ impl<'a> Archive<'a> {
             let Some(header) = self.header(progress)? else {
                 return Ok(None);
             };
-            budget.spend_entry()?;
+            match header.kind() {
+                b'x' | b'X' | b'g' | b'L' | b'K' | b'V' => budget.spend_header()?,
+                _ => budget.spend_entry()?,
+            }
             match header.kind() {
                 // The second of two counts, and nothing of the first.
                 b'x' | b'X' => {

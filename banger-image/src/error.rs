@@ -128,6 +128,12 @@ pub enum ImageError {
         /// The cap.
         limit: u64,
     },
+    /// Too many headers that are no entries.
+    #[error("the archives of the image have more than {limit} extended headers; that many are not accepted")]
+    TooManyHeaders {
+        /// The cap.
+        limit: u64,
+    },
     /// More names, folders, symlinks and attributes than we hold in memory.
     #[error("the image's names, folders and attributes take more than {limit} bytes; that much is not accepted")]
     TooMuchMetadata {

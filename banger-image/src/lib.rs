@@ -77,7 +77,7 @@ const MAX_MEMORY: u64 = 480 << 20;
 /// Caps on what an import may expand to.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries over all layers, meta entries included; a Debian desktop has 300,000.
+    /// Entries over all layers; a Debian desktop has 300,000.
     pub entries: u64,
     /// Bytes of memory for the tree and the file system's metadata, estimated. Contents need none.
     pub memory: u64,

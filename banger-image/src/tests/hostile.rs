@@ -153,6 +153,16 @@ fn caps_hold() {
     let limits = Limits { entries: 99, ..Limits::for_build_size(1 << 30) };
     let result = import(file_of(&tar), dir.path(), 64 << 20, None, limits, &hasher(), &());
     assert!(matches!(result, Err(ImageError::TooManyEntries { limit: 99 })));
+    // What says something of the next entry is none.
+    let pax = |n: u32| Item { pax: vec![("uid", b"7")], ..item(b'0', ["a", "b", "c", "d"][n as usize]) };
+    let tar = (0..4).fold(Tar::default(), |tar, n| tar.add(&pax(n))).end();
+    let limits = Limits { entries: 4, ..Limits::for_build_size(64 << 20) };
+    let folder = tempfile::tempdir().unwrap();
+    let imported = import(file_of(&tar), folder.path(), 64 << 20, None, limits, &hasher(), &());
+    assert_eq!(imported.unwrap().entries, 4);
+    let long = (0..17).fold(Tar::default(), |tar, _| tar.gnu_long(b'L', b"x")).file("y", b"").end();
+    let result = import(file_of(&long), dir.path(), 64 << 20, None, limits, &hasher(), &());
+    assert!(matches!(result, Err(ImageError::TooManyHeaders { limit: 16 })), "{result:?}");
     let small =
         |tar: &[u8]| import(file_of(tar), dir.path(), 16 << 20, None, Limits::for_build_size(16 << 20), &hasher(), &());
     let bomb = gzip(&Tar::default().file("zeros", &vec![0; 17 << 20]).end());
