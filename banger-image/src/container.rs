@@ -5,9 +5,10 @@ use super::archive::{Archive, Kind};
 use super::error::ImageError;
 use super::names::printable;
 use super::source::{Budget, Progress, Quiet, Window, check};
+use banger_policy::json::{AnyCase, optional, or_default};
 use banger_policy::platform::Platform;
 use banger_policy::{Digest, ImageConfig};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing
@@ -185,14 +186,17 @@ pub(super) struct Config {
     diff_ids: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Layered {
+    #[serde(deserialize_with = "optional")]
     rootfs: Option<RootFs>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct RootFs {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default")]
     diff_ids: Vec<String>,
 }
 
@@ -200,7 +204,7 @@ impl Config {
     /// # Errors
     /// When it is no configuration.
     pub(super) fn parse(raw: &[u8], name: &str) -> Result<Self, ImageError> {
-        let layered: Layered = json(raw, name)?;
+        let AnyCase(layered) = json::<AnyCase<Layered>>(raw, name)?;
         Ok(Self { platform: json(raw, name)?, diff_ids: layered.rootfs.map(|rootfs| rootfs.diff_ids) })
     }
 
@@ -278,11 +282,6 @@ pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, reference: Option<&str
         return Err(bad(&format!("it holds several images: {listed}; name one with --ref")));
     }
     found.pop().map(|(_, image)| image).ok_or_else(|| bad("it holds no image"))
-}
-
-/// Absent or `null`: Go writes an empty list as either.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 pub(super) fn parse_digest(text: &str) -> Result<Digest, ImageError> {

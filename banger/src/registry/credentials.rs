@@ -5,6 +5,7 @@
 
 use crate::error::explained;
 use anyhow::Context as _;
+use banger_policy::json::AnyCase;
 use data_encoding::BASE64;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -55,10 +56,10 @@ pub(super) struct Found {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
-    auths: Option<BTreeMap<String, Option<Entry>>>,
-    #[serde(rename = "credHelpers")]
+    auths: Option<BTreeMap<String, AnyCase<Entry>>>,
+    #[serde(rename = "credhelpers")]
     helpers: Option<BTreeMap<String, Option<String>>>,
-    #[serde(rename = "credsStore")]
+    #[serde(rename = "credsstore")]
     store: Option<String>,
 }
 
@@ -71,8 +72,7 @@ struct Entry {
     identitytoken: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
 struct Answer {
     username: String,
     secret: String,
@@ -112,7 +112,7 @@ pub(super) async fn find(file: Option<&Path>, registry: &str) -> anyhow::Result<
     }
     let auths = config.auths.unwrap_or_default();
     let entry = auths.iter().find(|(name, _)| host_of(name) == host_of(key));
-    Ok(match entry.and_then(|(_, entry)| login(entry.as_ref()?)) {
+    Ok(match entry.and_then(|(_, AnyCase(entry))| login(entry)) {
         Some(login) => Found { login: Some(login), source: format!("auths of {shown}") },
         None => none(&why),
     })
@@ -135,8 +135,8 @@ fn read(file: &Path) -> anyhow::Result<Option<Config>> {
     if text.trim().is_empty() {
         return Ok(Some(Config::default()));
     }
-    serde_json::from_str(&text)
-        .map(Some)
+    serde_json::from_str::<AnyCase<Config>>(&text)
+        .map(|AnyCase(config)| Some(config))
         .map_err(|error| explained(error.to_string(), "docker and podman write this file; mend it or move it away"))
         .with_context(what)
 }
@@ -197,7 +197,7 @@ async fn ask_helper(name: &str, key: &str) -> anyhow::Result<Option<Login>> {
         anyhow::bail!("{status}: {}", said.trim().chars().take(200).collect::<String>());
     }
     // What it said is not quoted: it has the secret in it.
-    let Answer { username, secret } =
+    let AnyCase(Answer { username, secret }) =
         serde_json::from_slice(&said).map_err(|_| anyhow::anyhow!("it answered no JSON"))?;
     Ok(Some(if username == "<token>" {
         Login::Refresh(secret)
