@@ -188,7 +188,7 @@ pub fn import(
     let hashes = Hashes { plain: Some(&whole), ..Hashes::default() };
     let outer = spool(&source, "the archive", staging, hashes, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers, config) = match oci::open(&outer, reference, limits.entries, progress)? {
+    let (kind, source_digest, layers, config) = match oci::open(&outer, reference, staging, &limits, progress)? {
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, hasher, &mut budget, progress)?;

@@ -2,7 +2,8 @@
 //! `banger-image/tests/README.md` lists all kinds.
 
 use super::super::{ImageError, ImportedRootfs, Limits, SourceKind, import};
-use super::maker::{SIZE, Tar, file_of, hasher, import_error, pack, sha256};
+use super::kinds::changed;
+use super::maker::{Item, SIZE, Tar, file_of, hasher, import_error, item, pack, sha256};
 use serde_json::{Value, json};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -351,6 +352,32 @@ fn names_of_fields_have_any_case_in_every_part_of_an_image() {
             (Some("app"), Some("/w"))
         );
     }
+}
+
+/// What `tar -S` makes of a blob that the file system stores with holes.
+#[test]
+fn a_blob_may_be_packed_without_its_holes() {
+    let mut layout = Layout::default();
+    let tar = Tar::default().file("etc/x", &[0; 40_000]).end();
+    let words = json!({"rootfs": {"diff_ids": [format!("sha256:{}", sha256(&tar))]}}).to_string();
+    let (config, layer) = (layout.blob(CONFIG, words.as_bytes()), layout.blob(LAYER, &tar));
+    let image = layout.manifest(&config, &json!([layer]));
+    let path = format!("blobs/sha256/{}", digest(&layer));
+    // Its header is all that it has beside zeros.
+    let blob = Tar::default().add(&Item { data: &tar[..512], ..item(b'S', &path) }).0;
+    let sparse = |size: usize| {
+        changed(blob.clone(), 0, |header| {
+            for (at, number) in [(386, 0), (398, 512), (410, size), (422, 0), (483, size)] {
+                header[at..at + 12].copy_from_slice(format!("{number:011o}\0").as_bytes());
+            }
+        })
+    };
+    let rest = layout.without(&layer).tar(std::slice::from_ref(&image));
+    assert_eq!(taken(&[sparse(tar.len()), rest.clone()].concat()), digest(&image));
+    let large = import_error(&[sparse(1 << 30), rest.clone()].concat());
+    assert!(matches!(large, ImageError::TooLarge { .. }), "{large}");
+    let short = import_error(&[sparse(tar.len() - 512), rest].concat());
+    assert!(matches!(short, ImageError::Blob { what: "size", .. }), "{short}");
 }
 
 /// Go's JSON heeds no case, and so writers get away with any.
