@@ -11,6 +11,8 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
+/// What `docker save` writes beside an OCI layout, or in its place.
+const SAVED: [&str; 2] = ["manifest.json", "repositories"];
 /// What to do about a file of the user's that is not readable.
 const READABLE: &str = "make the file readable for you; banger reads it with your own rights";
 
@@ -65,19 +67,33 @@ fn copy(from: &mut dyn std::io::Read, to: &mut dyn Write, name: &str) -> anyhow:
 }
 
 /// An OCI image layout (OCI image-layout.md): `oci-layout`, `index.json` and
-/// `blobs/<algorithm>/<digest>`.
+/// `blobs/<algorithm>/<digest>`; and what `docker save` has beside them, whose index may say
+/// nothing.
 fn oci_layout(root: &Path) -> anyhow::Result<Source> {
+    let saved = SAVED.into_iter().filter(|name| root.join(name).is_file()).map(PathBuf::from);
     if !root.join("oci-layout").is_file() {
+        if let Some(name) = saved.into_iter().next() {
+            let folder = root.display();
+            return Err(explained(
+                format!("{folder} is a folder, but no OCI layout: it has a file {}, and no oci-layout", name.display()),
+                format!("pack what docker has saved, and import that: tar -C {folder} -cf image.tar ."),
+            ));
+        }
         return Err(explained(
             format!("{} is a folder, but no OCI layout: it has no file oci-layout", root.display()),
             "a plain root file system keeps its owners and attributes only as an archive, made as root:\n\
              tar --numeric-owner --xattrs --xattrs-include='*' -C FOLDER -cf rootfs.tar .",
         ));
     }
-    let mut files = vec![PathBuf::from("oci-layout"), PathBuf::from("index.json")];
+    let mut files: Vec<PathBuf> = ["oci-layout", "index.json"].into_iter().map(PathBuf::from).chain(saved).collect();
+    // Programs keep something of their own between the blobs, in files and in folders. A link to a
+    // blob is one.
     for algorithm in folder(&root.join("blobs"))? {
         let algorithm = Path::new("blobs").join(algorithm);
-        files.extend(folder(&root.join(&algorithm))?.into_iter().map(|blob| algorithm.join(blob)));
+        if root.join(&algorithm).is_dir() {
+            let blobs = folder(&root.join(&algorithm))?.into_iter().map(|blob| algorithm.join(blob));
+            files.extend(blobs.filter(|blob| root.join(blob).is_file()));
+        }
     }
     let mut total = 0_u64;
     for file in &files {
@@ -248,8 +264,18 @@ mod tests {
         for (name, text) in [("oci-layout", "{}"), ("index.json", "[]"), ("blobs/sha256/aa", "x"), ("other", "no")] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let packed: Vec<String> = entries(image(folder.path()).unwrap()).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(packed, ["oci-layout", "index.json", "blobs/sha256/aa"]);
+        let packed =
+            || -> Vec<String> { entries(image(folder.path()).unwrap()).into_iter().map(|(name, _)| name).collect() };
+        assert_eq!(packed(), ["oci-layout", "index.json", "blobs/sha256/aa"]);
+        // What docker writes, what a file manager does, links to a blob and to none.
+        for (name, text) in [("manifest.json", "[]"), ("repositories", "{}"), ("blobs/.DS_Store", "")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        std::fs::create_dir(folder.path().join("blobs/sha256/ingest")).unwrap();
+        std::os::unix::fs::symlink("aa", folder.path().join("blobs/sha256/bb")).unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.path().join("blobs/sha256/cc")).unwrap();
+        let all = ["oci-layout", "index.json", "manifest.json", "repositories", "blobs/sha256/aa", "blobs/sha256/bb"];
+        assert_eq!(packed(), all);
     }
 
     #[test]
@@ -257,6 +283,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = image(folder.path()).err().unwrap();
         assert!(error.to_string().contains("no OCI layout"), "{error}");
+        std::fs::write(folder.path().join("manifest.json"), "[]").unwrap();
+        let error = image(folder.path()).err().unwrap();
+        let hint = error.downcast_ref::<crate::error::Explained>().unwrap().hint();
+        assert!(error.to_string().contains("no OCI layout") && hint.contains("-cf image.tar"), "{error}: {hint}");
     }
 
     #[test]
