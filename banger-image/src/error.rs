@@ -33,6 +33,14 @@ pub enum ImageError {
         /// Which archive.
         layer: String,
     },
+    /// A disk or a file system.
+    #[error("it is {found}, and an archive is needed; {instead}")]
+    Disk {
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        instead: String,
+    },
     /// The bytes end early.
     #[error("{layer} is truncated ({at}); it was not copied or downloaded to its end: fetch it again")]
     Truncated {

@@ -5,7 +5,7 @@ use crate::error::explained;
 use crate::upload::{Source, open};
 use anyhow::Context as _;
 use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX};
-use banger_policy::rootfs::{HEAD_BYTES, examine};
+use banger_policy::rootfs::{HEAD_BYTES, examine, no_archive};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -33,8 +33,31 @@ pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
         return oci_layout(path);
     }
     let total = metadata.is_file().then_some(metadata.len());
+    if let Some(length) = total {
+        // The daemon finds that out as well, when it has all bytes.
+        let look = || format!("cannot look at {}", path.display());
+        let head = head(&mut file).with_context(look)?;
+        if let Some((what, instead)) = no_archive(&head, length).filter(|_| !is_tar(&head)) {
+            return Err(explained(format!("it is {what}, and an archive is needed"), instead));
+        }
+    }
     let name = path.display().to_string();
     Ok(Source { total, write: Box::new(move |to| copy(&mut file, to, &name)) })
+}
+
+/// The first bytes of a file, which stands at its beginning again.
+fn head(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    (&mut *file).take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(head)
+}
+
+/// Whether the first block is a header: a name in an archive may be what another file begins with.
+fn is_tar(head: &[u8]) -> bool {
+    let Some(block) = head.get(..512) else { return false };
+    let sum = block.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte }));
+    Header::from_byte_slice(block).cksum().is_ok_and(|said| said == sum.sum::<u32>())
 }
 
 /// An ext4 file system. A block device may have one too.
@@ -54,9 +77,7 @@ pub(crate) fn root_file_system(path: &Path) -> anyhow::Result<Source> {
     // A block device has a length only for those who go to its end.
     let length = file.seek(SeekFrom::End(0)).with_context(look)?;
     file.seek(SeekFrom::Start(0)).with_context(look)?;
-    let mut head = Vec::new();
-    (&mut file).take(HEAD_BYTES as u64).read_to_end(&mut head).with_context(look)?;
-    file.seek(SeekFrom::Start(0)).with_context(look)?;
+    let head = head(&mut file).with_context(look)?;
     let bytes = examine(&head, length)?.bytes;
     let name = path.display().to_string();
     Ok(Source { total: Some(bytes), write: Box::new(move |to| copy(&mut file.take(bytes), to, &name)) })
@@ -276,6 +297,32 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", folder.path().join("blobs/sha256/cc")).unwrap();
         let all = ["oci-layout", "index.json", "manifest.json", "repositories", "blobs/sha256/aa", "blobs/sha256/bb"];
         assert_eq!(packed(), all);
+    }
+
+    #[test]
+    fn a_disk_is_no_archive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let refused = |head: &[u8]| {
+            std::fs::write(&path, head).unwrap();
+            image(&path).err().map(|error| {
+                let hint = error.downcast_ref::<crate::error::Explained>().unwrap().hint().to_owned();
+                format!("{error}: {hint}")
+            })
+        };
+        let mut ext4 = vec![0; 4096];
+        ext4[0x438..0x43a].copy_from_slice(b"\x53\xef");
+        for (head, words) in [(ext4.as_slice(), "an ext4 file system"), (b"QFI\xfb\0\0\0\x03", "a qcow2 disk")] {
+            let error = refused(head).unwrap();
+            assert!(error.contains(words) && error.contains("image register --rootfs"), "{error}");
+        }
+        // A file of that name, and what cannot be told from its first bytes.
+        let mut header = header(0);
+        header.set_path("hsqs").unwrap();
+        header.set_cksum();
+        for head in [&header.as_bytes()[..], b"", b"\x1f\x8b\x08", &[0; 1024]] {
+            assert_eq!(refused(head), None);
+        }
     }
 
     #[test]

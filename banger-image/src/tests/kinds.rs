@@ -7,7 +7,7 @@ use super::super::tree::{Node, NodeId, NodeKind, Tree};
 use super::super::work_disk::{self, WorkDisk};
 use super::super::xattr::Xattr;
 use super::super::{ImageError, ImportedRootfs, SourceKind};
-use super::maker::{Item, Tar, fsck, import_bytes, import_error, item, pack, sha256, window_of};
+use super::maker::{Item, Tar, fsck, gzip, import_bytes, import_error, item, pack, sha256, window_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -191,6 +191,19 @@ fn what_is_known_to_be_something_else_is_named_with_what_to_do() {
     {
         let error = import_error(&archive);
         assert!(matches!(error, ImageError::NotARoot { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains(advice), "{text}");
+    }
+    let mut ext4 = vec![0; 1 << 20];
+    ext4[0x438..0x43a].copy_from_slice(b"\x53\xef");
+    let qcow2 = [&b"QFI\xfb"[..], &[0; 2000]].concat();
+    for (disk, found, advice) in [
+        (gzip(&ext4), "an ext4 file system", "decompress it"),
+        (ext4, "an ext4 file system", "banger image register --rootfs FILE NAME"),
+        (qcow2, "a qcow2 disk", "qemu-img convert"),
+    ] {
+        let error = import_error(&disk);
+        assert!(matches!(error, ImageError::Disk { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(found) && text.contains(advice), "{text}");
     }
