@@ -132,7 +132,7 @@ impl Endpoint {
     }
 
     async fn login(&self) -> anyhow::Result<&Found> {
-        let find = || credentials::find(self.docker_config.as_deref(), &self.name);
+        let find = || credentials::find(self.docker_config.as_deref(), &self.name, &self.repository);
         self.found.get_or_try_init(find).await
     }
 
