@@ -143,6 +143,37 @@ pub(crate) fn mode_bits(stored: &[u8]) -> u16 {
     mask.map_or(bits, |mask| bits & !0o070 | mask << 3)
 }
 
+/// What chmod(2) makes of the ACL of a file, as ext4 stores it: where there is a mask, the bits of
+/// the group are its (`posix_acl_chmod` in `fs/posix_acl.c`).
+pub(crate) fn change_mode(stored: &mut [u8], mode: u16) {
+    let group = if has_mask(stored) { MASK } else { GROUP_OBJ };
+    let mut rest = stored.get_mut(4..).unwrap_or_default();
+    while let [t0, t1, p0, p1, after @ ..] = rest {
+        let tag = u16::from_le_bytes([*t0, *t1]);
+        let bits = match tag {
+            USER_OBJ => Some(mode >> 6),
+            OTHER => Some(mode),
+            _ => Some(mode >> 3).filter(|_| tag == group),
+        };
+        if let Some(bits) = bits {
+            [*p0, *p1] = (bits & 7).to_le_bytes();
+        }
+        rest = if NAMED.contains(&tag) { after.get_mut(4..).unwrap_or_default() } else { after };
+    }
+}
+
+fn has_mask(stored: &[u8]) -> bool {
+    let mut rest = stored.get(4..).unwrap_or_default();
+    while let &[t0, t1, _, _, ref after @ ..] = rest {
+        let tag = u16::from_le_bytes([t0, t1]);
+        if tag == MASK {
+            return true;
+        }
+        rest = if NAMED.contains(&tag) { after.get(4..).unwrap_or_default() } else { after };
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -173,6 +204,23 @@ mod tests {
         let bits = |text: &str| mode_bits(&of_text(For::Access, text.as_bytes(), &mut Vec::new()).unwrap());
         assert_eq!(bits("user::rwx,user:1000:r-x,group::r--,mask::---,other::--x"), 0o701);
         assert_eq!(bits("user::rw-,group::r--,group:7:rwx,mask::rwx,other::r--"), 0o674);
+    }
+
+    #[test]
+    fn a_changed_mode_changes_the_mask_or_the_group() {
+        for (text, mode, changed) in [
+            ("user::rwx,user:9:r-x,group::r-x,mask::rwx,other::r--", 0o4640, "user::rw,user:9:rx,group::rx,m:r,o:-"),
+            ("user::r,group::r,group:7:rwx,mask::rwx,other::r", 0o751, "u::rwx,g::r,g:7:rwx,m:rx,o:x"),
+            ("user::r,group::r,mask::rwx,other::r", 0o77, "u::-,g::r,m:rwx,o:rwx"),
+        ] {
+            let stored = |text: &str| of_text(For::Access, text.as_bytes(), &mut Vec::new()).unwrap();
+            let mut value = stored(text);
+            change_mode(&mut value, mode);
+            assert_eq!((mode_bits(&value), value), (mode & 0o777, stored(changed)), "{text}");
+        }
+        let mut default = of_text(For::Default, b"u::rwx,g::rx,o:-", &mut Vec::new()).unwrap();
+        change_mode(&mut default, 0o612);
+        assert_eq!(default, of_text(For::Default, b"u::rw,g::x,o:w", &mut Vec::new()).unwrap());
     }
 
     #[test]

@@ -92,7 +92,10 @@ impl<'a> Archive<'a> {
             let Some(header) = self.header(progress)? else {
                 return Ok(None);
             };
-            budget.spend_entry()?;
+            match header.kind() {
+                b'x' | b'X' | b'g' | b'L' | b'K' | b'V' => budget.spend_header()?,
+                _ => budget.spend_entry()?,
+            }
             match header.kind() {
                 // The second of two counts, and nothing of the first.
                 b'x' | b'X' => {
@@ -242,6 +245,9 @@ impl<'a> Archive<'a> {
         };
         let extended = all.extend(&data);
         let of_one = all.path.is_some() || all.linkpath.is_some() || all.size.is_some() || all.sparse.any;
+        if let Some(odd) = all.odd.take() {
+            progress.warn(&format!("{}: {odd}", self.layer));
+        }
         extended.map_err(|Malformed(why)| self.bad(header_at, why))?;
         if of_one { Err(self.bad(header_at, "a global PAX header that names one entry")) } else { Ok(()) }
     }

@@ -2,9 +2,9 @@
 //! `config.md`, "config"). `docker save` has the same object under the same name, since its first
 //! version.
 //!
-//! JSON is read as Docker reads it: `null` is nothing, and a command may be one text. What cannot
-//! be kept and would not keep a container from running is left out with a warning; the rest of the
-//! rules is [`banger_policy::image`].
+//! JSON is read as Docker reads it ([`banger_policy::json`]), and a command may be one text. What
+//! cannot be kept and would not keep a container from running is left out with a warning; the rest
+//! of the rules is [`banger_policy::image`].
 
 use super::container::json;
 use super::error::ImageError;
@@ -12,19 +12,23 @@ use super::names::printable;
 use super::source::Progress;
 use banger_policy::ImageConfig;
 use banger_policy::image::variable;
+use banger_policy::json::{AnyCase, fields};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Whole {
-    config: Option<Raw>,
+    #[serde(deserialize_with = "fields")]
+    config: Raw,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
+#[serde(default)]
 struct Raw {
     env: Option<Vec<Text>>,
+    #[serde(rename = "workingdir")]
     working_dir: Option<Text>,
     user: Option<Text>,
     entrypoint: Option<Words>,
@@ -44,12 +48,12 @@ struct Words(Vec<Text>);
 /// `Oci` when it is not the JSON of a configuration, `Config` for what no process could be given or
 /// no record holds.
 pub(super) fn parse(data: &[u8], name: &str, progress: &dyn Progress) -> Result<ImageConfig, ImageError> {
-    let raw = json::<Whole>(data, name)?.config.unwrap_or_default();
+    let AnyCase(Whole { config: raw }) = json(data, name)?;
     let config = ImageConfig {
         env: variables(raw.env.unwrap_or_default(), progress),
         working_dir: one("WorkingDir", raw.working_dir, |path| path.starts_with('/'), progress),
         user: one("User", raw.user, |_| true, progress),
-        entrypoint: words("Entrypoint", raw.entrypoint, progress),
+        entrypoint: entrypoint(words("Entrypoint", raw.entrypoint, progress)),
         cmd: words("Cmd", raw.cmd, progress),
     };
     config.check().map_err(|fault| ImageError::Config { fault })?;
@@ -99,6 +103,11 @@ fn words(field: &str, raw: Option<Words>, progress: &dyn Progress) -> Vec<String
         progress.warn(&format!("{field} of the image's configuration is left out: it is not UTF-8"));
         Vec::new()
     })
+}
+
+/// `ENTRYPOINT [""]` takes back that of the image below (`mergeAndVerifyConfig` in Moby).
+fn entrypoint(words: Vec<String>) -> Vec<String> {
+    if words == [""] { Vec::new() } else { words }
 }
 
 impl<'de> Deserialize<'de> for Text {
@@ -194,8 +203,26 @@ mod tests {
         for config in [b"{}".as_slice(), b"null", nothing] {
             assert_eq!(kept(config), ImageConfig::default());
         }
-        assert_eq!(parse(b"{}", "config", &()).unwrap(), ImageConfig::default());
+        for config in [br#"{"Entrypoint": [""], "Cmd": ["a"]}"#.as_slice(), br#"{"Entrypoint": "", "Cmd": ["a"]}"#] {
+            let config = kept(config);
+            assert_eq!((config.entrypoint, config.cmd), (Vec::new(), vec!["a".to_owned()]));
+        }
+        assert_eq!(kept(br#"{"Entrypoint": ["", ""]}"#).entrypoint, ["", ""]);
+        for whole in [b"{}".as_slice(), b"null", br#"{"config": null}"#] {
+            assert_eq!(parse(whole, "config", &()).unwrap(), ImageConfig::default());
+        }
         assert_eq!(kept(br#"{"Cmd": "/bin/sh", "Entrypoint": "a b"}"#).entrypoint, ["a b"]);
+    }
+
+    #[test]
+    fn names_of_fields_have_any_case() {
+        let wanted = kept(br#"{"Env": ["A=1"], "WorkingDir": "/w", "User": "app", "Entrypoint": ["e"], "Cmd": ["c"]}"#);
+        for text in [
+            r#"{"config": {"env": ["A=1"], "workingDir": "/w", "user": "app", "entrypoint": "e", "cmd": ["c"]}}"#,
+            r#"{"Config": {"ENV": ["A=1"], "WORKINGDIR": "/w", "USER": "app", "EntryPoint": "e", "CMD": ["c"]}}"#,
+        ] {
+            assert_eq!(parse(text.as_bytes(), "config", &()).unwrap(), wanted, "{text}");
+        }
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! The files of an archive that holds an image: an OCI layout, or what `docker save` writes.
 
-use super::SourceKind;
 use super::archive::{Archive, Kind};
+use super::content::{Content, Contents, Sparse};
 use super::error::ImageError;
 use super::names::printable;
-use super::source::{Budget, Progress, Quiet, Window, check};
+use super::source::{Budget, CHUNK, Progress, Quiet, Window, check};
+use super::{Limits, SourceKind};
+use banger_policy::json::{AnyCase, optional, or_default};
 use banger_policy::platform::Platform;
 use banger_policy::{Digest, ImageConfig};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 /// Manifests are capped at 4 MiB by registries (OCI distribution specification, "Pushing
 /// Manifests").
@@ -72,11 +77,15 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// A file whose holes were left out (`tar -S`) is made whole in `dir`, within what may be
+    /// expanded.
+    ///
     /// # Errors
-    /// All that can be wrong with an archive, and too many files.
-    pub(super) fn of(outer: &Window, entries: u64, progress: &dyn Progress) -> Result<Self, ImageError> {
+    /// All that can be wrong with an archive, too many files, and a full disk.
+    pub(super) fn of(outer: &Window, dir: &Path, limits: &Limits, progress: &dyn Progress) -> Result<Self, ImageError> {
         let quiet = Quiet(progress);
-        let mut budget = Budget::new(u64::MAX, entries);
+        let mut budget = Budget::new(limits.expanded_bytes, limits.entries);
+        let mut whole = Whole { dir, outer: std::slice::from_ref(outer), file: None, end: 0, files: Vec::new() };
         let mut archive = Archive::new(outer, "the archive");
         let mut found = Self { files: BTreeMap::new(), links: BTreeMap::new() };
         while let Some(entry) = archive.next(&mut budget, &quiet)? {
@@ -85,23 +94,29 @@ impl Files {
             if name.len() > MAX_NAME {
                 continue;
             }
-            match &entry.kind {
+            match entry.kind {
                 Kind::File { offset, size } => {
-                    let window = outer.part(*offset, *size);
+                    let window = outer.part(offset, size);
                     found.files.extend(window.map(|window| (name.to_owned(), window)));
                 }
+                Kind::Sparse { offset, stored, size, pieces } => {
+                    budget.spend_bytes(size)?;
+                    let data = Content { window: 0, offset, size: stored };
+                    whole.add(name, &Sparse { data, size, pieces }, progress)?;
+                }
                 // docker saves a layer that two images share as a link.
-                Kind::Symlink(target) => found.link(name, &String::from_utf8_lossy(target)),
+                Kind::Symlink(target) => found.link(name, &String::from_utf8_lossy(&target)),
                 Kind::Hardlink(target) => {
                     let target = format!("/{}", String::from_utf8_lossy(target.as_bytes()));
                     found.link(name, &target);
                 }
                 _ => {}
             }
-            if found.files.len() + found.links.len() > MAX_FILES {
+            if found.files.len() + found.links.len() + whole.files.len() > MAX_FILES {
                 return Err(bad(&format!("it has more than {MAX_FILES} files")));
             }
         }
+        found.files.extend(whole.finish()?);
         Ok(found)
     }
 
@@ -155,11 +170,56 @@ impl Files {
     }
 }
 
+/// Sparse files of an archive, one behind the other in an unlinked file, with their holes.
+struct Whole<'a> {
+    dir: &'a Path,
+    /// The archive, as the one window of [`Contents`].
+    outer: &'a [Window],
+    file: Option<File>,
+    end: u64,
+    /// Name, and where it is in the file: beginning and length.
+    files: Vec<(String, u64, u64)>,
+}
+
+impl Whole<'_> {
+    fn add(&mut self, name: &str, sparse: &Sparse, progress: &dyn Progress) -> Result<(), ImageError> {
+        let failed = |source| ImageError::Write { path: self.dir.to_owned(), source };
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => tempfile::tempfile_in(self.dir).map_err(failed)?,
+        };
+        let contents = Contents(self.outer);
+        let bytes = contents.sparse(sparse).ok_or_else(|| bad("it ends inside a file"))?;
+        let mut chunk = vec![0; CHUNK];
+        let mut at = 0;
+        while let Some((from, to)) = bytes.next_data(at) {
+            check(progress)?;
+            let length = usize::try_from(to - from).map_or(CHUNK, |length| length.min(CHUNK));
+            let part = chunk.get_mut(..length).unwrap_or_default();
+            bytes.read_at(from, part).map_err(|source| ImageError::Read { source })?;
+            file.write_all_at(part, self.end + from).map_err(failed)?;
+            at = from + length as u64;
+        }
+        self.files.push((name.to_owned(), self.end, sparse.size));
+        self.end += sparse.size;
+        file.set_len(self.end).map_err(failed)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<(String, Window)>, ImageError> {
+        let Some(file) = self.file else { return Ok(Vec::new()) };
+        let all = Window::whole(file)?;
+        let named = |(name, start, length)| Some((name, all.part(start, length)?));
+        Ok(self.files.into_iter().filter_map(named).collect())
+    }
+}
+
 /// The regular files of an archive that is a mere container, by name. Folders and all else are
 /// passed over.
 ///
 /// # Errors
-/// As [`Archive::next`].
+/// As [`Archive::next`], and for a file whose holes were left out.
 pub(crate) fn regular_files(
     tar: &Window,
     budget: &mut Budget,
@@ -169,10 +229,18 @@ pub(crate) fn regular_files(
     let mut archive = Archive::new(tar, "the archive");
     while let Some(entry) = archive.next(budget, progress)? {
         check(progress)?;
-        if let Kind::File { offset, size } = entry.kind {
-            let window = tar.part(offset, size);
-            let name = String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
-            files.extend(window.map(|window| (name, window)));
+        let name = || String::from_utf8_lossy(entry.path.as_bytes()).into_owned();
+        match entry.kind {
+            Kind::File { offset, size } => files.extend(tar.part(offset, size).map(|window| (name(), window))),
+            Kind::Sparse { .. } => {
+                return Err(ImageError::Unsupported {
+                    layer: "the archive".to_owned(),
+                    entry: printable(entry.path.as_bytes()),
+                    what: "holes that were left out".to_owned(),
+                    instead: "pack it without --sparse",
+                });
+            }
+            _ => {}
         }
     }
     Ok(files)
@@ -185,14 +253,17 @@ pub(super) struct Config {
     diff_ids: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Layered {
+    #[serde(deserialize_with = "optional")]
     rootfs: Option<RootFs>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct RootFs {
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(deserialize_with = "or_default")]
     diff_ids: Vec<String>,
 }
 
@@ -200,7 +271,7 @@ impl Config {
     /// # Errors
     /// When it is no configuration.
     pub(super) fn parse(raw: &[u8], name: &str) -> Result<Self, ImageError> {
-        let layered: Layered = json(raw, name)?;
+        let AnyCase(layered) = json::<AnyCase<Layered>>(raw, name)?;
         Ok(Self { platform: json(raw, name)?, diff_ids: layered.rootfs.map(|rootfs| rootfs.diff_ids) })
     }
 
@@ -278,11 +349,6 @@ pub(super) fn choose<T>(mut found: Vec<(Vec<String>, T)>, reference: Option<&str
         return Err(bad(&format!("it holds several images: {listed}; name one with --ref")));
     }
     found.pop().map(|(_, image)| image).ok_or_else(|| bad("it holds no image"))
-}
-
-/// Absent or `null`: Go writes an empty list as either.
-pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
 pub(super) fn parse_digest(text: &str) -> Result<Digest, ImageError> {

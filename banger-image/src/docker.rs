@@ -8,11 +8,10 @@ use super::names::printable;
 use super::source::{Progress, check, sha256};
 use super::{SourceKind, configuration, digest};
 use banger_policy::Digest;
-use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use banger_policy::json::{AnyCase, or_default};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// Docker's own limit is 127 layers.
 pub(super) const MAX_LAYERS: usize = 512;
@@ -20,40 +19,13 @@ pub(super) const MAX_LAYERS: usize = 512;
 const MAX_IMAGES: usize = 1024;
 
 /// An image in `manifest.json`.
-#[derive(Default)]
+#[derive(Default, Deserialize)]
 pub(super) struct Saved {
     config: String,
+    #[serde(rename = "repotags", default, deserialize_with = "or_default")]
     tags: Vec<String>,
+    #[serde(default, deserialize_with = "or_default")]
     layers: Vec<String>,
-}
-
-/// Docker's own JSON heeds no case, and so writers get away with any.
-impl<'de> Deserialize<'de> for Saved {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Saved;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an image with Config and Layers")
-            }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Saved, M::Error> {
-                let mut saved = Saved::default();
-                while let Some(key) = map.next_key::<String>()? {
-                    // Typed, so that nothing is kept of what else four megabytes may say.
-                    match key.to_ascii_lowercase().as_str() {
-                        "config" => saved.config = map.next_value()?,
-                        "repotags" => saved.tags = map.next_value::<Option<_>>()?.unwrap_or_default(),
-                        "layers" => saved.layers = map.next_value::<Option<_>>()?.unwrap_or_default(),
-                        _ => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                if saved.config.is_empty() { Err(M::Error::missing_field("Config")) } else { Ok(saved) }
-            }
-        }
-        from.deserialize_map(Keys)
-    }
 }
 
 /// What marks a manifest of the distribution protocol, which skopeo's `dir:` has under that name.
@@ -64,7 +36,8 @@ struct Distributed {
 }
 
 /// `json` in the folder of a layer, before 1.10.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Chained {
     parent: Option<String>,
 }
@@ -75,7 +48,9 @@ struct Chained {
 /// When it is missing, or something else.
 pub(super) fn manifest(files: &Files) -> Result<Vec<Saved>, ImageError> {
     let raw = files.small("manifest.json")?;
-    json(&raw, "manifest.json").map_err(|error| match serde_json::from_slice::<Distributed>(&raw) {
+    let saved = json::<Vec<AnyCase<Saved>>>(&raw, "manifest.json");
+    let saved = saved.map(|saved| saved.into_iter().map(|AnyCase(saved)| saved).collect());
+    saved.map_err(|error| match serde_json::from_slice::<Distributed>(&raw) {
         Ok(_) => ImageError::NotARoot {
             found: "it is a folder as skopeo writes it under dir:".to_owned(),
             instead: "make an archive of it: `skopeo copy dir:FOLDER oci-archive:image.tar`".to_owned(),
@@ -158,7 +133,7 @@ pub(super) fn open_chain(files: &Files, reference: Option<&str>, progress: &dyn 
             return Err(bad("it has too many layers, or they are their own parents"));
         }
         let raw = files.small(&format!("{id}/json"))?;
-        let described: Chained = json(&raw, "json")?;
+        let AnyCase(described) = json::<AnyCase<Chained>>(&raw, "json")?;
         // The first one is the image's own; those below it are of the images that it was made from.
         if config.is_none() {
             config = Some(configuration::parse(&raw, "json", progress)?);

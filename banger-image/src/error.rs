@@ -33,6 +33,14 @@ pub enum ImageError {
         /// Which archive.
         layer: String,
     },
+    /// A disk or a file system.
+    #[error("it is {found}, and an archive is needed; {instead}")]
+    Disk {
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        instead: String,
+    },
     /// The bytes end early.
     #[error("{layer} is truncated ({at}); it was not copied or downloaded to its end: fetch it again")]
     Truncated {
@@ -125,6 +133,12 @@ pub enum ImageError {
     /// Too many entries.
     #[error("the image has more than {limit} entries; that many are not accepted")]
     TooManyEntries {
+        /// The cap.
+        limit: u64,
+    },
+    /// Too many headers that are no entries.
+    #[error("the archives of the image have more than {limit} extended headers; that many are not accepted")]
+    TooManyHeaders {
         /// The cap.
         limit: u64,
     },

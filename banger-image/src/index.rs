@@ -5,10 +5,11 @@
 //! to it. What is beside an image and cannot be read is passed over, and named when no image is
 //! found.
 
-use super::container::{Config, Files, MAX_JSON, bad, is_ours, json, or_default, parse_digest};
+use super::container::{Config, Files, MAX_JSON, bad, is_ours, json, parse_digest};
 use super::error::ImageError;
 use super::source::{Progress, check, sha256};
 use banger_policy::Digest;
+use banger_policy::json::{AnyCase, list, optional, or_default};
 use banger_policy::platform::{Platform, is_image_config};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -30,16 +31,17 @@ const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.
 /// What the media types of file-system layers have in them, OCI's and docker's.
 const LAYERS: [&str; 2] = ["image.layer.", "image.rootfs."];
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(super) struct Descriptor {
-    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
+    #[serde(rename = "mediatype", deserialize_with = "or_default")]
     pub(super) media_type: String,
+    #[serde(deserialize_with = "or_default")]
     pub(super) digest: String,
-    pub(super) size: u64,
-    #[serde(default, deserialize_with = "or_default")]
+    size: Option<i64>,
     platform: Platform,
-    #[serde(default, deserialize_with = "or_default")]
-    annotations: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
+    annotations: BTreeMap<String, Option<String>>,
 }
 
 /// What an image is called, by each of [`NAMES`].
@@ -47,7 +49,12 @@ type Names = [Option<String>; 2];
 
 impl Descriptor {
     fn names(&self) -> Names {
-        NAMES.map(|key| self.annotations.get(key).map(|name| name.chars().take(MAX_NAME).collect()))
+        NAMES.map(|key| self.annotations.get(key)?.as_ref().map(|name| name.chars().take(MAX_NAME).collect()))
+    }
+
+    /// Whether a blob may have so many bytes. The digest counts where nothing is said of the size.
+    pub(super) fn may_have(&self, bytes: u64) -> bool {
+        self.size.and_then(|size| u64::try_from(size).ok()).is_none_or(|size| size == bytes)
     }
 
     /// The lowest is taken: for this platform, and for all machines of it.
@@ -61,19 +68,20 @@ impl Descriptor {
 }
 
 /// An index or a manifest: which one shows by what it has.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Document {
-    #[serde(default)]
+    #[serde(deserialize_with = "list")]
     manifests: Option<Vec<Descriptor>>,
+    #[serde(deserialize_with = "optional")]
     config: Option<Descriptor>,
-    #[serde(default, deserialize_with = "or_default")]
-    layers: Vec<Descriptor>,
-    #[serde(rename = "artifactType", default)]
+    #[serde(deserialize_with = "list")]
+    layers: Option<Vec<Descriptor>>,
+    #[serde(rename = "artifacttype")]
     artifact_type: Option<String>,
     /// What a signature or the like is attached to.
-    #[serde(default)]
     subject: Option<IgnoredAny>,
-    #[serde(rename = "schemaVersion", default)]
+    #[serde(rename = "schemaversion")]
     schema: Option<u32>,
 }
 
@@ -131,7 +139,7 @@ impl<'a> Search<'a> {
             odd: None,
             artifact: None,
         };
-        let index: Document = json(&files.small("index.json")?, "index.json")?;
+        let AnyCase(index) = json::<AnyCase<Document>>(&files.small("index.json")?, "index.json")?;
         search.index(index.manifests.unwrap_or_default(), &Names::default(), 0)?;
         Ok(search)
     }
@@ -215,7 +223,7 @@ impl<'a> Search<'a> {
             return Ok(known);
         }
         self.seen.insert(digest, Vec::new());
-        let Some(document) = self.read::<Document>(descriptor, &digest, descriptor)? else { return Ok(Vec::new()) };
+        let Some(document) = self.document(descriptor, &digest)? else { return Ok(Vec::new()) };
         let led = match document.manifests {
             Some(_) if depth >= MAX_DEPTH => return Err(bad("its index is nested too deeply")),
             Some(manifests) => self.index(manifests, names, depth + 1)?,
@@ -234,6 +242,7 @@ impl<'a> Search<'a> {
         names: &Names,
     ) -> Result<Option<usize>, ImageError> {
         let Document { config, layers, artifact_type, subject, schema, .. } = document;
+        let layers = layers.unwrap_or_default();
         if schema == Some(1) {
             self.old = true;
             return Ok(None);
@@ -299,49 +308,40 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A blob's JSON; `None` when it is not there or has another form. `of`: what that is a part
-    /// of.
-    fn read<T: for<'de> Deserialize<'de>>(
-        &mut self,
-        descriptor: &Descriptor,
-        digest: &Digest,
-        of: &Descriptor,
-    ) -> Result<Option<T>, ImageError> {
-        let Some(raw) = self.blob(descriptor, digest, of)? else { return Ok(None) };
-        match json(&raw, &descriptor.digest) {
-            Ok(read) => Ok(Some(read)),
+    /// An index or a manifest; `None` when it is not there or has another form.
+    fn document(&mut self, descriptor: &Descriptor, digest: &Digest) -> Result<Option<Document>, ImageError> {
+        let Some(raw) = self.blob(descriptor, digest, descriptor)? else { return Ok(None) };
+        match json::<AnyCase<Document>>(&raw, &descriptor.digest) {
+            Ok(AnyCase(document)) => Ok(Some(document)),
             Err(error) => {
-                self.skip(of, error);
+                self.skip(descriptor, error);
                 Ok(None)
             }
         }
     }
 
-    /// A small blob; `None` when it is not there, or not small.
+    /// A small blob; `None` when it is not there, or not small. `of`: what it is a part of.
     fn blob(
         &mut self,
         descriptor: &Descriptor,
         digest: &Digest,
         of: &Descriptor,
     ) -> Result<Option<Vec<u8>>, ImageError> {
-        let window = if descriptor.size > MAX_JSON {
-            Err(bad(&format!("sha256:{digest} is larger than 4 MiB")))
-        } else {
-            self.files.file(&blob_path(digest))
-        };
-        let window = match window {
-            Ok(window) => window,
-            Err(error) => {
+        let window = match self.files.file(&blob_path(digest)) {
+            Ok(window) if window.len() <= MAX_JSON => window,
+            missing_or_large => {
+                let large = || bad(&format!("sha256:{digest} is larger than 4 MiB"));
+                let error = missing_or_large.err().unwrap_or_else(large);
                 self.skip(of, error);
                 return Ok(None);
             }
         };
-        self.bytes = self.bytes.saturating_add(descriptor.size);
+        self.bytes = self.bytes.saturating_add(window.len());
         if self.bytes > MAX_INDEX_BYTES {
             return Err(ImageError::TooMuchIndex { limit: MAX_INDEX_BYTES, what: "bytes" });
         }
         let damaged = |what| Err(ImageError::Blob { digest: descriptor.digest.clone(), what });
-        if window.len() != descriptor.size {
+        if !descriptor.may_have(window.len()) {
             return damaged("size");
         }
         if &sha256(window, self.progress)? != digest.as_bytes() {

@@ -60,7 +60,7 @@ pub(crate) fn apply(
             Some(Whiteout::All(dir)) => tree.hide_all(dir),
             Some(Whiteout::Bookkeeping) if !entry.path.as_bytes().starts_with(META) => {}
             Some(Whiteout::Bookkeeping) | None => {
-                place(tree, window, entry).map_err(|(path, error)| tree_error(layer, &path, &error))?
+                place(tree, window, entry, layer.whiteouts).map_err(|(path, error)| tree_error(layer, &path, &error))?
             }
         }
         // Folders that no entry describes count too: one path may ask for two thousand of them.
@@ -111,11 +111,19 @@ fn whiteout<'a>(layer: &Layer, entry: &'a Entry) -> Result<Option<Whiteout<'a>>,
     }
 }
 
-fn place(tree: &mut Tree, window: u32, entry: Entry) -> Result<(), (EntryPath, TreeError)> {
+/// `of_go`: as container engines, which are written in Go, apply a layer.
+fn place(tree: &mut Tree, window: u32, entry: Entry, of_go: bool) -> Result<(), (EntryPath, TreeError)> {
     let Entry { path, kind, mut meta, xattrs } = entry;
     let content = |offset, size| Content { window, offset, size };
     let kind = match kind {
-        Kind::Hardlink(target) => return tree.link(&path, &target).map_err(|error| (path, error)),
+        Kind::Hardlink(target) => {
+            let file = tree.link(&path, &target).map_err(|error| (path, error))?;
+            // GNU tar leaves the file as it is, and docker those that AUFS had put away.
+            if of_go && !target.as_bytes().starts_with(META) {
+                tree.describe_by_link(file, meta, xattrs);
+            }
+            return Ok(());
+        }
         Kind::Dir => NodeKind::Dir(Names::new()),
         Kind::File { offset, size } => NodeKind::File(content(offset, size)),
         Kind::Sparse { offset, stored, size, pieces } => {

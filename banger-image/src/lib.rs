@@ -48,6 +48,7 @@ pub use registered::register;
 pub use source::Progress;
 
 use banger_policy::limits::MAX_DISK_BYTES;
+use banger_policy::rootfs::{HEAD_BYTES, no_archive};
 use banger_policy::{Digest, ImageConfig};
 use content::Contents;
 use ext4::{Size, Written};
@@ -58,6 +59,7 @@ use sha2::{Digest as _, Sha256};
 use source::{Budget, Window};
 use spool::{Hashes, spool};
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use tree::Tree;
 
@@ -77,7 +79,7 @@ const MAX_MEMORY: u64 = 480 << 20;
 /// Caps on what an import may expand to.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entries over all layers, meta entries included; a Debian desktop has 300,000.
+    /// Entries over all layers; a Debian desktop has 300,000.
     pub entries: u64,
     /// Bytes of memory for the tree and the file system's metadata, estimated. Contents need none.
     pub memory: u64,
@@ -153,7 +155,7 @@ pub fn digest_of(source: &Digest, most: u64) -> Option<Digest> {
 }
 
 /// Part of every image digest: raised when the same source would be written differently.
-const FORMAT: &str = "banger rootfs 4";
+const FORMAT: &str = "banger rootfs 5";
 
 /// Imports `source`, which may hold `most` bytes and is recognised by its content: a root file
 /// system's tar, or a tar of an OCI layout or of what `docker save` writes, plain or compressed
@@ -188,7 +190,8 @@ pub fn import(
     let hashes = Hashes { plain: Some(&whole), ..Hashes::default() };
     let outer = spool(&source, "the archive", staging, hashes, &mut container, progress)?;
     let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
-    let (kind, source_digest, layers, config) = match oci::open(&outer, reference, limits.entries, progress)? {
+    let opened = oci::open(&outer, reference, staging, &limits, progress);
+    let (kind, source_digest, layers, config) = match opened.map_err(|error| or_disk(error, &outer, &source))? {
         Some(image) => {
             progress.stage("verify and unpack layers");
             let layers = oci::layers(&image, staging, hasher, &mut budget, progress)?;
@@ -202,7 +205,9 @@ pub fn import(
     progress.stage("merge layers");
     let mut tree = Tree::new();
     for (window, layer) in (0..).zip(&layers) {
-        layers::apply(&mut tree, layer, window, &mut budget, progress)?;
+        let applied = layers::apply(&mut tree, layer, window, &mut budget, progress);
+        let is_whole = kind == SourceKind::Tar;
+        applied.map_err(|error| if is_whole { or_disk(error, &layer.window, &source) } else { error })?;
     }
     if kind == SourceKind::Tar {
         plausible::check(&tree, progress)?;
@@ -233,6 +238,24 @@ pub fn import(
         config,
         docker: has_engine(&mut tree),
     })
+}
+
+/// What is no archive, or an empty one, may be a disk: the beginning of an ext4 file system looks
+/// like the end of an archive.
+fn or_disk(error: ImageError, outer: &Window, source: &Window) -> ImageError {
+    if !matches!(error, ImageError::NotTar { .. } | ImageError::NoEntries { .. }) {
+        return error;
+    }
+    let mut head = Vec::new();
+    // The error that there is says more than one of reading.
+    let _ = outer.reader().take(HEAD_BYTES as u64).read_to_end(&mut head);
+    match no_archive(&head, outer.len()) {
+        Some((found, instead)) => {
+            let unpack = if outer.is(source) { "" } else { "decompress it; " };
+            ImageError::Disk { found, instead: format!("{unpack}{instead}") }
+        }
+        None => error,
+    }
 }
 
 /// Whether a daemon of a container engine is where programs are.

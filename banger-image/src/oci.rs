@@ -11,25 +11,27 @@ use super::index::{Descriptor, Found, Search, blob_path};
 use super::layers::Layer;
 use super::source::{Budget, Progress, Window};
 use super::spool::{Hashes, spool};
-use super::{SourceKind, configuration};
+use super::{Limits, SourceKind, configuration};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Looks for an image; `None` when the tar holds something else.
+/// Looks for an image; `None` when the tar holds something else. `dir` is for what has to be
+/// expanded.
 ///
 /// # Errors
 /// No usable image for linux/amd64, several, and all that can be wrong with an archive.
 pub(super) fn open(
     outer: &Window,
     reference: Option<&str>,
-    entries: u64,
+    dir: &Path,
+    limits: &Limits,
     progress: &dyn Progress,
 ) -> Result<Option<Image>, ImageError> {
-    let kinds = Kinds::of(outer, entries, progress)?;
+    let kinds = Kinds::of(outer, limits.entries, progress)?;
     if !kinds.layout && !kinds.manifest && !kinds.repositories {
         return Ok(None);
     }
-    let files = Files::of(outer, entries, progress)?;
+    let files = Files::of(outer, dir, limits, progress)?;
     if kinds.layout {
         let nothing = match Search::of(&files, progress)?.end() {
             Ok(found) => return choose(found, reference).and_then(|found| image(&files, found, progress)).map(Some),
@@ -136,7 +138,7 @@ fn sized<'a>(files: &'a Files, descriptor: &Descriptor) -> Result<&'a Window, Im
     let digest = parse_digest(&descriptor.digest)?;
     // From here on the text is 71 bytes long, and may stand in messages.
     let window = files.file(&blob_path(&digest))?;
-    if window.len() == descriptor.size {
+    if descriptor.may_have(window.len()) {
         Ok(window)
     } else {
         Err(ImageError::Blob { digest: descriptor.digest.clone(), what: "size" })

@@ -6,7 +6,7 @@
 /// What the extended headers in front of an entry say about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pax {
-    /// Whether names of attributes are encoded, as GNU tar does it. Go takes them as they are.
+    /// Whether records are read as GNU tar reads them, and not as Go does it.
     pub(crate) of_gnu: bool,
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) linkpath: Option<Vec<u8>>,
@@ -21,8 +21,8 @@ pub(crate) struct Pax {
     pub(crate) acl_access: Option<Vec<u8>>,
     pub(crate) acl_default: Option<Vec<u8>>,
     pub(crate) sparse: Sparse,
-    /// The first record that we understand and cannot keep.
-    pub(crate) unsupported: Option<(String, &'static str)>,
+    /// For a warning: the first record that is passed over and should not be, and why.
+    pub(crate) odd: Option<String>,
 }
 
 /// What GNU tar says of a sparse file, in its formats 0.0, 0.1 and 1.0 ("Storing Sparse Files" in
@@ -41,6 +41,10 @@ pub(crate) struct Sparse {
     pub(crate) any: bool,
 }
 
+/// Keys that Go's reader of tar does not know, and so neither docker nor containerd does: what is
+/// said there means nothing in a layer.
+const PASSED_OVER_BY_GO: [&str; 3] = ["SCHILY.acl.", "LIBARCHIVE.", "RHT."];
+
 /// Numbers that a sparse map in headers may have: more than fit a header of ours.
 const MAX_MAP: usize = 1 << 17;
 
@@ -57,18 +61,25 @@ impl Pax {
         let mut libarchive = Vec::new();
         for record in Records(data) {
             let (key, value) = record?;
+            let Ok(key) = std::str::from_utf8(key) else {
+                self.pass_over(key, "is not UTF-8");
+                continue;
+            };
+            if !self.of_gnu && PASSED_OVER_BY_GO.iter().any(|space| key.starts_with(space)) {
+                continue;
+            }
             match key {
                 // No value: the header's own field counts (POSIX.1-2017), whatever a global header
                 // has said.
                 _ if value.is_empty() && self.unset(key) => {}
-                "path" => self.path = Some(value.to_vec()),
-                "linkpath" => self.linkpath = Some(value.to_vec()),
+                "path" => self.path = self.text(value),
+                "linkpath" => self.linkpath = self.text(value),
                 "size" => self.size = Some(number(value)?),
                 "uid" => self.uid = Some(signed(value)?),
                 "gid" => self.gid = Some(signed(value)?),
                 "SCHILY.devmajor" => self.devmajor = Some(number(value)?),
                 "SCHILY.devminor" => self.devminor = Some(number(value)?),
-                "mtime" => self.mtime = Some(time(value)?),
+                "mtime" => self.mtime = Some(time(value, self.of_gnu)?),
                 // GNU tar and star write the label without its NUL, the kernel keeps it with one.
                 "RHT.security.selinux" => {
                     let mut value = value.to_vec();
@@ -80,7 +91,7 @@ impl Pax {
                 "SCHILY.acl.access" => self.acl_access = Some(value.to_vec()),
                 "SCHILY.acl.default" => self.acl_default = Some(value.to_vec()),
                 "hdrcharset" if value != b"BINARY" && value != b"ISO-IR 10646 2000 UTF-8" => {
-                    self.refuse(key, "make the archive with UTF-8 names");
+                    self.pass_over(key.as_bytes(), "is not heeded: names are taken as they are");
                 }
                 _ => {
                     if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
@@ -99,10 +110,11 @@ impl Pax {
         // bsdtar writes each attribute in both forms: the other one needs no decoding.
         if self.xattrs.is_empty() {
             for (name, value) in libarchive {
-                let name =
-                    percent(&name).ok_or(Malformed("a PAX attribute whose name is not encoded as it must be"))?;
-                let value = base64(&value).ok_or(Malformed("a PAX attribute whose value is not base64"))?;
-                self.set_xattr(&name, &value);
+                match (percent(&name), base64(&value)) {
+                    (Some(name), Some(value)) => self.set_xattr(&name, &value),
+                    // As bsdtar does it; GNU tar heeds none of them.
+                    _ => self.pass_over(name.as_bytes(), "is no attribute as libarchive encodes it"),
+                }
             }
         }
         Ok(())
@@ -137,7 +149,7 @@ impl Pax {
             || self.acl_access.is_some()
             || self.acl_default.is_some()
             || self.sparse.any
-            || self.unsupported.is_some()
+            || self.odd.is_some()
     }
 
     fn set_xattr(&mut self, name: &str, value: &[u8]) {
@@ -145,8 +157,14 @@ impl Pax {
         self.xattrs.push((name.to_owned(), value.to_vec()));
     }
 
-    fn refuse(&mut self, what: &str, instead: &'static str) {
-        self.unsupported.get_or_insert((what.to_owned(), instead));
+    fn pass_over(&mut self, key: &[u8], why: &str) {
+        self.odd.get_or_insert_with(|| format!("the PAX record \"{}\" {why}", super::names::printable(key)));
+    }
+
+    /// A name, which GNU tar ends at the first NUL. Go refuses one that has any.
+    fn text(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let end = value.iter().position(|byte| *byte == 0).filter(|_| self.of_gnu).unwrap_or(value.len());
+        value.get(..end).filter(|text| !text.is_empty()).map(<[u8]>::to_vec)
     }
 }
 
@@ -156,7 +174,7 @@ impl Sparse {
         match word {
             "major" => self.version = Some((number(value)?, self.version.map_or(0, |(_, minor)| minor))),
             "minor" => self.version = Some((self.version.map_or(0, |(major, _)| major), number(value)?)),
-            "name" => self.name = Some(value.to_vec()),
+            "name" => self.name = value.split(|byte| *byte == 0).next().map(<[u8]>::to_vec),
             "size" | "realsize" => self.size = Some(number(value)?),
             "offset" | "numbytes" => self.map.push(number(value)?),
             "map" => self.map = value.split(|byte| *byte == b',').map(number).collect::<Result<_, _>>()?,
@@ -217,11 +235,14 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Key and value.
+type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// `length SP key=value LF`, the length counting all of it.
 struct Records<'a>(&'a [u8]);
 
 impl<'a> Iterator for Records<'a> {
-    type Item = Result<(&'a str, &'a [u8]), Malformed>;
+    type Item = Result<Record<'a>, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         // Some writers pad with NUL.
@@ -229,12 +250,13 @@ impl<'a> Iterator for Records<'a> {
             return None;
         }
         let parsed = record(self.0);
-        self.0 = parsed.as_ref().map_or(&[][..], |(_, _, rest)| *rest);
-        Some(parsed.map(|(key, value, _)| (key, value)))
+        self.0 = parsed.as_ref().map_or(&[][..], |(_, rest)| *rest);
+        Some(parsed.map(|(record, _)| record))
     }
 }
 
-fn record(data: &[u8]) -> Result<(&str, &[u8], &[u8]), Malformed> {
+/// The first record, and what is behind it.
+fn record(data: &[u8]) -> Result<(Record<'_>, &[u8]), Malformed> {
     let space = data.iter().take(20).position(|b| *b == b' ').ok_or(Malformed("a PAX record without length"))?;
     let (digits, _) = data.split_at(space);
     let length = usize::try_from(number(digits)?).map_err(|_| Malformed("a PAX record that is too long"))?;
@@ -243,8 +265,7 @@ fn record(data: &[u8]) -> Result<(&str, &[u8], &[u8]), Malformed> {
     let body = body.strip_suffix(b"\n").ok_or(Malformed("a PAX record that does not end in a newline"))?;
     let equals = body.iter().position(|b| *b == b'=').ok_or(Malformed("a PAX record without `=`"))?;
     let (key, value) = body.split_at(equals);
-    let key = std::str::from_utf8(key).map_err(|_| Malformed("a PAX key that is not UTF-8"))?;
-    Ok((key, value.get(1..).unwrap_or_default(), data.get(length..).unwrap_or_default()))
+    Ok(((key, value.get(1..).unwrap_or_default()), data.get(length..).unwrap_or_default()))
 }
 
 fn number(digits: &[u8]) -> Result<u64, Malformed> {
@@ -261,15 +282,21 @@ fn signed(text: &[u8]) -> Result<i64, Malformed> {
     Ok(if negative { -number } else { number })
 }
 
-/// `[-]seconds[.fraction]`; digits beyond nanoseconds are cut.
-fn time(value: &[u8]) -> Result<(i64, u32), Malformed> {
+/// `[-]seconds[.fraction]`; digits beyond nanoseconds are cut. `of_gnu`: up to the first character
+/// that belongs to none of that, as Python's `1e-05` for a hundred-thousandth.
+fn time(value: &[u8], of_gnu: bool) -> Result<(i64, u32), Malformed> {
     const BAD: Malformed = Malformed("a PAX time that is none");
-    let text = std::str::from_utf8(value).map_err(|_| BAD)?;
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let (negative, whole) = whole.strip_prefix('-').map_or((false, whole), |rest| (true, rest));
-    let seconds = i64::try_from(number(whole.as_bytes())?).map_err(|_| BAD)?;
-    let nine: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanos = u32::try_from(number(nine.as_bytes())?).map_err(|_| BAD)?;
+    let digits = |text: &'_ [u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (negative, text) = value.strip_prefix(b"-").map_or((false, value), |rest| (true, rest));
+    let (whole, rest) = text.split_at(digits(text));
+    let after = rest.strip_prefix(b".").unwrap_or(rest);
+    let (fraction, rest) = after.split_at(if after.len() < rest.len() { digits(after) } else { 0 });
+    if whole.is_empty() || !of_gnu && !rest.is_empty() {
+        return Err(BAD);
+    }
+    let seconds = i64::try_from(number(whole)?).map_err(|_| BAD)?;
+    let nine: Vec<u8> = fraction.iter().chain(b"000000000").take(9).copied().collect();
+    let nanos = u32::try_from(number(&nine)?).map_err(|_| BAD)?;
     Ok(match (negative, nanos) {
         (false, _) => (seconds, nanos),
         (true, 0) => (-seconds, 0),
@@ -292,7 +319,7 @@ mod tests {
     }
 
     fn parse(data: &[u8]) -> Result<Pax, Malformed> {
-        let mut pax = Pax::default();
+        let mut pax = Pax { of_gnu: true, ..Pax::default() };
         pax.extend(data)?;
         Ok(pax)
     }
@@ -311,9 +338,18 @@ mod tests {
         let data = [rec("size", b"9000000000"), rec("uid", b"4294967294"), rec("mtime", b"12.0345678919")].concat();
         let pax = parse(&data).unwrap();
         assert_eq!((pax.size, pax.uid, pax.mtime), (Some(9_000_000_000), Some(4_294_967_294), Some((12, 34_567_891))));
-        assert_eq!(time(b"-1.25"), Ok((-2, 750_000_000)));
-        assert_eq!(time(b"-3"), Ok((-3, 0)));
-        assert!(time(b"1e9").is_err() && time(b"").is_err() && time(b"--1").is_err());
+        for (text, time_of_both) in
+            [("-1.25", (-2, 750_000_000)), ("-3", (-3, 0)), ("7.", (7, 0)), ("1.5000000019", (1, 500_000_001))]
+        {
+            assert_eq!([false, true].map(|of_gnu| time(text.as_bytes(), of_gnu)), [Ok(time_of_both); 2], "{text}");
+        }
+        for (text, of_gnu) in [("1e-05", (1, 0)), ("1.5e9", (1, 500_000_000)), ("3 s", (3, 0)), ("4.x", (4, 0))] {
+            assert_eq!(time(text.as_bytes(), true), Ok(of_gnu), "{text}");
+            assert!(time(text.as_bytes(), false).is_err(), "Go refuses it: {text}");
+        }
+        for text in ["", "--1", "x", "-", ".5", "-.5", "99999999999999999999"] {
+            assert!(time(text.as_bytes(), true).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -340,8 +376,9 @@ mod tests {
         assert_eq!(parse(&both).unwrap().xattrs, [("user.x".to_owned(), b"v2".to_vec())]);
         let alone = parse(&rec("LIBARCHIVE.xattr.user.a%3db%25", b"AP/+djE")).unwrap();
         assert_eq!(alone.xattrs, [("user.a=b%".to_owned(), b"\0\xff\xfev1".to_vec())]);
-        assert!(parse(&rec("LIBARCHIVE.xattr.user.x", b"d!E=")).is_err());
-        assert!(parse(&rec("comment", b"harmless")).unwrap().unsupported.is_none());
+        let broken = parse(&rec("LIBARCHIVE.xattr.user.x", b"d!E=")).unwrap();
+        assert!(broken.xattrs.is_empty() && broken.odd.unwrap().contains("user.x"));
+        assert!(parse(&rec("comment", b"harmless")).unwrap().odd.is_none());
     }
 
     #[test]

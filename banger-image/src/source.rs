@@ -46,6 +46,10 @@ pub(crate) fn check(progress: &dyn Progress) -> Result<(), ImageError> {
     if progress.cancelled() { Err(ImageError::Cancelled) } else { Ok(()) }
 }
 
+/// Extended headers that an archive may have for each entry: in PAX one, of GNU tar a long name and
+/// a long target.
+const HEADERS: u64 = 4;
+
 /// What may still be expanded, over all layers of one import.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -53,6 +57,8 @@ pub(crate) struct Budget {
     pub(crate) bytes: u64,
     pub(crate) entries_limit: u64,
     pub(crate) entries: u64,
+    /// Headers of archives that say something of the next entry.
+    pub(crate) headers: u64,
     /// Bytes of memory that the tree may take.
     pub(crate) memory_limit: u64,
 }
@@ -60,7 +66,7 @@ pub(crate) struct Budget {
 impl Budget {
     /// Without a limit of memory, which only a tree needs.
     pub(crate) fn new(bytes_limit: u64, entries_limit: u64) -> Self {
-        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, memory_limit: u64::MAX }
+        Self { bytes_limit, bytes: 0, entries_limit, entries: 0, headers: 0, memory_limit: u64::MAX }
     }
 
     /// The tree takes so much memory now.
@@ -72,6 +78,13 @@ impl Budget {
     pub(crate) fn spend_bytes(&mut self, n: u64) -> Result<(), ImageError> {
         self.bytes = self.bytes.saturating_add(n);
         if self.bytes > self.bytes_limit { Err(ImageError::TooLarge { limit: self.bytes_limit }) } else { Ok(()) }
+    }
+
+    /// A header that is no entry: an archive could have any number of them in front of one.
+    pub(crate) fn spend_header(&mut self) -> Result<(), ImageError> {
+        self.headers = self.headers.saturating_add(1);
+        let limit = self.entries_limit.saturating_mul(HEADERS);
+        if self.headers > limit { Err(ImageError::TooManyHeaders { limit }) } else { Ok(()) }
     }
 
     pub(crate) fn spend_entry(&mut self) -> Result<(), ImageError> {

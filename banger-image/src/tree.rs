@@ -7,9 +7,10 @@
 
 mod hide;
 
+use super::acl;
 use super::content::{Bytes, Content, Contents, Sparse};
 use super::names::{EntryPath, MAX_PATH, NameFault, component, printable};
-use super::xattr::Xattr;
+use super::xattr::{ACCESS, CAPABILITY, Xattr};
 use std::collections::{BTreeMap, HashSet};
 
 /// The kernel's own limit of symlinks in one path (`MAXSYMLINKS`).
@@ -282,11 +283,11 @@ impl Tree {
         node.xattrs = xattrs;
     }
 
-    /// Another name for the file at `target`.
+    /// Another name for the file at `target`; gives the file.
     ///
     /// # Errors
     /// [`TreeError`].
-    pub(crate) fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<(), TreeError> {
+    pub(crate) fn link(&mut self, path: &EntryPath, target: &EntryPath) -> Result<NodeId, TreeError> {
         let (parent, name) = path.split().ok_or(TreeError::Root)?;
         let shown = || printable(target.as_bytes());
         let (target_parent, target_name) = target.split().ok_or_else(|| TreeError::LinkToDirectory(String::new()))?;
@@ -302,13 +303,32 @@ impl Tree {
         let dir = self.make_dir(parent, mtime)?;
         if self.child(dir, name) == Some(node) {
             self.attach(dir, name, node);
-            return Ok(());
+            return Ok(node);
         }
         self.path_bytes(dir, name)?;
         self.node_mut(node).links += 1;
         self.remove(dir, name);
         self.attach(dir, name, node);
-        Ok(())
+        Ok(node)
+    }
+
+    /// Gives a file what the header of a hard link to it says, as container engines do: lchown(2),
+    /// setxattr(2) of each attribute, chmod(2), utimensat(2).
+    pub(crate) fn describe_by_link(&mut self, file: NodeId, meta: Meta, xattrs: Vec<Xattr>) {
+        self.account(&xattrs);
+        let node = self.node_mut(file);
+        // chown(2) takes a file's capabilities away, and a symlink has no mode of its own.
+        let stays = |old: &Xattr| old.name != CAPABILITY && xattrs.iter().all(|new| new.name != old.name);
+        let mut all: Vec<Xattr> = std::mem::take(&mut node.xattrs).into_vec().into_iter().filter(stays).collect();
+        all.extend(xattrs);
+        if !matches!(node.kind, NodeKind::Symlink(_)) {
+            node.meta.mode = meta.mode;
+        }
+        for access in all.iter_mut().filter(|xattr| xattr.name == ACCESS) {
+            acl::change_mode(&mut access.value, meta.mode);
+        }
+        node.meta = Meta { mode: node.meta.mode, ..meta };
+        node.xattrs = all.into_boxed_slice();
     }
 
     /// Removes a name, and what only it reached. Nothing happens when it does not exist.

@@ -52,9 +52,10 @@ pub fn create(disk: WorkDisk, path: &Path, progress: &dyn Progress) -> Result<()
     rootfs::check_size(disk.size)?;
     let mut tree = Tree::new();
     let mut windows = Vec::new();
-    // The seed is a part of an image that was imported within these limits.
+    // The seed is a part of an image that was imported within these limits. Its entries are not
+    // counted: beside those of the archive it has the folders that no entry described.
     let limits = Limits::for_build_size(disk.size);
-    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, limits.entries) };
+    let mut budget = Budget { memory_limit: limits.memory, ..Budget::new(limits.expanded_bytes, u64::MAX) };
     match disk.seed {
         Some(seed) => {
             let layer = Layer { whiteouts: false, ..Layer::root(Window::whole(seed)?) };

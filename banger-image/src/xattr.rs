@@ -5,6 +5,8 @@ use super::acl;
 /// The attributes that hold POSIX ACLs.
 pub(crate) const ACCESS: &str = "system.posix_acl_access";
 pub(crate) const DEFAULT: &str = "system.posix_acl_default";
+/// The attribute that holds a program's capabilities.
+pub(crate) const CAPABILITY: &str = "security.capability";
 
 /// Name with its namespace, value as ext4 stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +19,14 @@ pub(crate) struct Xattr {
 /// fits the inode itself comes on top, but depends on the order.
 const MAX_BYTES: usize = 4096 - 32 - 4;
 
-/// Attributes that ext4 can hold, in its form, and the names of those that mean nothing on Linux.
+/// Attributes that ext4 can hold, in its form, and the names of others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sorted {
     pub(crate) kept: Vec<Xattr>,
+    /// They mean nothing on Linux.
     pub(crate) left_out: Vec<String>,
+    /// ACLs that the kernel would refuse.
+    pub(crate) malformed: Vec<String>,
 }
 
 /// Sorts out what ext4 can hold, and turns ACLs into its form. Names outside of the spaces that
@@ -38,7 +43,10 @@ pub(crate) fn for_ext4(xattrs: Vec<(String, Vec<u8>)>) -> Result<Sorted, String>
             ACCESS | DEFAULT => match acl::of_archive(acl_for(&name), &value) {
                 Some(acl) if acl.is_empty() => continue,
                 Some(acl) => (0, acl),
-                None => return Err(format!("a malformed {name}")),
+                None => {
+                    sorted.malformed.push(name);
+                    continue;
+                }
             },
             other => match ["user.", "trusted.", "security."].iter().find_map(|space| other.strip_prefix(space)) {
                 None => {
@@ -107,7 +115,8 @@ mod tests {
             [1, 0, 0, 0, 1, 0, 7, 0, 2, 0, 5, 0, 0xe8, 3, 0, 0, 4, 0, 5, 0, 16, 0, 5, 0, 32, 0, 0, 0]
         );
         assert_eq!(to_archive(&kept[0]), raw);
-        assert!(one(DEFAULT, &raw[..raw.len() - 1]).is_err());
+        let cut = for_ext4(vec![(DEFAULT.to_owned(), raw[..raw.len() - 1].to_vec())]).unwrap();
+        assert_eq!(cut, Sorted { malformed: vec![DEFAULT.to_owned()], ..Sorted::default() });
     }
 
     #[test]
@@ -121,6 +130,6 @@ mod tests {
     #[test]
     fn what_means_nothing_on_linux_is_left_out() {
         let sorted = for_ext4(vec![("com.apple.provenance".to_owned(), b"x".to_vec())]).unwrap();
-        assert_eq!(sorted, Sorted { kept: Vec::new(), left_out: vec!["com.apple.provenance".to_owned()] });
+        assert_eq!(sorted, Sorted { left_out: vec!["com.apple.provenance".to_owned()], ..Sorted::default() });
     }
 }

@@ -5,12 +5,14 @@ use crate::error::explained;
 use crate::upload::{Source, open};
 use anyhow::Context as _;
 use banger_policy::kernel::{KERNEL_ENTRY, MAX_INDEX_BYTES, MODULES_PREFIX, ModuleIndex, ModulePath, PACKAGE_PREFIX};
-use banger_policy::rootfs::{HEAD_BYTES, examine};
+use banger_policy::rootfs::{HEAD_BYTES, examine, no_archive};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
+/// What `docker save` writes beside an OCI layout, or in its place.
+const SAVED: [&str; 2] = ["manifest.json", "repositories"];
 /// What to do about a file of the user's that is not readable.
 const READABLE: &str = "make the file readable for you; banger reads it with your own rights";
 
@@ -31,8 +33,31 @@ pub(crate) fn image(path: &Path) -> anyhow::Result<Source> {
         return oci_layout(path);
     }
     let total = metadata.is_file().then_some(metadata.len());
+    if let Some(length) = total {
+        // The daemon finds that out as well, when it has all bytes.
+        let look = || format!("cannot look at {}", path.display());
+        let head = head(&mut file).with_context(look)?;
+        if let Some((what, instead)) = no_archive(&head, length).filter(|_| !is_tar(&head)) {
+            return Err(explained(format!("it is {what}, and an archive is needed"), instead));
+        }
+    }
     let name = path.display().to_string();
     Ok(Source { total, write: Box::new(move |to| copy(&mut file, to, &name)) })
+}
+
+/// The first bytes of a file, which stands at its beginning again.
+fn head(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    (&mut *file).take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(head)
+}
+
+/// Whether the first block is a header: a name in an archive may be what another file begins with.
+fn is_tar(head: &[u8]) -> bool {
+    let Some(block) = head.get(..512) else { return false };
+    let sum = block.iter().enumerate().map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte }));
+    Header::from_byte_slice(block).cksum().is_ok_and(|said| said == sum.sum::<u32>())
 }
 
 /// An ext4 file system. A block device may have one too.
@@ -52,9 +77,7 @@ pub(crate) fn root_file_system(path: &Path) -> anyhow::Result<Source> {
     // A block device has a length only for those who go to its end.
     let length = file.seek(SeekFrom::End(0)).with_context(look)?;
     file.seek(SeekFrom::Start(0)).with_context(look)?;
-    let mut head = Vec::new();
-    (&mut file).take(HEAD_BYTES as u64).read_to_end(&mut head).with_context(look)?;
-    file.seek(SeekFrom::Start(0)).with_context(look)?;
+    let head = head(&mut file).with_context(look)?;
     let bytes = examine(&head, length)?.bytes;
     let name = path.display().to_string();
     Ok(Source { total: Some(bytes), write: Box::new(move |to| copy(&mut file.take(bytes), to, &name)) })
@@ -65,19 +88,33 @@ fn copy(from: &mut dyn std::io::Read, to: &mut dyn Write, name: &str) -> anyhow:
 }
 
 /// An OCI image layout (OCI image-layout.md): `oci-layout`, `index.json` and
-/// `blobs/<algorithm>/<digest>`.
+/// `blobs/<algorithm>/<digest>`; and what `docker save` has beside them, whose index may say
+/// nothing.
 fn oci_layout(root: &Path) -> anyhow::Result<Source> {
+    let saved = SAVED.into_iter().filter(|name| root.join(name).is_file()).map(PathBuf::from);
     if !root.join("oci-layout").is_file() {
+        if let Some(name) = saved.into_iter().next() {
+            let folder = root.display();
+            return Err(explained(
+                format!("{folder} is a folder, but no OCI layout: it has a file {}, and no oci-layout", name.display()),
+                format!("pack what docker has saved, and import that: tar -C {folder} -cf image.tar ."),
+            ));
+        }
         return Err(explained(
             format!("{} is a folder, but no OCI layout: it has no file oci-layout", root.display()),
             "a plain root file system keeps its owners and attributes only as an archive, made as root:\n\
              tar --numeric-owner --xattrs --xattrs-include='*' -C FOLDER -cf rootfs.tar .",
         ));
     }
-    let mut files = vec![PathBuf::from("oci-layout"), PathBuf::from("index.json")];
+    let mut files: Vec<PathBuf> = ["oci-layout", "index.json"].into_iter().map(PathBuf::from).chain(saved).collect();
+    // Programs keep something of their own between the blobs, in files and in folders. A link to a
+    // blob is one.
     for algorithm in folder(&root.join("blobs"))? {
         let algorithm = Path::new("blobs").join(algorithm);
-        files.extend(folder(&root.join(&algorithm))?.into_iter().map(|blob| algorithm.join(blob)));
+        if root.join(&algorithm).is_dir() {
+            let blobs = folder(&root.join(&algorithm))?.into_iter().map(|blob| algorithm.join(blob));
+            files.extend(blobs.filter(|blob| root.join(blob).is_file()));
+        }
     }
     let mut total = 0_u64;
     for file in &files {
@@ -248,8 +285,44 @@ mod tests {
         for (name, text) in [("oci-layout", "{}"), ("index.json", "[]"), ("blobs/sha256/aa", "x"), ("other", "no")] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let packed: Vec<String> = entries(image(folder.path()).unwrap()).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(packed, ["oci-layout", "index.json", "blobs/sha256/aa"]);
+        let packed =
+            || -> Vec<String> { entries(image(folder.path()).unwrap()).into_iter().map(|(name, _)| name).collect() };
+        assert_eq!(packed(), ["oci-layout", "index.json", "blobs/sha256/aa"]);
+        // What docker writes, what a file manager does, links to a blob and to none.
+        for (name, text) in [("manifest.json", "[]"), ("repositories", "{}"), ("blobs/.DS_Store", "")] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        std::fs::create_dir(folder.path().join("blobs/sha256/ingest")).unwrap();
+        std::os::unix::fs::symlink("aa", folder.path().join("blobs/sha256/bb")).unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.path().join("blobs/sha256/cc")).unwrap();
+        let all = ["oci-layout", "index.json", "manifest.json", "repositories", "blobs/sha256/aa", "blobs/sha256/bb"];
+        assert_eq!(packed(), all);
+    }
+
+    #[test]
+    fn a_disk_is_no_archive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let refused = |head: &[u8]| {
+            std::fs::write(&path, head).unwrap();
+            image(&path).err().map(|error| {
+                let hint = error.downcast_ref::<crate::error::Explained>().unwrap().hint().to_owned();
+                format!("{error}: {hint}")
+            })
+        };
+        let mut ext4 = vec![0; 4096];
+        ext4[0x438..0x43a].copy_from_slice(b"\x53\xef");
+        for (head, words) in [(ext4.as_slice(), "an ext4 file system"), (b"QFI\xfb\0\0\0\x03", "a qcow2 disk")] {
+            let error = refused(head).unwrap();
+            assert!(error.contains(words) && error.contains("image register --rootfs"), "{error}");
+        }
+        // A file of that name, and what cannot be told from its first bytes.
+        let mut header = header(0);
+        header.set_path("hsqs").unwrap();
+        header.set_cksum();
+        for head in [&header.as_bytes()[..], b"", b"\x1f\x8b\x08", &[0; 1024]] {
+            assert_eq!(refused(head), None);
+        }
     }
 
     #[test]
@@ -257,6 +330,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = image(folder.path()).err().unwrap();
         assert!(error.to_string().contains("no OCI layout"), "{error}");
+        std::fs::write(folder.path().join("manifest.json"), "[]").unwrap();
+        let error = image(folder.path()).err().unwrap();
+        let hint = error.downcast_ref::<crate::error::Explained>().unwrap().hint();
+        assert!(error.to_string().contains("no OCI layout") && hint.contains("-cf image.tar"), "{error}: {hint}");
     }
 
     #[test]

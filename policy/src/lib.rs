@@ -14,6 +14,7 @@ pub mod file_sync;
 pub mod helper;
 pub mod id;
 pub mod image;
+pub mod json;
 pub mod kernel;
 pub mod lifecycle;
 pub mod limits;

@@ -3,6 +3,7 @@
 //!
 //! Read by the importer and by the registry's client, so that both take and leave the same.
 
+use crate::json;
 use serde::{Deserialize, Deserializer};
 
 /// Media types of configurations that make an image; all others make artifacts. The last ones are
@@ -27,18 +28,35 @@ pub fn is_image_config(media_type: &str) -> bool {
 
 /// The operating system and machine that an index or a configuration names. What is absent, `null`
 /// or empty is empty here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Platform {
     /// Such as `linux`.
-    #[serde(deserialize_with = "os")]
     pub os: String,
     /// Such as `amd64`.
-    #[serde(deserialize_with = "architecture")]
     pub architecture: String,
     /// Of the architecture, such as `v3`; `None` when each machine of the architecture runs it.
-    #[serde(deserialize_with = "variant")]
     pub variant: Option<String>,
+}
+
+/// The words as they stand.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Words {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Platform {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let words: Words = json::fields(from)?;
+        let word = Option::unwrap_or_default;
+        Ok(Self {
+            os: word(words.os).to_ascii_lowercase(),
+            architecture: go_architecture(&word(words.architecture)),
+            variant: go_variant(&word(words.variant)),
+        })
+    }
 }
 
 impl Platform {
@@ -82,22 +100,6 @@ pub fn go_variant(word: &str) -> Option<String> {
     (!["", "v1"].contains(&word.as_str())).then_some(word)
 }
 
-fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    Option::deserialize(from).map(Option::unwrap_or_default)
-}
-
-fn os<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    word(from).map(|word| word.to_ascii_lowercase())
-}
-
-fn architecture<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    word(from).map(|word| go_architecture(&word))
-}
-
-fn variant<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    word(from).map(|word| go_variant(&word))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,7 +108,7 @@ mod tests {
     fn words_of_all_kinds() {
         for (text, os, architecture, variant) in [
             (r#"{"os":"Linux","architecture":"x86_64","variant":"V3"}"#, "linux", "amd64", Some("v3")),
-            (r#"{"os":"linux","architecture":"X86-64","variant":"v1"}"#, "linux", "amd64", None),
+            (r#"{"OS":"linux","Architecture":"X86-64","Variant":"v1"}"#, "linux", "amd64", None),
             (r#"{"os":null,"architecture":null,"variant":null}"#, "", "", None),
             (r#"{"architecture":"aarch64","variant":"v8"}"#, "", "arm64", Some("v8")),
             ("{}", "", "", None),

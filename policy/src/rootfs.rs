@@ -113,8 +113,8 @@ const NEW: &str = "make one of the tree: mke2fs -t ext4 -d FOLDER FILE SIZE";
 const PARTITION: &str = "take the partition of the root file system out of it: partx --show FILE names its START and SECTORS; dd if=FILE of=rootfs.ext4 bs=512 skip=START count=SECTORS";
 const RAW: &str = "make a raw disk of it (qemu-img convert -O raw FILE disk.raw), and take the partition of the root file system out of that";
 const UNPACK: &str = "decompress it first";
-const COPY: &str =
-    "make one of its tree (mke2fs -t ext4 -d FOLDER FILE SIZE), or import the tree as a tar: banger image import";
+const COPY: &str = "make an ext4 file system of its tree (mke2fs -t ext4 -d FOLDER FILE SIZE), or import the tree as a tar: banger image import";
+const REGISTER: &str = "an ext4 file system is registered as it is: banger image register --rootfs FILE NAME";
 const IMPORT: &str = "import it: banger image import FILE --name NAME";
 
 /// What users bring instead, by its first bytes: where these are, the bytes, what it is, what to
@@ -135,6 +135,9 @@ const OTHERS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
     (0, b"\xfd7zXZ\0", "compressed with xz", UNPACK),
     (0, b"BZh", "compressed with bzip2", UNPACK),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
+    (0, b"\x02\x21\x4c\x18", "compressed with lz4", UNPACK),
+    (0, b"\x50\x2a\x4d\x18", "compressed with zstd", UNPACK),
     (512, b"LABELONE", "a volume of LVM", COPY),
     (512, b"EFI PART", "a partitioned disk (GPT)", PARTITION),
     (4096, b"EFI PART", "a partitioned disk (GPT)", PARTITION),
@@ -155,6 +158,20 @@ pub fn examine(head: &[u8], length: u64) -> Result<RootFileSystem, NotARootDisk>
     match superblock.map(Fields) {
         Some(fields) if fields.word(0x38) == MAGIC => examine_fields(&fields, length),
         _ => Err(other(head)),
+    }
+}
+
+/// What a file is that is given where an archive is needed, and what to do with it. `None`: it may
+/// be an archive, as far as its first bytes say.
+#[must_use]
+pub fn no_archive(head: &[u8], length: u64) -> Option<(&'static str, String)> {
+    // What stands before a superblock is nothing, or a boot sector. In an archive that is data.
+    let boot = head.get(..SUPERBLOCK_AT).is_some_and(|boot| boot.iter().all(|byte| *byte == 0))
+        || head.get(510..512) == Some(b"\x55\xaa".as_slice());
+    match examine(head, length) {
+        Err(NotARootDisk::Empty | NotARootDisk::Unknown | NotARootDisk::Other { instead: IMPORT | UNPACK, .. }) => None,
+        Err(NotARootDisk::Other { what, instead }) => Some((what, format!("{instead}; {REGISTER}"))),
+        Ok(_) | Err(_) => boot.then(|| ("an ext4 file system", REGISTER.to_owned())),
     }
 }
 
@@ -287,12 +304,37 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_is_no_archive() {
+        let mut boot = head(&[]);
+        boot[..3].copy_from_slice(b"\xeb\x58\x90");
+        boot[510..512].copy_from_slice(b"\x55\xaa");
+        // What no guest could mount is one as well.
+        for (head, length) in [(head(&[]), LENGTH), (boot, LENGTH), (head(&[(0x60, 0x2c3)]), 1)] {
+            let (what, instead) = no_archive(&head, length).unwrap();
+            assert!(what == "an ext4 file system" && instead.contains("image register --rootfs"), "{instead}");
+        }
+        // Data that looks like a superblock.
+        let mut archive = head(&[]);
+        archive[..7].copy_from_slice(b"etc/x\0\0");
+        for none in [archive, vec![0; HEAD_BYTES], Vec::new()] {
+            assert_eq!(no_archive(&none, LENGTH), None);
+        }
+    }
+
+    #[test]
     fn what_users_bring_instead_is_named() {
         for (at, magic, what, instead) in OTHERS {
             let mut head = vec![0; HEAD_BYTES];
             head[*at..at + magic.len()].copy_from_slice(magic);
             assert_eq!(examine(&head, LENGTH), Err(NotARootDisk::Other { what, instead }));
             assert_eq!(examine(&head[..*at], LENGTH), Err(NotARootDisk::Unknown));
+        }
+        // Where an archive is needed, an archive is none of them.
+        for (at, magic, what, instead) in OTHERS {
+            let mut head = vec![1; HEAD_BYTES];
+            head[*at..at + magic.len()].copy_from_slice(magic);
+            let found = no_archive(&head, LENGTH);
+            assert_eq!(found.map(|(what, _)| what), Some(*what).filter(|_| ![IMPORT, UNPACK].contains(instead)));
         }
         // A disk with GPT has the mark of a boot sector before it.
         let mut disk = vec![0; HEAD_BYTES];

@@ -73,9 +73,10 @@ impl Account {
     }
 }
 
-/// The entries of a table with fields between colons that have at least `fields` of them.
-fn entries(table: &str, fields: usize) -> impl Iterator<Item = Vec<&str>> {
-    table.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(move |found| found.len() >= fields)
+/// The entries of a table with fields between colons, of which the third is the number. What is
+/// behind that may be missing, as engines take it: images have tables that were written by hand.
+fn entries(table: &str) -> impl Iterator<Item = Vec<&str>> {
+    table.lines().map(|line| line.trim().split(':').collect::<Vec<_>>()).filter(|found| found.len() >= 3)
 }
 
 /// A number that the kernel takes for a user or group: -1 means "unchanged" in its calls.
@@ -91,7 +92,7 @@ fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<Account, NoAccount
     };
     let user = if user.is_empty() { "0" } else { user };
     let number = id(user);
-    let found = entries(passwd, 7).find(|entry| match number {
+    let found = entries(passwd).find(|entry| match number {
         Some(number) => entry.get(2).copied().and_then(id) == Some(number),
         None => entry.first() == Some(&user),
     });
@@ -117,10 +118,12 @@ fn root() -> Account {
     Account { uid: 0, gid: 0, groups: Vec::new(), name, home: ROOT_HOME.into(), shell: FALLBACK_SHELL.into() }
 }
 
-/// An entry of passwd(5); `None` when its numbers are none.
+/// An entry of passwd(5); `None` when its numbers are none. Whose group is not said is in that of
+/// root.
 fn of_entry(entry: &[&str]) -> Option<Account> {
     let path = |at: usize| entry.get(at).copied().filter(|text| text.starts_with('/'));
-    let (uid, gid) = (id(entry.get(2)?)?, id(entry.get(3)?)?);
+    let group = entry.get(3).copied().filter(|text| !text.is_empty());
+    let (uid, gid) = (id(entry.get(2)?)?, group.map_or(Some(0), id)?);
     let shell = Path::new(path(6).unwrap_or(FALLBACK_SHELL));
     let name = shell.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
     let refusing = REFUSING.iter().any(|other| name == other.as_bytes());
@@ -136,7 +139,7 @@ fn of_entry(entry: &[&str]) -> Option<Account> {
 }
 
 fn group_id(wanted: &str, group: &str) -> Result<u32, NoAccount> {
-    let named = || entries(group, 3).find(|entry| entry.first() == Some(&wanted));
+    let named = || entries(group).find(|entry| entry.first() == Some(&wanted));
     let found = id(wanted).or_else(|| named().and_then(|entry| id(entry.get(2)?)));
     found.ok_or_else(|| NoAccount::Group(wanted.to_owned()))
 }
@@ -145,7 +148,7 @@ fn group_id(wanted: &str, group: &str) -> Result<u32, NoAccount> {
 fn groups_of(account: &Account, group: &str) -> Vec<u32> {
     let Some(name) = account.name.as_deref() else { return Vec::new() };
     let named = |entry: &Vec<&str>| entry.get(3).is_some_and(|users| users.split(',').any(|user| user == name));
-    let mut groups: Vec<u32> = entries(group, 4).filter(named).filter_map(|entry| id(entry.get(2)?)).collect();
+    let mut groups: Vec<u32> = entries(group).filter(named).filter_map(|entry| id(entry.get(2)?)).collect();
     groups.sort_unstable();
     groups.dedup();
     // As many as the kernel takes (`NGROUPS_MAX` of linux/limits.h).
@@ -207,6 +210,29 @@ mod tests {
         let stranger = found("4711");
         assert_eq!((stranger.name, stranger.home, stranger.shell), (None, "/".into(), "/bin/sh".into()));
         assert_eq!(found("daemon").shell, Path::new("/bin/sh"), "a shell that refuses locks nobody out");
+    }
+
+    #[test]
+    fn an_entry_may_end_behind_its_number() {
+        for (entry, gid, home) in [
+            ("app:x:1000", 0, "/"),
+            ("app:x:1000:", 0, "/"),
+            ("app:x:1000:1001", 1001, "/"),
+            ("  app:x:1000:1001:\r", 1001, "/"),
+            ("app:x:1000:1001:App:/home/app", 1001, "/home/app"),
+            ("app::1000:1001::/home/app:", 1001, "/home/app"),
+        ] {
+            for wanted in ["app", "1000"] {
+                let app = look_up(wanted, &format!("root:x:0:0\n{entry}\n"), "staff:x:50:app\nodd:x:51\n").unwrap();
+                let found = (app.uid, app.gid, app.name.as_deref(), app.home.as_path(), app.shell.as_path());
+                assert_eq!(found, (1000, gid, Some("app"), Path::new(home), Path::new("/bin/sh")), "{entry:?}");
+                assert_eq!(app.groups, [50], "{entry:?}");
+            }
+        }
+        assert_eq!(look_up("app:odd", "app:x:1000\n", "odd:x:51\n").unwrap().gid, 51);
+        for broken in ["app", "app:x", "app:x:", "app:x:a:0", "app:x:1000:b"] {
+            assert!(look_up("app", &format!("{broken}\n"), "").is_err(), "{broken}");
+        }
     }
 
     #[test]

@@ -22,6 +22,10 @@ const NEW_ROOT: &str = "/newroot";
 /// How long a disk may take to appear after its driver is loaded. It takes milliseconds on an idle
 /// host and seconds under emulation.
 const DEVICE_WAIT: Duration = Duration::from_secs(15);
+/// What engines set for each container with a network of its own (`WithSysctls` in Moby): any user
+/// may listen on any port, and ping. Images of web servers run as users of their own.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
 /// How often a device is looked for.
 const DEVICE_POLL: Duration = Duration::from_millis(10);
 const BASIC: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
@@ -57,7 +61,7 @@ pub(super) fn runtime_file_systems() {
     }
 }
 
-/// The rest of what an init would have done, for an image that has none.
+/// The rest of what an init or a container engine would have done, for an image without an init.
 pub(super) fn without_image_init() {
     // An init makes what its services need there; otherwise the image is all that says it.
     if let Err(error) = images_run() {
@@ -69,6 +73,11 @@ pub(super) fn without_image_init() {
     }
     if let Err(error) = Image::at("/").folder("/run/lock") {
         say(format_args!("/run/lock: {error}"));
+    }
+    for (name, value) in SYSCTLS {
+        if let Err(error) = fs::write(Path::new("/proc/sys").join(name), value) {
+            say(format_args!("sysctl {name}: {error}"));
+        }
     }
     // /var/run of an image may be a folder with stale pid files or a link to /run: both work.
 }

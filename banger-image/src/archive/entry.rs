@@ -33,8 +33,8 @@ impl Archive<'_> {
             _ => pax.size.map_or_else(|| self.size(header, header_at), Ok)?,
         };
         let path = EntryPath::parse(&raw).map_err(|fault| self.name(&raw, fault))?;
-        if let Some((what, instead)) = pax.unsupported.take() {
-            return Err(self.unsupported(&raw, what, instead));
+        if let Some(odd) = pax.odd.take() {
+            progress.warn(&format!("\"{}\": {odd}", printable(&raw)));
         }
         let link = |pax: &mut Pax| pax.linkpath.take().unwrap_or_else(|| header.link());
         let kind = match kind {
@@ -81,10 +81,15 @@ impl Archive<'_> {
             return Err(self.unsupported(&raw, format!("{size} bytes"), "a file on ext4 has 16 TiB at most"));
         }
         let mut meta = self.meta(header, header_at, &pax, &raw, progress)?;
-        let xattrs = self.attributes(pax, &kind, &raw, progress)?;
-        // bsdtar's headers have the owning group's bits here, and not the mask.
-        if let Some(acl) = xattrs.iter().find(|attribute| attribute.name == xattr::ACCESS) {
-            meta.mode = meta.mode & !0o777 | acl::mode_bits(&acl.value);
+        let mut xattrs = self.attributes(pax, &kind, &raw, progress)?;
+        if let Some(acl) = xattrs.iter_mut().find(|attribute| attribute.name == xattr::ACCESS) {
+            // docker and containerd set the mode last. GNU tar sets the ACL last: bsdtar's headers
+            // have the owning group's bits there, and not the mask.
+            if self.of_go() {
+                acl::change_mode(&mut acl.value, meta.mode);
+            } else {
+                meta.mode = meta.mode & !0o777 | acl::mode_bits(&acl.value);
+            }
         }
         Ok(Entry { path, kind, meta, xattrs })
     }
@@ -133,6 +138,12 @@ impl Archive<'_> {
         for name in &sorted.left_out {
             progress.warn(&format!("\"{}\": the attribute {name} means nothing on Linux", printable(raw)));
         }
+        let malformed = || progress.warn(&format!("\"{}\": its ACL is left out: no kernel takes it", printable(raw)));
+        match sorted.malformed.first() {
+            Some(name) if self.of_go() => return Err(self.unsupported(raw, format!("a malformed {name}"), remove)),
+            Some(_) => malformed(),
+            None => {}
+        }
         let mut kept = sorted.kept;
         // Links have no ACL of their own, and only folders have one for what is made in them.
         let is_dir = matches!(kind, Kind::Dir);
@@ -143,8 +154,10 @@ impl Archive<'_> {
                 continue;
             }
             let mut unknown = Vec::new();
-            let value = acl::of_text(xattr::acl_for(name), &text, &mut unknown);
-            let value = value.ok_or_else(|| self.unsupported(raw, "a malformed ACL".into(), remove))?;
+            let Some(value) = acl::of_text(xattr::acl_for(name), &text, &mut unknown) else {
+                malformed();
+                continue;
+            };
             for user in unknown {
                 progress.warn(&format!("\"{}\": its ACL names {user} without a number", printable(raw)));
             }

@@ -2,7 +2,8 @@
 //! `banger-image/tests/README.md` lists all kinds.
 
 use super::super::{ImageError, ImportedRootfs, Limits, SourceKind, import};
-use super::maker::{SIZE, Tar, file_of, hasher, import_error, pack, sha256};
+use super::kinds::changed;
+use super::maker::{Item, SIZE, Tar, file_of, hasher, import_error, item, pack, sha256};
 use serde_json::{Value, json};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -245,7 +246,18 @@ fn what_cannot_be_read_beside_an_image_is_passed_over() {
     let list = layout.blob("application/json", b"[]");
     let large = layout.blob("application/octet-stream", &vec![b' '; (4 << 20) + 1]);
     let sha512 = json!({"mediaType": "x/y", "digest": format!("sha512:{}", "0".repeat(128)), "size": 1});
-    for (odd, words) in [(text, "expected"), (list, "invalid"), (large, "4 MiB"), (sha512, "is not a sha256 digest")] {
+    let nothing = json!({"mediaType": "x/y", "annotations": {"x": null}});
+    let mut sized = text.clone();
+    sized["size"] = json!(-1);
+    for (odd, words) in [
+        (text, "expected"),
+        (list, "invalid"),
+        (large, "4 MiB"),
+        (sha512, "is not a sha256 digest"),
+        (nothing, "is not a sha256 digest"),
+        (Value::Null, "is not a sha256 digest"),
+        (sized, "expected"),
+    ] {
         assert_eq!(taken(&layout.tar(&[odd.clone(), image.clone()])), digest(&image), "{words}");
         let error = import_error(&layout.tar(&[odd])).to_string();
         assert!(error.contains(words), "{words}: {error}");
@@ -288,6 +300,84 @@ fn an_image_that_is_packed_otherwise_is_named_and_is_no_root() {
             assert_eq!(imported.source, SourceKind::Tar);
         }
     }
+}
+
+/// Of an image that is fetched by its digest, the size need not be said.
+#[test]
+fn a_size_may_be_missing_and_a_name_may_be_null() {
+    let mut layout = Layout::default();
+    let tar = Tar::default().file("etc/x", b"1").end();
+    let words = json!({"rootfs": {"diff_ids": [format!("sha256:{}", sha256(&tar))]}});
+    let [config, layer] = [(CONFIG, words.to_string().as_bytes()), (LAYER, &tar)].map(|(kind, data)| {
+        let mut said = layout.blob(kind, data);
+        said["size"] = Value::Null;
+        said
+    });
+    let mut image = layout.manifest(&config, &json!([layer]));
+    image["size"] = Value::Null;
+    image["annotations"] = json!({"org.opencontainers.image.ref.name": null, "x": null});
+    assert_eq!(taken(&layout.tar(std::slice::from_ref(&image))), digest(&image));
+}
+
+/// The object with every name of a field written otherwise.
+fn renamed(value: &Value, other: fn(&str) -> String) -> Value {
+    match value {
+        Value::Object(fields) => fields.iter().map(|(name, value)| (other(name), renamed(value, other))).collect(),
+        Value::Array(values) => values.iter().map(|value| renamed(value, other)).collect(),
+        other => other.clone(),
+    }
+}
+
+/// As users of Nix write a configuration, which is passed on as it is.
+#[test]
+fn names_of_fields_have_any_case_in_every_part_of_an_image() {
+    for other in [|name: &str| name.to_ascii_uppercase(), |name: &str| name.to_ascii_lowercase()] {
+        let mut layout = Layout::default();
+        let tar = Tar::default().file("etc/x", b"1").end();
+        let words = json!({"os": "linux", "architecture": "amd64", "config": {"User": "app", "WorkingDir": "/w"},
+            "rootfs": {"diff_ids": [format!("sha256:{}", sha256(&tar))]}});
+        let words = renamed(&words, other).to_string();
+        let (config, layer) = (layout.blob(CONFIG, words.as_bytes()), layout.blob(LAYER, &tar));
+        let manifest = renamed(&json!({"schemaVersion": 2, "config": config, "layers": [layer]}), other);
+        let image = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+        let foreign = on(image.clone(), json!({"os": "linux", "architecture": "arm64"}));
+        let index = renamed(&json!({"manifests": [foreign, amd64(&image, "v1")]}), other).to_string();
+        let mut files = layout.files(&[]);
+        files.retain(|(name, _)| name != "index.json");
+        files.push(("index.json".to_owned(), index.into_bytes()));
+        let imported = imported(&pack(&files), None).unwrap();
+        assert_eq!(imported.source_digest.to_string(), digest(&image));
+        assert_eq!(
+            (imported.config.user.as_deref(), imported.config.working_dir.as_deref()),
+            (Some("app"), Some("/w"))
+        );
+    }
+}
+
+/// What `tar -S` makes of a blob that the file system stores with holes.
+#[test]
+fn a_blob_may_be_packed_without_its_holes() {
+    let mut layout = Layout::default();
+    let tar = Tar::default().file("etc/x", &[0; 40_000]).end();
+    let words = json!({"rootfs": {"diff_ids": [format!("sha256:{}", sha256(&tar))]}}).to_string();
+    let (config, layer) = (layout.blob(CONFIG, words.as_bytes()), layout.blob(LAYER, &tar));
+    let image = layout.manifest(&config, &json!([layer]));
+    let path = format!("blobs/sha256/{}", digest(&layer));
+    // Its header is all that it has beside zeros.
+    let blob = Tar::default().add(&Item { data: &tar[..512], ..item(b'S', &path) }).0;
+    let sparse = |size: usize| {
+        changed(blob.clone(), 0, |header| {
+            for (at, number) in [(386, 0), (398, 512), (410, size), (422, 0), (483, size)] {
+                header[at..at + 12].copy_from_slice(format!("{number:011o}\0").as_bytes());
+            }
+        })
+    };
+    let rest = layout.without(&layer).tar(std::slice::from_ref(&image));
+    assert_eq!(taken(&[sparse(tar.len()), rest.clone()].concat()), digest(&image));
+    let large = import_error(&[sparse(1 << 30), rest.clone()].concat());
+    assert!(matches!(large, ImageError::TooLarge { .. }), "{large}");
+    let short = import_error(&[sparse(tar.len() - 512), rest].concat());
+    assert!(matches!(short, ImageError::Blob { what: "size", .. }), "{short}");
 }
 
 /// Go's JSON heeds no case, and so writers get away with any.

@@ -7,24 +7,24 @@ use super::super::tree::{Node, NodeId, NodeKind, Tree};
 use super::super::work_disk::{self, WorkDisk};
 use super::super::xattr::Xattr;
 use super::super::{ImageError, ImportedRootfs, SourceKind};
-use super::maker::{Item, Tar, fsck, import_bytes, import_error, item, pack, sha256, window_of};
+use super::maker::{Item, Tar, fsck, gzip, import_bytes, import_error, item, pack, sha256, window_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Mutex;
 
-fn applied(layer: &Layer, progress: &dyn Progress) -> Result<Tree, ImageError> {
+pub(super) fn applied(layer: &Layer, progress: &dyn Progress) -> Result<Tree, ImageError> {
     let mut tree = Tree::new();
     apply(&mut tree, layer, 0, &mut Budget::new(u64::MAX, u64::MAX), progress).map(|()| tree)
 }
 
 /// What a root file system comes to: each path, and what is there.
-fn tree(archive: &[u8]) -> BTreeMap<String, String> {
+pub(super) fn tree(archive: &[u8]) -> BTreeMap<String, String> {
     tree_of(&Layer::root(window_of(archive)), &()).unwrap()
 }
 
 /// The same of a layer of an image.
-fn layer(archive: &[u8]) -> Result<BTreeMap<String, String>, ImageError> {
+pub(super) fn layer(archive: &[u8]) -> Result<BTreeMap<String, String>, ImageError> {
     tree_of(&Layer { whiteouts: true, ..Layer::root(window_of(archive)) }, &())
 }
 
@@ -56,7 +56,11 @@ fn tree_of(layer: &Layer, progress: &dyn Progress) -> Result<BTreeMap<String, St
 
 /// What an entry is, with its metadata.
 fn node(archive: &[u8], path: &str) -> Node {
-    let tree = applied(&Layer::root(window_of(archive)), &()).unwrap();
+    node_of(&Layer::root(window_of(archive)), path)
+}
+
+pub(super) fn node_of(layer: &Layer, path: &str) -> Node {
+    let tree = applied(layer, &()).unwrap();
     let id = path.split('/').fold(Tree::ROOT, |id, name| tree.child(id, name.as_bytes()).unwrap());
     tree.node(id).clone()
 }
@@ -72,7 +76,7 @@ impl Progress for Warned {
 }
 
 /// The root file system of what GNU tar reads with a warning.
-fn warned(archive: &[u8], words: &str) -> BTreeMap<String, String> {
+pub(super) fn warned(archive: &[u8], words: &str) -> BTreeMap<String, String> {
     let warned = Warned::default();
     let found = tree_of(&Layer::root(window_of(archive)), &warned).unwrap();
     let said = warned.0.lock().unwrap();
@@ -81,7 +85,7 @@ fn warned(archive: &[u8], words: &str) -> BTreeMap<String, String> {
 }
 
 /// The archive with another header for the entry that begins at `at`.
-fn changed(mut archive: Vec<u8>, at: usize, change: impl Fn(&mut [u8])) -> Vec<u8> {
+pub(super) fn changed(mut archive: Vec<u8>, at: usize, change: impl Fn(&mut [u8])) -> Vec<u8> {
     let header = &mut archive[at..at + 512];
     change(header);
     header[148..156].fill(b' ');
@@ -187,6 +191,19 @@ fn what_is_known_to_be_something_else_is_named_with_what_to_do() {
     {
         let error = import_error(&archive);
         assert!(matches!(error, ImageError::NotARoot { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains(advice), "{text}");
+    }
+    let mut ext4 = vec![0; 1 << 20];
+    ext4[0x438..0x43a].copy_from_slice(b"\x53\xef");
+    let qcow2 = [&b"QFI\xfb"[..], &[0; 2000]].concat();
+    for (disk, found, advice) in [
+        (gzip(&ext4), "an ext4 file system", "decompress it"),
+        (ext4, "an ext4 file system", "banger image register --rootfs FILE NAME"),
+        (qcow2, "a qcow2 disk", "qemu-img convert"),
+    ] {
+        let error = import_error(&disk);
+        assert!(matches!(error, ImageError::Disk { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(found) && text.contains(advice), "{text}");
     }
@@ -324,9 +341,8 @@ fn the_name_of_an_attribute_may_have_an_equals_sign() {
     let tar = Tar::default().add(&Item { pax: encoded, ..item(b'0', "root/x") }).end();
     let names = |node: Node| node.xattrs.into_vec().into_iter().map(|xattr| xattr.name).collect::<Vec<_>>();
     assert_eq!(names(node(&tar, "root/x")), ["user.a=b%", "user.%41"]);
-    let of_layer = applied(&Layer { whiteouts: true, ..Layer::root(window_of(&tar)) }, &()).unwrap();
-    let id = of_layer.child(of_layer.child(Tree::ROOT, b"root").unwrap(), b"x").unwrap();
-    assert_eq!(names(of_layer.node(id).clone()), ["user.a%3Db%25", "user.%41"]);
+    let of_layer = node_of(&Layer { whiteouts: true, ..Layer::root(window_of(&tar)) }, "root/x");
+    assert_eq!(names(of_layer), ["user.a%3Db%25", "user.%41"]);
     // By way of the seed it stays the same.
     let folder = tempfile::tempdir().unwrap();
     let seed = import_bytes(&tar, folder.path()).unwrap().seed_path;

@@ -7,6 +7,7 @@ mod dialects;
 mod ext4;
 mod hostile;
 mod kinds;
+mod lenient;
 pub(crate) mod maker;
 mod model;
 mod oci;

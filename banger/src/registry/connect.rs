@@ -5,20 +5,27 @@ use super::proxy::{Proxies, Proxy};
 use super::tls;
 use super::url::Url;
 use crate::error::explained;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, Error as TlsError};
+use tokio_rustls::rustls::{ClientConfig, Error as TlsError, InvalidMessage};
 
 /// A proxy's answer to `CONNECT`, bytes.
 const MAX_ANSWER: usize = 16 * 1024;
 /// How long a registry on this host may take to show that it does not speak TLS.
 const PROBE: Duration = Duration::from_secs(3);
+
+/// How long an address has before the next one is tried as well (RFC 8305, "Connection Attempt
+/// Delay"); as Go has it.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// A connection of whatever layers.
 pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -47,10 +54,11 @@ impl Connector {
     /// With the host, and why.
     pub(super) async fn open(&self, url: &Url) -> Result<Box<dyn Wire>, Fault> {
         let connected = timeout(self.patience.connect, self.layers(url)).await;
-        connected.unwrap_or_else(|_| {
+        let connected = connected.unwrap_or_else(|_| {
             let time = self.patience.connect.as_secs();
             Err(Fault::soon(explained(format!("no connection within {time} s"), NETWORK)))
-        })
+        });
+        connected.map_err(Fault::silent)
     }
 
     async fn layers(&self, url: &Url) -> Result<Box<dyn Wire>, Fault> {
@@ -69,7 +77,7 @@ impl Connector {
     async fn secure(&self, url: &Url, stream: Box<dyn Wire>) -> Result<Box<dyn Wire>, Fault> {
         match self.handshake(url, stream).await? {
             Ok(stream) => Ok(stream),
-            Err(error) => Err(of_tls(&error)),
+            Err(error) => Err(of_tls(&error, url)),
         }
     }
 
@@ -111,18 +119,55 @@ async fn tcp(url: &Url) -> Result<TcpStream, Fault> {
     let addresses = tokio::net::lookup_host((url.host.as_str(), url.port)).await.map_err(|error| {
         // On a host without a network every attempt says so, and a name with a mistake in it has no
         // address ever.
-        Fault { again: Again::Once, error: explained(format!("cannot find {}: {error}", url.host), NETWORK) }
+        let error = explained(format!("cannot find {}: {error}", url.host), NETWORK);
+        Fault { again: Again::Once, ..Fault::soon(error) }
     })?;
-    let addresses: Vec<_> = addresses.collect();
-    let stream = TcpStream::connect(addresses.as_slice()).await;
-    let stream = stream.map_err(|error| {
+    let stream = first_of(addresses.collect()).await.map_err(|error| {
         // Nobody listens there, which a moment does not change.
         let again = if error.kind() == io::ErrorKind::ConnectionRefused { Again::Never } else { Again::Soon };
-        Fault { again, error: explained(format!("cannot connect: {error}"), NETWORK) }
+        Fault { again, ..Fault::soon(explained(format!("cannot connect: {error}"), NETWORK)) }
     })?;
     // Requests are small and answers are waited for.
     drop(stream.set_nodelay(true));
     Ok(stream)
+}
+
+/// A connection to the first of a host's addresses that answers (RFC 8305): a network may swallow
+/// what goes to one of them, IPv6 above all.
+pub(super) async fn first_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = by_turns(addresses).into_iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut failed: Option<io::Error> = None;
+    loop {
+        attempts.extend(waiting.next().map(TcpStream::connect));
+        let ended = tokio::select! {
+            ended = attempts.next() => ended,
+            () = sleep(HEAD_START), if waiting.len() > 0 => continue,
+        };
+        match ended {
+            Some(Ok(stream)) => return Ok(stream),
+            // What a host itself has said counts for more than that there is no way to it.
+            Some(Err(error)) if failed.is_none() || error.kind() == io::ErrorKind::ConnectionRefused => {
+                failed = Some(error);
+            }
+            Some(Err(_)) => {}
+            None => return Err(failed.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into())),
+        }
+    }
+}
+
+/// The addresses in their order, but of the two families by turns.
+fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_of_first =
+        |address: &SocketAddr| addresses.first().is_some_and(|first| first.is_ipv6() == address.is_ipv6());
+    let (one, other): (Vec<SocketAddr>, Vec<SocketAddr>) = addresses.iter().copied().partition(is_of_first);
+    let (mut one, mut other) = (one.into_iter(), other.into_iter());
+    let mut all = Vec::with_capacity(addresses.len());
+    while all.len() < addresses.len() {
+        all.extend(one.next());
+        all.extend(other.next());
+    }
+    all
 }
 
 fn distrusted(error: &io::Error) -> Option<String> {
@@ -132,15 +177,27 @@ fn distrusted(error: &io::Error) -> Option<String> {
     }
 }
 
-fn of_tls(error: &io::Error) -> Fault {
+fn of_tls(error: &io::Error, url: &Url) -> Fault {
     if let Some(why) = distrusted(error) {
         let hint = format!("for an authority of your own, set {} to its certificate (PEM)", tls::VARIABLE);
         return Fault::never(explained(format!("its certificate is not trusted: {why}"), hint));
     }
-    let is_ours = error.get_ref().is_some_and(|inner| inner.is::<TlsError>());
-    let again = if is_ours { Again::Never } else { Again::Soon };
+    let of_rustls = error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>());
+    if let Some(TlsError::InvalidMessage(InvalidMessage::InvalidContentType)) = of_rustls {
+        let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
+        let hint = format!(
+            "plain HTTP is used with a registry on this host only. Make it one, and pull localhost:5000/...:\n\
+             ssh -N -L 5000:{host}:{port} HOST\n\
+             or let skopeo fetch the image:\n\
+             skopeo copy --src-tls-verify=false docker://{host}:{port}/... oci-archive:image.tar\n\
+             banger image import image.tar --name NAME",
+            port = url.port
+        );
+        return Fault::never(explained("it does not speak TLS, but plain HTTP or something else", hint));
+    }
+    let again = if of_rustls.is_some() { Again::Never } else { Again::Soon };
     let hint = format!("check this host's clock, {}, and HTTPS_PROXY where a proxy is needed", tls::VARIABLE);
-    Fault { again, error: explained(format!("TLS: {error}"), hint) }
+    Fault { again, ..Fault::soon(explained(format!("TLS: {error}"), hint)) }
 }
 
 async fn tunnel(mut stream: Box<dyn Wire>, proxy: &Proxy, url: &Url) -> Result<Box<dyn Wire>, Fault> {

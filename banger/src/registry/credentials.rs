@@ -5,6 +5,7 @@
 
 use crate::error::explained;
 use anyhow::Context as _;
+use banger_policy::json::AnyCase;
 use data_encoding::BASE64;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -55,10 +56,10 @@ pub(super) struct Found {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
-    auths: Option<BTreeMap<String, Option<Entry>>>,
-    #[serde(rename = "credHelpers")]
+    auths: Option<BTreeMap<String, AnyCase<Entry>>>,
+    #[serde(rename = "credhelpers")]
     helpers: Option<BTreeMap<String, Option<String>>>,
-    #[serde(rename = "credsStore")]
+    #[serde(rename = "credsstore")]
     store: Option<String>,
 }
 
@@ -71,8 +72,7 @@ struct Entry {
     identitytoken: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
 struct Answer {
     username: String,
     secret: String,
@@ -86,12 +86,12 @@ pub(super) fn config_file() -> Option<PathBuf> {
     Some(folder?.join("config.json"))
 }
 
-/// The login for a registry (`host` or `host:port`). A helper that fails is not the end: most
-/// images want no login.
+/// The login for a repository of a registry (`host` or `host:port`). A helper that fails is not the
+/// end: most images want no login.
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub(super) async fn find(file: Option<&Path>, registry: &str) -> anyhow::Result<Found> {
+pub(super) async fn find(file: Option<&Path>, registry: &str, repository: &str) -> anyhow::Result<Found> {
     let Some(file) = file else { return Ok(none("there is no HOME to look for ~/.docker/config.json in")) };
     let shown = file.display();
     let Some(config) = read(file)? else { return Ok(none(&format!("there is no {shown}"))) };
@@ -110,9 +110,7 @@ pub(super) async fn find(file: Option<&Path>, registry: &str) -> anyhow::Result<
             Err(error) => why = format!("{source} failed: {error:#}"),
         }
     }
-    let auths = config.auths.unwrap_or_default();
-    let entry = auths.iter().find(|(name, _)| host_of(name) == host_of(key));
-    Ok(match entry.and_then(|(_, entry)| login(entry.as_ref()?)) {
+    Ok(match chosen(&config.auths.unwrap_or_default(), key, repository) {
         Some(login) => Found { login: Some(login), source: format!("auths of {shown}") },
         None => none(&why),
     })
@@ -135,16 +133,35 @@ fn read(file: &Path) -> anyhow::Result<Option<Config>> {
     if text.trim().is_empty() {
         return Ok(Some(Config::default()));
     }
-    serde_json::from_str(&text)
-        .map(Some)
+    serde_json::from_str::<AnyCase<Config>>(&text)
+        .map(|AnyCase(config)| Some(config))
         .map_err(|error| explained(error.to_string(), "docker and podman write this file; mend it or move it away"))
         .with_context(what)
 }
 
-/// Keys were addresses once, and those are still about: what counts is the host.
-fn host_of(key: &str) -> &str {
+/// The login of the entry that is called as docker calls it today, else of the one that comes
+/// nearest: podman gives parts of a registry entries of their own, and keys were addresses once,
+/// which are still about. An entry without a login stands there beside `credsStore`.
+fn chosen(auths: &BTreeMap<String, AnyCase<Entry>>, key: &str, repository: &str) -> Option<Login> {
+    let nearness = |name: &str| {
+        let (_, part) = split(name);
+        let is_above = repository.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        (name == key, if is_above { part.len() } else { 0 }, part.is_empty())
+    };
+    let known = auths.iter().filter(|(name, _)| split(name).0 == split(key).0);
+    let logins = known.filter_map(|(name, AnyCase(entry))| Some((nearness(name), login(entry)?)));
+    // Of two that are equally near the first counts.
+    let first = logins.reduce(|best, other| if other.0 > best.0 { other } else { best });
+    first.map(|(_, login)| login)
+}
+
+/// Host and path of a key.
+fn split(key: &str) -> (&str, &str) {
     let key = key.split_once("://").map_or(key, |(_, rest)| rest);
-    key.split('/').next().unwrap_or(key)
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    // Other names that the host of docker.io has.
+    let host = if matches!(host, "docker.io" | "registry-1.docker.io") { "index.docker.io" } else { host };
+    (host, path.trim_end_matches('/'))
 }
 
 fn login(entry: &Entry) -> Option<Login> {
@@ -197,7 +214,7 @@ async fn ask_helper(name: &str, key: &str) -> anyhow::Result<Option<Login>> {
         anyhow::bail!("{status}: {}", said.trim().chars().take(200).collect::<String>());
     }
     // What it said is not quoted: it has the secret in it.
-    let Answer { username, secret } =
+    let AnyCase(Answer { username, secret }) =
         serde_json::from_slice(&said).map_err(|_| anyhow::anyhow!("it answered no JSON"))?;
     Ok(Some(if username == "<token>" {
         Login::Refresh(secret)

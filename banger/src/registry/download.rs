@@ -1,7 +1,7 @@
 //! A blob from a registry into the cache, however often the connection is cut.
 
 use super::cache::{Begun, Cache, Partial};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, turns};
 use super::fault::{Fault, Patience};
 use super::http::Answer;
 use super::manifest::{ACCEPTED, Blob};
@@ -53,14 +53,17 @@ pub(super) async fn fetch(
         Begun::Missing(partial) => partial,
     };
     let mut last = anyhow::anyhow!("there is no registry to ask");
-    for endpoint in endpoints {
-        match from(endpoint, &mut partial, part, blob, patience, watch).await {
+    for turn in turns(endpoints, patience) {
+        let fetched = from(turn.endpoint, &mut partial, part, blob, &turn.patience, watch).await;
+        turn.endpoint.ended(fetched.as_ref().err());
+        match fetched {
             Ok(()) => return partial.finish().await,
-            Err(error) if is_full(&error) => {
+            Err(fault) if is_full(&fault.error) => {
                 partial.discard();
-                return Err(error);
+                return Err(fault.error);
             }
-            Err(error) => last = error.context(format!("cannot fetch {}", short(blob))),
+            Err(fault) if turn.counts => last = fault.error.context(format!("cannot fetch {}", short(blob))),
+            Err(_) => {}
         }
     }
     Err(last)
@@ -82,12 +85,12 @@ async fn from(
     blob: &Blob,
     patience: &Patience,
     watch: &dyn Watch,
-) -> anyhow::Result<()> {
+) -> Result<(), Fault> {
     let (mut failed, mut counted) = (0, 0);
     loop {
-        let (mut had, mut state) = partial.so_far().await?;
+        let (mut had, mut state) = partial.so_far().await.map_err(Fault::never)?;
         if had > blob.size {
-            partial.clear()?;
+            partial.clear().map_err(disk)?;
             (had, state) = (0, Sha256::new());
         }
         watch.at(had);
@@ -95,13 +98,13 @@ async fn from(
             Ok(()) => return Ok(()),
             Err(fault) => fault,
         };
-        let has = partial.file.metadata()?.len();
+        let has = partial.file.metadata().map_err(disk)?.len();
         if has >= counted + PROGRESS {
             failed = 0;
             counted = has;
         }
         failed += 1;
-        let Some(pause) = patience.pause(failed, fault.again) else { return Err(fault.error) };
+        let Some(pause) = patience.pause(failed, &fault) else { return Err(fault) };
         watch.say(&fault.waits(pause));
         tokio::time::sleep(pause).await;
     }

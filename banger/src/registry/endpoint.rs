@@ -4,7 +4,7 @@
 
 use super::auth::{self, Challenge};
 use super::credentials::{self, Found};
-use super::fault::{Again, Fault};
+use super::fault::{Again, Fault, Patience};
 use super::http::{Answer, Ask, Http};
 use super::url::Url;
 use crate::error::explained;
@@ -13,6 +13,7 @@ use hyper::header::{ACCEPT, HeaderValue, RANGE, RETRY_AFTER};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -32,6 +33,31 @@ pub(super) struct Endpoint {
     found: OnceCell<Found>,
     /// What the last challenge was answered with.
     authorization: Mutex<Option<HeaderValue>>,
+    /// It has not answered, or not with what was asked for, as often as it was asked.
+    given_up: AtomicBool,
+}
+
+/// An endpoint whose turn it is to be asked.
+pub(super) struct Turn<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) patience: Patience,
+    /// Whether what it says of a failure is for the user: one that was given up before is not.
+    pub(super) counts: bool,
+}
+
+/// The endpoints in the order in which they are asked. An image has many blobs, and a mirror that
+/// swallows packets would be waited for with each of them: the next endpoint is asked after the
+/// first silence, and one that was given up comes last.
+pub(super) fn turns<'a>(endpoints: &'a [Endpoint], patience: &Patience) -> Vec<Turn<'a>> {
+    let (last, first): (Vec<&Endpoint>, Vec<&Endpoint>) =
+        endpoints.iter().partition(|endpoint| endpoint.given_up.load(Ordering::Relaxed));
+    // Behind it there is nobody to hope for.
+    let hope = if first.is_empty() { last.len() } else { first.len() };
+    let turn = |(number, endpoint): (usize, &'a Endpoint)| {
+        let patience = if number == hope { *patience } else { Patience { silent: 1, ..*patience } };
+        Turn { endpoint, patience, counts: number <= hope }
+    };
+    (1..).zip(first.into_iter().chain(last)).map(turn).collect()
 }
 
 #[derive(Deserialize)]
@@ -62,7 +88,14 @@ impl Endpoint {
             docker_config,
             found: OnceCell::new(),
             authorization: Mutex::new(None),
+            given_up: AtomicBool::new(false),
         }
+    }
+
+    /// How its last question ended.
+    pub(super) fn ended(&self, fault: Option<&Fault>) {
+        let given_up = fault.is_some_and(|fault| fault.silent || fault.again != Again::Never);
+        self.given_up.store(given_up, Ordering::Relaxed);
     }
 
     /// What users call it.
@@ -108,7 +141,7 @@ impl Endpoint {
                     format!("it wants fewer requests (429){when}{}", quote(answer).await),
                     "try again later; many registries allow more to who has logged in (docker login)",
                 );
-                Err(Fault { again, error })
+                Err(Fault { again, ..Fault::soon(error) })
             }
             500..=599 | 408 => Err(Fault::soon(anyhow::anyhow!("it answered {status}{}", quote(answer).await))),
             _ => Err(Fault::never(anyhow::anyhow!("it answered {status}{}", quote(answer).await))),
@@ -132,7 +165,7 @@ impl Endpoint {
     }
 
     async fn login(&self) -> anyhow::Result<&Found> {
-        let find = || credentials::find(self.docker_config.as_deref(), &self.name);
+        let find = || credentials::find(self.docker_config.as_deref(), &self.name, &self.repository);
         self.found.get_or_try_init(find).await
     }
 

@@ -11,6 +11,8 @@ pub(super) struct Patience {
     pub(super) idle: Duration,
     /// Failures in a row, without progress between them.
     pub(super) attempts: u32,
+    /// The same of those without a byte.
+    pub(super) silent: u32,
     /// Before the second attempt; doubled each time.
     pub(super) pause: Duration,
     /// A registry that asks for more than this is not waited for.
@@ -23,6 +25,7 @@ impl Default for Patience {
             connect: Duration::from_secs(15),
             idle: Duration::from_secs(30),
             attempts: 5,
+            silent: 5,
             pause: Duration::from_secs(1),
             longest: Duration::from_secs(60),
         }
@@ -44,16 +47,22 @@ pub(super) enum Again {
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) again: Again,
+    /// There was no connection, or not a byte on it: each further attempt takes as long.
+    pub(super) silent: bool,
     pub(super) error: anyhow::Error,
 }
 
 impl Fault {
     pub(super) fn never(error: anyhow::Error) -> Self {
-        Self { again: Again::Never, error }
+        Self { again: Again::Never, silent: false, error }
     }
 
     pub(super) fn soon(error: anyhow::Error) -> Self {
-        Self { again: Again::Soon, error }
+        Self { again: Again::Soon, silent: false, error }
+    }
+
+    pub(super) fn silent(self) -> Self {
+        Self { silent: true, ..self }
     }
 
     /// What a person is told before the next attempt.
@@ -68,11 +77,11 @@ impl Fault {
 
 impl Patience {
     /// How long to wait before the next attempt; `None` when there is none.
-    pub(super) fn pause(&self, failed: u32, again: Again) -> Option<Duration> {
-        if failed >= self.attempts {
+    pub(super) fn pause(&self, failed: u32, fault: &Fault) -> Option<Duration> {
+        if failed >= if fault.silent { self.silent } else { self.attempts } {
             return None;
         }
-        match again {
+        match fault.again {
             Again::Never => None,
             Again::Once => Some(self.pause).filter(|_| failed == 1),
             Again::Soon => Some(self.pause.saturating_mul(1 << failed.saturating_sub(1).min(5))),
@@ -89,7 +98,7 @@ impl Patience {
                 Err(fault) => fault,
             };
             failed += 1;
-            let Some(pause) = self.pause(failed, fault.again) else { return Err(fault) };
+            let Some(pause) = self.pause(failed, &fault) else { return Err(fault) };
             crate::output::note(&fault.waits(pause));
             tokio::time::sleep(pause).await;
         }

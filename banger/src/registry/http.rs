@@ -109,7 +109,7 @@ impl Http {
         let request = request.method(method).body(Full::new(Bytes::from(body)));
         let request = request.map_err(|error| Fault::never(error.into()))?;
         let Ok(answer) = timeout(self.patience.idle, sender.send_request(request)).await else {
-            return Err(silent(self.patience.idle));
+            return Err(silent(self.patience.idle).silent());
         };
         let answer = answer.map_err(broken)?;
         let (head, body) = answer.into_parts();

@@ -5,8 +5,9 @@
 use super::reference::Reference;
 use crate::error::explained;
 use banger_policy::Digest;
+use banger_policy::json::{AnyCase, list, optional, or_default};
 use banger_policy::platform::{Platform as Described, go_architecture, go_variant, is_image_config};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::cmp::Reverse;
 use std::fmt;
 
@@ -68,33 +69,38 @@ pub(super) struct Blob {
     pub(super) foreign: bool,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 struct Descriptor {
-    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
+    #[serde(rename = "mediatype", deserialize_with = "or_default")]
     media_type: String,
+    #[serde(deserialize_with = "or_default")]
     digest: String,
-    size: u64,
-    #[serde(default, deserialize_with = "or_default")]
+    /// Of what stands beside an image, nothing may be said.
+    size: Option<i64>,
     platform: Described,
 }
 
-#[derive(Deserialize)]
-struct Document {
-    #[serde(rename = "schemaVersion", default)]
-    schema: u32,
-    #[serde(rename = "mediaType", default, deserialize_with = "or_default")]
-    media_type: String,
-    #[serde(default)]
-    manifests: Option<Vec<Descriptor>>,
-    #[serde(default)]
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Option<Vec<Descriptor>>,
+impl Descriptor {
+    /// 0 where nothing is said, or nothing that can be.
+    fn bytes(&self) -> u64 {
+        self.size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default()
+    }
 }
 
-/// Absent or `null`.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Document {
+    #[serde(rename = "schemaversion", deserialize_with = "or_default")]
+    schema: u32,
+    #[serde(rename = "mediatype", deserialize_with = "or_default")]
+    media_type: String,
+    #[serde(deserialize_with = "list")]
+    manifests: Option<Vec<Descriptor>>,
+    #[serde(deserialize_with = "optional")]
+    config: Option<Descriptor>,
+    #[serde(deserialize_with = "list")]
+    layers: Option<Vec<Descriptor>>,
 }
 
 /// One of the two.
@@ -112,7 +118,7 @@ impl Manifest {
     /// # Errors
     /// For what is neither.
     pub(super) fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
-        let document: Document = serde_json::from_slice(bytes)
+        let AnyCase(document) = serde_json::from_slice::<AnyCase<Document>>(bytes)
             .map_err(|error| anyhow::anyhow!("what the registry calls a manifest is none: {error}"))?;
         if document.schema == 1 {
             return Err(explained(
@@ -137,7 +143,7 @@ impl Manifest {
         if layers.len() > MAX_LAYERS {
             return Err(anyhow::anyhow!("the image has {} layers; {MAX_LAYERS} are the most", layers.len()));
         }
-        if config.size > MAX_MANIFEST as u64 {
+        if config.bytes() > MAX_MANIFEST as u64 {
             return Err(anyhow::anyhow!("the image's configuration is larger than {} MiB", MAX_MANIFEST >> 20));
         }
         let media_type = match document.media_type.as_str() {
@@ -192,11 +198,12 @@ fn blob(descriptor: &Descriptor) -> anyhow::Result<Blob> {
         let shown: String = descriptor.digest.chars().filter(|c| !c.is_control()).take(80).collect();
         return Err(anyhow::anyhow!("the manifest names a blob by {shown:?}, which is not a sha256 digest"));
     };
-    if descriptor.size == 0 {
-        return Err(anyhow::anyhow!("the manifest names a blob without a byte, sha256:{digest}"));
+    let size = descriptor.bytes();
+    if size == 0 {
+        return Err(anyhow::anyhow!("the manifest names a blob without a size, or without a byte: sha256:{digest}"));
     }
     let foreign = ["nondistributable", "foreign"].iter().any(|word| descriptor.media_type.contains(word));
-    Ok(Blob { digest, size: descriptor.size, foreign })
+    Ok(Blob { digest, size, foreign })
 }
 
 /// What the image's configuration says it is for. Old images say nothing.
@@ -296,6 +303,22 @@ mod tests {
             r#"{"schemaVersion":2,"mediaType":null,"manifests":null,"config":{"mediaType":null,"digest":"sha256:"#;
         let nulls = format!(r#"{nulls}{}","size":5,"platform":null}},"layers":[]}}"#, "01".repeat(32));
         assert!(Manifest::parse(nulls.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn names_of_fields_have_any_case_and_what_is_beside_an_image_may_say_nothing() {
+        let amd64 = Platform { architecture: "amd64".into(), variant: None };
+        let ours = entry(2, &on("linux", "amd64", ""));
+        let odd = [
+            r#"{"mediaType":"x/y","platform":{"os":"windows"}}"#.to_owned(),
+            r#"{"digest":null,"size":null,"annotations":{"x":null},"platform":{"os":"windows"}}"#.to_owned(),
+            entry(1, &on("windows", "amd64", "")).replace(":5", ":-1"),
+            ours.replace("digest", "Digest").replace("size", "Size").replace("platform", "PLATFORM"),
+        ];
+        assert_eq!(chosen(&odd, &amd64).unwrap(), 2);
+        let image = format!(r#"{{"SchemaVersion":2,"Config":{ours},"LAYERS":[{ours}]}}"#);
+        assert!(matches!(Manifest::parse(image.as_bytes()).unwrap(), Manifest::Image { .. }));
+        assert!(check_config(br#"{"OS":"linux","Architecture":"s390x"}"#, &amd64).is_err());
     }
 
     #[test]

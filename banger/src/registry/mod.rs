@@ -34,7 +34,7 @@ use banger_policy::Digest;
 use banger_policy::limits::DEFAULT_BUILD_BYTES;
 use connect::Connector;
 use download::{Part, Watch};
-use endpoint::Endpoint;
+use endpoint::{Endpoint, turns};
 use fault::{Fault, Patience};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::Http;
@@ -161,11 +161,13 @@ impl Registries {
         expected: Option<Digest>,
     ) -> anyhow::Result<Vec<u8>> {
         let mut last = anyhow::anyhow!("there is no registry to ask");
-        for endpoint in endpoints {
-            let asked = self.patience.ask(async || manifest_from(endpoint, reference).await).await;
+        for turn in turns(endpoints, &self.patience) {
+            let asked = turn.patience.ask(async || manifest_from(turn.endpoint, reference).await).await;
+            turn.endpoint.ended(asked.as_ref().err());
             match asked.map_err(|fault| fault.error).and_then(|bytes| is_expected(bytes, reference, expected)) {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => last = error,
+                Err(error) if turn.counts => last = error,
+                Err(_) => {}
             }
         }
         Err(last)

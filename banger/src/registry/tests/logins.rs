@@ -82,6 +82,44 @@ async fn what_is_null_or_empty_in_the_file_of_logins_is_not_there() {
     }
 }
 
+/// With whose login, of these entries, `team/app/debian` is pulled. One without a name has none.
+async fn user_of(auths: &[(&str, &str)]) -> Option<String> {
+    let user = User::new();
+    let entry = |name: &str| match name {
+        "" => serde_json::json!({}),
+        name => serde_json::json!({ "Auth": BASE64.encode(format!("{name}:x").as_bytes()) }),
+    };
+    let auths: BTreeMap<&str, _> = auths.iter().map(|(key, name)| (*key, entry(name))).collect();
+    write(&user.docker_config(), &serde_json::json!({ "AUTHS": auths }).to_string());
+    let registry = if auths.keys().any(|key| key.contains("docker.io")) { "docker.io" } else { "reg.example" };
+    let found = credentials::find(Some(&user.docker_config()), registry, "team/app/debian").await.unwrap();
+    match found.login? {
+        credentials::Login::Password { user, .. } => Some(user),
+        credentials::Login::Refresh(_) => None,
+    }
+}
+
+#[tokio::test]
+async fn of_several_entries_for_a_registry_the_nearest_with_a_login_counts() {
+    for (auths, user) in [
+        (&[("https://reg.example/v1/", "old"), ("reg.example", "new")][..], "new"),
+        (&[("https://reg.example", ""), ("reg.example", "new")], "new"),
+        (&[("https://reg.example/v1/", "old"), ("reg.example", "")], "old"),
+        (&[("https://reg.example/v1/", "old"), ("https://reg.example", "new")], "new"),
+        (&[("reg.example/other", "a"), ("reg.example/team", "b"), ("reg.example/team/app", "c")], "c"),
+        (&[("reg.example/tea", "a"), ("reg.example/team", "b")], "b"),
+        (&[("reg.example/other", "a"), ("reg.example/team", "b"), ("reg.example", "c")], "c"),
+        (&[("reg.example/other", "a")], "a"),
+        (&[("https://index.docker.io/v1/", "d"), ("docker.io", "p")], "d"),
+        (&[("docker.io", "p")], "p"),
+    ] {
+        assert_eq!(user_of(auths).await.as_deref(), Some(user), "{auths:?}");
+    }
+    for auths in [&[("reg.example:443", "a")][..], &[("reg.example.org", "a")], &[("reg.example", "")], &[]] {
+        assert_eq!(user_of(auths).await, None, "{auths:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_login_of_another_registry_is_not_sent() {
     let sample = Sample::new(1);

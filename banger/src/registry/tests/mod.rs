@@ -3,6 +3,7 @@
 mod faults;
 mod logins;
 mod server;
+mod silence;
 mod whole;
 mod wire;
 
@@ -79,6 +80,7 @@ impl User {
             connect: Duration::from_secs(5),
             idle: Duration::from_millis(400),
             attempts: 5,
+            silent: 5,
             pause: Duration::from_millis(5),
             longest: Duration::from_secs(2),
         };

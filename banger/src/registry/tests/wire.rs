@@ -55,7 +55,7 @@ fn answers(sample: &Sample) -> impl Fn(&Seen) -> Reply + Clone + Send + Sync + '
 
 /// A proxy that connects to one place, wherever it is asked to; gives its address and remembers
 /// what was asked.
-async fn proxy(to: String, answer: &'static str) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+pub(super) async fn proxy(to: String, answer: &'static str) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
@@ -79,7 +79,7 @@ async fn proxy(to: String, answer: &'static str) -> (String, Arc<std::sync::Mute
     (address, asked)
 }
 
-fn client(user: &User, proxy: &str, trusted: bool) -> Registries {
+pub(super) fn client(user: &User, proxy: &str, trusted: bool) -> Registries {
     client_with(user, proxy, trusted.then_some(CERTIFICATE))
 }
 
@@ -95,7 +95,7 @@ fn client_with(user: &User, proxy: &str, trusted: Option<&str>) -> Registries {
     Registries { http: Arc::new(Http { connector, patience }), ..user.client() }
 }
 
-const OK: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
+pub(super) const OK: &str = "HTTP/1.1 200 Connection established\r\n\r\n";
 
 #[tokio::test]
 async fn through_a_proxy_with_ones_own_authority() {

@@ -73,6 +73,18 @@ const ODD: &[Odd] = &[
         shown: &[("id -u", "1000"), ("id -g", "1000"), ("pwd", "/odd/new"), ("echo $GREETING; echo $PATH", "good day")],
     },
     Odd {
+        name: "a-user-listens-on-port-80-and-pings",
+        made: || {
+            let users = tiny().file("etc/passwd", 0o644, b"root:x:0:0\napp:x:1000:1001\n");
+            Ok(users.configured(json!({"User": "app", "Cmd": ["sh"]})))
+        },
+        shown: &[
+            ("id -u; id -g", "1000\n1001"),
+            ("nc -l -p 80 </dev/null & sleep 1; kill $! && echo listens", "listens"),
+            ("ping -c 1 127.0.0.1", "1 packets received"),
+        ],
+    },
+    Odd {
         name: "a-machine-id-that-was-baked-in",
         made: || Ok(tiny().file("etc/machine-id", 0o444, BAKED_ID.as_bytes())),
         shown: &[("grep -v 0123456789abcdef /etc/machine-id | wc -c", "33")],
