@@ -211,12 +211,12 @@ async fn show(
             Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
             Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await?,
             Some(FromGuest::Credit(bytes)) => credit.give(bytes),
-            Some(FromGuest::Exited(status)) => return streams.ended(status, None, None).map(|()| status),
+            Some(FromGuest::Exited(status)) => return streams.ended(status, None, None).await.map(|()| status),
             Some(FromGuest::Killed(number)) => {
-                return streams.ended(status(number), Some(number), None).map(|()| status(number));
+                return streams.ended(status(number), Some(number), None).await.map(|()| status(number));
             }
             Some(FromGuest::Refused(status, why)) => {
-                return streams.ended(status, None, Some(&first_line(&why))).map(|()| status);
+                return streams.ended(status, None, Some(&first_line(&why))).await.map(|()| status);
             }
             None => return Err(ended_early()),
         }

@@ -86,6 +86,19 @@ pub(crate) async fn follow_or_cancel(
     }
 }
 
+/// The next view, shown.
+async fn next(
+    rpc: &DaemonClient,
+    again: &mut Option<Client>,
+    job: JobId,
+    seq: u64,
+    progress: &mut Progress,
+) -> anyhow::Result<JobView> {
+    let view = view(rpc, again, job, seq).await?;
+    progress.update(&view).await;
+    Ok(view)
+}
+
 /// The next view; after a loss by another connection, once.
 async fn view(rpc: &DaemonClient, again: &mut Option<Client>, job: JobId, seq: u64) -> anyhow::Result<JobView> {
     let watch = async |rpc: &DaemonClient| patiently(async || rpc.watch_job(watching(), job, seq).await).await;
@@ -114,7 +127,7 @@ async fn watch(
     let mut seq = 0;
     loop {
         let view = tokio::select! {
-            view = view(&client.rpc, again, job, seq) => view.map_err(Trouble::Unseen)?,
+            view = next(&client.rpc, again, job, seq, progress) => view.map_err(Trouble::Unseen)?,
             status = interrupts.next() => {
                 if interrupted.is_some() || on_interrupt == OnInterrupt::Leave {
                     progress.say(&format!("not waiting any longer: bangerd finishes {job} by itself"));
@@ -133,7 +146,6 @@ async fn watch(
             }
         };
         seq = view.seq;
-        progress.update(&view);
         if let Some(ended) = end_of(view, interrupted) {
             return ended.map_err(Trouble::Failed);
         }

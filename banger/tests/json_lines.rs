@@ -75,6 +75,15 @@ fn a_session_is_told_and_nothing_else_is_printed() {
 }
 
 #[test]
+fn what_is_remarked_is_a_warning() {
+    let fake = demo();
+    let words = ["vm", "run", "--json", "-d", "--name", "new", "--root-size", "200M"];
+    let told = events(&fake.banger(&words).output().unwrap());
+    let message = "--root-size: a root disk is a multiple of 128M, so it becomes 256M";
+    assert_eq!(told[0], json!({ "event": "warning", "message": message }), "{told:?}");
+}
+
+#[test]
 fn what_is_no_text_is_base64_and_a_character_stays_whole() {
     let fake = demo();
     let send = |bytes: &[u8]| {

@@ -87,6 +87,14 @@ fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
     assert!(said(&["-w", "/srv"]).0.starts_with("Some(\"/srv\")"));
     git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "second"]);
     assert!(said(&[]).1.contains("has moved from"));
+    let output = ran(&fake, &["vm", "exec", "--json", "-n", "demo", "--", "exit", "4"]);
+    let told: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(
+        told[0]["event"] == "warning" && told[0]["message"].as_str().unwrap().contains("has moved from"),
+        "{told:?}"
+    );
+    assert_eq!((&told[1]["event"], output.status.code()), (&"exit".into(), Some(4)));
     let (_, told) = said(&["--auto-prepare"]);
     assert!(told.contains("prepared") && told.contains("again"), "{told}");
     assert_eq!(said(&[]).1, "");

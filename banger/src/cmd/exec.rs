@@ -5,7 +5,7 @@ use crate::client::{Client, answer, soon};
 use crate::cmd::workspace;
 use crate::error::{explained, told};
 use crate::interrupt::Interrupts;
-use crate::{guest, session, terminal};
+use crate::{guest, output, session, terminal};
 use anyhow::Context as _;
 use banger_policy::lifecycle::State;
 use banger_proto::command::Start;
@@ -33,7 +33,11 @@ pub(super) struct Settings {
 }
 
 pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
-    told(options.json, enter(options).await)
+    let json = options.json;
+    if json {
+        output::begin_events();
+    }
+    told(json, enter(options).await).await
 }
 
 async fn enter(options: Exec) -> anyhow::Result<u8> {

@@ -9,7 +9,7 @@ use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
 use crate::error::{explained, say, told};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
-use crate::output::{Event, line, ms, note, tell, took};
+use crate::output::{self, Event, line, ms, note, tell, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
 use crate::workspace::Wanted;
@@ -38,7 +38,11 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
 }
 
 pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
-    told(options.json, make_and_use(options).await)
+    let json = options.json;
+    if json {
+        output::begin_events();
+    }
+    told(json, make_and_use(options).await).await
 }
 
 async fn make_and_use(options: Run) -> anyhow::Result<u8> {
@@ -104,7 +108,11 @@ async fn use_it(
 ) -> anyhow::Result<u8> {
     let Purpose { app, again, detach, json, stdin, command, settings } = purpose;
     if json {
-        tell(&Event::Ready { vm, took_ms: ms(began.elapsed()) })?;
+        let ready = Event::Ready { vm, took_ms: ms(began.elapsed()) };
+        tokio::select! {
+            told = tell(&ready) => told?,
+            status = interrupts.next() => return Ok(status),
+        }
     } else {
         note(&format!("ready in {}", took(began.elapsed())));
     }
@@ -132,7 +140,8 @@ async fn delete_after(
 ) -> anyhow::Result<u8> {
     match (used, lifecycle::delete_at_end(vm, interrupts).await) {
         (used, Ok(())) => {
-            let told = if json { tell(&Event::Deleted { vm: vm.name.as_str() }) } else { Ok(()) };
+            let deleted = Event::Deleted { vm: vm.name.as_str() };
+            let told = if json { output::tell_at_end(&deleted).await } else { Ok(()) };
             used.and_then(|status| told.map(|()| status))
         }
         (Err(used), Err(delete)) => {
@@ -151,7 +160,7 @@ async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>, json: bool
     let workspace = workspace::into(client, vm, wanted).await.context("cannot prepare the workspace")?;
     let time = began.elapsed();
     if json {
-        tell(&Event::Workspace { guest_path: &workspace.guest_path, took_ms: ms(time) })?;
+        tell(&Event::Workspace { guest_path: &workspace.guest_path, took_ms: ms(time) }).await?;
     } else {
         note(&format!("  {:<22} {:>10}  {}", "workspace", took(time), workspace.guest_path));
     }

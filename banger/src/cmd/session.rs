@@ -62,7 +62,7 @@ async fn start(options: Start) -> anyhow::Result<u8> {
             line(&session.name)?;
             Ok(0)
         }
-        Begun::Refused(status, why) => refused(false, status, &why),
+        Begun::Refused(status, why) => refused(false, status, &why).await,
     }
 }
 
@@ -73,9 +73,9 @@ enum Begun {
 }
 
 /// Says why a command cannot be started.
-fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
+async fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
     if json {
-        tell(&Event::Exit { status, signal: None, reason: Some(why) })?;
+        tell(&Event::Exit { status, signal: None, reason: Some(why) }).await?;
     } else {
         note(&format!("banger: the command cannot be started: {why}"));
     }
@@ -125,10 +125,14 @@ pub(super) async fn run_app(
     let App { detach, json } = how;
     let session = match begun {
         Begun::Session(session) => session,
-        Begun::Refused(status, why) => return refused(json, status, &why),
+        Begun::Refused(status, why) => return refused(json, status, &why).await,
     };
     if json {
-        tell(&Event::Session { session: serde_json::to_value(View::new(&session))? })?;
+        let begun = Event::Session { session: serde_json::to_value(View::new(&session))? };
+        tokio::select! {
+            told = tell(&begun) => told?,
+            status = interrupts.next() => return Ok(status),
+        }
     } else if detach {
         line(vm.name.as_str())?;
     }

@@ -1,8 +1,10 @@
 //! Signals, and readers that pause.
 
 use super::*;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The program, started as nohup(1) starts one.
 fn ignoring(fake: &Fake, signals: &str, words: &[&str]) -> Child {
@@ -25,6 +27,21 @@ fn first_line(child: &mut Child) -> (String, BufReader<std::process::ChildStdout
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
     (line, out)
+}
+
+fn ends_within(child: &mut Child, limit: Duration) -> Option<i32> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if begun.elapsed() > limit {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -63,4 +80,59 @@ fn an_ignored_signal_is_neither_the_commands_nor_an_interruption() {
     assert!(child.try_wait().unwrap().is_none() && fake.state().calls.len() == 1, "{:?}", fake.state().calls);
     signal(&child, Signal::SIGTERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
+}
+
+#[test]
+fn outputs_that_do_not_block_lose_nothing() {
+    const BYTES: usize = 1_000_000;
+    let fake = demo();
+    let mut command = fake.banger(&["vm", "exec", "-n", "demo", "--", "much", "1000000"]);
+    let pair = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, OwnedFd::from(theirs))
+    };
+    let ((out, theirs), (err, error_theirs)) = (pair(), pair());
+    let mut child = command.stdout(theirs).stderr(error_theirs).spawn().unwrap();
+    // Our copies of its ends.
+    drop(command);
+    // Until they are full.
+    std::thread::sleep(Duration::from_millis(300));
+    let reading = [(out, b'o'), (err, b'e')].map(|(mut from, byte)| {
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).unwrap();
+            assert!(all.iter().all(|got| *got == byte), "{}", text(&all));
+            all.len()
+        })
+    });
+    for read in reading {
+        assert_eq!(read.join().unwrap(), BYTES);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_pauses_keeps_nobody_from_interrupting() {
+    let commands: [&[&str]; 4] = [
+        &["vm", "exec", "-n", "demo", "--", "flood"],
+        &["vm", "exec", "-n", "--json", "demo", "--", "flood"],
+        &["vm", "run", "-n", "--rm", "--name", "new", "--", "flood"],
+        &["vm", "run", "-n", "--rm", "--json", "--name", "new", "--", "flood"],
+    ];
+    for words in commands {
+        let fake = demo();
+        let mut child = fake.banger(words).spawn().unwrap();
+        // And no more.
+        let mut out = child.stdout.take().unwrap();
+        out.read_exact(&mut [0; 1]).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        for _ in 0..3 {
+            signal(&child, Signal::SIGINT);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(130), "{words:?}");
+        let removed = fake.state().calls.last().is_some_and(|call| call == "delete new");
+        assert_eq!(removed, words.contains(&"--rm"), "{words:?}");
+    }
 }

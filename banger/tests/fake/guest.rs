@@ -313,6 +313,13 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
             tell(to, FromGuest::Output(tty.unwrap_or_else(|| "none\n".into()).into_bytes())).await;
             tell(to, FromGuest::Exited(0)).await;
         }
+        ["much", bytes] => {
+            for _ in 0..bytes.parse::<usize>().unwrap() / 50_000 {
+                tell(to, FromGuest::Output(vec![b'o'; 50_000])).await;
+                tell(to, FromGuest::ErrorOutput(vec![b'e'; 50_000])).await;
+            }
+            tell(to, FromGuest::Exited(0)).await;
+        }
         ["flood"] => while tell(to, FromGuest::Output(vec![b'y'; 60_000])).await {},
         ["hang-up"] => {}
         ["generous"] => {
