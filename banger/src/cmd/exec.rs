@@ -131,8 +131,8 @@ pub(super) async fn command(
     because(vm, done).await
 }
 
-/// A lost connection is explained by what has become of the VM. The daemon may hear of that later
-/// than we do.
+/// A lost connection is explained by what has become of the VM, unless the user does not wait for
+/// that. The daemon may hear of it later than we do.
 pub(super) async fn because<T>(vm: String, done: anyhow::Result<T>) -> anyhow::Result<T> {
     const LOOKS: u32 = 15;
     const PAUSE: Duration = Duration::from_millis(200);
@@ -140,15 +140,23 @@ pub(super) async fn because<T>(vm: String, done: anyhow::Result<T>) -> anyhow::R
     if !guest::is_loss(&lost) {
         return Err(lost);
     }
-    let Ok(client) = Client::connect_again().await else { return Err(lost) };
-    for _ in 0..LOOKS {
-        match answer(client.rpc.show_vm(soon(), vm.clone())).await {
-            Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
-            Ok(now) => return Err(guest::vm_ended(&now.runtime.last_error)),
-            Err(_) => break,
+    let asking = async {
+        let client = Client::connect_again().await.ok()?;
+        for _ in 0..LOOKS {
+            match answer(client.rpc.show_vm(soon(), vm.clone())).await {
+                Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
+                Ok(now) => return Some(guest::vm_ended(&now.runtime.last_error)),
+                Err(_) => break,
+            }
         }
+        None
+    };
+    // The command took the signals, and is gone.
+    let mut interrupts = Interrupts::listen()?;
+    tokio::select! {
+        why = asking => Err(why.unwrap_or(lost)),
+        _ = interrupts.next() => Err(lost),
     }
-    Err(lost)
 }
 
 /// What the guest is told to start.

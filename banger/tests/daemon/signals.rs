@@ -2,7 +2,7 @@
 
 use super::*;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -134,5 +134,31 @@ fn a_reader_that_pauses_keeps_nobody_from_interrupting() {
         assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(130), "{words:?}");
         let removed = fake.state().calls.last().is_some_and(|call| call == "delete new");
         assert_eq!(removed, words.contains(&"--rm"), "{words:?}");
+    }
+}
+
+#[test]
+fn an_interruption_ends_the_wait_for_a_daemon_that_is_silent() {
+    let fake = demo();
+    for (words, said) in [
+        (&["vm", "run", "-n", "--rm", "--name", "new", "--", "signal"][..], "remove it: banger vm delete new"),
+        (&["vm", "exec", "-n", "demo", "--", "lost"], "the connection to the guest ended before the command did"),
+    ] {
+        let mut child = fake.banger(words).spawn().unwrap();
+        let (line, _out) = first_line(&mut child);
+        assert_eq!(line, "waiting\n");
+        // As systemd keeps the socket of a daemon that cannot start.
+        std::fs::rename(fake.socket(), fake.socket().with_extension("kept")).unwrap();
+        let silent = UnixListener::bind(fake.socket()).unwrap();
+        signal(&child, Signal::SIGTERM);
+        let _held = silent.accept().unwrap();
+        let begun = Instant::now();
+        signal(&child, Signal::SIGINT);
+        let status = ends_within(&mut child, Duration::from_secs(5));
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        assert!(status == Some(1) && told.contains(said), "{words:?}: {status:?} {told}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        std::fs::rename(fake.socket().with_extension("kept"), fake.socket()).unwrap();
     }
 }

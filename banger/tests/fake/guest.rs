@@ -351,6 +351,14 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
             });
         }
         ["cut"] => {}
+        ["lost"] => {
+            tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
+            while let Ok(Some(frame)) = ToGuest::read(from).await {
+                if let ToGuest::Signal(_) = frame {
+                    return;
+                }
+            }
+        }
         ["deaf"] => {
             tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
             while let Ok(Some(_)) = ToGuest::read(from).await {}
