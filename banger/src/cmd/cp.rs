@@ -102,11 +102,20 @@ async fn guest(client: &Client, vm: String) -> anyhow::Result<Guest<'_>> {
 /// A VM that is copied from. Of one that does not run, the work disk is read.
 async fn source<'a>(client: &'a Client, vm: String, path: &str) -> anyhow::Result<Guest<'a>> {
     let found = answer(client.rpc.show_vm(soon(), vm)).await?;
-    if found.state != State::Running && !is_on_the_work_disk(path) {
-        let message = format!("{} is {}, and then only what is below /root can be copied", found.name, found.state);
+    let guest = Guest::Vm { client, vm: found.id.to_string(), user: Some("root"), reads: true };
+    if found.state == State::Running {
+        return Ok(guest);
+    }
+    // Where other paths begin, the image says, and by it the guest.
+    let whole = if path.starts_with('/') { path.to_owned() } else { look(&guest, path).await?.path };
+    if !is_on_the_work_disk(&whole) {
+        let message = format!(
+            "{} is {}, and then only what is below /root can be copied, and not {whole}",
+            found.name, found.state
+        );
         return Err(explained(message, format!("start it: banger vm start {}", found.name)));
     }
-    Ok(Guest::Vm { client, vm: found.id.to_string(), user: Some("root"), reads: true })
+    Ok(guest)
 }
 
 /// The same in a guest.
