@@ -139,12 +139,14 @@ async fn to_guest(guest: &Guest<'_>, from: &Path, to: &str, sent: Arc<AtomicU64>
     let nameless = from.file_name().is_none() && !from.as_os_str().as_bytes().ends_with(b"/.");
     let source = if nameless { fs::canonicalize(from)? } else { from.to_owned() };
     let (folder, name) = place_in(&look(guest, to).await?, to, source.as_os_str())?;
+    // A name that no word can hold is one of any.
+    let only = name.to_str().unwrap_or(".").to_owned();
     let work = move |to: &mut dyn std::io::Write| {
         let mut packer = Packer::of_what_changes(to);
         packer.add_tree(name.as_bytes(), &source)?;
         Ok(packer.finish()?)
     };
-    let left = remote::send(guest, &["put", &folder], None, sent, work).await?;
+    let left = remote::send(guest, &["put", &folder, &only], None, sent, work).await?;
     if left.lost.is_empty() {
         left.lines().iter().for_each(|line| note(&format!("note: {line}")));
         return Ok(());
@@ -193,10 +195,10 @@ async fn from_input(guest: &Guest<'_>, to: &str, sent: &AtomicU64) -> anyhow::Re
     };
     tokio::select! {
         biased;
-        ran = &mut running => return ran?.ok(),
+        ran = &mut running => return packed(ran?),
         fed = feeding => fed?,
     }
-    running.await?.ok()
+    packed(running.await?)
 }
 
 async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<AtomicU64>) -> anyhow::Result<()> {
@@ -218,7 +220,7 @@ async fn from_guest(guest: &Guest<'_>, from: &str, to: &Path, count: &Arc<Atomic
     packed(ran)
 }
 
-/// How the packing ended in a guest: what it left out is said, and is an error when it should be
+/// How it ended in a guest: what is left out is said, and is an error when it should be
 /// there.
 fn packed(ran: Ran) -> anyhow::Result<()> {
     if ran.status == 0 {

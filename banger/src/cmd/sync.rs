@@ -117,7 +117,7 @@ async fn copy(guest: &Guest<'_>, entries: Vec<FileSync>, home: Option<PathBuf>) 
         packer.finish()?;
         Ok(())
     };
-    remote::send(guest, &["put", "/root"], None, std::sync::Arc::default(), work).await
+    remote::send(guest, &["put", "/root", "."], None, std::sync::Arc::default(), work).await
 }
 
 fn host_path(host: &str, home: Option<&Path>) -> Option<PathBuf> {
