@@ -55,7 +55,7 @@ pub(super) async fn prepare(options: PrepareWorkspace) -> anyhow::Result<u8> {
         done = preparing => done.context(what)?,
         status = interrupts.next() => return Ok(status),
     };
-    if options.json.json {
+    if options.json {
         output::json(&workspace)?;
     } else {
         line(&format!("prepared {} in {}:{}", workspace.repo_root, vm.name, workspace.guest_path))?;
