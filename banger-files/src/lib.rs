@@ -22,7 +22,7 @@ pub use error::Error;
 pub use manifest::{Change, parse_changes};
 pub use pack::{Left, Packer};
 pub use place::{Kind, Look};
-pub use unpack::{Limits, Unpacked, open_folder, unpack, unpack_named, unpack_only};
+pub use unpack::{Limits, Unpacked, open_folder, unpack, unpack_named, unpack_only, unpack_own};
 
 /// The first word of a command that the agent runs itself. No program is called so: it is no name
 /// of a path's folder.

@@ -3,7 +3,8 @@
 //! - `look PATH`: a [`crate::Look`] as JSON.
 //! - `put FOLDER NAME`: unpacks standard input there, which has that name and what is below it
 //!   only; `.` for any names.
-//! - `put FOLDER`: the same with any names.
+//! - `put FOLDER`: unpacks a tar stream of the VM's owner there as tar(1) does: links of the folder
+//!   are followed ([`unpack_own`]).
 //! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in
 //!   the folder's place; without an owner, as one of whoever runs it.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name. What is not in it is
@@ -16,7 +17,7 @@ use crate::manifest;
 use crate::pack::as_path;
 use crate::place::{absolute, look};
 use crate::replace::{Owner, replace};
-use crate::{Error, Left, Limits, Packer, open_folder, unpack, unpack_named};
+use crate::{Error, Left, Limits, Packer, open_folder, unpack_named, unpack_own};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
@@ -47,7 +48,7 @@ pub fn run(
                 }
                 (b"put", []) => {
                     std::fs::create_dir_all(&path).map_err(Error::path(&path))?;
-                    unpack(input, &open_folder(&path)?, Limits::NONE)?;
+                    left = unpack_own(input, &open_folder(&path)?)?;
                 }
                 (b"put", [name]) => {
                     std::fs::create_dir_all(&path).map_err(Error::path(&path))?;

@@ -1,13 +1,14 @@
 //! Unpacking below a folder, whoever wrote the archive.
 //!
 //! Every path is resolved by the kernel from the folder's descriptor, without links and never above
-//! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`). What stands in the way of a file is
+//! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`); only [`unpack_own`] follows links of the
+//! folder (`RESOLVE_IN_ROOT`). What stands in the way of a file is
 //! replaced, not written through, and only when all of the new file has come. Only files, folders
 //! and links are made; set-id bits are dropped.
 
-use crate::Error;
 use crate::pack::as_path;
 use crate::raw::{self, Entry};
+use crate::{Error, Left};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, ftruncate, futimens,
     linkat, mkdirat, openat, openat2, renameat, statat, symlinkat, unlinkat, utimensat,
@@ -79,6 +80,18 @@ pub fn unpack(from: impl Read, into: &OwnedFd, limits: Limits) -> Result<Unpacke
     tree.finish()
 }
 
+/// Unpacks an archive of whoever owns the folder. Links in the folder lead to where they lead, a link
+/// from `/` to the folder; what no tar stream of ours carries is left out, and given back.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_own(from: impl Read, into: &OwnedFd) -> Result<Left, Error> {
+    let mut tree = Tree { own: Some(Left::default()), ..Tree::new(into, Limits::NONE) };
+    raw::each(from, |entry, data| tree.entry(entry, data))?;
+    let left = tree.own.clone().unwrap_or_default();
+    tree.finish().map(|_| left)
+}
+
 /// Unpacks what has this name or is below it, and refuses an archive with anything else: whoever
 /// was asked for one file does not choose which others of the folder are replaced. With `.` the
 /// contents of the folder are what is asked for, and their names with them.
@@ -124,6 +137,8 @@ struct Tree<'a> {
     done: Unpacked,
     /// The one name that the archive may have at its top; any when `None`.
     only: Option<Vec<u8>>,
+    /// Of an archive of the folder's owner: what is left out.
+    own: Option<Left>,
 }
 
 /// The name as it is used: relative, and without empty parts. `None`: the folder itself.
@@ -148,7 +163,8 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 impl<'a> Tree<'a> {
     fn new(root: &'a OwnedFd, limits: Limits) -> Self {
-        Self { root, last: None, folders: BTreeMap::new(), names: 0, limits, done: Unpacked::default(), only: None }
+        let (folders, done) = (BTreeMap::new(), Unpacked::default());
+        Self { root, last: None, folders, names: 0, limits, done, only: None, own: None }
     }
 
     /// The name as it is used, if it is one that was asked for.
@@ -202,7 +218,10 @@ impl<'a> Tree<'a> {
                 let make = |name: &[u8]| symlinkat(entry.target.as_slice(), parent, name);
                 put(parent, &path, make, |(), name| {
                     utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(at())
-                })
+                })?;
+                // The way to it may have led through what had this name.
+                self.last = None;
+                Ok(())
             }
             EntryType::Link => {
                 let target = self.asked_for(&entry.target)?.ok_or_else(|| Error::Name(shown(&entry.target)))?;
@@ -212,7 +231,13 @@ impl<'a> Tree<'a> {
                 let make = |name: &[u8]| linkat(&from, target_name, parent, name, AtFlags::empty());
                 put(parent, &path, make, |(), _| Ok(()))
             }
-            _ => Err(Error::Kind(shown(&entry.name))),
+            kind => match &mut self.own {
+                Some(left) if matches!(kind, EntryType::Fifo | EntryType::Char | EntryType::Block) => {
+                    left.skipped.push(path);
+                    Ok(())
+                }
+                _ => Err(Error::Kind(shown(&entry.name))),
+            },
         }
     }
 
@@ -254,7 +279,7 @@ impl<'a> Tree<'a> {
     fn parent(&mut self, path: &[u8]) -> Result<&OwnedFd, Error> {
         let known = self.last.as_ref().is_some_and(|(last, _)| last == path);
         if !known {
-            let folder = match beneath(self.root, path) {
+            let folder = match self.open(path, OFlags::PATH) {
                 Err(Errno::NOENT) => self.make(path)?,
                 other => other.map_err(|error| link_or(error, path))?,
             };
@@ -268,7 +293,7 @@ impl<'a> Tree<'a> {
 
     fn make(&self, path: &[u8]) -> Result<OwnedFd, Error> {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
-        let mut around = beneath(self.root, b"").map_err(Error::errno("."))?;
+        let mut around = self.open(b"", OFlags::PATH).map_err(Error::errno("."))?;
         let mut begin = 0;
         for end in ends {
             let part = path.get(begin..end).unwrap_or_default();
@@ -276,10 +301,21 @@ impl<'a> Tree<'a> {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(Error::errno(as_path(path))(error)),
             }
-            around = beneath(&around, part).map_err(|error| link_or(error, path))?;
+            let so_far = path.get(..end).unwrap_or_default();
+            around = self.open(so_far, OFlags::PATH).map_err(|error| link_or(error, path))?;
             begin = end + 1;
         }
         Ok(around)
+    }
+
+    /// A folder that is there.
+    fn open(&self, path: &[u8], how: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { b"." } else { path };
+        let resolve = match self.own {
+            Some(_) => ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+            None => ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+        };
+        openat2(self.root.as_fd(), path, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     /// The innermost first: a folder's time changes with what is made in it, and its mode may
@@ -287,7 +323,7 @@ impl<'a> Tree<'a> {
     fn finish(self) -> Result<Unpacked, Error> {
         for (path, (mode, mtime)) in self.folders.iter().rev() {
             let at = || Error::errno(as_path(path));
-            let folder = beneath_for(self.root, path, OFlags::RDONLY).map_err(at())?;
+            let folder = self.open(path, OFlags::RDONLY).map_err(at())?;
             futimens(&folder, &times(*mtime)).map_err(at())?;
             fchmod(&folder, Mode::from_raw_mode(*mode)).map_err(at())?;
         }
@@ -301,16 +337,6 @@ fn link_or(error: Errno, path: &[u8]) -> Error {
     } else {
         Error::errno(as_path(path))(error)
     }
-}
-
-fn beneath(root: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
-    beneath_for(root, path, OFlags::PATH)
-}
-
-fn beneath_for(root: &OwnedFd, path: &[u8], how: OFlags) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    openat2(root.as_fd(), path, how | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Whether a link leads out of the folder, or of `within` in it, by the names alone.
@@ -417,3 +443,6 @@ fn copy(data: &mut dyn Read, file: &mut File, path: &[u8]) -> Result<u64, Error>
     }
     Ok(length)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 use crate::error::{Explained, explained};
 use crate::handover::{self, Received};
 use crate::machine::{self, Address};
+use crate::output::note;
 use anyhow::Context as _;
 use banger_proto::daemon::{DaemonClient, OpenStream};
 use banger_proto::model::{ApiError, ErrorCode};
@@ -18,7 +19,7 @@ use tarpc::client::RpcError;
 use tarpc::context::Context;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Where the package's socket unit listens.
 const DEFAULT_SOCKET: &str = "/run/banger/bangerd.sock";
@@ -34,6 +35,10 @@ const CALL: Duration = Duration::from_secs(30);
 /// A daemon that is being restarted is back within a second; it gets three.
 const RECONNECTS: u32 = 10;
 const RECONNECT: Duration = Duration::from_millis(300);
+/// After this, whoever waits for a daemon that says no hello is told.
+const QUIET: Duration = Duration::from_secs(5);
+/// And after this it is given up, however often it was tried.
+const AGAIN: Duration = Duration::from_secs(30);
 /// A daemon that is busy, or a user who asks too often, is waited for: half a minute.
 const BUSY_TRIES: u32 = 60;
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
@@ -104,13 +109,26 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub(crate) async fn connect_again() -> anyhow::Result<Self> {
-        for _ in 0..RECONNECTS {
-            if let Ok(client) = Self::connect().await {
-                return Ok(client);
+        let connecting = async {
+            for _ in 0..RECONNECTS {
+                if let Ok(client) = Self::connect().await {
+                    return Ok(client);
+                }
+                sleep(RECONNECT).await;
             }
-            sleep(RECONNECT).await;
+            Self::connect().await
+        };
+        let mut connecting = std::pin::pin!(connecting);
+        if let Ok(connected) = timeout(QUIET, &mut connecting).await {
+            return connected;
         }
-        Self::connect().await
+        note("the connection to bangerd was lost; waiting for bangerd");
+        timeout(AGAIN, connecting).await.unwrap_or_else(|_| {
+            Err(explained(
+                format!("bangerd does not answer within {} s", AGAIN.as_secs()),
+                "see: systemctl status bangerd, journalctl -u bangerd",
+            ))
+        })
     }
 
     /// Opens a connection to a guest: to its agent for a command, or to its SSH server.
@@ -204,7 +222,7 @@ async fn open(place: &Place, purpose: Purpose) -> anyhow::Result<UnixStream> {
             UnixStream::connect(socket).await.map_err(|error| unreachable_daemon(socket, &error))?
         }
     };
-    let said = tokio::time::timeout(HELLO, transport::connect(&mut stream, purpose)).await;
+    let said = timeout(HELLO, transport::connect(&mut stream, purpose)).await;
     // systemd keeps the socket open for a daemon that cannot start.
     said.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| match error.kind() {

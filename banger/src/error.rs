@@ -82,13 +82,20 @@ pub(crate) fn is(error: &anyhow::Error, code: ErrorCode) -> bool {
 ///
 /// # Errors
 /// The error itself.
-pub(crate) fn told(json: bool, outcome: anyhow::Result<u8>) -> anyhow::Result<u8> {
-    if let (true, Err(error)) = (json, &outcome) {
-        let (advice, message) = (advice(error), format!("{error:#}"));
-        let hint = advice.map_or("", Explained::hint);
-        // A reader that went away is what the error says, or does not want to know.
-        drop(output::tell(&Event::Error { code: advice.and_then(|advice| advice.code), message: &message, hint }));
+pub(crate) async fn told(json: bool, outcome: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    if !json {
+        return outcome;
     }
+    // A reader that went away is what the error says, or does not want to know.
+    drop(match &outcome {
+        Ok(_) => output::flush_events().await,
+        Err(error) => {
+            let (advice, message) = (advice(error), format!("{error:#}"));
+            let hint = advice.map_or("", Explained::hint);
+            let code = advice.and_then(|advice| advice.code);
+            output::tell_at_end(&Event::Error { code, message: &message, hint }).await
+        }
+    });
     outcome
 }
 

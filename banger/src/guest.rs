@@ -9,6 +9,7 @@ use crate::client::Opened;
 use crate::error::{Explained, explained};
 use crate::input::{self, Chunk};
 use crate::output::Streams;
+use crate::signals;
 use crate::terminal::{Raw, window};
 use anyhow::Context as _;
 use banger_proto::command::{FromGuest, Start, ToGuest, WINDOW};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -210,12 +211,12 @@ async fn show(
             Some(FromGuest::Output(bytes)) => streams.output(&bytes).await?,
             Some(FromGuest::ErrorOutput(bytes)) => streams.error_output(&bytes).await?,
             Some(FromGuest::Credit(bytes)) => credit.give(bytes),
-            Some(FromGuest::Exited(status)) => return streams.ended(status, None, None).map(|()| status),
+            Some(FromGuest::Exited(status)) => return streams.ended(status, None, None).await.map(|()| status),
             Some(FromGuest::Killed(number)) => {
-                return streams.ended(status(number), Some(number), None).map(|()| status(number));
+                return streams.ended(status(number), Some(number), None).await.map(|()| status(number));
             }
             Some(FromGuest::Refused(status, why)) => {
-                return streams.ended(status, None, Some(&first_line(&why))).map(|()| status);
+                return streams.ended(status, None, Some(&first_line(&why))).await.map(|()| status);
             }
             None => return Err(ended_early()),
         }
@@ -281,7 +282,7 @@ async fn write_frames(
     }
 }
 
-/// Sends the signals that we get to the command.
+/// Sends the signals that we get to the command. Those that are ignored are not for it either.
 fn forward_signals(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Result<()> {
     let kinds = [
         SignalKind::interrupt(),
@@ -292,7 +293,7 @@ fn forward_signals(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Re
         SignalKind::user_defined2(),
     ];
     for kind in kinds {
-        let mut signals = signal(kind)?;
+        let Some(mut signals) = signals::listen(kind)? else { continue };
         let number = u8::try_from(kind.as_raw_value()).context("a signal's number")?;
         let (urgent, hang_up) = (urgent.clone(), hang_up.clone());
         tokio::spawn(async move {
@@ -312,7 +313,7 @@ fn forward_signals(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Re
 
 /// Tells the guest when the window changes, and hangs up when our terminal does.
 fn follow_window(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Result<()> {
-    let mut changes = signal(SignalKind::window_change())?;
+    let mut changes = signals::take(SignalKind::window_change())?;
     let urgent = urgent.clone();
     tokio::spawn(async move {
         while changes.recv().await.is_some() {
@@ -326,7 +327,7 @@ fn follow_window(urgent: &Sender<ToGuest>, hang_up: &Sender<u8>) -> anyhow::Resu
         (SignalKind::hangup(), status(1)),
         (SignalKind::interrupt(), INTERRUPTED),
     ] {
-        let mut signals = signal(kind)?;
+        let Some(mut signals) = signals::listen(kind)? else { continue };
         let hang_up = hang_up.clone();
         tokio::spawn(async move {
             signals.recv().await;

@@ -6,7 +6,7 @@ use banger_proto::signal::status;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// What a shell reports for a program that SIGINT ended.
@@ -66,14 +66,20 @@ pub(crate) fn piece(from: &mut (impl Read + AsFd), buffer: &mut [u8]) -> io::Res
     loop {
         match from.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                match poll(&mut [PollFd::new(from.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => ready(from.as_fd(), PollFlags::POLLIN)?,
             other => return other,
         }
+    }
+}
+
+/// Waits until it is worth trying again.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn ready(file: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(file, what)], PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

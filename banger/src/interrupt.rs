@@ -2,9 +2,9 @@
 //!
 //! Only commands that start work listen; all others keep the signals' default, which is to end.
 
-use anyhow::Context as _;
+use crate::signals;
 use banger_proto::signal::status;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 use tokio::sync::watch;
 
 /// How often we were interrupted, and by what the last time.
@@ -23,17 +23,17 @@ pub(crate) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Listens from now on; from now on the signals no longer end the process.
+    /// Listens from now on; from now on the signals no longer end the process. One that is ignored
+    /// is no interruption.
     ///
     /// # Errors
     /// When the handlers cannot be installed.
     pub(crate) fn listen() -> anyhow::Result<Self> {
-        let open = |kind| signal(kind).context("cannot listen for signals");
         let mut signals = [
-            open(SignalKind::interrupt())?,
-            open(SignalKind::quit())?,
-            open(SignalKind::terminate())?,
-            open(SignalKind::hangup())?,
+            signals::listen(SignalKind::interrupt())?,
+            signals::listen(SignalKind::quit())?,
+            signals::listen(SignalKind::terminate())?,
+            signals::listen(SignalKind::hangup())?,
         ];
         let (tell, seen) = watch::channel(Seen::default());
         tokio::spawn(async move {
@@ -70,11 +70,11 @@ impl Interrupts {
     }
 }
 
-async fn next([int, quit, term, hup]: &mut [Signal; 4]) -> u8 {
+async fn next([int, quit, term, hup]: &mut [Option<Signal>; 4]) -> u8 {
     tokio::select! {
-        _ = int.recv() => status(2),
-        _ = quit.recv() => status(3),
-        _ = term.recv() => status(15),
-        _ = hup.recv() => status(1),
+        () = signals::next(int) => status(2),
+        () = signals::next(quit) => status(3),
+        () = signals::next(term) => status(15),
+        () = signals::next(hup) => status(1),
     }
 }

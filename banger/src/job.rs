@@ -74,16 +74,34 @@ pub(crate) async fn follow_or_cancel(
         Ok(ended) => Ok(ended),
         Err(Trouble::Failed(error)) => Err(error),
         Err(Trouble::Unseen(error)) => {
-            let cancelled = async {
+            let cancelling = async {
                 let client = Client::connect_again().await?;
                 answer(patiently(async || client.rpc.cancel_job(soon(), job).await)).await
             };
-            Err(match cancelled.await {
-                Ok(()) => error.context(format!("{job} was cancelled, because its end could not be seen")),
-                Err(_) => error.context(format!("the end of {job} could not be seen; see: banger job list")),
-            })
+            let cancelled = tokio::select! {
+                cancelled = cancelling => cancelled.is_ok(),
+                _ = interrupts.next() => false,
+            };
+            Err(error.context(if cancelled {
+                format!("{job} was cancelled, because its end could not be seen")
+            } else {
+                format!("the end of {job} could not be seen; see: banger job list")
+            }))
         }
     }
+}
+
+/// The next view, shown.
+async fn next(
+    rpc: &DaemonClient,
+    again: &mut Option<Client>,
+    job: JobId,
+    seq: u64,
+    progress: &mut Progress,
+) -> anyhow::Result<JobView> {
+    let view = view(rpc, again, job, seq).await?;
+    progress.update(&view).await;
+    Ok(view)
 }
 
 /// The next view; after a loss by another connection, once.
@@ -114,11 +132,10 @@ async fn watch(
     let mut seq = 0;
     loop {
         let view = tokio::select! {
-            view = view(&client.rpc, again, job, seq) => view.map_err(Trouble::Unseen)?,
+            view = next(&client.rpc, again, job, seq, progress) => view.map_err(Trouble::Unseen)?,
             status = interrupts.next() => {
                 if interrupted.is_some() || on_interrupt == OnInterrupt::Leave {
-                    progress.say(&format!("not waiting any longer: bangerd finishes {job} by itself"));
-                    return Ok(Ended::Interrupted(status, None));
+                    return Ok(left(job, progress, status));
                 }
                 interrupted = Some(status);
                 progress.say(if on_interrupt == OnInterrupt::Withdraw {
@@ -128,16 +145,24 @@ async fn watch(
                 });
                 let rpc = again.as_ref().map_or(&client.rpc, |client| &client.rpc);
                 let cancelled = patiently(async || rpc.cancel_job(soon(), job).await);
-                answer(cancelled).await.map_err(Trouble::Unseen)?;
+                tokio::select! {
+                    cancelled = answer(cancelled) => cancelled.map_err(Trouble::Unseen)?,
+                    status = interrupts.next() => return Ok(left(job, progress, status)),
+                }
                 continue;
             }
         };
         seq = view.seq;
-        progress.update(&view);
         if let Some(ended) = end_of(view, interrupted) {
             return ended.map_err(Trouble::Failed);
         }
     }
+}
+
+/// What the second interruption does.
+fn left(job: JobId, progress: &Progress, status: u8) -> Ended {
+    progress.say(&format!("not waiting any longer: bangerd finishes {job} by itself"));
+    Ended::Interrupted(status, None)
 }
 
 fn end_of(view: JobView, interrupted: Option<u8>) -> Option<anyhow::Result<Ended>> {

@@ -30,6 +30,7 @@ mod registry;
 mod remote;
 mod session;
 mod sessions;
+mod signals;
 mod ssh;
 mod terminal;
 mod upload;

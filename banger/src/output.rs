@@ -5,11 +5,12 @@
 
 mod bars;
 mod events;
+mod outlet;
 mod screen;
 mod streams;
 
 pub(crate) use bars::{Transfer, Transfers};
-pub(crate) use events::{Event, ms, tell};
+pub(crate) use events::{Event, begin_events, flush_events, ms, remark, tell, tell_at_end};
 pub(crate) use screen::Screen;
 pub(crate) use streams::Streams;
 
@@ -17,15 +18,15 @@ use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_proto::time::Timestamp;
 use indicatif::{ProgressBar, ProgressStyle};
+use outlet::Outlet;
 use serde::Serialize;
 use std::fmt;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 /// What is clean already, or coloured by us.
 fn write(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(on_write)
+    Outlet::Out.write(text.as_bytes()).map_err(on_write)
 }
 
 /// Whoever reads our output went away: nothing is to be said to them.
@@ -73,12 +74,12 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
 /// Writes text to standard error: what is for the person and not for the pipe.
 pub(crate) fn note(text: &str) {
     // Nobody is left to tell when standard error is closed.
-    drop(std::io::stderr().write_all(format!("{}\n", plain(text)).as_bytes()));
+    drop(Outlet::Err.write(format!("{}\n", plain(text)).as_bytes()));
 }
 
 /// Writes a question to standard error; the answer is typed behind it.
 pub(crate) fn question(text: &str) {
-    drop(std::io::stderr().write_all(format!("{} ", plain(text)).as_bytes()));
+    drop(Outlet::Err.write(format!("{} ", plain(text)).as_bytes()));
 }
 
 /// Writes a value as JSON, with the names of the model.
@@ -169,6 +170,11 @@ impl Spinner {
     /// A line above it.
     pub(crate) fn note(&self, text: &str) {
         self.0.suspend(|| note(text));
+    }
+
+    /// A [`remark`] above it.
+    pub(crate) fn remark(&self, text: &str) {
+        self.0.suspend(|| remark(text));
     }
 }
 

@@ -41,10 +41,9 @@ impl Progress {
     }
 
     /// Shows what is new in a job.
-    pub(crate) fn update(&mut self, job: &JobView) {
+    pub(crate) async fn update(&mut self, job: &JobView) {
         for warning in job.warnings.iter().skip(self.warnings_shown) {
-            self.say(&format!("warning: {warning}"));
-            self.tell(&Event::Warning { message: warning });
+            self.remark(&format!("warning: {warning}"));
         }
         self.warnings_shown = job.warnings.len();
         for stage in job.stages.iter().skip(self.steps_shown) {
@@ -54,7 +53,8 @@ impl Progress {
                 break;
             };
             self.steps_shown += 1;
-            self.tell(&Event::Stage { job: job.id.0, name: &stage.name, took_ms: ms, detail: &stage.detail });
+            let told = Event::Stage { job: job.id.0, name: &stage.name, took_ms: ms, detail: &stage.detail };
+            self.tell(&told).await;
             if stage.name == SPEC_STEP && self.detail == Detail::Steps {
                 self.say(&stage.detail);
             } else if self.detail == Detail::Steps {
@@ -64,10 +64,10 @@ impl Progress {
         }
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    async fn tell(&self, event: &Event<'_>) {
         if self.detail == Detail::Json {
             // Who no longer reads is found out when the VM is ready; until then the job goes on.
-            drop(tell(event));
+            drop(tell(event).await);
         }
     }
 
@@ -85,5 +85,10 @@ impl Progress {
     /// Shows a sentence at once.
     pub(crate) fn say(&self, text: &str) {
         self.line.note(text);
+    }
+
+    /// The same, for a program as well.
+    pub(crate) fn remark(&self, text: &str) {
+        self.line.remark(text);
     }
 }

@@ -101,6 +101,9 @@ pub(crate) async fn run(
     match guest {
         Guest::Vm { client, vm, user, reads } => {
             let opened = client.guest(StreamRequest::Command { vm: vm.clone(), reads: *reads }).await?;
+            // A whole path needs no folder. The image's may be missing on a disk that is only read.
+            let is_whole = *reads && words.get(2).is_some_and(|path| path.starts_with(['/', '~']));
+            let folder = folder.or(is_whole.then_some("/"));
             let start = Start {
                 words: words.iter().map(|word| word.as_bytes().to_vec()).collect(),
                 working_dir: folder.map(|folder| folder.as_bytes().to_vec()),

@@ -152,11 +152,11 @@ pub(crate) async fn logs(opened: &mut Opened, vm: &str, word: &str, shown: Shown
                     streams.output(&bytes).await?;
                 }
             }
-            Answer::Gap(bytes) => streams.gap(bytes)?,
+            Answer::Gap(bytes) => streams.gap(bytes).await?,
             Answer::Ended(status) => {
                 if let Some(code) = exit_status(status) {
                     let signal = if let Status::Killed(number) = status { Some(number) } else { None };
-                    streams.ended(code, signal, None)?;
+                    streams.ended(code, signal, None).await?;
                 }
                 return Ok(status);
             }

@@ -52,13 +52,14 @@ fn help() {
 
 #[test]
 fn refusals_before_anybody_is_asked() {
-    let refused: [&[&str]; 36] = [
+    let refused: [&[&str]; 37] = [
         &["vm", "run", "-d", "--rm"],
         &["vm", "session", "start", "--name", "Bad_Name", "demo", "--", "true"],
         &["vm", "run", "--rm", "--keep-on-error"],
         &["vm", "run", "--rm", "--restart", "always"],
         &["vm", "set", "demo"],
         &["vm", "run", "--dry-run"],
+        &["vm", "workspace", "prepare", "--dry-run", "--json", "demo"],
         &["vm", "run", "--branch", "x", "--", "true"],
         &["vm", "cp", "a", "b"],
         &["vm", "cp", "-", "-"],

@@ -75,6 +75,38 @@ fn a_session_is_told_and_nothing_else_is_printed() {
 }
 
 #[test]
+fn a_run_whose_session_does_not_begin_leaves_no_vm() {
+    for (words, status) in [(&["-d", "--", "missing"][..], 127), (&["--entrypoint", "--", "nothing"], 1)] {
+        let fake = demo();
+        let run = |more: &[&str]| {
+            let output =
+                fake.banger(&[&["vm", "run", "--json", "--name", "new"], more, words].concat()).output().unwrap();
+            assert_eq!(output.status.code(), Some(status), "{output:?}");
+            (events(&output), fake.state().calls.clone())
+        };
+        let (told, calls) = run(&[]);
+        let end = if status == 127 { vec!["ready", "exit", "deleted"] } else { vec!["ready", "deleted", "error"] };
+        assert_eq!(names(&told).split_off(told.len() - 3), end);
+        assert_eq!(calls.last().unwrap(), "delete new");
+        let (told, calls) = run(&["--keep-on-error"]);
+        assert!(
+            told.iter().any(|event| event["message"] == "new is kept; remove it: banger vm delete new"),
+            "{told:?}"
+        );
+        assert!(!names(&told).contains(&"deleted") && !calls.last().unwrap().starts_with("delete"), "{calls:?}");
+    }
+}
+
+#[test]
+fn what_is_remarked_is_a_warning() {
+    let fake = demo();
+    let words = ["vm", "run", "--json", "-d", "--name", "new", "--root-size", "200M"];
+    let told = events(&fake.banger(&words).output().unwrap());
+    let message = "--root-size: a root disk is a multiple of 128M, so it becomes 256M";
+    assert_eq!(told[0], json!({ "event": "warning", "message": message }), "{told:?}");
+}
+
+#[test]
 fn what_is_no_text_is_base64_and_a_character_stays_whole() {
     let fake = demo();
     let send = |bytes: &[u8]| {

@@ -87,6 +87,14 @@ fn commands_start_in_the_workspace_and_hear_of_a_head_that_moved() {
     assert!(said(&["-w", "/srv"]).0.starts_with("Some(\"/srv\")"));
     git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "second"]);
     assert!(said(&[]).1.contains("has moved from"));
+    let output = ran(&fake, &["vm", "exec", "--json", "-n", "demo", "--", "exit", "4"]);
+    let told: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(
+        told[0]["event"] == "warning" && told[0]["message"].as_str().unwrap().contains("has moved from"),
+        "{told:?}"
+    );
+    assert_eq!((&told[1]["event"], output.status.code()), (&"exit".into(), Some(4)));
     let (_, told) = said(&["--auto-prepare"]);
     assert!(told.contains("prepared") && told.contains("again"), "{told}");
     assert_eq!(said(&[]).1, "");
@@ -186,9 +194,19 @@ fn a_new_vm_gets_its_users_files_and_repository() {
     let output = ran(&fake, &["vm", "start", "theirs"]);
     assert!(output.status.success() && !text(&output.stderr).contains("~/missing"), "{}", text(&output.stderr));
     assert!(!home.join(".netrc").exists());
-    // What cannot be prepared leaves no VM.
+    // What cannot be prepared leaves no VM, unless it is to be kept.
     let refused = ran(&fake, &["vm", "run", "--name", "none", "/etc"]);
     assert_eq!((refused.status.code(), fake.state().calls.last().unwrap().as_str()), (Some(1), "delete none"));
+    let kept = ran(&fake, &["vm", "run", "--keep-on-error", "--name", "kept", "/etc"]);
+    assert!(text(&kept.stderr).contains("kept is kept; remove it: banger vm delete kept"), "{}", text(&kept.stderr));
+    // A program is told of the VM as it is then.
+    fs::remove_dir_all(home.join("tool")).unwrap();
+    let output = ran(&fake, &["vm", "run", "--json", "--name", "told", path, "--", "exit", "0"]);
+    let told: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |event: &str| told.iter().find(|one| one["event"] == event).unwrap_or(&serde_json::Value::Null);
+    assert!(of("ready")["vm"]["workspace"]["guest_path"].is_string(), "{told:?}");
+    assert_eq!(of("ready")["vm"]["workspace"]["guest_path"], of("workspace")["guest_path"]);
 }
 
 #[test]

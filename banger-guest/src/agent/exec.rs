@@ -130,7 +130,8 @@ pub(super) struct Started {
 
 /// A command, ready but for its streams.
 struct Prepared {
-    program: PathBuf,
+    /// The first of them that the user may execute.
+    programs: Vec<PathBuf>,
     /// What the process finds as its own name.
     name: OsString,
     arguments: Vec<Vec<u8>>,
@@ -145,19 +146,34 @@ pub(super) fn start(request: &Request) -> Result<Started, StartError> {
         Asked::Login(line) => login(request, line.as_deref())?,
         Asked::Command { words, user, folder } => command(request, words, user.as_deref(), folder.as_deref())?,
     };
-    let Prepared { program, name, arguments, account, folder, variables } = prepared;
-    let mut command = std::process::Command::new(&program);
+    let mut refused = None;
+    for program in &prepared.programs {
+        match try_start(request, &prepared, program) {
+            // Only the user's own process finds out what the user may not.
+            Err(source) if source.raw_os_error() == Some(libc::EACCES) => {
+                refused.get_or_insert((program.clone(), source));
+            }
+            started => return started.map_err(|source| StartError::Spawn { program: program.clone(), source }),
+        }
+    }
+    let none = || (PathBuf::new(), io::ErrorKind::NotFound.into());
+    let (program, source) = refused.unwrap_or_else(none);
+    Err(StartError::Spawn { program, source })
+}
+
+fn try_start(request: &Request, prepared: &Prepared, program: &Path) -> io::Result<Started> {
+    let Prepared { name, arguments, account, folder, variables, .. } = prepared;
+    let mut command = std::process::Command::new(program);
     command.arg0(name).args(arguments.iter().map(|word| OsStr::from_bytes(word)));
     command.current_dir(folder).env_clear().envs(variables);
-    let identity = Identity { uid: account.uid, gid: account.gid, groups: account.groups };
-    let started = match &request.terminal {
+    let identity = Identity { uid: account.uid, gid: account.gid, groups: account.groups.clone() };
+    match &request.terminal {
         Some(terminal) => {
             let login = matches!(request.asked, Asked::Login(_));
             with_terminal(command, terminal, identity, login)
         }
         None => with_pipes(command, identity),
-    };
-    started.map_err(|source| StartError::Spawn { program, source })
+    }
 }
 
 /// Root's login shell, as login(1) and sshd(8) start it.
@@ -165,7 +181,7 @@ fn login(request: &Request, line: Option<&[u8]>) -> Result<Prepared, StartError>
     let account = Account::find("root", &request.tables.passwd)?;
     let arguments = line.iter().flat_map(|line| [b"-c".to_vec(), line.to_vec()]).collect();
     Ok(Prepared {
-        program: account.shell.clone(),
+        programs: vec![account.shell.clone()],
         name: account.shell_name(),
         arguments,
         folder: account.folder().to_owned(),
@@ -196,19 +212,19 @@ fn command(
     };
     let variables = environment::of_command(&account, &image.env, request.said());
     let Some((first, others)) = words.split_first() else {
-        let (program, name) = (account.shell.clone(), account.shell_name());
-        return Ok(Prepared { program, name, arguments: Vec::new(), account, folder, variables });
+        let (programs, name) = (vec![account.shell.clone()], account.shell_name());
+        return Ok(Prepared { programs, name, arguments: Vec::new(), account, folder, variables });
     };
     let path = variables.get(OsStr::new("PATH")).map_or(crate::launch::PATH.as_bytes(), |path| path.as_bytes());
     // This program's own: an image need not have tar. Its first argument says what it is started
     // as.
-    let program = if first == banger_files::COMMAND.as_bytes() {
-        PathBuf::from("/proc/self/exe")
+    let programs = if first == banger_files::COMMAND.as_bytes() {
+        vec![PathBuf::from("/proc/self/exe")]
     } else {
         program::locate(first, path, &folder)?
     };
     let name = OsStr::from_bytes(first).to_owned();
-    Ok(Prepared { program, name, arguments: others.to_vec(), account, folder, variables })
+    Ok(Prepared { programs, name, arguments: others.to_vec(), account, folder, variables })
 }
 
 fn with_pipes(mut command: std::process::Command, identity: Identity) -> io::Result<Started> {

@@ -32,28 +32,32 @@ impl Unusable {
     }
 }
 
-/// The program that `word` means in `folder`: a path as it is, another word by the folders of
-/// `path`.
-pub(super) fn locate(word: &[u8], path: &[u8], folder: &Path) -> Result<PathBuf, Unusable> {
+/// The programs that `word` may mean in `folder`, one at least: a path as it is, another word by the
+/// folders of `path`. This is asked as root; the first that its user may execute is meant
+/// (execvp(3)).
+pub(super) fn locate(word: &[u8], path: &[u8], folder: &Path) -> Result<Vec<PathBuf>, Unusable> {
     let shown = || String::from_utf8_lossy(word).into_owned();
     let name = Path::new(OsStr::from_bytes(word));
     if word.contains(&b'/') {
         return match look(&folder.join(name)) {
             // Relative to where the command starts, and called as it was called.
-            Found::Program => Ok(name.to_owned()),
+            Found::Program => Ok(vec![name.to_owned()]),
             Found::Other => Err(Unusable::NoProgram { word: shown() }),
             Found::Nothing => Err(Unusable::NoFile { word: shown() }),
         };
     }
-    let mut other = false;
+    let (mut programs, mut other) = (Vec::new(), false);
     // The empty word would mean the folders themselves.
     let folders = path.split(|byte| *byte == b':').filter(|_| !word.is_empty());
     for candidate in folders.map(|entry| folder.join(OsStr::from_bytes(entry)).join(name)) {
         match look(&candidate) {
-            Found::Program => return Ok(candidate),
+            Found::Program => programs.push(candidate),
             Found::Other => other = true,
             Found::Nothing => {}
         }
+    }
+    if !programs.is_empty() {
+        return Ok(programs);
     }
     Err(if other {
         Unusable::NoProgram { word: shown() }
@@ -113,7 +117,8 @@ mod tests {
         make(&root.join("tools/run.sh"), 0o700);
         fs::create_dir_all(two.join("folder")).unwrap();
         let path = format!("{}:{}", one.display(), two.display());
-        let at = |word: &str| locate(word.as_bytes(), path.as_bytes(), &root.join("tools"));
+        let at =
+            |word: &str| locate(word.as_bytes(), path.as_bytes(), &root.join("tools")).map(|found| found[0].clone());
         assert_eq!(at("plain").unwrap(), two.join("plain"), "what cannot be executed is passed over");
         assert_eq!(at("./run.sh").unwrap(), Path::new("./run.sh"));
         assert_eq!(at("../tools/run.sh").unwrap(), Path::new("../tools/run.sh"));

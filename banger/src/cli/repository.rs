@@ -1,6 +1,5 @@
 //! What can be typed about repositories.
 
-use super::Json;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -59,8 +58,9 @@ pub(crate) struct PrepareWorkspace {
     /// Replace the folder in the VM even if it holds work that is not on this host
     #[arg(long)]
     pub(crate) force: bool,
-    #[command(flatten)]
-    pub(crate) json: Json,
+    /// Print JSON
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

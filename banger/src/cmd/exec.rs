@@ -5,7 +5,7 @@ use crate::client::{Client, answer, soon};
 use crate::cmd::workspace;
 use crate::error::{explained, told};
 use crate::interrupt::Interrupts;
-use crate::{guest, session, terminal};
+use crate::{guest, output, session, terminal};
 use anyhow::Context as _;
 use banger_policy::lifecycle::State;
 use banger_proto::command::Start;
@@ -33,7 +33,11 @@ pub(super) struct Settings {
 }
 
 pub(super) async fn exec(options: Exec) -> anyhow::Result<u8> {
-    told(options.json, enter(options).await)
+    let json = options.json;
+    if json {
+        output::begin_events();
+    }
+    told(json, enter(options).await).await
 }
 
 async fn enter(options: Exec) -> anyhow::Result<u8> {
@@ -127,8 +131,8 @@ pub(super) async fn command(
     because(vm, done).await
 }
 
-/// A lost connection is explained by what has become of the VM. The daemon may hear of that later
-/// than we do.
+/// A lost connection is explained by what has become of the VM, unless the user does not wait for
+/// that. The daemon may hear of it later than we do.
 pub(super) async fn because<T>(vm: String, done: anyhow::Result<T>) -> anyhow::Result<T> {
     const LOOKS: u32 = 15;
     const PAUSE: Duration = Duration::from_millis(200);
@@ -136,15 +140,23 @@ pub(super) async fn because<T>(vm: String, done: anyhow::Result<T>) -> anyhow::R
     if !guest::is_loss(&lost) {
         return Err(lost);
     }
-    let Ok(client) = Client::connect_again().await else { return Err(lost) };
-    for _ in 0..LOOKS {
-        match answer(client.rpc.show_vm(soon(), vm.clone())).await {
-            Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
-            Ok(now) => return Err(guest::vm_ended(&now.runtime.last_error)),
-            Err(_) => break,
+    let asking = async {
+        let client = Client::connect_again().await.ok()?;
+        for _ in 0..LOOKS {
+            match answer(client.rpc.show_vm(soon(), vm.clone())).await {
+                Ok(now) if now.state == State::Running => tokio::time::sleep(PAUSE).await,
+                Ok(now) => return Some(guest::vm_ended(&now.runtime.last_error)),
+                Err(_) => break,
+            }
         }
+        None
+    };
+    // The command took the signals, and is gone.
+    let mut interrupts = Interrupts::listen()?;
+    tokio::select! {
+        why = asking => Err(why.unwrap_or(lost)),
+        _ = interrupts.next() => Err(lost),
     }
-    Err(lost)
 }
 
 /// What the guest is told to start.

@@ -271,9 +271,19 @@ async fn sync(
 pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> anyhow::Result<()> {
     let what = || format!("cannot delete {}", vm.name);
     interrupts.forget();
-    let client = Client::connect_again().await.with_context(what)?;
-    let asked = patiently(async || client.rpc.delete_vm(soon(), vm.id.to_string()).await);
-    let job = answer(asked).await.with_context(what)?;
+    let asking = async {
+        let client = Client::connect_again().await?;
+        let job = answer(patiently(async || client.rpc.delete_vm(soon(), vm.id.to_string()).await)).await?;
+        anyhow::Ok((client, job))
+    };
+    let (client, job) = tokio::select! {
+        asked = asking => asked,
+        _ = interrupts.next() => {
+            let hint = format!("remove it: banger vm delete {}", vm.name);
+            Err(explained("interrupted while bangerd was waited for", hint))
+        }
+    }
+    .with_context(what)?;
     let mut progress = Progress::new(Detail::Live);
     let ended = job::follow(&client, job, &mut progress, &mut interrupts, OnInterrupt::Leave).await;
     ended.with_context(what)?;

@@ -97,7 +97,7 @@ pub(super) async fn missing(
     // No VM boots without a kernel, so nothing is downloaded for one.
     answer(client.rpc.pick_kernel(soon(), request.kernel_name.clone())).await?;
     if json {
-        tell(&Event::Pulling { image: &name, reference: &reference.to_string() })?;
+        tell(&Event::Pulling { image: &name, reference: &reference.to_string() }).await?;
     } else {
         note(&format!("image {name} is not here: pulling {reference}"));
     }
@@ -108,7 +108,7 @@ pub(super) async fn missing(
     Ok(match pull(client, &wanted, interrupts).await.with_context(what)? {
         Pulled::Nothing(status) => Some(status),
         Pulled::Sent(_) | Pulled::Known(_) if json => {
-            tell(&Event::Pulled { image: &wanted.name, took_ms: ms(began.elapsed()) })?;
+            tell(&Event::Pulled { image: &wanted.name, took_ms: ms(began.elapsed()) }).await?;
             None
         }
         Pulled::Sent(image) => {

@@ -9,7 +9,7 @@ use crate::cmd::{lifecycle, pull, session, spec, sync, workspace};
 use crate::error::{explained, say, told};
 use crate::interrupt::Interrupts;
 use crate::job::{self, Ended};
-use crate::output::{Event, line, ms, note, tell, took};
+use crate::output::{self, Event, line, ms, note, remark, tell, took};
 use crate::progress::{Detail, Progress};
 use crate::terminal;
 use crate::workspace::Wanted;
@@ -38,7 +38,11 @@ pub(super) async fn create(options: &Spec) -> anyhow::Result<u8> {
 }
 
 pub(super) async fn run(options: Run) -> anyhow::Result<u8> {
-    told(options.json, make_and_use(options).await)
+    let json = options.json;
+    if json {
+        output::begin_events();
+    }
+    told(json, make_and_use(options).await).await
 }
 
 async fn make_and_use(options: Run) -> anyhow::Result<u8> {
@@ -59,7 +63,7 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
         return Ok(status);
     }
     let detail = if json { Detail::Json } else { Detail::Steps };
-    let vm = match make(&mut client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
+    let mut vm = match make(&mut client, request, keep_on_error, detail, interrupts.clone()).await.context(what)? {
         Made::Vm(vm) => vm,
         Made::Nothing(status) => return Ok(status),
     };
@@ -70,16 +74,39 @@ async fn make_and_use(options: Run) -> anyhow::Result<u8> {
         }
     };
     match filled.context(what) {
-        Ok(Some(folder)) => settings = settings.within(folder),
+        Ok(Some(folder)) => {
+            settings = settings.within(folder);
+            // With its workspace.
+            if let Ok(now) = answer(client.rpc.show_vm(soon(), vm.id.to_string())).await {
+                *vm = now;
+            }
+        }
         Ok(None) => {}
-        Err(error) if keep_on_error => return Err(error),
+        Err(error) if keep_on_error => return kept(Err(error), &vm),
         Err(error) => return delete_after(Err(error), &vm, interrupts, json).await,
     }
     let again = session::again(options.spec.restart);
     let app = entrypoint || (detach && !command.is_empty());
     let purpose = Purpose { app: app.then_some(entrypoint), again, detach, json, stdin: !no_stdin, command, settings };
-    let used = use_it(client, &vm, purpose, began, &mut interrupts).await;
-    if rm { delete_after(used, &vm, interrupts, json).await } else { used }
+    match use_it(client, &vm, purpose, began, &mut interrupts).await {
+        Used::InVain(outcome) if keep_on_error => kept(outcome, &vm),
+        Used::InVain(outcome) => delete_after(outcome, &vm, interrupts, json).await,
+        Used::Done(outcome) if rm => delete_after(outcome, &vm, interrupts, json).await,
+        Used::Done(outcome) => outcome,
+    }
+}
+
+/// Says that a VM of no use is there.
+fn kept(outcome: anyhow::Result<u8>, vm: &VmRecord) -> anyhow::Result<u8> {
+    remark(&format!("note: {} is kept; remove it: banger vm delete {}", vm.name, vm.name));
+    outcome
+}
+
+/// How it went with a VM that is ready.
+enum Used {
+    /// The session that it was made for has not begun, so it is of no use.
+    InVain(anyhow::Result<u8>),
+    Done(anyhow::Result<u8>),
 }
 
 /// What a VM was made for: a command, a session, a shell, or nothing yet.
@@ -95,33 +122,38 @@ struct Purpose {
     settings: Settings,
 }
 
-async fn use_it(
-    client: Client,
-    vm: &VmRecord,
-    purpose: Purpose,
-    began: Instant,
-    interrupts: &mut Interrupts,
-) -> anyhow::Result<u8> {
+async fn use_it(client: Client, vm: &VmRecord, purpose: Purpose, began: Instant, interrupts: &mut Interrupts) -> Used {
     let Purpose { app, again, detach, json, stdin, command, settings } = purpose;
     if json {
-        tell(&Event::Ready { vm, took_ms: ms(began.elapsed()) })?;
+        let ended = if app.is_some() { Used::InVain } else { Used::Done };
+        let ready = Event::Ready { vm, took_ms: ms(began.elapsed()) };
+        tokio::select! {
+            told = tell(&ready) => match told {
+                Ok(()) => {}
+                Err(error) => return ended(Err(error)),
+            },
+            status = interrupts.next() => return ended(Ok(status)),
+        }
     } else {
         note(&format!("ready in {}", took(began.elapsed())));
     }
     if let Some(entrypoint) = app {
         let start = exec::start(command, settings, false);
         let app = New { name: Some(session::APP.to_owned()), start, stdin: false, entrypoint, again };
-        return session::run_app(client, vm, app, App { detach, json }, interrupts).await;
+        return match session::begin_app(&client, vm, app, json, interrupts).await {
+            Ok(App::Begun(session)) => {
+                Used::Done(session::follow_app(client, vm, session, (detach, json), interrupts).await)
+            }
+            Ok(App::Not(status)) => Used::InVain(Ok(status)),
+            Err(error) => Used::InVain(Err(error)),
+        };
     }
     if detach {
-        if !json {
-            line(vm.name.as_str())?;
-        }
-        return Ok(0);
+        return Used::Done(if json { Ok(0) } else { line(vm.name.as_str()).map(|()| 0) });
     }
     let how = How { tty: terminal::interactive() && stdin && !json, stdin, json, settings };
     let used = exec::command(client, vm.id.to_string(), command, how, Some(interrupts)).await;
-    used.with_context(|| format!("cannot run a command in {}", vm.name))
+    Used::Done(used.with_context(|| format!("cannot run a command in {}", vm.name)))
 }
 
 async fn delete_after(
@@ -132,7 +164,8 @@ async fn delete_after(
 ) -> anyhow::Result<u8> {
     match (used, lifecycle::delete_at_end(vm, interrupts).await) {
         (used, Ok(())) => {
-            let told = if json { tell(&Event::Deleted { vm: vm.name.as_str() }) } else { Ok(()) };
+            let deleted = Event::Deleted { vm: vm.name.as_str() };
+            let told = if json { output::tell_at_end(&deleted).await } else { Ok(()) };
             used.and_then(|status| told.map(|()| status))
         }
         (Err(used), Err(delete)) => {
@@ -151,7 +184,7 @@ async fn fill(client: &Client, vm: &VmRecord, wanted: Option<Wanted>, json: bool
     let workspace = workspace::into(client, vm, wanted).await.context("cannot prepare the workspace")?;
     let time = began.elapsed();
     if json {
-        tell(&Event::Workspace { guest_path: &workspace.guest_path, took_ms: ms(time) })?;
+        tell(&Event::Workspace { guest_path: &workspace.guest_path, took_ms: ms(time) }).await?;
     } else {
         note(&format!("  {:<22} {:>10}  {}", "workspace", took(time), workspace.guest_path));
     }

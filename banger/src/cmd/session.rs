@@ -62,7 +62,7 @@ async fn start(options: Start) -> anyhow::Result<u8> {
             line(&session.name)?;
             Ok(0)
         }
-        Begun::Refused(status, why) => refused(false, status, &why),
+        Begun::Refused(status, why) => refused(false, status, &why).await,
     }
 }
 
@@ -73,9 +73,9 @@ enum Begun {
 }
 
 /// Says why a command cannot be started.
-fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
+async fn refused(json: bool, status: u8, why: &str) -> anyhow::Result<u8> {
     if json {
-        tell(&Event::Exit { status, signal: None, reason: Some(why) })?;
+        tell(&Event::Exit { status, signal: None, reason: Some(why) }).await?;
     } else {
         note(&format!("banger: the command cannot be started: {why}"));
     }
@@ -95,40 +95,55 @@ async fn begin(client: &Client, vm: &str, new: New) -> anyhow::Result<Begun> {
     }
 }
 
-/// What `vm run` wants of its session.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct App {
-    /// Only that it runs.
-    pub(super) detach: bool,
-    /// What happens goes to standard output as JSON.
-    pub(super) json: bool,
+/// Whether the session `app` of `vm run` has begun.
+pub(super) enum App {
+    Begun(Session),
+    /// It has not, and why is said: the status for that.
+    Not(u8),
 }
 
-/// Starts the session `app` of a VM that `vm run` has made. Not detached, its output is ours until
-/// its end.
+/// Starts the session `app` of a VM that `vm run` has made. With `json`, what happens is told as
+/// events.
 ///
 /// # Errors
-/// As [`begin`].
-pub(super) async fn run_app(
-    client: Client,
+/// Why it has not begun.
+pub(super) async fn begin_app(
+    client: &Client,
     vm: &VmRecord,
     app: New,
-    how: App,
+    json: bool,
     interrupts: &mut Interrupts,
-) -> anyhow::Result<u8> {
+) -> anyhow::Result<App> {
     let what = || format!("cannot start the session {APP} in {}", vm.name);
     let id = vm.id.to_string();
     let begun = tokio::select! {
-        begun = begin(&client, &id, app) => begun.with_context(what)?,
-        status = interrupts.next() => return Ok(status),
+        begun = begin(client, &id, app) => begun.with_context(what)?,
+        status = interrupts.next() => return Ok(App::Not(status)),
     };
-    let App { detach, json } = how;
-    let session = match begun {
-        Begun::Session(session) => session,
-        Begun::Refused(status, why) => return refused(json, status, &why),
-    };
+    match begun {
+        Begun::Session(session) => Ok(App::Begun(session)),
+        Begun::Refused(status, why) => refused(json, status, &why).await.map(App::Not),
+    }
+}
+
+/// Goes on with the session `app`: says that it runs, if that is all that is asked for (`detach`),
+/// else shows its output until its end.
+///
+/// # Errors
+/// A lost connection, a reader of ours that went away, or an end without a status.
+pub(super) async fn follow_app(
+    client: Client,
+    vm: &VmRecord,
+    session: Session,
+    (detach, json): (bool, bool),
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<u8> {
     if json {
-        tell(&Event::Session { session: serde_json::to_value(View::new(&session))? })?;
+        let begun = Event::Session { session: serde_json::to_value(View::new(&session))? };
+        tokio::select! {
+            told = tell(&begun) => told?,
+            status = interrupts.next() => return Ok(status),
+        }
     } else if detach {
         line(vm.name.as_str())?;
     }
@@ -136,7 +151,7 @@ pub(super) async fn run_app(
         return Ok(0);
     }
     let request = Request::Logs { session: session.id, outputs: Outputs::Both, tail: None, follow: true };
-    let mut opened = ask(&client, &id, &request).await?;
+    let mut opened = ask(&client, &vm.id.to_string(), &request).await?;
     drop(client);
     let shown = Shown { outputs: Outputs::Both, times: false, json, follow: true };
     tokio::select! {

@@ -107,7 +107,7 @@ fn root_size(text: Option<&str>) -> anyhow::Result<Option<u64>> {
     let bytes = if asked < MIN_ROOT_BYTES { asked } else { asked.next_multiple_of(ROOT_STEP_BYTES) };
     if bytes != asked {
         let (step, size) = (ByteSize::from_bytes(ROOT_STEP_BYTES)?, ByteSize::from_bytes(bytes)?);
-        output::note(&format!("--root-size: a root disk is a multiple of {step}, so it becomes {size}"));
+        output::remark(&format!("--root-size: a root disk is a multiple of {step}, so it becomes {size}"));
     }
     Ok(Some(bytes))
 }

@@ -8,7 +8,7 @@
 
 use crate::client::Client;
 use crate::machine;
-use crate::output::note;
+use crate::output::remark;
 use crate::remote::{self, Guest};
 use anyhow::Context as _;
 use banger_files::Packer;
@@ -46,7 +46,7 @@ struct Configured {
 /// When the guest does not answer, or has no room.
 pub(super) async fn new_vm(client: &Client, vm: &VmRecord) -> anyhow::Result<()> {
     let entries = entries_for(vm).unwrap_or_else(|(path, error)| {
-        note(&format!("warning: file_sync of {} is left out: {error:#}", path.display()));
+        remark(&format!("warning: file_sync of {} is left out: {error:#}", path.display()));
         Vec::new()
     });
     if entries.is_empty() {
@@ -100,7 +100,7 @@ async fn copy(guest: &Guest<'_>, entries: Vec<FileSync>, home: Option<PathBuf>) 
     for entry in entries {
         match host_path(&entry.host, home.as_deref()) {
             Some(path) if fs::metadata(&path).is_ok() => found.push((path, entry)),
-            _ => note(&format!("warning: file_sync: {} is not here and is left out", entry.host)),
+            _ => remark(&format!("warning: file_sync: {} is not here and is left out", entry.host)),
         }
     }
     if found.is_empty() {
@@ -117,7 +117,7 @@ async fn copy(guest: &Guest<'_>, entries: Vec<FileSync>, home: Option<PathBuf>) 
         packer.finish()?;
         Ok(())
     };
-    remote::send(guest, &["put", "/root"], None, std::sync::Arc::default(), work).await
+    remote::send(guest, &["put", "/root", "."], None, std::sync::Arc::default(), work).await
 }
 
 fn host_path(host: &str, home: Option<&Path>) -> Option<PathBuf> {

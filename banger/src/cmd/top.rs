@@ -5,12 +5,13 @@ use crate::cli::Top;
 use crate::client::Client;
 use crate::input::{self, Chunk};
 use crate::output::{self, Screen, amount, line, size, table_lines};
+use crate::signals;
 use crate::terminal::{self, Raw};
 use banger_policy::lifecycle::State;
 use banger_proto::metrics::{User, Vms};
 use banger_proto::model::VmRecord;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 
 /// Between two pictures. The daemon measures more rarely (`stats_poll_interval`), but a VM that
 /// comes or goes is seen at once.
@@ -29,7 +30,7 @@ pub(super) async fn run(options: Top) -> anyhow::Result<u8> {
         picture(&by_use(list::records(&client, all).await?), all).iter().try_for_each(|text| line(text))?;
         return Ok(0);
     }
-    let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
+    let mut ends = [signals::listen(SignalKind::terminate())?, signals::listen(SignalKind::hangup())?];
     let [terminate, hangup] = &mut ends;
     let _raw = Raw::enter();
     let screen = Screen::enter()?;
@@ -43,8 +44,8 @@ pub(super) async fn run(options: Top) -> anyhow::Result<u8> {
                 Some(Chunk::Bytes(typed)) if !typed.iter().any(|byte| ENDS.contains(byte)) => {}
                 _ => return Ok(0),
             },
-            _ = terminate.recv() => return Ok(0),
-            _ = hangup.recv() => return Ok(0),
+            () = signals::next(terminate) => return Ok(0),
+            () = signals::next(hangup) => return Ok(0),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::cli::{ExportWorkspace, Mode, PrepareWorkspace, Repository};
 use crate::client::{Client, answer, soon};
 use crate::error::explained;
 use crate::interrupt::Interrupts;
-use crate::output::{self, line, note};
+use crate::output::{self, line, note, remark};
 use crate::progress::{Detail, Progress};
 use crate::remote::Guest;
 use crate::work;
@@ -55,7 +55,7 @@ pub(super) async fn prepare(options: PrepareWorkspace) -> anyhow::Result<u8> {
         done = preparing => done.context(what)?,
         status = interrupts.next() => return Ok(status),
     };
-    if options.json.json {
+    if options.json {
         output::json(&workspace)?;
     } else {
         line(&format!("prepared {} in {}:{}", workspace.repo_root, vm.name, workspace.guest_path))?;
@@ -145,15 +145,17 @@ pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Re
         let before = known.head_commit.as_deref().map_or("no commit", short);
         let moved = format!("HEAD of {} has moved from {before} to {}", known.repo_root, short(&now));
         match again(&known) {
-            None => note(&format!(
+            None => remark(&format!(
                 "note: {moved}; the workspace stays at {}, from which it was prepared (--from)",
                 known.base_commit.as_deref().map_or("no commit", short)
             )),
             Some(wanted) if follow => {
                 into(client, &vm, wanted).await.context("cannot prepare the workspace again")?;
-                note(&format!("prepared {} again: {moved}", known.guest_path));
+                remark(&format!("prepared {} again: {moved}", known.guest_path));
             }
-            Some(_) => note(&format!("note: {moved} since the workspace was prepared; follow it with: --auto-prepare")),
+            Some(_) => {
+                remark(&format!("note: {moved} since the workspace was prepared; follow it with: --auto-prepare"))
+            }
         }
     }
     Ok(Some(known.guest_path))

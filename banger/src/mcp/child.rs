@@ -3,6 +3,7 @@
 
 use crate::error::explained;
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
@@ -72,7 +73,14 @@ pub(super) async fn run(
     // The client's Ctrl-C is for the client: this process passes on what is meant for the command.
     command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if call.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut child = command.spawn().map_err(|error| match error.raw_os_error() {
+        // execve(2): one of 128 KiB, or all together.
+        Some(number) if number == Errno::E2BIG as i32 => explained(
+            "the values are too long for a program to be started with",
+            "one value has 128 KiB at most: give what is longer as `stdin`, or write it with file_write",
+        ),
+        _ => anyhow::Error::new(error).context(format!("cannot start {}", program.display())),
+    })?;
     let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
     let (mut errors, mut cut) = (Kept::default(), None);
     if let (Some(bytes), Some(mut stdin)) = (call.stdin, child.stdin.take()) {
@@ -206,6 +214,14 @@ mod tests {
         let (ended, _) = sh("exec sleep 60", None, LONG, sleep(Duration::from_millis(200))).await;
         assert_eq!((ended.status, ended.cut), (130, Some(Cut::Cancelled)));
         assert!(began.elapsed() < LONG);
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_too_long_for_a_program_is_explained() {
+        let call = Call { words: vec!["x".repeat(200_000).into()], limit: LONG, ..Call::default() };
+        let error = run(Path::new("/bin/true"), call, &mut Vec::new(), std::future::pending()).await.unwrap_err();
+        let said = crate::error::said(&error);
+        assert!(said.contains("too long") && said.contains("stdin"), "{said}");
     }
 
     #[tokio::test]

@@ -169,3 +169,68 @@ async fn a_cancelled_tool_and_a_client_that_goes_undo_what_was_begun() {
     let undone = std::fs::read_to_string(folder.path().join("undone")).unwrap();
     assert_eq!(undone.lines().count(), 2, "the client's end did not wait for the rollback");
 }
+
+#[tokio::test]
+async fn what_was_done_before_a_failure_and_what_was_remarked_is_told() {
+    let script = r#"
+        event() { printf '{"event":%s}\n' "$1"; }
+        case "$2" in
+            run)
+                event '"ready","vm":{"name":"new","network":{"mode":"nat"}}'
+                event '"output","stream":"stdout","text":"built","base64":null'
+                event '"exit","status":0,"signal":null,"reason":null'
+                event '"error","code":null,"message":"cannot delete new","hint":"try again"'
+                exit 1 ;;
+            exec)
+                event '"output","stream":"stdout","text":"built","base64":null'
+                kill -9 $$ ;;
+            cp) mkdir -p from; echo text > from/file; tar cC from file; echo "note: cp" >&2 ;;
+            *) echo patch; echo "note: evil is a link that leads out of the repository" >&2 ;;
+        esac"#;
+    let mut client = Client::new(script).await;
+    let (text, failed) = client.call("vm_run", json!({ "command": ["make"], "remove": true })).await;
+    assert!(failed, "{text}");
+    let value: Value = serde_json::from_str(text.strip_prefix("cannot delete new\ntry again\n").unwrap()).unwrap();
+    assert_eq!((value.get("exit_status"), value.get("stdout")), (Some(&0.into()), Some(&"built".into())));
+    assert_eq!(value.pointer("/vm/network"), Some(&"nat".into()));
+    let (text, failed) = client.call("vm_exec", json!({ "vm": "new", "command": ["make"] })).await;
+    assert!(failed && text.contains("built"), "{text}");
+    for (name, arguments, first, second) in [
+        ("workspace_export", json!({ "vm": "new" }), "patch\n", "evil is a link"),
+        ("file_read", json!({ "vm": "new", "path": "/file" }), "text\n", "note: cp"),
+    ] {
+        let answer = client.ask("tools/call", json!({ "name": name, "arguments": arguments })).await;
+        let text = |number: u8| answer.pointer(&format!("/result/content/{number}/text")).and_then(Value::as_str);
+        assert!(text(0) == Some(first) && text(1).is_some_and(|text| text.contains(second)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_lasts_keeps_nobody_from_looking_and_ending() {
+    let script = r#"[ "$2" = exec ] && { echo >> begun; exec sleep 60; }; echo "$2""#;
+    let mut client = Client::new(script).await;
+    let long = json!({ "name": "vm_exec", "arguments": { "vm": "demo", "command": ["x"] } });
+    for _ in 0..AT_ONCE {
+        client.begin("tools/call", long.clone()).await;
+    }
+    while client.file("begun").lines().count() < AT_ONCE {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(client.call("vm_list", json!({})).await, ("list\n".to_owned(), false));
+    assert_eq!(client.call("vm_stop", json!({ "vm": "demo" })).await, ("stop\n".to_owned(), false));
+    let ninth = json!({ "vm": "demo", "command": ["x"], "timeout_seconds": 1 });
+    let (text, failed) = client.call("vm_exec", ninth).await;
+    assert!(failed && text.contains("8 calls are at work"), "{text}");
+    assert_eq!(client.file("begun").lines().count(), AT_ONCE);
+}
+
+#[tokio::test]
+async fn a_large_input_arrives_and_one_that_is_too_large_is_refused() {
+    let mut client = Client::new("wc -c").await;
+    // Each is six characters of JSON.
+    let text = |bytes| json!({ "vm": "demo", "session": "web", "text": "\u{1}".repeat(bytes) });
+    let sent = client.call("session_send", text(MAX_INPUT)).await;
+    assert_eq!(sent, (format!("{MAX_INPUT}\n"), false));
+    let (said, failed) = client.call("session_send", text(MAX_INPUT + 1)).await;
+    assert!(failed && said.contains("may be sent"), "{said}");
+}

@@ -73,7 +73,7 @@ impl Told {
         if let Some(vm) = self.find("ready").and_then(|ready| ready.get("vm")) {
             let of = |path: &str| vm.pointer(path).cloned().unwrap_or_default();
             let shown = json!({ "id": of("/id"), "name": of("/name"), "state": of("/state"), "image": of("/image_name"),
-                "guest_ip": of("/runtime/guest_ip") });
+                "network": of("/network/mode"), "guest_ip": of("/runtime/guest_ip") });
             value.insert("vm".to_owned(), shown);
         }
         let mut copy = |event: &str, from: &str, to: &str| {
@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn a_run_is_told_in_one_value() {
-        let vm = json!({ "id": "ab", "name": "new", "state": "running", "image_name": "debian", "runtime": { "guest_ip": "172.16.0.2" }, "spec": {} });
+        let vm = json!({ "id": "ab", "name": "new", "state": "running", "image_name": "debian",
+            "network": { "mode": "public", "allow": [] }, "runtime": { "guest_ip": "172.16.0.2" }, "spec": {} });
         let value = told(&[
             json!({ "event": "stage", "job": 1, "name": "spec", "took_ms": 1, "detail": "" }),
             json!({ "event": "warning", "message": "look out" }),
@@ -131,7 +132,8 @@ mod tests {
             json!({ "event": "exit", "status": 137, "signal": 9, "reason": null }),
         ])
         .value();
-        let vm = json!({ "id": "ab", "name": "new", "state": "running", "image": "debian", "guest_ip": "172.16.0.2" });
+        let vm = json!({ "id": "ab", "name": "new", "state": "running", "image": "debian", "network": "public",
+            "guest_ip": "172.16.0.2" });
         let expected = json!({ "vm": vm, "exit_status": 137, "signal": 9, "stdout": "one two\u{fffd}", "stderr": "err",
             "warnings": ["look out"] });
         assert_eq!(value, expected);

@@ -27,6 +27,8 @@ const LIMIT: u64 = 600;
 const MAX_LIMIT: u64 = 24 * 3600;
 /// Bytes of a file that is read or written, and of a patch.
 pub(super) const MAX_FILE: usize = 1 << 20;
+/// Bytes that a command or session is sent.
+pub(super) const MAX_INPUT: usize = 8 << 20;
 
 /// What becomes of a command's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,13 @@ pub(super) struct Tool {
     pub(super) destroys: bool,
     pub(super) schema: fn() -> Arc<JsonObject>,
     pub(super) order: fn(JsonObject) -> anyhow::Result<Order>,
+}
+
+impl Tool {
+    /// It looks, or ends something: it is wanted most when all others are at work.
+    pub(super) fn is_apart(&self) -> bool {
+        self.reads || ["vm_stop", "vm_delete", "session_stop"].contains(&self.name)
+    }
 }
 
 /// What a tool is called with.
@@ -164,6 +173,8 @@ impl Words {
         // A NUL ends an argument: the kernel would refuse the rest without a word of why.
         let nul = |word: &OsString| word.as_encoded_bytes().contains(&0);
         anyhow::ensure!(!self.0.iter().any(nul), "no value may contain a NUL");
+        let input = stdin.as_ref().map_or(0, Vec::len);
+        anyhow::ensure!(input <= MAX_INPUT, "it may be sent {MAX_INPUT} bytes; send more by `banger vm cp`");
         let words = std::mem::take(&mut self.0);
         let call = Call { words, stdin, limit: Duration::from_secs(seconds) };
         Ok(Order { call, answer })
@@ -229,6 +240,11 @@ mod tests {
             ("vm_delete", json!({ "vm": "a", "force": true })),
             ("vm_run", json!({ "repository": "--rm" })),
             ("vm_run", json!({ "remove": true })),
+            ("vm_run", json!({ "stdin": "x" })),
+            ("vm_run", json!({ "env": { "A": "b" } })),
+            ("vm_run", json!({ "command": ["x"], "background": true, "stdin": "x" })),
+            ("vm_exec", json!({ "vm": "demo", "command": ["x"], "stdin": "x".repeat(MAX_INPUT + 1) })),
+            ("session_send", json!({ "vm": "demo", "session": "web", "text": "x".repeat(MAX_INPUT + 1) })),
             ("session_logs", json!({ "vm": "demo", "session": "-f" })),
             ("file_read", json!({ "vm": "demo", "path": "etc/passwd" })),
             ("file_read", json!({ "vm": "../demo", "path": "/etc/passwd" })),
@@ -236,6 +252,7 @@ mod tests {
             ("file_write", json!({ "vm": "demo", "path": "/x" })),
             ("file_write", json!({ "vm": "demo", "path": "/x/..", "text": "" })),
             ("file_write", json!({ "vm": "demo", "path": "/", "text": "" })),
+            ("file_write", json!({ "vm": "demo", "path": "/root/a\0b", "text": "" })),
             ("file_write", json!({ "vm": "demo", "path": "/x", "base64": "?" })),
             ("file_write", json!({ "vm": "demo", "path": "/x", "text": "x".repeat(MAX_FILE + 1) })),
         ];

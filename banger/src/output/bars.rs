@@ -1,6 +1,6 @@
 //! A moving line for each of several downloads, on a terminal only.
 
-use super::{cell_text, note};
+use super::{cell_text, remark};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl Transfers {
 
     /// A line above them.
     pub(crate) fn say(&self, text: &str) {
-        self.lines.suspend(|| note(text));
+        self.lines.suspend(|| remark(text));
     }
 }
 

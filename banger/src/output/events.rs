@@ -1,9 +1,12 @@
 //! What `vm run --json` and `vm exec --json` say: one JSON object a line, with the names of
 //! `docs/contract.md`. Programs read it as it comes.
 
-use super::json_line;
+use super::outlet::Outlet;
+use super::{json_text, note, on_write};
+use crate::interrupt::Interrupts;
 use banger_proto::model::{ErrorCode, VmRecord};
 use serde::Serialize;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Something that happened.
@@ -56,12 +59,76 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// Says it.
+/// Remarks that are still to be told as events; `None` when nobody reads events.
+static REMARKS: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
+fn with_remarks<T>(work: impl FnOnce(&mut Option<Vec<String>>) -> T) -> T {
+    // Every change is one assignment.
+    work(&mut REMARKS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// From now on a program reads events on standard output.
+pub(crate) fn begin_events() {
+    with_remarks(|remarks| {
+        remarks.get_or_insert_default();
+    });
+}
+
+/// Says on standard error what the user should know and what stops nothing; a program that reads
+/// events gets it as a warning.
+pub(crate) fn remark(text: &str) {
+    note(text);
+    let message = ["warning: ", "note: "].iter().find_map(|kind| text.strip_prefix(kind)).unwrap_or(text);
+    with_remarks(|remarks| remarks.iter_mut().for_each(|remarks| remarks.push(message.to_owned())));
+}
+
+/// Says it, and before it the warnings that came meanwhile.
 ///
 /// # Errors
 /// As [`super::print()`].
-pub(crate) fn tell(event: &Event<'_>) -> anyhow::Result<()> {
-    json_line(event)
+pub(crate) async fn tell(event: &Event<'_>) -> anyhow::Result<()> {
+    let line = line_of(event)?;
+    pass(line).await
+}
+
+/// Says it as the last or the last but one event. It is left out where an interruption has ended
+/// the wait for a reader, or ends it here.
+///
+/// # Errors
+/// As [`tell`].
+pub(crate) async fn tell_at_end(event: &Event<'_>) -> anyhow::Result<()> {
+    let line = line_of(event)?;
+    at_end(line).await
+}
+
+/// Says what is still to be said.
+///
+/// # Errors
+/// As [`tell`].
+pub(crate) async fn flush_events() -> anyhow::Result<()> {
+    at_end(String::new()).await
+}
+
+async fn at_end(line: String) -> anyhow::Result<()> {
+    if Outlet::Out.is_stuck() {
+        return Ok(());
+    }
+    let mut interrupts = Interrupts::listen()?;
+    tokio::select! {
+        passed = pass(line) => passed,
+        _ = interrupts.next() => Ok(()),
+    }
+}
+
+fn line_of(event: &Event<'_>) -> anyhow::Result<String> {
+    Ok(format!("{}\n", json_text(&serde_json::to_string(event)?)))
+}
+
+async fn pass(line: String) -> anyhow::Result<()> {
+    let remarks = with_remarks(|remarks| remarks.as_mut().map(std::mem::take).unwrap_or_default());
+    let warnings = remarks.iter().map(|message| line_of(&Event::Warning { message }));
+    let lines = warnings.chain([Ok(line)]).collect::<anyhow::Result<String>>()?;
+    Outlet::Out.pass(lines.into_bytes()).await.map_err(on_write)
 }
 
 /// A duration in JSON.
@@ -83,7 +150,7 @@ impl Pieces {
 
     /// # Errors
     /// As [`tell`].
-    pub(super) fn tell(&mut self, piece: &[u8]) -> anyhow::Result<()> {
+    pub(super) async fn tell(&mut self, piece: &[u8]) -> anyhow::Result<()> {
         let mut bytes = std::mem::take(&mut self.tail);
         bytes.extend_from_slice(piece);
         if let Err(error) = std::str::from_utf8(&bytes)
@@ -92,24 +159,24 @@ impl Pieces {
             // The end of the last character is still to come.
             self.tail = bytes.split_off(error.valid_up_to());
         }
-        self.write(&bytes)
+        self.write(&bytes).await
     }
 
     /// What was held back for the end of a character that did not come.
     ///
     /// # Errors
     /// As [`tell`].
-    pub(super) fn finish(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn finish(&mut self) -> anyhow::Result<()> {
         let rest = std::mem::take(&mut self.tail);
-        self.write(&rest)
+        self.write(&rest).await
     }
 
-    fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
+    async fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         let text = std::str::from_utf8(bytes).ok();
         let base64 = text.is_none().then(|| data_encoding::BASE64.encode(bytes));
-        tell(&Event::Output { stream: self.stream, text, base64 })
+        tell(&Event::Output { stream: self.stream, text, base64 }).await
     }
 }

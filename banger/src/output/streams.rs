@@ -1,15 +1,17 @@
 //! The two outputs of something in a guest.
 
 use super::events::{Event, Pieces, Stream, tell};
+use super::outlet::Outlet;
 use super::{is_terminal, on_write, plain};
-use std::io::IsTerminal as _;
-use tokio::io::AsyncWriteExt as _;
+use anyhow::Context as _;
+use nix::errno::Errno;
+use std::io::{self, ErrorKind, IsTerminal as _};
 
 /// Where they go, and how.
 #[derive(Debug)]
 pub(crate) enum Streams {
     /// To our own two outputs; cleaned where there is something to clean with.
-    Bytes { out: (tokio::io::Stdout, Option<PlainBytes>), err: (tokio::io::Stderr, Option<PlainBytes>) },
+    Bytes { out: Option<PlainBytes>, err: Option<PlainBytes> },
     /// As JSON to standard output, an object for each piece.
     Json { out: Pieces, err: Pieces },
 }
@@ -17,14 +19,13 @@ pub(crate) enum Streams {
 impl Streams {
     /// As the guest writes them: the user gave it the terminal, as every remote shell does.
     pub(crate) fn as_written() -> Self {
-        Self::Bytes { out: (tokio::io::stdout(), None), err: (tokio::io::stderr(), None) }
+        Self::Bytes { out: None, err: None }
     }
 
     /// Text that the user only looks at: clean where it goes to a terminal.
     pub(crate) fn text() -> Self {
         let clean = |terminal: bool| terminal.then(PlainBytes::default);
-        let (out, err) = (clean(is_terminal()), clean(std::io::stderr().is_terminal()));
-        Self::Bytes { out: (tokio::io::stdout(), out), err: (tokio::io::stderr(), err) }
+        Self::Bytes { out: clean(is_terminal()), err: clean(io::stderr().is_terminal()) }
     }
 
     /// For a program that reads JSON.
@@ -35,46 +36,37 @@ impl Streams {
     /// # Errors
     /// [`super::ReaderGone`] when nobody reads any more.
     pub(crate) async fn output(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let (out, clean) = match self {
-            Self::Bytes { out, .. } => out,
-            Self::Json { out, .. } => return out.tell(bytes),
-        };
-        let written = match clean {
-            None => out.write_all(bytes).await,
-            Some(clean) => out.write_all(&clean.next(bytes)).await,
-        };
-        written.map_err(on_write)?;
-        out.flush().await.map_err(on_write)
+        match self {
+            Self::Bytes { out, .. } => Outlet::Out.pass(cleaned(out, bytes)).await.map_err(on_write),
+            Self::Json { out, .. } => out.tell(bytes).await,
+        }
     }
 
     /// A closed standard error is no reason to end somebody's command.
     ///
     /// # Errors
-    /// As [`Self::output`], of JSON alone.
+    /// As [`Self::output`], of JSON alone; what cannot be written for another reason than that.
     pub(crate) async fn error_output(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let (err, clean) = match self {
-            Self::Bytes { err, .. } => err,
-            Self::Json { err, .. } => return err.tell(bytes),
-        };
-        drop(match clean {
-            None => err.write_all(bytes).await,
-            Some(clean) => err.write_all(&clean.next(bytes)).await,
-        });
-        drop(err.flush().await);
-        Ok(())
+        match self {
+            Self::Bytes { err, .. } => match Outlet::Err.pass(cleaned(err, bytes)).await {
+                Err(error) if !is_closed(&error) => Err(error).context("cannot write to standard error"),
+                _ => Ok(()),
+            },
+            Self::Json { err, .. } => err.tell(bytes).await,
+        }
     }
 
     /// Bytes are missing here.
     ///
     /// # Errors
     /// As [`Self::error_output`].
-    pub(crate) fn gap(&self, bytes: u64) -> anyhow::Result<()> {
+    pub(crate) async fn gap(&self, bytes: u64) -> anyhow::Result<()> {
         match self {
             Self::Bytes { .. } => {
                 super::note(&format!("banger: {bytes} bytes of the log are missing here"));
                 Ok(())
             }
-            Self::Json { .. } => tell(&Event::Gap { bytes }),
+            Self::Json { .. } => tell(&Event::Gap { bytes }).await,
         }
     }
 
@@ -82,7 +74,7 @@ impl Streams {
     ///
     /// # Errors
     /// As [`Self::error_output`].
-    pub(crate) fn ended(&mut self, status: u8, signal: Option<u8>, reason: Option<&str>) -> anyhow::Result<()> {
+    pub(crate) async fn ended(&mut self, status: u8, signal: Option<u8>, reason: Option<&str>) -> anyhow::Result<()> {
         match self {
             Self::Bytes { .. } => {
                 if let Some(why) = reason {
@@ -91,12 +83,24 @@ impl Streams {
                 Ok(())
             }
             Self::Json { out, err } => {
-                out.finish()?;
-                err.finish()?;
-                tell(&Event::Exit { status, signal, reason })
+                out.finish().await?;
+                err.finish().await?;
+                tell(&Event::Exit { status, signal, reason }).await
             }
         }
     }
+}
+
+fn cleaned(clean: &mut Option<PlainBytes>, bytes: &[u8]) -> Vec<u8> {
+    match clean {
+        None => bytes.to_vec(),
+        Some(clean) => clean.next(bytes),
+    }
+}
+
+/// Whether nobody can read what is written: the reader is gone, or its terminal.
+fn is_closed(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32)
 }
 
 /// [`plain`] for bytes that come in pieces, which may end inside a character.

@@ -99,7 +99,7 @@ impl Cache {
                 && blob.size > 0
                 && hash(&mut file, blob.size)?.finalize()[..] == blob.digest.as_bytes()[..];
             if !is_whole {
-                crate::output::note(&format!("{} is damaged; it is fetched again", path.display()));
+                crate::output::remark(&format!("{} is damaged; it is fetched again", path.display()));
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
                 return Ok(None);
             }

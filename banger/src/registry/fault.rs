@@ -99,7 +99,7 @@ impl Patience {
             };
             failed += 1;
             let Some(pause) = self.pause(failed, &fault) else { return Err(fault) };
-            crate::output::note(&fault.waits(pause));
+            crate::output::remark(&fault.waits(pause));
             tokio::time::sleep(pause).await;
         }
     }

@@ -221,7 +221,7 @@ impl Registries {
     /// Brings the cache back to its size.
     pub(crate) fn tidy(&self) {
         if let Err(error) = self.cache.make_room_for(&BTreeMap::new()) {
-            crate::output::note(&format!("warning: the cache cannot be tidied: {error:#}"));
+            crate::output::remark(&format!("warning: the cache cannot be tidied: {error:#}"));
         }
     }
 }
@@ -277,7 +277,7 @@ impl Watch for Unseen {
     fn at(&self, _: u64) {}
 
     fn say(&self, text: &str) {
-        crate::output::note(text);
+        crate::output::remark(text);
     }
 }
 

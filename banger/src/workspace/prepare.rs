@@ -223,7 +223,7 @@ pub(crate) async fn prepare(
     let asked = wanted.clone();
     let ready = work::begin(move || ready(&asked)).await??;
     for note in &ready.notes {
-        progress.say(&format!("note: {note}"));
+        progress.remark(&format!("note: {note}"));
     }
     let default = format!("~/{}", ready.source.name());
     let look = look(guest, wanted.guest_path.as_deref().unwrap_or(&default)).await?;

@@ -147,6 +147,20 @@ fn input_that_cannot_be_read_is_not_its_end() {
 }
 
 #[test]
+fn a_relative_path_begins_where_the_image_says_also_in_a_vm_that_does_not_run() {
+    // The fake guest's commands start in this test's folder, which is not below /root.
+    let fake = demo();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("copy");
+    let output = fake.banger(&["vm", "cp", "other:Cargo.toml", target.to_str().unwrap()]).output().unwrap();
+    let begins = std::env::current_dir().unwrap();
+    let said =
+        format!("other is stopped, and then only what is below /root can be copied, and not {}", begins.display());
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains(&said), "{}", all(&output));
+    assert!(!target.exists());
+}
+
+#[test]
 fn run_reads_no_input_when_told() {
     // Standard input stays open, and is not waited for.
     let mut child = demo().banger(&["vm", "run", "-n", "--", "cat"]).stdin(Stdio::piped()).spawn().unwrap();

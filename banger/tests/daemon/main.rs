@@ -9,6 +9,7 @@ mod fake;
 mod host;
 mod images;
 mod life;
+mod signals;
 mod terminal;
 
 use banger_policy::lifecycle::State;

@@ -313,6 +313,13 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
             tell(to, FromGuest::Output(tty.unwrap_or_else(|| "none\n".into()).into_bytes())).await;
             tell(to, FromGuest::Exited(0)).await;
         }
+        ["much", bytes] => {
+            for _ in 0..bytes.parse::<usize>().unwrap() / 50_000 {
+                tell(to, FromGuest::Output(vec![b'o'; 50_000])).await;
+                tell(to, FromGuest::ErrorOutput(vec![b'e'; 50_000])).await;
+            }
+            tell(to, FromGuest::Exited(0)).await;
+        }
         ["flood"] => while tell(to, FromGuest::Output(vec![b'y'; 60_000])).await {},
         ["hang-up"] => {}
         ["generous"] => {
@@ -344,6 +351,14 @@ async fn exec(fake: &Fake, from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, st
             });
         }
         ["cut"] => {}
+        ["lost"] => {
+            tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
+            while let Ok(Some(frame)) = ToGuest::read(from).await {
+                if let ToGuest::Signal(_) = frame {
+                    return;
+                }
+            }
+        }
         ["deaf"] => {
             tell(to, FromGuest::Output(b"waiting\n".to_vec())).await;
             while let Ok(Some(_)) = ToGuest::read(from).await {}

@@ -179,7 +179,8 @@ impl Daemon for Fake {
             | StreamRequest::Ssh { vm }
             | StreamRequest::Logs { vm, .. } => {
                 let vm = state.find(vm)?;
-                if vm.state != VmState::Running && !matches!(request, StreamRequest::Logs { .. }) {
+                let reads = matches!(request, StreamRequest::Logs { .. } | StreamRequest::Command { reads: true, .. });
+                if vm.state != VmState::Running && !reads {
                     let why = format!("{} is {}", vm.name, vm.state);
                     return Err(ApiError::new(ErrorCode::NotRunning, why).hint("start it: banger vm start demo"));
                 }

@@ -92,7 +92,10 @@ pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon
             return guest(io, &peer, way, async |link| link.ssh().await).await;
         }
         StreamRequest::Logs { vm, follow, tail } => match daemon.vms.console(&peer, &vm).await {
-            Ok((console, ownership)) => stream::logs(io, &console, follow, tail, ownership.cancelled()).await,
+            Ok(console) => {
+                let not_theirs = console.ownership.cancelled();
+                stream::logs(io, &console.path, follow, tail, not_theirs, console.gone.cancelled()).await
+            }
             Err(error) => return refuse(io, &error.message()).await,
         },
         StreamRequest::ImportImage { .. }

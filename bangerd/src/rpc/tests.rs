@@ -218,6 +218,25 @@ fn who_follows_a_console_is_shown_no_more_of_it_when_the_vm_is_given_away() {
 }
 
 #[test]
+fn who_follows_a_console_is_told_the_end_when_the_vm_is_deleted() {
+    let world = World::new();
+    let door = Door::of(&world);
+    let vm = world.running("demo");
+    world.life().runtime.block_on(async {
+        let alice = door.client(ALICE).await;
+        let follow = StreamRequest::Logs { vm: "demo".into(), follow: true, tail: None };
+        let opened = alice.open_stream(now(), follow).await.unwrap().unwrap();
+        std::fs::write(world.paths().vm(&vm.id).console(), "boot\n").unwrap();
+        let mut stream = door.stream(ALICE, &opened.ticket).await;
+        assert_eq!(read(&mut stream).await.unwrap(), Some(Frame::Output(b"boot\n".to_vec())));
+        let deleted = alice.delete_vm(now(), "demo".into()).await.unwrap().unwrap();
+        assert!(matches!(end_of(&alice, deleted).await, JobState::Done(_)));
+        let next = tokio::time::timeout(Duration::from_secs(20), read(&mut stream)).await.unwrap();
+        assert!(matches!(next, Ok(Some(Frame::Exit(0)))), "{next:?}");
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_changes_nothing_about_its_job() {
     let world = World::new();
     let door = Door::of(&world);

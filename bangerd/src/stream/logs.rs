@@ -19,8 +19,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const SEARCH: u64 = 2 * console::CAP;
 
 /// Sends the console from `tail` lines before its end, all of it when `None`; with `follow`, then
-/// what is written until the client goes, also by the next boots. Nothing is sent any more once
-/// `not_theirs` is ready. A VM that never ran has an empty one.
+/// what is written until the VM is `gone` or the client goes, also by the next boots. Nothing is
+/// sent any more once `not_theirs` is ready. A VM that never ran has an empty one.
 ///
 /// # Errors
 /// What the client's socket says.
@@ -30,13 +30,14 @@ pub async fn logs(
     follow: bool,
     tail: Option<u32>,
     not_theirs: impl Future<Output = ()>,
+    gone: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let Client { mut from, mut to, .. } = Client::new(stream);
     let sending = async {
         let passed = tokio::select! {
             biased;
             () = not_theirs => None,
-            passed = pass(console, follow, tail, &mut to) => Some(passed),
+            passed = pass(console, follow, tail, gone, &mut to) => Some(passed),
         };
         match passed {
             Some(Ok(())) => to.last(&Frame::Exit(0)).await,
@@ -51,7 +52,14 @@ pub async fn logs(
     }
 }
 
-async fn pass(path: &Path, follow: bool, tail: Option<u32>, to: &mut Sender) -> io::Result<()> {
+async fn pass(
+    path: &Path,
+    mut follow: bool,
+    tail: Option<u32>,
+    gone: impl Future<Output = ()>,
+    to: &mut Sender,
+) -> io::Result<()> {
+    let mut gone = std::pin::pin!(gone);
     let mut reader = Reader { path: path.to_owned(), place: None, written: None };
     loop {
         let (back, bytes) = tokio::task::spawn_blocking(move || {
@@ -68,7 +76,11 @@ async fn pass(path: &Path, follow: bool, tail: Option<u32>, to: &mut Sender) -> 
                 // What was written between the reading and this is read first.
                 written @ None => *written = Some(written_after(path).await?),
                 Some(written) => {
-                    written.wait().await;
+                    tokio::select! {
+                        () = written.wait() => {}
+                        // What is still there is the end.
+                        () = &mut gone => follow = false,
+                    }
                     reader.written = None;
                     sleep(LOOK).await;
                 }

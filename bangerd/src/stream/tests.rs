@@ -4,6 +4,7 @@ use banger_link::fakes::guest;
 use banger_proto::stream::{Frame, OPENED_BYTES, read, write};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use std::fs::File;
+use std::future::pending;
 use std::io::{IoSliceMut, Read, Seek, Write};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
@@ -70,7 +71,8 @@ async fn logs_are_sent_from_where_they_are_wanted() {
     let path = folder.path().join("console.log");
     let read_all = async |tail| {
         let (mut client, server) = UnixStream::pair().unwrap();
-        let (sent, said) = tokio::join!(logs(server, &path, false, tail, std::future::pending()), all(&mut client));
+        let sending = logs(server, &path, false, tail, pending(), pending());
+        let (sent, said) = tokio::join!(sending, all(&mut client));
         sent.unwrap();
         said
     };
@@ -90,7 +92,7 @@ async fn followed_logs_go_on_into_the_next_boot_and_end_with_the_client() {
     std::fs::write(&path, "old\nlast\n").unwrap();
     let (mut client, server) = UnixStream::pair().unwrap();
     let followed = path.clone();
-    let serving = tokio::spawn(async move { logs(server, &followed, true, Some(1), std::future::pending()).await });
+    let serving = tokio::spawn(async move { logs(server, &followed, true, Some(1), pending(), pending()).await });
     let mut next = async || timeout(SOON, read(&mut client)).await.unwrap().unwrap();
     assert_eq!(next().await, Some(Frame::Output(b"last\n".to_vec())));
     let mut file = File::options().append(true).open(&path).unwrap();
@@ -100,6 +102,29 @@ async fn followed_logs_go_on_into_the_next_boot_and_end_with_the_client() {
     file.write_all(b"boot\n").unwrap();
     assert_eq!(next().await, Some(Frame::Output(b"boot\n".to_vec())));
     drop(client);
+    timeout(SOON, serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn followed_logs_end_with_the_vm_and_have_its_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm/console.log");
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "running\n").unwrap();
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let (delete, gone) = tokio::sync::oneshot::channel::<()>();
+    let followed = path.clone();
+    let serving = tokio::spawn(async move {
+        let gone = async { drop(gone.await) };
+        logs(server, &followed, true, None, pending(), gone).await
+    });
+    let mut next = async || timeout(SOON, read(&mut client)).await.unwrap().unwrap();
+    assert_eq!(next().await, Some(Frame::Output(b"running\n".to_vec())));
+    std::fs::write(&path, "running\nlast\n").unwrap();
+    assert_eq!(next().await, Some(Frame::Output(b"last\n".to_vec())));
+    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    drop(delete);
+    assert_eq!(next().await, Some(Frame::Exit(0)));
     timeout(SOON, serving).await.unwrap().unwrap().unwrap();
 }
 

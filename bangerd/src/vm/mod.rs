@@ -139,11 +139,23 @@ fn entry_of(vms: &Vms, vm: &VmId) -> Option<Entry> {
 }
 
 impl Context {
-    /// The VM is gone, and its actor with it.
+    /// The VM is gone, and its actor with it. Whoever follows it has nothing to wait for.
     fn forget(&self, vm: &VmId) {
-        self.actors.lock().remove(vm);
+        if let Some(entry) = self.actors.lock().remove(vm) {
+            entry.shared.gone().cancel();
+        }
         self.fellows.changed();
     }
+}
+
+/// A VM's console, for whoever is shown it.
+#[derive(Debug)]
+pub(crate) struct Console {
+    pub(crate) path: PathBuf,
+    /// Ends when the VM is no longer theirs to see.
+    pub(crate) ownership: CancellationToken,
+    /// Ends when nothing is written any more, because the VM is deleted.
+    pub(crate) gone: CancellationToken,
 }
 
 /// The VMs of this host.
@@ -379,14 +391,15 @@ impl Vms {
         self.reach(peer, word).await.map(|(link, ..)| link)
     }
 
-    /// The console's file of a VM of the peer's, and until when it is the peer's to read.
-    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<(PathBuf, CancellationToken), VmError> {
+    /// The console of a VM of the peer's.
+    pub(crate) async fn console(&self, peer: &Peer, word: &str) -> Result<Console, VmError> {
         let row = self.find(peer, word).await?;
         let vm = row.id;
-        let ownership = self.actor(row).shared.ownership();
-        // Since the first look it may have been given away.
+        let shared = self.actor(row).shared;
+        let (ownership, gone) = (shared.ownership(), shared.gone());
+        // Since the first look it may have been given away, or deleted.
         self.find(peer, &vm.to_string()).await?;
-        Ok((self.ctx.paths.vm(&vm).console(), ownership))
+        Ok(Console { path: self.ctx.paths.vm(&vm).console(), ownership, gone })
     }
 
     /// Lets the holder of a key into the peer's VM, now and at later boots.

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     sessions: Arc<()>,
     /// Ends when the VM becomes another user's.
     ownership: Mutex<CancellationToken>,
+    /// Ends when there is no such VM any more.
+    gone: CancellationToken,
     /// When a use was written last.
     used: Mutex<Option<Instant>>,
 }
@@ -155,6 +157,11 @@ impl Shared {
     /// Whoever has been shown the VM as its owner's is shown no more of it.
     pub(super) fn end_ownership(&self) {
         std::mem::take(&mut *lock(&self.ownership)).cancel();
+    }
+
+    /// Ends with the VM.
+    pub(super) fn gone(&self) -> CancellationToken {
+        self.gone.clone()
     }
 
     /// Whether the actor waits for a guest to be ready.

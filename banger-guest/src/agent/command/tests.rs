@@ -142,6 +142,37 @@ async fn a_command_has_its_input_outputs_and_status() {
 }
 
 #[tokio::test]
+async fn a_program_that_its_user_may_not_execute_is_passed_over() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let guest = guest();
+    let is_root = nix::unistd::geteuid().is_root();
+    // Only root runs commands of others. Whoever is not root may not execute what only others may.
+    let (user, hidden) = if is_root { (Some("65534".to_owned()), 0o700) } else { (None, 0o001) };
+    let make = |folder: &str, mode| {
+        let folder = guest.folder.path().join(folder);
+        std::fs::create_dir(&folder).unwrap();
+        let program = folder.join("tool");
+        std::fs::write(&program, "#!/bin/sh\necho second\n").unwrap();
+        for (path, mode) in [(&folder, 0o755), (&program, mode)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        folder.into_os_string().into_string().unwrap()
+    };
+    let (one, two) = (make("one", hidden), make("two", 0o755));
+    std::fs::set_permissions(guest.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let start = |path: String| Start {
+        env: vec![(b"PATH".to_vec(), path.into_bytes())],
+        user: user.clone(),
+        ..words(&["tool"])
+    };
+    let mut stream = guest.start(start(format!("{one}:{two}:/usr/bin:/bin"))).await;
+    assert_eq!(all(&mut stream).await, (b"second\n".to_vec(), Vec::new(), FromGuest::Exited(0)));
+    let mut stream = guest.start(start(format!("{one}:/usr/bin:/bin"))).await;
+    let FromGuest::Refused(126, why) = all(&mut stream).await.2 else { panic!("started") };
+    assert!(why.contains(&format!("{one}/tool")), "{why}");
+}
+
+#[tokio::test]
 async fn texts_are_bytes() {
     let guest = guest();
     let mut start = words(&["sh", "-c", "printf '%s|%s' \"$1\" \"$LC_TEST\"; pwd", "sh"]);

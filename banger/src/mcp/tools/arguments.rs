@@ -7,7 +7,7 @@ use rmcp::schemars::{self, JsonSchema};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-use super::{Answer, Arguments, MAX_FILE, MAX_LIMIT, Order, Words};
+use super::{Answer, Arguments, MAX_FILE, MAX_INPUT, MAX_LIMIT, Order, Words};
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +48,8 @@ pub(super) struct Run {
     /// Remove the VM when the command has ended.
     #[serde(default)]
     remove: bool,
-    /// Standard input of the command.
+    /// Standard input of the command, up to 8 MiB; none in the background.
+    #[schemars(length(max = "MAX_INPUT"))]
     stdin: Option<String>,
     /// Variables of the command.
     #[serde(default)]
@@ -60,7 +61,12 @@ pub(super) struct Run {
 impl Arguments for Run {
     fn order(self) -> anyhow::Result<Order> {
         let alone = self.command.is_empty();
-        anyhow::ensure!(!(alone && (self.remove || self.background)), "name the command with `command`");
+        let of_command = self.remove || self.background || self.stdin.is_some() || !self.env.is_empty();
+        anyhow::ensure!(!(alone && of_command), "name the command with `command`");
+        if self.background && self.stdin.is_some() {
+            let hint = "give it standard input with session_start (stdin) and session_send";
+            return Err(explained("a command in the background takes no `stdin` here", hint));
+        }
         let mut words = Words::new(&["vm", "run", "--json"]);
         let vcpu = self.vcpu.map(|count| count.to_string());
         let flags = [
@@ -96,7 +102,8 @@ pub(super) struct Exec {
     vm: String,
     /// The words of the command, without a shell in between. For a shell: ["sh", "-c", "..."].
     command: Vec<String>,
-    /// Standard input.
+    /// Standard input, up to 8 MiB.
+    #[schemars(length(max = "MAX_INPUT"))]
     stdin: Option<String>,
     /// Variables.
     #[serde(default)]
@@ -224,7 +231,7 @@ pub(super) struct OneVmSessions {
 impl Arguments for OneVmSessions {
     fn order(self) -> anyhow::Result<Order> {
         let mut words = Words::new(&["vm", "session", "list", "--json"]);
-        words.place("vm", self.vm)?.order(Answer::Text, None, None)
+        words.place("vm", self.vm)?.order(Answer::Whole, None, None)
     }
 }
 
@@ -256,7 +263,8 @@ pub(super) struct SessionSend {
     vm: String,
     /// The session's name or id.
     session: String,
-    /// What is written; nothing is added, not even the end of a line.
+    /// What is written, up to 8 MiB; nothing is added, not even the end of a line.
+    #[schemars(length(max = "MAX_INPUT"))]
     text: String,
     /// Then close the session's standard input.
     #[serde(default)]
@@ -312,7 +320,7 @@ impl Arguments for FileRead {
 pub(super) struct FileWrite {
     /// The VM's name or id.
     vm: String,
-    /// The file's absolute path. Its folder must be there.
+    /// The file's absolute path. A folder of it that is missing is made.
     path: String,
     /// What it is to hold, as text.
     text: Option<String>,
@@ -369,6 +377,7 @@ impl Arguments for Export {
 /// `VM:PATH`, which nothing else can be taken for.
 fn in_vm(vm: &str, path: &str) -> anyhow::Result<String> {
     anyhow::ensure!(path.starts_with('/') && !path.ends_with('/'), "`path` must be a file's absolute path");
+    anyhow::ensure!(!path.contains('\0'), "`path` may not contain a NUL");
     anyhow::ensure!(!vm.is_empty() && !vm.contains(':') && !vm.starts_with(['/', '.', '~']), "`vm` is no name of a VM");
     Ok(format!("{vm}:{path}"))
 }

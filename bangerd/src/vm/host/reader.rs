@@ -49,6 +49,8 @@ impl Host {
         let config = GuestConfig {
             work_device: Some("/dev/vda".to_owned()),
             reads: true,
+            // Where a path begins that is not absolute.
+            image: seat.image_config.clone(),
             ..self.config_without_disks(seat, &token)?
         };
         self.write_for_boot(seat, &config)?;
