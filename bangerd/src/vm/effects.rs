@@ -101,7 +101,7 @@ impl Actor {
                 let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
                 // The row has them with the state that follows, or not at all.
                 self.row.mirror = held.mirror();
-                self.ctx.handles.keep(seat.id, &seat.paths, &held);
+                self.ctx.handles.keep(seat.id, &seat.paths, &held).await;
                 Ok(())
             }
             Effect::SeedCache => {

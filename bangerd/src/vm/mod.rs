@@ -403,6 +403,7 @@ impl Vms {
             keys.extend(self.ctx.db.keys(peer.owner()).await?);
         }
         link.set_authorized_keys(&keys).await.map_err(VmError::GuestKeys)?;
-        Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })
+        let machine = Arc::clone(&self.ctx.machine);
+        Ok(SshAccess { vm, host_key: crate::util::blocking(move || machine.host_key(&seat)).await? })
     }
 }
