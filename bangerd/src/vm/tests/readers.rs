@@ -41,6 +41,8 @@ fn a_reader_lives_as_long_as_its_client_and_leaves_nothing() {
     assert_eq!(world.machine.processes(), 1);
     // The VM itself does not run, and nothing of the reader is anybody's to clear away.
     assert_eq!(world.show(ALICE, "web").unwrap().state, State::Stopped);
+    let folder = world.paths().vm(&world.life().vms.ctx.readers.ids()[0]);
+    assert!(folder.initramfs().exists() && !folder.initramfs().starts_with(&world.paths().runtime), "{folder:?}");
     let leaks = || world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
     assert!(leaks().leaks.is_empty(), "{:?}", leaks());
     world.leave(way);
@@ -140,8 +142,10 @@ fn what_a_crash_leaves_of_a_reader_is_released_at_once() {
     std::mem::forget(way);
     world.restart();
     world.until_true("nothing of the reader is left", || {
-        let sockets = std::fs::read_dir(world.paths().runtime.join("vm")).unwrap().count();
-        world.machine.processes() == 0 && sockets == 0
+        let count = |folder: std::path::PathBuf| std::fs::read_dir(folder).unwrap().count();
+        world.machine.processes() == 0
+            && count(world.paths().runtime.join("vm")) == 0
+            && count(world.paths().vms()) == 1
     });
 }
 
