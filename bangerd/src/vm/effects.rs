@@ -126,6 +126,8 @@ impl Actor {
                         tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
                     }
                 }
+                // Who has begun to read since the order came keeps what is removed on the disk.
+                self.ctx.readers.cut(&seat.id);
                 self.remove_files(seat).await
             }
             Effect::RemoveRow => Ok(self.db().delete_vm(seat.id).await?),

@@ -171,3 +171,21 @@ fn what_is_being_started_is_read_by_nobody() {
     assert!(matches!(world.order(STOP, "web"), JobState::Done(_)));
     assert_eq!(world.wait(start), JobState::Cancelled);
 }
+
+#[test]
+fn a_reading_that_began_behind_the_order_of_a_delete_ends_with_the_disk() {
+    let world = World::new();
+    let vm = world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    // As if it had begun while the order waited for its turn: past the door.
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    let job = world.life().vms.ctx.jobs.begin(&ALICE, "delete web".to_owned()).unwrap();
+    let delete = job.id();
+    entry.orders.send(Order::Asked(Box::new(job), Box::new(Ask::Delete))).unwrap();
+    assert!(matches!(world.wait(delete), JobState::Done(_)));
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+        way.leave().await;
+    });
+    world.assert_nothing_at_all();
+}
