@@ -6,6 +6,7 @@
 //! transaction.
 
 mod address;
+mod backup;
 mod care;
 mod holdings;
 mod image;
@@ -288,7 +289,7 @@ fn bring_up(connection: &mut Connection, path: &Path, steps: &[&str]) -> Result<
     let known = i64::try_from(steps.len()).unwrap_or(i64::MAX);
     let found = care::schema(connection, path, known)?;
     if 0 < found && found < known {
-        care::copy_before(connection, path, found)?;
+        backup::copy_before(connection, path, found)?;
     }
     for (step, sql) in (1..).zip(steps).filter(|(step, _)| *step > found) {
         let migrate = |connection: &mut Connection| {
