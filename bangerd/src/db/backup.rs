@@ -1,8 +1,9 @@
 //! Copies of the database: one a day, and one before every change of the schema.
 
 use super::care::check;
-use super::{Db, DbError, Work, Write};
+use super::{Db, DbError, Work, Write, ballast};
 use crate::room;
+use crate::util::{WorkerEnded, blocking};
 use banger_proto::time::Timestamp;
 use rusqlite::Connection;
 use rusqlite::backup::Backup;
@@ -26,11 +27,16 @@ pub(super) fn copy_before(connection: &Connection, path: &Path, from: i64) -> Re
 }
 
 impl Db {
-    /// Copies the database once a day, from now on and as long as the daemon runs.
-    pub(crate) fn back_up_daily(&self, folder: PathBuf) {
+    /// Copies the database once a day, and keeps its ballast whole, from now on and as long as the
+    /// daemon runs.
+    pub(crate) fn back_up_daily(&self, database: PathBuf, folder: PathBuf) {
         let db = self.clone();
         tokio::spawn(async move {
             loop {
+                let of = database.clone();
+                if let Err(error) = blocking(move || ballast::fill_up(&of).map_err(Unfilled::Kernel)).await {
+                    tracing::warn!("{}", crate::error::chain(&error));
+                }
                 match db.back_up(&folder, Timestamp::now()).await {
                     Ok(None) => {}
                     Ok(Some(name)) => tracing::info!("database copied to {}", folder.join(name).display()),
@@ -64,6 +70,15 @@ impl Db {
         answer.await.map_err(|_| DbError::Closed)??;
         Ok(Some(name))
     }
+}
+
+/// Why the ballast is not whole.
+#[derive(Debug, thiserror::Error)]
+enum Unfilled {
+    #[error("no room is kept for the database on a full disk")]
+    Kernel(#[source] std::io::Error),
+    #[error(transparent)]
+    WorkerEnded(#[from] WorkerEnded),
 }
 
 /// A daily copy leaves the host's reserve alone, like everything that is made; the one before a

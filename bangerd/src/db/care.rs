@@ -1,6 +1,6 @@
 //! Whether the file is well: checked when it is opened, and looked at without being changed.
 
-use super::DbError;
+use super::{DbError, ballast};
 use rusqlite::Connection;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -103,11 +103,14 @@ pub(super) fn schema(connection: &Connection, path: &Path, known: i64) -> Result
 
 /// What SQLite says when it cannot use a file, and what is damaged about it.
 pub(super) fn refused(path: &Path, source: rusqlite::Error) -> DbError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    if matches!(source.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) {
-        DbError::Damaged { path: path.to_owned(), what: source.to_string() }
-    } else {
-        DbError::Open { path: path.to_owned(), source }
+    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase, SystemIoFailure};
+    let full = ballast::has_nothing(path);
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(DatabaseCorrupt | NotADatabase) => DbError::Damaged { path, what: source.to_string() },
+        Some(DiskFull) => DbError::Full { path, source },
+        Some(SystemIoFailure) if full => DbError::Full { path, source },
+        _ => DbError::Open { path, source },
     }
 }
 

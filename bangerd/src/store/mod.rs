@@ -157,8 +157,12 @@ impl Store {
                 tracing::warn!(path = %path.display(), "not known, and not of an import that was cut short: kept");
             }
         }
-        // Earlier releases counted one file of each.
-        self.db.set_taken(T::KIND, taken).await
+        // Earlier releases counted one file of each. Nobody is served by a daemon that ends because
+        // this cannot be written to a full disk.
+        if let Err(error) = self.db.set_taken(T::KIND, taken).await {
+            tracing::warn!("what {}s take is not recorded: {}", T::KIND.word, crate::error::chain(&error));
+        }
+        Ok(())
     }
 
     /// Removes the folder of content that has no row, as somebody has seen. An import may have
