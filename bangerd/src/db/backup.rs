@@ -63,7 +63,7 @@ impl Db {
         let work: Work = Box::new(move |connection| {
             let done = may_copy(connection, &folder)
                 .and_then(|()| copy(connection, &folder, &made))
-                .and_then(|()| forget_oldest(&folder));
+                .and_then(|()| forget_oldest(&folder, &day));
             drop(reply.send(done));
         });
         self.work.send(Write::Whole(work)).map_err(|_| DbError::Closed)?;
@@ -131,8 +131,10 @@ fn no_such_column(error: rusqlite::Error) -> rusqlite::Result<usize> {
     if matches!(error, rusqlite::Error::SqlInputError { .. }) { Ok(0) } else { Err(error) }
 }
 
-/// Only what has a daily copy's name is looked at: an administrator's own files stay.
-fn forget_oldest(folder: &Path) -> Result<(), DbError> {
+/// Only what has a daily copy's name is looked at: an administrator's own files stay. Copies of
+/// days that have not come, made while the clock was ahead, go first: else each new one would be
+/// the oldest.
+fn forget_oldest(folder: &Path, today: &str) -> Result<(), DbError> {
     let failed = |source| DbError::Backup { path: folder.to_owned(), source };
     let mut days = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -140,7 +142,7 @@ fn forget_oldest(folder: &Path) -> Result<(), DbError> {
         let day = name.to_str().and_then(|name| name.strip_prefix(DAILY.0)?.strip_suffix(DAILY.1).map(str::to_owned));
         days.extend(day.filter(|day| day.len() == "YYYY-MM-DD".len() && !day.contains(|c: char| c.is_alphabetic())));
     }
-    days.sort();
+    days.sort_by_key(|day| (day.as_str() <= today, day.clone()));
     let surplus = days.len().saturating_sub(KEPT);
     for day in days.into_iter().take(surplus) {
         std::fs::remove_file(folder.join(format!("{}{day}{}", DAILY.0, DAILY.1))).map_err(failed)?;
@@ -183,6 +185,23 @@ mod tests {
             Verdict::Fine { schema: MIGRATIONS.len() as i64 },
             "a copy is a whole database"
         );
+    }
+
+    #[tokio::test]
+    async fn copies_of_days_to_come_push_out_no_later_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("banger.db")).await.unwrap();
+        let folder = dir.path().join("backups");
+        let day = |n: u64| Timestamp::from_unix(n * 86_400);
+        for n in 30_000..30_009 {
+            db.back_up(&folder, day(n)).await.unwrap();
+        }
+        for n in 20_000..20_008 {
+            let made = db.back_up(&folder, day(n)).await.unwrap().unwrap();
+            assert!(folder.join(&made).exists(), "{made} is no copy");
+            assert_eq!(names(&folder).len(), KEPT, "{:?}", names(&folder));
+        }
+        assert!(names(&folder).iter().all(|name| name.contains("-2024-")), "{:?}", names(&folder));
     }
 
     #[tokio::test]
