@@ -41,6 +41,9 @@ impl Actor {
     /// The row decides. The helper's record of the disk follows at the next start: a crash between
     /// the two would else leave them apart.
     pub(super) async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
+        if self.row.who() == to.owner() {
+            return Ok(());
+        }
         let name = &self.row.name;
         if self.row.state == State::Running {
             return Err(VmError::RunsForItsOwner(name.clone()));
