@@ -145,6 +145,8 @@ impl Actor {
             // What was left of an earlier attempt is gone; whether it is to run again is another
             // question.
             (_, Event::FoundDead) if self.row.state != State::Running => kept(),
+            // One that could not be looked after yet is found again.
+            (State::Error, Event::FoundRebooted) => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
             _ => None,
         }

@@ -162,6 +162,24 @@ fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
 }
 
 #[test]
+fn who_could_not_be_looked_after_at_first_and_is_not_started_again_is_stopped_by_the_sweep() {
+    let mut world = World::new();
+    world.running("stays");
+    world.helper.set_unreachable(true);
+    world.reboot();
+    assert!(world.until("stays", State::Error).runtime.last_error.starts_with(REBOOTED));
+    world.helper.set_unreachable(false);
+    let ctx = || &world.life().vms.ctx;
+    world.until_true("stopped", || {
+        world.life().runtime.block_on(crate::vm::sweep::once(ctx()));
+        reason(&world, "stays") == (State::Stopped, REBOOTED.to_owned())
+    });
+    let row = world.life().runtime.block_on(ctx().db.find_vms(&ALICE, "stays".into())).unwrap().remove(0);
+    assert_eq!((row.mirror, row.boot_id), (handles::Handles::default(), None));
+    assert!(world.life().runtime.block_on(crate::vm::sweep::is_at_rest(ctx())));
+}
+
+#[test]
 fn what_waits_for_its_turn_keeps_its_room_and_its_size() {
     let mut world = World::new();
     assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
