@@ -148,6 +148,8 @@ impl Actor {
             // One that could not be looked after yet is found again.
             (State::Error, Event::FoundRebooted) => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
+            // The host goes down once more before it was up.
+            (_, Event::StartCancelled) if self.ctx.turns.goes_down() => kept(),
             _ => None,
         }
     }

@@ -65,7 +65,7 @@ impl Actor {
         self.ctx.readers.cut(&self.id());
         self.shared.end_ownership();
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
-        (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
+        (self.row.owner, self.row.owner_name, self.row.boot_id) = (to.uid, to.name.clone().into_owned(), None);
         self.ctx.fellows.changed();
         Ok(())
     }
