@@ -131,15 +131,8 @@ impl Links {
     /// # Errors
     /// The kernel's.
     pub async fn all(&self) -> Outcome<Vec<Link>> {
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .set_filter_mask(AddressFamily::Unspec, vec![])
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| failed("link-list", &error))?;
+        let all = self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![]).execute();
+        let links: Vec<LinkMessage> = all.try_collect().await.map_err(|error| failed("link-list", &error))?;
         Ok(links.iter().map(read).collect())
     }
 
