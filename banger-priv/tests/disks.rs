@@ -256,6 +256,33 @@ fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
     });
 }
 
+/// The file system is full of files, which takes less memory than one that is full of bytes.
+#[test]
+fn what_fills_the_hosts_disk_to_the_last_byte_can_be_discarded() {
+    if !is_root() {
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    in_namespace(async {
+        let folders = Folders::new();
+        folders.add_image(BASE);
+        let cow = folders.path("state/cow");
+        run("mount --make-rprivate /");
+        let room = (HOST_RESERVE_BYTES + cow_file_bytes(MIN_ROOT_BYTES)) >> 20;
+        // The folder, the file, its record, and a record that takes its place.
+        let options = format!("mode=0700,size={}M,nr_inodes=4", room + 1);
+        run(&format!("mount -t tmpfs -o {options} tmpfs {}", cow.display()));
+        let machine = folders.start().await;
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        std::fs::write(cow.join("others"), b"").unwrap();
+        assert!(std::fs::write(cow.join("control"), b"").is_err(), "control: no record can be written");
+        machine.discard_disk(vm(1)).await.unwrap();
+        assert_eq!(std::fs::read_dir(&cow).unwrap().count(), 1, "what others have written");
+        drop(machine);
+        run(&format!("umount {}", cow.display()));
+    });
+}
+
 #[test]
 fn a_disk_that_somebody_else_has_touched_is_left() {
     with_image(has_dm, async |folders, machine| {

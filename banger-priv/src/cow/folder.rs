@@ -70,6 +70,18 @@ impl Folder {
         record::replace(self.0.as_fd(), &record_name(&cow.vm), cow, true).at("cow-record")
     }
 
+    /// Makes a finished file an attempt again, which is erased. On a full disk its record says so
+    /// as soon as something of the file has been freed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn give_up(&self, cow: Cow) -> Outcome<()> {
+        match self.write(&Cow { ready: false, ..cow }) {
+            Err(KernelError { errno: libc::ENOSPC | libc::EDQUOT, .. }) => Ok(()),
+            written => written,
+        }
+    }
+
     /// Writes the record of an attempt, then makes the empty file.
     ///
     /// # Errors
@@ -166,7 +178,7 @@ impl Folder {
             Ok(Some(found)) if found.generation == attempt.generation => {
                 // It was finished but for the answer.
                 if found.ready {
-                    self.write(&Cow { ready: false, ..found })?;
+                    self.give_up(found)?;
                 }
             }
             Ok(_) => return Err(KernelError { step: "cow-remove", errno: libc::ESTALE }),

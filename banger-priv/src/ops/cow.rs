@@ -162,7 +162,7 @@ impl<K: Kernel> Machine<K> {
         // Back to an attempt first: after a crash before the end, the next start completes it.
         let attempt = Cow { ready: false, ..cow };
         let written = attempt.clone();
-        self.on_disk(move |folder| folder.write(&written)).await?;
+        self.on_disk(move |folder| folder.give_up(written)).await?;
         self.cows.borrow_mut().attempted(attempt);
         Ok(self.erase(&vm).await?)
     }
