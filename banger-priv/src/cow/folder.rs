@@ -123,9 +123,9 @@ impl Folder {
     /// # Errors
     /// ENOSPC, or EOPNOTSUPP on a file system that cannot reserve.
     pub fn reserve_piece(&self, file: BorrowedFd<'_>, from: u64, end: u64) -> Outcome<u64> {
-        let missing = end.saturating_sub(from);
-        self.room(missing)?;
-        let piece = PIECE.min(missing);
+        // What was reserved before does not have to be free.
+        self.room(end.saturating_sub(allocated(&fstat(file).at("cow-stat")?)))?;
+        let piece = PIECE.min(end.saturating_sub(from));
         // On a full disk nothing that runs is hurt, because the file is whole before anything uses
         // it.
         retry_on_intr(|| fallocate(file, FallocateFlags::empty(), from, piece)).at("cow-reserve")?;
