@@ -109,9 +109,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Ask
         boot_id: None,
         socket: None,
     };
-    let mut check = false;
-    let mut confined = false;
-    let mut call = None;
+    let (mut check, mut confined, mut call) = (false, false, None);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let rest = &mut arguments;

@@ -206,10 +206,7 @@ impl Kernel for Host {
     }
 
     fn dm_find(&self, uuid: &str) -> Outcome<Option<Device>> {
-        match self.dm_control.as_ref() {
-            Some(control) => dm::find(control.as_fd(), uuid).at("dm-find"),
-            None => Ok(None),
-        }
+        self.dm_control.as_ref().map_or(Ok(None), |control| dm::find(control.as_fd(), uuid).at("dm-find"))
     }
 
     fn dm_list(&self) -> Outcome<Vec<Device>> {

@@ -51,8 +51,8 @@ impl Ledger {
         for name in record::names(folder.as_fd(), "")? {
             // No VM has such a name, so none can be kept from working by it.
             let Ok(vm) = name.parse::<VmId>() else { continue };
-            match record::read::<Sheet>(folder.as_fd(), &name)? {
-                Some(sheet) if sheet.format <= FORMAT && sheet.row.vm == vm => {
+            match record::read::<Sheet>(folder.as_fd(), &name) {
+                Ok(Some(sheet)) if sheet.format <= FORMAT && sheet.row.vm == vm => {
                     if sheet.boot == boot {
                         rows.insert(vm, sheet.row);
                     } else {

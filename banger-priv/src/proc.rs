@@ -41,11 +41,9 @@ impl Processes {
     /// The kernel's.
     pub fn open(unit: Option<&str>) -> Outcome<Self> {
         let proc = record::folder(Path::new("/proc"), OFlags::PATH).at("open-proc")?;
-        let unit = match unit {
-            Some(unit) => Some((record::folder(Path::new(CGROUPS), OFlags::PATH).at("open-cgroup")?, unit.to_owned())),
-            None => None,
-        };
-        Ok(Self { proc, own: std::process::id(), unit })
+        let cgroups =
+            |unit: &str| Ok((record::folder(Path::new(CGROUPS), OFlags::PATH).at("open-cgroup")?, unit.to_owned()));
+        Ok(Self { proc, own: std::process::id(), unit: unit.map(cgroups).transpose()? })
     }
 
     /// Looks at process `pid`; `None` when there is none.

@@ -256,6 +256,71 @@ fn what_would_touch_the_hosts_reserve_is_refused_and_leaves_nothing() {
     });
 }
 
+/// The file system is full of files, which takes less memory than one that is full of bytes.
+#[test]
+fn what_fills_the_hosts_disk_to_the_last_byte_can_be_discarded() {
+    if !is_root() {
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    in_namespace(async {
+        let folders = Folders::new();
+        folders.add_image(BASE);
+        let cow = folders.path("state/cow");
+        run("mount --make-rprivate /");
+        let room = (HOST_RESERVE_BYTES + cow_file_bytes(MIN_ROOT_BYTES)) >> 20;
+        // The folder, the file, its record, and a record that takes its place.
+        let options = format!("mode=0700,size={}M,nr_inodes=4", room + 1);
+        run(&format!("mount -t tmpfs -o {options} tmpfs {}", cow.display()));
+        let machine = folders.start().await;
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        std::fs::write(cow.join("others"), b"").unwrap();
+        assert!(std::fs::write(cow.join("control"), b"").is_err(), "control: no record can be written");
+        machine.discard_disk(vm(1)).await.unwrap();
+        assert_eq!(std::fs::read_dir(&cow).unwrap().count(), 1, "what others have written");
+        drop(machine);
+        run(&format!("umount {}", cow.display()));
+    });
+}
+
+#[test]
+fn a_file_that_was_brought_back_with_holes_is_reserved_again_before_it_is_used() {
+    if !is_root() || !has_loop() {
+        return;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    in_namespace(async {
+        let folders = Folders::new();
+        folders.add_image(BASE);
+        let cow = folders.path("state/cow");
+        run("mount --make-rprivate /");
+        let bytes = cow_file_bytes(MIN_ROOT_BYTES);
+        let room = (HOST_RESERVE_BYTES + bytes) >> 20;
+        run(&format!("mount -t tmpfs -o mode=0700,size={}M tmpfs {}", room + 1, cow.display()));
+        let path = cow.join(vm(1).to_string());
+        let machine = folders.start().await;
+        machine.create_disk(vm(1), OWNER, image(), MIN_ROOT_BYTES).await.unwrap();
+        drop(machine);
+        // As `rsync --sparse` does it, but for the last piece.
+        let hole = bytes - (8 << 20);
+        run(&format!("fallocate --punch-hole --offset 0 --length {hole} {}", path.display()));
+        assert!(path.metadata().unwrap().blocks() * 512 < bytes);
+        let machine = folders.start().await;
+        std::fs::write(cow.join("others"), vec![1; 64 << 20]).unwrap();
+        let before = objects();
+        assert_eq!(code(machine.attach_disk(vm(1), OWNER).await), HelperError::NoSpace);
+        assert_eq!(objects(), before, "nothing is attached");
+        std::fs::remove_file(cow.join("others")).unwrap();
+        // What follows needs device-mapper.
+        drop(machine.attach_disk(vm(1), OWNER).await);
+        assert!(path.metadata().unwrap().blocks() * 512 >= bytes);
+        machine.release(vm(1)).await.unwrap();
+        assert!(machine.identity(vm(1)).unwrap().cow.unwrap().allocated_bytes >= bytes);
+        drop(machine);
+        run(&format!("umount --lazy {}", cow.display()));
+    });
+}
+
 #[test]
 fn a_disk_that_somebody_else_has_touched_is_left() {
     with_image(has_dm, async |folders, machine| {

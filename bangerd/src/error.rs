@@ -28,7 +28,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 pub(crate) fn is_full(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull) {
+        let file = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        let record = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+        if file == Some(io::ErrorKind::StorageFull) || record == Some(rusqlite::ErrorCode::DiskFull) {
             return true;
         }
         next = error.source();

@@ -130,7 +130,7 @@ async fn serve(args: &Args, config: config::Live, level: log::Level) -> Result<(
         paths::SocketKey::load_or_create(&file).map_err(|source| StartError::SocketKey { path: file, source })?;
     let boot_id = std::fs::read_to_string(BOOT_ID).map_err(StartError::BootId)?.trim().to_owned();
     let db = db::Db::open(&args.paths.database()).await?;
-    db.back_up_daily(args.paths.backups());
+    db.back_up_daily(args.paths.database(), args.paths.backups());
     let cgroups = Cgroups::discover().map_err(StartError::Cgroup)?;
     fail::arm(&args.paths.state, &cgroups);
     let privileged = privileged::Privileged::connect_to(&args.paths.helper_socket);

@@ -29,6 +29,16 @@ pub(crate) async fn blocking<T: Send + 'static, E: From<WorkerEnded> + Send + 's
     tokio::task::spawn_blocking(work).await.map_err(WorkerEnded)?
 }
 
+/// The same for work that says itself what goes wrong.
+///
+/// Whatever changes a file may wait for the disk, and not only in fsync(2): a rename waits behind
+/// the journal. The runtime's own threads, which answer everybody, must not.
+pub(crate) async fn on_a_thread(work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = tokio::task::spawn_blocking(work).await {
+        tracing::error!("{}", crate::error::chain(&WorkerEnded(error)));
+    }
+}
+
 /// What a sparse file takes, bytes; `st_blocks` counts 512-byte units (stat(2)).
 pub(crate) fn allocated(path: &Path) -> u64 {
     path.metadata().map_or(0, |meta| meta.blocks() * 512)

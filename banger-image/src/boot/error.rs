@@ -1,7 +1,7 @@
 //! Why a kernel was not imported.
 
 use super::elf::ElfFault;
-use super::{MAX_MODULE_NAME, MAX_MODULES};
+use super::{MAX_MODULE_NAME, MAX_MODULES, MAX_MODULES_BYTES};
 use crate::{ImageError, PackageError};
 use banger_policy::kernel::KernelError;
 use std::io;
@@ -63,6 +63,12 @@ pub enum KernelImportError {
          {MAX_MODULE_NAME} bytes; use a distribution's kernel"
     )]
     ManyModules,
+    /// Each start of a VM copies them.
+    #[error(
+        "the modules that a guest needs to boot have more than {} MiB together; use a distribution's kernel, or strip \
+         them: make modules_install INSTALL_MOD_STRIP=1", MAX_MODULES_BYTES >> 20
+    )]
+    LargeModules,
     /// A module that is none.
     #[error("{path} is not a kernel module for x86-64: {why}")]
     Module {

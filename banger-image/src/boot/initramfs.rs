@@ -4,6 +4,7 @@
 //! not compressed: it is read once from the page cache, and its size is a few MiB. Holds the
 //! guest's host key, so the file is 0600 from its first byte.
 
+use super::MAX_MODULES_BYTES;
 use banger_proto::guest::{CONFIG_PATH, GuestConfig, MODULES_DIR};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -42,6 +43,14 @@ pub enum InitramfsError {
         /// On the host.
         path: PathBuf,
     },
+    /// More modules than an import takes: the kernel is of an earlier release.
+    #[error(
+        "{} has more than {} MiB: delete the kernel and import it again", .path.display(), MAX_MODULES_BYTES >> 20
+    )]
+    Large {
+        /// The kernel's `modules` folder.
+        path: PathBuf,
+    },
     /// The configuration.
     #[error("the guest's configuration cannot be encoded")]
     Config(#[from] serde_json::Error),
@@ -56,12 +65,32 @@ pub enum InitramfsError {
     },
 }
 
+/// What [`write()`] takes of the disk, bytes: its files without their headers, which have some KiB.
+///
+/// # Errors
+/// [`InitramfsError::Read`] and [`InitramfsError::Large`].
+pub fn size(initramfs: &Initramfs<'_>) -> Result<u64, InitramfsError> {
+    let length = |path: &Path| {
+        let metadata = fs::metadata(path).map_err(|source| InitramfsError::Read { path: path.to_owned(), source })?;
+        Ok::<_, InitramfsError>(metadata.len())
+    };
+    let mut bytes = 0_u64;
+    for module in modules(initramfs.modules)? {
+        bytes = bytes.saturating_add(length(&module)?);
+    }
+    match initramfs.modules {
+        Some(path) if bytes > MAX_MODULES_BYTES => Err(InitramfsError::Large { path: path.to_owned() }),
+        _ => Ok(bytes.saturating_add(length(initramfs.init)?)),
+    }
+}
+
 /// Writes the initramfs to `path` (mode 0600), which is replaced in one step. Returns its size in
 /// bytes.
 ///
 /// # Errors
 /// [`InitramfsError`]; `path` is then as it was.
 pub fn write(path: &Path, initramfs: &Initramfs<'_>) -> Result<u64, InitramfsError> {
+    size(initramfs)?;
     let write_error = |source| InitramfsError::Write { path: path.to_owned(), source };
     let dir = path.parent().unwrap_or(Path::new("."));
     // Always of the same name, and one VM has one writer: what a crash has left is replaced, and
@@ -232,6 +261,25 @@ mod tests {
         let error = write(&path, &Initramfs { init: Path::new("/nonexistent/guest"), modules: None, config: &config });
         assert!(matches!(error, Err(InitramfsError::Read { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn more_modules_than_an_import_takes_are_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("m")).unwrap();
+        fs::write(dir.path().join("guest"), b"\x7fELF guest").unwrap();
+        let (modules, init, config) = (dir.path().join("m"), dir.path().join("guest"), config());
+        let initramfs = Initramfs { init: &init, modules: Some(&modules), config: &config };
+        let half = |name: &str, more: u64| {
+            File::create(modules.join(name)).unwrap().set_len(MAX_MODULES_BYTES / 2 + more).unwrap();
+        };
+        half("00-a.ko", 0);
+        half("01-b.ko", 0);
+        assert_eq!(size(&initramfs).unwrap(), MAX_MODULES_BYTES + 10);
+        half("01-b.ko", 1);
+        let path = dir.path().join("initramfs");
+        assert!(matches!(write(&path, &initramfs), Err(InitramfsError::Large { path }) if path == modules));
+        assert!(!path.exists());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! index that came along. Nothing is published; the caller renames the staging folder.
 
 pub use super::error::KernelImportError;
-pub use super::{MAX_MODULE_NAME, MAX_MODULES};
+pub use super::{MAX_MODULE_NAME, MAX_MODULES, MAX_MODULES_BYTES};
 
 use super::bzimage;
 use super::elf;
@@ -37,8 +37,6 @@ pub const MODULES_DISK: &str = "modules.ext4";
 
 /// A whole tar of kernel and modules: 60 MiB for a cloud kernel, ten times that for a full one.
 const MAX_TAR: u64 = 2 << 30;
-/// The largest of Debian's boot modules, ext4, has 1.5 MiB.
-const MAX_MODULE: u64 = 64 << 20;
 /// Names of drivers as strings in a kernel that has them built in. Only asked when no module index
 /// came along.
 const DRIVERS: [&str; 5] = ["virtio-mmio", "virtio_blk", "virtio_net", "ext4", "vmw_vsock_virtio_transport"];
@@ -95,13 +93,15 @@ pub fn import(source: File, staging: &Path, progress: &dyn Progress) -> Result<I
     let mut identity = Sha256::new();
     identity.update(format!("banger kernel 2\nvmlinux {}\n", hex(&sha256(&image, progress)?)));
     let mut modules = Vec::new();
+    let mut left = MAX_MODULES_BYTES;
     for (path, packed) in files.modules(&needed)? {
         check(progress)?;
         // They are kept with the kernel, and shown in lists.
         if modules.len() >= MAX_MODULES || path.name().len() > MAX_MODULE_NAME {
             return Err(KernelImportError::ManyModules);
         }
-        let module = unpack_module(path.as_str(), packed, &version)?;
+        let module = unpack_module(path.as_str(), packed, &version, left)?;
+        left = left.saturating_sub(module.len() as u64);
         let name = format!("{:02}-{}.ko", modules.len(), path.name());
         identity.update(format!("{name} {}\n", hex(&Sha256::digest(&module))));
         write_new(&modules_dir.join(&name), &mut module.as_slice())?;
@@ -204,15 +204,15 @@ fn extract(kernel: &Window, path: &Path, progress: &dyn Progress) -> Result<Wind
     Ok(Window::whole(File::open(path).map_err(KernelImportError::Read)?)?)
 }
 
-/// The module's ELF, checked to be one of kernel `version`.
-fn unpack_module(path: &str, packed: &Window, version: &str) -> Result<Vec<u8>, KernelImportError> {
+/// The module's ELF of at most `most` bytes, checked to be one of kernel `version`.
+fn unpack_module(path: &str, packed: &Window, version: &str, most: u64) -> Result<Vec<u8>, KernelImportError> {
     let bad = |why: String| KernelImportError::Module { path: path.to_owned(), why };
     let codec = Codec::of(&packed.head().map_err(KernelImportError::Read)?);
     let reader = codec.decode(BufReader::new(packed.reader())).map_err(|error| bad(error.to_string()))?;
     let mut module = Vec::new();
-    reader.take(MAX_MODULE + 1).read_to_end(&mut module).map_err(|error| bad(error.to_string()))?;
-    if module.len() as u64 > MAX_MODULE {
-        return Err(bad("it is larger than 64 MiB".to_owned()));
+    reader.take(most.saturating_add(1)).read_to_end(&mut module).map_err(|error| bad(error.to_string()))?;
+    if module.len() as u64 > most {
+        return Err(KernelImportError::LargeModules);
     }
     if elf::check(&module) != Ok(elf::ET_REL) {
         return Err(bad("it is not a relocatable x86-64 ELF file".to_owned()));

@@ -15,6 +15,9 @@ mod tests;
 
 /// Modules that go into the initramfs; a distribution's kernel has about ten.
 pub const MAX_MODULES: usize = 64;
+/// What they have together, not compressed, bytes: Debian's have 4 MiB. The guest that reads a
+/// work disk has 256 MiB, and holds them twice while it boots.
+pub const MAX_MODULES_BYTES: u64 = 64 << 20;
 /// The longest name of one, bytes: the kernel's own limit is 55 (`MODULE_NAME_LEN`).
 pub const MAX_MODULE_NAME: usize = 64;
 

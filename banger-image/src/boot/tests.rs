@@ -2,7 +2,7 @@
 //! ones.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use super::kernel::{ImportedKernel, KernelImportError, MODULES_DISK, import};
+use super::kernel::{ImportedKernel, KernelImportError, MAX_MODULES_BYTES, MODULES_DISK, import};
 use crate::tests::maker::{gzip, zstd};
 use banger_policy::kernel::KernelError;
 use std::io::Seek as _;
@@ -232,6 +232,33 @@ fn missing_drivers_are_named() {
             assert_eq!(names, ["virtio_net", "vmw_vsock_virtio_transport"]);
         }
         other => unreachable!("{other}"),
+    }
+}
+
+/// What of a user's own kernel each start of a VM copies is bounded, however well it is packed.
+#[test]
+fn boot_modules_are_bounded_together() {
+    let plain = vmlinux("");
+    let builtin = [BUILTIN, b"virtio_net.ko\n"].concat();
+    let large = |bytes: u64| {
+        let mut module = module(RELEASE);
+        module.resize(usize::try_from(bytes).unwrap(), 0);
+        gzip(&module)
+    };
+    let import = |one: u64, other: u64| {
+        run(&[
+            ("vmlinuz", &plain),
+            ("modules/modules.builtin", &builtin),
+            ("modules/modules.dep", b"v/vmw_vsock_virtio_transport.ko.gz: v/vsock.ko.gz\nv/vsock.ko.gz:\n"),
+            ("modules/v/vsock.ko.gz", &large(one)),
+            ("modules/v/vmw_vsock_virtio_transport.ko.gz", &large(other)),
+        ])
+        .1
+    };
+    let half = MAX_MODULES_BYTES / 2;
+    assert_eq!(import(half, half).unwrap().modules.len(), 2);
+    for (one, other) in [(half, half + 1), (half + 1, half), (MAX_MODULES_BYTES + 1, 4096)] {
+        assert!(matches!(import(one, other), Err(KernelImportError::LargeModules)), "{one} {other}");
     }
 }
 

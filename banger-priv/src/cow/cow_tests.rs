@@ -230,6 +230,18 @@ fn a_damaged_record_quarantines_its_vm_alone() {
     }
 }
 
+/// In the place of one that lies on a bad sector.
+#[test]
+fn a_record_that_cannot_be_read_keeps_no_other_vm_from_being_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = make(&mut cows(folder.path()));
+    let other = VmId::from_bytes([5; 32]).unwrap();
+    fs::create_dir(folder.path().join(format!("{other}.json"))).unwrap();
+    let cows = cows(folder.path());
+    assert!(cows.is_damaged(&other) && cows.get(&other).is_none());
+    assert_eq!((kept(&cows), cows.is_damaged(&vm())), (good, false));
+}
+
 /// What is being made counts, so that many creates at once do not get past the limit together.
 #[test]
 fn attempts_are_counted() {

@@ -70,6 +70,18 @@ impl Folder {
         record::replace(self.0.as_fd(), &record_name(&cow.vm), cow, true).at("cow-record")
     }
 
+    /// Makes a finished file an attempt again, which is erased. On a full disk its record says so
+    /// as soon as something of the file has been freed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn give_up(&self, cow: Cow) -> Outcome<()> {
+        match self.write(&Cow { ready: false, ..cow }) {
+            Err(KernelError { errno: libc::ENOSPC | libc::EDQUOT, .. }) => Ok(()),
+            written => written,
+        }
+    }
+
     /// Writes the record of an attempt, then makes the empty file.
     ///
     /// # Errors
@@ -111,9 +123,9 @@ impl Folder {
     /// # Errors
     /// ENOSPC, or EOPNOTSUPP on a file system that cannot reserve.
     pub fn reserve_piece(&self, file: BorrowedFd<'_>, from: u64, end: u64) -> Outcome<u64> {
-        let missing = end.saturating_sub(from);
-        self.room(missing)?;
-        let piece = PIECE.min(missing);
+        // What was reserved before does not have to be free.
+        self.room(end.saturating_sub(allocated(&fstat(file).at("cow-stat")?)))?;
+        let piece = PIECE.min(end.saturating_sub(from));
         // On a full disk nothing that runs is hurt, because the file is whole before anything uses
         // it.
         retry_on_intr(|| fallocate(file, FallocateFlags::empty(), from, piece)).at("cow-reserve")?;
@@ -166,7 +178,7 @@ impl Folder {
             Ok(Some(found)) if found.generation == attempt.generation => {
                 // It was finished but for the answer.
                 if found.ready {
-                    self.write(&Cow { ready: false, ..found })?;
+                    self.give_up(found)?;
                 }
             }
             Ok(_) => return Err(KernelError { step: "cow-remove", errno: libc::ESTALE }),

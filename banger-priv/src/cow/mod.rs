@@ -37,12 +37,15 @@ impl Cows {
         let folder = Folder::new(folder);
         let (mut kept, mut attempts, mut damaged) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         for vm in folder.names()? {
-            match folder.read(&vm)? {
-                Some(cow) if cow.ready => drop(kept.insert(vm, found(&folder, cow))),
-                Some(attempt) if is_left(&folder, &attempt) => drop(attempts.insert(vm, attempt)),
-                Some(_) => {}
-                None => {
-                    log::record(Level::Critical, &format!("cow vm={vm} verdict=quarantined rule=damaged-record"));
+            match folder.read(&vm) {
+                Ok(Some(cow)) if cow.ready => drop(kept.insert(vm, found(&folder, cow))),
+                Ok(Some(attempt)) if is_left(&folder, &attempt) => drop(attempts.insert(vm, attempt)),
+                Ok(Some(_)) => {}
+                // Also one that the disk does not give back: the helper serves the other VMs.
+                unread => {
+                    let errno = unread.err().and_then(|error| error.raw_os_error()).unwrap_or_default();
+                    let line = format!("cow vm={vm} verdict=quarantined rule=damaged-record errno={errno}");
+                    log::record(Level::Critical, &line);
                     damaged.insert(vm);
                 }
             }

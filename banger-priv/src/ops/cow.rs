@@ -98,6 +98,17 @@ impl<K: Kernel> Machine<K> {
         Ok(self.on_disk(move |folder| folder.finish(file.as_fd(), cow)).await?)
     }
 
+    /// The file, with all of its room: who brings files back may have made holes of its zeros.
+    pub(super) async fn whole(&self, cow: &Cow) -> Answer<OwnedFd> {
+        let open = |cow: Cow| self.on_disk(move |folder| folder.file(&cow));
+        if self.cows.borrow().get(&cow.vm).is_some_and(|kept| kept.allocated_bytes < cow.file_bytes) {
+            let file = open(cow.clone()).await.map_err(changed)?;
+            let kept = self.fill(cow.clone(), file, 0).await?;
+            self.cows.borrow_mut().keep(kept);
+        }
+        open(cow.clone()).await.map_err(changed)
+    }
+
     /// Removes what there is of the VM's attempt, if there is one.
     async fn erase(&self, vm: &VmId) -> Outcome<()> {
         let Some(attempt) = self.cows.borrow().attempt(vm).cloned() else { return Ok(()) };
@@ -162,7 +173,7 @@ impl<K: Kernel> Machine<K> {
         // Back to an attempt first: after a crash before the end, the next start completes it.
         let attempt = Cow { ready: false, ..cow };
         let written = attempt.clone();
-        self.on_disk(move |folder| folder.write(&written)).await?;
+        self.on_disk(move |folder| folder.give_up(written)).await?;
         self.cows.borrow_mut().attempted(attempt);
         Ok(self.erase(&vm).await?)
     }
@@ -185,7 +196,7 @@ impl<K: Kernel> Machine<K> {
 }
 
 /// A COW file that is not as its record says was changed by somebody, unless the host failed.
-pub(super) fn changed(error: KernelError) -> Denied {
+fn changed(error: KernelError) -> Denied {
     match error.errno {
         libc::ESTALE | libc::ENOENT | libc::ELOOP | libc::EACCES => Denied::new(HelperError::Quarantined, error.step),
         // The host's disk went read-only or full, or its descriptors are used up.

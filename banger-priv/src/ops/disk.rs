@@ -1,6 +1,5 @@
 //! Loops and dm snapshots over base image and COW file.
 
-use super::cow::changed;
 use super::{Answer, Denied, Machine, again};
 use crate::fail;
 use crate::kernel::{Kernel, KernelError};
@@ -52,8 +51,7 @@ impl<K: Kernel> Machine<K> {
         if base_bytes != cow.base_bytes {
             return Err(Denied::new(HelperError::BadImage, "base-changed"));
         }
-        let recorded = cow.clone();
-        let file = self.on_disk(move |folder| folder.file(&recorded)).await.map_err(changed)?;
+        let file = self.whole(cow).await?;
         // An attempt of this very boot that was neither finished nor undone.
         self.drop_disk(row).await?;
         let (name, uuid) = (row.vm.dm_name(), row.vm.dm_uuid(row.generation));

@@ -6,6 +6,8 @@
 //! transaction.
 
 mod address;
+mod backup;
+mod ballast;
 mod care;
 mod holdings;
 mod image;
@@ -65,6 +67,12 @@ pub(crate) enum DbError {
     Create { path: PathBuf, source: std::io::Error },
     #[error("cannot open {}", .path.display())]
     Open { path: PathBuf, source: rusqlite::Error },
+    #[error(
+        "the host's disk is full, and the database {} cannot be used: `df -h {}` shows it. Make room there; the daemon then starts by itself",
+        .path.display(),
+        .path.parent().unwrap_or(.path).display()
+    )]
+    Full { path: PathBuf, source: rusqlite::Error },
     #[error(
         "{} was written by a newer banger (schema {found}, this one knows {known}): install that version again, or restore a copy from before the upgrade, which forgets the VMs made since: {}",
         .path.display(), care::restored(.path)
@@ -253,7 +261,22 @@ impl Db {
     }
 }
 
+/// On a full disk by what the ballast gives up, as long as there is some.
 fn open(path: &Path) -> Result<Connection, DbError> {
+    let connection = ballast::with_room(path, || open_and_check(path))?;
+    // No start is at work yet.
+    let forget = || {
+        let forgotten = connection.execute("UPDATE vms SET starting = 0 WHERE starting", []);
+        forgotten.map_err(|source| care::refused(path, source))
+    };
+    // Such VMs count as running until they are started or stopped: no reason to serve nobody.
+    if let Err(error) = ballast::with_room(path, forget) {
+        tracing::warn!("starts that were cut short count as running: {}", crate::error::chain(&error));
+    }
+    Ok(connection)
+}
+
+fn open_and_check(path: &Path) -> Result<Connection, DbError> {
     // SQLite makes files 0644 less the umask; whoever reads this one learns of other users' VMs.
     std::fs::File::options()
         .create(true)
@@ -273,8 +296,6 @@ fn open(path: &Path) -> Result<Connection, DbError> {
     connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
     care::check(&connection, path)?;
     bring_up(&mut connection, path, &MIGRATIONS)?;
-    // No start is at work yet.
-    connection.execute("UPDATE vms SET starting = 0 WHERE starting", []).map_err(refused)?;
     Ok(connection)
 }
 
@@ -288,7 +309,7 @@ fn bring_up(connection: &mut Connection, path: &Path, steps: &[&str]) -> Result<
     let known = i64::try_from(steps.len()).unwrap_or(i64::MAX);
     let found = care::schema(connection, path, known)?;
     if 0 < found && found < known {
-        care::copy_before(connection, path, found)?;
+        backup::copy_before(connection, path, found)?;
     }
     for (step, sql) in (1..).zip(steps).filter(|(step, _)| *step > found) {
         let migrate = |connection: &mut Connection| {

@@ -244,7 +244,8 @@ impl Db {
     }
 
     /// Gives a VM that does not run to somebody else. It leaves its private network: that of the
-    /// same name is the new owner's.
+    /// same name is the new owner's. It no longer waits to be started: that was the former owner's
+    /// wish.
     ///
     /// # Errors
     /// [`DbError::Taken`] when the new owner has a VM of that name, [`DbError::Limit`] when the new
@@ -262,7 +263,7 @@ impl Db {
             }
             let now = signed(Timestamp::now().unix());
             let given = sql.execute(
-                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4, workspace = NULL,
+                "UPDATE vms SET owner = ?2, owner_name = ?3, updated_at = ?4, workspace = NULL, boot_id = NULL,
                  network = json_remove(network, '$.private') WHERE id = ?1",
                 params![Text(vm), to.uid, to.name, now],
             );

@@ -9,6 +9,7 @@ mod file;
 use crate::db::{Db, DbError};
 pub(crate) use crate::held::Handles;
 use crate::paths::VmPaths;
+use crate::util::on_a_thread;
 use banger_policy::VmId;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -33,17 +34,21 @@ impl Store {
     /// ahead, which the next start can repair; then the mirror. A file that cannot be written is
     /// logged and no more.
     pub(crate) async fn record(&self, owner: u32, vm: VmId, paths: &VmPaths, handles: &Handles) -> Result<(), DbError> {
-        self.keep(vm, paths, handles);
+        self.keep(vm, paths, handles).await;
         self.db.of_vms(owner).set_vm_mirror(vm, handles.mirror()).await
     }
 
     /// File and cache without the mirror, for whoever writes that together with the state: a row
     /// that names handles and is not running is one of a start that was cut short.
-    pub(crate) fn keep(&self, vm: VmId, paths: &VmPaths, handles: &Handles) {
-        if let Err(error) = file::write(&paths.handles(), handles) {
-            tracing::warn!("{}: cannot write the handles: {error}", paths.handles().display());
-        }
-        crate::fail::point("handles", "file written");
+    pub(crate) async fn keep(&self, vm: VmId, paths: &VmPaths, handles: &Handles) {
+        let (path, written) = (paths.handles(), handles.clone());
+        on_a_thread(move || {
+            if let Err(error) = file::write(&path, &written) {
+                tracing::warn!("{}: cannot write the handles: {error}", path.display());
+            }
+            crate::fail::point("handles", "file written");
+        })
+        .await;
         self.seed(vm, handles.clone());
     }
 
@@ -85,10 +90,14 @@ impl Store {
     /// The mirror's; file and cache are cleared nevertheless.
     pub(crate) async fn clear(&self, owner: u32, vm: VmId, paths: &VmPaths) -> Result<(), DbError> {
         let mirror = self.db.of_vms(owner).set_vm_mirror(vm, Handles::default()).await;
-        if let Err(error) = file::remove(&paths.handles()) {
-            tracing::warn!("{}: cannot remove the handles: {error}", paths.handles().display());
-        }
-        crate::fail::point("handles", "file removed");
+        let path = paths.handles();
+        on_a_thread(move || {
+            if let Err(error) = file::remove(&path) {
+                tracing::warn!("{}: cannot remove the handles: {error}", path.display());
+            }
+            crate::fail::point("handles", "file removed");
+        })
+        .await;
         let mut cache = self.cache();
         cache.remove(&vm);
         // Under the lock: what another VM says meanwhile is not overwritten.
@@ -117,6 +126,30 @@ mod tests {
     use super::*;
     use crate::paths::Paths;
     use futures::FutureExt as _;
+
+    /// With one thread for all tasks, as on a host with one processor.
+    #[test]
+    fn nobody_waits_for_a_disk_that_stands_still_but_whose_handles_are_written() {
+        let (reply, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let dir = tempfile::tempdir().unwrap();
+                let store = Store::new(Db::open(&dir.path().join("db")).await.unwrap());
+                let paths = Paths { state: dir.path().to_owned(), ..Paths::default() };
+                let vm = VmId::from_bytes([1; 32]).unwrap();
+                std::fs::create_dir_all(paths.vm(&vm).dir).unwrap();
+                // To open it is to wait for a reader.
+                let slow = paths.vm(&vm).handles().with_extension("json.new");
+                nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).unwrap();
+                let reader = async { tokio::fs::read(&slow).await.unwrap() };
+                let (paths, handles) = (paths.vm(&vm), Handles::default());
+                let ((), read) = futures::join!(store.keep(vm, &paths, &handles), reader);
+                reply.send(read).unwrap();
+            });
+        });
+        assert_eq!(answer.recv_timeout(std::time::Duration::from_secs(20)).unwrap(), b"{}");
+    }
 
     #[tokio::test]
     async fn whoever_waits_for_a_vm_that_runs_sleeps_until_there_is_one() {

@@ -13,7 +13,7 @@ use crate::error::OverLimit;
 use crate::jobs::{Cancelled, Job};
 use crate::room::Room;
 use crate::stream;
-use crate::util::{WorkerEnded, allocated_below, blocking, text};
+use crate::util::{WorkerEnded, allocated_below, blocking, on_a_thread, text};
 use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
 use banger_image::{Progress, ROOTFS_FILE, SEED_FILE};
 use banger_policy::quota::{self, Limited};
@@ -160,19 +160,29 @@ impl Store {
             turn = self.imports.take(peer.uid) => turn,
         };
         match wanted {
-            Wanted::Image(wanted) => self.image(spool, peer, wanted, job).await,
-            Wanted::Kernel(wanted) => self.kernel(spool, peer, wanted, job).await,
+            Wanted::Image(wanted) => {
+                let staging = Staging::new(&ImageRecord::root(&self.paths), job).await?;
+                let made = self.image(&staging, spool, peer, wanted, job).await;
+                staging.end().await;
+                made
+            }
+            Wanted::Kernel(wanted) => {
+                let staging = Staging::new(&KernelRecord::root(&self.paths), job).await?;
+                let made = self.kernel(&staging, spool, peer, wanted, job).await;
+                staging.end().await;
+                made
+            }
         }
     }
 
     async fn image(
         &self,
+        staging: &Staging,
         spool: File,
         peer: &Peer,
         wanted: WantedImage,
         job: &Arc<Job>,
     ) -> Result<JobResult, StoreError> {
-        let staging = Staging::new(&ImageRecord::root(&self.paths), job)?;
         let WantedImage { name, source, build_size, shared, reference, pulled, registered } = wanted;
         let what = match &registered {
             Some(_) => What::RootDisk,
@@ -180,7 +190,7 @@ impl Store {
         };
         let managed = registered.is_none();
         let (kernel_id, kernel) = registered.and_then(|registered| registered.kernel).unzip();
-        let Made::Image(made) = self.convert::<ImageRecord>(what, spool, &staging, job, "the image").await? else {
+        let Made::Image(made) = self.convert::<ImageRecord>(what, spool, staging, job, "the image").await? else {
             return Err(StoreError::OtherKind);
         };
         let (id, files) = (made.digest, vec![ROOTFS_FILE.into(), SEED_FILE.into()]);
@@ -208,18 +218,18 @@ impl Store {
                 updated_at: now,
             }
         };
-        self.publish(peer, &staging, (id, files), pulled, job, record).await
+        self.publish(peer, staging, (id, files), pulled, job, record).await
     }
 
     async fn kernel(
         &self,
+        staging: &Staging,
         spool: File,
         peer: &Peer,
         wanted: WantedKernel,
         job: &Arc<Job>,
     ) -> Result<JobResult, StoreError> {
-        let staging = Staging::new(&KernelRecord::root(&self.paths), job)?;
-        let made = self.convert::<KernelRecord>(What::Kernel, spool, &staging, job, "the kernel").await?;
+        let made = self.convert::<KernelRecord>(What::Kernel, spool, staging, job, "the kernel").await?;
         let Made::Kernel(made) = made else { return Err(StoreError::OtherKind) };
         let name = match wanted.name {
             Some(name) => name,
@@ -239,7 +249,7 @@ impl Store {
             size_bytes: allocated_below(dir),
             created_at: Timestamp::now(),
         };
-        self.publish(peer, &staging, (id, files), false, job, record).await
+        self.publish(peer, staging, (id, files), false, job, record).await
     }
 
     /// In a process of its own, which is waited for on a thread of its own.
@@ -292,18 +302,18 @@ impl Store {
             }
         };
         if !known {
-            staging.publish(&dir)?;
+            staging.publish(&dir).await?;
         }
         let record = record(&dir);
         if let Err(error) = record.clone().insert(&self.db, peer, pulled).await {
-            let aside = if known { None } else { set_aside_or_remove(&dir) };
+            let aside = if known { None } else { set_aside_or_remove(dir).await };
             drop(publishing);
             if let Some(aside) = aside {
-                remove(&aside);
+                on_a_thread(move || remove(&aside)).await;
             }
             return Err(not_inserted(peer, T::KIND, record.entry().name, error));
         }
-        unmark(&dir);
+        on_a_thread(move || unmark(&dir)).await;
         Ok(record.result())
     }
 

@@ -26,7 +26,7 @@ use crate::db::{Db, DbError, Unshared};
 use crate::jobs::Jobs;
 use crate::paths::Paths;
 use crate::turns::Turns;
-use crate::util::{WorkerEnded, allocated_below, blocking};
+use crate::util::{WorkerEnded, allocated_below, blocking, on_a_thread};
 use banger_policy::store::{self as policy, Entry, Unresolved};
 use banger_policy::{Digest, ImageName, Peer};
 use banger_proto::model::{ImageRecord, KernelRecord};
@@ -87,11 +87,15 @@ fn set_aside(folder: &Path) -> std::io::Result<Option<PathBuf>> {
 
 /// The same, for whoever goes on in any case: what cannot be moved is removed where it is, while
 /// nobody publishes.
-fn set_aside_or_remove(folder: &Path) -> Option<PathBuf> {
-    set_aside(folder).unwrap_or_else(|_| {
-        remove(folder);
-        None
-    })
+async fn set_aside_or_remove(folder: PathBuf) -> Option<PathBuf> {
+    let set_aside_or_remove = move || {
+        let aside = set_aside(&folder).unwrap_or_else(|_| {
+            remove(&folder);
+            None
+        });
+        Ok::<_, WorkerEnded>(aside)
+    };
+    blocking(set_aside_or_remove).await.ok().flatten()
 }
 
 /// The store.
@@ -153,8 +157,12 @@ impl Store {
                 tracing::warn!(path = %path.display(), "not known, and not of an import that was cut short: kept");
             }
         }
-        // Earlier releases counted one file of each.
-        self.db.set_taken(T::KIND, taken).await
+        // Earlier releases counted one file of each. Nobody is served by a daemon that ends because
+        // this cannot be written to a full disk.
+        if let Err(error) = self.db.set_taken(T::KIND, taken).await {
+            tracing::warn!("what {}s take is not recorded: {}", T::KIND.word, crate::error::chain(&error));
+        }
+        Ok(())
     }
 
     /// Removes the folder of content that has no row, as somebody has seen. An import may have
@@ -168,7 +176,9 @@ impl Store {
         if digest_of(folder).is_some_and(|id| known.contains(&id)) {
             return Err(StoreError::Known);
         }
-        let Some(folder) = set_aside(folder).map_err(StoreError::Files)? else { return Ok(()) };
+        let folder = folder.to_owned();
+        let set_aside = blocking(move || set_aside(&folder).map_err(StoreError::Files));
+        let Some(folder) = set_aside.await? else { return Ok(()) };
         drop(publishing);
         let removed = move || match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Files(error)),
@@ -200,11 +210,7 @@ impl Store {
         };
         drop(publishing);
         // Gigabytes take a while, and nobody else waits for it.
-        let removed = blocking(move || {
-            aside.iter().for_each(|folder| remove(folder));
-            Ok::<_, WorkerEnded>(())
-        });
-        drop(removed.await);
+        on_a_thread(move || aside.iter().for_each(|folder| remove(folder))).await;
         done
     }
 
@@ -212,12 +218,13 @@ impl Store {
     async fn collect_of<T: Stored>(&self, aside: &mut Vec<PathBuf>) -> Result<(), DbError> {
         for id in self.db.unused(T::KIND).await? {
             let folder = T::folder(&self.paths, &id);
-            mark(&folder);
+            let marked = folder.clone();
+            on_a_thread(move || mark(&marked)).await;
             if self.db.remove_unused(T::KIND, id).await? {
                 tracing::info!(%id, "{}: nobody uses it any more; removed", T::KIND.word);
-                aside.extend(set_aside_or_remove(&folder));
+                aside.extend(set_aside_or_remove(folder).await);
             } else {
-                unmark(&folder);
+                on_a_thread(move || unmark(&folder)).await;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::error::StoreError;
 use super::{STAGING, mark, remove};
 use crate::jobs::{Cancelled, Job};
-use crate::util::blocking;
+use crate::util::{blocking, on_a_thread};
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -19,14 +19,25 @@ impl Staging {
 
     /// Inside the folder of what it becomes: the rename must not cross file systems, and files must
     /// get the group that the folder hands down, by which the helper reads images.
-    pub(super) fn new(folder: &Path, job: &Job) -> Result<Self, StoreError> {
-        let path = folder.join(format!("{STAGING}{}", job.id()));
-        remove(&path);
-        let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
-        made.map_err(StoreError::Staging)?;
-        mark(&path);
-        crate::fail::point("import", "staging folder made");
-        Ok(Self(path))
+    pub(super) async fn new(folder: &Path, job: &Job) -> Result<Self, StoreError> {
+        let staging = Self(folder.join(format!("{STAGING}{}", job.id())));
+        let path = staging.0.clone();
+        let make = move || {
+            remove(&path);
+            let made = std::fs::DirBuilder::new().mode(0o710).create(&path);
+            made.map_err(StoreError::Staging)?;
+            mark(&path);
+            crate::fail::point("import", "staging folder made");
+            Ok::<_, StoreError>(())
+        };
+        blocking(make).await?;
+        Ok(staging)
+    }
+
+    /// Removes what is still there, which may be gigabytes.
+    pub(super) async fn end(self) {
+        let path = self.0.clone();
+        on_a_thread(move || remove(&path)).await;
     }
 
     /// The digest is a converter's word: whoever took one over could name another user's content,
@@ -52,13 +63,17 @@ impl Staging {
         blocking(compare).await
     }
 
-    pub(super) fn publish(&self, to: &Path) -> Result<(), StoreError> {
-        // The same content without a row: this one gets it.
-        remove(to);
-        std::fs::rename(&self.0, to).map_err(StoreError::Files)?;
-        crate::fail::point("import", "published");
-        let folder = to.parent().unwrap_or(Path::new("/"));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::Files)
+    pub(super) async fn publish(&self, to: &Path) -> Result<(), StoreError> {
+        let (made, to) = (self.0.clone(), to.to_owned());
+        let publish = move || {
+            // The same content without a row: this one gets it.
+            remove(&to);
+            std::fs::rename(&made, &to).map_err(StoreError::Files)?;
+            crate::fail::point("import", "published");
+            let folder = to.parent().unwrap_or(Path::new("/"));
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::Files)
+        };
+        blocking(publish).await
     }
 }
 

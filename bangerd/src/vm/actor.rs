@@ -5,7 +5,6 @@
 use super::Context;
 use super::error::VmError;
 use super::order::{Ask, Order};
-use super::reconcile::waits_to_resume;
 use super::shared::{SAME_USE, Shared};
 use crate::db::{Db, DbError, VmRow};
 use crate::error::OverLimit;
@@ -190,7 +189,14 @@ impl Actor {
                 self.patience = SHUTDOWN_LIMIT;
                 return gone;
             }
-            Ask::HostDown => return self.answer(job, Event::HostDown).await,
+            Ask::HostDown => {
+                let gone = self.answer(job, Event::HostDown).await;
+                // In the next boot; in this one if the host stays up.
+                if self.row.waits_to_run() {
+                    self.resume_in_turn();
+                }
+                return gone;
+            }
             Ask::Delete => return self.answer(job, Event::Delete).await,
             Ask::Prune => match self.is_idle() {
                 Ok(()) => return self.answer(job, Event::Delete).await,
@@ -229,7 +235,7 @@ impl Actor {
 
     /// Whether nobody uses it, or is about to.
     fn is_idle(&self) -> Result<(), VmError> {
-        if self.row.state == State::Running || waits_to_resume(&self.row, &self.ctx) {
+        if self.row.state == State::Running || self.row.waits_to_run() {
             return Err(VmError::NotIdle(self.row.name.clone()));
         }
         Ok(())

@@ -4,7 +4,7 @@
 use super::actor::Actor;
 use super::error::VmError;
 use super::machine::Seat;
-use super::start::make_folder;
+use super::start::make_folders;
 use crate::jobs::Job;
 use crate::privileged::PrivilegedError;
 use crate::room;
@@ -65,7 +65,7 @@ impl Actor {
         // Both disks, before either is made. The work disk is sparse: it must be possible to fill
         // it, as far as can be told today.
         room::claim("the VM's disks", &[(&seat.paths.cow, cow), (&seat.paths.dir, work)])?;
-        make_folder(&seat.paths.dir)?;
+        make_folders(vec![seat.paths.dir.clone()]).await?;
         let reserved = self.ctx.privileged.of(seat.owner).create_disk(seat.id, seat.owner, seat.image, root).await;
         reserved.map_err(|error| root_disk_refused(error, &seat.paths.cow, cow))?;
         job.go_on()?;

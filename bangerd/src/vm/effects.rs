@@ -101,7 +101,7 @@ impl Actor {
                 let held = self.ctx.handles.cached(&seat.id).unwrap_or_default();
                 // The row has them with the state that follows, or not at all.
                 self.row.mirror = held.mirror();
-                self.ctx.handles.keep(seat.id, &seat.paths, &held);
+                self.ctx.handles.keep(seat.id, &seat.paths, &held).await;
                 Ok(())
             }
             Effect::SeedCache => {
@@ -126,6 +126,8 @@ impl Actor {
                         tracing::warn!("cannot note that the VM is being removed: {}", crate::error::chain(&error));
                     }
                 }
+                // Who has begun to read since the order came keeps what is removed on the disk.
+                self.ctx.readers.cut(&seat.id);
                 self.remove_files(seat).await
             }
             Effect::RemoveRow => Ok(self.db().delete_vm(seat.id).await?),
@@ -143,7 +145,11 @@ impl Actor {
             // What was left of an earlier attempt is gone; whether it is to run again is another
             // question.
             (_, Event::FoundDead) if self.row.state != State::Running => kept(),
+            // One that could not be looked after yet is found again.
+            (State::Error, Event::FoundRebooted) => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
+            // The host goes down once more before it was up.
+            (_, Event::StartCancelled) if self.ctx.turns.goes_down() => kept(),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use crate::error::step;
 use crate::handles::Handles;
 use crate::jobs::Cancelled;
 use crate::paths::{Paths, VmPaths};
+use crate::room::NoRoom;
 use crate::util::{NoRandom, WorkerEnded};
 use banger_image::boot::initramfs::InitramfsError;
 use banger_link::control::NotReady;
@@ -99,6 +100,8 @@ pub(crate) enum MachineError {
     Folder(#[source] io::Error),
     #[error("cannot make the initramfs")]
     Initramfs(#[from] InitramfsError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("cannot make the metrics file")]
     Metrics(#[source] io::Error),
     #[error("cannot make or remove the VM's cgroup")]

@@ -139,6 +139,15 @@ fn entry_of(vms: &Vms, vm: &VmId) -> Option<Entry> {
 }
 
 impl Context {
+    /// From now on the daemon starts nothing by itself, and no start that is at work comes to its
+    /// end: the host would end the guest in the middle of its boot.
+    fn host_goes_down(&self) {
+        self.turns.host_goes_down();
+        for entry in self.actors.lock().values() {
+            entry.shared.interrupt(Ask::HostDown.interrupts());
+        }
+    }
+
     /// The VM is gone, and its actor with it. Whoever follows it has nothing to wait for.
     fn forget(&self, vm: &VmId) {
         if let Some(entry) = self.actors.lock().remove(vm) {
@@ -205,7 +214,7 @@ impl Vms {
     /// ordered before is done before.
     pub(crate) async fn prune(&self, peer: &Peer, word: &str) -> Result<JobId, VmError> {
         let row = self.find(peer, word).await?;
-        if row.making || self.starts(&row.id) || reconcile::waits_to_resume(&row, &self.ctx) {
+        if row.making || self.starts(&row.id) || row.waits_to_run() {
             return Err(VmError::NotIdle(row.name));
         }
         self.ask(peer, row, word, Ask::Prune)
@@ -219,6 +228,9 @@ impl Vms {
         let id = job.id();
         tracing::info!(banger_vm = %vm, banger_job = %id, banger_uid = peer.uid, "{title}");
         entry.shared.interrupt(ask.interrupts());
+        if matches!(ask, Ask::HostDown) {
+            self.ctx.host_goes_down();
+        }
         if ask.cuts_readers() {
             self.ctx.readers.cut(&vm);
         }
@@ -416,6 +428,7 @@ impl Vms {
             keys.extend(self.ctx.db.keys(peer.owner()).await?);
         }
         link.set_authorized_keys(&keys).await.map_err(VmError::GuestKeys)?;
-        Ok(SshAccess { vm, host_key: self.ctx.machine.host_key(&seat)? })
+        let machine = Arc::clone(&self.ctx.machine);
+        Ok(SshAccess { vm, host_key: crate::util::blocking(move || machine.host_key(&seat)).await? })
     }
 }

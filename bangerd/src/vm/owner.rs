@@ -41,6 +41,9 @@ impl Actor {
     /// The row decides. The helper's record of the disk follows at the next start: a crash between
     /// the two would else leave them apart.
     pub(super) async fn give_to(&mut self, to: &Peer) -> Result<(), VmError> {
+        if self.row.who() == to.owner() {
+            return Ok(());
+        }
         let name = &self.row.name;
         if self.row.state == State::Running {
             return Err(VmError::RunsForItsOwner(name.clone()));
@@ -62,7 +65,7 @@ impl Actor {
         self.ctx.readers.cut(&self.id());
         self.shared.end_ownership();
         tracing::info!(from = self.row.owner_name, to = %to.name, "given away");
-        (self.row.owner, self.row.owner_name) = (to.uid, to.name.clone().into_owned());
+        (self.row.owner, self.row.owner_name, self.row.boot_id) = (to.uid, to.name.clone().into_owned(), None);
         self.ctx.fellows.changed();
         Ok(())
     }

@@ -2,17 +2,17 @@
 //!
 //! No process of the host parses what a guest wrote: a small guest is started that has nothing but
 //! that disk, read-only, and answers as the VM's own agent would. It has an id of its own, so
-//! nothing of the VM is touched, and a cgroup and a folder below it that belong to no row: what a
+//! nothing of the VM is touched, and a cgroup and folders under it that belong to no row: what a
 //! crash leaves is found by the sweep. It lives as long as its one client.
 
-use super::error::VmError;
+use super::error::{VmError, joined};
 use super::machine::{Running, Seat};
 use super::shared::Visit;
 use super::teardown::remove_folder;
 use super::{Context, Vms};
 use crate::paths::VmPaths;
 use crate::turns::{Turn, Turns};
-use crate::util::fill_random;
+use crate::util::{blocking, fill_random};
 use banger_link::link::Link;
 use banger_policy::lifecycle::State;
 use banger_policy::{Peer, VmId, VmName};
@@ -151,7 +151,9 @@ impl Rest {
         if let Err(error) = self.ctx.machine.end_group(self.owner, &self.id).await {
             tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message());
         }
-        if let Err(error) = remove_folder(&self.paths.runtime) {
+        let folders = [self.paths.runtime, self.paths.dir];
+        let removed = blocking(move || joined(folders.iter().map(|folder| remove_folder(folder)))).await;
+        if let Err(error) = removed {
             tracing::warn!(banger_uid = self.owner, "a reader: {}", error.message());
         }
         self.ctx.readers.open().remove(&self.id);
@@ -178,8 +180,7 @@ impl Vms {
         let turn = turn.ok_or_else(|| VmError::OthersRead(row.name.clone()))?;
         let mut seat = Seat::new(&row, &self.ctx.paths, self.ctx.config.now().network)?;
         seat.id = new_id()?;
-        let runtime = self.ctx.paths.vm(&seat.id).runtime;
-        seat.paths = VmPaths { dir: runtime.clone(), runtime, cow: seat.paths.cow };
+        seat.paths = VmPaths { cow: seat.paths.cow, ..self.ctx.paths.vm(&seat.id) };
         seat.spec = VmSpec { vcpu_count: 1, memory_mib: MEMORY_MIB, ..seat.spec };
         let end = CancellationToken::new();
         self.ctx.readers.open().insert(seat.id, (vm, end.clone()));
@@ -222,8 +223,8 @@ impl Vms {
         let running: Arc<dyn Running> = self.ctx.machine.read(seat, work_disk).await?;
         running.ready(self.ctx.config.now().guest_ready_timeout).await?;
         let link = running.link().ok_or_else(|| VmError::NotRunning { vm: name.clone(), why: String::new() })?;
-        // Whoever watches for its end keeps its console short, too: that lies in memory, and a
-        // kernel of the user's own may write to it without end.
+        // Whoever watches for its end keeps its console short, too: a kernel of the user's own may
+        // write to it without end.
         let (ended, end) = (running.ended(), end.clone());
         tokio::spawn(async move {
             ended.await;

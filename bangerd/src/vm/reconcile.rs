@@ -12,7 +12,6 @@ use crate::error::chain;
 use crate::handles::Handles;
 use banger_policy::lifecycle::{Event, Finding, Look, Process, Question, Recorded, Seen, State, Then, diagnose};
 use banger_policy::reach::Mode;
-use banger_policy::vm::RestartPolicy;
 use banger_proto::helper::{Holding, ProcessState};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -29,9 +28,13 @@ const AGENT: Duration = Duration::from_secs(10);
 /// How long the monitor may take to say why a VMM has ended.
 const REASON: Duration = Duration::from_secs(2);
 
-/// The VM ran in another boot of the host, or until the host went down.
-pub(super) fn rebooted(row: &VmRow, ctx: &Context) -> bool {
-    row.boot_id.as_ref().is_some_and(|boot| *boot != ctx.boot_id)
+/// The VM ran in another boot of the host, or until the host went down. A host that has rebooted
+/// its user space alone (systemd-soft-reboot.service(8)) has the boot id that it had: then the
+/// daemon's start tells. Later, in the boot in which it was ended, a VM waits for the host to go
+/// down.
+fn rebooted(row: &VmRow, ctx: &Context, look: Look) -> bool {
+    let ended = look == Look::First && row.state != State::Running;
+    row.boot_id.as_ref().is_some_and(|boot| ended || *boot != ctx.boot_id)
 }
 
 /// Whether a row of the helper's ledger has more than a COW file: what belongs to one boot of a VM.
@@ -39,16 +42,11 @@ pub(super) fn holds(holding: &Holding) -> bool {
     holding.tap.is_some() || holding.disk.is_some() || holding.reach != Mode::None || holding.pid.is_some()
 }
 
-/// The VM ran when the host went down, and is started again when its turn comes.
-pub(super) fn waits_to_resume(row: &VmRow, ctx: &Context) -> bool {
-    rebooted(row, ctx) && row.restart == RestartPolicy::Always
-}
-
-fn recorded(row: &VmRow, ctx: &Context) -> Recorded {
+fn recorded(row: &VmRow, ctx: &Context, look: Look) -> Recorded {
     Recorded {
         state: row.state,
         making: row.making,
-        other_boot: rebooted(row, ctx),
+        other_boot: rebooted(row, ctx, look),
         names_handles: row.mirror != Handles::default(),
     }
 }
@@ -70,7 +68,7 @@ pub(super) fn why_dead(row: &VmRow, ctx: &Context) -> Option<&'static str> {
     if row.state != State::Running {
         return None;
     }
-    match diagnose(&recorded(row, ctx), &seen(row, ctx, false, Look::Later)) {
+    match diagnose(&recorded(row, ctx, Look::Later), &seen(row, ctx, false, Look::Later)) {
         Finding::Happened(Event::FoundRebooted) => Some(REBOOTED),
         Finding::Happened(Event::FoundDead) => Some(ENDED),
         Finding::Happened(_) | Finding::Ask(_) | Finding::True => None,
@@ -81,7 +79,7 @@ pub(super) fn why_dead(row: &VmRow, ctx: &Context) -> Option<&'static str> {
 pub(super) fn disagrees(row: &VmRow, ctx: &Context, shared: &Shared, held: bool) -> bool {
     let mut seen = seen(row, ctx, shared.running().is_some(), Look::Later);
     seen.held = Some(held || seen.lives);
-    diagnose(&recorded(row, ctx), &seen) != Finding::True
+    diagnose(&recorded(row, ctx, Look::Later), &seen) != Finding::True
 }
 
 impl Actor {
@@ -97,25 +95,25 @@ impl Actor {
         };
         let mut seen = seen(&self.row, &self.ctx, self.shared.running().is_some(), look);
         let event = loop {
-            match diagnose(&recorded(&self.row, &self.ctx), &seen) {
+            match diagnose(&recorded(&self.row, &self.ctx, look), &seen) {
                 Finding::True => return false,
                 Finding::Ask(Question::Process) => seen.process = Some(self.process(&seat).await),
                 Finding::Ask(Question::Held) => seen.held = Some(self.holds_something(&seat).await),
                 Finding::Happened(event) => break event,
             }
         };
-        self.found(event, &seat, look).await
+        self.found(event, look).await
     }
 
     /// Acts on a finding. True when the VM is gone.
-    async fn found(&mut self, event: Event, seat: &Seat, look: Look) -> bool {
+    async fn found(&mut self, event: Event, look: Look) -> bool {
         match event {
             Event::Delete => {
                 tracing::info!("its creation or removal was cut short; removed");
                 return matches!(self.apply(Event::Delete, None, "").await, Ok(Then::Gone));
             }
             Event::FoundAlive => self.found_alive().await,
-            Event::FoundRebooted => self.found_rebooted(seat).await,
+            Event::FoundRebooted => self.found_rebooted().await,
             _ => {
                 let reason = self.why_it_ended(look).await;
                 self.quietly(event, &reason).await;
@@ -124,11 +122,11 @@ impl Actor {
         false
     }
 
-    async fn found_rebooted(&mut self, seat: &Seat) {
+    async fn found_rebooted(&mut self) {
         tracing::info!("it ran when the host went down");
         self.quietly(Event::FoundRebooted, REBOOTED).await;
-        if self.row.restart == RestartPolicy::Always && self.row.state == State::Stopped {
-            self.resume_in_turn(seat);
+        if self.row.waits_to_run() && self.row.state == State::Stopped {
+            self.resume_in_turn();
         }
     }
 

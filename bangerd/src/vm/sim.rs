@@ -156,9 +156,10 @@ impl Machine for SimMachine {
         _: &BootDevices,
         _: Vec<String>,
     ) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
-        let vm = seat.id;
+        let (vm, initramfs) = (seat.id, seat.paths.initramfs());
         async move {
             self.step("launch")?;
+            std::fs::write(initramfs, "cpio").map_err(MachineError::Folder)?;
             let mut state = self.lock();
             state.next_pid += 1;
             let pid = state.next_pid;
@@ -172,8 +173,14 @@ impl Machine for SimMachine {
     }
 
     fn read(&self, seat: &Seat, _: PathBuf) -> BoxFuture<'_, Result<Arc<dyn Running>, MachineError>> {
-        let devices = BootDevices { root: String::new(), tap: String::new() };
-        Machine::launch(self, seat, &devices, Vec::new())
+        let (seat, devices) = (seat.clone(), BootDevices { root: String::new(), tap: String::new() });
+        async move {
+            for folder in [&seat.paths.dir, &seat.paths.runtime] {
+                std::fs::create_dir_all(folder).map_err(MachineError::Folder)?;
+            }
+            Machine::launch(self, &seat, &devices, Vec::new()).await
+        }
+        .boxed()
     }
 
     fn adopt(&self, seat: &Seat, _: &Handles) -> BoxFuture<'_, Result<Option<Arc<dyn Running>>, MachineError>> {

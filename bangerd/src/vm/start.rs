@@ -11,10 +11,13 @@ use super::steps::Step;
 use crate::handles::Handles;
 use crate::jobs::{Cancelled, Job};
 use crate::privileged::PrivilegedError;
+use crate::util::blocking;
 use banger_link::control::NotReady;
 use banger_policy::lifecycle::{Event, Then};
 use banger_policy::network::VmNetwork;
 use banger_proto::helper::{DiskIdentity, HelperError};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,8 +86,7 @@ impl Actor {
 
         begin(Step::Preflight)?;
         ctx.machine.preflight(seat).await?;
-        make_folder(&seat.paths.dir)?;
-        make_folder(&seat.paths.runtime)?;
+        make_folders(vec![seat.paths.dir.clone(), seat.paths.runtime.clone()]).await?;
 
         begin(Step::RootDisk)?;
         // Made with the VM, and never again, like the work disk: a fresh one would look as if what
@@ -102,7 +104,7 @@ impl Actor {
         begin(Step::WorkDisk)?;
         // Made with the VM, and never again: an empty disk in its place would look as if the user's
         // files were lost.
-        work_disk_is_there(seat)?;
+        work_disk_is_there(seat).await?;
 
         begin(Step::Tap)?;
         let tap =
@@ -178,25 +180,31 @@ impl Actor {
     }
 }
 
-fn work_disk_is_there(seat: &Seat) -> Result<(), VmError> {
-    let path = seat.paths.work_disk();
-    if let Ok(meta) = path.metadata()
-        && meta.is_file()
-    {
-        // `vm set` has made it larger since; the guest grows its file system.
-        let larger = seat.spec.work_disk_size_bytes > meta.len();
-        let grow = || std::fs::File::options().write(true).open(&path)?.set_len(seat.spec.work_disk_size_bytes);
-        let grown = if larger { grow() } else { Ok(()) };
-        return grown.map_err(VmError::GrowWorkDisk);
-    }
-    Err(VmError::WorkDiskGone(path))
+async fn work_disk_is_there(seat: &Seat) -> Result<(), VmError> {
+    let (path, bytes) = (seat.paths.work_disk(), seat.spec.work_disk_size_bytes);
+    blocking(move || {
+        if let Ok(meta) = path.metadata()
+            && meta.is_file()
+        {
+            // `vm set` has made it larger since; the guest grows its file system.
+            let grow = || std::fs::File::options().write(true).open(&path)?.set_len(bytes);
+            let grown = if bytes > meta.len() { grow() } else { Ok(()) };
+            return grown.map_err(VmError::GrowWorkDisk);
+        }
+        Err(VmError::WorkDiskGone(path))
+    })
+    .await
 }
 
-/// Makes a folder that only the daemon enters. There already is success.
-pub(super) fn make_folder(path: &std::path::Path) -> Result<(), VmError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| VmError::MakeFolder { path: path.to_owned(), source })?;
-    crate::fail::point("folder", "made");
-    Ok(())
+/// Makes folders that only the daemon enters. There already is success.
+pub(super) async fn make_folders(paths: Vec<PathBuf>) -> Result<(), VmError> {
+    blocking(move || {
+        for path in paths {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|source| VmError::MakeFolder { path, source })?;
+            crate::fail::point("folder", "made");
+        }
+        Ok(())
+    })
+    .await
 }

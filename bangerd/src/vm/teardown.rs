@@ -6,7 +6,7 @@ use super::error::{VmError, joined};
 use super::machine::Seat;
 use crate::handles::Handles;
 use crate::privileged::PrivilegedError;
-use crate::util::blocking;
+use crate::util::{blocking, on_a_thread};
 use banger_policy::reach::Reach;
 use banger_proto::helper::HelperError;
 use std::path::Path;
@@ -51,6 +51,7 @@ impl Actor {
             let last = VmError::from(last.at("the teardown"));
             failures.into_iter().map(VmError::HelperToo).fold(last, VmError::also)
         });
+        remove_initramfs(seat).await;
         joined([released, remove_folder(&seat.paths.runtime)])
     }
 
@@ -72,6 +73,18 @@ impl Actor {
         let dir = seat.paths.dir.clone();
         joined([discarded, blocking(move || remove_folder(&dir)).await])
     }
+}
+
+/// The next start writes another one: until then its room is nobody's.
+async fn remove_initramfs(seat: &Seat) {
+    let path = seat.paths.initramfs();
+    on_a_thread(move || match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("{}: cannot remove the initramfs: {error}", path.display());
+        }
+        _ => crate::fail::point("boot files", "initramfs removed"),
+    })
+    .await;
 }
 
 /// Removes a folder with all that is in it. Gone is fine.

@@ -23,7 +23,7 @@ pub struct Recorded {
     pub state: State,
     /// A creation or a removal is in progress.
     pub making: bool,
-    /// The VM ran in an earlier boot of the host.
+    /// The VM ran in an earlier boot of the host, or was ended because the host went down.
     pub other_boot: bool,
     /// The row names a tap, a disk or a process: a start has begun, or a teardown has not ended.
     pub names_handles: bool,

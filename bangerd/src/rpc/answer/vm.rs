@@ -179,6 +179,7 @@ fn machine(error: &MachineError) -> (ErrorCode, String) {
         MachineError::NoGuestBinary(_) => (ErrorCode::HostNotReady, "Install the package banger again."),
         MachineError::NoKernel(_) => (ErrorCode::HostNotReady, "Import it again with `banger kernel import`."),
         MachineError::NoImage(_) => (ErrorCode::HostNotReady, "Import it again with `banger image import`."),
+        MachineError::NoRoom(why) => return no_room(why),
         MachineError::NotReady(_) => (ErrorCode::GuestNotReady, ""),
         MachineError::Cancelled(_) => (ErrorCode::Cancelled, ""),
         MachineError::WorkerEnded(_) => (ErrorCode::Internal, DEFECT),

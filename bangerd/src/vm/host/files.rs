@@ -1,6 +1,7 @@
 //! Files of a boot: what the guest is told, its initramfs, and what its VMM may open.
 
 use super::Host;
+use crate::room;
 use crate::vm::machine::{BootDevices, MachineError, Seat};
 use banger_image::boot::initramfs::{self, Initramfs};
 use banger_image::boot::kernel::{MODULES_DISK, MODULES_FOLDER, VMLINUX_FILE};
@@ -10,6 +11,10 @@ use banger_proto::guest::{BootToken, GuestConfig};
 use banger_vmm::Files;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+
+/// An initramfs with a distribution's modules is smaller, bytes: such a start is what the host's
+/// reserve is for. A larger one leaves the reserve alone.
+const ORDINARY: u64 = 16 << 20;
 
 impl Host {
     pub(super) fn write_files(&self, seat: &Seat, user_keys: Vec<String>) -> Result<BootToken, MachineError> {
@@ -51,6 +56,10 @@ impl Host {
     pub(super) fn write_for_boot(&self, seat: &Seat, config: &GuestConfig) -> Result<(), MachineError> {
         let modules = self.paths.kernel_dir(&seat.kernel).join(MODULES_FOLDER);
         let parts = Initramfs { init: &self.paths.guest_binary, modules: Some(&modules), config };
+        let size = initramfs::size(&parts)?;
+        if size > ORDINARY {
+            room::claim("the initramfs", &[(&seat.paths.dir, size)])?;
+        }
         initramfs::write(&seat.paths.initramfs(), &parts).map_err(MachineError::Initramfs)?;
         crate::fail::point("boot files", "initramfs");
         // A VMM is allowed what exists when it starts.

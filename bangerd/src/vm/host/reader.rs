@@ -41,10 +41,13 @@ impl Host {
         Ok(Arc::new(Guest { parts, link, vmlinux, modules: None }))
     }
 
-    /// All in the folder of its sockets, which goes with it, or as a whole after a crash.
+    /// Files and sockets in folders of its own, as a VM has them: a kernel of the user's may bring
+    /// a large initramfs, and `/run` is memory that all programs of the host share.
     fn write_readers_files(&self, seat: &Seat) -> Result<BootToken, MachineError> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&seat.paths.dir);
-        made.map_err(MachineError::Folder)?;
+        for folder in [&seat.paths.dir, &seat.paths.runtime] {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+            made.map_err(MachineError::Folder)?;
+        }
         let token = token::renew(&seat.paths.boot_token()).map_err(MachineError::Token)?;
         let config = GuestConfig {
             work_device: Some("/dev/vda".to_owned()),

@@ -46,8 +46,18 @@ pub(super) enum Folder {
     /// A VM's work disk, console and handles.
     Disk,
     Sockets,
+    /// Files of a guest that read a disk for somebody.
+    Reader,
     /// An image or a kernel.
     Store,
+}
+
+impl Folder {
+    /// What a folder among those of the VMs is for.
+    fn among_disks(path: &Path) -> Self {
+        let id = path.file_name().and_then(|name| name.to_str()?.parse::<VmId>().ok());
+        if id.is_some_and(|id| Readers::is_id(&id)) { Self::Reader } else { Self::Disk }
+    }
 }
 
 /// What a look has found.
@@ -113,10 +123,11 @@ pub(super) async fn look(ctx: &Context) -> Result<Seen, VmError> {
         only_cow: holding.cow.is_some() && !holding.quarantined && !holds(holding),
         what: what(holding),
     }));
-    for (paths, of) in [(folders, Folder::Disk), (sockets, Folder::Sockets), (stored, Folder::Store)] {
-        let unknown = paths.into_iter().filter(|path| !homes.contains(path));
-        orphans.extend(unknown.map(|path| Orphan::Folder { path, of }));
-    }
+    let folders = folders.into_iter().map(|path| (Folder::among_disks(&path), path));
+    let sockets = sockets.into_iter().map(|path| (Folder::Sockets, path));
+    let stored = stored.into_iter().map(|path| (Folder::Store, path));
+    let unknown = folders.chain(sockets).chain(stored).filter(|(_, path)| !homes.contains(path));
+    orphans.extend(unknown.map(|(of, path)| Orphan::Folder { path, of }));
     Ok(Seen { orphans, rows, held })
 }
 
@@ -126,7 +137,7 @@ impl Orphan {
         match self {
             Self::Group { .. } => false,
             Self::Held { only_cow, .. } => *only_cow,
-            Self::Folder { of, .. } => *of != Folder::Sockets,
+            Self::Folder { of, .. } => matches!(of, Folder::Disk | Folder::Store),
         }
     }
 
@@ -160,6 +171,7 @@ impl Orphan {
                 let detail = match of {
                     Folder::Disk => "work disk, console and handles of a VM",
                     Folder::Sockets => "sockets of a VM",
+                    Folder::Reader => "files of a guest that read a VM's disk",
                     Folder::Store => "an image or a kernel without a record",
                 };
                 (LeakKind::Folder, path.display().to_string(), detail.to_owned())

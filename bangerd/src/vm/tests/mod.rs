@@ -394,7 +394,10 @@ impl World {
         let left: Vec<_> = std::fs::read_dir(self.paths().runtime.join("vm")).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
         for vm in std::fs::read_dir(self.paths().vms()).unwrap() {
-            assert!(!vm.unwrap().path().join("handles.json").exists());
+            let vm = vm.unwrap().path();
+            assert!(!["handles.json", "initramfs"].iter().any(|file| vm.join(file).exists()), "{vm:?}");
+            let id = vm.file_name().unwrap().to_str().unwrap().parse();
+            assert!(!id.is_ok_and(|id| super::Readers::is_id(&id)), "of a reader: {vm:?}");
         }
     }
 

@@ -145,6 +145,19 @@ fn who_is_given_a_vm_decides_on_its_ports_anew() {
 }
 
 #[test]
+fn whoever_is_given_a_vm_that_is_theirs_loses_nothing() {
+    let world = World::new();
+    world.running("demo");
+    let published = world.publish(ALICE, "demo", &["80"]).unwrap();
+    // Also while it runs: there is nothing to do.
+    world.give(&ROOT, "alice/demo", "alice").unwrap();
+    assert!(listens(at(&published[0])));
+    world.order(STOP, "demo");
+    world.give(&ROOT, "alice/demo", "alice").unwrap();
+    assert_eq!(world.show(ALICE, "demo").unwrap().published.unwrap().len(), 1);
+}
+
+#[test]
 fn a_vm_whose_ports_are_taken_and_whose_row_cannot_be_removed_is_removed_later() {
     let world = World::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -41,6 +41,8 @@ fn a_reader_lives_as_long_as_its_client_and_leaves_nothing() {
     assert_eq!(world.machine.processes(), 1);
     // The VM itself does not run, and nothing of the reader is anybody's to clear away.
     assert_eq!(world.show(ALICE, "web").unwrap().state, State::Stopped);
+    let folder = world.paths().vm(&world.life().vms.ctx.readers.ids()[0]);
+    assert!(folder.initramfs().exists() && !folder.initramfs().starts_with(&world.paths().runtime), "{folder:?}");
     let leaks = || world.life().runtime.block_on(world.life().vms.leaks(&ROOT, false)).unwrap();
     assert!(leaks().leaks.is_empty(), "{:?}", leaks());
     world.leave(way);
@@ -140,8 +142,10 @@ fn what_a_crash_leaves_of_a_reader_is_released_at_once() {
     std::mem::forget(way);
     world.restart();
     world.until_true("nothing of the reader is left", || {
-        let sockets = std::fs::read_dir(world.paths().runtime.join("vm")).unwrap().count();
-        world.machine.processes() == 0 && sockets == 0
+        let count = |folder: std::path::PathBuf| std::fs::read_dir(folder).unwrap().count();
+        world.machine.processes() == 0
+            && count(world.paths().runtime.join("vm")) == 0
+            && count(world.paths().vms()) == 1
     });
 }
 
@@ -166,4 +170,22 @@ fn what_is_being_started_is_read_by_nobody() {
     assert_eq!(world.machine.processes(), 1, "the VM");
     assert!(matches!(world.order(STOP, "web"), JobState::Done(_)));
     assert_eq!(world.wait(start), JobState::Cancelled);
+}
+
+#[test]
+fn a_reading_that_began_behind_the_order_of_a_delete_ends_with_the_disk() {
+    let world = World::new();
+    let vm = world.stopped("web");
+    let way = world.read(&ALICE, "web").unwrap();
+    // As if it had begun while the order waited for its turn: past the door.
+    let entry = world.life().vms.ctx.actors.lock().get(&vm.id).cloned().unwrap();
+    let job = world.life().vms.ctx.jobs.begin(&ALICE, "delete web".to_owned()).unwrap();
+    let delete = job.id();
+    entry.orders.send(Order::Asked(Box::new(job), Box::new(Ask::Delete))).unwrap();
+    assert!(matches!(world.wait(delete), JobState::Done(_)));
+    world.life().runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), way.cut()).await.unwrap();
+        way.leave().await;
+    });
+    world.assert_nothing_at_all();
 }

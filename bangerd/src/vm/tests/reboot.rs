@@ -162,6 +162,24 @@ fn who_could_not_be_looked_after_at_first_is_started_again_by_the_sweep() {
 }
 
 #[test]
+fn who_could_not_be_looked_after_at_first_and_is_not_started_again_is_stopped_by_the_sweep() {
+    let mut world = World::new();
+    world.running("stays");
+    world.helper.set_unreachable(true);
+    world.reboot();
+    assert!(world.until("stays", State::Error).runtime.last_error.starts_with(REBOOTED));
+    world.helper.set_unreachable(false);
+    let ctx = || &world.life().vms.ctx;
+    world.until_true("stopped", || {
+        world.life().runtime.block_on(crate::vm::sweep::once(ctx()));
+        reason(&world, "stays") == (State::Stopped, REBOOTED.to_owned())
+    });
+    let row = world.life().runtime.block_on(ctx().db.find_vms(&ALICE, "stays".into())).unwrap().remove(0);
+    assert_eq!((row.mirror, row.boot_id), (handles::Handles::default(), None));
+    assert!(world.life().runtime.block_on(crate::vm::sweep::is_at_rest(ctx())));
+}
+
+#[test]
 fn what_waits_for_its_turn_keeps_its_room_and_its_size() {
     let mut world = World::new();
     assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
@@ -208,5 +226,117 @@ fn what_waits_for_its_turn_is_not_pruned() {
     let refused = world.life().runtime.block_on(world.life().vms.prune(&ALICE, "again")).unwrap_err();
     assert!(refused.to_string().contains("waits for its start"), "{refused}");
     world.machine.fail(None);
+    world.until("again", State::Running);
+}
+
+fn counted(world: &World) -> u64 {
+    world.life().runtime.block_on(world.life().vms.ctx.db.host_has()).unwrap().running
+}
+
+/// A VM whose turn after a reboot of the host is long in coming.
+fn waiting() -> World {
+    let mut world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    world.machine.fail(Some("preflight"));
+    world.reboot();
+    world.until("again", State::Stopped);
+    assert_eq!(counted(&world), 1);
+    world
+}
+
+/// Its turn passes; then the daemon is started again, as by an upgrade.
+fn turn_passes(world: &mut World) {
+    world.machine.fail(None);
+    world.starts_are_over();
+}
+
+fn stays_stopped(world: &mut World, of: &Peer) {
+    assert_eq!(counted(world), 0);
+    world.restart();
+    world.looked();
+    world.starts_are_over();
+    assert_eq!((world.show(of.clone(), "again").unwrap().state, counted(world)), (State::Stopped, 0));
+}
+
+#[test]
+fn whoever_is_given_a_vm_before_its_turn_decides_anew() {
+    let mut world = waiting();
+    world.give(&ROOT, "alice/again", "bob").unwrap();
+    assert_eq!(counted(&world), 0);
+    turn_passes(&mut world);
+    stays_stopped(&mut world, &BOB);
+}
+
+#[test]
+fn a_wish_that_was_taken_back_does_not_outlive_its_turn() {
+    let mut world = waiting();
+    let set = |restart| Ask::Set(SetRequest { restart: Some(restart), ..SetRequest::default() });
+    assert!(matches!(world.order(set(RestartPolicy::No), "again"), JobState::Done(_)));
+    turn_passes(&mut world);
+    assert!(matches!(world.order(set(RestartPolicy::Always), "again"), JobState::Done(_)));
+    stays_stopped(&mut world, &ALICE);
+}
+
+/// systemd-soft-reboot.service(8): the kernel and its boot id stay, and all services are started
+/// anew.
+#[test]
+fn a_reboot_of_the_user_space_alone_is_one() {
+    let mut world = World::new();
+    world.running("stays");
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    for vm in ["stays", "again"] {
+        assert!(matches!(world.order(Ask::HostDown, vm), JobState::Done(_)));
+    }
+    world.restart();
+    world.until("again", State::Running);
+    assert_eq!(world.until("stays", State::Stopped).runtime.last_error, REBOOTED);
+}
+
+#[test]
+fn a_host_that_goes_down_again_starts_nothing_more() {
+    for stays_up in [false, true] {
+        let mut world = World::new();
+        let names = ["a", "b", "c", "d"];
+        world.running("on");
+        for name in names {
+            assert!(matches!(world.create(always(name), false), JobState::Done(_)));
+        }
+        world.machine.set_deaf(true);
+        world.reboot();
+        world.until_true("two have their turn", || {
+            let jobs = world.life().vms.ctx.jobs.list(&ALICE, None, 64).jobs;
+            jobs.iter().filter(|job| job.stages.last().is_some_and(|stage| stage.name == "guest ready")).count() == 2
+        });
+        world.machine.set_deaf(false);
+        assert!(matches!(world.order(Ask::Start, "on"), JobState::Done(_)));
+        assert!(matches!(world.order(Ask::HostDown, "on"), JobState::Done(_)));
+        world.until_true("those at work are undone", || {
+            world.machine.processes() == 0 && world.life().vms.ctx.jobs.at_work(&ALICE.owner()) == 0
+        });
+        for name in names {
+            assert_eq!(world.until(name, State::Stopped).runtime.last_error, REBOOTED);
+        }
+        assert_eq!(counted(&world), 4, "all are still to run");
+        world.assert_nothing_held();
+        if stays_up {
+            world.life().vms.ctx.turns.host_stays_up();
+        } else {
+            world.reboot();
+        }
+        for name in names {
+            world.until(name, State::Running);
+        }
+        assert_eq!(world.show(ALICE, "on").unwrap().state, State::Stopped);
+    }
+}
+
+/// `systemctl restart banger-guests.service`, say.
+#[test]
+fn what_was_ended_for_a_shutdown_that_does_not_come_runs_again() {
+    let world = World::new();
+    assert!(matches!(world.create(always("again"), false), JobState::Done(_)));
+    assert!(matches!(world.order(Ask::HostDown, "again"), JobState::Done(_)));
+    assert_eq!((world.until("again", State::Stopped).state, counted(&world)), (State::Stopped, 1));
+    world.life().vms.ctx.turns.host_stays_up();
     world.until("again", State::Running);
 }
