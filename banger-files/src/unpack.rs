@@ -91,7 +91,8 @@ pub fn unpack_named(from: impl Read, into: &OwnedFd, limits: Limits, name: &[u8]
     tree.finish()
 }
 
-/// Unpacks the named files and links, and refuses an archive with anything else.
+/// Unpacks the named files and links, and refuses an archive with anything else. Of the modes only
+/// whether the owner may execute a file counts: their reader is not root, who has packed them.
 ///
 /// # Errors
 /// As [`unpack`].
@@ -107,7 +108,7 @@ pub fn unpack_only(
         if !wanted || entry.kind == EntryType::Directory {
             return Err(Error::Name(shown(&entry.name)));
         }
-        tree.entry(entry, data)
+        tree.entry(&Entry { mode: entry.mode & 0o100 | 0o600, ..entry.clone() }, data)
     })?;
     tree.finish()
 }

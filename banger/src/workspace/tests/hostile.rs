@@ -143,3 +143,20 @@ async fn more_than_was_allowed_is_not_taken() {
     let refused = export(&world.guest(), world.known.as_ref().unwrap(), asked).await.unwrap_err();
     assert!(format!("{refused:#}").contains("more than 1 MiB"), "{refused:#}");
 }
+
+/// Of any user of the guest: root there reads it, and the host's user is not root.
+#[tokio::test]
+async fn a_file_that_nobody_may_read_is_exported() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "shadow", "x\n");
+    put(&world.theirs(), "sudo", "x\n");
+    mode(&world.theirs().join("shadow"), 0);
+    mode(&world.theirs().join("sudo"), 0o111);
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("new file mode 100755") && text.contains("new file mode 100644"), "{text}");
+}
