@@ -169,6 +169,7 @@ fn who_is_asked_for_one_name_brings_no_other() {
         ("asked/a/b", "../c", false),
         ("asked/a/b", "../../asked.sh", true),
         ("asked/a/b", "../../../../x", true),
+        ("asked/a/b", "c/../d", true),
     ] {
         drop(fs::remove_file(folder.path().join("asked")));
         drop(fs::remove_dir_all(folder.path().join("asked")));

@@ -48,8 +48,7 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
     let gathered = gather(guest, workspace, asked.most).await?;
     let mut notes = gathered.notes.clone();
     if let What::Branch { name, force } = &asked.what {
-        let made = branch(guest, workspace, gathered, (name, *force), asked.most).await?;
-        return Ok(notes.into_texts().into_iter().chain(made).collect());
+        return branch(guest, workspace, gathered, (name, *force), asked.most).await;
     }
     let (source, from, prepared) = (gathered.source.clone(), asked.from.clone(), workspace.base_tree.clone());
     let (git, tree) = (gathered.shop.git(&gathered.source, "none"), gathered.tree.clone());
@@ -126,7 +125,7 @@ const LINKS: usize = 1000;
 fn leading_out(git: &Git, base: &str, tree: &str, notes: &mut Notes) -> anyhow::Result<()> {
     let listed = git.bytes(&["diff-tree", "-r", "-z", "--diff-filter=AMT", base, tree])?;
     let mut links = Vec::new();
-    let mut fields = super::source::entries(&listed);
+    let mut fields = entries(&listed);
     while let (Some(facts), Some(path)) = (fields.next(), fields.next()) {
         let facts: Vec<&[u8]> = facts.split(|byte| *byte == b' ').collect();
         let (Some(mode), Some(blob)) = (facts.get(1), facts.get(3)) else { continue };
@@ -141,8 +140,8 @@ fn leading_out(git: &Git, base: &str, tree: &str, notes: &mut Notes) -> anyhow::
         for (path, _) in links {
             let target = blob(&mut rest).context("git says nothing of a link")?;
             let (path, target) = (String::from_utf8_lossy(path), String::from_utf8_lossy(target));
-            if is_outside(&path, &target) {
-                notes.push(|| format!("{path} is a link that leads out of the repository, to {target}"));
+            if let Some(leads) = leads_outside(&path, &target) {
+                notes.push(|| format!("{path} is a link that {leads} out of the repository, to {target}"));
             }
         }
     }
@@ -159,18 +158,24 @@ fn blob<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
-/// Whether a link at that path leads out of the folder.
-fn is_outside(path: &str, target: &str) -> bool {
-    let mut depth = i64::try_from(path.matches('/').count()).unwrap_or(0);
-    target.starts_with('/')
-        || target.split('/').any(|part| {
-            depth += match part {
-                ".." => -1,
-                "" | "." => 0,
-                _ => 1,
-            };
-            depth < 0
-        })
+/// Whether a link at that path leads out of the folder. Behind a name, `..` may: the name may be
+/// another link, from which the kernel goes up.
+fn leads_outside(path: &str, target: &str) -> Option<&'static str> {
+    let (mut depth, mut named, mut may) = (path.matches('/').count(), false, false);
+    if target.starts_with('/') {
+        return Some("leads");
+    }
+    for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        if part == ".." {
+            may |= named;
+            let Some(above) = depth.checked_sub(1) else { return Some("leads") };
+            depth = above;
+        } else {
+            named = true;
+            depth += 1;
+        }
+    }
+    may.then_some("may lead")
 }
 
 /// The guest's commits, and one of what it has not committed, as a branch.
@@ -189,9 +194,15 @@ async fn branch(
         Theirs::Unrelated => (None, Some(UNRELATED.to_owned())),
     };
     let (workspace, wanted, shop) = (workspace.clone(), name.to_owned(), Arc::clone(&gathered.shop));
-    let tip = work::begin(move || make(&workspace, &gathered, &wanted, force, old, theirs)).await??;
+    let making = work::begin(move || {
+        let tip = make(&workspace, &gathered, &wanted, force, old, theirs)?;
+        let (git, mut notes) = (gathered.shop.git(&gathered.source, "none"), gathered.notes.clone());
+        leading_out(&git, &workspace.base_tree, &tip, &mut notes)?;
+        anyhow::Ok((tip, notes.into_texts()))
+    });
+    let (tip, notes) = making.await??;
     drop(shop);
-    Ok(left.into_iter().chain([format!("branch {name} is at {}", short(&tip))]).collect())
+    Ok(notes.into_iter().chain(left).chain([format!("branch {name} is at {}", short(&tip))]).collect())
 }
 
 /// What a branch is before the export; `None` when there is none.
