@@ -1,11 +1,12 @@
 //! The guest's `.git`, made on the host by the user's git: one pack, the references, an index, a
 //! configuration.
 
+use super::gather::TREE;
 use super::git::{Git, pipe};
 use super::prepare::Wanted;
 use super::source::{Picture, Source, Workshop, entries};
 use anyhow::Context as _;
-use banger_files::RECORDS;
+use banger_files::{RECORDS, UNSENT};
 use banger_proto::model::WorkspaceMode;
 use std::fs;
 use std::path::Path;
@@ -80,6 +81,11 @@ pub(super) fn make_repository(
     let list = format!("{}\n{}", picture.tree, base.map(|base| format!("^{base}\n")).unwrap_or_default());
     let pack = git.feed(&["pack-objects", "--revs", "--stdout", "--quiet", "--window=0"], list.as_bytes())?;
     fs::write(records.join("base.pack"), pack)?;
+    // Which prepare the folder is of, and what was checked out from it and is no work of the guest's.
+    fs::write(records.join(TREE), format!("{}\n", picture.tree))?;
+    if wanted.mode == WorkspaceMode::MetadataOnly {
+        fs::write(records.join(UNSENT), git.bytes(&["ls-tree", "-r", "-z", "--name-only", &picture.tree])?)?;
+    }
     Ok(())
 }
 
