@@ -240,8 +240,8 @@ fn make(
 ) -> anyhow::Result<String> {
     let source = &gathered.source;
     let git = gathered.shop.git(source, "none").for_guests();
-    let git = identity(source, git)?;
-    let on_base = theirs.is_none();
+    let git = committing(source, git)?;
+    let (on_base, last) = (theirs.is_none(), last_tree(workspace, gathered, theirs.as_deref())?);
     let mut tip = theirs.or_else(|| workspace.base_commit.clone());
     // What was not committed on the host when it was prepared is no work of the guest's.
     if on_base && last != workspace.base_tree {
@@ -335,8 +335,8 @@ fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::
 }
 
 /// Who commits: the user, or this program when git does not know the user.
-fn identity(source: &Source, git: Git) -> anyhow::Result<Git> {
-    let known = source.identity()?;
+fn committing(source: &Source, git: Git) -> anyhow::Result<Git> {
+    let known = identity::of(&source.git)?;
     let value = |wanted: &str, other: &str| {
         let found = known.iter().find(|(name, _)| *name == wanted);
         found.map_or_else(|| other.to_owned(), |(_, value)| value.clone())

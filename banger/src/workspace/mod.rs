@@ -7,6 +7,7 @@
 mod export;
 mod gather;
 mod git;
+pub(crate) mod identity;
 pub(crate) mod kept;
 mod listed;
 mod prepare;

@@ -3,6 +3,7 @@
 
 use super::gather::TREE;
 use super::git::{Git, pipe};
+use super::identity;
 use super::prepare::Wanted;
 use super::source::{Picture, Source, Workshop, entries};
 use anyhow::Context as _;
@@ -110,7 +111,7 @@ fn pack(git: &Git, git_dir: &Path, full: bool, base: Option<&str>, trees: [&str;
 fn configure(source: &Source, git: &Git, git_dir: &Path) -> anyhow::Result<()> {
     let file = git_dir.join("config");
     let file = file.to_str().context("the folder's path is not UTF-8")?;
-    let mut settings = source.identity()?;
+    let mut settings = identity::of(&source.git)?;
     settings.extend(source.settings(&[
         "core.autocrlf",
         "core.eol",

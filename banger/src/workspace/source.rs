@@ -122,14 +122,6 @@ impl Source {
         self.git.text(&["rev-parse", "--verify", &format!("{commit}^{{tree}}")])
     }
 
-    /// The user's name and address, as far as git knows them.
-    ///
-    /// # Errors
-    /// When git cannot be started.
-    pub(crate) fn identity(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
-        self.settings(&["user.name", "user.email"])
-    }
-
     /// Settings that have a value.
     ///
     /// # Errors
