@@ -50,6 +50,9 @@ pub enum Error {
     /// It is being replaced already.
     #[error("{} is being prepared by another command: try again when that has ended", .0.display())]
     Busy(PathBuf),
+    /// It is not what whoever replaces it has looked at.
+    #[error("{} was changed while its new files were on their way: prepare it again", .0.display())]
+    Meanwhile(PathBuf),
     /// Something is mounted in a folder that is replaced.
     #[error("{} is a file system of its own, which a prepare would empty: unmount it first", .0.display())]
     Mounted(PathBuf),

@@ -29,3 +29,8 @@ pub use unpack::{Limits, Unpacked, open_folder, unpack, unpack_named, unpack_onl
 pub const COMMAND: &str = "@banger";
 /// The folder of a prepared workspace's `.git` in which its own records are.
 pub const RECORDS: &str = ".git/banger";
+/// What `state` says of a path where nothing is, or an empty folder.
+pub const FREE: &str = "free";
+/// In [`RECORDS`], written by the host when no files are sent: the paths of the prepared tree, each
+/// with a zero byte after it.
+pub const UNSENT: &str = "unsent";

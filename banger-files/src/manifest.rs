@@ -8,6 +8,7 @@ use crate::Error;
 use crate::pack::as_path;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -120,12 +121,50 @@ pub fn parse_changes(text: &[u8]) -> Option<Vec<Change>> {
     text.split(|byte| *byte == 0).map(change).collect()
 }
 
-/// What the branches, tags, notes, the stash and HEAD are, as one text to compare. What was fetched
-/// from elsewhere is there again.
+/// The paths of the prepared tree of which no file was sent: what is there of them was checked out
+/// from that tree.
+pub(crate) fn checked_out(folder: &Path) -> BTreeSet<Vec<u8>> {
+    let text = fs::read(folder.join(crate::RECORDS).join(crate::UNSENT)).unwrap_or_default();
+    text.split(|byte| *byte == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+/// What is at a path, as a word: another word after a file of a workspace was changed or removed
+/// there, or a branch was. Files that were added do not count, because a replacement takes them over.
+pub(crate) fn state(folder: &Path) -> Result<String, Error> {
+    let Ok(manifest) = fs::read(folder.join(crate::RECORDS).join(MANIFEST)) else {
+        let is_free = match fs::read_dir(folder) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(_) => folder.symlink_metadata().is_err(),
+        };
+        return Ok(if is_free { crate::FREE } else { "other" }.to_owned());
+    };
+    // Only this program compares two of these words, so its hash need not be one that others know.
+    let mut hasher = DefaultHasher::new();
+    manifest.hash(&mut hasher);
+    by_name(&refs(folder)).hash(&mut hasher);
+    let checked_out = checked_out(folder);
+    for change in changes(folder)? {
+        let path = match &change {
+            Change::Modified(path) | Change::Deleted(path) => path,
+            Change::Added(path) if checked_out.contains(path) => path,
+            Change::Added(_) | Change::Repository(_) => continue,
+        };
+        let now = folder.join(as_path(path)).symlink_metadata();
+        (path, now.ok().map(|found| stat(&found))).hash(&mut hasher);
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+/// The files that say what the branches, tags, notes, the stash and HEAD are, those of linked
+/// worktrees among them. What was fetched from elsewhere is there again.
 pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     let git = folder.join(".git");
     let mut files = vec![git.join("HEAD"), git.join("packed-refs")];
     let (mut folders, fetched) = (vec![git.join("refs")], git.join("refs/remotes"));
+    for worktree in fs::read_dir(git.join("worktrees")).into_iter().flatten().flatten() {
+        files.push(worktree.path().join("HEAD"));
+        folders.push(worktree.path().join("refs"));
+    }
     while let Some(at) = folders.pop() {
         for entry in fs::read_dir(at).into_iter().flatten().flatten() {
             match entry.file_type() {
@@ -144,6 +183,40 @@ pub(crate) fn refs(folder: &Path) -> Vec<u8> {
         text.push(0);
     }
     text
+}
+
+/// Whether two texts of [`refs`] name the same objects: git moves references from files of their own
+/// into `packed-refs` (`git gc`, `git pack-refs`).
+pub(crate) fn same_refs(before: &[u8], now: &[u8]) -> bool {
+    by_name(before) == by_name(now)
+}
+
+/// What is before the first space, and the rest.
+fn halves(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    text.iter().position(|byte| *byte == b' ').map(|at| text.split_at(at))
+}
+
+/// Each reference with its object, or with the reference that it stands for.
+fn by_name(refs: &[u8]) -> BTreeMap<&[u8], &[u8]> {
+    let mut named = BTreeMap::new();
+    // `packed-refs` comes before the files of their own, which count where both have a reference
+    // (gitrepository-layout(5)).
+    for file in refs.split(|byte| *byte == 0) {
+        let Some((name, text)) = halves(file) else { continue };
+        if name != b"packed-refs" {
+            named.insert(name, text.trim_ascii());
+            continue;
+        }
+        // `#` begins a comment, `^` the object behind a tag.
+        let lines = text.trim_ascii().split(|byte| *byte == b'\n').filter(|line| !line.starts_with(b"#"));
+        for (object, name) in lines.filter(|line| !line.starts_with(b"^")).filter_map(halves) {
+            let name = name.trim_ascii();
+            if !name.starts_with(b"refs/remotes/") {
+                named.insert(name, object);
+            }
+        }
+    }
+    named
 }
 
 /// What lies in the folder `name` of a workspace, with its path there, but the workspace's own

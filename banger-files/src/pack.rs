@@ -135,6 +135,16 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
+    /// Notes that something is not in the archive, and why.
+    pub fn leave(&mut self, name: &[u8], why: &Error) {
+        let why = match why {
+            Error::Path { source, .. } => source.to_string(),
+            Error::Changed(_) => "it changed while it was read".to_owned(),
+            other => other.to_string(),
+        };
+        self.left.lost.push((name.to_vec(), why));
+    }
+
     fn large(&mut self, name: &[u8], path: &Path, mode: u32, found: &Metadata, from: File) -> Result<(), Error> {
         let mut data = Exactly { from, left: found.len(), pads: self.goes_on, padded: false };
         let written = self.entry(name, EntryType::Regular, b"", mode, found, found.len(), &mut data);
@@ -169,11 +179,8 @@ impl<W: Write> Packer<W> {
                 let entry = entry.map_err(Error::path(path))?;
                 let inside = [name, b"/", entry.file_name().as_bytes()].concat();
                 match self.tree(&inside, &entry.path()) {
-                    Err(Error::Path { source, .. }) if self.goes_on => {
-                        self.left.lost.push((inside, source.to_string()));
-                    }
-                    Err(Error::Changed(_)) if self.goes_on => {
-                        self.left.lost.push((inside, "it changed while it was read".to_owned()));
+                    Err(error @ (Error::Path { .. } | Error::Changed(_))) if self.goes_on => {
+                        self.leave(&inside, &error)
                     }
                     other => other?,
                 }

@@ -1,7 +1,7 @@
 //! A folder for a workspace: what is there.
 
 use crate::Error;
-use crate::manifest::{self, recorded, refs};
+use crate::manifest::{self, recorded, refs, same_refs};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,9 @@ pub struct Look {
     /// The path itself is a link.
     #[serde(default)]
     pub link: bool,
+    /// This agent knows `state`, and `replace` with one.
+    #[serde(default)]
+    pub states: bool,
 }
 
 /// The path that a user means: `~` is the home, and a relative path begins where the command was
@@ -87,9 +90,9 @@ pub(crate) fn look(path: &Path) -> Result<Look, Error> {
     let before = fs::read(records.join(manifest::REFS));
     let prepared = kind == Kind::Folder && before.is_ok() && recorded(path).is_some();
     let text = path.to_str().ok_or_else(|| Error::Name(path.to_string_lossy().into_owned()))?.to_owned();
-    let refs_changed = prepared && before.ok() != Some(refs(path));
+    let refs_changed = prepared && !before.is_ok_and(|before| same_refs(&before, &refs(path)));
     let owner = format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let resolved = resolve(path).and_then(|path| path.to_str().map(str::to_owned));
     let link = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
-    Ok(Look { path: text, kind, prepared, refs_changed, owner: Some(owner), resolved, link })
+    Ok(Look { path: text, kind, prepared, refs_changed, owner: Some(owner), resolved, link, states: true })
 }

@@ -5,8 +5,11 @@
 //!   only; `.` for any names.
 //! - `put FOLDER`: unpacks a tar stream of the VM's owner there as tar(1) does: links of the folder
 //!   are followed ([`unpack_own`]).
-//! - `replace FOLDER UID:GID`: unpacks standard input as a workspace of that user and puts it in
-//!   the folder's place; without an owner, as one of whoever runs it.
+//! - `state FOLDER`: a word that is another one when what a replacement of the folder would destroy
+//!   is another.
+//! - `replace FOLDER UID:GID STATE`: unpacks standard input as a workspace of that user and puts it in
+//!   the folder's place, if the folder has that state; without a state, whatever is there; without an
+//!   owner, as one of whoever runs it. Says `placed` as soon as the new folder has its place.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name. What is not in it is
 //!   named on standard error; the status is 1 when it should be.
 //! - `changes FOLDER`: what is not as it was prepared.
@@ -16,7 +19,7 @@
 use crate::manifest;
 use crate::pack::as_path;
 use crate::place::{absolute, look};
-use crate::replace::{Owner, replace};
+use crate::replace::{Owner, WAIT, Wanted, replace};
 use crate::{Error, Left, Limits, Packer, open_folder, unpack_named, unpack_own};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -54,13 +57,16 @@ pub fn run(
                     std::fs::create_dir_all(&path).map_err(Error::path(&path))?;
                     unpack_named(input, &open_folder(&path)?, Limits::NONE, name.as_os_str().as_bytes())?;
                 }
-                (b"replace", []) => {
-                    replace(&path, None, input)?;
-                }
-                (b"replace", [owner]) => {
-                    let said = Owner::parse(owner.as_os_str().as_bytes());
-                    let owner = said.ok_or_else(|| Error::Usage("an owner is UID:GID".to_owned()))?;
-                    replace(&path, Some(owner), input)?;
+                (b"state", []) => output.write_all(manifest::state(&path)?.as_bytes()).map_err(Error::Stream)?,
+                (b"replace", [] | [_] | [_, _]) => {
+                    let said = rest.first().map(|owner| Owner::parse(owner.as_os_str().as_bytes()));
+                    let owner = said.map(|owner| owner.ok_or_else(|| Error::Usage("an owner is UID:GID".to_owned())));
+                    let state = rest.get(1).and_then(|state| state.to_str());
+                    let wanted = Wanted { owner: owner.transpose()?, state, wait: WAIT };
+                    // Whoever does not listen any more has a new folder all the same.
+                    replace(&path, wanted, input, || {
+                        drop(output.write_all(b"placed\n").and_then(|()| output.flush()))
+                    })?;
                 }
                 (b"pack", [name]) => {
                     let mut packer = Packer::of_what_changes(&mut *output);

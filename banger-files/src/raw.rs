@@ -21,7 +21,7 @@ const BETWEEN: u64 = 1024 * 1024;
 const PADDING: u64 = 1024 * 1024;
 
 /// One entry, with its whole name.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
     pub(crate) target: Vec<u8>,

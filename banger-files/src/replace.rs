@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// How long a replacement of the same folder is waited for: one that was interrupted ends soon, and
 /// another user's is not to be overwritten unseen.
-const WAIT: Duration = Duration::from_secs(5);
+pub(crate) const WAIT: Duration = Duration::from_secs(5);
 /// Of the new folder until it is complete, and of its parents.
 const PRIVATE: Mode = Mode::RWXU;
 /// Of the new folder and of its parents that are made.
@@ -46,18 +46,25 @@ impl Owner {
     }
 }
 
-/// Unpacks a workspace beside `folder` and then puts it in its place. What the folder held beside
-/// the workspace before, such as what was built there, is taken over. Without an owner the files
-/// are whoever's who does this.
-pub(crate) fn replace(folder: &Path, owner: Option<Owner>, from: impl Read) -> Result<Unpacked, Error> {
-    replace_within(folder, owner, from, WAIT)
+/// How a workspace is to be replaced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Without one the files are whoever's who does this.
+    pub(crate) owner: Option<Owner>,
+    /// What the folder must be ([`manifest::state`]).
+    pub(crate) state: Option<&'a str>,
+    /// How long another replacement of the folder is waited for.
+    pub(crate) wait: Duration,
 }
 
-pub(crate) fn replace_within(
+/// Unpacks a workspace beside `folder` and then puts it in its place, which `placed` hears of: the
+/// old folder is removed after that. What the folder held beside the workspace before, such as what
+/// was built there, is taken over.
+pub(crate) fn replace(
     folder: &Path,
-    owner: Option<Owner>,
+    Wanted { owner, state, wait }: Wanted<'_>,
     from: impl Read,
-    wait: Duration,
+    placed: impl FnOnce(),
 ) -> Result<Unpacked, Error> {
     let name = folder.file_name().ok_or_else(|| Error::Name(folder.display().to_string()))?;
     let around = folder.parent().unwrap_or(Path::new("/"));
@@ -70,9 +77,14 @@ pub(crate) fn replace_within(
     // Left by one that was interrupted.
     remove(&staged_path)?;
     let made = stage(&at, &staged, folder, owner, from).and_then(|unpacked| {
+        // Last of all, because the files were on their way for as long as the network took.
+        if state.is_some_and(|state| manifest::state(&anchor(&at).join(name)).ok().as_deref() != Some(state)) {
+            return Err(Error::Meanwhile(folder.to_owned()));
+        }
         let taken = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         let how = if taken { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         renameat_with(&at, &staged, &at, name, how).map_err(Error::errno(folder))?;
+        placed();
         Ok(unpacked)
     });
     // The new one, when it did not get its place; else the old one.
@@ -209,8 +221,8 @@ impl Drop for Lock {
     }
 }
 
-/// Brings what the old folder has, and neither its manifest nor the new folder: a hard link to each
-/// file, so that the old folder stays whole until it is replaced.
+/// Brings what the old folder has, and neither its manifest, nor its tree, nor the new folder: a hard
+/// link to each file, so that the old folder stays whole until it is replaced.
 struct TakeOver<'a> {
     old: OwnedFd,
     new: &'a OwnedFd,
@@ -222,7 +234,9 @@ struct TakeOver<'a> {
 
 impl TakeOver<'_> {
     fn all(&mut self) -> Result<(), Error> {
-        let known: BTreeSet<Vec<u8>> = recorded(&anchor(&self.old)).unwrap_or_default().into_keys().collect();
+        let old = anchor(&self.old);
+        let mut known: BTreeSet<Vec<u8>> = recorded(&old).unwrap_or_default().into_keys().collect();
+        known.extend(manifest::checked_out(&old));
         let disk = fstat(&self.old).map_err(Error::errno(self.folder))?.st_dev;
         let mut folders = vec![Vec::new()];
         while let Some(name) = folders.pop() {

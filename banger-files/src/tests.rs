@@ -113,6 +113,19 @@ fn what_is_no_file_or_too_much_is_refused() {
     let names = [b"one".to_vec()].into_iter().collect();
     let only = unpack_only(whole.as_slice(), &open_folder(folder.path()).unwrap(), SOME, &names).unwrap_err();
     assert!(matches!(only, Error::Name(name) if name == "two"));
+    // Who asks for files can read them, whatever mode root's file had.
+    let names = [b"link".to_vec(), b"shut".to_vec(), b"run".to_vec()].into_iter().collect();
+    let mut modes = tar::Builder::new(Vec::new());
+    for (name, mode) in [("shut", 0), ("run", 0o111)] {
+        let mut header = Header::new_gnu();
+        header.set_mode(mode);
+        header.set_size(1);
+        modes.append_data(&mut header, name, &b"x"[..]).unwrap();
+    }
+    let modes = modes.into_inner().unwrap();
+    unpack_only(modes.as_slice(), &open_folder(folder.path()).unwrap(), SOME, &names).unwrap();
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().mode() & 0o777;
+    assert_eq!((mode("shut"), mode("run")), (0o600, 0o700));
 }
 
 #[test]
@@ -156,6 +169,7 @@ fn who_is_asked_for_one_name_brings_no_other() {
         ("asked/a/b", "../c", false),
         ("asked/a/b", "../../asked.sh", true),
         ("asked/a/b", "../../../../x", true),
+        ("asked/a/b", "c/../d", true),
     ] {
         drop(fs::remove_file(folder.path().join("asked")));
         drop(fs::remove_dir_all(folder.path().join("asked")));

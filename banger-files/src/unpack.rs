@@ -46,7 +46,7 @@ pub struct Unpacked {
     pub bytes: u64,
     /// Files, folders and links.
     pub entries: u64,
-    /// The first links that lead out of what was unpacked, each with its target.
+    /// The first links that may lead out of what was unpacked, each with its target.
     pub outside: Vec<(Vec<u8>, Vec<u8>)>,
     /// How many more of them there are.
     pub more_outside: u64,
@@ -104,7 +104,8 @@ pub fn unpack_named(from: impl Read, into: &OwnedFd, limits: Limits, name: &[u8]
     tree.finish()
 }
 
-/// Unpacks the named files and links, and refuses an archive with anything else.
+/// Unpacks the named files and links, and refuses an archive with anything else. Of the modes only
+/// whether the owner may execute a file counts: their reader is not root, who has packed them.
 ///
 /// # Errors
 /// As [`unpack`].
@@ -120,7 +121,7 @@ pub fn unpack_only(
         if !wanted || entry.kind == EntryType::Directory {
             return Err(Error::Name(shown(&entry.name)));
         }
-        tree.entry(entry, data)
+        tree.entry(&Entry { mode: entry.mode & 0o100 | 0o600, ..entry.clone() }, data)
     })?;
     tree.finish()
 }
@@ -339,17 +340,19 @@ fn link_or(error: Errno, path: &[u8]) -> Error {
     }
 }
 
-/// Whether a link leads out of the folder, or of `within` in it, by the names alone.
+/// Whether a link may lead out of the folder, or of `within` in it. Behind a name, `..` may: the name
+/// may be another link, from which the kernel goes up.
 fn leads_out(path: &[u8], target: &[u8], within: &[u8]) -> bool {
     let parts = |path: &'_ [u8]| {
         let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
         parts.map(<[u8]>::to_vec).collect::<Vec<_>>()
     };
-    let mut at = parts(split(path).0);
+    let (mut at, mut named) = (parts(split(path).0), false);
     for part in parts(target) {
         if part != b".." {
             at.push(part);
-        } else if at.pop().is_none() {
+            named = true;
+        } else if named || at.pop().is_none() {
             return true;
         }
     }

@@ -252,6 +252,21 @@ pub(crate) async fn send<T: Send + 'static>(
     sent: Arc<AtomicU64>,
     work: impl FnOnce(&mut dyn Write) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
+    send_to(guest, words, folder, sent, tokio::io::sink(), work).await
+}
+
+/// The same, and `output` gets what the words write.
+///
+/// # Errors
+/// As [`send`].
+pub(crate) async fn send_to<T: Send + 'static>(
+    guest: &Guest<'_>,
+    words: &[&str],
+    folder: Option<&str>,
+    sent: Arc<AtomicU64>,
+    output: impl AsyncWrite + Unpin,
+    work: impl FnOnce(&mut dyn Write) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
     let (theirs, ours) = Pipe::pair().context("cannot make a pipe")?;
     let mut working = work::begin(move || {
         let mut to = std::io::BufWriter::with_capacity(CHUNK, Counted { to: &theirs, count: sent });
@@ -265,7 +280,7 @@ pub(crate) async fn send<T: Send + 'static>(
         }
     });
     let (words, ours) = (own(words), from_std(ours)?);
-    let mut running = pin!(run(guest, &words, folder, ours, tokio::io::sink()));
+    let mut running = pin!(run(guest, &words, folder, ours, output));
     let ran = tokio::select! {
         biased;
         ran = &mut running => ran?,

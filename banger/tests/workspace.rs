@@ -140,6 +140,52 @@ fn a_workspace_that_was_not_prepared_from_here_opens_no_repository() {
         let told = text(&output.stderr);
         assert!(!output.status.success() && told.contains("by another user, machine or home"), "{told}");
     }
+    // Nor does a prepare of another repository, whose filters would be run.
+    let alarm = host.path().join("alarm");
+    git(&private, &["config", "filter.x.clean", &format!("touch {}", alarm.display())]);
+    fs::write(private.join(".git/info/attributes"), "* filter=x\n").unwrap();
+    // Git knows the empty tree in every repository.
+    let empty = git(&private, &["hash-object", "-t", "tree", "/dev/null"]);
+    fake.state().vms.iter_mut().filter_map(|vm| vm.workspace.as_mut()).for_each(|one| one.base_tree.clone_from(&empty));
+    fs::write(fake.guest_home().join("tool/file"), "work of hours\n").unwrap();
+    let output = ran(&fake, &["vm", "workspace", "prepare", "demo", path]);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("is not known here") && told.contains("vm cp"), "{told}");
+    assert!(!alarm.exists(), "a repository was opened that nobody has named here");
+}
+
+#[test]
+fn what_is_not_the_callers_own_gets_no_repository() {
+    let (fake, _host, repo) = world();
+    fake.state().vms.iter_mut().for_each(|vm| (vm.owner, vm.owner_name) = (4711, "bob".into()));
+    let output = ran(&fake, &["vm", "workspace", "prepare", "demo", repo.to_str().unwrap()]);
+    let told = text(&output.stderr);
+    assert!(!output.status.success() && told.contains("only its owner") && told.contains("vm cp"), "{told}");
+    assert_eq!(fs::read_dir(fake.guest_home()).unwrap().count(), 0);
+    assert!(fake.state().calls.iter().all(|call| !call.starts_with("workspace")));
+}
+
+#[test]
+fn who_commits_in_a_new_vm_is_its_user() {
+    let (fake, _host, _) = world();
+    let run = |words: &[&str]| {
+        let mut banger = fake.banger(words);
+        banger.env("GIT_CONFIG_SYSTEM", "/dev/null").env("GIT_AUTHOR_NAME", "Alice").env("EMAIL", "alice@example.org");
+        let output = banger.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    let config = fake.guest_home().join(".gitconfig");
+    run(&["vm", "run", "--name", "one", "--", "exit", "0"]);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "[user]\n\tname = \"Alice\"\n\temail = \"alice@example.org\"\n");
+    // An image's own stays, and another user's VM gets none.
+    fs::write(&config, "[user]\n").unwrap();
+    run(&["vm", "run", "--name", "two", "--", "exit", "0"]);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "[user]\n");
+    fs::remove_file(&config).unwrap();
+    fake.state().owner = Some(4711);
+    run(&["vm", "create", "--name", "theirs"]);
+    run(&["vm", "start", "theirs"]);
+    assert!(!config.exists());
 }
 
 #[test]

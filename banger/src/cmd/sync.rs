@@ -1,5 +1,5 @@
-//! File sync: what the administrator's configuration says that new VMs get of their users' files,
-//! and the user's identity for git.
+//! What new VMs get of their users' files: the user's identity for git, and file sync, which the
+//! administrator's configuration asks for.
 //!
 //! Read here, with the user's rights, and only when a VM of the user's own starts for the first
 //! time: later the guest's copies are the guest's. Which files these are, the administrator of this
@@ -10,8 +10,9 @@ use crate::client::Client;
 use crate::machine;
 use crate::output::remark;
 use crate::remote::{self, Guest};
+use crate::{work, workspace};
 use anyhow::Context as _;
-use banger_files::Packer;
+use banger_files::{Error, Kind, Packer};
 use banger_policy::file_sync::FileSync;
 use banger_proto::model::VmRecord;
 use nix::unistd::getuid;
@@ -29,6 +30,8 @@ const CONFIG_VARIABLE: &str = "BANGER_CONFIG";
 /// Larger files are something else, bytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
+/// Below root's home.
+const GITCONFIG: &str = ".gitconfig";
 /// Modes when the configuration names none.
 const FILE: u32 = 0o600;
 const FOLDER: u32 = 0o755;
@@ -40,21 +43,48 @@ struct Configured {
     file_sync: Vec<FileSync>,
 }
 
-/// Copies what is configured into a new VM of the caller's. What is missing here is a warning.
+/// Copies the identity and what is configured into a new VM of the caller's. What is missing here is
+/// a warning, and so is all that has to do with the identity.
 ///
 /// # Errors
-/// When the guest does not answer, or has no room.
+/// When the guest does not answer, or has no room, for what is configured.
 pub(super) async fn new_vm(client: &Client, vm: &VmRecord) -> anyhow::Result<()> {
     let entries = entries_for(vm).unwrap_or_else(|(path, error)| {
         remark(&format!("warning: file_sync of {} is left out: {error:#}", path.display()));
         Vec::new()
     });
-    if entries.is_empty() {
-        return Ok(());
-    }
     let guest = Guest::Vm { client, vm: vm.id.to_string(), user: Some("root"), reads: false };
     let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    copy(&guest, entries, home).await.context("cannot copy the configured files (file_sync)")
+    let is_configured = !entries.is_empty();
+    let copying = async {
+        let identity = identity(client, vm, &guest, home.clone()).await.unwrap_or_else(|error| {
+            remark(&format!("warning: git in {} does not know you: {error:#}", vm.name));
+            None
+        });
+        copy(&guest, identity, entries, home).await
+    };
+    match copying.await {
+        Err(error) if !is_configured => {
+            remark(&format!("warning: git in {} does not know you: {error:#}", vm.name));
+            Ok(())
+        }
+        copied => copied.context("cannot copy the configured files (file_sync)"),
+    }
+}
+
+/// Git's configuration for the guest's root, who the caller is there; `None` when the caller has no
+/// identity, when the image brings a configuration, or when the VM is another user's.
+async fn identity(
+    client: &Client,
+    vm: &VmRecord,
+    guest: &Guest<'_>,
+    home: Option<PathBuf>,
+) -> anyhow::Result<Option<String>> {
+    let Some(home) = home else { return Ok(None) };
+    let Some(known) = work::begin(move || workspace::identity::configuration(&home)).await? else { return Ok(None) };
+    let wanted = super::workspace::is_own(client, vm).await?
+        && workspace::look(guest, &format!("/root/{GITCONFIG}")).await?.kind == Kind::None;
+    Ok(wanted.then_some(known))
 }
 
 /// Whether files are configured for this VM.
@@ -95,7 +125,12 @@ fn configured(path: &Path) -> anyhow::Result<Vec<FileSync>> {
     Ok(file_sync)
 }
 
-async fn copy(guest: &Guest<'_>, entries: Vec<FileSync>, home: Option<PathBuf>) -> anyhow::Result<()> {
+async fn copy(
+    guest: &Guest<'_>,
+    identity: Option<String>,
+    entries: Vec<FileSync>,
+    home: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let mut found = Vec::new();
     for entry in entries {
         match host_path(&entry.host, home.as_deref()) {
@@ -103,21 +138,26 @@ async fn copy(guest: &Guest<'_>, entries: Vec<FileSync>, home: Option<PathBuf>) 
             _ => remark(&format!("warning: file_sync: {} is not here and is left out", entry.host)),
         }
     }
-    if found.is_empty() {
+    if found.is_empty() && identity.is_none() {
         return Ok(());
     }
     // Below the home of the guest's root, which is where the work disk is.
     let work = move |to: &mut dyn Write| {
-        let mut packer = Packer::new(to);
+        let mut packer = Packer::of_what_changes(to);
+        if let Some(text) = identity {
+            packer.add_bytes(GITCONFIG.as_bytes(), 0o644, text.as_bytes())?;
+        }
+        // An entry of that name replaces it.
         for (path, entry) in found {
             let name = entry.guest.strip_prefix("/root").or_else(|| entry.guest.strip_prefix('~'));
             let name = name.unwrap_or(&entry.guest).trim_matches('/').to_owned();
             add(&mut packer, name.as_bytes(), &path, entry.mode())?;
         }
-        packer.finish()?;
-        Ok(())
+        Ok(packer.finish()?)
     };
-    remote::send(guest, &["put", "/root", "."], None, std::sync::Arc::default(), work).await
+    let left = remote::send(guest, &["put", "/root", "."], None, std::sync::Arc::default(), work).await?;
+    left.lines().iter().for_each(|line| remark(&format!("warning: file_sync: {line}")));
+    Ok(())
 }
 
 fn host_path(host: &str, home: Option<&Path>) -> Option<PathBuf> {
@@ -127,23 +167,41 @@ fn host_path(host: &str, home: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
-/// A file, or a folder with all that is in it. A link at the top means what it leads to.
-fn add(packer: &mut Packer<&mut dyn Write>, name: &[u8], path: &Path, mode: Option<u32>) -> anyhow::Result<()> {
-    let path = fs::canonicalize(path).with_context(|| path.display().to_string())?;
+/// A file, or a folder with all that is in it. A link at the top means what it leads to. What
+/// vanishes meanwhile or cannot be read is left out: it is in the user's home, and they have not
+/// chosen that it goes.
+fn add(packer: &mut Packer<&mut dyn Write>, name: &[u8], path: &Path, mode: Option<u32>) -> Result<(), Error> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut todo = vec![(name.to_vec(), path)];
     while let Some((name, path)) = todo.pop() {
-        let stat = path.symlink_metadata().with_context(|| path.display().to_string())?;
-        // The folder's own mode must let its user in.
-        let mode = if stat.is_dir() { FOLDER } else { mode.unwrap_or(FILE) };
-        packer.add(&name, &path, Some(mode))?;
-        if stat.is_dir() {
-            for entry in fs::read_dir(&path).with_context(|| path.display().to_string())? {
-                let entry = entry?;
-                todo.push(([&name, b"/".as_slice(), entry.file_name().as_bytes()].concat(), entry.path()));
-            }
+        match add_one(packer, &name, &path, mode) {
+            Ok(inside) => todo.extend(inside),
+            Err(error @ (Error::Path { .. } | Error::Changed(_))) => packer.leave(&name, &error),
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Gives what is in it, with its names.
+fn add_one(
+    packer: &mut Packer<&mut dyn Write>,
+    name: &[u8],
+    path: &Path,
+    mode: Option<u32>,
+) -> Result<Vec<(Vec<u8>, PathBuf)>, Error> {
+    let refused = |source| Error::Path { path: path.to_owned(), source };
+    let is_folder = path.symlink_metadata().map_err(refused)?.is_dir();
+    // The folder's own mode must let its user in.
+    packer.add(name, path, Some(if is_folder { FOLDER } else { mode.unwrap_or(FILE) }))?;
+    let mut inside = Vec::new();
+    if is_folder {
+        for entry in fs::read_dir(path).map_err(refused)? {
+            let entry = entry.map_err(refused)?;
+            inside.push(([name, b"/", entry.file_name().as_bytes()].concat(), entry.path()));
+        }
+    }
+    Ok(inside)
 }
 
 #[cfg(test)]
@@ -195,5 +253,44 @@ mod tests {
         banger_files::unpack(bytes.as_slice(), &folder, banger_files::Limits::NONE).unwrap();
         let mode = |name: &str| fs::metadata(guest.path().join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(".config/tool/sub"), mode(".config/tool/sub/file"), mode(".netrc")), (0o755, 0o600, 0o640));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out_and_named() {
+        /// Removes two files when one of them, or another one, has come.
+        struct Removes(Vec<u8>, PathBuf);
+        impl Write for Removes {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                if self.0.len() >= 512 {
+                    drop((fs::remove_file(self.1.join("a")), fs::remove_file(self.1.join("b"))));
+                }
+                self.0.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let host = tempfile::tempdir().unwrap();
+        let folder = host.path().join("conf");
+        fs::create_dir_all(folder.join("shut")).unwrap();
+        for name in ["kept", "a", "b", "shut/inside"] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        fs::set_permissions(folder.join("shut"), fs::Permissions::from_mode(0)).unwrap();
+        let mut to = Removes(Vec::new(), folder.clone());
+        let mut packer = Packer::of_what_changes(&mut to as &mut dyn Write);
+        add(&mut packer, b"conf", &folder, None).unwrap();
+        add(&mut packer, b"gone", &host.path().join("gone"), None).unwrap();
+        let lines = packer.finish().unwrap().lines().join("\n");
+        assert!(lines.contains("gone: No such file") && lines.contains("conf/"), "{lines}");
+        if !nix::unistd::geteuid().is_root() {
+            assert!(lines.contains("conf/shut: Permission denied"), "{lines}");
+        }
+        let guest = tempfile::tempdir().unwrap();
+        let opened = banger_files::open_folder(guest.path()).unwrap();
+        banger_files::unpack(to.0.as_slice(), &opened, banger_files::Limits::NONE).unwrap();
+        assert!(guest.path().join("conf/kept").exists());
+        fs::set_permissions(folder.join("shut"), fs::Permissions::from_mode(0o700)).unwrap();
     }
 }

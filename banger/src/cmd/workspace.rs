@@ -5,15 +5,17 @@ use crate::cli::{ExportWorkspace, Mode, PrepareWorkspace, Repository};
 use crate::client::{Client, answer, soon};
 use crate::error::explained;
 use crate::interrupt::Interrupts;
+use crate::machine;
 use crate::output::{self, line, note, remark};
 use crate::progress::{Detail, Progress};
 use crate::remote::Guest;
 use crate::work;
-use crate::workspace::{self, DEFAULT_MOST, Export, Wanted, What, short};
+use crate::workspace::{self, DEFAULT_MOST, Export, Place, Wanted, What, short};
 use anyhow::Context as _;
 use banger_policy::ByteSize;
 use banger_policy::lifecycle::State;
 use banger_proto::model::{VmRecord, Workspace, WorkspaceMode};
+use nix::unistd::getuid;
 use std::path::PathBuf;
 
 impl From<Mode> for WorkspaceMode {
@@ -83,12 +85,32 @@ pub(super) async fn show(wanted: Wanted) -> anyhow::Result<u8> {
 /// # Errors
 /// Why not; then the guest is as it was.
 pub(super) async fn into(client: &Client, vm: &VmRecord, wanted: Wanted) -> anyhow::Result<Workspace> {
+    if !is_own(client, vm).await? {
+        let hint = format!("copy the files: banger vm cp {} {}:FOLDER", wanted.path.display(), vm.name);
+        return Err(explained("only its owner prepares a workspace in a VM", hint));
+    }
+    // Which repository that is, no daemon says.
+    let known = vm.workspace.as_ref().map(workspace::kept::known).transpose()?.flatten();
+    let place = Place { vm: vm.id, name: vm.name.to_string(), known };
     let progress = Progress::new(Detail::Live);
     let guest = Guest::Vm { client, vm: vm.id.to_string(), user: None, reads: false };
-    let workspace = workspace::prepare(&guest, &vm.into(), wanted, &progress).await?;
-    workspace::kept::keep(&workspace)?;
-    answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await?;
-    Ok(workspace)
+    let record = async |workspace: &Workspace| {
+        workspace::kept::keep(workspace)?;
+        answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await
+    };
+    workspace::prepare(&guest, &place, wanted, &progress, record).await
+}
+
+/// Whether a VM is the caller's own. The daemon of another machine has other numbers for users.
+///
+/// # Errors
+/// When the daemon does not answer.
+pub(super) async fn is_own(client: &Client, vm: &VmRecord) -> anyhow::Result<bool> {
+    if machine::chosen().is_none() && vm.owner == getuid().as_raw() {
+        return Ok(true);
+    }
+    let ours = answer(client.rpc.quotas(soon(), false, None)).await?.quotas;
+    Ok(ours.iter().any(|quota| (quota.owner, &quota.owner_name) == (vm.owner, &vm.owner_name)))
 }
 
 async fn running(client: &Client, vm: &str) -> anyhow::Result<VmRecord> {
@@ -149,16 +171,28 @@ pub(super) async fn enter(client: &Client, vm: &str, follow: bool) -> anyhow::Re
                 "note: {moved}; the workspace stays at {}, from which it was prepared (--from)",
                 known.base_commit.as_deref().map_or("no commit", short)
             )),
-            Some(wanted) if follow => {
-                into(client, &vm, wanted).await.context("cannot prepare the workspace again")?;
-                remark(&format!("prepared {} again: {moved}", known.guest_path));
-            }
+            Some(wanted) if follow => match into(client, &vm, wanted).await {
+                Ok(_) => remark(&format!("prepared {} again: {moved}", known.guest_path)),
+                Err(_) if is_followed(client, &known).await => {}
+                Err(error) => return Err(error).context("cannot prepare the workspace again"),
+            },
             Some(_) => {
                 remark(&format!("note: {moved} since the workspace was prepared; follow it with: --auto-prepare"))
             }
         }
     }
     Ok(Some(known.guest_path))
+}
+
+/// Whether another command has followed HEAD meanwhile: two that begin at once both see it move.
+async fn is_followed(client: &Client, before: &Workspace) -> bool {
+    let Ok(vm) = answer(client.rpc.show_vm(soon(), before.vm_id.to_string())).await else { return false };
+    match vm.workspace.as_ref().map(workspace::kept::known) {
+        Some(Ok(Some(now))) if now != *before => {
+            matches!(work::begin(move || workspace::moved(&now)).await, Ok(None))
+        }
+        _ => false,
+    }
 }
 
 /// What prepares a workspace again, of the host's HEAD of now. `None` when it was prepared from

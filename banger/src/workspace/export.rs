@@ -1,15 +1,19 @@
 //! From a guest's files to a patch, a list of what changed, or a branch of the host's repository.
 
-use super::gather::{Gathered, Notes, gather};
+use super::gather::{Gathered, gather, names};
 use super::git::{Git, pipe};
+use super::identity;
+use super::listed::{Notes, is_within};
 use super::short;
-use super::source::Source;
+use super::source::{Source, entries};
+use super::theirs::{Theirs, commits};
 use crate::error::explained;
 use crate::output::Streams;
-use crate::remote::{self, Guest};
+use crate::remote::Guest;
 use crate::work;
 use anyhow::Context as _;
 use banger_proto::model::Workspace;
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -48,8 +52,7 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
     let gathered = gather(guest, workspace, asked.most).await?;
     let mut notes = gathered.notes.clone();
     if let What::Branch { name, force } = &asked.what {
-        let made = branch(guest, workspace, gathered, (name, *force), asked.most).await?;
-        return Ok(notes.into_texts().into_iter().chain(made).collect());
+        return branch(guest, workspace, gathered, (name, *force), asked.most).await;
     }
     let (source, from, prepared) = (gathered.source.clone(), asked.from.clone(), workspace.base_tree.clone());
     let (git, tree) = (gathered.shop.git(&gathered.source, "none"), gathered.tree.clone());
@@ -85,9 +88,15 @@ pub(crate) async fn export(guest: &Guest<'_>, workspace: &Workspace, asked: Expo
     Ok(notes)
 }
 
-/// Complete, or not at all.
+/// Complete, or not at all. What is no file keeps its name: a device, a pipe, a link to a file.
 fn to_file(git: &Git, mut command: std::process::Command, path: &Path) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", path.display());
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let hint = "write to it without -o: banger vm workspace export VM > PATH";
+        return Err(explained("it is not a file", hint)).with_context(what);
+    }
+    let is_link = path.symlink_metadata().is_ok_and(|found| found.is_symlink());
+    let path = &if is_link { path.canonicalize().with_context(what)? } else { path.to_owned() };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut aside = tempfile::Builder::new()
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -126,7 +135,7 @@ const LINKS: usize = 1000;
 fn leading_out(git: &Git, base: &str, tree: &str, notes: &mut Notes) -> anyhow::Result<()> {
     let listed = git.bytes(&["diff-tree", "-r", "-z", "--diff-filter=AMT", base, tree])?;
     let mut links = Vec::new();
-    let mut fields = super::source::entries(&listed);
+    let mut fields = entries(&listed);
     while let (Some(facts), Some(path)) = (fields.next(), fields.next()) {
         let facts: Vec<&[u8]> = facts.split(|byte| *byte == b' ').collect();
         let (Some(mode), Some(blob)) = (facts.get(1), facts.get(3)) else { continue };
@@ -141,8 +150,8 @@ fn leading_out(git: &Git, base: &str, tree: &str, notes: &mut Notes) -> anyhow::
         for (path, _) in links {
             let target = blob(&mut rest).context("git says nothing of a link")?;
             let (path, target) = (String::from_utf8_lossy(path), String::from_utf8_lossy(target));
-            if is_outside(&path, &target) {
-                notes.push(|| format!("{path} is a link that leads out of the repository, to {target}"));
+            if let Some(leads) = leads_outside(&path, &target) {
+                notes.push(|| format!("{path} is a link that {leads} out of the repository, to {target}"));
             }
         }
     }
@@ -159,18 +168,24 @@ fn blob<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(bytes)
 }
 
-/// Whether a link at that path leads out of the folder.
-fn is_outside(path: &str, target: &str) -> bool {
-    let mut depth = i64::try_from(path.matches('/').count()).unwrap_or(0);
-    target.starts_with('/')
-        || target.split('/').any(|part| {
-            depth += match part {
-                ".." => -1,
-                "" | "." => 0,
-                _ => 1,
-            };
-            depth < 0
-        })
+/// Whether a link at that path leads out of the folder. Behind a name, `..` may: the name may be
+/// another link, from which the kernel goes up.
+fn leads_outside(path: &str, target: &str) -> Option<&'static str> {
+    let (mut depth, mut named, mut may) = (path.matches('/').count(), false, false);
+    if target.starts_with('/') {
+        return Some("leads");
+    }
+    for part in target.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        if part == ".." {
+            may |= named;
+            let Some(above) = depth.checked_sub(1) else { return Some("leads") };
+            depth = above;
+        } else {
+            named = true;
+            depth += 1;
+        }
+    }
+    may.then_some("may lead")
 }
 
 /// The guest's commits, and one of what it has not committed, as a branch.
@@ -186,12 +201,18 @@ async fn branch(
     let (theirs, left) = match commits(guest, workspace, &gathered, most).await? {
         Theirs::None => (None, None),
         Theirs::At(head) => (Some(head), None),
-        Theirs::Unrelated => (None, Some(UNRELATED.to_owned())),
+        Theirs::Left(why) => (None, Some(why)),
     };
     let (workspace, wanted, shop) = (workspace.clone(), name.to_owned(), Arc::clone(&gathered.shop));
-    let tip = work::begin(move || make(&workspace, &gathered, &wanted, force, old, theirs)).await??;
+    let making = work::begin(move || {
+        let tip = make(&workspace, &gathered, &wanted, force, old, theirs)?;
+        let (git, mut notes) = (gathered.shop.git(&gathered.source, "none"), gathered.notes.clone());
+        leading_out(&git, &workspace.base_tree, &tip, &mut notes)?;
+        anyhow::Ok((tip, notes.into_texts()))
+    });
+    let (tip, notes) = making.await??;
     drop(shop);
-    Ok(left.into_iter().chain([format!("branch {name} is at {}", short(&tip))]).collect())
+    Ok(notes.into_iter().chain(left).chain([format!("branch {name} is at {}", short(&tip))]).collect())
 }
 
 /// What a branch is before the export; `None` when there is none.
@@ -219,15 +240,15 @@ fn make(
 ) -> anyhow::Result<String> {
     let source = &gathered.source;
     let git = gathered.shop.git(source, "none").for_guests();
-    let git = identity(source, git)?;
-    let on_base = theirs.is_none();
+    let git = committing(source, git)?;
+    let (on_base, last) = (theirs.is_none(), last_tree(workspace, gathered, theirs.as_deref())?);
     let mut tip = theirs.or_else(|| workspace.base_commit.clone());
     // What was not committed on the host when it was prepared is no work of the guest's.
-    if on_base && gathered.tree != workspace.base_tree {
+    if on_base && last != workspace.base_tree {
         let message = "Changes of the working tree when the workspace was prepared";
         tip = on_top(&git, tip, &workspace.base_tree, message)?;
     }
-    tip = on_top(&git, tip, &gathered.tree, &format!("Work in {} of a VM", workspace.guest_path))?;
+    tip = on_top(&git, tip, &last, &format!("Work in {} of a VM", workspace.guest_path))?;
     let tip = tip.context("there is nothing to make a branch of")?;
     if let Some(old) = &old {
         let forward = git.output(&["merge-base", "--is-ancestor", old, &tip], b"")?.status.success();
@@ -263,6 +284,44 @@ fn make(
     Ok(tip)
 }
 
+/// The guest's tree as its own git would commit it. That differs from the tree of its files, which is
+/// told by what was prepared: a commit may have taken a file out of version control that is still
+/// there, and repositories of their own are in commits by their names alone.
+fn last_tree(workspace: &Workspace, gathered: &Gathered, head: Option<&str>) -> anyhow::Result<String> {
+    let git = gathered.shop.git(&gathered.source, "last").for_guests();
+    let (mut gone, mut kept) = (gathered.untracked.clone(), Vec::new());
+    if let Some(head) = head {
+        if let Some(base) = &workspace.base_commit {
+            let theirs = names(&git, head)?;
+            let changed =
+                ["diff-tree", "-r", "-z", "--name-only", "--no-renames", &workspace.base_tree, &gathered.tree];
+            let changed = git.bytes(&changed)?;
+            let changed: BTreeSet<&[u8]> = entries(&changed).collect();
+            let removed = names(&git, base)?.into_iter().filter(|path| !theirs.contains(path));
+            gone.extend(removed.filter(|path| !changed.contains(path.as_slice())));
+        }
+        for line in entries(&git.bytes(&["ls-tree", "-r", "-z", "--full-tree", head])?) {
+            let path =
+                line.iter().position(|byte| *byte == b'\t').and_then(|tab| line.get(tab + 1..)).unwrap_or_default();
+            if gathered.repositories.contains(path) || is_within(path, &gathered.repositories) {
+                kept.extend_from_slice(&[line, b"\0"].concat());
+            }
+        }
+    }
+    let gone: Vec<u8> = gone.iter().flat_map(|path| [path.as_slice(), b"\0"].concat()).collect();
+    if gone.is_empty() && kept.is_empty() {
+        return Ok(gathered.tree.clone());
+    }
+    git.bytes(&["read-tree", &gathered.tree])?;
+    if !gone.is_empty() {
+        git.feed(&["update-index", "--force-remove", "-z", "--stdin"], &gone)?;
+    }
+    if !kept.is_empty() {
+        git.feed(&["update-index", "-z", "--index-info"], &kept)?;
+    }
+    git.text(&["write-tree"])
+}
+
 /// A commit of that tree on `tip`, unless `tip` has that tree.
 fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::Result<Option<String>> {
     let mut words = vec!["commit-tree", tree, "-m", message];
@@ -275,83 +334,9 @@ fn on_top(git: &Git, tip: Option<String>, tree: &str, message: &str) -> anyhow::
     git.text(&words).map(Some)
 }
 
-/// The guest's own commits.
-enum Theirs {
-    /// Its HEAD is what was prepared, or it has no git.
-    None,
-    /// In the workshop, the last of them being this one.
-    At(String),
-    /// They have no commit in common with the one that was prepared: a branch of them would have no
-    /// history. Their files are in the tree all the same.
-    Unrelated,
-}
-
-/// What is told of [`Theirs::Unrelated`].
-const UNRELATED: &str = "the guest's commits do not follow the one that was prepared (amended there?): the branch has \
-                         what they changed as one commit";
-
-fn too_many(most: u64) -> anyhow::Error {
-    explained(
-        format!("the guest's commits are more than {} MiB", most >> 20),
-        "allow more with --max-size, or export without --branch, which sends files only",
-    )
-}
-
-/// Brings the guest's own commits into the workshop, fewer than `most` bytes of them.
-async fn commits(guest: &Guest<'_>, workspace: &Workspace, gathered: &Gathered, most: u64) -> anyhow::Result<Theirs> {
-    const LINE: u64 = 4096;
-    let folder = workspace.guest_path.as_str();
-    let Some(base) = &workspace.base_commit else { return Ok(Theirs::None) };
-    let words = ["git", "rev-parse", "--verify", "--quiet", "HEAD^{commit}"];
-    let (ran, head) = remote::output_of(guest, &words, Some(folder), LINE).await?;
-    let head = String::from_utf8_lossy(&head).trim().to_owned();
-    let is_name = head.len() == base.len() && head.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if ran.status != 0 || !is_name || head == *base {
-        return Ok(Theirs::None);
-    }
-    let bundle = gathered.shop.path("bundle");
-    let not = format!("^{base}");
-    let words = ["git", "bundle", "create", "--quiet", "-", "HEAD", &not];
-    let to = bundle.clone();
-    let (ran, ()) = remote::receive(guest, &words, Some(folder), Vec::new(), move |from| {
-        let mut file = std::fs::File::create(&to)?;
-        let copied = std::io::copy(&mut std::io::Read::take(from, most), &mut file)?;
-        if copied < most { Ok(()) } else { Err(too_many(most)) }
-    })
-    .await?;
-    if ran.status != 0 {
-        // A history without the commit that was prepared, mostly.
-        return Ok(Theirs::Unrelated);
-    }
-    let git = gathered.shop.git(&gathered.source, "none").for_guests();
-    let git = [
-        "transfer.fsckObjects=true",
-        "fetch.fsckObjects=true",
-        "protocol.allow=never",
-        "protocol.file.allow=always",
-        "fetch.recurseSubmodules=false",
-        "fetch.writeCommitGraph=false",
-    ]
-    .into_iter()
-    .fold(git, Git::set);
-    let base = base.clone();
-    let fetching = move || {
-        let path = bundle.to_str().context("the folder's path is not UTF-8")?;
-        let words =
-            ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path];
-        git.bytes(&[&words[..], &["HEAD"]].concat()).context("git refuses the guest's commits")?;
-        if git.maybe(&["cat-file", "-e", &format!("{head}^{{commit}}")])?.is_none() {
-            return Ok(Theirs::None);
-        }
-        let related = git.output(&["merge-base", &base, &head], b"")?.status.success();
-        Ok(if related { Theirs::At(head) } else { Theirs::Unrelated })
-    };
-    work::begin(fetching).await?
-}
-
 /// Who commits: the user, or this program when git does not know the user.
-fn identity(source: &Source, git: Git) -> anyhow::Result<Git> {
-    let known = source.identity()?;
+fn committing(source: &Source, git: Git) -> anyhow::Result<Git> {
+    let known = identity::of(&source.git)?;
     let value = |wanted: &str, other: &str| {
         let found = known.iter().find(|(name, _)| *name == wanted);
         found.map_or_else(|| other.to_owned(), |(_, value)| value.clone())

@@ -6,25 +6,28 @@
 //! ask for, never through those that a guest asks for.
 
 use super::git::Git;
+use super::listed::{Known, Listed, Notes, leave_submodules, read, sort};
 use super::source::{Source, Workshop, entries};
+use super::theirs;
 use crate::error::explained;
 use crate::remote::{self, Guest};
 use crate::work;
 use anyhow::Context as _;
-use banger_files::{Change, Limits, RECORDS, open_folder, parse_changes, unpack_only};
+use banger_files::{Limits, RECORDS, open_folder, unpack_only};
 use banger_proto::model::{Workspace, WorkspaceMode};
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 /// How much a guest may send: more than a day's work, and not the host's disk.
 pub(crate) const DEFAULT_MOST: u64 = 2 << 30;
-/// Files of one export.
+/// Files of one export, beside the name of the tree.
 const MAX_FILES: u64 = 1_000_000;
-/// Things that the user is told one by one; of more, how many they are.
-const MAX_NOTES: usize = 50;
-/// A path in a tree, bytes: PATH_MAX of Linux.
-const MAX_PATH: usize = 4096;
+/// In [`RECORDS`], written by the host: the name of the prepared tree.
+pub(super) const TREE: &str = "tree";
+/// More than a name of a tree, bytes.
+const MAX_NAME: u64 = 100;
 
 /// The guest's tree, in a workshop's store.
 pub(crate) struct Gathered {
@@ -32,109 +35,145 @@ pub(crate) struct Gathered {
     pub(crate) shop: Arc<Workshop>,
     pub(crate) tree: String,
     pub(crate) notes: Notes,
+    /// Files of the prepared commit that the guest has, ignores, and has no longer under version
+    /// control.
+    pub(super) untracked: BTreeSet<Vec<u8>>,
+    /// Folders with a repository of their own, which were not looked into.
+    pub(super) repositories: BTreeSet<Vec<u8>>,
+    /// Files of a submodule were changed or removed, which no tree has.
+    submodules: bool,
+    /// No file was prepared, and some are there as the prepared tree has them.
+    checked_out: bool,
 }
 
-/// Whether the guest's files are others than those that were prepared.
+/// What the host does not have, and a prepare would destroy in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Nothing,
+    /// Commits, branches, a stash.
+    Commits,
+    /// Changes, which an export has.
+    Changes,
+    /// Changes in a submodule, which no export has.
+    Submodules,
+    /// Nothing but files of the old commit, which were checked out.
+    CheckedOut,
+    /// The repository is not there any more, or something else was prepared since.
+    Unknown,
+}
+
+/// What of the guest's files is not on the host.
 ///
 /// # Errors
 /// As [`gather`].
-pub(crate) async fn changed(guest: &Guest<'_>, workspace: &Workspace) -> anyhow::Result<bool> {
-    Ok(gather(guest, workspace, DEFAULT_MOST).await?.tree != workspace.base_tree)
+pub(crate) async fn lost(guest: &Guest<'_>, workspace: &Workspace) -> anyhow::Result<Lost> {
+    let root = workspace.repo_root.clone();
+    let Ok(source) = work::begin(move || Source::open(Path::new(&root))).await? else { return Ok(Lost::Unknown) };
+    Ok(match gather_with(guest, workspace, source, DEFAULT_MOST).await? {
+        None => Lost::Unknown,
+        Some(gathered) if gathered.tree != workspace.base_tree => Lost::Changes,
+        Some(gathered) if gathered.submodules => Lost::Submodules,
+        Some(gathered) if gathered.checked_out => Lost::CheckedOut,
+        Some(_) => Lost::Nothing,
+    })
 }
 
-/// What a guest lists.
-#[derive(Debug, Default)]
-struct Listed {
-    modified: BTreeSet<Vec<u8>>,
-    added: BTreeSet<Vec<u8>>,
-    deleted: BTreeSet<Vec<u8>>,
-    /// Folders with a repository of their own, which are not looked into.
-    repositories: BTreeSet<Vec<u8>>,
-    notes: Notes,
-}
-
-impl Listed {
-    /// Whether a path lies in a folder that was not looked into.
-    fn is_hidden(&self, path: &[u8]) -> bool {
-        let mut folders =
-            path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at));
-        folders.any(|folder| self.repositories.contains(folder))
-    }
-}
-
-/// What the user is told: a guest may cause any number of it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Notes {
-    told: Vec<String>,
-    more: usize,
-}
-
-impl Notes {
-    pub(crate) fn push(&mut self, text: impl FnOnce() -> String) {
-        if self.told.len() < MAX_NOTES {
-            self.told.push(text());
-        } else {
-            self.more += 1;
-        }
-    }
-
-    pub(crate) fn into_texts(self) -> Vec<String> {
-        let more = (self.more > 0).then(|| format!("and {} more like these", self.more));
-        self.told.into_iter().chain(more).collect()
-    }
+/// Whether the guest has no file that was changed, removed or added, ignored ones included.
+///
+/// # Errors
+/// When the guest does not answer.
+pub(crate) async fn is_untouched(guest: &Guest<'_>, folder: &str) -> anyhow::Result<bool> {
+    Ok(remote::ask(&guest.as_root(), &["changes", folder], remote::MAX_CHANGES).await?.is_empty())
 }
 
 /// Makes the tree.
 ///
 /// # Errors
-/// When the host's repository is not there any more, when the guest sends more than `most` bytes,
-/// or what git says.
+/// When the host's repository is not there any more, when something else was prepared since, when
+/// the guest sends more than `most` bytes, or what git says.
 pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) -> anyhow::Result<Gathered> {
-    // What was built may be of users whose files the image's user cannot read.
-    let guest = &guest.as_root();
     let root = workspace.repo_root.clone();
-    let opened = work::begin(move || {
-        let source = Source::open(Path::new(&root)).context("the repository cannot be used any more")?;
-        let shop = Arc::new(Workshop::new(&source)?);
-        anyhow::Ok((source, shop))
-    });
-    let (source, shop) = opened.await??;
-    base(guest, workspace, &source, &shop, most).await?;
+    let opening = work::begin(move || Source::open(Path::new(&root)).context("the repository cannot be used any more"));
+    let source = opening.await??;
+    gather_with(guest, workspace, source, most).await?.ok_or_else(|| {
+        let folder = &workspace.guest_path;
+        let message = format!("{folder} was prepared again, and that was interrupted");
+        let hint =
+            format!("prepare it once more, after you have copied what you need: banger vm cp VM:{folder} FOLDER");
+        explained(message, hint)
+    })
+}
+
+/// The same with the repository. `None`: the guest has something else than this was prepared.
+async fn gather_with(
+    user: &Guest<'_>,
+    workspace: &Workspace,
+    source: Source,
+    most: u64,
+) -> anyhow::Result<Option<Gathered>> {
+    // What was built may be of users whose files the image's user cannot read.
+    let guest = &user.as_root();
+    let making = {
+        let source = source.clone();
+        work::begin(move || Workshop::new(&source).map(Arc::new))
+    };
+    let shop = making.await??;
+    if !base(guest, workspace, &source, &shop, most).await? {
+        return Ok(None);
+    }
     let folder = workspace.guest_path.as_str();
     let answer = remote::ask(guest, &["changes", folder], remote::MAX_CHANGES).await?;
     let (git, tree) = (shop.git_here(&source, "new", &workspace.base_tree), workspace.base_tree.clone());
     let alone = shop.git(&source, "none");
-    let full = workspace.mode == WorkspaceMode::FullCopy;
+    let (full, unsent) = (workspace.mode == WorkspaceMode::FullCopy, workspace.mode == WorkspaceMode::MetadataOnly);
+    let commit = workspace.base_commit.clone();
     let sorting = work::begin(move || {
         let mut listed = sort(read(&answer, MAX_FILES)?);
         git.bytes(&["read-tree", &tree])?;
-        let known: BTreeSet<Vec<u8>> = entries(&git.bytes(&["ls-files", "-z"])?).map(<[u8]>::to_vec).collect();
-        if full {
-            leave_submodules(&mut listed, &alone, &tree)?;
-        }
-        anyhow::Ok((listed, known))
+        let all: BTreeSet<Vec<u8>> = entries(&git.bytes(&["ls-files", "-z"])?).map(<[u8]>::to_vec).collect();
+        // The user may have removed that commit from the repository since.
+        let committed = commit.map(|commit| names(&alone, &commit).unwrap_or_default()).unwrap_or_default();
+        let committed = committed.into_iter().filter(|path| all.contains(path)).collect();
+        let submodules = full && leave_submodules(&mut listed, &alone, &tree)?;
+        anyhow::Ok((listed, Known { all, committed }, submodules))
     });
-    let (mut listed, known) = sorting.await??;
-    if workspace.mode == WorkspaceMode::MetadataOnly && listed.added.iter().any(|path| known.contains(path)) {
-        // No files were prepared, and the guest has checked them out: what is missing was removed.
-        listed.deleted = known.difference(&listed.added).filter(|path| !listed.is_hidden(path)).cloned().collect();
+    let (mut listed, known, submodules) = sorting.await??;
+    let index = theirs::index(user, workspace).await?;
+    let checked_out = unsent && listed.added.iter().any(|path| known.all.contains(path));
+    if checked_out && index.is_none() {
+        listed.notes.push(|| "git in the guest does not answer: files that were removed are not seen".to_owned());
     }
+    listed.forgive(index.as_ref(), &known, unsent);
+    let is_tracked = |path: &Vec<u8>| index.as_ref().is_some_and(|index| index.tracked.contains(path));
     // What an earlier release has taken over when it prepared the folder again counts as prepared
     // there, although no tree has it.
-    let new: BTreeSet<Vec<u8>> =
-        listed.modified.union(&listed.added).filter(|path| !known.contains(*path)).cloned().collect();
-    if !new.is_empty() {
+    let sent = listed.modified.union(&listed.added);
+    let mut asked: BTreeSet<Vec<u8>> = sent.filter(|path| !known.all.contains(*path)).cloned().collect();
+    if index.is_some() {
+        asked.extend(known.committed.iter().filter(|path| !is_tracked(path)).cloned());
+    }
+    let mut untracked = BTreeSet::new();
+    if !asked.is_empty() {
         rules(guest, workspace, &source, &shop, &listed).await?;
         let git = shop.git_here(&source, "none", &workspace.base_tree);
-        for path in work::begin(move || ignored(&git, &new)).await?? {
-            listed.added.remove(&path);
-            listed.modified.remove(&path);
+        for path in work::begin(move || ignored(&git, &asked)).await?? {
+            if known.all.contains(&path) {
+                untracked.insert(path);
+            } else if !is_tracked(&path) {
+                listed.added.remove(&path);
+                listed.modified.remove(&path);
+            }
         }
     }
     let wanted: Vec<u8> = joined(listed.modified.iter().chain(&listed.added));
-    fetch(guest, folder, &shop, wanted.clone(), most).await?;
+    // Its name comes last: a prepare that takes place until then is seen by it.
+    let with_name = [wanted.clone(), format!("{RECORDS}/{TREE}\0").into_bytes()].concat();
+    fetch(guest, folder, &shop, with_name, most).await?;
     let (shop, source, base) = (Arc::clone(&shop), source, workspace.base_tree.clone());
     let work = move || {
+        if !is_of(&shop, &base)? {
+            return Ok(None);
+        }
         let git = shop.git_here(&source, "new", &base);
         git.bytes(&["read-tree", &base])?;
         let gone = joined(&listed.deleted);
@@ -147,17 +186,29 @@ pub(crate) async fn gather(guest: &Guest<'_>, workspace: &Workspace, most: u64) 
             text.lines().for_each(|line| listed.notes.push(|| line.to_owned()));
         }
         let tree = git.text(&["write-tree"])?;
-        Ok(Gathered { source, shop, tree, notes: listed.notes })
+        let Listed { repositories, notes, .. } = listed;
+        Ok(Some(Gathered { source, shop, tree, notes, untracked, repositories, submodules, checked_out }))
     };
     work::begin(work).await?
 }
 
-/// A guest's list of changes, which has no more than `most` of them: a short line becomes much more
-/// in memory.
-fn read(answer: &[u8], most: u64) -> anyhow::Result<Vec<Change>> {
-    let count = answer.iter().filter(|byte| **byte == 0).count() as u64;
-    anyhow::ensure!(count <= most, "the guest's list of changes has more than {most} files");
-    parse_changes(answer).context("the guest's list of changes is not understood")
+/// Whether the guest's folder was prepared from that tree, by the name that came with its files. An
+/// earlier release has sent none.
+fn is_of(shop: &Workshop, tree: &str) -> anyhow::Result<bool> {
+    let path = shop.path("tree").join(RECORDS).join(TREE);
+    // A link of the guest's would have another file read.
+    if !path.symlink_metadata().is_ok_and(|found| found.is_file()) {
+        return Ok(true);
+    }
+    let mut name = String::new();
+    std::fs::File::open(&path)?.take(MAX_NAME).read_to_string(&mut name)?;
+    Ok(name.trim() == tree)
+}
+
+/// The names in a tree.
+pub(super) fn names(git: &Git, tree: &str) -> anyhow::Result<BTreeSet<Vec<u8>>> {
+    let listed = git.bytes(&["ls-tree", "-r", "-z", "--name-only", "--full-tree", tree])?;
+    Ok(entries(&listed).map(<[u8]>::to_vec).collect())
 }
 
 fn joined<'a>(paths: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
@@ -166,14 +217,14 @@ fn joined<'a>(paths: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
 
 /// The tree that was prepared: the host's repository has what was committed, the guest keeps the
 /// rest. Whatever the guest sends, an object is what its name says, and the tree's name is in the
-/// daemon's record.
+/// daemon's record. False when the guest has another one.
 async fn base(
     guest: &Guest<'_>,
     workspace: &Workspace,
     source: &Source,
     shop: &Arc<Workshop>,
     most: u64,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let complete = || {
         let (git, tree) = (shop.git(source, "none"), workspace.base_tree.clone());
         work::begin(move || {
@@ -182,10 +233,13 @@ async fn base(
         })
     };
     if complete().await?? {
-        return Ok(());
+        return Ok(true);
     }
     let name = format!("{RECORDS}/base.pack");
-    fetch(guest, &workspace.guest_path, shop, format!("{name}\0").into_bytes(), most).await?;
+    fetch(guest, &workspace.guest_path, shop, format!("{name}\0{RECORDS}/{TREE}\0").into_bytes(), most).await?;
+    if !is_of(shop, &workspace.base_tree)? {
+        return Ok(false);
+    }
     let (git, tree) = (shop.git(source, "none").for_guests(), shop.path("tree"));
     let indexing = move || {
         let pack = tree.join(&name);
@@ -202,54 +256,10 @@ async fn base(
     };
     work::begin(indexing).await??;
     if complete().await?? {
-        return Ok(());
+        return Ok(true);
     }
     let message = format!("{} has no longer what was prepared", workspace.repo_root);
     Err(explained(message, "copy the files as they are: banger vm cp VM:PATH FOLDER"))
-}
-
-/// Drops what cannot be in a tree: the guest may say anything.
-fn sort(changes: Vec<Change>) -> Listed {
-    let mut listed = Listed::default();
-    let odd = |path: &[u8], why: &str, notes: &mut Notes| {
-        notes.push(|| format!("{}: left out, because {why}", String::from_utf8_lossy(path)));
-    };
-    for change in changes {
-        let (Change::Modified(path) | Change::Added(path) | Change::Deleted(path) | Change::Repository(path)) = &change;
-        let part = |part: &[u8]| matches!(part, b"" | b"." | b"..") || part.eq_ignore_ascii_case(b".git");
-        if path.len() > MAX_PATH || path.split(|byte| *byte == b'/').any(part) {
-            odd(path, "it is no name of a file in a repository", &mut listed.notes);
-            continue;
-        }
-        match change {
-            Change::Modified(path) => drop(listed.modified.insert(path)),
-            Change::Added(path) => drop(listed.added.insert(path)),
-            Change::Deleted(path) => drop(listed.deleted.insert(path)),
-            Change::Repository(path) => {
-                odd(&path, "it is a repository of its own", &mut listed.notes);
-                listed.repositories.insert(path);
-            }
-        }
-    }
-    listed
-}
-
-/// Files below a submodule are no part of the tree.
-fn leave_submodules(listed: &mut Listed, git: &Git, tree: &str) -> anyhow::Result<()> {
-    let lines = git.bytes(&["ls-tree", "-r", "-z", tree])?;
-    for line in entries(&lines).filter(|line| line.starts_with(b"160000")) {
-        let path = line.iter().position(|byte| *byte == b'\t').and_then(|tab| line.get(tab + 1..)).unwrap_or_default();
-        let inside = [path, b"/"].concat();
-        for list in [&mut listed.modified, &mut listed.added, &mut listed.deleted] {
-            let before = list.len();
-            list.retain(|file| !file.starts_with(&inside));
-            if list.len() < before {
-                let path = String::from_utf8_lossy(path);
-                listed.notes.push(|| format!("{path} is a submodule: what was changed in it is left out"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Brings the `.gitignore` files together: those that were prepared, and the guest's instead where
@@ -303,24 +313,9 @@ async fn fetch(guest: &Guest<'_>, folder: &str, shop: &Arc<Workshop>, names: Vec
     let asked: BTreeSet<Vec<u8>> = entries(&names).map(<[u8]>::to_vec).collect();
     let shop = Arc::clone(shop);
     let unpacking = move |from: &mut dyn std::io::Read| {
-        let limits = Limits { bytes: most, entries: MAX_FILES, mask: 0 };
+        let limits = Limits { bytes: most, entries: MAX_FILES + 1, mask: 0 };
         unpack_only(from, &open_folder(&shop.path("tree"))?, limits, &asked)?;
         Ok(())
     };
     remote::fetch(guest, &["get", folder], None, names, unpacking).await.context("cannot get the guest's files")
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-
-    #[test]
-    fn a_list_that_is_too_long_is_refused_and_what_is_told_of_one_is_short() {
-        let list = b"M.\0".repeat(1000);
-        assert!(read(&list, 999).unwrap_err().to_string().contains("more than 999 files"));
-        let texts = sort(read(&list, 1000).unwrap()).notes.into_texts();
-        assert_eq!(texts.len(), MAX_NOTES + 1);
-        assert_eq!(texts.last().unwrap(), "and 950 more like these");
-    }
 }

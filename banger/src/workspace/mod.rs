@@ -7,16 +7,19 @@
 mod export;
 mod gather;
 mod git;
+pub(crate) mod identity;
 pub(crate) mod kept;
+mod listed;
 mod prepare;
 mod repository;
 mod source;
 #[cfg(test)]
 mod tests;
+mod theirs;
 
 pub(crate) use export::{Export, What, export};
 pub(crate) use gather::DEFAULT_MOST;
-pub(crate) use prepare::{Wanted, prepare, ready};
+pub(crate) use prepare::{Place, Wanted, look, prepare, ready};
 
 use banger_proto::model::Workspace;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! A repository into a guest: `.git` is made here, by the user's git, and goes with the files as
 //! one tar stream; the guest needs neither git nor tar.
 
+use super::gather::Lost;
 use super::git::Git;
 use super::repository::make_repository;
 use super::source::{Picture, Source, Tracked, Workshop, entries};
@@ -11,16 +12,20 @@ use crate::progress::Progress;
 use crate::remote::{self, Guest};
 use crate::work;
 use anyhow::Context as _;
-use banger_files::{Kind, Look, Packer};
+use banger_files::{FREE, Kind, Look, Packer};
 use banger_policy::VmId;
-use banger_proto::model::{VmRecord, Workspace, WorkspaceMode};
+use banger_proto::model::{Workspace, WorkspaceMode};
 use banger_proto::time::Timestamp;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -41,14 +46,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Place {
     pub(crate) vm: VmId,
     pub(crate) name: String,
-    /// What was prepared in it before.
+    /// What was prepared in it before, from here.
     pub(crate) known: Option<Workspace>,
-}
-
-impl From<&VmRecord> for Place {
-    fn from(vm: &VmRecord) -> Self {
-        Self { vm: vm.id, name: vm.name.to_string(), known: vm.workspace.clone() }
-    }
 }
 
 /// Everything about the host's side, ready to be sent.
@@ -90,7 +89,7 @@ pub(crate) fn ready(wanted: &Wanted) -> anyhow::Result<Ready> {
         None => source.head.clone(),
     };
     let mut notes = Vec::new();
-    let picture = shop.picture(&source, wanted.include_untracked)?;
+    let mut picture = shop.picture(&source, wanted.include_untracked)?;
     for folder in &picture.foreign {
         notes.push(format!("{} is a repository of its own and is left out", String::from_utf8_lossy(folder)));
     }
@@ -107,6 +106,11 @@ pub(crate) fn ready(wanted: &Wanted) -> anyhow::Result<Ready> {
             (None, None) => picture.tree.clone(),
         };
         let files = files_of(&source, &picture, wanted.mode, &mut notes)?;
+        // Without the files, what the guest checks out is what is staged.
+        if wanted.mode == WorkspaceMode::MetadataOnly && picture.tree != staged {
+            notes.push("changes of the working tree that are not staged are not sent with metadata_only".to_owned());
+            picture.tree.clone_from(&staged);
+        }
         make_repository(&source, &shop, wanted, base.as_deref(), branch.as_deref(), &picture, &staged)?;
         Ready { tree: picture.tree, files, source, shop, base, branch, notes }
     } else {
@@ -209,15 +213,17 @@ fn check_out(
     Ok(files)
 }
 
-/// Prepares a workspace in a running VM.
+/// Prepares a workspace in a running VM. `record` keeps what was prepared, as soon as the guest has
+/// it: whoever is interrupted after that has a record that is true.
 ///
 /// # Errors
-/// Why it could not be; then the guest is as it was.
+/// Why it could not be; then the guest is as it was. What `record` says.
 pub(crate) async fn prepare(
     guest: &Guest<'_>,
     place: &Place,
     wanted: Wanted,
     progress: &Progress,
+    record: impl AsyncFnOnce(&Workspace) -> anyhow::Result<()>,
 ) -> anyhow::Result<Workspace> {
     progress.say_moving("look at the repository");
     let asked = wanted.clone();
@@ -227,9 +233,7 @@ pub(crate) async fn prepare(
     }
     let default = format!("~/{}", ready.source.name());
     let look = look(guest, wanted.guest_path.as_deref().unwrap_or(&default)).await?;
-    if !wanted.force {
-        nothing_is_lost(guest, place, &look).await?;
-    }
+    let state = if wanted.force { None } else { nothing_is_lost(guest, place, &look).await? };
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path of the host is not UTF-8");
     let workspace = Workspace {
         vm_id: place.vm,
@@ -252,20 +256,47 @@ pub(crate) async fn prepare(
     // Root keeps what others have built there, and gives the workspace to the image's user. An
     // agent that names no owner knows no other way than that user's own.
     let (path, root) = (look.path.as_str(), guest.as_root());
-    let (replace, guest) = match look.owner.as_deref() {
+    let (mut replace, guest) = match look.owner.as_deref() {
         Some(owner) => (vec!["replace", path, owner], &root),
         None => (vec!["replace", path], guest),
     };
-    let sending = remote::send(guest, &replace, None, sent, move |to| write(&ready, to));
+    replace.extend(state.as_deref());
+    let placed = Arc::new(Notify::new());
+    let heard = Heard(Arc::clone(&placed));
+    let sending = remote::send_to(guest, &replace, None, sent, heard, move |to| write(&ready, to));
     let mut sending = std::pin::pin!(sending);
     let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    let mut record = Some(record);
     loop {
         tokio::select! {
             done = &mut sending => break done.context("cannot send the files")?,
+            () = placed.notified() => if let Some(record) = record.take() { record(&workspace).await? },
             _ = ticks.tick() => progress.sent(count.load(Ordering::Relaxed), None),
         }
     }
+    if let Some(record) = record {
+        record(&workspace).await?;
+    }
     Ok(workspace)
+}
+
+/// The output of `replace`: the agent says a word when the new folder has its place, and then removes
+/// the old one. An agent of an earlier release says none.
+struct Heard(Arc<Notify>);
+
+impl AsyncWrite for Heard {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.0.notify_one();
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// What there is at a path of a guest.
@@ -279,30 +310,48 @@ pub(crate) async fn look(guest: &Guest<'_>, path: &str) -> anyhow::Result<Look> 
     Ok(look)
 }
 
-/// Refuses to replace what is not on the host.
-async fn nothing_is_lost(guest: &Guest<'_>, place: &Place, look: &Look) -> anyhow::Result<()> {
-    let path = &look.path;
-    let why = match look.kind {
-        Kind::None | Kind::Empty => return Ok(()),
-        Kind::Other => format!("{path} is not a folder in the guest"),
+/// Refuses to replace what is not on the host. Gives the state of the folder, which it must have
+/// until it is replaced; an agent of an earlier release has none.
+async fn nothing_is_lost(guest: &Guest<'_>, place: &Place, look: &Look) -> anyhow::Result<Option<String>> {
+    let (path, name) = (&look.path, &place.name);
+    // Before the files are looked at: a change after that is found when the folder is replaced.
+    let state = match look.kind {
+        Kind::Folder if look.prepared && look.states => {
+            let answer = remote::ask(&guest.as_root(), &["state", path], remote::MAX_LOOK).await?;
+            Some(String::from_utf8(answer).context("the guest's answer is not understood")?)
+        }
+        Kind::None | Kind::Empty => look.states.then(|| FREE.to_owned()),
+        _ => None,
+    };
+    let lost = match look.kind {
+        Kind::None | Kind::Empty => return Ok(state),
+        Kind::Other => return Err(refused(format!("{path} is not a folder in the guest"), "")),
+        Kind::Folder if !look.prepared => {
+            let why = format!("{path} is there already in the guest, and no workspace that was prepared");
+            return Err(refused(why, ""));
+        }
+        Kind::Folder if look.refs_changed => Lost::Commits,
         Kind::Folder => match &place.known {
-            Some(known) if look.prepared && known.guest_path == *path => {
-                if look.refs_changed {
-                    format!("{path} has commits or branches of the guest")
-                } else if gather::changed(guest, known).await? {
-                    format!("{path} was changed in the guest")
-                } else {
-                    return Ok(());
-                }
-            }
-            _ => format!("{path} is there already in the guest, and no workspace that was prepared"),
+            Some(known) if known.guest_path == *path => gather::lost(guest, known).await?,
+            _ => Lost::Unknown,
         },
     };
-    let hint = format!(
-        "take the changes home first: banger vm workspace export {0}; replace it with: --force; or choose another folder: --guest-path",
-        place.name
-    );
-    Err(explained(why, hint))
+    let export = format!("take the changes home first: banger vm workspace export {name}; ");
+    let copy = format!("copy what you need first: banger vm cp {name}:{path} FOLDER; ");
+    let (why, first) = match lost {
+        Lost::Nothing => return Ok(state),
+        Lost::Unknown if gather::is_untouched(guest, path).await? => return Ok(state),
+        Lost::Commits => ("has commits or branches of the guest", export),
+        Lost::Changes => ("was changed in the guest", export),
+        Lost::Submodules => ("was changed in the guest, in a submodule, which no export has", copy),
+        Lost::CheckedOut => ("has files of the old commit, which were checked out in the guest", String::new()),
+        Lost::Unknown => ("has changes in the guest, and of what it was prepared is not known here", copy),
+    };
+    Err(refused(format!("{path} {why}"), &first))
+}
+
+fn refused(why: String, first: &str) -> anyhow::Error {
+    explained(why, format!("{first}replace it with: --force; or choose another folder: --guest-path"))
 }
 
 /// `.git` first, then the files.

@@ -1,11 +1,13 @@
 //! The guest's `.git`, made on the host by the user's git: one pack, the references, an index, a
 //! configuration.
 
+use super::gather::TREE;
 use super::git::{Git, pipe};
+use super::identity;
 use super::prepare::Wanted;
 use super::source::{Picture, Source, Workshop, entries};
 use anyhow::Context as _;
-use banger_files::RECORDS;
+use banger_files::{RECORDS, UNSENT};
 use banger_proto::model::WorkspaceMode;
 use std::fs;
 use std::path::Path;
@@ -80,6 +82,11 @@ pub(super) fn make_repository(
     let list = format!("{}\n{}", picture.tree, base.map(|base| format!("^{base}\n")).unwrap_or_default());
     let pack = git.feed(&["pack-objects", "--revs", "--stdout", "--quiet", "--window=0"], list.as_bytes())?;
     fs::write(records.join("base.pack"), pack)?;
+    // Which prepare the folder is of, and what was checked out from it and is no work of the guest's.
+    fs::write(records.join(TREE), format!("{}\n", picture.tree))?;
+    if wanted.mode == WorkspaceMode::MetadataOnly {
+        fs::write(records.join(UNSENT), git.bytes(&["ls-tree", "-r", "-z", "--name-only", &picture.tree])?)?;
+    }
     Ok(())
 }
 
@@ -104,7 +111,7 @@ fn pack(git: &Git, git_dir: &Path, full: bool, base: Option<&str>, trees: [&str;
 fn configure(source: &Source, git: &Git, git_dir: &Path) -> anyhow::Result<()> {
     let file = git_dir.join("config");
     let file = file.to_str().context("the folder's path is not UTF-8")?;
-    let mut settings = source.identity()?;
+    let mut settings = identity::of(&source.git)?;
     settings.extend(source.settings(&[
         "core.autocrlf",
         "core.eol",

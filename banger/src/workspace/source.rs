@@ -122,14 +122,6 @@ impl Source {
         self.git.text(&["rev-parse", "--verify", &format!("{commit}^{{tree}}")])
     }
 
-    /// The user's name and address, as far as git knows them.
-    ///
-    /// # Errors
-    /// When git cannot be started.
-    pub(crate) fn identity(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
-        self.settings(&["user.name", "user.email"])
-    }
-
     /// Settings that have a value.
     ///
     /// # Errors
@@ -207,9 +199,10 @@ impl Workshop {
         // name.
         let staged = git.maybe(&["write-tree", "--missing-ok"])?;
         look_at_all(source, &git)?;
-        // Of nothing, git would say that it matches nothing.
+        // Of nothing, git would say that it matches nothing. Beyond the patterns of a sparse checkout,
+        // too, there may be files, which it would leave as they are in the index.
         if !git.bytes(&["ls-files", "-z"])?.is_empty() {
-            git.bytes(&["add", "--update", "--", "."]).context("cannot read the working tree")?;
+            git.bytes(&["add", "--update", "--sparse", "--", "."]).context("cannot read the working tree")?;
         }
         let mut foreign = Vec::new();
         if untracked {

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod kept;
+mod lost;
 mod modes;
 mod rare;
 mod shapes;
@@ -109,7 +110,8 @@ impl World {
     async fn prepare(&mut self, wanted: Wanted) -> anyhow::Result<Workspace> {
         let vm = VmId::from_bytes([1; 32]).unwrap();
         let place = Place { vm, name: "demo".into(), known: self.known.clone() };
-        let prepared = prepare(&self.guest(), &place, wanted, &Progress::new(Detail::Quiet)).await?;
+        let (guest, progress) = (self.guest(), Progress::new(Detail::Quiet));
+        let prepared = prepare(&guest, &place, wanted, &progress, async |_: &Workspace| Ok(())).await?;
         self.known = Some(prepared.clone());
         Ok(prepared)
     }

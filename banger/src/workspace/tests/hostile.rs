@@ -71,19 +71,31 @@ async fn links_and_repositories_of_a_guest_lead_nowhere() {
     symlink("../../../../../../etc/passwd", theirs.join("README")).unwrap();
     fs::remove_dir_all(theirs.join("src")).unwrap();
     symlink(world.host.path(), theirs.join("src")).unwrap();
+    // Two that lead out together: from `up`, the kernel goes on upwards.
+    fs::create_dir(theirs.join("sub")).unwrap();
+    symlink("..", theirs.join("sub/up")).unwrap();
+    symlink("sub/up/../secret", theirs.join("both")).unwrap();
+    symlink("../run.sh", theirs.join("sub/in")).unwrap();
     put(&theirs, "nested/.git/config", "[core]\n\tfsmonitor = touch /tmp/x\n");
     put(&theirs, "nested/file", "x\n");
     put(&theirs, "other/.GIT/config", "[core]\n");
     let (patch, notes) = world.patch().await.unwrap();
     let text = fs::read_to_string(patch).unwrap();
     assert!(!text.contains("+secret\n") && !text.contains("nested/file") && !text.contains(".GIT"), "{text}");
-    let notes = notes.join("\n");
-    for said in
-        ["leak is a link", "README is a link", "src is a link", "nested: left out", "other/.GIT/config: left out"]
-    {
-        assert!(notes.contains(said), "{said}: {notes}");
+    let branch = world.export(What::Branch { name: "theirs".into(), force: false }).await.unwrap();
+    for notes in [notes.join("\n"), branch.join("\n")] {
+        for said in [
+            "leak is a link that leads out",
+            "README is a link",
+            "src is a link",
+            "both is a link that may lead out",
+            "nested: left out",
+            "other/.GIT/config: left out",
+        ] {
+            assert!(notes.contains(said), "{said}: {notes}");
+        }
+        assert!(!notes.contains("sub/in") && !notes.contains("sub/up is"), "{notes}");
     }
-    world.export(What::Branch { name: "theirs".into(), force: false }).await.unwrap();
     assert_eq!(fs::read_to_string(secret).unwrap(), "secret\n");
 }
 
@@ -142,4 +154,21 @@ async fn more_than_was_allowed_is_not_taken() {
     let asked = Export { what: What::Stat, from: None, most: 1 << 20 };
     let refused = export(&world.guest(), world.known.as_ref().unwrap(), asked).await.unwrap_err();
     assert!(format!("{refused:#}").contains("more than 1 MiB"), "{refused:#}");
+}
+
+/// Of any user of the guest: root there reads it, and the host's user is not root.
+#[tokio::test]
+async fn a_file_that_nobody_may_read_is_exported() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "shadow", "x\n");
+    put(&world.theirs(), "sudo", "x\n");
+    mode(&world.theirs().join("shadow"), 0);
+    mode(&world.theirs().join("sudo"), 0o111);
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("new file mode 100755") && text.contains("new file mode 100644"), "{text}");
 }

@@ -205,6 +205,127 @@ async fn a_commit_that_was_amended_is_exported_with_the_hosts_history() {
     assert_eq!(history("full"), "amended\na commit");
 }
 
+/// Each of these is the guest's commit, with nothing to add to it.
+#[tokio::test]
+async fn a_branch_does_not_undo_the_guests_commits() {
+    if no_git() {
+        return;
+    }
+    let commits: [(&str, fn(&Path)); 4] = [
+        ("an ignored file", |theirs| {
+            put(theirs, "target/app.js", "ship\n");
+            git(theirs, &["add", "--force", "target/app.js"]);
+        }),
+        ("no longer under version control, and ignored", |theirs| {
+            git(theirs, &["rm", "--quiet", "--cached", "README"]);
+            put(theirs, ".gitignore", "*.o\ntarget/\nREADME\n");
+            git(theirs, &["add", ".gitignore"]);
+        }),
+        ("no longer under version control", |theirs| {
+            git(theirs, &["rm", "--quiet", "--cached", "README"]);
+        }),
+        ("a repository of its own", |theirs| {
+            fs::create_dir_all(theirs.join("vendor/x")).unwrap();
+            git(&theirs.join("vendor/x"), &["init", "--quiet"]);
+            put(&theirs.join("vendor/x"), "file", "x\n");
+            commit(&theirs.join("vendor/x"));
+            git(theirs, &["add", "vendor/x"]);
+        }),
+    ];
+    for (name, change) in commits {
+        let mut world = World::with_repository();
+        world.prepare(world.wanted()).await.unwrap();
+        change(&world.theirs());
+        git(&world.theirs(), &["commit", "--quiet", "-m", "by the guest"]);
+        world.export(What::Branch { name: "work".into(), force: false }).await.unwrap();
+        let tip = git(&world.repo(), &["rev-parse", "work"]);
+        assert_eq!(tip, git(&world.theirs(), &["rev-parse", "HEAD"]), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_the_guest_has_under_version_control_is_not_ignored() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "target/app.js", "ship\n");
+    put(&world.theirs(), "target/other.js", "ignored\n");
+    git(&world.theirs(), &["add", "--force", "target/app.js"]);
+    let (patch, _) = world.patch().await.unwrap();
+    let text = fs::read_to_string(patch).unwrap();
+    assert!(text.contains("target/app.js") && !text.contains("other.js"), "{text}");
+    let refused = world.prepare(world.wanted()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("was changed in the guest"), "{refused:#}");
+}
+
+#[tokio::test]
+async fn the_commits_of_a_repository_that_had_none_are_exported() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    fs::remove_dir_all(world.repo().join(".git")).unwrap();
+    git(&world.repo(), &["init", "--quiet", "-b", "main"]);
+    git(&world.repo(), &["add", "README", "src"]);
+    world.prepare(world.wanted()).await.unwrap();
+    let subjects = |name: &str| git(&world.repo(), &["log", "--format=%s", name]);
+    put(&world.theirs(), "loose", "1\n");
+    world.export(What::Branch { name: "loose".into(), force: false }).await.unwrap();
+    assert_eq!(subjects("loose").lines().count(), 2);
+    for subject in ["one", "two"] {
+        put(&world.theirs(), "loose", subject);
+        git(&world.theirs(), &["add", "-A"]);
+        git(&world.theirs(), &["commit", "--quiet", "-m", subject]);
+    }
+    world.export(What::Branch { name: "work".into(), force: false }).await.unwrap();
+    assert_eq!(subjects("work"), "two\none");
+    assert_eq!(git(&world.repo(), &["rev-parse", "work"]), git(&world.theirs(), &["rev-parse", "HEAD"]));
+}
+
+#[tokio::test]
+async fn commits_that_cannot_be_had_are_not_left_out_without_a_word() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "README", "by the guest\n");
+    git(&world.theirs(), &["commit", "--quiet", "--all", "-m", "by the guest"]);
+    // As an object that root has written and the image's user cannot read.
+    let head = git(&world.theirs(), &["rev-parse", "HEAD"]);
+    fs::remove_file(world.theirs().join(format!(".git/objects/{}/{}", &head[..2], &head[2..]))).unwrap();
+    let notes = world.export(What::Branch { name: "work".into(), force: false }).await.unwrap();
+    assert!(notes.iter().any(|note| note.contains("git in the guest")), "{notes:?}");
+    assert_eq!(git(&world.repo(), &["show", "work:README"]), "by the guest");
+}
+
+#[tokio::test]
+async fn a_patch_goes_to_files_and_through_links_and_into_nothing_else() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    put(&world.theirs(), "README", "changed\n");
+    let at = |name: &str| world.host.path().join(name);
+    let (pipe, link, file, dangling) = (at("pipe"), at("link"), at("file"), at("dangling"));
+    run("mkfifo", &[pipe.to_str().unwrap()]);
+    put(world.host.path(), "file", "old\n");
+    std::os::unix::fs::symlink("file", &link).unwrap();
+    std::os::unix::fs::symlink("nothing", &dangling).unwrap();
+    for path in [&pipe, &dangling] {
+        let refused = world.export(What::Patch(Some(path.clone()))).await.unwrap_err();
+        assert!(format!("{refused:#}").contains("cannot write"), "{refused:#}");
+    }
+    let kind = |path: &Path| path.symlink_metadata().unwrap().file_type();
+    use std::os::unix::fs::FileTypeExt as _;
+    assert!(kind(&pipe).is_fifo() && kind(&dangling).is_symlink());
+    world.export(What::Patch(Some(link.clone()))).await.unwrap();
+    assert!(kind(&link).is_symlink() && fs::read_to_string(&file).unwrap().contains("+changed"));
+}
+
 #[tokio::test]
 async fn another_commit_is_written_by_its_own_attributes() {
     if no_git() {

@@ -22,6 +22,67 @@ async fn a_commit_without_files_is_exported_once_it_is_checked_out() {
     world.comes_back("metadata only").await;
 }
 
+/// What was never checked out was not removed.
+#[tokio::test]
+async fn of_a_commit_without_files_only_what_was_checked_out_can_be_removed() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    put(&world.repo(), "docs/page", "text\n");
+    commit(&world.repo());
+    let wanted = Wanted { mode: WorkspaceMode::MetadataOnly, ..world.wanted() };
+    world.prepare(wanted.clone()).await.unwrap();
+    let changed = async |world: &World| {
+        let (patch, _) = world.patch().await.unwrap();
+        let text = fs::read_to_string(patch).unwrap();
+        let names = text.lines().filter_map(|line| line.strip_prefix("diff --git a/"));
+        names.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    git(&world.theirs(), &["checkout", "HEAD", "--", "README", "src/file-1.txt"]);
+    put(&world.theirs(), "README", "edited\n");
+    assert_eq!(changed(&world).await, ["README"]);
+    fs::remove_file(world.theirs().join("src/file-1.txt")).unwrap();
+    assert_eq!(changed(&world).await, ["README", "src/file-1.txt"]);
+    git(&world.theirs(), &["rm", "--quiet", "--cached", "src/file-2.txt"]);
+    assert_eq!(changed(&world).await, ["README", "src/file-1.txt", "src/file-2.txt"]);
+    // And what a sparse checkout leaves out was not either, in any mode.
+    for mode in [WorkspaceMode::MetadataOnly, WorkspaceMode::ShallowOverlay] {
+        world.prepare(Wanted { mode, force: true, ..world.wanted() }).await.unwrap();
+        git(&world.theirs(), &["reset", "--quiet", "--hard"]);
+        git(&world.theirs(), &["sparse-checkout", "set", "src"]);
+        assert!(!world.theirs().join("docs").exists());
+        put(&world.theirs(), "src/file-1.txt", "edited\n");
+        assert_eq!(changed(&world).await, ["src/file-1.txt"], "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn files_of_the_old_commit_do_not_undo_the_new_one() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    let wanted = Wanted { mode: WorkspaceMode::MetadataOnly, ..world.wanted() };
+    // What is not sent is no difference either.
+    put(&world.repo(), "README", "not staged\n");
+    world.prepare(wanted.clone()).await.unwrap();
+    git(&world.theirs(), &["checkout", "--quiet", "--", "."]);
+    let (patch, _) = world.patch().await.unwrap();
+    assert_eq!(fs::read_to_string(&patch).unwrap(), "");
+    put(&world.repo(), "README", "newer\n");
+    commit(&world.repo());
+    put(&world.theirs(), "x.o", "built");
+    let refused = world.prepare(wanted.clone()).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("files of the old commit"), "{refused:#}");
+    world.prepare(Wanted { force: true, ..wanted }).await.unwrap();
+    let mut left: Vec<_> = fs::read_dir(world.theirs()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".git", "x.o"]);
+    let (patch, _) = world.patch().await.unwrap();
+    assert_eq!(fs::read_to_string(patch).unwrap(), "");
+}
+
 #[tokio::test]
 async fn submodules_and_what_is_no_repository_are_refused() {
     if no_git() {

@@ -28,6 +28,17 @@ pub(super) fn shapes() -> Vec<Shape> {
             as_it_is,
         ),
         (
+            "changed beyond the patterns of a sparse checkout",
+            |w| {
+                put(&w.repo(), "docs/page", "text\n");
+                put(&w.repo(), "docs/other", "text\n");
+                commit(&w.repo());
+                git(&w.repo(), &["sparse-checkout", "set", "src"]);
+                put(&w.repo(), "docs/page", "local\n");
+            },
+            as_it_is,
+        ),
+        (
             "empty files",
             |w| {
                 put(&w.repo(), "empty", "");
