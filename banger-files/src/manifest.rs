@@ -129,7 +129,8 @@ pub(crate) fn checked_out(folder: &Path) -> BTreeSet<Vec<u8>> {
 }
 
 /// What is at a path, as a word: another word after a file of a workspace was changed or removed
-/// there, or a branch was. Files that were added do not count, because a replacement takes them over.
+/// there, or a branch was. Files that were added do not count, because a replacement takes them
+/// over.
 pub(crate) fn state(folder: &Path) -> Result<String, Error> {
     let Ok(manifest) = fs::read(folder.join(crate::RECORDS).join(MANIFEST)) else {
         let is_free = match fs::read_dir(folder) {
@@ -185,8 +186,8 @@ pub(crate) fn refs(folder: &Path) -> Vec<u8> {
     text
 }
 
-/// Whether two texts of [`refs`] name the same objects: git moves references from files of their own
-/// into `packed-refs` (`git gc`, `git pack-refs`).
+/// Whether two texts of [`refs`] name the same objects: git moves references from files of their
+/// own into `packed-refs` (`git gc`, `git pack-refs`).
 pub(crate) fn same_refs(before: &[u8], now: &[u8]) -> bool {
     by_name(before) == by_name(now)
 }

@@ -7,9 +7,10 @@
 //!   are followed ([`unpack_own`]).
 //! - `state FOLDER`: a word that is another one when what a replacement of the folder would destroy
 //!   is another.
-//! - `replace FOLDER UID:GID STATE`: unpacks standard input as a workspace of that user and puts it in
-//!   the folder's place, if the folder has that state; without a state, whatever is there; without an
-//!   owner, as one of whoever runs it. Says `placed` as soon as the new folder has its place.
+//! - `replace FOLDER UID:GID STATE`: unpacks standard input as a workspace of that user and puts it
+//!   in the folder's place, if the folder has that state; without a state, whatever is there;
+//!   without an owner, as one of whoever runs it. Says `placed` as soon as the new folder has its
+//!   place.
 //! - `pack PATH NAME`: a tar of the path and what is in it, under that name. What is not in it is
 //!   named on standard error; the status is 1 when it should be.
 //! - `changes FOLDER`: what is not as it was prepared.

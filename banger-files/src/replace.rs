@@ -221,8 +221,8 @@ impl Drop for Lock {
     }
 }
 
-/// Brings what the old folder has, and neither its manifest, nor its tree, nor the new folder: a hard
-/// link to each file, so that the old folder stays whole until it is replaced.
+/// Brings what the old folder has, and neither its manifest, nor its tree, nor the new folder: a
+/// hard link to each file, so that the old folder stays whole until it is replaced.
 struct TakeOver<'a> {
     old: OwnedFd,
     new: &'a OwnedFd,

@@ -1,10 +1,10 @@
 //! Unpacking below a folder, whoever wrote the archive.
 //!
 //! Every path is resolved by the kernel from the folder's descriptor, without links and never above
-//! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`); only [`unpack_own`] follows links of the
-//! folder (`RESOLVE_IN_ROOT`). What stands in the way of a file is
-//! replaced, not written through, and only when all of the new file has come. Only files, folders
-//! and links are made; set-id bits are dropped.
+//! it (openat2(2), `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS`); only [`unpack_own`] follows links of
+//! the folder (`RESOLVE_IN_ROOT`). What stands in the way of a file is replaced, not written
+//! through, and only when all of the new file has come. Only files, folders and links are made;
+//! set-id bits are dropped.
 
 use crate::pack::as_path;
 use crate::raw::{self, Entry};
@@ -80,8 +80,8 @@ pub fn unpack(from: impl Read, into: &OwnedFd, limits: Limits) -> Result<Unpacke
     tree.finish()
 }
 
-/// Unpacks an archive of whoever owns the folder. Links in the folder lead to where they lead, a link
-/// from `/` to the folder; what no tar stream of ours carries is left out, and given back.
+/// Unpacks an archive of whoever owns the folder. Links in the folder lead to where they lead, a
+/// link from `/` to the folder; what no tar stream of ours carries is left out, and given back.
 ///
 /// # Errors
 /// As [`unpack`].
@@ -340,8 +340,8 @@ fn link_or(error: Errno, path: &[u8]) -> Error {
     }
 }
 
-/// Whether a link may lead out of the folder, or of `within` in it. Behind a name, `..` may: the name
-/// may be another link, from which the kernel goes up.
+/// Whether a link may lead out of the folder, or of `within` in it. Behind a name, `..` may: the
+/// name may be another link, from which the kernel goes up.
 fn leads_out(path: &[u8], target: &[u8], within: &[u8]) -> bool {
     let parts = |path: &'_ [u8]| {
         let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));

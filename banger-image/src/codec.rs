@@ -289,7 +289,8 @@ impl<R: BufRead> Read for ZstdFrames<R> {
     }
 }
 
-/// What a dictionary is called for which [`XZ_MEMORY_KIB`] are not enough: that is no damage either.
+/// What a dictionary is called for which [`XZ_MEMORY_KIB`] are not enough: that is no damage
+/// either.
 fn of_memory(error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::OutOfMemory {
         return error;

@@ -189,7 +189,8 @@ impl Whole<'_> {
             None => tempfile::tempfile_in(self.dir).map_err(failed)?,
         };
         let contents = Contents(self.outer);
-        let bytes = contents.sparse(sparse).ok_or_else(|| bad("it ends inside a file"))?;
+        let bytes =
+            contents.bytes(sparse.data, sparse.size, &sparse.pieces).ok_or_else(|| bad("it ends inside a file"))?;
         let mut chunk = vec![0; CHUNK];
         let mut at = 0;
         while let Some((from, to)) = bytes.next_data(at) {

@@ -49,17 +49,10 @@ pub(crate) struct Bytes<'a> {
 }
 
 impl Contents<'_> {
+    /// A file of that size whose data lies in these pieces of it, or is all of it when there are
+    /// none.
     /// `None`: the window is not there.
-    pub(crate) fn file(&self, content: Content) -> Option<Bytes<'_>> {
-        self.bytes(content, content.size, &[])
-    }
-
-    /// `None`: the window is not there.
-    pub(crate) fn sparse<'b>(&'b self, sparse: &'b Sparse) -> Option<Bytes<'b>> {
-        self.bytes(sparse.data, sparse.size, &sparse.pieces)
-    }
-
-    fn bytes<'b>(&'b self, data: Content, size: u64, pieces: &'b [Piece]) -> Option<Bytes<'b>> {
+    pub(crate) fn bytes<'b>(&'b self, data: Content, size: u64, pieces: &'b [Piece]) -> Option<Bytes<'b>> {
         let window = self.0.get(usize::try_from(data.window).ok()?)?;
         Some(Bytes { window, data, size, pieces })
     }
@@ -123,7 +116,7 @@ mod tests {
         let data = Content { window: 0, offset: 2, size: 8 };
         let sparse = Sparse { data, size: 20, pieces };
         let contents = Contents(&windows);
-        let bytes = contents.sparse(&sparse).unwrap();
+        let bytes = contents.bytes(sparse.data, sparse.size, &sparse.pieces).unwrap();
         let mut whole = vec![1; 20];
         bytes.read_at(0, &mut whole).unwrap();
         assert_eq!(whole, b"\0\0abc\0\0\0\0\0defgh\0\0\0\0\0");

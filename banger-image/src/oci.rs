@@ -58,11 +58,16 @@ fn image(files: &Files, found: Found, progress: &dyn Progress) -> Result<Image, 
             return Err(bad(&format!("layer {number} is encrypted; decrypt the image first")));
         }
         let digest = parse_digest(&descriptor.digest)?;
-        if is_foreign(descriptor) && !files.has(&blob_path(&digest)) {
+        // From here on the text is 71 bytes long, and may stand in messages.
+        let path = blob_path(&digest);
+        if is_foreign(descriptor) && !files.has(&path) {
             let why = "is not distributed with the image (a foreign layer), so this archive does not have it";
             return Err(bad(&format!("layer {number} {why}; save the image with its foreign layers")));
         }
-        let window = sized(files, descriptor)?.clone();
+        let window = files.file(&path)?.clone();
+        if !descriptor.may_have(window.len()) {
+            return Err(ImageError::Blob { digest: descriptor.digest.clone(), what: "size" });
+        }
         let diff_id = Some(parse_digest(diff_id)?);
         Ok(LayerBlob { window, name: descriptor.digest.clone(), digest: Some(digest), diff_id })
     });
@@ -131,16 +136,4 @@ fn unpack(
 /// A layer that its maker lets nobody pass on.
 fn is_foreign(descriptor: &Descriptor) -> bool {
     ["nondistributable", "foreign"].iter().any(|word| descriptor.media_type.contains(word))
-}
-
-/// A descriptor's blob, of the size that it says.
-fn sized<'a>(files: &'a Files, descriptor: &Descriptor) -> Result<&'a Window, ImageError> {
-    let digest = parse_digest(&descriptor.digest)?;
-    // From here on the text is 71 bytes long, and may stand in messages.
-    let window = files.file(&blob_path(&digest))?;
-    if descriptor.may_have(window.len()) {
-        Ok(window)
-    } else {
-        Err(ImageError::Blob { digest: descriptor.digest.clone(), what: "size" })
-    }
 }

@@ -57,8 +57,8 @@ impl NodeKind {
     /// The bytes of a file; `None` for what is no file, and for a file whose window is not there.
     pub(crate) fn bytes<'b>(&'b self, contents: &'b Contents<'_>) -> Option<Bytes<'b>> {
         match self {
-            Self::File(content) => contents.file(*content),
-            Self::Sparse(sparse) => contents.sparse(sparse),
+            Self::File(content) => contents.bytes(*content, content.size, &[]),
+            Self::Sparse(sparse) => contents.bytes(sparse.data, sparse.size, &sparse.pieces),
             _ => None,
         }
     }

@@ -26,8 +26,8 @@ use super::pty::Terminal;
 use crate::sys::spawn::{self, Identity};
 use crate::sys::stream::FdStream;
 
-/// Of a command's input and output, bytes: the command goes on while the agent sends or receives the
-/// pieces before. A pipe has 64 KiB by itself (pipe(7)).
+/// Of a command's input and output, bytes: the command goes on while the agent sends or receives
+/// the pieces before. A pipe has 64 KiB by itself (pipe(7)).
 const PIPE_SIZE: i32 = 256 * 1024;
 /// Where distributions keep OpenSSH's sftp server.
 const SFTP_SERVERS: [&str; 4] = [

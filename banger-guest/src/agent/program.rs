@@ -32,8 +32,8 @@ impl Unusable {
     }
 }
 
-/// The programs that `word` may mean in `folder`, one at least: a path as it is, another word by the
-/// folders of `path`. This is asked as root; the first that its user may execute is meant
+/// The programs that `word` may mean in `folder`, one at least: a path as it is, another word by
+/// the folders of `path`. This is asked as root; the first that its user may execute is meant
 /// (execvp(3)).
 pub(super) fn locate(word: &[u8], path: &[u8], folder: &Path) -> Result<Vec<PathBuf>, Unusable> {
     let shown = || String::from_utf8_lossy(word).into_owned();

@@ -28,10 +28,16 @@ impl<K: Kernel> Machine<K> {
         let Step::Do(grant) = step else { return self.tap(&vm) };
         self.put(grant.intent().clone())?;
         let row = grant.into_row();
-        let made = self.make_tap(&row, address).await;
+        // An attempt of this very boot may have been neither finished nor undone. Another link of
+        // that name keeps it: the kernel refuses a second one.
+        self.drop_tap(&row).await?;
+        let made = self.kernel.make_tap(&vm.tap_name(), &vm.tap_alias(row.generation), owner, address).await;
         let committed = match made {
-            Ok(ifindex) => self.put(row.clone().with_tap(Tap::Held { address, ifindex })),
-            Err(denied) => Err(denied),
+            Ok(ifindex) => {
+                fail::point("tap-made");
+                self.put(row.clone().with_tap(Tap::Held { address, ifindex }))
+            }
+            Err(error) => Err(error.into()),
         };
         if let Err(denied) = committed {
             // What was made is found again by its intent, now or at the next start.
@@ -45,19 +51,6 @@ impl<K: Kernel> Machine<K> {
 
     fn tap(&self, vm: &VmId) -> Answer<TapIdentity> {
         Ok(self.row(vm).as_ref().and_then(TapIdentity::of).ok_or(Refusal::BadState)?)
-    }
-
-    async fn make_tap(&self, row: &Row, guest: std::net::Ipv4Addr) -> Answer<u32> {
-        let name = row.vm.tap_name();
-        match self.kernel.link_by_name(&name).await? {
-            // An attempt of this very boot that was neither finished nor undone.
-            Some(link) if is_ours(&link, row) => self.kernel.delete_link(link.ifindex).await?,
-            Some(_) => return Err(Denied::new(HelperError::Busy, "tap-name-foreign")),
-            None => {}
-        }
-        let ifindex = self.kernel.make_tap(&name, &row.vm.tap_alias(row.generation), row.owner, guest).await?;
-        fail::point("tap-made");
-        Ok(ifindex)
     }
 
     /// Removes the VM's tap.

@@ -68,9 +68,23 @@ pub(super) fn signal(text: &str) -> anyhow::Result<KillSignal> {
     }
 }
 
-pub(super) async fn run(verb: Verb, names: Vec<String>) -> anyhow::Result<u8> {
+pub(super) async fn run(verb: Verb, mut names: Vec<String>) -> anyhow::Result<u8> {
     let client = Client::connect().await?;
-    let (vms, status) = resolve(&client, &verb, names).await;
+    // Each VM once: a name and an id may mean the same one.
+    let (mut vms, mut status) = (Vec::<VmRecord>::new(), 0);
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    for name in names {
+        let what = format!("cannot {} {name}", verb.words().0);
+        match answer(client.rpc.show_vm(soon(), name)).await.context(what) {
+            Ok(vm) if vms.iter().any(|other| other.id == vm.id) => {}
+            Ok(vm) => vms.push(vm),
+            Err(error) => {
+                say(&error);
+                status = FAILED;
+            }
+        }
+    }
     on_all(&client, verb, &vms, status).await
 }
 
@@ -142,27 +156,6 @@ pub(super) async fn on_all(client: &Client, verb: Verb, vms: &[VmRecord], mut st
         }
     }
     Ok(status)
-}
-
-/// The VMs behind the names, each once: a name and an id may mean the same VM.
-async fn resolve(client: &Client, verb: &Verb, names: Vec<String>) -> (Vec<VmRecord>, u8) {
-    let (mut vms, mut status) = (Vec::<VmRecord>::new(), 0);
-    let mut seen = BTreeSet::new();
-    for name in names {
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        let what = format!("cannot {} {name}", verb.words().0);
-        match answer(client.rpc.show_vm(soon(), name)).await.context(what) {
-            Ok(vm) if vms.iter().any(|other| other.id == vm.id) => {}
-            Ok(vm) => vms.push(vm),
-            Err(error) => {
-                say(&error);
-                status = FAILED;
-            }
-        }
-    }
-    (vms, status)
 }
 
 async fn one(

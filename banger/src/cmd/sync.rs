@@ -43,8 +43,8 @@ struct Configured {
     file_sync: Vec<FileSync>,
 }
 
-/// Copies the identity and what is configured into a new VM of the caller's. What is missing here is
-/// a warning, and so is all that has to do with the identity.
+/// Copies the identity and what is configured into a new VM of the caller's. What is missing here
+/// is a warning, and so is all that has to do with the identity.
 ///
 /// # Errors
 /// When the guest does not answer, or has no room, for what is configured.

@@ -284,9 +284,9 @@ fn make(
     Ok(tip)
 }
 
-/// The guest's tree as its own git would commit it. That differs from the tree of its files, which is
-/// told by what was prepared: a commit may have taken a file out of version control that is still
-/// there, and repositories of their own are in commits by their names alone.
+/// The guest's tree as its own git would commit it. That differs from the tree of its files, which
+/// is told by what was prepared: a commit may have taken a file out of version control that is
+/// still there, and repositories of their own are in commits by their names alone.
 fn last_tree(workspace: &Workspace, gathered: &Gathered, head: Option<&str>) -> anyhow::Result<String> {
     let git = gathered.shop.git(&gathered.source, "last").for_guests();
     let (mut gone, mut kept) = (gathered.untracked.clone(), Vec::new());

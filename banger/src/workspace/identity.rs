@@ -18,7 +18,8 @@ const SETTINGS: [(&str, &[&str], [&str; 2]); 2] = [
 /// When git cannot be started.
 pub(super) fn of(git: &Git) -> anyhow::Result<Vec<(&'static str, String)>> {
     let asked = ["config", "-z", "--get-regexp", "^(user|author|committer)\\.(name|email)$"];
-    // NAME, a line feed, VALUE; of several, the last one counts. The status is 1 when there is none.
+    // NAME, a line feed, VALUE; of several, the last one counts. The status is 1 when there is
+    // none.
     let listed = git.output(&asked, b"")?.stdout;
     let text = |line| String::from_utf8_lossy(line).into_owned();
     let lines = entries(&listed).map(text).collect::<Vec<_>>();

@@ -109,8 +109,8 @@ pub(super) fn sort(changes: Vec<Change>) -> Listed {
     listed
 }
 
-/// Files below a submodule are no part of the tree. Gives whether some that were prepared are others
-/// now.
+/// Files below a submodule are no part of the tree. Gives whether some that were prepared are
+/// others now.
 pub(super) fn leave_submodules(listed: &mut Listed, git: &Git, tree: &str) -> anyhow::Result<bool> {
     let prepared = listed.modified.len() + listed.deleted.len();
     let lines = git.bytes(&["ls-tree", "-r", "-z", tree])?;

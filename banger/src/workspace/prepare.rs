@@ -280,8 +280,8 @@ pub(crate) async fn prepare(
     Ok(workspace)
 }
 
-/// The output of `replace`: the agent says a word when the new folder has its place, and then removes
-/// the old one. An agent of an earlier release says none.
+/// The output of `replace`: the agent says a word when the new folder has its place, and then
+/// removes the old one. An agent of an earlier release says none.
 struct Heard(Arc<Notify>);
 
 impl AsyncWrite for Heard {

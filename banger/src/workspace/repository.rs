@@ -82,7 +82,8 @@ pub(super) fn make_repository(
     let list = format!("{}\n{}", picture.tree, base.map(|base| format!("^{base}\n")).unwrap_or_default());
     let pack = git.feed(&["pack-objects", "--revs", "--stdout", "--quiet", "--window=0"], list.as_bytes())?;
     fs::write(records.join("base.pack"), pack)?;
-    // Which prepare the folder is of, and what was checked out from it and is no work of the guest's.
+    // Which prepare the folder is of, and what was checked out from it and is no work of the
+    // guest's.
     fs::write(records.join(TREE), format!("{}\n", picture.tree))?;
     if wanted.mode == WorkspaceMode::MetadataOnly {
         fs::write(records.join(UNSENT), git.bytes(&["ls-tree", "-r", "-z", "--name-only", &picture.tree])?)?;

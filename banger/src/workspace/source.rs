@@ -199,8 +199,8 @@ impl Workshop {
         // name.
         let staged = git.maybe(&["write-tree", "--missing-ok"])?;
         look_at_all(source, &git)?;
-        // Of nothing, git would say that it matches nothing. Beyond the patterns of a sparse checkout,
-        // too, there may be files, which it would leave as they are in the index.
+        // Of nothing, git would say that it matches nothing. Beyond the patterns of a sparse
+        // checkout, too, there may be files, which it would leave as they are in the index.
         if !git.bytes(&["ls-files", "-z"])?.is_empty() {
             git.bytes(&["add", "--update", "--sparse", "--", "."]).context("cannot read the working tree")?;
         }

@@ -35,8 +35,8 @@ pub(super) struct Index {
 pub(super) async fn index(guest: &Guest<'_>, workspace: &Workspace) -> anyhow::Result<Option<Index>> {
     // Nothing is to be seen there, so no program of the guest's need watch its files.
     let mut words = vec!["git", "-c", "core.fsmonitor=false", "ls-files", "-t", "-z"];
-    // Of a file that git has written or seen, the index has the time. The host's git, which made the
-    // index, has seen none.
+    // Of a file that git has written or seen, the index has the time. The host's git, which made
+    // the index, has seen none.
     let unsent = workspace.mode == WorkspaceMode::MetadataOnly;
     words.extend(unsent.then_some("--debug"));
     let (ran, answer) =

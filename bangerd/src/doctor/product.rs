@@ -12,8 +12,8 @@ use banger_proto::model::{ApiError, Check};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-/// What brings a helper back that does not answer: with its socket, which systemd may have lost while
-/// it says that the unit listens (a unit that was masked for a while).
+/// What brings a helper back that does not answer: with its socket, which systemd may have lost
+/// while it says that the unit listens (a unit that was masked for a while).
 pub(super) const RESTART: &str = "sudo systemctl restart banger-priv.socket banger-priv bangerd   # VMs go on running";
 
 pub(super) async fn checks(ctx: &Context, doctor: &Doctor, family: Family) -> Vec<Check> {

@@ -38,10 +38,6 @@ impl Service {
             Err(super::rate::refuse())
         }
     }
-
-    async fn order(&self, peer: &Peer, vm: &str, ask: Ask) -> Result<JobId, ApiError> {
-        Ok(self.daemon.vms.order(peer, vm, ask).await?)
-    }
 }
 
 impl banger_proto::daemon::Daemon for Service {
@@ -87,7 +83,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn start_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         let peer = self.pay().await?;
-        self.order(&peer, &vm, Ask::Start).await
+        Ok(self.daemon.vms.order(&peer, &vm, Ask::Start).await?)
     }
 
     async fn stop_vm(self, _: Context, vm: String, within: Option<u32>, host_down: bool) -> Result<JobId, ApiError> {
@@ -104,22 +100,22 @@ impl banger_proto::daemon::Daemon for Service {
             return Err(ApiError::new(ErrorCode::Denied, message));
         }
         let within = within.map(|seconds| Duration::from_secs(seconds.into()));
-        self.order(&peer, &vm, if host_down { Ask::HostDown } else { Ask::Stop { within } }).await
+        Ok(self.daemon.vms.order(&peer, &vm, if host_down { Ask::HostDown } else { Ask::Stop { within } }).await?)
     }
 
     async fn restart_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         let peer = self.pay().await?;
-        self.order(&peer, &vm, Ask::Restart).await
+        Ok(self.daemon.vms.order(&peer, &vm, Ask::Restart).await?)
     }
 
     async fn set_vm(self, _: Context, vm: String, request: SetRequest) -> Result<JobId, ApiError> {
         let peer = self.pay().await?;
-        self.order(&peer, &vm, Ask::Set(request)).await
+        Ok(self.daemon.vms.order(&peer, &vm, Ask::Set(request)).await?)
     }
 
     async fn kill_vm(self, _: Context, vm: String, signal: KillSignal) -> Result<JobId, ApiError> {
         let peer = self.pay().await?;
-        self.order(&peer, &vm, Ask::Kill(signal)).await
+        Ok(self.daemon.vms.order(&peer, &vm, Ask::Kill(signal)).await?)
     }
 
     async fn give_vm(self, _: Context, vm: String, user: String) -> Result<JobId, ApiError> {
@@ -129,7 +125,7 @@ impl banger_proto::daemon::Daemon for Service {
 
     async fn delete_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {
         let peer = self.pay().await?;
-        self.order(&peer, &vm, Ask::Delete).await
+        Ok(self.daemon.vms.order(&peer, &vm, Ask::Delete).await?)
     }
 
     async fn prune_vm(self, _: Context, vm: String) -> Result<JobId, ApiError> {

@@ -34,8 +34,8 @@ pub(super) fn parse(word: &OsStr) -> anyhow::Result<End> {
     Ok(End::Vm(text(vm)?, if path.is_empty() { ".".to_owned() } else { path }))
 }
 
-/// Whether a guest's whole path is below `/root`, where its work disk is. Links are for the guest to
-/// follow.
+/// Whether a guest's whole path is below `/root`, where its work disk is. Links are for the guest
+/// to follow.
 pub(super) fn is_on_the_work_disk(path: &str) -> bool {
     let mut names: Vec<&str> = Vec::new();
     for part in Path::new(path).components() {

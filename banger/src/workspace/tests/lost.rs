@@ -34,8 +34,8 @@ async fn what_was_changed_in_a_submodule_is_not_replaced() {
     }
 }
 
-/// The user's filter stands for an agent that works there meanwhile: it runs while the guest's files
-/// are looked at.
+/// The user's filter stands for an agent that works there meanwhile: it runs while the guest's
+/// files are looked at.
 #[tokio::test]
 async fn what_is_changed_after_the_look_is_not_replaced() {
     if no_git() {

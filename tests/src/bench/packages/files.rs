@@ -133,8 +133,8 @@ mod tests {
         assert!(!named("systemd-other/unit"));
     }
 
-    /// The pages lie below `/usr/share/doc/banger` as they lie in the tree: a link to another page of
-    /// a user or an administrator leads there.
+    /// The pages lie below `/usr/share/doc/banger` as they lie in the tree: a link to another page
+    /// of a user or an administrator leads there.
     #[test]
     fn links_between_installed_pages_lead_somewhere() {
         /// For those who have the tree.
