@@ -1,12 +1,12 @@
 //! Standard input, read on a thread of its own, because a read of a terminal cannot be cancelled.
 
 use crate::terminal::Escape;
+use crate::wait::ready;
 use banger_proto::command::PIECE;
 use banger_proto::signal::status;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// What a shell reports for a program that SIGINT ended.
@@ -69,17 +69,6 @@ pub(crate) fn piece(from: &mut (impl Read + AsFd), buffer: &mut [u8]) -> io::Res
             Err(error) if error.kind() == ErrorKind::WouldBlock => ready(from.as_fd(), PollFlags::POLLIN)?,
             other => return other,
         }
-    }
-}
-
-/// Waits until it is worth trying again.
-///
-/// # Errors
-/// What the system says.
-pub(crate) fn ready(file: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(file, what)], PollTimeout::NONE) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

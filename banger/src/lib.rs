@@ -34,6 +34,7 @@ mod signals;
 mod ssh;
 mod terminal;
 mod upload;
+mod wait;
 mod work;
 mod workspace;
 

@@ -247,6 +247,7 @@ fn a_new_vm_gets_its_users_files_and_repository() {
     assert!(text(&kept.stderr).contains("kept is kept; remove it: banger vm delete kept"), "{}", text(&kept.stderr));
     // A program is told of the VM as it is then.
     fs::remove_dir_all(home.join("tool")).unwrap();
+    fake.state().owner = None;
     let output = ran(&fake, &["vm", "run", "--json", "--name", "told", path, "--", "exit", "0"]);
     let told: Vec<serde_json::Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();

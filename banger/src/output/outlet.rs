@@ -1,6 +1,6 @@
 //! The two outputs of this process, which others may share, and read slowly.
 
-use crate::input::ready;
+use crate::wait::ready;
 use nix::poll::PollFlags;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
