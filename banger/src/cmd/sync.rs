@@ -277,7 +277,7 @@ mod tests {
         for name in ["kept", "a", "b", "shut/inside"] {
             fs::write(folder.join(name), "x").unwrap();
         }
-        fs::set_permissions(folder.join("shut"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(folder.join("shut"), fs::Permissions::from_mode(0o000)).unwrap();
         let mut to = Removes(Vec::new(), folder.clone());
         let mut packer = Packer::of_what_changes(&mut to as &mut dyn Write);
         add(&mut packer, b"conf", &folder, None).unwrap();

@@ -98,7 +98,7 @@ pub(super) async fn into(client: &Client, vm: &VmRecord, wanted: Wanted) -> anyh
         workspace::kept::keep(workspace)?;
         answer(client.rpc.set_workspace(soon(), vm.id.to_string(), Some(workspace.clone()))).await
     };
-    Box::pin(workspace::prepare(&guest, &place, wanted, &progress, record)).await
+    workspace::prepare(&guest, &place, wanted, &progress, record).await
 }
 
 /// Whether a VM is the caller's own. The daemon of another machine has other numbers for users.

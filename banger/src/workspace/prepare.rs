@@ -233,7 +233,7 @@ pub(crate) async fn prepare(
     }
     let default = format!("~/{}", ready.source.name());
     let look = look(guest, wanted.guest_path.as_deref().unwrap_or(&default)).await?;
-    let state = if wanted.force { None } else { nothing_is_lost(guest, place, &look).await? };
+    let state = if wanted.force { None } else { Box::pin(nothing_is_lost(guest, place, &look)).await? };
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a path of the host is not UTF-8");
     let workspace = Workspace {
         vm_id: place.vm,
@@ -263,8 +263,7 @@ pub(crate) async fn prepare(
     replace.extend(state.as_deref());
     let placed = Arc::new(Notify::new());
     let heard = Heard(Arc::clone(&placed));
-    let sending = remote::send_to(guest, &replace, None, sent, heard, move |to| write(&ready, to));
-    let mut sending = std::pin::pin!(sending);
+    let mut sending = Box::pin(remote::send_to(guest, &replace, None, sent, heard, move |to| write(&ready, to)));
     let mut ticks = tokio::time::interval(Duration::from_millis(200));
     let mut record = Some(record);
     loop {

@@ -211,7 +211,8 @@ async fn a_branch_does_not_undo_the_guests_commits() {
     if no_git() {
         return;
     }
-    let commits: [(&str, fn(&Path)); 4] = [
+    type Change = fn(&Path);
+    let commits: [(&str, Change); 4] = [
         ("an ignored file", |theirs| {
             put(theirs, "target/app.js", "ship\n");
             git(theirs, &["add", "--force", "target/app.js"]);
