@@ -235,8 +235,8 @@ async fn input_waits_for_the_command_and_who_sends_more_than_the_credit_is_cut_o
     guest.start(New { name: Some("slow".into()), stdin: true, ..sh("sleep 100") }).await;
     let mut stream = guest.ask(Request::Send { session: named("slow") }).await;
     assert_eq!(next(&mut stream).await, Answer::Opened);
-    // The pipe takes some of it, and no more is taken.
-    for _ in 0..WINDOW / 32_768 + 3 {
+    // The pipe takes as much as the window has, and no more is taken.
+    for _ in 0..2 * WINDOW / 32_768 + 1 {
         ToGuest::Input(vec![0; 32_768]).write(&mut stream).await.unwrap();
     }
     let cut = async { while Answer::read(&mut stream).await.is_ok_and(|answer| answer.is_some()) {} };
