@@ -176,6 +176,6 @@ fn serving(scene: &Scene, before: Option<u32>) -> Result<()> {
 fn table(scene: &Scene) -> Result<String> {
     scene.root(
         "nft --stateless list table arp banger; nft --stateless list table inet banger | \
-         sed -E '/^\tset (asked|flows|fragments) \\{$/,/^\t}$/ { /elements.*}$/d; /elements/,/}$/d }'",
+         sed -E '/^\tset (asked|flows|fragments|begun|towards) \\{$/,/^\t}$/ { /elements.*}$/d; /elements/,/}$/d }'",
     )
 }
