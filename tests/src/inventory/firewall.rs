@@ -51,7 +51,7 @@ fn named(kind: &str, body: &Value, inventory: &mut Inventory) {
     inventory.add(Kind::Nft, format!("{kind} {home}"), rest.to_string());
     // nft says of a set in JSON that its elements have a timeout, and not that rules make them.
     let timed = rest.get("flags").is_some_and(|flags| flags.to_string().contains("timeout"));
-    if timed || home == "inet banger/flows" {
+    if timed || ["inet banger/flows", "inet banger/towards"].contains(&home.as_str()) {
         return;
     }
     for element in elements.flatten().iter().filter_map(Value::as_array).flatten() {
