@@ -81,7 +81,8 @@ const ODD: &[Odd] = &[
         shown: &[
             ("id -u; id -g", "1000\n1001"),
             ("nc -l -p 80 </dev/null & sleep 1; kill $! && echo listens", "listens"),
-            ("ping -c 1 127.0.0.1", "1 packets received"),
+            // Debian's BusyBox has no ping that would make use of it.
+            ("cat /proc/sys/net/ipv4/ping_group_range", "0\t2147483647"),
         ],
     },
     Odd {
