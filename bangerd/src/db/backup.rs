@@ -154,15 +154,9 @@ fn forget_oldest(folder: &Path, today: &str) -> Result<(), DbError> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::super::MIGRATIONS;
+    use super::super::care::tests::names;
     use super::super::care::{Verdict, inspect};
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(folder).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[tokio::test]
     async fn seven_days_are_kept_and_foreign_files_stay() {

@@ -121,7 +121,7 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::super::{Db, MIGRATIONS};
     use super::*;
@@ -129,7 +129,7 @@ mod tests {
 
     const KNOWN: i64 = MIGRATIONS.len() as i64;
 
-    fn names(folder: &Path) -> Vec<String> {
+    pub(in crate::db) fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
