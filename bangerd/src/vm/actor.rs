@@ -180,27 +180,33 @@ impl Actor {
             job.finish(Err(VmError::from(cancelled)));
             return false;
         }
+        let unchanged = Then::Is(self.row.state);
         let done = match ask {
             Ask::Create { start, keep } => return self.create(job, start, keep).await,
-            Ask::Start => return self.answer(job, Event::Start).await,
+            Ask::Resume(turn) => {
+                self.resume(job).await;
+                drop(turn);
+                return false;
+            }
+            Ask::Start => self.carry_out(Event::Start, &job, "").await,
             Ask::Stop { within } => {
                 self.patience = within.unwrap_or(SHUTDOWN_LIMIT);
-                let gone = self.answer(job, Event::Stop).await;
+                let done = self.carry_out(Event::Stop, &job, "").await;
                 self.patience = SHUTDOWN_LIMIT;
-                return gone;
+                done
             }
             Ask::HostDown => {
-                let gone = self.answer(job, Event::HostDown).await;
+                let done = self.carry_out(Event::HostDown, &job, "the host went down").await;
                 // In the next boot; in this one if the host stays up.
                 if self.row.waits_to_run() {
                     self.resume_in_turn();
                 }
-                return gone;
+                done
             }
-            Ask::Delete => return self.answer(job, Event::Delete).await,
+            Ask::Delete => self.carry_out(Event::Delete, &job, "").await,
             Ask::Prune => match self.is_idle() {
-                Ok(()) => return self.answer(job, Event::Delete).await,
-                refused => refused,
+                Ok(()) => self.carry_out(Event::Delete, &job, "").await,
+                Err(used) => Err(used),
             },
             Ask::Kill(signal) => {
                 if signal != KillSignal::Kill
@@ -209,28 +215,25 @@ impl Actor {
                     job.stage("signal");
                     running.signal(signal, SIGNAL_LIMIT).await;
                 }
-                return self.answer(job, Event::Kill).await;
+                self.carry_out(Event::Kill, &job, "").await
             }
             Ask::Restart => match self.stop_to_restart(&job).await {
-                Ok(()) => return self.answer(job, Event::Start).await,
-                failed => failed,
+                Ok(()) => self.carry_out(Event::Start, &job, "").await,
+                Err(error) => Err(error),
             },
-            Ask::Resume(turn) => {
-                self.resume(job).await;
-                drop(turn);
-                return false;
-            }
-            Ask::Set(request) => self.change(&job, request).await,
-            Ask::Give(to) => self.give_to(&to).await,
-            Ask::Publish(wanted) => self.publish(&job, &wanted).await,
-            Ask::Unpublish(names) => self.unpublish(&names).await,
+            Ask::Set(request) => self.change(&job, request).await.map(|()| unchanged),
+            Ask::Give(to) => self.give_to(&to).await.map(|()| unchanged),
+            Ask::Publish(wanted) => self.publish(&job, &wanted).await.map(|()| unchanged),
+            Ask::Unpublish(names) => self.unpublish(&names).await.map(|()| unchanged),
         };
+        let gone = matches!(done, Ok(Then::Gone));
         let result = match done {
-            Ok(()) => self.record().await,
+            Ok(Then::Gone) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),
+            Ok(Then::Is(_) | Then::BringUp) => self.record().await,
             Err(error) => Err(error),
         };
         job.finish(result);
-        false
+        gone
     }
 
     /// Whether nobody uses it, or is about to.
@@ -258,20 +261,6 @@ impl Actor {
             }
             _ => 0,
         }
-    }
-
-    /// Does what the event means and ends the job with what came of it. True when the VM is gone.
-    pub(super) async fn answer(&mut self, job: Job, event: Event) -> bool {
-        let reason = if event == Event::HostDown { "the host went down" } else { "" };
-        let result = self.carry_out(event, &job, reason).await;
-        let gone = matches!(result, Ok(Then::Gone));
-        let result = match result {
-            Err(error) => Err(error),
-            Ok(Then::Gone) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),
-            Ok(Then::Is(_) | Then::BringUp) => self.record().await,
-        };
-        job.finish(result);
-        gone
     }
 
     /// The VM as it is now.
