@@ -10,7 +10,7 @@ use banger_policy::json::{AnyCase, optional, or_default};
 use banger_policy::platform::Platform;
 use banger_policy::{Digest, ImageConfig};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -24,74 +24,49 @@ const MAX_FILES: usize = 100_000;
 const MAX_NAME: usize = 255;
 /// Links on the way to a file.
 const MAX_LINKS: usize = 8;
+/// Names at an archive's top that say which kind of image it holds.
+const SIGNS: [&str; 4] = ["oci-layout", "index.json", "manifest.json", "repositories"];
 
-/// What an archive seems to be, by the names at its top.
-#[derive(Debug, Default)]
-pub(super) struct Kinds {
-    /// An OCI layout.
-    pub(super) layout: bool,
-    /// `docker save` since 1.10.
-    pub(super) manifest: bool,
-    /// `docker save` before.
-    pub(super) repositories: bool,
-    /// A root file system.
-    root: bool,
-}
-
-impl Kinds {
-    /// Reads all names, since an index may come last, and no contents.
-    ///
-    /// # Errors
-    /// All that can be wrong with an archive.
-    pub(super) fn of(outer: &Window, entries: u64, progress: &dyn Progress) -> Result<Self, ImageError> {
-        let quiet = Quiet(progress);
-        let mut budget = Budget::new(u64::MAX, entries);
-        let mut archive = Archive::new(outer, "the archive");
-        let mut kinds = Self::default();
-        let (mut marker, mut index) = (false, false);
-        while let Some(entry) = archive.next(&mut budget, &quiet)? {
-            check(progress)?;
-            let path = entry.path.as_bytes();
-            match path {
-                b"oci-layout" => marker = true,
-                b"index.json" => index = true,
-                b"manifest.json" => kinds.manifest = true,
-                b"repositories" => kinds.repositories = true,
-                _ => {}
-            }
-            let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
-            kinds.root |= matches!(top, b"bin" | b"sbin" | b"usr" | b"etc");
-        }
-        // A root file system may have a file of any name.
-        kinds.layout = marker && index && !kinds.root;
-        kinds.manifest &= !kinds.root;
-        kinds.repositories &= !kinds.root;
-        Ok(kinds)
-    }
-}
-
-/// Regular files by name, and links between them.
+/// What an archive holds that has an image: regular files by name, and links between them.
+#[derive(Default)]
 pub(super) struct Files {
     files: BTreeMap<String, Window>,
     links: BTreeMap<String, String>,
+    /// Those of [`SIGNS`] that are there.
+    signs: BTreeSet<&'static str>,
 }
 
 impl Files {
+    /// `None` when the archive holds something else than an image. All names are read, since an index may come last.
+    ///
     /// A file whose holes were left out (`tar -S`) is made whole in `dir`, within what may be
     /// expanded.
     ///
     /// # Errors
     /// All that can be wrong with an archive, too many files, and a full disk.
-    pub(super) fn of(outer: &Window, dir: &Path, limits: &Limits, progress: &dyn Progress) -> Result<Self, ImageError> {
+    pub(super) fn of(
+        outer: &Window,
+        dir: &Path,
+        limits: &Limits,
+        progress: &dyn Progress,
+    ) -> Result<Option<Self>, ImageError> {
         let quiet = Quiet(progress);
         let mut budget = Budget::new(limits.expanded_bytes, limits.entries);
-        let mut whole = Whole { dir, outer: std::slice::from_ref(outer), file: None, end: 0, files: Vec::new() };
         let mut archive = Archive::new(outer, "the archive");
-        let mut found = Self { files: BTreeMap::new(), links: BTreeMap::new() };
+        let mut found = Self::default();
+        let (mut sparse, mut too_many) = (Vec::new(), false);
         while let Some(entry) = archive.next(&mut budget, &quiet)? {
             check(progress)?;
-            let Ok(name) = std::str::from_utf8(entry.path.as_bytes()) else { continue };
-            if name.len() > MAX_NAME {
+            let path = entry.path.as_bytes();
+            // A root file system may have a file of any name.
+            if matches!(path.split(|byte| *byte == b'/').next(), Some(b"bin" | b"sbin" | b"usr" | b"etc")) {
+                return Ok(None);
+            }
+            let Ok(name) = std::str::from_utf8(path) else { continue };
+            found.signs.extend(SIGNS.iter().filter(|sign| **sign == name));
+            too_many |= found.files.len() + found.links.len() + sparse.len() >= MAX_FILES;
+            // What is no image may have as many as it likes.
+            if name.len() > MAX_NAME || too_many {
                 continue;
             }
             match entry.kind {
@@ -100,9 +75,8 @@ impl Files {
                     found.files.extend(window.map(|window| (name.to_owned(), window)));
                 }
                 Kind::Sparse { offset, stored, size, pieces } => {
-                    budget.spend_bytes(size)?;
                     let data = Content { window: 0, offset, size: stored };
-                    whole.add(name, &Sparse { data, size, pieces }, progress)?;
+                    sparse.push((name.to_owned(), Sparse { data, size, pieces }));
                 }
                 // docker saves a layer that two images share as a link.
                 Kind::Symlink(target) => found.link(name, &String::from_utf8_lossy(&target)),
@@ -112,12 +86,30 @@ impl Files {
                 }
                 _ => {}
             }
-            if found.files.len() + found.links.len() + whole.files.len() > MAX_FILES {
-                return Err(bad(&format!("it has more than {MAX_FILES} files")));
-            }
+        }
+        if !(found.is_layout() || found.says("manifest.json") || found.says("repositories")) {
+            return Ok(None);
+        }
+        if too_many {
+            return Err(bad(&format!("it has more than {MAX_FILES} files")));
+        }
+        let mut whole = Whole { dir, outer: std::slice::from_ref(outer), file: None, end: 0, files: Vec::new() };
+        for (name, sparse) in &sparse {
+            budget.spend_bytes(sparse.size)?;
+            whole.add(name, sparse, progress)?;
         }
         found.files.extend(whole.finish()?);
-        Ok(found)
+        Ok(Some(found))
+    }
+
+    /// Whether its top has a file of this name, one of [`SIGNS`].
+    pub(super) fn says(&self, sign: &str) -> bool {
+        self.signs.contains(sign)
+    }
+
+    /// Whether it is an OCI layout.
+    pub(super) fn is_layout(&self) -> bool {
+        self.says("oci-layout") && self.says("index.json")
     }
 
     fn link(&mut self, name: &str, target: &str) {

@@ -3,7 +3,7 @@
 //!
 //! A layer is decompressed while its digest is computed, and read when the digest is right.
 
-use super::container::{Files, Image, Kinds, LayerBlob, bad, choose, parse_digest};
+use super::container::{Files, Image, LayerBlob, bad, choose, parse_digest};
 use super::docker::{self, MAX_LAYERS};
 use super::error::ImageError;
 use super::hashing::{Hasher, Of};
@@ -27,12 +27,8 @@ pub(super) fn open(
     limits: &Limits,
     progress: &dyn Progress,
 ) -> Result<Option<Image>, ImageError> {
-    let kinds = Kinds::of(outer, limits.entries, progress)?;
-    if !kinds.layout && !kinds.manifest && !kinds.repositories {
-        return Ok(None);
-    }
-    let files = Files::of(outer, dir, limits, progress)?;
-    if kinds.layout {
+    let Some(files) = Files::of(outer, dir, limits, progress)? else { return Ok(None) };
+    if files.is_layout() {
         let nothing = match Search::of(&files, progress)?.end() {
             Ok(found) => return choose(found, reference).and_then(|found| image(&files, found, progress)).map(Some),
             Err(nothing) => nothing,
@@ -41,7 +37,7 @@ pub(super) fn open(
         let Ok(saved) = docker::manifest(&files) else { return Err(nothing) };
         return docker::open(&files, saved, reference, progress).map(Some);
     }
-    if kinds.manifest {
+    if files.says("manifest.json") {
         return docker::open(&files, docker::manifest(&files)?, reference, progress).map(Some);
     }
     docker::open_chain(&files, reference, progress).map(Some)
