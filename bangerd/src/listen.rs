@@ -95,6 +95,20 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
     Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics, refused: told, names })
 }
 
+/// Ends the connections that wait for a daemon which cannot start. systemd would start the next one for them at once, and
+/// again for as long as one of them is there: a connection waits on although its client has gone. Units that are ordered
+/// behind the daemon would never come to their turn.
+pub(crate) fn turn_away() {
+    let mut inherited = listenfd::ListenFd::from_env();
+    for index in 0..inherited.len() {
+        if let Ok(Some(listener)) = inherited.take_unix_listener(index)
+            && listener.set_nonblocking(true).is_ok()
+        {
+            while listener.accept().is_ok() {}
+        }
+    }
+}
+
 /// The socket's own name says what it is for: the unit's is `/run/banger/metrics.sock`.
 fn is_for_metrics(listener: &StdListener) -> bool {
     let address = listener.local_addr().ok();
@@ -161,10 +175,41 @@ mod tests {
     use super::*;
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
     use rustix::io::fcntl_dupfd_cloexec;
+    use std::io::Read as _;
     use std::os::fd::{AsFd, AsRawFd as _};
-    use std::process::Command;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Command, Output};
+    use std::time::Duration;
 
-    /// The test starts itself: what systemd passed is said by variables of the process.
+    /// Starts a test of this module by itself: what systemd passed is said by variables of the process.
+    fn started_with(passed: &[OwnedFd], test: &str) -> Output {
+        // One after another, and above those of other tests.
+        let passed: Vec<OwnedFd> = passed.iter().map(|fd| fcntl_dupfd_cloexec(fd.as_fd(), 300).unwrap()).collect();
+        for fd in &passed {
+            fcntl_setfd(fd, FdFlags::empty()).unwrap();
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", &format!("listen::tests::{test}")]).env("LISTEN_FDS", passed.len().to_string());
+        again.env("LISTEN_FDS_FIRST_FD", passed[0].as_raw_fd().to_string());
+        again.output().unwrap()
+    }
+
+    #[test]
+    fn who_waits_for_a_daemon_that_cannot_start_is_turned_away() {
+        if std::env::var_os("LISTEN_FDS").is_some() {
+            return turn_away();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bangerd.sock");
+        let listener = OwnedFd::from(StdListener::bind(&path).unwrap());
+        let mut waiting = UnixStream::connect(&path).unwrap();
+        waiting.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let ended =
+            started_with(std::slice::from_ref(&listener), "who_waits_for_a_daemon_that_cannot_start_is_turned_away");
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+        assert_eq!(waiting.read(&mut [0]).unwrap(), 0, "the connection still waits");
+    }
+
     #[tokio::test]
     async fn sockets_that_systemd_passed_are_told_apart() {
         if std::env::var_os("LISTEN_FDS").is_some() {
@@ -182,18 +227,7 @@ mod tests {
             let (family, protocol) = (AddressFamily::Netlink, SockProtocol::NetlinkNetFilter);
             socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap()
         };
-        let run = |passed: &[OwnedFd]| {
-            // One after another, and above those of other tests.
-            let passed: Vec<OwnedFd> = passed.iter().map(|fd| fcntl_dupfd_cloexec(fd.as_fd(), 300).unwrap()).collect();
-            for fd in &passed {
-                fcntl_setfd(fd, FdFlags::empty()).unwrap();
-            }
-            let test = "listen::tests::sockets_that_systemd_passed_are_told_apart";
-            let mut again = Command::new(std::env::current_exe().unwrap());
-            again.args(["--exact", test]).env("LISTEN_FDS", passed.len().to_string());
-            again.env("LISTEN_FDS_FIRST_FD", passed[0].as_raw_fd().to_string());
-            again.output().unwrap()
-        };
+        let run = |passed: &[OwnedFd]| started_with(passed, "sockets_that_systemd_passed_are_told_apart");
         let datagrams = OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
         let connections = OwnedFd::from(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let all = [listener("metrics.sock"), netlink(), listener("bangerd.sock"), datagrams, connections];

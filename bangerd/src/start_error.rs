@@ -1,5 +1,6 @@
 //! Why the daemon does not start.
 
+use crate::db::DbError;
 use std::io;
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ pub(crate) enum StartError {
     Folder { path: PathBuf, source: io::Error },
     /// The database.
     #[error("cannot open the database")]
-    Database(#[from] crate::db::DbError),
+    Database(#[from] DbError),
     /// The socket.
     #[error("cannot listen on {}", .path.display())]
     Listen { path: PathBuf, source: io::Error },
@@ -59,4 +60,18 @@ pub(crate) enum StartError {
     /// The runtime.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
+}
+
+impl StartError {
+    /// Whether only a person can mend it, so that another start would fail in the same way.
+    pub(crate) fn needs_a_person(&self) -> bool {
+        matches!(
+            self,
+            Self::Usage(_)
+                | Self::ConfigRead { .. }
+                | Self::Config { .. }
+                | Self::LogLevel(_)
+                | Self::Database(DbError::Newer { .. } | DbError::PreRelease { .. } | DbError::Damaged { .. })
+        )
+    }
 }
