@@ -81,6 +81,38 @@ fn what_comes_to_a_service_of_the_host_is_no_guests() {
     });
 }
 
+/// What it makes no flow of is counted in none, and leaves from no port of the host's.
+#[test]
+fn what_connection_tracking_makes_nothing_of_does_not_leave() {
+    with_uplink(async |mut uplink, _folders, machine| {
+        let (mut guest, gateway, _vmm) = guest(&machine).await;
+        let mut leaves = |frame: &[u8]| {
+            drop(uplink.packets());
+            guest.send(frame);
+            uplink.packets().iter().any(|packet| addresses(packet).1 == LAN)
+        };
+        let datagram = udp(gateway, GUEST, LAN, 7);
+        let echo = ping(datagram.clone());
+        // An answer to nothing, and types that nobody knows.
+        for kind in [0, 3, 11, 14, 16, 42] {
+            let mut icmp = echo.clone();
+            icmp[34] = kind;
+            icmp[36..38].fill(0);
+            let sum = checksum(&icmp[34..]);
+            icmp[36..38].copy_from_slice(&sum.to_be_bytes());
+            assert!(!leaves(&icmp), "ICMP of type {kind}");
+        }
+        for flags in [SYN | 1, SYN | 4, 0, 0x3f] {
+            assert!(!leaves(&tcp(gateway, (GUEST, 4000), (LAN, 80), flags, 1, 0, b"")), "TCP with flags {flags:x}");
+        }
+        let mut damaged = datagram.clone();
+        damaged[40..42].copy_from_slice(&[0xde, 0xad]);
+        assert!(!leaves(&damaged), "UDP with another checksum");
+        assert!(leaves(&datagram) && leaves(&echo), "control");
+        assert!(leaves(&tcp(gateway, (GUEST, 4001), (LAN, 80), SYN, 1, 0, b"")), "control: TCP");
+    });
+}
+
 #[test]
 fn a_protocol_without_ports_does_not_leave() {
     with_uplink(async |mut uplink, _folders, machine| {

@@ -79,7 +79,7 @@ pub(super) fn too_many_at_once() -> Vec<Attrs> {
 
 /// Drops what would be a flow too many of the user's.
 pub(super) fn too_many_flows() -> Vec<Attrs> {
-    [ct_has(CT_STATE, NEW), over(FLOWS_SET, ADD, &count(FLOWS_OF_USER))].concat()
+    [ct_has(CT_STATE, NEW), ct_lacks(CT_STATUS, CONFIRMED), over(FLOWS_SET, ADD, &count(FLOWS_OF_USER))].concat()
 }
 
 /// Drops what would be a flow too many of the user's to one address: each takes one of the host's
@@ -87,7 +87,8 @@ pub(super) fn too_many_flows() -> Vec<Attrs> {
 pub(super) fn too_many_to_one() -> Vec<Attrs> {
     let [first, second, ..] = WORDS;
     let key = vec![meta(IIFGROUP, first), aimed_at(second)];
-    [ct_has(CT_STATE, NEW), key, counted(TOWARDS_SET, ADD, first, &count(FLOWS_TO_ONE))].concat()
+    let first_packet = [ct_has(CT_STATE, NEW), ct_lacks(CT_STATUS, CONFIRMED)].concat();
+    [first_packet, key, counted(TOWARDS_SET, ADD, first, &count(FLOWS_TO_ONE))].concat()
 }
 
 /// A flow that closes is soon forgotten. It must not be known yet: it is given its timeouts by its

@@ -21,6 +21,8 @@ const CT_DIRECTION: u32 = 1;
 pub(super) const CT_STATUS: u32 = 2;
 /// Bits of a state.
 pub(super) const ESTABLISHED_RELATED: u32 = 2 | 4;
+/// Connection tracking has nothing of it.
+pub(super) const INVALID: u32 = 1;
 /// What `fib` loads, and of which address.
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;

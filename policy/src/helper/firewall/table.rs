@@ -107,8 +107,8 @@
 use super::super::holding::Registration;
 use super::elements::{ANYWHERE, PEERS, PORTS, PUBLIC, RANGES, RESERVED, reserved};
 use super::expr::{
-    ACCEPT, AT_LEAST, CT_STATE, CT_STATUS, DROP, EQUAL, ESTABLISHED_RELATED, NOT_EQUAL, REG_1, REG_2, WORDS, aimed_at,
-    answers, compare, ct_has, destination, destination_type, expression, from_vm, goto_refuse, lookup, meta,
+    ACCEPT, AT_LEAST, CT_STATE, CT_STATUS, DROP, EQUAL, ESTABLISHED_RELATED, INVALID, NOT_EQUAL, REG_1, REG_2, WORDS,
+    aimed_at, answers, compare, ct_has, destination, destination_type, expression, from_vm, goto_refuse, lookup, meta,
     nfproto_ipv4, source, to_vm, verdict,
 };
 use super::message::{ARP, Attrs, Batch, INET, Kind};
@@ -254,6 +254,8 @@ pub fn whole(batch: &mut Batch, daemon_uid: u32, registrations: &[Registration])
     rule(batch, "forward", &[from_vm(), bounds::forgets_closed()]);
     rule(batch, "forward", &[from_vm(), to_vm(true), peers(), vec![verdict(ACCEPT)]]);
     rule(batch, "forward", &[from_vm(), to_vm(true), vec![goto_refuse()]]);
+    // What is no flow is in no count, and leaves with the guest's own address.
+    rule(batch, "forward", &[from_vm(), ct_has(CT_STATE, INVALID), vec![verdict(DROP)]]);
     rule(batch, "forward", &[from_vm(), vec![source(REG_1), lookup(NAT, REG_1, true)], vec![goto_refuse()]]);
     let others = LEAVING.map(|protocol| compare(REG_2, NOT_EQUAL, &[protocol]));
     rule(batch, "forward", &[from_vm(), vec![meta(L4PROTO, REG_2)], others.to_vec(), vec![goto_refuse()]]);
