@@ -9,7 +9,7 @@ use crate::pack::as_path;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -151,7 +151,7 @@ pub(crate) fn state(folder: &Path) -> Result<String, Error> {
             Change::Added(_) | Change::Repository(_) => continue,
         };
         let now = folder.join(as_path(path)).symlink_metadata();
-        (path, now.ok().map(|found| stat(&found))).hash(&mut hasher);
+        (path, now.ok().map(|found| stat(&found, found.nlink() == 1))).hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
 }
@@ -237,6 +237,11 @@ pub(crate) fn entries(workspace: &Path, name: &[u8]) -> Result<Vec<(Vec<u8>, fs:
     Ok(entries)
 }
 
+/// Whether a folder is none any more.
+fn has_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
 /// The folders in which a path lies, but the workspace itself.
 fn folders_of(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.iter().enumerate().filter(|(_, byte)| **byte == b'/').filter_map(|(at, _)| path.get(..at))
@@ -252,13 +257,17 @@ fn walk(
 ) -> Result<(), Error> {
     let mut folders = vec![(Vec::new(), 0)];
     while let Some((name, depth)) = folders.pop() {
-        for (path, entry) in entries(folder, &name)? {
+        let listed = match entries(folder, &name) {
+            Err(Error::Path { source, .. }) if !name.is_empty() && has_gone(&source) => continue,
+            listed => listed?,
+        };
+        for (path, entry) in listed {
             // What goes away meanwhile is as if it had never been seen.
             let Ok(found) = entry.metadata() else { continue };
             if path.ends_with(b"/.git") {
                 // That of a prepared folder. It is no name of a file in a repository.
             } else if !found.is_dir() {
-                each(path, Some(stat(&found)));
+                each(path, Some(stat(&found, true)));
             } else if !prepared.contains(&path) && entry.path().join(".git").symlink_metadata().is_ok() {
                 each(path, None);
             } else if depth < DEPTH {
@@ -269,15 +278,16 @@ fn walk(
     Ok(())
 }
 
-fn stat(found: &fs::Metadata) -> String {
+/// `changed`: with the time of its last change of status. Whoever makes or removes another name of
+/// the same file changes that too, and a replacement does when it takes over such a name.
+fn stat(found: &fs::Metadata, changed: bool) -> String {
+    let (seconds, nanoseconds) = if changed { (found.ctime(), found.ctime_nsec()) } else { (0, 0) };
     format!(
-        "{:o},{},{}.{},{}.{},{}",
+        "{:o},{},{}.{},{seconds}.{nanoseconds},{}",
         found.mode(),
         found.size(),
         found.mtime(),
         found.mtime_nsec(),
-        found.ctime(),
-        found.ctime_nsec(),
         found.ino()
     )
 }

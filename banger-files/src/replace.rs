@@ -78,7 +78,9 @@ pub(crate) fn replace(
     remove(&staged_path)?;
     let made = stage(&at, &staged, folder, owner, from).and_then(|unpacked| {
         // Last of all, because the files were on their way for as long as the network took.
-        if state.is_some_and(|state| manifest::state(&anchor(&at).join(name)).ok().as_deref() != Some(state)) {
+        if let Some(state) = state
+            && manifest::state(&anchor(&at).join(name))? != state
+        {
             return Err(Error::Meanwhile(folder.to_owned()));
         }
         let taken = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();

@@ -261,6 +261,11 @@ impl<'a> Tree<'a> {
             Err(Errno::EXIST) => {
                 let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(Error::errno(as_path(path)))?;
                 if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+                    // As tar(1) with --keep-directory-symlink: `bin/` of an archive goes where
+                    // `bin` leads.
+                    if self.own.is_some() && self.open(path, OFlags::PATH).is_ok() {
+                        return Ok(());
+                    }
                     return Err(Error::Path { path: as_path(path).to_owned(), source: Errno::NOTDIR.into() });
                 }
             }

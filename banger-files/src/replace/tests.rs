@@ -191,6 +191,13 @@ fn what_is_changed_while_the_files_come_is_not_replaced() {
     fs::write(tool.join("built"), "x").unwrap();
     with(&state, &mut || {}).unwrap();
     assert_eq!((fs::read_to_string(&file).unwrap().as_str(), tool.join("built").exists()), ("new", true));
+    // Another name of a file, where things are built, is taken over and changes nothing of the
+    // file.
+    at_once(&tool, "old").unwrap();
+    fs::hard_link(&file, tool.join("linked")).unwrap();
+    let state = manifest::state(&tool).unwrap();
+    with(&state, &mut || {}).unwrap();
+    assert_eq!(fs::read_to_string(tool.join("linked")).unwrap(), "old");
 }
 
 /// As whoever prepares a folder without our lock.

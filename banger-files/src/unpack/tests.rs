@@ -73,8 +73,11 @@ fn no_link_of_the_folder_leads_out_of_it() {
     )
     .unwrap();
     assert_eq!(fs::read_to_string(folder.join("usr/file")).unwrap(), "2\n");
-    // No folder takes the place of a link.
-    assert!(put(&folder, &tar("mkdir bin; tar c bin")).is_err() && folder.join("bin").is_symlink());
+    // No folder takes the place of a link to a folder, and what comes in it goes there.
+    put(&folder, &tar("mkdir bin; echo 3 > bin/third; tar c bin")).unwrap();
+    assert!(folder.join("bin").is_symlink() && folder.join("bin/third").exists());
+    symlink("nowhere", folder.join("broken")).unwrap();
+    assert!(put(&folder, &tar("mkdir broken; tar c broken")).is_err() && folder.join("broken").is_symlink());
 }
 
 #[test]

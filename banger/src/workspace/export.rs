@@ -298,7 +298,9 @@ fn last_tree(workspace: &Workspace, gathered: &Gathered, head: Option<&str>) -> 
             let changed = git.bytes(&changed)?;
             let changed: BTreeSet<&[u8]> = entries(&changed).collect();
             let removed = names(&git, base)?.into_iter().filter(|path| !theirs.contains(path));
-            gone.extend(removed.filter(|path| !changed.contains(path.as_slice())));
+            // One that was brought back and not committed yet is in the guest's index.
+            let stays = |path: &Vec<u8>| changed.contains(path.as_slice()) || gathered.tracked.contains(path);
+            gone.extend(removed.filter(|path| !stays(path)));
         }
         for line in entries(&git.bytes(&["ls-tree", "-r", "-z", "--full-tree", head])?) {
             let path =

@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// How much a guest may send: more than a day's work, and not the host's disk.
 pub(crate) const DEFAULT_MOST: u64 = 2 << 30;
 /// Files of one export, beside the name of the tree.
-const MAX_FILES: u64 = 1_000_000;
+pub(super) const MAX_FILES: u64 = 1_000_000;
 /// In [`RECORDS`], written by the host: the name of the prepared tree.
 pub(super) const TREE: &str = "tree";
 /// More than a name of a tree, bytes.
@@ -38,6 +38,8 @@ pub(crate) struct Gathered {
     /// Files of the prepared commit that the guest has, ignores, and has no longer under version
     /// control.
     pub(super) untracked: BTreeSet<Vec<u8>>,
+    /// What the guest's git has under version control.
+    pub(super) tracked: BTreeSet<Vec<u8>>,
     /// Folders with a repository of their own, which were not looked into.
     pub(super) repositories: BTreeSet<Vec<u8>>,
     /// Files of a submodule were changed or removed, which no tree has.
@@ -170,6 +172,7 @@ async fn gather_with(
     let with_name = [wanted.clone(), format!("{RECORDS}/{TREE}\0").into_bytes()].concat();
     fetch(guest, folder, &shop, with_name, most).await?;
     let (shop, source, base) = (Arc::clone(&shop), source, workspace.base_tree.clone());
+    let tracked = index.map(|index| index.tracked).unwrap_or_default();
     let work = move || {
         if !is_of(&shop, &base)? {
             return Ok(None);
@@ -187,7 +190,7 @@ async fn gather_with(
         }
         let tree = git.text(&["write-tree"])?;
         let Listed { repositories, notes, .. } = listed;
-        Ok(Some(Gathered { source, shop, tree, notes, untracked, repositories, submodules, checked_out }))
+        Ok(Some(Gathered { source, shop, tree, notes, untracked, tracked, repositories, submodules, checked_out }))
     };
     work::begin(work).await?
 }

@@ -75,11 +75,17 @@ impl Notes {
     }
 }
 
-/// A guest's list of changes, which has no more than `most` of them: a short line becomes much more
-/// in memory.
-pub(super) fn read(answer: &[u8], most: u64) -> anyhow::Result<Vec<Change>> {
+/// Refuses a guest's list, its names ended by zero bytes, that has more than `most` of them: a
+/// short name becomes much more in memory.
+pub(super) fn bounded(answer: &[u8], most: u64) -> anyhow::Result<()> {
     let count = answer.iter().filter(|byte| **byte == 0).count() as u64;
-    anyhow::ensure!(count <= most, "the guest's list of changes has more than {most} files");
+    anyhow::ensure!(count <= most, "the guest's list has more than {most} files");
+    Ok(())
+}
+
+/// A guest's list of changes.
+pub(super) fn read(answer: &[u8], most: u64) -> anyhow::Result<Vec<Change>> {
+    bounded(answer, most)?;
     parse_changes(answer).context("the guest's list of changes is not understood")
 }
 

@@ -3,8 +3,9 @@
 //! It runs in the guest as the image's user, because git refuses a repository of another user. Its
 //! answers decide about files of the guest only. An image need not have git.
 
-use super::gather::Gathered;
+use super::gather::{Gathered, MAX_FILES};
 use super::git::Git;
+use super::listed::bounded;
 use super::prepare::look;
 use crate::error::explained;
 use crate::remote::{self, Guest};
@@ -12,11 +13,19 @@ use crate::work;
 use anyhow::Context as _;
 use banger_proto::model::{Workspace, WorkspaceMode};
 use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::timeout;
 
 /// The lines of `git ls-files --debug` about each file.
 const LINES: usize = 5;
 /// Of what git says there, for a note.
 const SAID: usize = 200;
+/// How long git in the guest may take to list its index.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The first lines of what `git bundle create` makes (gitformat-bundle(5)).
+const BUNDLES: [&[u8]; 2] = [b"# v2 git bundle\n", b"# v3 git bundle\n"];
 
 /// The guest's index.
 #[derive(Debug, Default)]
@@ -39,9 +48,18 @@ pub(super) async fn index(guest: &Guest<'_>, workspace: &Workspace) -> anyhow::R
     // the index, has seen none.
     let unsent = workspace.mode == WorkspaceMode::MetadataOnly;
     words.extend(unsent.then_some("--debug"));
-    let (ran, answer) =
-        remote::output_of(guest, &words, Some(workspace.guest_path.as_str()), remote::MAX_CHANGES).await?;
-    Ok((ran.status == 0).then(|| parse(&answer, if unsent { LINES } else { 0 })))
+    let asking = remote::output_of(guest, &words, Some(workspace.guest_path.as_str()), remote::MAX_CHANGES);
+    // What stands still there is no answer either: nothing but a few names depends on it.
+    let Ok(answered) = timeout(PATIENCE, asking).await else { return Ok(None) };
+    let (ran, answer) = answered?;
+    if ran.status != 0 {
+        return Ok(None);
+    }
+    work::begin(move || {
+        bounded(&answer, MAX_FILES)?;
+        Ok(Some(parse(&answer, if unsent { LINES } else { 0 })))
+    })
+    .await?
 }
 
 /// `TAG PATH`, a zero byte, and so many lines about that file.
@@ -122,7 +140,7 @@ pub(super) async fn commits(
     let to = bundle.clone();
     let (ran, ()) = remote::receive(guest, &words, Some(folder), Vec::new(), move |from| {
         let mut file = std::fs::File::create(&to)?;
-        let copied = std::io::copy(&mut std::io::Read::take(from, most), &mut file)?;
+        let copied = std::io::copy(&mut from.take(most), &mut file)?;
         if copied < most { Ok(()) } else { Err(too_many(most)) }
     })
     .await?;
@@ -142,6 +160,9 @@ pub(super) async fn commits(
     .fold(git, Git::set);
     let base = workspace.base_commit.clone();
     let fetching = move || {
+        if !is_bundle(&bundle)? {
+            return Ok(left("gives something else than its commits", ""));
+        }
         let path = bundle.to_str().context("the folder's path is not UTF-8")?;
         let words =
             ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", path];
@@ -156,9 +177,37 @@ pub(super) async fn commits(
     work::begin(fetching).await?
 }
 
+/// Whether it begins like a bundle. To git, any other file is a path: one with `gitdir: tree/x` in
+/// it is the repository that the guest has put there, whose configuration and alternates would be
+/// obeyed.
+fn is_bundle(path: &Path) -> anyhow::Result<bool> {
+    let mut begins = Vec::new();
+    std::fs::File::open(path)?.take(BUNDLES[0].len() as u64).read_to_end(&mut begins)?;
+    Ok(BUNDLES.contains(&begins.as_slice()))
+}
+
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+
+    #[test]
+    fn only_a_bundle_is_given_to_git() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bundle");
+        let texts: [(&[u8], bool); 6] = [
+            (b"# v2 git bundle\n0123 HEAD\n", true),
+            (b"# v3 git bundle\n@object-format=sha256\n", true),
+            (b"gitdir: tree/x\n", false),
+            (b"# v2 git bundle", false),
+            (b" # v2 git bundle\n", false),
+            (b"", false),
+        ];
+        for (text, is) in texts {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(is_bundle(&path).unwrap(), is, "{}", String::from_utf8_lossy(text));
+        }
+    }
 
     #[test]
     fn an_index_is_read_as_git_lists_it() {

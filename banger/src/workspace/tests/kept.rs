@@ -245,6 +245,21 @@ async fn a_branch_does_not_undo_the_guests_commits() {
 }
 
 #[tokio::test]
+async fn a_branch_has_what_was_removed_and_brought_back() {
+    if no_git() {
+        return;
+    }
+    let mut world = World::with_repository();
+    world.prepare(world.wanted()).await.unwrap();
+    git(&world.theirs(), &["rm", "--quiet", "README"]);
+    git(&world.theirs(), &["commit", "--quiet", "-m", "removed"]);
+    git(&world.theirs(), &["checkout", "--quiet", "HEAD~1", "--", "README"]);
+    world.export(What::Branch { name: "work".into(), force: false }).await.unwrap();
+    assert_eq!(git(&world.repo(), &["show", "work:README"]), "hello");
+    assert_eq!(git(&world.repo(), &["log", "-1", "--format=%s", "work~1"]), "removed");
+}
+
+#[tokio::test]
 async fn a_file_that_the_guest_has_under_version_control_is_not_ignored() {
     if no_git() {
         return;
