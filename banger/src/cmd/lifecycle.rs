@@ -14,7 +14,11 @@ use banger_proto::model::{ErrorCode, SetRequest, VmRecord};
 use futures::StreamExt as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
+/// For so long after a command of `vm run --rm` was interrupted, another interruption is still
+/// meant for it, and not for the deletion that follows.
+const STILL_MEANT: Duration = Duration::from_secs(1);
 /// VMs worked on at a time; the daemon takes up 32 calls of a connection.
 const AT_ONCE: usize = 16;
 
@@ -105,7 +109,7 @@ pub(super) async fn stop_everyone(within: Option<u32>, host_down: bool) -> anyho
                 break;
             }
             // systemd asks because there are processes of VMs: one is being started.
-            tokio::time::sleep(AGAIN).await;
+            sleep(AGAIN).await;
             continue;
         }
         stopped += vms.len();
@@ -269,9 +273,14 @@ pub(super) async fn delete_at_end(vm: &VmRecord, mut interrupts: Interrupts) -> 
         let job = answer(patiently(async || client.rpc.delete_vm(soon(), vm.id.to_string()).await)).await?;
         anyhow::Ok((client, job))
     };
+    let given_up = async {
+        sleep(STILL_MEANT).await;
+        interrupts.forget();
+        interrupts.next().await
+    };
     let (client, job) = tokio::select! {
         asked = asking => asked,
-        _ = interrupts.next() => {
+        _ = given_up => {
             let hint = format!("remove it: banger vm delete {}", vm.name);
             Err(explained("interrupted while bangerd was waited for", hint))
         }
