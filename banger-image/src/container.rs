@@ -20,6 +20,8 @@ use std::path::Path;
 pub(super) const MAX_JSON: u64 = 4 << 20;
 /// Files and links that are looked at.
 const MAX_FILES: usize = 100_000;
+/// Stretches of data in all those whose holes were left out, bytes of memory for each: 24.
+const MAX_PIECES: usize = 1 << 20;
 /// The longest name of one.
 const MAX_NAME: usize = 255;
 /// Links on the way to a file.
@@ -37,7 +39,8 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// `None` when the archive holds something else than an image. All names are read, since an index may come last.
+    /// `None` when the archive holds something else than an image. All names are read, since an
+    /// index may come last.
     ///
     /// A file whose holes were left out (`tar -S`) is made whole in `dir`, within what may be
     /// expanded.
@@ -54,7 +57,7 @@ impl Files {
         let mut budget = Budget::new(limits.expanded_bytes, limits.entries);
         let mut archive = Archive::new(outer, "the archive");
         let mut found = Self::default();
-        let (mut sparse, mut too_many) = (Vec::new(), false);
+        let (mut sparse, mut pieces_held, mut too_many) = (Vec::new(), 0, false);
         while let Some(entry) = archive.next(&mut budget, &quiet)? {
             check(progress)?;
             let path = entry.path.as_bytes();
@@ -76,6 +79,8 @@ impl Files {
                 }
                 Kind::Sparse { offset, stored, size, pieces } => {
                     let data = Content { window: 0, offset, size: stored };
+                    pieces_held += pieces.len();
+                    too_many |= pieces_held > MAX_PIECES;
                     sparse.push((name.to_owned(), Sparse { data, size, pieces }));
                 }
                 // docker saves a layer that two images share as a link.
@@ -91,7 +96,7 @@ impl Files {
             return Ok(None);
         }
         if too_many {
-            return Err(bad(&format!("it has more than {MAX_FILES} files")));
+            return Err(bad(&format!("it has more than {MAX_FILES} files, or files of more than {MAX_PIECES} pieces")));
         }
         let mut whole = Whole { dir, outer: std::slice::from_ref(outer), file: None, end: 0, files: Vec::new() };
         for (name, sparse) in &sparse {

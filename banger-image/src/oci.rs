@@ -88,7 +88,7 @@ pub(super) fn layers(
     let total = image.layers.len();
     let mut layers = Vec::with_capacity(total);
     // One blob may be many layers, the empty one mostly: it is verified and unpacked once.
-    let mut unpacked: HashMap<(u64, u64), (Window, [u8; 32])> = HashMap::new();
+    let mut unpacked: HashMap<(usize, u64, u64), (Window, [u8; 32])> = HashMap::new();
     for (number, blob) in (1..).zip(&image.layers) {
         let name = format!("layer {number} of {total} ({})", blob.name);
         let (window, plain) = match unpacked.get(&blob.window.place()) {

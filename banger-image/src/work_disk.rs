@@ -161,6 +161,10 @@ impl Seed<'_> {
                 open.pop();
                 continue;
             };
+            // A file system has its own at the top, which is a folder.
+            if path == b"." && **name == *b"lost+found" && children(child.id).is_none() {
+                continue;
+            }
             path.push(b'/');
             path.extend_from_slice(name);
             self.node(child.id, &path)?;

@@ -1,6 +1,8 @@
 //! JSON of images and registries as Go reads it, in whose programs nearly all of it is made: names
 //! of fields heed no case, and `null` says nothing.
 //!
+//! A field that comes twice is refused, of which Go would take the last.
+//!
 //! The names that a struct gives its fields for serde are in small letters.
 
 use serde::de::value::MapAccessDeserializer;

@@ -222,6 +222,23 @@ fn the_seed_carries_everything_that_root_can_hold() {
     }
 }
 
+/// Found by fuzzing: the image was taken, and then no VM could be made of it.
+#[test]
+fn a_work_disk_has_its_own_lost_and_found() {
+    let folder = Tar::default().dir("root/lost+found").file("root/lost+found/a", b"x");
+    let file = Tar::default().file("root/lost+found", b"x").file("root/x/lost+found", b"x");
+    for (tar, kept) in [(folder, "/lost+found/a"), (file, "/x/lost+found")] {
+        let (dir, result) = imported(&tar.end());
+        let path = dir.path().join("work.ext4");
+        let seed = Some(std::fs::File::open(&result.seed_path).unwrap());
+        work_disk::create(WorkDisk { size: 64 << 20, seed, uuid: [1; 16] }, &path, &()).unwrap();
+        fsck(&path);
+        if let Some(text) = debugfs(&path, &format!("cat {kept}")) {
+            assert_eq!(text, "x", "{kept}");
+        }
+    }
+}
+
 #[test]
 fn an_image_without_root_has_an_empty_work_disk() {
     let (dir, result) = imported(&Tar::default().symlink("root", "/nowhere").file("init", b"x").end());
