@@ -95,9 +95,9 @@ pub(crate) fn bind(paths: &Paths) -> Result<Sockets, StartError> {
     Ok(Sockets { calls: ready(calls).map_err(refused)?, metrics, refused: told, names })
 }
 
-/// Ends the connections that wait for a daemon which cannot start. systemd would start the next one for them at once, and
-/// again for as long as one of them is there: a connection waits on although its client has gone. Units that are ordered
-/// behind the daemon would never come to their turn.
+/// Ends the connections that wait for a daemon which cannot start. systemd would start the next one
+/// for them at once, and again for as long as one of them is there: a connection waits on although
+/// its client has gone. Units that are ordered behind the daemon would never come to their turn.
 pub(crate) fn turn_away() {
     let mut inherited = listenfd::ListenFd::from_env();
     for index in 0..inherited.len() {
@@ -181,7 +181,8 @@ mod tests {
     use std::process::{Command, Output};
     use std::time::Duration;
 
-    /// Starts a test of this module by itself: what systemd passed is said by variables of the process.
+    /// Starts a test of this module by itself: what systemd passed is said by variables of the
+    /// process.
     fn started_with(passed: &[OwnedFd], test: &str) -> Output {
         // One after another, and above those of other tests.
         let passed: Vec<OwnedFd> = passed.iter().map(|fd| fcntl_dupfd_cloexec(fd.as_fd(), 300).unwrap()).collect();

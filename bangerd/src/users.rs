@@ -1,6 +1,7 @@
 //! The host's user database, asked by number and by name. What cannot be found out is nobody: no
 //! right follows from an answer that is not there.
 
+use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::ffi::CString;
 use std::fmt;
@@ -55,8 +56,14 @@ impl UserDatabase for Nss {
 /// `None`: the database did not answer.
 fn groups(name: &str, gid: Gid) -> Option<Vec<String>> {
     let gids = getgrouplist(&CString::new(name).ok()?, gid).ok()?;
-    let groups = gids.into_iter().filter_map(|gid| Group::from_gid(gid).map(|group| Some(group?.name)).transpose());
-    groups.collect::<Result<_, _>>().ok()
+    let names = gids.into_iter().filter_map(|gid| match Group::from_gid(gid) {
+        Ok(group) => group.map(|group| Ok(group.name)),
+        // A group without a name by the words of some sources (getgrgid_r(3)), and one of more
+        // members than are read.
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM | Errno::ERANGE) => None,
+        Err(error) => Some(Err(error)),
+    });
+    names.collect::<Result<_, Errno>>().ok()
 }
 
 #[cfg(test)]

@@ -22,7 +22,8 @@ fn routes(network: Network, routes: &[Route]) -> Check {
     const NAME: &str = "routes";
     let own = shown(network);
     let clashes = subnet::clashing(network, routes);
-    let Some(first) = clashes.first() else {
+    let near = subnet::near(network, routes);
+    let Some(first) = clashes.first().or(near) else {
         return Check::pass(NAME, format!("none but banger's own leads into {own}"));
     };
     let more = if clashes.len() > 1 { format!(", and {} more", clashes.len() - 1) } else { String::new() };
@@ -35,14 +36,18 @@ fn routes(network: Network, routes: &[Route]) -> Check {
             super::network::set(&lines, &["bridge_ip", "cidr"]) + " &&"
         },
     );
-    Check::fail(
-        NAME,
-        format!("the network of the VMs, {own}, overlaps a route of this host: {first}{more}"),
-        format!(
-            "{change} sudo systemctl restart banger-priv bangerd   # VMs that run keep their addresses until \
-             `banger vm restart`"
-        ),
-    )
+    let mend = format!(
+        "{change} sudo systemctl restart banger-priv bangerd   # VMs that run keep their addresses until \
+         `banger vm restart`"
+    );
+    if clashes.is_empty() {
+        let found = format!(
+            "this host has a network beside that of the VMs, {own}: {first}. If others are reached at such addresses by \
+             the default route, they are not any more"
+        );
+        return Check::warn(NAME, found, mend);
+    }
+    Check::fail(NAME, format!("the network of the VMs, {own}, overlaps a route of this host: {first}{more}"), mend)
 }
 
 /// Any user may ask: how many, and not which.
@@ -129,6 +134,9 @@ mod tests {
             assert_eq!(routes(free, &parse("br-fc", &table, "")).status, Pass);
         }
         assert_eq!(check("").status, Pass);
+        // A part of a company's 172.16.0.0/16: the other parts are behind its router.
+        let beside = check(&format!("{HEADER}{own}{}", route("eth0", [172, 16, 40, 0], [255, 255, 255, 0])));
+        assert!(beside.status == Warn && beside.detail.contains("172.16.40.0/24 by eth0"), "{beside:?}");
     }
 
     #[test]

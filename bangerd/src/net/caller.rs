@@ -13,6 +13,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -35,6 +36,8 @@ const DONE: u16 = 3;
 const IPV6_ONLY: u16 = 11;
 /// Sockets with one UDP port that are looked at. A user may have one at each address of loopback.
 const MOST: usize = 64;
+/// Pieces of an answer of the kernel's that are read, each of up to 32 KiB, of some 300 sockets.
+const PIECES: u32 = 64;
 /// `struct nlmsghdr` and `struct inet_diag_msg`, bytes.
 const HEADER: usize = 16;
 const MESSAGE: usize = 72;
@@ -82,10 +85,13 @@ impl Callers for Kernel {
         let port = SocketAddr::new(any.ip(), peer.port());
         let as_ipv4 = peer.ip().to_canonical().is_ipv4();
         // Two users, or too many sockets: more of them make no difference. Those that cannot have
-        // sent do not count, for they keep nobody from having the same port.
+        // sent do not count, for they keep nobody from having the same port; but not all of them
+        // are read either, because everybody else's senders are looked for after this one.
+        let pieces = Cell::new(0);
         let enough = |found: &mut Vec<Found>| {
+            pieces.set(pieces.get() + 1);
             found.retain(|socket| !(as_ipv4 && socket.ipv6_only));
-            found.len() > MOST || !Found::are_of_one(found)
+            pieces.get() > PIECES || found.len() > MOST || !Found::are_of_one(found)
         };
         let ask = |family| self.udp.ask(UDP, REQUEST | DUMP, family, port, any, enough);
         // A socket of IPv6 may send as IPv4, but not the other way.
@@ -143,7 +149,8 @@ impl Found {
 }
 
 impl Diag {
-    /// `enough`: the rest of the answer is not read. It may take out what does not count.
+    /// `enough`, asked after each piece: the rest of the answer is not read. It may take out what
+    /// does not count.
     fn ask(
         &self,
         protocol: u8,

@@ -90,6 +90,14 @@ pub(crate) fn clashing(network: Network, routes: &[Route]) -> Vec<Route> {
     routes.iter().filter(|route| route.overlaps(network)).cloned().collect()
 }
 
+/// One beside the network, in the same 65,536 addresses: the rest of these may be somebody's whom
+/// the host reaches by its route to everywhere.
+pub(crate) fn near(network: Network, routes: &[Route]) -> Option<&Route> {
+    let half = |address: Ipv4Addr| address.to_bits() >> 16;
+    let beside = |route: &&Route| route.prefix >= 16 && half(route.target) == half(network.gateway());
+    routes.iter().find(beside)
+}
+
 /// A network of the same size that no route leads into.
 pub(crate) fn proposal(network: Network, routes: &[Route]) -> Option<Network> {
     let candidates = PROPOSALS.iter().filter_map(|gateway| Network::new((*gateway).into(), network.prefix()).ok());

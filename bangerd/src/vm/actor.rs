@@ -181,6 +181,7 @@ impl Actor {
             return false;
         }
         let unchanged = Then::Is(self.row.state);
+        let (host_down, is_start) = (matches!(ask, Ask::HostDown), matches!(ask, Ask::Start | Ask::Restart));
         let done = match ask {
             Ask::Create { start, keep } => return self.create(job, start, keep).await,
             Ask::Resume(turn) => {
@@ -195,14 +196,7 @@ impl Actor {
                 self.patience = SHUTDOWN_LIMIT;
                 done
             }
-            Ask::HostDown => {
-                let done = self.carry_out(Event::HostDown, &job, "the host went down").await;
-                // In the next boot; in this one if the host stays up.
-                if self.row.waits_to_run() {
-                    self.resume_in_turn();
-                }
-                done
-            }
+            Ask::HostDown => self.carry_out(Event::HostDown, &job, "the host went down").await,
             Ask::Delete => self.carry_out(Event::Delete, &job, "").await,
             Ask::Prune => match self.is_idle() {
                 Ok(()) => self.carry_out(Event::Delete, &job, "").await,
@@ -226,6 +220,10 @@ impl Actor {
             Ask::Publish(wanted) => self.publish(&job, &wanted).await.map(|()| unchanged),
             Ask::Unpublish(names) => self.unpublish(&names).await.map(|()| unchanged),
         };
+        // In the next boot; in this one if the host stays up.
+        if (host_down || is_start && self.ctx.turns.goes_down()) && self.row.waits_to_run() {
+            self.resume_in_turn();
+        }
         let gone = matches!(done, Ok(Then::Gone));
         let result = match done {
             Ok(Then::Gone) => Ok(JobResult::Text(format!("deleted {}", self.row.name))),

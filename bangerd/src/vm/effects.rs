@@ -148,8 +148,12 @@ impl Actor {
             // One that could not be looked after yet is found again.
             (State::Error, Event::FoundRebooted) => kept(),
             (_, Event::FoundRebooted) if self.row.restart == RestartPolicy::Always => kept(),
-            // The host goes down once more before it was up.
-            (_, Event::StartCancelled) if self.ctx.turns.goes_down() => kept(),
+            // The host goes down before it was up; for a start that somebody has ordered, for the
+            // first time.
+            (_, Event::StartCancelled) if self.ctx.turns.goes_down() => {
+                let ordered = self.row.restart == RestartPolicy::Always && !self.row.making;
+                kept().or_else(|| ordered.then(|| self.ctx.boot_id.clone()))
+            }
             _ => None,
         }
     }

@@ -47,6 +47,11 @@ impl Actor {
                 return Err(error);
             }
         }
+        // What the host's way down left in the row was for the policy of before: nobody is about to
+        // start it.
+        if self.row.restart != policy_was && self.row.state != State::Running && self.row.boot_id.is_some() {
+            self.set_state(self.row.state, &self.row.last_error.clone(), None).await?;
+        }
         // Also when it is what the row says already: an earlier answer of the helper's may have
         // been lost.
         if self.row.state != State::Running || request.network == NetworkRequest::default() {

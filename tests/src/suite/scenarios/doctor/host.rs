@@ -103,6 +103,13 @@ pub(super) const ROWS: &[Row] = &[
         "172.16.0.0/12 by bench-vpn",
     )
     .after("ip link delete bench-vpn"),
+    warn(
+        "subnet::routes",
+        ("a-network-beside-ours", "routes"),
+        "ip link add bench-lan type dummy && ip address add 172.16.40.1/24 dev bench-lan && ip link set bench-lan up",
+        "172.16.40.0/24 by bench-lan",
+    )
+    .after("ip link delete bench-lan"),
     not_here("subnet::free_addresses", "more than three thousand VMs would have to be made"),
     warn(
         "subnet::addresses",
