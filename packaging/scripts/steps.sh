@@ -86,7 +86,8 @@ bring_up_host() {
     # A module that is not there is reported by `banger doctor`, with what to do.
     modprobe --quiet --all dm_mod dm_snapshot loop tun || true
     udevadm control --reload || true
-    /usr/lib/systemd/systemd-sysctl 60-banger.conf || true
+    # In the order of all files, so that an administrator's word stands.
+    /usr/lib/systemd/systemd-sysctl --prefix=/net/ipv4/ip_forward --prefix=/net/ipv4/neigh/default || true
     if systemctl --quiet is-active firewalld.service && ! zone_is_known; then
         firewall-cmd --quiet --reload || true
     fi
