@@ -50,8 +50,8 @@ const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// How long a daemon that cannot start waits before its end. systemd starts the next one at once,
 /// which is right after a crash, and fills the log for as long as nobody repairs the cause of this.
 const FAILED_PAUSE: Duration = Duration::from_secs(2);
-/// Its status when another start would fail in the same way (`EX_CONFIG`, sysexits.h). The unit's
-/// `RestartPreventExitStatus=` has it too.
+/// Its status for systemd when another start would fail in the same way (`EX_CONFIG`, sysexits.h).
+/// The unit's `RestartPreventExitStatus=` has it too.
 const NEEDS_A_PERSON: u8 = 78;
 
 /// The whole program.
@@ -72,10 +72,10 @@ pub fn main() -> ExitCode {
             tracing::error!("{}", error::chain(&error));
             if std::env::var_os(NOTIFY_SOCKET).is_some() {
                 std::thread::sleep(FAILED_PAUSE);
-            }
-            if error.needs_a_person() {
-                listen::turn_away();
-                return ExitCode::from(NEEDS_A_PERSON);
+                if error.needs_a_person() {
+                    listen::turn_away();
+                    return ExitCode::from(NEEDS_A_PERSON);
+                }
             }
             ExitCode::FAILURE
         }
