@@ -9,18 +9,24 @@ use rusqlite::{Connection, params};
 
 /// Rows of VMs that ran.
 const ROWS: u16 = 1000;
+/// Rows that are listed for an hour.
+const POLLED: u16 = 500;
+/// A poll a second for that long.
+const POLLS: usize = 3600;
+/// By how much the process may grow meanwhile, KiB: a leak of a KiB a poll would be as much.
+const GROWTH: u64 = 3600;
 /// Far more than it takes.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Rows, and in the helper's ledger all that a running VM holds; no process is left of any of them.
-fn plant(world: &World) {
+fn plant(world: &World, rows: u16) {
     let mut sql = Connection::open(world.paths().database()).unwrap();
     let transaction = sql.transaction().unwrap();
     let helper = Privileged::over(Arc::new(world.helper.clone()));
     // The world's image, and its kernel.
     let image = Digest::from_bytes([7; 32]).unwrap();
     let runtime = Runtime::new().unwrap();
-    for number in 1..=ROWS {
+    for number in 1..=rows {
         let mut bytes = [0x5a; 32];
         bytes[..2].copy_from_slice(&number.to_be_bytes());
         let vm = VmId::from_bytes(bytes).unwrap();
@@ -74,7 +80,7 @@ fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
     let network = Network::new("172.16.0.1".parse().unwrap(), 20).unwrap();
     let mut world = World::with(Config { network, ..Config::built_in() });
     world.kill_daemon();
-    plant(&world);
+    plant(&world, ROWS);
     let held = world.helper.held().len();
     assert_eq!(held, 3 * usize::from(ROWS));
 
@@ -107,4 +113,48 @@ fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
     world.assert_nothing_held();
     let first = world.show(ALICE, "vm-1").unwrap();
     assert!(first.runtime.last_error.contains("while the daemon was not running"), "{}", first.runtime.last_error);
+}
+
+/// Of this process, KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+#[test]
+#[ignore = "an hour of polls takes a while: run by `make bench ONLY=reconcile`"]
+#[expect(clippy::print_stdout, reason = "what `make bench` shows")]
+fn an_hour_of_polls_leaves_the_daemon_as_large_as_it_was() {
+    let network = Network::new("172.16.0.1".parse().unwrap(), 20).unwrap();
+    let mut world = World::with(Config { network, ..Config::built_in() });
+    world.kill_daemon();
+    plant(&world, POLLED);
+    world.boot();
+    let deadline = Instant::now() + LIMIT;
+    while !world.helper.held().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", world.helper.held().len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut times = Vec::with_capacity(POLLS);
+    let mut before = 0;
+    for number in 0..POLLS {
+        // What is kept between two calls has its size by then.
+        if number == POLLS / 10 {
+            before = resident();
+        }
+        let started = Instant::now();
+        assert_eq!(listed(&world), [("stopped", usize::from(POLLED))].into());
+        times.push(started.elapsed());
+    }
+    let after = resident();
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_micros();
+    println!(
+        "{POLLED} rows: whole list, p50 / p99: {} / {} us; {before} KiB resident after {} polls, {after} after {POLLS}",
+        at(50),
+        at(99),
+        POLLS / 10
+    );
+    assert!(after <= before + GROWTH, "{before} KiB, then {after}");
 }
