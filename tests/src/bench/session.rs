@@ -134,6 +134,15 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Shuts the host VM down after a suite that has passed. A host that cannot shut down with banger
+    /// on it is a failure of the suite.
+    fn end(&mut self, suite: &Suite) -> Result<()> {
+        let ended = self.machine.shut_down().context("shut the host VM down");
+        if suite.setup == Setup::Nothing { Ok(()) } else { ended }
+    }
+}
+
 /// How suites are run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {
@@ -182,10 +191,18 @@ impl<'a> Suites<'a> {
             Some(session) => session,
             None => Session::open(self.product, suite.setup.host())?,
         };
-        let mut result = session.run(suite, only, self.product, &folder, self.how);
+        let hands_on = next.is_some_and(|next| suite.setup.leads_to(next.setup));
+        let once = |session: &mut Session| {
+            let report = session.run(suite, only, self.product, &folder, self.how)?;
+            if report.counts().1 == 0 && !hands_on {
+                session.end(suite)?;
+            }
+            Ok(report)
+        };
+        let mut result = once(&mut session);
         self.again = None;
         for _ in 0..MORE_TRIES {
-            let Some(why) = self.fault_of_the_emulator(session.accel, &result) else { break };
+            let Some(why) = self.fault_of_the_emulator(&session, &result) else { break };
             self.again = Some(why);
             // Said aloud, and not for ever: what it comes to then is no accident. What the runs
             // before printed stays, the last of them.
@@ -205,22 +222,18 @@ impl<'a> Suites<'a> {
             }
             drop(session);
             session = Session::open(self.product, suite.setup.host())?;
-            result = session.run(suite, only, self.product, &folder, self.how);
+            result = once(&mut session);
         }
         let good = result.as_ref().is_ok_and(|report| report.counts().1 == 0);
         if !good {
             session.machine.collect(&folder).unwrap_or_else(|error| eprintln!("bench: {error:#}"));
             eprintln!("bench: journal, console and transcript are in {}", folder.display());
         }
-        if good && next.is_some_and(|next| suite.setup.leads_to(next.setup)) {
+        if good && hands_on {
             session.standing = suite.setup;
             self.session = Some(session);
-        } else {
-            let ended = session.machine.shut_down();
-            if good && suite.setup != Setup::Nothing {
-                // A host that cannot shut down with banger on it is a failure of the suite.
-                ended.context("shut the host VM down")?;
-            }
+        } else if !good {
+            let _ = session.machine.shut_down();
         }
         let (passed, failed, skipped) = result?.counts();
         Ok(Tally { passed, failed, skipped })
@@ -228,10 +241,13 @@ impl<'a> Suites<'a> {
 
     /// What went wrong, if that is the emulator's: on real CPUs a kernel that panics or stands
     /// still is a finding.
-    fn fault_of_the_emulator(&self, accel: Accel, result: &Result<Report>) -> Option<&'static str> {
+    fn fault_of_the_emulator(&self, session: &Session, result: &Result<Report>) -> Option<&'static str> {
         match result {
-            _ if accel != Accel::Tcg => None,
-            Err(error) if error.is::<shown::Lost>() => Some("the host VM itself had stalled or panicked"),
+            _ if session.accel != Accel::Tcg => None,
+            // Also one that did not come to its end when it was to shut down or to reboot.
+            Err(error) if error.is::<shown::Lost>() || session.machine.is_lost() => {
+                Some("the host VM itself had stalled or panicked")
+            }
             Ok(report) if self.how.sample.is_some() && report.only_silent_guests() => {
                 Some("an emulated guest stood still")
             }
