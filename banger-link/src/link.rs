@@ -7,11 +7,12 @@
 
 use banger_proto::command::{Answer, Opening, PORT, Purpose, VERSION};
 use banger_proto::guest::{BootToken, SSH_PORT};
+use rustix::net::RecvFlags;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -226,10 +227,9 @@ impl Link {
         let mut stream = UnixStream::connect(&self.vsock).await.map_err(vmm)?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(vmm)?;
         let mut answer = Vec::new();
-        // Byte by byte: what follows the newline is the guest's.
         while answer.last() != Some(&b'\n') {
-            match stream.read_u8().await {
-                Ok(byte) if answer.len() < MAX_ANSWER => answer.push(byte),
+            match more_of_line(&mut stream).await {
+                Ok(part) if answer.len() + part.len() <= MAX_ANSWER => answer.extend(part),
                 Ok(_) => return Err(LinkError::NoAgent("the VMM answers too much".into())),
                 // A port on which nobody listens.
                 Err(error) => return Err(LinkError::NoAgent(error.to_string())),
@@ -240,6 +240,21 @@ impl Link {
         }
         Err(LinkError::NoAgent(banger_vmm::console::clean(&String::from_utf8_lossy(&answer))))
     }
+}
+
+/// Takes what has come of a line, and nothing of what follows it: that is the guest's.
+async fn more_of_line(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+    let mut come = [0; MAX_ANSWER + 1];
+    let peek = || Ok(rustix::net::recv(&*stream, &mut come, RecvFlags::PEEK)?.0);
+    let count = stream.async_io(Interest::READABLE, peek).await?;
+    if count == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let come = come.get(..count).unwrap_or_default();
+    let length = come.iter().position(|byte| *byte == b'\n').map_or(count, |newline| newline + 1);
+    let mut part = vec![0; length];
+    stream.read_exact(&mut part).await?;
+    Ok(part)
 }
 
 /// A connection that ends is what a user sees of a guest that the daemon gives up meanwhile.

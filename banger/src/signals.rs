@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place that installs handlers")]
 
 use anyhow::Context as _;
+use std::sync::OnceLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The stream of a signal; from now on it does not end the process. `None` for a signal that is
@@ -14,9 +15,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// # Errors
 /// When the handler cannot be installed.
 pub(crate) fn listen(kind: SignalKind) -> anyhow::Result<Option<Signal>> {
-    // No signal is both ignored and taken, so at any time this is what it was at the start.
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if is_ignored(&status, kind) { Ok(None) } else { take(kind).map(Some) }
+    // Asked once: the file has fifty lines, and each command listens for six signals. Nothing here
+    // changes which are ignored but `take`.
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    let ignored = *IGNORED.get_or_init(|| ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()));
+    if has(ignored, kind) { Ok(None) } else { take(kind).map(Some) }
 }
 
 /// The same of a signal that is taken even if it is ignored.
@@ -37,12 +40,16 @@ pub(crate) async fn next(signals: &mut Option<Signal>) {
     }
 }
 
-/// By the text of `/proc/self/status` (proc_pid_status(5)): a bit for each signal, the first is 1.
-fn is_ignored(status: &str, kind: SignalKind) -> bool {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+/// The set of ignored signals in the text of `/proc/self/status` (proc_pid_status(5)).
+fn ignored(status: &str) -> u64 {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or_default()
+}
+
+/// A set has a bit for each signal; the lowest is that of signal 1.
+fn has(set: u64, kind: SignalKind) -> bool {
     let bit = u32::try_from(kind.as_raw_value()).unwrap_or_default().wrapping_sub(1);
-    mask.checked_shr(bit).unwrap_or_default() & 1 == 1
+    set.checked_shr(bit).unwrap_or_default() & 1 == 1
 }
 
 #[cfg(test)]
@@ -52,14 +59,14 @@ mod tests {
     #[test]
     fn the_kernel_says_which_signals_are_ignored() {
         let status = "Name:\tbanger\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
-        for (kind, ignored) in [
+        for (kind, expected) in [
             (SignalKind::hangup(), true),
             (SignalKind::pipe(), true),
             (SignalKind::interrupt(), false),
             (SignalKind::from_raw(64), false),
         ] {
-            assert_eq!(is_ignored(status, kind), ignored, "{kind:?}");
+            assert_eq!(has(ignored(status), kind), expected, "{kind:?}");
         }
-        assert!(!is_ignored("", SignalKind::hangup()));
+        assert!(!has(ignored(""), SignalKind::hangup()));
     }
 }

@@ -1,7 +1,7 @@
 //! `vm exec` and `vm logs`: a stream each. `vm run` uses [`command`] as well.
 
 use crate::cli::{Exec, With};
-use crate::client::{Client, answer, soon};
+use crate::client::{Client, Opened, answer, soon};
 use crate::cmd::workspace;
 use crate::error::{explained, told};
 use crate::interrupt::Interrupts;
@@ -12,7 +12,11 @@ use banger_proto::command::Start;
 use banger_proto::stream::StreamRequest;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A guest's agent waits 30 s for what it is to start. A repository on a slow disk may take longer
+/// to say where its HEAD is: then the guest is reached again.
+const AGENT_WAITS: Duration = Duration::from_secs(20);
 
 /// How a command is run.
 #[derive(Clone, Debug)]
@@ -49,23 +53,30 @@ async fn enter(options: Exec) -> anyhow::Result<u8> {
     }
     let mut settings = check(options.with).with_context(|| what.clone())?;
     let client = Client::connect().await?;
-    // A preparation that is interrupted removes what it has made here.
-    let mut interrupts = if options.auto_prepare { Some(Interrupts::listen()?) } else { None };
-    // Where the command starts, unless somebody says so; and what is to be followed in any case.
-    if settings.working_dir.is_none() || options.auto_prepare {
-        let entering = workspace::enter(&client, &options.vm, options.auto_prepare);
-        let entered = match &mut interrupts {
-            None => entering.await,
-            Some(interrupts) => tokio::select! {
-                entered = entering => entered,
-                status = interrupts.next() => return Ok(status),
-            },
+    let how = |settings| How { tty, stdin: !options.no_stdin, json, settings };
+    if options.auto_prepare {
+        // A preparation that is interrupted removes what it has made here.
+        let mut interrupts = Interrupts::listen()?;
+        let folder = tokio::select! {
+            entered = Box::pin(workspace::enter(&client, &options.vm, true)) => entered.with_context(|| what.clone())?,
+            status = interrupts.next() => return Ok(status),
         };
-        let folder = entered.with_context(|| what.clone())?;
         settings.working_dir = settings.working_dir.or(folder);
+        return command(client, options.vm, options.command, how(settings), Some(&mut interrupts)).await.context(what);
     }
-    let how = How { tty, stdin: !options.no_stdin, json, settings };
-    command(client, options.vm, options.command, how, interrupts.as_mut()).await.context(what)
+    if settings.working_dir.is_none() {
+        // Where the command starts is found out while the guest is reached.
+        let began = Instant::now();
+        let entering = Box::pin(workspace::enter(&client, &options.vm, false));
+        let both = tokio::try_join!(entering, client.guest(request(&options.vm)));
+        let (folder, opened) = both.with_context(|| what.clone())?;
+        settings.working_dir = folder;
+        if began.elapsed() < AGENT_WAITS {
+            drop(client);
+            return converse(opened, options.vm, options.command, how(settings)).await.context(what);
+        }
+    }
+    command(client, options.vm, options.command, how(settings), None).await.context(what)
 }
 
 impl Settings {
@@ -116,8 +127,7 @@ pub(super) async fn command(
     how: How,
     interrupts: Option<&mut Interrupts>,
 ) -> anyhow::Result<u8> {
-    let start = start(words, how.settings, how.tty);
-    let opening = client.guest(StreamRequest::Command { vm: vm.clone(), reads: false });
+    let opening = client.guest(request(&vm));
     let opened = match interrupts {
         None => opening.await?,
         Some(interrupts) => tokio::select! {
@@ -127,6 +137,15 @@ pub(super) async fn command(
     };
     // A command may take days: of the connections that its user may have, it has one.
     drop(client);
+    converse(opened, vm, words, how).await
+}
+
+fn request(vm: &str) -> StreamRequest {
+    StreamRequest::Command { vm: vm.to_owned(), reads: false }
+}
+
+async fn converse(opened: Opened, vm: String, words: Vec<OsString>, how: How) -> anyhow::Result<u8> {
+    let start = start(words, how.settings, how.tty);
     let done = guest::run(opened, start, how.stdin, how.json).await;
     because(vm, done).await
 }

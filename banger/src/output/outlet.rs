@@ -2,7 +2,8 @@
 
 use crate::wait::ready;
 use nix::poll::PollFlags;
-use std::io::{self, ErrorKind, Write};
+use rustix::io::ReadWriteFlags;
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Mutex;
@@ -32,13 +33,21 @@ impl Outlet {
         }
     }
 
-    /// Writes on a thread: while a reader pauses, signals still count. A piece whose writing is no
-    /// longer awaited is written all the same, as soon as somebody reads.
+    /// Writes what there is room for, and the rest on a thread: while a reader pauses, signals still
+    /// count. A piece whose writing is no longer awaited is written all the same, as soon as
+    /// somebody reads.
     pub(super) async fn pass(self, bytes: Vec<u8>) -> io::Result<()> {
         let turn = Arc::clone(self.turn()).lock_owned().await;
+        let done = match self {
+            Self::Out => write_at_once(&io::stdout(), &bytes),
+            Self::Err => write_at_once(&io::stderr(), &bytes),
+        };
+        if done == bytes.len() {
+            return Ok(());
+        }
         let written = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            self.write(&bytes)
+            self.write(bytes.get(done..).unwrap_or_default())
         });
         written.await.map_err(io::Error::other)?
     }
@@ -47,6 +56,15 @@ impl Outlet {
     pub(super) fn is_stuck(self) -> bool {
         self.turn().try_lock().is_err()
     }
+}
+
+/// Writes as much as can be without waiting for anybody (`RWF_NOWAIT`, pwritev2(2)), and says how
+/// much that was. Files of many kinds cannot do that; whatever the reason is, the thread that
+/// writes the rest meets it again.
+fn write_at_once(to: &impl AsFd, bytes: &[u8]) -> usize {
+    /// "From the current offset", also where there is none.
+    const HERE: u64 = u64::MAX;
+    rustix::io::pwritev2(to, &[IoSlice::new(bytes)], HERE, ReadWriteFlags::NOWAIT).unwrap_or(0)
 }
 
 /// Writes all of it. Whoever shares the file may have made it non-blocking: room in it is waited
@@ -75,6 +93,37 @@ mod tests {
     use std::io::Read as _;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    #[test]
+    fn what_there_is_no_room_for_is_not_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let sent: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut done = 0;
+        let mut got = Vec::new();
+        while done < sent.len() {
+            let piece = &sent[done..sent.len().min(done + 100_000)];
+            let now = write_at_once(&writer, piece);
+            done += now;
+            if now < piece.len() {
+                // The pipe is full, and this did not wait for a reader.
+                let mut room = vec![0; 10_000];
+                let read = reader.read(&mut room).unwrap();
+                got.extend_from_slice(&room[..read]);
+            }
+        }
+        drop(writer);
+        reader.read_to_end(&mut got).unwrap();
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+        // A file may refuse, and then nothing of it was written.
+        let mut file = tempfile::tempfile().unwrap();
+        let done = write_at_once(&file, b"abc");
+        io::Seek::rewind(&mut file).unwrap();
+        assert_eq!(file.read_to_end(&mut Vec::new()).unwrap(), done);
+        drop(reader);
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(write_at_once(&writer, b"x"), 0, "nobody reads");
+    }
 
     #[test]
     fn a_file_that_does_not_block_gets_all_of_it() {

@@ -16,8 +16,9 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
-/// How long a connection may take to show its ticket.
-const TICKET_LIMIT: Duration = Duration::from_secs(5);
+/// How long a connection may take to show its ticket: as long as the call may take that issues it,
+/// since a client does both at once.
+const TICKET_LIMIT: Duration = Duration::from_secs(30);
 
 /// Refuses what cannot be served, while there is still a call to answer it. The job of an upload
 /// begins here.
