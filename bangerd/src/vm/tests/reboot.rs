@@ -340,3 +340,39 @@ fn what_was_ended_for_a_shutdown_that_does_not_come_runs_again() {
     world.life().vms.ctx.turns.host_stays_up();
     world.until("again", State::Running);
 }
+
+/// The host goes down while somebody's start is under way.
+#[test]
+fn a_start_that_the_way_down_cancels_is_made_up_for() {
+    let set = |restart| Ask::Set(SetRequest { restart: Some(restart), ..SetRequest::default() });
+    for taken_back in [false, true] {
+        let mut world = World::new();
+        world.running("on");
+        for request in [always("again"), named("once")] {
+            let name = request.name.clone().unwrap();
+            assert!(matches!(world.create(request, false), JobState::Done(_)));
+            assert!(matches!(world.order(Ask::Stop { within: None }, &name), JobState::Done(_)));
+        }
+        world.machine.set_deaf(true);
+        let starts = ["again", "once"].map(|vm| world.begin(Ask::Start, vm));
+        starts.iter().for_each(|start| world.until_stage(*start, "guest ready"));
+        world.machine.set_deaf(false);
+        assert!(matches!(world.order(Ask::HostDown, "on"), JobState::Done(_)));
+        for start in starts {
+            assert!(!matches!(world.wait(start), JobState::Done(_)), "it is not waited for");
+        }
+        assert_eq!(counted(&world), 1, "the one that is always to run");
+        if taken_back {
+            for policy in [RestartPolicy::No, RestartPolicy::Always] {
+                assert!(matches!(world.order(set(policy), "again"), JobState::Done(_)));
+            }
+        }
+        world.reboot();
+        if taken_back {
+            stays_stopped(&mut world, &ALICE);
+        } else {
+            world.until("again", State::Running);
+        }
+        assert_eq!(world.show(ALICE, "once").unwrap().state, State::Stopped);
+    }
+}
