@@ -123,7 +123,20 @@ fn careful(scene: &mut Scene) -> Result<Outcome> {
     let exported = scene.banger_long("alice", &["vm", "workspace", "export", "careful"])?.ok()?;
     ensure!(exported.stderr.contains("leads out of the repository") && exported.stderr.contains("inner"), "{exported}");
     ensure!(!exported.stdout.contains("root:"), "{exported}");
-    scene.user("alice", "! test -e ~/alarm")?.ok()?;
+    // A git of the guest's own that gives no bundle: to the host's git this would be the way to a
+    // repository among the files that were gathered.
+    let line = "mkdir -p /usr/local/bin x/objects x/refs && echo 'ref: refs/heads/main' > x/HEAD && \
+        printf '[core]\\n\\tbare = true\\n\\tfsmonitor = touch /home/alice/alarm\\n' > x/config && \
+        printf '#!/bin/sh\\ncase $1 in rev-parse) printf %%040d 7 ;; *) echo gitdir: tree/x ;; esac\\n' > /usr/local/bin/git && \
+        chmod 755 /usr/local/bin/git && test \"$(git bundle)\" = 'gitdir: tree/x'";
+    guest.shell(scene, line)?.ok()?;
+    let words = ["vm", "workspace", "export", "careful", "--branch", "of-a-false-git"];
+    let exported = scene.banger_long("alice", &words)?.ok()?;
+    ensure!(exported.stderr.contains("gives something else than its commits"), "{exported}");
+    scene
+        .user("alice", "cd ~/tool && git show of-a-false-git:x/HEAD && ! test -e ~/alarm")?
+        .ok()?
+        .says("refs/heads/main")?;
     // Somebody else's VM has no workspace to export.
     scene.banger("bob", &["vm", "workspace", "export", "careful"])?.refused(&["careful"])?;
     guest.delete(scene)?;
