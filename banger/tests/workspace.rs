@@ -282,7 +282,7 @@ fn who_is_interrupted_leaves_nothing_of_a_repository_or_a_guest_behind() {
     fs::write(fake.guest_home().join("tool/file"), "theirs\n").unwrap();
     // The user's own filter hangs, with git's outputs in its hands.
     let begun = host.path().join("begun");
-    let filter = format!("echo >> {}; sleep 60; cat", begun.display());
+    let filter = format!("echo >> {}; sleep 20; cat", begun.display());
     git(&repo, &["config", "filter.slow.clean", &filter]);
     git(&repo, &["commit", "--quiet", "--allow-empty", "-m", "third"]);
     let temporary = tempfile::tempdir().unwrap();

@@ -70,9 +70,16 @@ fn unix_sockets(text: &str, inventory: &mut Inventory) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (Some(flags), Some(path)) = (fields.get(3), fields.get(7)) else { continue };
         if u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & LISTENING != 0) {
-            inventory.add(Kind::Socket, format!("unix {path}"), "");
+            inventory.add(Kind::Socket, format!("unix {}", without_descriptor(path)), "");
         }
     }
+}
+
+/// A socket that was bound through a descriptor is listed by its number, which is another one after
+/// each restart of who bound it.
+fn without_descriptor(path: &str) -> String {
+    let own = path.strip_prefix("/proc/self/fd/").and_then(|rest| rest.split_once('/'));
+    own.map_or_else(|| path.to_owned(), |(_, name)| format!("/proc/self/fd/N/{name}"))
 }
 
 /// `ss` prints protocol, state, two queues, local and peer address. With one protocol only it
@@ -146,7 +153,8 @@ mod tests {
             0000000000000000: 00000002 00000000 00010000 0001 01 17143 /run/banger/bangerd.sock\n\
             0000000000000000: 00000003 00000000 00000000 0001 03 17144 /run/banger/bangerd.sock\n\
             0000000000000000: 00000002 00000000 00010000 0001 01 17145 @abstract\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01 17146\n";
+            0000000000000000: 00000002 00000000 00010000 0001 01 17146\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01 17147 /proc/self/fd/27/vsock.sock_10001\n";
         let mut inventory = Inventory::default();
         unix_sockets(text, &mut inventory);
         ports(
@@ -159,6 +167,7 @@ mod tests {
             [
                 "tcp [::]:22|",
                 "udp 127.0.0.1:42069|",
+                "unix /proc/self/fd/N/vsock.sock_10001|",
                 "unix /run/banger/bangerd.sock|",
                 "unix @abstract|",
                 "v_str *:10001|"

@@ -88,8 +88,8 @@ fn traced(scene: &mut Scene, operations: Vec<&'static Operation>) -> Result<Vec<
     Ok(all)
 }
 
-/// Where the bystander's command writes.
-const COUNTED: &str = "/tmp/bob-counted";
+/// Where the bystander's command writes: nowhere that is looked at after each blow, since it grows.
+const COUNTED: &str = "/run/bob-counted";
 
 /// The daemon alone is killed, at each of its points in each operation, while a command of another
 /// user counts in a real guest: the guest goes on, and no line of the command is lost.
@@ -100,6 +100,7 @@ fn under_a_command(scene: &mut Scene) -> Result<Outcome> {
     let boot = guest.boot_id(scene)?;
     let script = "i=0; while [ ! -e /root/enough ]; do i=$((i+1)); echo $i; sleep 0.2; done; exit 7";
     let line = format!("banger vm exec -T -n counting -- sh -c '{script}' > {COUNTED}");
+    scene.root(&format!("install -o bob -m 644 /dev/null {COUNTED}"))?;
     let command = scene.start_user("bob", &line)?;
     let result = place::with_points(scene, |scene| {
         let mut rows = traced(scene, OPERATIONS.iter().collect())?;
