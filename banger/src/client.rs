@@ -153,7 +153,7 @@ impl Client {
     /// # Errors
     /// The daemon's refusal, or a lost connection.
     pub(crate) async fn stream(&self, request: StreamRequest) -> anyhow::Result<(UnixStream, OpenStream)> {
-        // Both at once: neither waits for the other's answer, and each is a way to the daemon and back.
+        // Both at once: each is a way to the daemon and back, and neither needs the other.
         let asking = answer(self.rpc.open_stream(soon(), request));
         let (opened, mut stream) = tokio::try_join!(asking, Box::pin(open(&self.place, Purpose::Stream)))?;
         stream.write_all(&opened.ticket.0).await.map_err(lost)?;

@@ -33,8 +33,8 @@ impl Outlet {
         }
     }
 
-    /// Writes what there is room for, and the rest on a thread: while a reader pauses, signals still
-    /// count. A piece whose writing is no longer awaited is written all the same, as soon as
+    /// Writes what there is room for, and the rest on a thread: while a reader pauses, signals
+    /// still count. A piece whose writing is no longer awaited is written all the same, as soon as
     /// somebody reads.
     pub(super) async fn pass(self, bytes: Vec<u8>) -> io::Result<()> {
         let turn = Arc::clone(self.turn()).lock_owned().await;

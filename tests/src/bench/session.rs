@@ -135,8 +135,8 @@ impl Session {
 }
 
 impl Session {
-    /// Shuts the host VM down after a suite that has passed. A host that cannot shut down with banger
-    /// on it is a failure of the suite.
+    /// Shuts the host VM down after a suite that has passed. A host that cannot shut down with
+    /// banger on it is a failure of the suite.
     fn end(&mut self, suite: &Suite) -> Result<()> {
         let ended = self.machine.shut_down().context("shut the host VM down");
         if suite.setup == Setup::Nothing { Ok(()) } else { ended }

@@ -124,9 +124,9 @@ fn commands(scene: &mut Scene, bare: &Bare) -> Result<()> {
     Ok(())
 }
 
-/// How long a command takes that alice types, some times in a row. The emulator translates a program
-/// anew for each address at which it finds it, and that would be most of what is measured: here the
-/// addresses are always the same.
+/// How long a command takes that alice types, some times in a row. The emulator translates a
+/// program anew for each address at which it finds it, and that would be most of what is measured:
+/// here the addresses are always the same.
 fn at_the_shell(scene: &Scene, command: &str) -> Result<Vec<Duration>> {
     let script = format!(
         "for ((i = 0; i < {IN_A_ROW}; i++)); do began=$EPOCHREALTIME; {command} < /dev/null > /dev/null || exit; \
