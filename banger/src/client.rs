@@ -153,9 +153,14 @@ impl Client {
     /// # Errors
     /// The daemon's refusal, or a lost connection.
     pub(crate) async fn stream(&self, request: StreamRequest) -> anyhow::Result<(UnixStream, OpenStream)> {
-        // Both at once: each is a way to the daemon and back, and neither needs the other.
-        let asking = answer(self.rpc.open_stream(soon(), request));
-        let (opened, mut stream) = tokio::try_join!(asking, Box::pin(open(&self.place, Purpose::Stream)))?;
+        // Both at once: each is a way to the daemon and back, and neither needs the other. Of two
+        // failures the refusal is told: it says why.
+        let mut asking = Box::pin(answer(self.rpc.open_stream(soon(), request)));
+        let mut opening = Box::pin(open(&self.place, Purpose::Stream));
+        let (opened, mut stream) = tokio::select! {
+            asked = &mut asking => (asked?, opening.await?),
+            stream = &mut opening => (asking.await?, stream?),
+        };
         stream.write_all(&opened.ticket.0).await.map_err(lost)?;
         Ok((stream, opened))
     }

@@ -66,12 +66,11 @@ async fn enter(options: Exec) -> anyhow::Result<u8> {
     }
     if settings.working_dir.is_none() {
         // Where the command starts is found out while the guest is reached.
-        let began = Instant::now();
         let entering = Box::pin(workspace::enter(&client, &options.vm, false));
-        let both = tokio::try_join!(entering, client.guest(request(&options.vm)));
-        let (folder, opened) = both.with_context(|| what.clone())?;
+        let reaching = async { Ok((client.guest(request(&options.vm)).await?, Instant::now())) };
+        let (folder, (opened, reached)) = tokio::try_join!(entering, reaching).with_context(|| what.clone())?;
         settings.working_dir = folder;
-        if began.elapsed() < AGENT_WAITS {
+        if reached.elapsed() < AGENT_WAITS {
             drop(client);
             return converse(opened, options.vm, options.command, how(settings)).await.context(what);
         }

@@ -2,6 +2,7 @@
 
 use super::Daemon;
 use super::admission::Place;
+use super::caller::Caller;
 use crate::rpc::ticket::{Promise, Work};
 use crate::store::wanted::{Wanted, WantedImage, WantedKernel};
 use crate::stream;
@@ -60,16 +61,18 @@ pub(super) async fn check(daemon: &Daemon, peer: &Peer, request: StreamRequest) 
 }
 
 pub(super) async fn serve(mut io: UnixStream, place: &Place, daemon: &Arc<Daemon>) {
+    let ctx = &daemon.vms.ctx;
+    let caller = Caller::new(place.peer.clone(), Arc::clone(&ctx.users), ctx.config.clone());
     let mut ticket = [0; 32];
     if !matches!(tokio::time::timeout(TICKET_LIMIT, io.read_exact(&mut ticket)).await, Ok(Ok(_))) {
         return;
     }
-    let Some(promise) = daemon.tickets.take(&Ticket(ticket), &place.peer) else {
+    // Who the peer is by now: what was promised is served by what may be done when it is.
+    let peer = caller.now().await;
+    let Some(Promise { work, .. }) = daemon.tickets.take(&Ticket(ticket), &peer) else {
         refuse(io, "this ticket is not valid, or no longer: ask again").await;
         return;
     };
-    // Who the peer is by now: what was promised is served by what may be done when it is.
-    let (peer, Promise { work, .. }) = (place.peer.clone(), promise);
     let request = match work {
         Work::Serve(request) => request,
         // It has the connection's place to its end, which comes after the client's.
