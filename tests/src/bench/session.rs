@@ -132,9 +132,7 @@ impl Session {
         std::fs::write(folder.join("report.json"), &text).context("keep the report")?;
         serde_json::from_str(&text).context("read the suite's report")
     }
-}
 
-impl Session {
     /// Shuts the host VM down after a suite that has passed. A host that cannot shut down with
     /// banger on it is a failure of the suite.
     fn end(&mut self, suite: &Suite) -> Result<()> {
