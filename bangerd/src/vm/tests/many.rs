@@ -74,13 +74,19 @@ fn listed(world: &World) -> BTreeMap<&'static str, usize> {
     }
 }
 
-#[test]
-#[expect(clippy::print_stdout, reason = "what `make bench` shows")]
-fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
+/// A host whose daemon is to find so many dead VMs.
+fn planted(rows: u16) -> World {
     let network = Network::new("172.16.0.1".parse().unwrap(), 20).unwrap();
     let mut world = World::with(Config { network, ..Config::built_in() });
     world.kill_daemon();
-    plant(&world, ROWS);
+    plant(&world, rows);
+    world
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "what `make bench` shows")]
+fn a_thousand_dead_vms_are_listed_before_any_is_reclaimed_and_all_are() {
+    let mut world = planted(ROWS);
     let held = world.helper.held().len();
     assert_eq!(held, 3 * usize::from(ROWS));
 
@@ -126,10 +132,7 @@ fn resident() -> u64 {
 #[ignore = "an hour of polls takes a while: run by `make bench ONLY=reconcile`"]
 #[expect(clippy::print_stdout, reason = "what `make bench` shows")]
 fn an_hour_of_polls_leaves_the_daemon_as_large_as_it_was() {
-    let network = Network::new("172.16.0.1".parse().unwrap(), 20).unwrap();
-    let mut world = World::with(Config { network, ..Config::built_in() });
-    world.kill_daemon();
-    plant(&world, POLLED);
+    let mut world = planted(POLLED);
     world.boot();
     let deadline = Instant::now() + LIMIT;
     while !world.helper.held().is_empty() {
